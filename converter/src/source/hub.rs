@@ -1,0 +1,143 @@
+//! Checkpoints in the layout of the Hugging Face hub: json files and safetensors in one directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::error::{Result, SourceError, some_of};
+use super::file::SourceFile;
+use super::json::{file_name, read_json};
+use super::{Checkpoint, Tensor, chat, safetensors, tokenizer_files};
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Opens a directory, or a single `.safetensors` file with the json files beside it.
+pub(super) fn open(path: &Path) -> Result<Checkpoint> {
+    let mut files = Vec::new();
+    let (directory, tensors) = if path.is_dir() {
+        (path, read_directory(path, &mut files)?)
+    } else {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        (directory, read_single(path, directory, &mut files)?)
+    };
+    let config_path = directory.join("config.json");
+    let config = read_json(&config_path, &mut files)?.ok_or_else(|| SourceError::MissingFile {
+        path: config_path,
+        needed_for: "it says what model the weights are; download the whole checkpoint".into(),
+    })?;
+    let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
+    let tokenizer = tokenizer_files::read(directory, tokenizer_config.as_ref(), &mut files)?;
+    tokenizer_files::check(&tokenizer, &config, &directory.display().to_string())?;
+    Ok(Checkpoint {
+        generation_config: read_json(&directory.join("generation_config.json"), &mut files)?,
+        preprocessor_config: read_json(&directory.join("preprocessor_config.json"), &mut files)?,
+        chat_template: chat::read(directory, tokenizer_config.as_ref(), &mut files)?,
+        config,
+        tokenizer,
+        files,
+        tensors,
+    })
+}
+
+/// The weights of a directory: one file, or shards with an index.
+fn read_directory(
+    directory: &Path,
+    files: &mut Vec<SourceFile>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let whole = directory.join("model.safetensors");
+    if whole.exists() {
+        return safetensors::read_file(&whole, files);
+    }
+    let index_path = directory.join(INDEX);
+    if let Some(index) = read_json(&index_path, files)? {
+        let index_file = index_path.display().to_string();
+        let tensors = safetensors::read_sharded(directory, &index, &index_file, files)?;
+        // Weights first: the index was read before them.
+        files.rotate_left(1);
+        return Ok(tensors);
+    }
+    match &safetensors_in(directory)?[..] {
+        [only] => safetensors::read_file(only, files),
+        [] => Err(SourceError::NotACheckpoint {
+            path: directory.to_path_buf(),
+            found: what_lies_in(directory),
+            expected: format!("model.safetensors, or shards with {INDEX}"),
+        }),
+        several => {
+            let names: Vec<String> = several.iter().map(|path| file_name(path)).collect();
+            Err(SourceError::MissingFile {
+                path: index_path,
+                needed_for: format!(
+                    "there are {} safetensors files ({}) and nothing that says which tensor is in which; \
+                     download the index, or name one file",
+                    several.len(),
+                    some_of(&names)
+                ),
+            })
+        }
+    }
+}
+
+/// The weights of a file that was named itself.
+fn read_single(
+    path: &Path,
+    directory: &Path,
+    files: &mut Vec<SourceFile>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let index_path = directory.join(INDEX);
+    if let Some(index) = read_json(&index_path, &mut Vec::new())? {
+        let shards = safetensors::shards(&index, &index_path.display().to_string())?;
+        if shards.len() > 1 && shards.contains_key(&file_name(path)) {
+            return Err(SourceError::NotACheckpoint {
+                path: path.to_path_buf(),
+                found: format!("one of {} shards", shards.len()),
+                expected: format!("the directory {}", directory.display()),
+            });
+        }
+    }
+    safetensors::read_file(path, files)
+}
+
+/// The safetensors files of a directory, sorted by name.
+fn safetensors_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let io = |source| SourceError::Io {
+        path: directory.to_path_buf(),
+        source,
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// What a directory without safetensors seems to be.
+fn what_lies_in(directory: &Path) -> String {
+    let has = |name: &str| directory.join(name).exists();
+    if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
+        return "pickled PyTorch weights, which are not read because they can run code; \
+                save the model again with safe_serialization=True"
+            .into();
+    }
+    let holds_gguf = std::fs::read_dir(directory).is_ok_and(|mut entries| {
+        entries.any(|e| e.is_ok_and(|e| e.path().extension().is_some_and(|e| e == "gguf")))
+    });
+    if holds_gguf {
+        return "a directory with GGUF files; name the language model's file itself".into();
+    }
+    "a directory without weights".into()
+}
+
+/// A number at the top of a config or in its `text_config`, where multimodal configs keep the text model's.
+pub(super) fn text_number(config: &Value, key: &str) -> Option<u64> {
+    let nested = |name: &str| config.get(name).and_then(|text| text.get(key));
+    config
+        .get(key)
+        .or_else(|| nested("text_config"))
+        .and_then(Value::as_u64)
+}

@@ -1,0 +1,47 @@
+//! Memory mapping of a weight file.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use super::error::{Result, SourceError};
+
+/// A whole file, mapped read-only. Pages are read when touched and can be dropped by the system at any
+/// time, so a checkpoint larger than the memory can be converted.
+#[derive(Debug)]
+pub(super) struct Map(memmap2::Mmap);
+
+impl Map {
+    /// Maps the regular file at `path`.
+    #[allow(unsafe_code)] // The only way to map a file; nothing else in this module is unsafe.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let io = |source| SourceError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        // Asked before opening: opening a pipe would wait for a writer.
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if !metadata.is_file() {
+            return Err(SourceError::NotACheckpoint {
+                path: path.to_path_buf(),
+                found: "something that is not a regular file".into(),
+                expected: "a weight file".into(),
+            });
+        }
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the mapping is private and read-only and lives as long as every slice of it. A file that
+        // somebody changes meanwhile is the risk that every mapping has: all uses check plain bytes at run
+        // time and index with bounds checks, so the worst are wrong numbers, a panic or, for a file that is
+        // cut short, a SIGBUS.
+        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?;
+        Ok(Self(map))
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}

@@ -1,0 +1,172 @@
+//! Reading checkpoints.
+//!
+//! [`Checkpoint::open`] takes what people have — a Hugging Face directory, a `.safetensors` file beside its
+//! json files, or a language-model `.gguf` with its `mmproj` — and shows all of it in one normal form: the
+//! json files and the tensors under the names that the Hugging Face checkpoint of that family uses. Weights
+//! stay in the mapped file until rows of them are asked for.
+//!
+//! Nothing in a source file is trusted: headers are checked as a whole before anything is read through them,
+//! and a damaged or hostile file gives a [`SourceError`].
+
+mod chat;
+mod decode;
+mod error;
+mod file;
+mod hub;
+mod json;
+mod map;
+mod safetensors;
+mod tokenizer_files;
+mod view;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::Value;
+
+pub use error::SourceError;
+pub use file::SourceFile;
+
+use error::Result;
+use view::View;
+
+/// A checkpoint in a normal form, whatever it was stored as.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// `config.json` in the layout found on the hub; synthesised for a GGUF file.
+    pub config: Value,
+    /// `generation_config.json`, where there is one.
+    pub generation_config: Option<Value>,
+    /// `preprocessor_config.json`, where there is one (a text model has none).
+    pub preprocessor_config: Option<Value>,
+    /// The text of `tokenizer.json`; rebuilt where the source has the vocabulary in another form.
+    pub tokenizer: String,
+    /// The chat template (Jinja), where there is one.
+    pub chat_template: Option<String>,
+    /// Every file that was read, weights first.
+    pub files: Vec<SourceFile>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// What a tensor is, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Element type in the source, for example `BF16` or `Q4_K`. A tensor put together from several of
+    /// different types has them joined by `+`.
+    pub dtype: String,
+    /// Shape, outermost dimension first, as in PyTorch.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Rows of the tensor seen as a matrix: its first dimension, or 1 for a scalar.
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Elements of one row: the product of all dimensions but the first. Cannot overflow in a tensor of a
+    /// [`Checkpoint`], whose size was checked against its file.
+    pub fn row_len(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// All elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A tensor with the way to its values.
+#[derive(Debug)]
+struct Tensor {
+    info: TensorInfo,
+    view: View,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint: a Hugging Face directory, a single `.safetensors` file beside its json files, or a
+    /// language-model `.gguf`, whose vision tower is in the `mmproj` file.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged, contradicts another or is of a kind that cannot be read.
+    pub fn open(path: &Path, mmproj: Option<&Path>) -> Result<Self> {
+        if let Some(mmproj) = mmproj {
+            return Err(SourceError::NotACheckpoint {
+                path: mmproj.to_path_buf(),
+                found: "a projector file for a checkpoint that is not GGUF".into(),
+                expected: "no --mmproj: a Hugging Face checkpoint holds its vision tower itself"
+                    .into(),
+            });
+        }
+        hub::open(path)
+    }
+
+    /// Names and descriptions of all tensors, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), &tensor.info))
+    }
+
+    /// Description of one tensor.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|tensor| &tensor.info)
+    }
+
+    /// Appends `rows` of a tensor, seen as a matrix `[shape[0], product of the rest]`, to `out` as f32.
+    /// Only the pages that hold these rows are read; `out` grows by `rows.len() * row_len`.
+    ///
+    /// # Errors
+    /// When there is no such tensor, it has fewer rows, or its type cannot be turned into f32. `out` is then
+    /// as before.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(self.missing_tensor(name));
+        };
+        let available = tensor.info.rows();
+        if rows.start > rows.end || rows.end > available {
+            return Err(SourceError::Rows {
+                tensor: name.into(),
+                rows: available,
+                range: rows,
+            });
+        }
+        let row_len = tensor.info.row_len();
+        let before = out.len();
+        tensor
+            .view
+            .read(rows.start * row_len..rows.end * row_len, out)
+            .map_err(|unreadable| {
+                out.truncate(before);
+                SourceError::UnsupportedType {
+                    file: unreadable.file,
+                    tensor: name.into(),
+                    found: unreadable.dtype,
+                    supported: unreadable.supported.into(),
+                }
+            })
+    }
+
+    fn missing_tensor(&self, name: &str) -> SourceError {
+        let last_part = name.rsplit('.').nth(1).unwrap_or(name);
+        let similar: Vec<&str> = self
+            .tensors
+            .keys()
+            .map(String::as_str)
+            .filter(|key| key.rsplit('.').nth(1).unwrap_or(key) == last_part)
+            .collect();
+        SourceError::MissingTensor {
+            file: self
+                .files
+                .first()
+                .map_or_else(String::new, |f| f.name.clone()),
+            tensor: name.into(),
+            needed_for: if similar.is_empty() {
+                format!("none of the {} tensors resembles it", self.tensors.len())
+            } else {
+                format!("there is {}", error::some_of(&similar))
+            },
+        }
+    }
+}
