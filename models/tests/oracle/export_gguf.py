@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Writes a Qwen2-VL checkpoint folder as llama.cpp files: the language model and the vision tower (mmproj), both f16.
+
+    python export_gguf.py ../data/qwen2vl-odd --out ../data/qwen2vl-odd-gguf
+
+Names and metadata are those of llama.cpp's own converter, with the pixel limits added. Matrices are f16, vectors f32.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.torch import load_file
+
+TEXT_LAYER = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+TEXT_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+VISION_LAYER = {"norm1": "ln1", "norm2": "ln2", "attn.proj": "attn_out", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}
+VISION_TOP = {"visual.merger.ln_q": "v.post_ln", "visual.merger.mlp.0": "mm.0", "visual.merger.mlp.2": "mm.2"}
+
+
+def read_state(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of the checkpoint, as f32."""
+    state = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= {k: v.float().numpy() for k, v in load_file(file).items()}
+    return state
+
+
+def text_tensors(state: dict):
+    """Yields (GGUF name, values) of the language model."""
+    for name, value in state.items():
+        stem, kind = name.rsplit(".", 1)
+        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+        if layer:
+            yield f"blk.{layer[1]}.{TEXT_LAYER[layer[2]]}.{kind}", value
+        elif stem in TEXT_TOP:
+            yield f"{TEXT_TOP[stem]}.{kind}", value
+
+
+def vision_tensors(state: dict):
+    """Yields (GGUF name, values) of the tower; splits the fused projection and the two frames of the patch kernel."""
+    for name, value in state.items():
+        stem, kind = name.rsplit(".", 1)
+        layer = re.fullmatch(r"visual\.blocks\.(\d+)\.(.+)", stem)
+        if layer and layer[2] == "attn.qkv":
+            for letter, part in zip("qkv", np.split(value, 3)):
+                yield f"v.blk.{layer[1]}.attn_{letter}.{kind}", part
+        elif layer:
+            yield f"v.blk.{layer[1]}.{VISION_LAYER[layer[2]]}.{kind}", value
+        elif stem in VISION_TOP:
+            yield f"{VISION_TOP[stem]}.{kind}", value
+        elif stem == "visual.patch_embed.proj":
+            yield "v.patch_embd.weight", value[:, :, 0]
+            yield "v.patch_embd.weight.1", value[:, :, 1]
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict) -> None:
+    tok = json.loads((folder / "tokenizer.json").read_text())
+    special = {a["id"]: a for a in tok["added_tokens"]}
+    pieces = {i: t for t, i in tok["model"]["vocab"].items()} | {i: a["content"] for i, a in special.items()}
+    tokens = [pieces.get(i, f"[PAD{i}]") for i in range(config["vocab_size"])]
+    types = [gguf.TokenType.NORMAL if i in pieces else gguf.TokenType.UNUSED for i in range(len(tokens))]
+    for i, a in special.items():
+        types[i] = gguf.TokenType.CONTROL if a["special"] else gguf.TokenType.USER_DEFINED
+    ends = json.loads((folder / "generation_config.json").read_text())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tok["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_pad_token_id(ends["pad_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_chat_template(json.loads((folder / "chat_template.json").read_text())["chat_template"])
+
+
+def text_metadata(w: gguf.GGUFWriter, c: dict) -> None:
+    w.add_block_count(c["num_hidden_layers"])
+    w.add_context_length(c["max_position_embeddings"])
+    w.add_embedding_length(c["hidden_size"])
+    w.add_feed_forward_length(c["intermediate_size"])
+    w.add_head_count(c["num_attention_heads"])
+    w.add_head_count_kv(c["num_key_value_heads"])
+    w.add_rope_dimension_sections([*c["rope_scaling"]["mrope_section"], 0])
+    w.add_rope_freq_base(c["rope_theta"])
+    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
+
+
+def vision_metadata(w: gguf.GGUFWriter, c: dict, pre: dict) -> None:
+    v = c["vision_config"]
+    w.add_clip_has_vision_encoder(True)
+    w.add_vision_projection_dim(c["hidden_size"])
+    w.add_vision_image_size(560)
+    w.add_vision_min_pixels(pre["min_pixels"])
+    w.add_vision_max_pixels(pre["max_pixels"])
+    w.add_vision_patch_size(v["patch_size"])
+    w.add_vision_embedding_length(v["embed_dim"])
+    w.add_vision_feed_forward_length(int(v["embed_dim"] * v["mlp_ratio"]))
+    w.add_vision_block_count(v["depth"])
+    w.add_vision_head_count(v["num_heads"])
+    w.add_vision_image_mean(pre["image_mean"])
+    w.add_vision_image_std(pre["image_std"])
+    w.add_string("clip.projector_type", "qwen2vl_merger")
+    w.add_vision_attention_layernorm_eps(1e-6)
+
+
+def finish(writer: gguf.GGUFWriter, tensors) -> None:
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for name, value in tensors:
+        writer.add_tensor(name, value.astype(np.float16 if value.ndim > 1 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    args = parser.parse_args()
+    name = args.checkpoint.resolve().name
+    config = json.loads((args.checkpoint / "config.json").read_text())
+    pre = json.loads((args.checkpoint / "preprocessor_config.json").read_text())
+    state = read_state(args.checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    text = gguf.GGUFWriter(args.out / f"{name}-f16.gguf", "qwen2vl")
+    text.add_type(gguf.GGUFType.MODEL)
+    text.add_name(name)
+    text_metadata(text, config)
+    add_tokenizer(text, args.checkpoint, config)
+    finish(text, text_tensors(state))
+
+    tower = gguf.GGUFWriter(args.out / f"mmproj-{name}-f16.gguf", "clip")
+    tower.add_type(gguf.GGUFType.MMPROJ)
+    tower.add_name(name)
+    vision_metadata(tower, config, pre)
+    finish(tower, vision_tensors(state))
+
+
+if __name__ == "__main__":
+    main()
