@@ -102,6 +102,8 @@ def write(family, folder: Path) -> list[dict]:
         run = family.run(sample)
         ints = (torch.int64, torch.int32)
         tensors = {n: (t.int() if t.dtype in ints else t.float()).contiguous() for n, t in run.tensors.items()}
+        if "patch_embed" in tensors:
+            tensors["patch_embed"] = tensors["patch_embed"].flatten(0, -2)
         logits = tensors["logits_first"]
         tensors["greedy16"] = torch.tensor(run.greedy, dtype=torch.int32)
         assert int(logits.argmax()) == run.greedy[0], (k, int(logits.argmax()), run.greedy)

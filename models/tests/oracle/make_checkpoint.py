@@ -17,9 +17,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 import goldens  # noqa: E402
-from qwen_vl import Qwen2VL  # noqa: E402
+from llava import Llava  # noqa: E402
+from qwen_vl import Qwen2VL, Qwen25VL  # noqa: E402
 
-FAMILIES = {f.name: f for f in (Qwen2VL,)}
+FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava)}
 
 
 def main() -> None:

@@ -4,17 +4,15 @@ Flat `config.json` as on the hub. Read `modeling_qwen2_vl.py` and `modeling_qwen
 model itself.
 """
 
-import json
-from pathlib import Path
-
 import torch
+import transformers
 
 import byte_level_bpe
 import media
 import weights
-from goldens import Recorder, Run, Sample, greedy, last_position
+from family import CLIP_MEAN, CLIP_STD, Family
+from goldens import Sample
 
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 FIRST = ["<|video_pad|>", "<|im_end|>", "<|vision_start|>"]
 LAST = ["<|vision_pad|>", "<|image_pad|>", "<|im_start|>", "<|vision_end|>", "<|box_start|>", "<|box_end|>", "<|endoftext|>"]
 VOCABULARY = 467  # rows of the embedding; the tokenizer has fewer
@@ -39,26 +37,23 @@ TEMPLATE = (
 )
 
 
-class Qwen2VL:
+class Qwen2VL(Family):
     name = "qwen2vl-odd"
+    architecture, model_type, processor_class = "Qwen2VLForConditionalGeneration", "qwen2_vl", "Qwen2VLProcessor"
     dtype = torch.float16
     seed = 20
     shards = 2
     tied = False
+    token_seed = 3
     rows = VOCABULARY
     text = dict(hidden_size=96, intermediate_size=104, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3,
                 rms_norm_eps=1e-5, rope_theta=10000.0)  # fmt: skip
     sections = [2, 3, 3]
     pixels = (2 * 28 * 28, 6 * 28 * 28)
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-
     def vision(self) -> dict:
         return dict(depth=3, embed_dim=60, mlp_ratio=3, num_heads=3, in_chans=3, hidden_size=96, patch_size=14,
                     spatial_merge_size=2, spatial_patch_size=14, temporal_patch_size=2)  # fmt: skip
-
-    architecture, model_type, processor = "Qwen2VLForConditionalGeneration", "qwen2_vl", "Qwen2VLProcessor"
 
     def config(self, ids) -> dict:
         return {
@@ -70,18 +65,18 @@ class Qwen2VL:
             "max_position_embeddings": 2048, "max_window_layers": self.text["num_hidden_layers"], "sliding_window": 2048,
             "use_sliding_window": False, "tie_word_embeddings": self.tied, "vocab_size": self.rows, "use_cache": True,
             "rope_scaling": {"type": "mrope", "mrope_section": self.sections}, "vision_config": self.vision(),
-            "torch_dtype": str(self.dtype).removeprefix("torch."), "transformers_version": "4.41.2",
+            "torch_dtype": self.stored_dtype(), "transformers_version": "4.41.2",
         } | self.text  # fmt: skip
 
     def preprocessor(self) -> dict:
         return {
             "min_pixels": self.pixels[0], "max_pixels": self.pixels[1], "patch_size": 14, "temporal_patch_size": 2,
-            "merge_size": 2, "image_mean": MEAN, "image_std": STD, "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": self.processor,
+            "merge_size": 2, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": self.processor_class,
         }  # fmt: skip
 
     def write_files(self) -> None:
-        tok = byte_level_bpe.qwen2(PIECES, FIRST, LAST, seed=3)
+        tok = byte_level_bpe.qwen2(PIECES, FIRST, LAST, self.token_seed)
         byte_level_bpe.write(tok, self.folder, {
             "add_bos_token": False, "add_prefix_space": False, "additional_special_tokens": FIRST + LAST, "bos_token": None,
             "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "errors": "replace", "model_max_length": 2048,
@@ -89,37 +84,23 @@ class Qwen2VL:
             "tokenizer_class": "Qwen2Tokenizer", "unk_token": None, "chat_template": TEMPLATE,
         })  # fmt: skip
         ids = tok.token_to_id
-        files = {
-            "config.json": self.config(ids),
-            "preprocessor_config.json": self.preprocessor(),
-            "generation_config.json": {"bos_token_id": ids("<|endoftext|>"), "pad_token_id": ids("<|endoftext|>"), "do_sample": False,
-                                       "eos_token_id": [ids("<|im_end|>"), ids("<|endoftext|>")]},
-            "chat_template.json": {"chat_template": TEMPLATE},
-        }  # fmt: skip
-        for name, value in files.items():
-            (self.folder / name).write_text(json.dumps(value, indent=1) + "\n")
+        end, rest = ids("<|im_end|>"), ids("<|endoftext|>")
+        self.write_json(
+            config=self.config(ids), preprocessor_config=self.preprocessor(), chat_template={"chat_template": TEMPLATE},
+            generation_config={"bos_token_id": rest, "pad_token_id": rest, "do_sample": False, "eos_token_id": [end, rest]},
+        )  # fmt: skip
 
-    def write_weights(self) -> None:
-        import transformers
-
-        config = transformers.AutoConfig.from_pretrained(self.folder)
-        model = getattr(transformers, self.architecture)(config).float()
-        weights.fill(model, self.seed, self.dtype)
+    def adjust(self, model) -> None:
         if not self.tied:
-            special = [*range(len(FIRST)), *range(len(FIRST) + PIECES, self.rows)]
-            weights.hush_rows(model.lm_head.weight, special)
-        weights.write_shards(hub_names(model), self.folder, self.dtype, self.shards)
+            weights.hush_rows(model.lm_head.weight, [*range(len(FIRST)), *range(len(FIRST) + PIECES, self.rows)])
 
-    def load(self) -> None:
-        import transformers
-
-        cls = getattr(transformers, self.architecture)
-        self.model = cls.from_pretrained(self.folder, torch_dtype=torch.float32, attn_implementation="eager").eval()
-        self.processor_ = getattr(transformers, self.processor)(
+    def load_processor(self) -> None:
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+        self.processor = getattr(transformers, self.processor_class)(
             image_processor=transformers.AutoImageProcessor.from_pretrained(self.folder, use_fast=False),
-            tokenizer=transformers.AutoTokenizer.from_pretrained(self.folder),
+            tokenizer=self.tokenizer,
             video_processor=transformers.AutoVideoProcessor.from_pretrained(self.folder),
-            chat_template=json.loads((self.folder / "chat_template.json").read_text())["chat_template"],
+            chat_template=self.read_json("chat_template")["chat_template"],
         )
 
     def samples(self) -> list[Sample]:
@@ -134,57 +115,67 @@ class Qwen2VL:
     def prompt(self, sample: Sample) -> str:
         parts = {"video": [{"type": "video"}], "text": []}.get(sample.kind, [{"type": "image"}] * len(sample.media))
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": sample.question}]}]
-        return self.processor_.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def inputs(self, sample: Sample) -> dict:
         what = {"video": {"videos": [sample.media]}, "text": {}}.get(sample.kind, {"images": sample.media})
-        return dict(self.processor_(text=[self.prompt(sample)], return_tensors="pt", **what))
+        return dict(self.processor(text=[self.prompt(sample)], return_tensors="pt", **what))
 
-    def run(self, sample: Sample) -> Run:
-        inputs, recorder = self.inputs(sample), Recorder()
-        visual, tensors = self.model.visual, {"input_ids": inputs["input_ids"][0]}
+    def before(self, inputs: dict) -> dict:
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        grids = {k: inputs[k] for k in names if k in inputs}
+        mask = inputs["attention_mask"]
+        positions, delta = self.model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **grids)
+        out = {"position_ids": positions[:, 0], "rope_delta": delta.reshape(1, 1)}
+        out |= {"grid_thw": g for k, g in grids.items() if k.endswith("thw")}
+        return out | {"pixel_values": inputs[k] for k in ("pixel_values", "pixel_values_videos") if k in inputs}
+
+    def watch(self, recorder) -> None:
+        visual = self.model.visual
         recorder.watch(visual.patch_embed, "patch_embed")
         recorder.watch(visual.merger, "vision_out", of_input=True)
         recorder.watch(visual, "projector_out")
-        grids = {k: v for k, v in inputs.items() if k.endswith("grid_thw") or k == "second_per_grid_ts"}
-        positions, delta = self.model.model.get_rope_index(inputs["input_ids"], attention_mask=inputs["attention_mask"], **grids)
-        tensors |= {"position_ids": positions[:, 0], "rope_delta": delta.reshape(1, 1)}
-        with torch.no_grad():
-            out = self.model(**inputs, output_hidden_states=True)
-        recorder.close()
-        for key in ("pixel_values", "pixel_values_videos"):
-            if key in inputs:
-                tensors["pixel_values"] = inputs[key]
-        for key, grid in grids.items():
-            if key.endswith("grid_thw"):
-                tensors["grid_thw"] = grid
-                tensors |= self.tower_order(grid, recorder.kept)
-        tensors |= recorder.kept
-        tensors["logits_first"] = out.logits[0, -1]
-        tensors["logits_argmax_all"] = out.logits[0].argmax(-1)
-        tensors["lm_hidden_last"] = last_position(out.hidden_states)
-        ids, leads = greedy(self.model, inputs, pad_token_id=self.end_tokens()[1])
-        notes = {"prompt": self.prompt(sample)}
-        if "second_per_grid_ts" in grids:
-            notes["second_per_grid_ts"] = [float(s) for s in grids["second_per_grid_ts"]]
-        return Run(tensors, ids, leads, notes)
-
-    def tower_order(self, grid, kept: dict) -> dict:
-        return {}
 
     def end_tokens(self) -> list[int]:
-        return [self.processor_.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
-
-    def decode(self, ids: list[int]) -> str:
-        return self.processor_.tokenizer.decode(ids, skip_special_tokens=True)
+        return [self.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
 
 
-def hub_names(model) -> dict[str, torch.Tensor]:
-    """Parameters under the names that published checkpoints use; transformers reverses its renaming when it saves."""
-    import tempfile
+class Qwen25VL(Qwen2VL):
+    """Windows of 3x3 merged tokens, cut off at the edges; one key-value head; tied embeddings; three positions a second."""
 
-    from safetensors.torch import load_file
+    name = "qwen25vl-odd"
+    architecture, model_type = "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"
+    processor_class = "Qwen2_5_VLProcessor"
+    dtype = torch.bfloat16
+    seed = 1
+    shards = 1
+    tied = True
+    token_seed = 4
+    text = dict(hidden_size=80, intermediate_size=116, num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=1,
+                rms_norm_eps=1e-6, rope_theta=200000.0)  # fmt: skip
+    sections = [3, 3, 2]
+    pixels = (2 * 28 * 28, 12 * 28 * 28)
 
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, max_shard_size="1GB")
-        return load_file(Path(folder) / "model.safetensors")
+    def vision(self) -> dict:
+        return dict(depth=4, hidden_act="silu", hidden_size=48, intermediate_size=76, num_heads=3, in_chans=3, out_hidden_size=80,
+                    patch_size=14, spatial_merge_size=2, spatial_patch_size=14, window_size=84, fullatt_block_indexes=[2],
+                    tokens_per_second=3, temporal_patch_size=2)  # fmt: skip
+
+    def samples(self) -> list[Sample]:
+        return [
+            Sample("image", "What does the picture show?", [media.picture(21, 109, 90)]),
+            Sample("image", "How many circles are there? Größe: 12 cm", [media.picture(22, 310, 62)]),
+            Sample("video", "What moves, and where does it end?", media.frames(23, 117, 33, 5)),
+        ]
+
+    def after(self, inputs: dict, kept: dict) -> dict:
+        """The tower works window by window; what enters the merger is put back into the order of the placeholders."""
+        grid = inputs.get("image_grid_thw", inputs.get("video_grid_thw"))
+        order = torch.as_tensor(self.model.visual.get_window_index(grid)[0])
+        rows = kept["vision_out"].reshape(len(order), self.model.visual.spatial_merge_unit, -1)
+        kept["vision_out"] = rows[torch.argsort(order)].flatten(0, 1)
+        return kept | {"window_index": order}
+
+    def notes(self, inputs: dict) -> dict:
+        seconds = inputs.get("second_per_grid_ts")
+        return {} if seconds is None else {"second_per_grid_ts": [float(s) for s in seconds]}
