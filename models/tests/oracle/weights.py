@@ -63,6 +63,12 @@ def hush_rows(head: torch.Tensor, rows, factor: float = 0.25) -> None:
     head[list(rows)] *= factor
 
 
+@torch.no_grad()
+def flip_signs(norm: torch.Tensor, seed: int) -> None:
+    """Gives half of a final norm's weights a minus: with a tied head, a model would else repeat its last token for ever."""
+    norm *= torch.sign(draw("signs", norm.shape, seed))
+
+
 def write_shards(state: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype, shards: int) -> None:
     """Writes `state` as one `model.safetensors`, or as several with the index file that the hub uses."""
     state = {k: v.detach().to(dtype).contiguous() for k, v in state.items()}
