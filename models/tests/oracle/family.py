@@ -65,7 +65,7 @@ class Family:
         tensors["logits_first"] = logits[0, -1]
         tensors["logits_argmax_all"] = logits[0].argmax(-1)
         tensors["lm_hidden_last"] = last_position(hidden)
-        ids, leads = greedy(self.model, inputs, pad_token_id=self.pad_token())
+        ids, leads = greedy(self.model, self.generation_inputs(inputs), pad_token_id=self.pad_token())
         return Run(tensors, ids, leads, {"prompt": self.prompt(sample)} | self.notes(inputs))
 
     def before(self, inputs: dict) -> dict:
@@ -75,6 +75,9 @@ class Family:
     def after(self, inputs: dict, kept: dict) -> dict:
         """The recorded stages; a subclass may cut or reorder them."""
         return kept
+
+    def generation_inputs(self, inputs: dict) -> dict:
+        return inputs
 
     def text_output(self, out):
         return out.logits, out.hidden_states

@@ -17,10 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 import goldens  # noqa: E402
+from blip2 import Blip2, Blip2T5  # noqa: E402
 from llava import Llava  # noqa: E402
 from qwen_vl import Qwen2VL, Qwen25VL  # noqa: E402
 
-FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava)}
+FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava, Blip2, Blip2T5)}
 
 
 def main() -> None:

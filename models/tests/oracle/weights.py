@@ -36,7 +36,7 @@ def _deviation(name: str, shape) -> float:
         return BIAS_STD
     if len(shape) == 1:
         return EMBEDDING_STD
-    if "embed" in name and "patch_embed" not in name:
+    if any(k in name for k in ("embed", "shared.", "relative_attention_bias")) and "patch_embed" not in name:
         return EMBEDDING_STD
     gain = QUERY_KEY_GAIN if any(k in name for k in ("q_proj", "k_proj", "query.", "key.")) else 1.0
     gain = HEAD_GAIN if "lm_head" in name else gain
