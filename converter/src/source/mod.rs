@@ -12,11 +12,13 @@ mod chat;
 mod decode;
 mod error;
 mod file;
+pub mod gguf;
 mod hub;
 mod json;
 mod map;
 mod safetensors;
 mod tokenizer_files;
+mod tokenizer_json;
 mod view;
 
 use std::collections::BTreeMap;
@@ -65,16 +67,25 @@ impl TensorInfo {
         self.shape.first().copied().unwrap_or(1)
     }
 
-    /// Elements of one row: the product of all dimensions but the first. Cannot overflow in a tensor of a
-    /// [`Checkpoint`], whose size was checked against its file.
+    /// Elements of one row: the product of all dimensions but the first.
     pub fn row_len(&self) -> usize {
-        self.shape.iter().skip(1).product()
+        product(self.shape.get(1..).unwrap_or_default())
     }
 
     /// All elements.
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        product(&self.shape)
     }
+}
+
+/// Product of dimensions. It cannot overflow for a tensor of a [`Checkpoint`], whose size was checked against its
+/// file, except where a zero dimension excuses all others.
+fn product(dims: &[usize]) -> usize {
+    if dims.contains(&0) {
+        return 0;
+    }
+    dims.iter()
+        .fold(1, |product, &dim| product.saturating_mul(dim))
 }
 
 /// A tensor with the way to its values.
@@ -91,15 +102,18 @@ impl Checkpoint {
     /// # Errors
     /// When a file is missing, damaged, contradicts another or is of a kind that cannot be read.
     pub fn open(path: &Path, mmproj: Option<&Path>) -> Result<Self> {
-        if let Some(mmproj) = mmproj {
-            return Err(SourceError::NotACheckpoint {
+        if is_gguf_file(path)? {
+            return gguf::open(path, mmproj);
+        }
+        match mmproj {
+            None => hub::open(path),
+            Some(mmproj) => Err(SourceError::NotACheckpoint {
                 path: mmproj.to_path_buf(),
-                found: "a projector file for a checkpoint that is not GGUF".into(),
+                found: format!("a projector file for {}, which is not GGUF", path.display()),
                 expected: "no --mmproj: a Hugging Face checkpoint holds its vision tower itself"
                     .into(),
-            });
+            }),
         }
-        hub::open(path)
     }
 
     /// Names and descriptions of all tensors, sorted by name.
@@ -139,12 +153,7 @@ impl Checkpoint {
             .read(rows.start * row_len..rows.end * row_len, out)
             .map_err(|unreadable| {
                 out.truncate(before);
-                SourceError::UnsupportedType {
-                    file: unreadable.file,
-                    tensor: name.into(),
-                    found: unreadable.dtype,
-                    supported: unreadable.supported.into(),
-                }
+                unreadable.into_error(name)
             })
     }
 
@@ -169,4 +178,16 @@ impl Checkpoint {
             },
         }
     }
+}
+
+/// Whether `path` is a GGUF file: by its first bytes, or by its name, so that a damaged one is not taken for something
+/// else.
+fn is_gguf_file(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let named = path
+        .extension()
+        .is_some_and(|extension| extension == "gguf");
+    Ok(named || gguf::is_gguf(&map::Map::open(path)?))
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::decode::Decoder;
+use super::error::SourceError;
 use super::map::Map;
 
 /// A tensor as it lies in a file.
@@ -27,6 +28,18 @@ pub(super) struct Unreadable {
     pub(super) file: String,
     pub(super) dtype: String,
     pub(super) supported: &'static str,
+}
+
+impl Unreadable {
+    /// The error for the tensor of the normal form that was to be read.
+    pub(super) fn into_error(self, tensor: &str) -> SourceError {
+        SourceError::UnsupportedType {
+            file: self.file,
+            tensor: tensor.into(),
+            found: self.dtype,
+            supported: self.supported.into(),
+        }
+    }
 }
 
 impl Stored {
@@ -50,8 +63,13 @@ impl Stored {
         })
     }
 
-    /// Appends the elements `range` as f32.
-    fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
+    /// The element type's name.
+    pub(super) fn dtype(&self) -> &str {
+        &self.dtype
+    }
+
+    /// Appends the elements `range`, which must lie inside the tensor, as f32.
+    pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         let Some(decoder) = self.decoder else {
             return Err(Unreadable {
                 file: self.file.to_string(),
@@ -69,6 +87,31 @@ impl Stored {
 pub(super) enum View {
     /// Stored as it is.
     Whole(Stored),
+    /// The parts one below the other, each of `elements` elements (a fused projection stored as its parts).
+    Stacked {
+        /// From top to bottom, all of the same size.
+        parts: Vec<Stored>,
+        /// Elements of a part.
+        elements: usize,
+    },
+    /// `chunk` elements of the first part, then of the second, and so on in turn (a convolution over time stored as
+    /// one convolution per frame).
+    Interleaved {
+        /// In the order of their turns, all of the same size.
+        parts: Vec<Stored>,
+        /// Elements per turn.
+        chunk: usize,
+    },
+    /// Rows that llama.cpp stores in another order: it rotates neighbouring pairs of a head, the Hugging Face model
+    /// the two halves of it, so row `2 j + i` of a stored head is row `i * head / 2 + j` of the original.
+    Unpermuted {
+        /// The permuted tensor.
+        stored: Stored,
+        /// Rows of a head, even.
+        head: usize,
+        /// Elements of a row.
+        row_len: usize,
+    },
 }
 
 impl View {
@@ -76,6 +119,41 @@ impl View {
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         match self {
             Self::Whole(stored) => stored.read(range, out),
+            Self::Stacked { parts, elements } => {
+                read_chunks(range, *elements, out, |part| (&parts[part], 0))
+            }
+            Self::Interleaved { parts, chunk } => read_chunks(range, *chunk, out, |turn| {
+                (&parts[turn % parts.len()], turn / parts.len())
+            }),
+            Self::Unpermuted {
+                stored,
+                head,
+                row_len,
+            } => read_chunks(range, *row_len, out, |row| {
+                let (first, row) = (row / head * head, row % head);
+                let (half, pair) = (row / (head / 2), row % (head / 2));
+                (stored, first + 2 * pair + half)
+            }),
         }
     }
+}
+
+/// Reads a range chunk by chunk; `locate` says for the number of a chunk in the normal form in which stored tensor it
+/// lies and as which chunk there.
+fn read_chunks<'a>(
+    range: Range<usize>,
+    chunk: usize,
+    out: &mut Vec<f32>,
+    locate: impl Fn(usize) -> (&'a Stored, usize),
+) -> Result<(), Unreadable> {
+    let mut at = range.start;
+    while at < range.end {
+        let (number, inside) = (at / chunk, at % chunk);
+        let length = (chunk - inside).min(range.end - at);
+        let (stored, place) = locate(number);
+        let start = place * chunk + inside;
+        stored.read(start..start + length, out)?;
+        at += length;
+    }
+    Ok(())
 }

@@ -1,0 +1,249 @@
+//! Decoding of ggml's quantized blocks.
+//!
+//! Layouts: `ggml-common.h` of <https://github.com/ggml-org/ggml>. Every value is computed in f32 in the order of
+//! the reference (`ggml-quants.c`), without fused operations, so results agree bit by bit.
+
+use half::f16;
+
+/// Elements of a block of the K formats.
+const SUPER: usize = 256;
+/// Elements of a block of the other formats.
+const SMALL: usize = 32;
+
+/// A block format that can be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum BlockFormat {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Iq4Nl,
+}
+
+impl BlockFormat {
+    /// Elements of the longest block.
+    pub(in super::super) const MAX_LEN: usize = SUPER;
+
+    /// Elements of a block.
+    pub(in super::super) fn len(self) -> usize {
+        match self {
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => SUPER,
+            _ => SMALL,
+        }
+    }
+
+    /// Bytes of a block.
+    pub(in super::super) fn bytes(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Iq4Nl => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Decodes one block of [`Self::bytes`] into [`Self::len`] elements.
+    pub(in super::super) fn decode(self, block: &[u8], out: &mut [f32]) {
+        match self {
+            Self::Q4_0 => q4_0(block, out),
+            Self::Q4_1 => q4_1(block, out),
+            Self::Q5_0 => q5_0(block, out),
+            Self::Q5_1 => q5_1(block, out),
+            Self::Q8_0 => q8_0(block, out),
+            Self::Q2K => q2_k(block, out),
+            Self::Q3K => q3_k(block, out),
+            Self::Q4K => q4_k(block, out),
+            Self::Q5K => q5_k(block, out),
+            Self::Q6K => q6_k(block, out),
+            Self::Iq4Nl => iq4_nl(block, out),
+        }
+    }
+}
+
+/// The half-precision number at byte `at`.
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// The nibbles of 16 bytes as ggml orders them: all low ones, then all high ones.
+fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    let low = bytes.iter().map(|byte| byte & 0x0f);
+    low.chain(bytes.iter().map(|byte| byte >> 4))
+}
+
+/// `[scale f16][16 bytes of nibbles]`, nibbles offset by 8.
+fn q4_0(block: &[u8], out: &mut [f32]) {
+    let scale = half_at(block, 0);
+    for (value, q) in out.iter_mut().zip(nibbles(&block[2..])) {
+        *value = f32::from(i16::from(q) - 8) * scale;
+    }
+}
+
+/// `[scale f16][minimum f16][16 bytes of nibbles]`.
+fn q4_1(block: &[u8], out: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    for (value, q) in out.iter_mut().zip(nibbles(&block[4..])) {
+        *value = f32::from(q) * scale + minimum;
+    }
+}
+
+/// The fifth bits of 32 elements from 4 bytes, each moved to bit 4.
+fn fifth_bits(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    (0..SMALL).map(|i| (bytes[i / 8] >> (i % 8) & 1) << 4)
+}
+
+/// `[scale f16][4 bytes of fifth bits][16 bytes of nibbles]`, values offset by 16.
+fn q5_0(block: &[u8], out: &mut [f32]) {
+    let scale = half_at(block, 0);
+    let quants = nibbles(&block[6..]).zip(fifth_bits(&block[2..6]));
+    for (value, (low, high)) in out.iter_mut().zip(quants) {
+        *value = f32::from(i16::from(low | high) - 16) * scale;
+    }
+}
+
+/// `[scale f16][minimum f16][4 bytes of fifth bits][16 bytes of nibbles]`.
+fn q5_1(block: &[u8], out: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let quants = nibbles(&block[8..]).zip(fifth_bits(&block[4..8]));
+    for (value, (low, high)) in out.iter_mut().zip(quants) {
+        *value = f32::from(low | high) * scale + minimum;
+    }
+}
+
+/// `[scale f16][32 signed bytes]`.
+fn q8_0(block: &[u8], out: &mut [f32]) {
+    let scale = half_at(block, 0);
+    for (value, &q) in out.iter_mut().zip(&block[2..]) {
+        *value = f32::from(q as i8) * scale;
+    }
+}
+
+/// `[scale f16][16 bytes of nibbles]`, nibbles index a table of unevenly spaced values.
+fn iq4_nl(block: &[u8], out: &mut [f32]) {
+    const LEVELS: [i8; 16] = [
+        -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+    ];
+    let scale = half_at(block, 0);
+    for (value, q) in out.iter_mut().zip(nibbles(&block[2..])) {
+        *value = scale * f32::from(LEVELS[usize::from(q)]);
+    }
+}
+
+/// Byte and shift of the two bits of element `i` in the 64 bytes that Q2_K and Q3_K use: each half of the block
+/// (128 elements) has 32 bytes, whose bit pairs belong to four runs of 32 elements.
+fn bit_pair(i: usize) -> (usize, usize) {
+    (i / 128 * 32 + i % 32, i % 128 / 32 * 2)
+}
+
+/// `[16 bytes of scale and minimum, 4 bits each][64 bytes of 2-bit values][scale f16][minimum f16]`; a scale and a
+/// minimum for every 16 elements.
+fn q2_k(block: &[u8], out: &mut [f32]) {
+    let (scales, quants) = (&block[..16], &block[16..80]);
+    let (scale, minimum) = (half_at(block, 80), half_at(block, 82));
+    for (group, values) in out.chunks_exact_mut(16).enumerate() {
+        let step = scale * f32::from(scales[group] & 0x0f);
+        let offset = minimum * f32::from(scales[group] >> 4);
+        for (j, value) in values.iter_mut().enumerate() {
+            let (byte, shift) = bit_pair(group * 16 + j);
+            *value = step * f32::from(quants[byte] >> shift & 3) - offset;
+        }
+    }
+}
+
+/// `[32 bytes of third bits][64 bytes of 2-bit values][12 bytes of sixteen 6-bit scales][scale f16]`; values are
+/// signed: a clear third bit means minus 4; scales are offset by 32.
+fn q3_k(block: &[u8], out: &mut [f32]) {
+    let (thirds, quants, packed) = (&block[..32], &block[32..96], &block[96..108]);
+    let scale = half_at(block, 108);
+    for (group, values) in out.chunks_exact_mut(16).enumerate() {
+        let low = packed[group % 8] >> (group / 8 * 4) & 0x0f;
+        let high = packed[8 + group % 4] >> (group / 4 * 2) & 3;
+        let step = scale * f32::from(i16::from(low | high << 4) - 32);
+        for (j, value) in values.iter_mut().enumerate() {
+            let i = group * 16 + j;
+            let (byte, shift) = bit_pair(i);
+            let below = if thirds[i % 32] >> (i / 32) & 1 == 1 {
+                0
+            } else {
+                4
+            };
+            *value = step * f32::from(i16::from(quants[byte] >> shift & 3) - below);
+        }
+    }
+}
+
+/// Scale and minimum number `i` (of 8, 6 bits each) from the 12 bytes of Q4_K and Q5_K: the first four lie in the low
+/// bits of bytes 0..4 and 4..8; the others have their low four bits in bytes 8..12 and their high two bits on top of
+/// the first eight bytes.
+fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
+    let (scale, minimum) = if i < 4 {
+        (packed[i] & 0x3f, packed[i + 4] & 0x3f)
+    } else {
+        (
+            packed[i + 4] & 0x0f | packed[i - 4] >> 6 << 4,
+            packed[i + 4] >> 4 | packed[i] >> 6 << 4,
+        )
+    };
+    (f32::from(scale), f32::from(minimum))
+}
+
+/// The four bits of element `i` in the 128 bytes of Q4_K and Q5_K: every 32 bytes hold 64 elements, low nibbles first.
+fn nibble_of(quants: &[u8], i: usize) -> u8 {
+    quants[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 0x0f
+}
+
+/// `[scale f16][minimum f16][12 bytes of scales and minima][128 bytes of nibbles]`.
+fn q4_k(block: &[u8], out: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let (packed, quants) = (&block[4..16], &block[16..144]);
+    for (group, values) in out.chunks_exact_mut(32).enumerate() {
+        let (s, m) = scale_and_minimum(packed, group);
+        let (step, offset) = (scale * s, minimum * m);
+        for (j, value) in values.iter_mut().enumerate() {
+            *value = step * f32::from(nibble_of(quants, group * 32 + j)) - offset;
+        }
+    }
+}
+
+/// `[scale f16][minimum f16][12 bytes of scales and minima][32 bytes of fifth bits][128 bytes of nibbles]`.
+fn q5_k(block: &[u8], out: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let (packed, fifths, quants) = (&block[4..16], &block[16..48], &block[48..176]);
+    for (group, values) in out.chunks_exact_mut(32).enumerate() {
+        let (s, m) = scale_and_minimum(packed, group);
+        let (step, offset) = (scale * s, minimum * m);
+        for (j, value) in values.iter_mut().enumerate() {
+            let q = nibble_of(quants, group * 32 + j) | (fifths[j] >> group & 1) << 4;
+            *value = step * f32::from(q) - offset;
+        }
+    }
+}
+
+/// `[128 bytes of low nibbles][64 bytes of high bit pairs][16 signed scales][scale f16]`, values offset by 32. Each half
+/// of the block has 64 bytes of nibbles (64 low ones, then 64 high ones) and 32 bytes of bit pairs.
+fn q6_k(block: &[u8], out: &mut [f32]) {
+    let (lows, highs, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let scale = half_at(block, 208);
+    for (group, values) in out.chunks_exact_mut(16).enumerate() {
+        let step = scale * f32::from(scales[group] as i8);
+        for (j, value) in values.iter_mut().enumerate() {
+            let i = group * 16 + j;
+            let low = lows[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4) & 0x0f;
+            let (byte, shift) = bit_pair(i);
+            let high = highs[byte] >> shift & 3;
+            *value = step * f32::from(i16::from(low | high << 4) - 32);
+        }
+    }
+}

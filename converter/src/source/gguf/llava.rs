@@ -1,0 +1,185 @@
+//! LLaVA-1.5: architecture `llama` with a CLIP tower and the projector `mlp`.
+//!
+//! Names and layout of the result: `llava-hf/llava-1.5-7b-hf` on the hub.
+
+use serde_json::{Value as Json, json};
+
+use super::super::error::{Result, SourceError, malformed};
+use super::assembly::{Assembly, Tensors};
+use super::header::Header;
+use super::text::{self, Kind, TextModel};
+use super::vision::VisionTower;
+use super::vocabulary::Vocabulary;
+
+const TOWER: &str = "vision_tower.vision_model";
+/// Colour channels.
+const CHANNELS: usize = 3;
+
+/// Tensors, config and preprocessor config.
+pub(super) fn read(
+    text: &mut Assembly<'_, '_>,
+    vision: &mut Assembly<'_, '_>,
+    vocabulary: &Vocabulary<'_>,
+    out: &mut Tensors,
+) -> Result<(Json, Json)> {
+    let model = TextModel::read(text, "llama", Kind::Llama)?;
+    model.tensors(text, "language_model.", out)?;
+    let tower = VisionTower::read(vision)?;
+    let image = vision.header.need_size("clip.vision.image_size")?;
+    let positions = (image / tower.patch).saturating_pow(2);
+    embedding_tensors(vision, &tower, positions, out)?;
+    for layer in 0..tower.layers {
+        block_tensors(vision, &tower, layer, out)?;
+    }
+    projector_tensors(vision, (tower.width, model.hidden), out)?;
+    let mut text_config = model.config(vocabulary);
+    text_config.insert("architectures".into(), json!(["LlamaForCausalLM"]));
+    text_config.insert("model_type".into(), json!("llama"));
+    if let Some(scaling) = text::rope_scaling(text.header, "llama")? {
+        text_config.insert("rope_scaling".into(), scaling);
+    }
+    let mut config = json!({
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": vocabulary.need("<image>")?,
+        "image_seq_length": positions,
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
+        "text_config": text_config,
+        "vision_config": vision_config(vision.header, &tower, image)?,
+        "vision_feature_layer": feature_layer(vision.header, tower.layers)?,
+        "vision_feature_select_strategy": "default",
+    });
+    if let Some(id) = vocabulary.padding {
+        config["pad_token_id"] = json!(id);
+    }
+    Ok((config, preprocessor_config(vision.header, image)?))
+}
+
+fn embedding_tensors(
+    vision: &mut Assembly<'_, '_>,
+    tower: &VisionTower,
+    positions: usize,
+    out: &mut Tensors,
+) -> Result<()> {
+    let (width, patch) = (tower.width, tower.patch);
+    let to = |rest: &str| format!("{TOWER}.embeddings.{rest}");
+    vision.whole(out, (to("class_embedding"), "v.class_embd"), &[width])?;
+    vision.whole(
+        out,
+        (to("patch_embedding.weight"), "v.patch_embd.weight"),
+        &[width, CHANNELS, patch, patch],
+    )?;
+    vision.whole(
+        out,
+        (to("position_embedding.weight"), "v.position_embd.weight"),
+        &[positions.saturating_add(1), width],
+    )?;
+    // The checkpoint's name has this typo.
+    tower.norm(vision, (&format!("{TOWER}.pre_layrnorm"), "v.pre_ln"), out)?;
+    // LLaVA takes the features before it, so converters leave it out.
+    if vision.has("v.post_ln.weight") {
+        let to = format!("{TOWER}.post_layernorm");
+        tower.norm(vision, (&to, "v.post_ln"), out)?;
+    }
+    Ok(())
+}
+
+fn block_tensors(
+    vision: &mut Assembly<'_, '_>,
+    tower: &VisionTower,
+    layer: usize,
+    out: &mut Tensors,
+) -> Result<()> {
+    let to = |rest: &str| format!("{TOWER}.encoder.layers.{layer}.{rest}");
+    for name in ["q", "k", "v", "out"] {
+        let names = (
+            &*to(&format!("self_attn.{name}_proj")),
+            &*format!("attn_{name}"),
+        );
+        tower.linear(vision, layer, names, [tower.width; 2], out)?;
+    }
+    let mlp = (&*to("mlp.fc1"), &*to("mlp.fc2"));
+    tower.feed_forward(vision, layer, mlp, out)?;
+    for norm in ["1", "2"] {
+        let from = format!("v.blk.{layer}.ln{norm}");
+        tower.norm(vision, (&to(&format!("layer_norm{norm}")), &from), out)?;
+    }
+    Ok(())
+}
+
+fn projector_tensors(
+    vision: &mut Assembly<'_, '_>,
+    (width, hidden): (usize, usize),
+    out: &mut Tensors,
+) -> Result<()> {
+    for (to, from, inputs) in [("linear_1", "mm.0", width), ("linear_2", "mm.2", hidden)] {
+        for (part, shape) in [("weight", &[hidden, inputs][..]), ("bias", &[hidden])] {
+            let to = format!("multi_modal_projector.{to}.{part}");
+            vision.whole(out, (to, &format!("{from}.{part}")), shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn vision_config(header: &Header<'_>, tower: &VisionTower, image: usize) -> Result<Json> {
+    let gelu = header.flag("clip.use_gelu")?.unwrap_or(false);
+    let mut config = json!({
+        "hidden_size": tower.width,
+        "image_size": image,
+        "intermediate_size": tower.feed_forward,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": tower.heads,
+        "num_hidden_layers": tower.layers,
+        "patch_size": tower.patch,
+        "hidden_act": if gelu { "gelu" } else { "quick_gelu" },
+        "layer_norm_eps": header.need_number("clip.vision.attention.layer_norm_epsilon")?,
+    });
+    if let Some(dim) = header.size("clip.vision.projection_dim")? {
+        config["projection_dim"] = json!(dim);
+    }
+    Ok(config)
+}
+
+/// The layer whose output is taken, counted from the end. LLaVA takes the last but one and converters drop the last, so
+/// of the layers in the file it is the last, unless the file says otherwise.
+///
+/// llama.cpp itself leaves one more out (<https://github.com/ggml-org/llama.cpp/issues/25817>), so its answers differ.
+fn feature_layer(header: &Header<'_>, layers: usize) -> Result<i64> {
+    const KEY: &str = "clip.vision.feature_layer";
+    let last = layers as i64;
+    match header.integers(KEY)?.as_deref() {
+        None | Some([]) => Ok(-1),
+        Some(&[layer]) if (1..=last).contains(&layer) => Ok(layer - last - 1),
+        Some([layer]) => Err(malformed(
+            &header.file,
+            format!("{KEY} {layer}"),
+            format!("a layer from 1 to {last}"),
+        )),
+        Some(several) => Err(SourceError::Unsupported {
+            file: header.file.clone(),
+            what: KEY.into(),
+            found: format!("{several:?}"),
+            supported: "a single layer".into(),
+        }),
+    }
+}
+
+/// The hub's preprocessor config, which goes with CLIP.
+fn preprocessor_config(header: &Header<'_>, image: usize) -> Result<Json> {
+    Ok(json!({
+        "crop_size": {"height": image, "width": image},
+        "do_center_crop": true,
+        "do_convert_rgb": true,
+        "do_normalize": true,
+        "do_rescale": true,
+        "do_resize": true,
+        "image_mean": super::channel_values(header, "clip.vision.image_mean")?,
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": super::channel_values(header, "clip.vision.image_std")?,
+        "processor_class": "LlavaProcessor",
+        "resample": 3,
+        "rescale_factor": 1.0 / 255.0,
+        "size": {"shortest_edge": image},
+    }))
+}

@@ -1,0 +1,183 @@
+//! GGUF files, brought into the normal form of a Hugging Face checkpoint.
+//!
+//! [`Header`] checks a file as a whole; after that its tensors are renamed, put together again where llama.cpp has taken
+//! them apart, and described by a config as the hub has it, one file here per kind of model.
+
+mod assembly;
+pub(super) mod blocks;
+mod element;
+mod header;
+mod llava;
+mod metadata;
+mod qwen2_vl;
+mod text;
+mod value;
+mod vision;
+mod vocabulary;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+pub use element::Element;
+pub use header::{Header, TensorEntry};
+pub use value::{Numbers, Scalar, Value};
+
+use super::error::{Result, SourceError, malformed};
+use super::file::SourceFile;
+use super::json::file_name;
+use super::map::Map;
+use super::{Checkpoint, tokenizer_files};
+use assembly::{Assembly, Tensors};
+use vocabulary::Vocabulary;
+
+/// What can be read, for messages.
+const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger, llama with the projector mlp, \
+                         and llama, qwen2, phi3 without one";
+
+/// Whether a file starts like a GGUF file.
+pub(super) fn is_gguf(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"GGUF")
+}
+
+/// Opens a language model and, for a multimodal one, its vision tower.
+pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
+    let map = Arc::new(Map::open(path)?);
+    let header = Header::parse(&map, &path.display().to_string())?;
+    let arch = architecture(&header)?;
+    let vocabulary = Vocabulary::read(&header)?;
+    let mut text = Assembly::new(&header, &map, path);
+    let mut tensors = Tensors::new();
+    let mut files = vec![SourceFile::new(file_name(path), map.clone())];
+    let (config, preprocessor_config) = match mmproj {
+        None => {
+            let config = read_text(&mut text, arch, &vocabulary, &mut tensors)?;
+            (config, None)
+        }
+        Some(mmproj) => {
+            let map = Arc::new(Map::open(mmproj)?);
+            files.push(SourceFile::new(file_name(mmproj), map.clone()));
+            let header = Header::parse(&map, &mmproj.display().to_string())?;
+            let mut vision = Assembly::new(&header, &map, mmproj);
+            let (config, preprocessor) =
+                read_multimodal((&mut text, arch), &mut vision, &vocabulary, &mut tensors)?;
+            vision.finish("vision")?;
+            (config, Some(preprocessor))
+        }
+    };
+    text.finish(arch)?;
+    let tokenizer = vocabulary.tokenizer()?;
+    tokenizer_files::check(&tokenizer, &config, &path.display().to_string())?;
+    Ok(Checkpoint {
+        config,
+        generation_config: Some(vocabulary.generation_config()?),
+        preprocessor_config,
+        tokenizer,
+        chat_template: header.text("tokenizer.chat_template")?.map(str::to_owned),
+        files,
+        tensors,
+    })
+}
+
+/// `general.architecture` of a file that is a whole language model.
+fn architecture<'a>(header: &Header<'a>) -> Result<&'a str> {
+    let arch = header.need_text("general.architecture")?;
+    if arch == "clip" {
+        return Err(malformed(
+            &header.file,
+            "a vision tower (architecture clip)",
+            "a language model; name the language model as the source and this file with --mmproj",
+        ));
+    }
+    match header.size("split.count")? {
+        Some(parts) if parts > 1 => Err(malformed(
+            &header.file,
+            format!("one of {parts} parts"),
+            "a whole file; join the parts with llama-gguf-split --merge",
+        )),
+        _ => Ok(arch),
+    }
+}
+
+fn read_text(
+    text: &mut Assembly<'_, '_>,
+    arch: &str,
+    vocabulary: &Vocabulary<'_>,
+    tensors: &mut Tensors,
+) -> Result<Json> {
+    match arch {
+        "llama" | "qwen2" | "phi3" => text::read(text, arch, vocabulary, tensors),
+        "qwen2vl" => Err(malformed(
+            &text.header.file,
+            "the language model of a qwen2vl model alone",
+            "its vision tower too; name the mmproj-*.gguf file that belongs to it with --mmproj",
+        )),
+        other => Err(unsupported(&text.header.file, "architecture", other)),
+    }
+}
+
+fn read_multimodal(
+    (text, arch): (&mut Assembly<'_, '_>, &str),
+    vision: &mut Assembly<'_, '_>,
+    vocabulary: &Vocabulary<'_>,
+    tensors: &mut Tensors,
+) -> Result<(Json, Json)> {
+    let file = &vision.header.file;
+    let kind = vision.header.need_text("general.architecture")?;
+    if kind != "clip" {
+        return Err(malformed(
+            file,
+            format!("architecture {kind}"),
+            "a vision tower (architecture clip) in the --mmproj file",
+        ));
+    }
+    match (arch, projector(vision.header)?) {
+        ("qwen2vl", "qwen2vl_merger") => qwen2_vl::read(text, vision, vocabulary, tensors),
+        ("llama", "mlp") => llava::read(text, vision, vocabulary, tensors),
+        ("qwen2vl" | "llama", projector) => Err(unsupported(file, "projector", projector)),
+        (arch, projector) => {
+            let found = format!("{arch} with the projector {projector}");
+            Err(unsupported(&text.header.file, "architecture", &found))
+        }
+    }
+}
+
+/// The kind of projector, which the first LLaVA files leave out.
+fn projector<'a>(header: &Header<'a>) -> Result<&'a str> {
+    for key in ["clip.projector_type", "clip.vision.projector_type"] {
+        if let Some(projector) = header.text(key)? {
+            return Ok(projector);
+        }
+    }
+    match header.flag("clip.has_llava_projector")? {
+        Some(true) => Ok("mlp"),
+        _ => Err(malformed(
+            &header.file,
+            "no clip.projector_type",
+            "the kind of projector; convert the model again with a current llama.cpp",
+        )),
+    }
+}
+
+fn unsupported(file: &str, what: &str, found: &str) -> SourceError {
+    SourceError::Unsupported {
+        file: file.into(),
+        what: what.into(),
+        found: found.into(),
+        supported: SUPPORTED.into(),
+    }
+}
+
+/// One number per colour channel.
+fn channel_values(header: &Header<'_>, key: &str) -> Result<Vec<f64>> {
+    let values = header.numbers(key)?.unwrap_or_default();
+    if values.len() == 3 {
+        return Ok(values);
+    }
+    Err(malformed(
+        &header.file,
+        format!("{} values in {key}", values.len()),
+        "one for each of the three colour channels",
+    ))
+}

@@ -1,0 +1,195 @@
+//! Qwen2-VL: architecture `qwen2vl` with the projector `qwen2vl_merger`.
+//!
+//! Names and layout of the result: `Qwen/Qwen2-VL-2B-Instruct` on the hub.
+
+use serde_json::{Map as Object, Value as Json, json};
+
+use super::super::error::{Result, malformed};
+use super::assembly::{Assembly, Tensors};
+use super::header::Header;
+use super::text::{Kind, TextModel};
+use super::vision::VisionTower;
+use super::vocabulary::Vocabulary;
+
+/// Frames that the patch embedding sees at once, stored as one convolution each.
+const FRAMES: usize = 2;
+/// Colour channels.
+const CHANNELS: usize = 3;
+
+/// Tensors, config and preprocessor config.
+pub(super) fn read(
+    text: &mut Assembly<'_, '_>,
+    vision: &mut Assembly<'_, '_>,
+    vocabulary: &Vocabulary<'_>,
+    out: &mut Tensors,
+) -> Result<(Json, Json)> {
+    let model = TextModel::read(text, "qwen2vl", Kind::Qwen2)?;
+    model.tensors(text, "", out)?;
+    let tower = VisionTower::read(vision)?;
+    let merge = merge_size(vision, &tower)?;
+    tower_tensors(vision, &tower, out)?;
+    merger_tensors(vision, &tower, (merge, model.hidden), out)?;
+    let mut config = Object::new();
+    config.insert(
+        "architectures".into(),
+        json!(["Qwen2VLForConditionalGeneration"]),
+    );
+    config.insert("model_type".into(), json!("qwen2_vl"));
+    for (key, token) in [
+        ("vision_start_token_id", "<|vision_start|>"),
+        ("vision_end_token_id", "<|vision_end|>"),
+        ("vision_token_id", "<|vision_pad|>"),
+        ("image_token_id", "<|image_pad|>"),
+        ("video_token_id", "<|video_pad|>"),
+    ] {
+        config.insert(key.into(), json!(vocabulary.need(token)?));
+    }
+    config.append(&mut model.config(vocabulary));
+    let vision_config = vision_config(&tower, merge, model.hidden);
+    config.insert("vision_config".into(), vision_config);
+    config.insert("rope_scaling".into(), rope_sections(text.header)?);
+    let preprocessor = preprocessor_config(vision.header, &tower, merge)?;
+    Ok((config.into(), preprocessor))
+}
+
+/// Patches per side of a merged token, from the merger's width.
+fn merge_size(vision: &Assembly<'_, '_>, tower: &VisionTower) -> Result<usize> {
+    let inputs = vision.shape("mm.0.weight")?.last().copied().unwrap_or(0);
+    let merge = (inputs / tower.width).isqrt();
+    if merge == 0 || merge * merge * tower.width != inputs {
+        return Err(malformed(
+            &vision.header.file,
+            format!(
+                "mm.0.weight with {inputs} inputs for patches of {} features",
+                tower.width
+            ),
+            "a square number of patches",
+        ));
+    }
+    Ok(merge)
+}
+
+fn tower_tensors(
+    vision: &mut Assembly<'_, '_>,
+    tower: &VisionTower,
+    out: &mut Tensors,
+) -> Result<()> {
+    let (width, patch) = (tower.width, tower.patch);
+    let frames = [
+        "v.patch_embd.weight".to_owned(),
+        "v.patch_embd.weight.1".to_owned(),
+    ];
+    vision.over_time(
+        out,
+        ("visual.patch_embed.proj.weight".into(), &frames),
+        [width, CHANNELS, patch, patch],
+    )?;
+    for layer in 0..tower.layers {
+        let to = |rest: &str| format!("visual.blocks.{layer}.{rest}");
+        fused_attention(vision, tower, layer, out)?;
+        let output = to("attn.proj");
+        tower.linear(vision, layer, (&output, "attn_out"), [width, width], out)?;
+        let mlp = (&*to("mlp.fc1"), &*to("mlp.fc2"));
+        tower.feed_forward(vision, layer, mlp, out)?;
+        for norm in ["1", "2"] {
+            let from = format!("v.blk.{layer}.ln{norm}");
+            tower.norm(vision, (&to(&format!("norm{norm}")), &from), out)?;
+        }
+    }
+    Ok(())
+}
+
+/// Query, key and value of a block as the one projection they were: stored apart, or fused by newer converters.
+fn fused_attention(
+    vision: &mut Assembly<'_, '_>,
+    tower: &VisionTower,
+    layer: usize,
+    out: &mut Tensors,
+) -> Result<()> {
+    let width = tower.width;
+    for (part, shape) in [("weight", vec![width, width]), ("bias", vec![width])] {
+        let to = format!("visual.blocks.{layer}.attn.qkv.{part}");
+        let fused = format!("v.blk.{layer}.attn_qkv.{part}");
+        if vision.has(&fused) {
+            let mut shape = shape;
+            shape[0] *= 3;
+            vision.whole(out, (to, &fused), &shape)?;
+        } else {
+            let parts = ["q", "k", "v"].map(|letter| format!("v.blk.{layer}.attn_{letter}.{part}"));
+            vision.stacked(out, (to, &parts), &shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn merger_tensors(
+    vision: &mut Assembly<'_, '_>,
+    tower: &VisionTower,
+    (merge, hidden): (usize, usize),
+    out: &mut Tensors,
+) -> Result<()> {
+    tower.norm(vision, ("visual.merger.ln_q", "v.post_ln"), out)?;
+    let inner = tower.width * merge * merge;
+    for (number, outputs) in [("0", inner), ("2", hidden)] {
+        for (part, shape) in [("weight", &[outputs, inner][..]), ("bias", &[outputs])] {
+            let to = format!("visual.merger.mlp.{number}.{part}");
+            vision.whole(out, (to, &format!("mm.{number}.{part}")), shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn vision_config(tower: &VisionTower, merge: usize, hidden: usize) -> Json {
+    let ratio = if tower.feed_forward.is_multiple_of(tower.width) {
+        json!(tower.feed_forward / tower.width)
+    } else {
+        json!(tower.feed_forward as f64 / tower.width as f64)
+    };
+    json!({
+        "depth": tower.layers,
+        "embed_dim": tower.width,
+        "mlp_ratio": ratio,
+        "num_heads": tower.heads,
+        "in_chans": CHANNELS,
+        "hidden_size": hidden,
+        "patch_size": tower.patch,
+        "spatial_merge_size": merge,
+        "spatial_patch_size": tower.patch,
+        "temporal_patch_size": FRAMES,
+    })
+}
+
+/// The three sections of M-RoPE. GGUF stores four numbers, the last of which is 0.
+fn rope_sections(header: &Header<'_>) -> Result<Json> {
+    const KEY: &str = "qwen2vl.rope.dimension_sections";
+    match header.integers(KEY)?.as_deref() {
+        Some(&[t, h, w] | &[t, h, w, 0]) if t >= 0 && h >= 0 && w >= 0 => {
+            Ok(json!({"type": "mrope", "mrope_section": [t, h, w]}))
+        }
+        other => Err(malformed(
+            &header.file,
+            format!("{KEY} {other:?}"),
+            "the sizes of the three sections of M-RoPE and a 0",
+        )),
+    }
+}
+
+/// The hub's preprocessor config. The pixel limits, where the file has none, are the hub's, which are 4 and 16384
+/// visual tokens.
+fn preprocessor_config(header: &Header<'_>, tower: &VisionTower, merge: usize) -> Result<Json> {
+    let token = (tower.patch * merge).saturating_pow(2);
+    let pixels = |key: &str, tokens: usize| -> Result<usize> {
+        Ok(header.size(key)?.unwrap_or(token.saturating_mul(tokens)))
+    };
+    Ok(json!({
+        "min_pixels": pixels("clip.vision.image_min_pixels", 4)?,
+        "max_pixels": pixels("clip.vision.image_max_pixels", 16_384)?,
+        "patch_size": tower.patch,
+        "temporal_patch_size": FRAMES,
+        "merge_size": merge,
+        "image_mean": super::channel_values(header, "clip.vision.image_mean")?,
+        "image_std": super::channel_values(header, "clip.vision.image_std")?,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+    }))
+}

@@ -1,0 +1,291 @@
+//! Language models: `llama`, `qwen2`, `qwen2vl`, `phi3`.
+//!
+//! Tensor names of both sides: `gguf-py/gguf/tensor_mapping.py` of llama.cpp, and the models in transformers.
+
+use serde_json::{Map as Object, Value as Json, json};
+
+use super::super::error::{Result, SourceError, malformed};
+use super::assembly::{Assembly, Tensors};
+use super::header::Header;
+use super::vocabulary::Vocabulary;
+
+/// How the attention and feed-forward weights of an architecture are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Llama: query and key rows permuted by llama.cpp.
+    Llama,
+    /// Qwen2 and the text part of Qwen2-VL: query, key and value with biases.
+    Qwen2,
+    /// Phi-3: fused query, key and value, fused gate and up.
+    Phi3,
+}
+
+/// Sizes of a language model, from the metadata.
+#[derive(Debug)]
+pub(super) struct TextModel {
+    pub(super) kind: Kind,
+    pub(super) hidden: usize,
+    pub(super) vocab: usize,
+    layers: usize,
+    feed_forward: usize,
+    heads: usize,
+    kv_heads: usize,
+    head: usize,
+    context: usize,
+    rms_eps: f64,
+    rope_theta: f64,
+    tied: bool,
+}
+
+impl TextModel {
+    /// Reads the sizes of architecture `arch`.
+    pub(super) fn read(assembly: &Assembly<'_, '_>, arch: &str, kind: Kind) -> Result<Self> {
+        let header = assembly.header;
+        let key = |name: &str| format!("{arch}.{name}");
+        let hidden = header.need_size(&key("embedding_length"))?;
+        let heads = header.need_size(&key("attention.head_count"))?;
+        let head = match header.size(&key("attention.key_length"))? {
+            Some(head) => head,
+            None => hidden / heads,
+        };
+        if head == 0 {
+            return Err(malformed(
+                &header.file,
+                format!("{heads} heads for a hidden size of {hidden}"),
+                "heads of at least one element",
+            ));
+        }
+        let embedding = assembly.shape("token_embd.weight")?;
+        Ok(Self {
+            kind,
+            hidden,
+            vocab: embedding.first().copied().unwrap_or(0),
+            layers: header.need_size(&key("block_count"))?,
+            feed_forward: header.need_size(&key("feed_forward_length"))?,
+            heads,
+            kv_heads: match header.size(&key("attention.head_count_kv"))? {
+                Some(n) if n > 0 => n,
+                _ => heads,
+            },
+            head,
+            context: header.need_size(&key("context_length"))?,
+            rms_eps: header.need_number(&key("attention.layer_norm_rms_epsilon"))?,
+            rope_theta: header.number(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            tied: !assembly.has("output.weight"),
+        })
+    }
+
+    /// Adds all tensors; their names start with `prefix`.
+    pub(super) fn tensors(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        prefix: &str,
+        out: &mut Tensors,
+    ) -> Result<()> {
+        let embedding = [self.vocab, self.hidden];
+        let name = |rest: &str| format!("{prefix}{rest}");
+        assembly.whole(
+            out,
+            (name("model.embed_tokens.weight"), "token_embd.weight"),
+            &embedding,
+        )?;
+        if !self.tied {
+            assembly.whole(out, (name("lm_head.weight"), "output.weight"), &embedding)?;
+        }
+        assembly.whole(
+            out,
+            (name("model.norm.weight"), "output_norm.weight"),
+            &[self.hidden],
+        )?;
+        for layer in 0..self.layers {
+            self.layer(assembly, prefix, layer, out)?;
+        }
+        Ok(())
+    }
+
+    fn layer(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        prefix: &str,
+        layer: usize,
+        out: &mut Tensors,
+    ) -> Result<()> {
+        let target = |rest: &str| format!("{prefix}model.layers.{layer}.{rest}");
+        let stored = |rest: &str| format!("blk.{layer}.{rest}");
+        let (hidden, ffn) = (self.hidden, self.feed_forward);
+        let mut plain = vec![
+            ("input_layernorm.weight", "attn_norm.weight", vec![hidden]),
+            (
+                "post_attention_layernorm.weight",
+                "ffn_norm.weight",
+                vec![hidden],
+            ),
+            (
+                "self_attn.o_proj.weight",
+                "attn_output.weight",
+                vec![hidden, self.heads * self.head],
+            ),
+            ("mlp.down_proj.weight", "ffn_down.weight", vec![hidden, ffn]),
+        ];
+        if self.kind == Kind::Phi3 {
+            let rows = (self.heads + 2 * self.kv_heads) * self.head;
+            plain.push((
+                "self_attn.qkv_proj.weight",
+                "attn_qkv.weight",
+                vec![rows, hidden],
+            ));
+            plain.push((
+                "mlp.gate_up_proj.weight",
+                "ffn_up.weight",
+                vec![2 * ffn, hidden],
+            ));
+        } else {
+            plain.push(("mlp.gate_proj.weight", "ffn_gate.weight", vec![ffn, hidden]));
+            plain.push(("mlp.up_proj.weight", "ffn_up.weight", vec![ffn, hidden]));
+            self.projections(assembly, prefix, layer, out)?;
+        }
+        for (to, from, shape) in plain {
+            assembly.whole(out, (target(to), &stored(from)), &shape)?;
+        }
+        Ok(())
+    }
+
+    /// Query, key and value of one layer, stored apart.
+    fn projections(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        prefix: &str,
+        layer: usize,
+        out: &mut Tensors,
+    ) -> Result<()> {
+        let target = |rest: &str| format!("{prefix}model.layers.{layer}.self_attn.{rest}");
+        let stored = |rest: &str| format!("blk.{layer}.{rest}");
+        for (letter, heads) in [
+            ("q", self.heads),
+            ("k", self.kv_heads),
+            ("v", self.kv_heads),
+        ] {
+            let rows = heads * self.head;
+            let shape = [rows, self.hidden];
+            let to = target(&format!("{letter}_proj.weight"));
+            let from = stored(&format!("attn_{letter}.weight"));
+            if self.kind == Kind::Llama && letter != "v" {
+                assembly.unpermuted(out, (to, &from), shape, self.head)?;
+            } else {
+                assembly.whole(out, (to, &from), &shape)?;
+            }
+            if self.kind == Kind::Qwen2 {
+                let to = target(&format!("{letter}_proj.bias"));
+                let from = stored(&format!("attn_{letter}.bias"));
+                assembly.whole(out, (to, &from), &[rows])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The fields that the configs of all these models share.
+    pub(super) fn config(&self, vocabulary: &Vocabulary<'_>) -> Object<String, Json> {
+        let mut config = Object::new();
+        if let Some(id) = vocabulary.bos {
+            config.insert("bos_token_id".into(), json!(id));
+        }
+        if let Some(id) = vocabulary.eos {
+            config.insert("eos_token_id".into(), json!(id));
+        }
+        config.insert("hidden_act".into(), json!("silu"));
+        config.insert("hidden_size".into(), json!(self.hidden));
+        config.insert("intermediate_size".into(), json!(self.feed_forward));
+        config.insert("max_position_embeddings".into(), json!(self.context));
+        config.insert("num_attention_heads".into(), json!(self.heads));
+        config.insert("num_hidden_layers".into(), json!(self.layers));
+        config.insert("num_key_value_heads".into(), json!(self.kv_heads));
+        config.insert("rms_norm_eps".into(), json!(self.rms_eps));
+        config.insert("rope_theta".into(), json!(self.rope_theta));
+        config.insert("tie_word_embeddings".into(), json!(self.tied));
+        config.insert("vocab_size".into(), json!(self.vocab));
+        if self.head * self.heads != self.hidden {
+            config.insert("head_dim".into(), json!(self.head));
+        }
+        config
+    }
+}
+
+/// Reads a text-only model: its tensors and its config.
+pub(super) fn read(
+    assembly: &mut Assembly<'_, '_>,
+    arch: &str,
+    vocabulary: &Vocabulary<'_>,
+    out: &mut Tensors,
+) -> Result<Json> {
+    let (kind, model_type, class) = match arch {
+        "llama" => (Kind::Llama, "llama", "LlamaForCausalLM"),
+        "qwen2" => (Kind::Qwen2, "qwen2", "Qwen2ForCausalLM"),
+        _ => (Kind::Phi3, "phi3", "Phi3ForCausalLM"),
+    };
+    let model = TextModel::read(assembly, arch, kind)?;
+    model.tensors(assembly, "", out)?;
+    let mut config = model.config(vocabulary);
+    config.insert("architectures".into(), json!([class]));
+    config.insert("model_type".into(), json!(model_type));
+    if kind == Kind::Phi3 {
+        phi3_rope(assembly, &model, &mut config)?;
+    } else if let Some(scaling) = rope_scaling(assembly.header, arch)? {
+        config.insert("rope_scaling".into(), scaling);
+    }
+    Ok(config.into())
+}
+
+/// `rope_scaling` of the config, where the positions are scaled.
+pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Json>> {
+    let key = |name: &str| format!("{arch}.rope.scaling.{name}");
+    match header.text(&key("type"))? {
+        None | Some("none") => Ok(None),
+        Some(kind @ ("linear" | "yarn")) => {
+            let factor = header.need_number(&key("factor"))?;
+            let mut scaling = json!({"type": kind, "factor": factor});
+            if let Some(length) = header.size(&key("original_context_length"))? {
+                scaling["original_max_position_embeddings"] = json!(length);
+            }
+            Ok(Some(scaling))
+        }
+        Some(other) => Err(SourceError::Unsupported {
+            file: header.file.clone(),
+            what: key("type"),
+            found: other.into(),
+            supported: "none, linear, yarn".into(),
+        }),
+    }
+}
+
+/// Phi-3's window and its LongRoPE factors, which GGUF keeps as tensors.
+fn phi3_rope(
+    assembly: &mut Assembly<'_, '_>,
+    model: &TextModel,
+    config: &mut Object<String, Json>,
+) -> Result<()> {
+    let header = assembly.header;
+    let original = header
+        .size("phi3.rope.scaling.original_context_length")?
+        .unwrap_or(model.context);
+    config.insert("original_max_position_embeddings".into(), json!(original));
+    match header.size("phi3.attention.sliding_window")? {
+        None | Some(0) => None,
+        Some(window) => config.insert("sliding_window".into(), json!(window)),
+    };
+    let rotated = header
+        .size("phi3.rope.dimension_count")?
+        .unwrap_or(model.head);
+    if rotated != model.head {
+        let part = rotated as f64 / model.head as f64;
+        config.insert("partial_rotary_factor".into(), json!(part));
+    }
+    if assembly.has("rope_factors_long.weight") {
+        let long = assembly.values("rope_factors_long.weight", rotated / 2)?;
+        let short = assembly.values("rope_factors_short.weight", rotated / 2)?;
+        config.insert(
+            "rope_scaling".into(),
+            json!({"long_factor": long, "short_factor": short, "type": "longrope"}),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! What the vision towers of both multimodal models have in common in an `mmproj` file.
+
+use super::super::error::Result;
+use super::assembly::{Assembly, Tensors};
+
+/// Sizes of a vision tower, from the metadata.
+#[derive(Debug)]
+pub(super) struct VisionTower {
+    pub(super) layers: usize,
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    pub(super) patch: usize,
+    pub(super) feed_forward: usize,
+    /// Whether `ffn_up` and `ffn_down` have exchanged names, as llama.cpp's first converters had it.
+    swapped: bool,
+}
+
+impl VisionTower {
+    /// Reads the sizes.
+    pub(super) fn read(assembly: &Assembly<'_, '_>) -> Result<Self> {
+        let header = assembly.header;
+        let width = header.need_size("clip.vision.embedding_length")?;
+        // The first converters wrote a feed_forward_length of 0, so the tensors decide.
+        let up = assembly.shape("v.blk.0.ffn_up.weight")?;
+        let swapped = up.first() == Some(&width) && up.last() != Some(&width);
+        let feed_forward = if swapped { up.last() } else { up.first() };
+        Ok(Self {
+            layers: header.need_size("clip.vision.block_count")?,
+            width,
+            heads: header.need_size("clip.vision.attention.head_count")?,
+            patch: header.need_size("clip.vision.patch_size")?,
+            feed_forward: feed_forward.copied().unwrap_or(0),
+            swapped,
+        })
+    }
+
+    /// Adds the two linear layers of block `layer`'s feed-forward part, named `first` and `second`.
+    pub(super) fn feed_forward(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        layer: usize,
+        (first, second): (&str, &str),
+        out: &mut Tensors,
+    ) -> Result<()> {
+        let (up, down) = match self.swapped {
+            false => ("ffn_up", "ffn_down"),
+            true => ("ffn_down", "ffn_up"),
+        };
+        let (width, inner) = (self.width, self.feed_forward);
+        for (to, from, outputs, inputs) in [(first, up, inner, width), (second, down, width, inner)]
+        {
+            self.linear(assembly, layer, (to, from), [outputs, inputs], out)?;
+        }
+        Ok(())
+    }
+
+    /// Adds weight and bias of one linear layer of a block.
+    pub(super) fn linear(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        layer: usize,
+        (to, from): (&str, &str),
+        [outputs, inputs]: [usize; 2],
+        out: &mut Tensors,
+    ) -> Result<()> {
+        let weight = format!("v.blk.{layer}.{from}.weight");
+        assembly.whole(out, (format!("{to}.weight"), &weight), &[outputs, inputs])?;
+        let bias = format!("v.blk.{layer}.{from}.bias");
+        assembly.whole(out, (format!("{to}.bias"), &bias), &[outputs])
+    }
+
+    /// Adds weight and bias of a layer norm over the tower's width; `from` is its full name.
+    pub(super) fn norm(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        (to, from): (&str, &str),
+        out: &mut Tensors,
+    ) -> Result<()> {
+        for part in ["weight", "bias"] {
+            let stored = format!("{from}.{part}");
+            assembly.whole(out, (format!("{to}.{part}"), &stored), &[self.width])?;
+        }
+        Ok(())
+    }
+}

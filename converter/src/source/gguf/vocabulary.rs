@@ -1,0 +1,341 @@
+//! The vocabulary of a GGUF file, and the tokenizer made from it.
+//!
+//! Meaning of the keys: `docs/gguf.md` of ggml and `src/llama-vocab.cpp` of llama.cpp.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use ggus::GGmlTokenType;
+use serde_json::{Map as Object, Value as Json, json};
+
+use super::super::error::{Result, SourceError, malformed};
+use super::super::tokenizer_json::{
+    AddedToken, Bpe, GPT2, LLAMA_CPP_DEFAULT, LLAMA3, QWEN2, SMAUG, Splitter, byte_level,
+    sentencepiece,
+};
+use super::header::Header;
+
+/// Tokens that end an answer whatever else a file says, by the names that model families give them.
+const END_TOKENS: [&str; 5] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<|end_of_text|>",
+];
+
+/// The vocabulary with the roles of its tokens.
+#[derive(Debug)]
+pub(super) struct Vocabulary<'h> {
+    header: &'h Header<'h>,
+    tokens: &'h [&'h str],
+    kinds: Vec<GGmlTokenType>,
+    /// The lowest id of each text.
+    ids: HashMap<&'h str, u32>,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) padding: Option<u32>,
+}
+
+impl<'h> Vocabulary<'h> {
+    /// Reads `tokenizer.ggml.*`.
+    pub(super) fn read(header: &'h Header<'h>) -> Result<Self> {
+        let tokens = header.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+        if tokens.is_empty() {
+            return Err(malformed(
+                &header.file,
+                "no tokenizer.ggml.tokens",
+                "a vocabulary; convert the model again without --no-vocab",
+            ));
+        }
+        let mut ids = HashMap::with_capacity(tokens.len());
+        for (id, &token) in tokens.iter().enumerate() {
+            let first = *ids.entry(token).or_insert(id as u32);
+            if first != id as u32 {
+                log::warn!(
+                    "{}: token {token:?} stands under {first} and {id}; using {first}",
+                    header.file
+                );
+            }
+        }
+        let role = |name: &str| -> Result<Option<u32>> {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            match header.token_id(&key)? {
+                Some(id) if id as usize >= tokens.len() => Err(malformed(
+                    &header.file,
+                    format!("{key} {id}"),
+                    format!("one of the {} tokens", tokens.len()),
+                )),
+                id => Ok(id),
+            }
+        };
+        Ok(Self {
+            header,
+            tokens,
+            kinds: kinds(header, tokens.len())?,
+            ids,
+            bos: role("bos")?,
+            eos: role("eos")?,
+            padding: role("padding")?,
+        })
+    }
+
+    /// The id of a token that the model needs.
+    pub(super) fn need(&self, token: &str) -> Result<u32> {
+        self.ids.get(token).copied().ok_or_else(|| {
+            malformed(
+                &self.header.file,
+                format!("a vocabulary without {token}"),
+                "one with the placeholder of this multimodal model; convert the checkpoint of the hub that has it",
+            )
+        })
+    }
+
+    /// `generation_config.json`: which tokens end an answer, and the recommended sampling where the file has one.
+    pub(super) fn generation_config(&self) -> Result<Json> {
+        let mut config = Object::new();
+        for (key, id) in [("bos_token_id", self.bos), ("pad_token_id", self.padding)] {
+            if let Some(id) = id {
+                config.insert(key.into(), json!(id));
+            }
+        }
+        match self.end_ids()?[..] {
+            [] => None,
+            [only] => config.insert("eos_token_id".into(), json!(only)),
+            ref several => config.insert("eos_token_id".into(), json!(several)),
+        };
+        for (key, stored) in [
+            ("repetition_penalty", "penalty_repeat"),
+            ("temperature", "temp"),
+            ("top_p", "top_p"),
+            ("top_k", "top_k"),
+        ] {
+            if let Some(number) = self.header.number(&format!("general.sampling.{stored}"))? {
+                let number = if key == "top_k" {
+                    json!(number as i64)
+                } else {
+                    json!(number)
+                };
+                config.insert(key.into(), number);
+            }
+        }
+        Ok(config.into())
+    }
+
+    /// The tokens that end an answer, the file's own first.
+    fn end_ids(&self) -> Result<Vec<u32>> {
+        let mut ids: Vec<u32> = self.eos.into_iter().collect();
+        let turn_ends = ["eot", "eom"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
+        let stated = turn_ends
+            .iter()
+            .map(|key| self.header.token_id(key))
+            .collect::<Result<Vec<_>>>()?;
+        let named = END_TOKENS.iter().filter_map(|token| {
+            let id = *self.ids.get(token)?;
+            (self.kinds[id as usize] == GGmlTokenType::Control).then_some(id)
+        });
+        for id in stated.into_iter().flatten().chain(named) {
+            if !ids.contains(&id) && (id as usize) < self.tokens.len() {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The text of a `tokenizer.json` that gives the same ids.
+    pub(super) fn tokenizer(&self) -> Result<String> {
+        match self.header.need_text("tokenizer.ggml.model")? {
+            "gpt2" => self.byte_level(),
+            "llama" => self.sentencepiece(),
+            other => Err(SourceError::Unsupported {
+                file: self.header.file.clone(),
+                what: "tokenizer.ggml.model".into(),
+                found: other.into(),
+                supported: "gpt2 (byte-level BPE), llama (SentencePiece BPE)".into(),
+            }),
+        }
+    }
+
+    fn byte_level(&self) -> Result<String> {
+        let splitter = self.splitter()?;
+        let stored = self
+            .header
+            .texts("tokenizer.ggml.merges")?
+            .unwrap_or_default();
+        let merges = stored
+            .iter()
+            .map(|merge| {
+                split_merge(merge).ok_or_else(|| {
+                    malformed(
+                        &self.header.file,
+                        format!("the merge {merge:?}"),
+                        "two tokens with a space between",
+                    )
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        // Llama 3's files rely on it, see the places of llama.cpp named above.
+        let begin_by_default = splitter.whole_pieces;
+        let bpe = self.bpe(merges, begin_by_default)?;
+        Ok(byte_level(&bpe, splitter, false))
+    }
+
+    /// Where the text is cut, by `tokenizer.ggml.pre`.
+    fn splitter(&self) -> Result<Splitter> {
+        match self.header.text("tokenizer.ggml.pre")? {
+            Some("qwen2" | "deepseek-r1-qwen") => Ok(QWEN2),
+            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(LLAMA3),
+            Some("smaug-bpe") => Ok(SMAUG),
+            Some("gpt-2" | "gpt2") => Ok(GPT2),
+            Some("default") => Ok(LLAMA_CPP_DEFAULT),
+            None => {
+                log::warn!(
+                    "{}: tokenizer.ggml.pre is missing, so the text may be cut otherwise than in training; \
+                     convert the model again with a current llama.cpp",
+                    self.header.file
+                );
+                Ok(LLAMA_CPP_DEFAULT)
+            }
+            Some(other) => Err(SourceError::Unsupported {
+                file: self.header.file.clone(),
+                what: "tokenizer.ggml.pre".into(),
+                found: other.into(),
+                supported: "qwen2, llama-bpe, smaug-bpe, gpt-2, default".into(),
+            }),
+        }
+    }
+
+    fn sentencepiece(&self) -> Result<String> {
+        let merges = self.merges_by_score()?;
+        let bpe = self.bpe(merges, true)?;
+        let unknown = self
+            .kinds
+            .iter()
+            .position(|&kind| kind == GGmlTokenType::Unknown)
+            .map(|id| self.tokens[id]);
+        let prefix_space = self
+            .header
+            .flag("tokenizer.ggml.add_space_prefix")?
+            .unwrap_or(true);
+        Ok(sentencepiece(&bpe, unknown, prefix_space))
+    }
+
+    /// SentencePiece merges any two neighbours that form a token, the best score first. As a list of merges: every way to
+    /// cut a token into two, ordered by the token's score and, among equals, by its id.
+    fn merges_by_score(&self) -> Result<Vec<(&'h str, &'h str)>> {
+        const KEY: &str = "tokenizer.ggml.scores";
+        let scores = self.header.numbers(KEY)?.unwrap_or_default();
+        if scores.len() != self.tokens.len() {
+            return Err(malformed(
+                &self.header.file,
+                format!("{} scores in {KEY}", scores.len()),
+                format!("one for each of the {} tokens", self.tokens.len()),
+            ));
+        }
+        let normal = |token: &str| {
+            let id = *self.ids.get(token)?;
+            (self.kinds[id as usize] == GGmlTokenType::Normal).then_some(id)
+        };
+        let mut ranked = Vec::new();
+        for (id, &token) in self.tokens.iter().enumerate() {
+            if self.kinds[id] != GGmlTokenType::Normal || token.len() > MAX_PIECE_BYTES {
+                continue;
+            }
+            for (at, _) in token.char_indices().skip(1) {
+                let (left, right) = token.split_at(at);
+                if normal(left).is_some() && normal(right).is_some() {
+                    ranked.push((id, left, right));
+                }
+            }
+        }
+        ranked.sort_by(|a, b| {
+            let by_score = scores[b.0].total_cmp(&scores[a.0]);
+            by_score
+                .then(a.0.cmp(&b.0))
+                .then_with(|| Reverse(a.1.len()).cmp(&Reverse(b.1.len())))
+        });
+        Ok(ranked
+            .into_iter()
+            .map(|(_, left, right)| (left, right))
+            .collect())
+    }
+
+    /// The parts that both kinds of tokenizer share. Unused ids are left out: no text gives them.
+    fn bpe(&self, merges: Vec<(&'h str, &'h str)>, begin_by_default: bool) -> Result<Bpe<'h>> {
+        let mut vocab = Vec::new();
+        let mut added = Vec::new();
+        for (id, (&token, &kind)) in self.tokens.iter().zip(&self.kinds).enumerate() {
+            let id = id as u32;
+            if kind == GGmlTokenType::Unused || self.ids.get(token) != Some(&id) {
+                continue;
+            }
+            vocab.push((token, id));
+            match kind {
+                GGmlTokenType::Control | GGmlTokenType::Unknown => {
+                    added.push(AddedToken::verbatim(id, token, true));
+                }
+                GGmlTokenType::User => added.push(AddedToken::verbatim(id, token, false)),
+                _ => {}
+            }
+        }
+        let at_edge = |wanted: bool, id: Option<u32>| {
+            let id = id.filter(|_| wanted)?;
+            Some((self.tokens[id as usize], id))
+        };
+        let flag = |key: &str| self.header.flag(&format!("tokenizer.ggml.{key}"));
+        let begin = flag("add_bos_token")?.unwrap_or(begin_by_default);
+        let end = flag("add_eos_token")?.unwrap_or(false);
+        Ok(Bpe {
+            vocab,
+            merges,
+            added,
+            begin: at_edge(begin, self.bos),
+            end: at_edge(end, self.eos),
+        })
+    }
+}
+
+/// Longest token that is cut into merges; SentencePiece's own limit is 16 characters by default. Bounds the work on a
+/// file of absurdly long tokens.
+const MAX_PIECE_BYTES: usize = 512;
+
+/// The types of the tokens; all normal where the file does not say.
+fn kinds(header: &Header<'_>, count: usize) -> Result<Vec<GGmlTokenType>> {
+    const KEY: &str = "tokenizer.ggml.token_type";
+    let Some(stored) = header.integers(KEY)? else {
+        return Ok(vec![GGmlTokenType::Normal; count]);
+    };
+    if stored.len() != count {
+        return Err(malformed(
+            &header.file,
+            format!("{} entries in {KEY}", stored.len()),
+            format!("one for each of the {count} tokens"),
+        ));
+    }
+    stored
+        .into_iter()
+        .map(|kind| match kind {
+            1 => Ok(GGmlTokenType::Normal),
+            2 => Ok(GGmlTokenType::Unknown),
+            3 => Ok(GGmlTokenType::Control),
+            4 => Ok(GGmlTokenType::User),
+            5 => Ok(GGmlTokenType::Unused),
+            6 => Ok(GGmlTokenType::Byte),
+            other => Err(malformed(
+                &header.file,
+                format!("token type {other} in {KEY}"),
+                "a type from 1 to 6",
+            )),
+        })
+        .collect()
+}
+
+/// The two tokens of a merge. The first may itself begin with a space.
+fn split_merge(merge: &str) -> Option<(&str, &str)> {
+    let (at, _) = merge
+        .char_indices()
+        .skip(1)
+        .find(|&(_, letter)| letter == ' ')?;
+    let (left, right) = (&merge[..at], &merge[at + 1..]);
+    (!right.is_empty()).then_some((left, right))
+}
