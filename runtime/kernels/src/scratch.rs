@@ -1,0 +1,75 @@
+//! Buffers that are kept between calls, and writing to one slice from several tasks.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+thread_local! {
+    static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a buffer of `len` elements of arbitrary content. Each thread keeps its buffers, so that steady
+/// work allocates nothing.
+pub(crate) fn with<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut buffer = FREE.with_borrow_mut(|free| free.pop()).unwrap_or_default();
+    if buffer.len() < len {
+        // Not `resize` alone: that would copy the old content.
+        if buffer.capacity() < len {
+            buffer = Vec::new();
+        }
+        buffer.resize(len, 0.0);
+    }
+    let result = f(&mut buffer[..len]);
+    FREE.with_borrow_mut(|free| free.push(buffer));
+    result
+}
+
+/// A mutable slice that several tasks write to, each its own part.
+pub(crate) struct Parts<'a, T> {
+    pointer: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it only hands out parts, and whoever asks for one promises that nobody else has it.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self {
+            pointer: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
+    }
+
+    /// The elements in `range`.
+    ///
+    /// # Safety
+    /// No other part that overlaps `range` may be alive.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "part {range:?} of {}",
+            self.len
+        );
+        // SAFETY: within the slice as just checked, and not aliased as the caller promises.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.end - range.start)
+        }
+    }
+}
+
+/// The same memory as bytes.
+pub(crate) fn as_bytes(floats: &mut [f32]) -> &mut [u8] {
+    // SAFETY: any four bytes are a float and a float is four bytes; alignment 1 is less than 4.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len() * 4) }
+}
+
+/// The same memory as integers.
+pub(crate) fn as_ints(floats: &mut [f32]) -> &mut [i32] {
+    // SAFETY: the types have the same size and alignment, and any bits are valid in both.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
+}
