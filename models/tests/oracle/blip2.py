@@ -4,11 +4,12 @@ Seven queries; a Q-Former of three layers whose first and third look at the pict
 `modeling_opt.py` and `modeling_t5.py` of transformers for the models themselves.
 """
 
-import json
+import math
+from collections import Counter
 
 import torch
 import transformers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 import byte_level_bpe
 import media
@@ -133,7 +134,7 @@ class Blip2T5(Blip2):
 
     name = "blip2-t5-odd"
     dtype = torch.bfloat16
-    seed = 2
+    seed = 7
     rows = 311
     start, pad, end = 0, 0, 1
     decoder_only = False
@@ -149,7 +150,7 @@ class Blip2T5(Blip2):
         }  # fmt: skip
 
     def make_tokenizer(self) -> Tokenizer:
-        tok = unigram(self.rows)
+        tok = unigram(self.rows - 24)
         byte_level_bpe.write(tok, self.folder, {
             "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0, "model_max_length": 160,
             "clean_up_tokenization_spaces": False, "tokenizer_class": "T5Tokenizer",
@@ -179,17 +180,30 @@ class Blip2T5(Blip2):
         return out.logits, out.language_model_outputs.decoder_hidden_states
 
 
-def unigram(pieces: int) -> Tokenizer:
+def unigram_pieces(count: int) -> list[tuple[str, float]]:
+    """Pieces with their log probabilities: printable characters, then what is frequent in the corpus times its length.
+
+    Counted rather than trained: the training in `tokenizers` comes out differently every time.
+    """
+    words = Counter(w for line in byte_level_bpe.corpus() if line.isascii() for w in ("▁" + line.replace(" ", " ▁")).split())
+    parts = Counter()
+    for word, n in words.items():
+        for i in range(len(word)):
+            for j in range(i + 1, min(len(word), i + 8) + 1):
+                parts[word[i:j]] += n
+    letters = ["▁", *(chr(c) for c in range(33, 127))]
+    longer = sorted((p for p in parts if len(p) > 1), key=lambda p: (-parts[p] * len(p), p))
+    total = sum(parts.values())
+    return [(p, math.log((parts[p] + 0.5) / total)) for p in letters + longer[: count - len(letters)]]
+
+
+def unigram(count: int) -> Tokenizer:
     """A T5-style tokenizer: unigram pieces, `</s>` behind the text, `<pad>`, `</s>`, `<unk>` as 0, 1, 2."""
-    tok = Tokenizer(models.Unigram())
+    fixed = ["<pad>", "</s>", "<unk>"]
+    tok = Tokenizer(models.Unigram([(t, 0.0) for t in fixed] + unigram_pieces(count), unk_id=2, byte_fallback=False))
     tok.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
     tok.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    fixed = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=pieces, special_tokens=fixed, unk_token="<unk>", show_progress=False, initial_alphabet=[chr(c) for c in range(33, 127)]
-    )
-    tok.train_from_iterator((line for line in byte_level_bpe.corpus() if line.isascii()), trainer)
     tok.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     tok.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in [*fixed, "<image>"]])
-    return Tokenizer.from_str(json.dumps(json.loads(tok.to_str())))
+    return tok

@@ -18,7 +18,7 @@ MIN_MARGIN = 0.02  # logits; a smaller lead of the chosen token would make greed
 class Sample:
     """One question. `media` holds pictures, the frames of one video, or int16 sound samples."""
 
-    kind: str  # image, images, video, audio, text
+    kind: str  # image, images, video, audio, audios, text
     question: str
     media: list = field(default_factory=list)
 
@@ -79,9 +79,10 @@ def statistics(t: torch.Tensor) -> dict:
 
 def _store_media(sample: Sample, folder: Path, k: int) -> list[str]:
     """Writes the media and puts the values that a reader of the files gets back into the sample."""
-    if sample.kind == "audio":
-        names = [f"sample_{k}.wav"]
-        media.write_wav(folder / names[0], sample.media[0])
+    if sample.kind in ("audio", "audios"):
+        names = [f"sample_{k}{f'_p{i}' if len(sample.media) > 1 else ''}.wav" for i in range(len(sample.media))]
+        for samples, name in zip(sample.media, names):
+            media.write_wav(folder / name, samples)
         return names
     if len(sample.media) == 1:
         names = [f"sample_{k}.png"]
