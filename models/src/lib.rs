@@ -1,1 +1,20 @@
-//! .
+//! What a model *is*: its configuration, its burn modules, how its inputs are prepared and how
+//! its prompt is put together. One file per family; [`family`] is the registry.
+//!
+//! Running a model (loading a record, the decode loop, timing) is the business of the crate
+//! `edge-lmm`; writing records that of `edge-lmm-convert`. Both build a model with the same code,
+//! see [`weights`].
+
+pub mod decoder;
+mod error;
+pub mod family;
+pub mod layers;
+pub mod model;
+pub mod preprocess;
+pub mod prompt;
+pub mod qwen2_vl;
+pub mod record;
+pub mod rotary;
+pub mod weights;
+
+pub use error::ModelError;

@@ -1,0 +1,310 @@
+//! The decoder-only language model that most families share: Llama (Touvron et al. 2023), Qwen2
+//! and their relatives. Pre-norm layers of grouped-query attention with rotary embeddings and a
+//! gated MLP. The reference is `modeling_llama.py` / `modeling_qwen2.py` of `transformers`.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use edge_lmm_ops::{
+    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, gated, probe, stage,
+};
+
+use crate::error::ModelError;
+use crate::layers::{Embedding, Linear, RmsNorm};
+use crate::model::{LanguageModel, Position};
+use crate::rotary::{RotaryTable, inverse_frequencies};
+use crate::weights::{Part, Scope};
+
+/// How positions become angles.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RotaryKind {
+    /// One position per token.
+    Plain,
+    /// Time, height and width, each with its own share of the frequencies (M-RoPE, Wang et al.
+    /// 2024, section 2.1); the shares sum to half a head.
+    Sections([usize; 3]),
+}
+
+/// Sizes of a [`Decoder`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// How positions become angles.
+    pub rotary: RotaryKind,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the embedding table is the output head, too.
+    pub tied: bool,
+    /// Positions the model was made for.
+    pub context_length: usize,
+}
+
+impl DecoderConfig {
+    /// Checks that the sizes make a model.
+    ///
+    /// # Errors
+    /// If a size is zero or implausible, or sizes do not divide each other.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let sizes = [
+            ("hidden_size", self.hidden_size, 1 << 16),
+            ("num_hidden_layers", self.layers, 1 << 10),
+            ("num_attention_heads", self.heads, 1 << 10),
+            ("num_key_value_heads", self.kv_heads, 1 << 10),
+            ("head_dim", self.head_dim, 1 << 10),
+            ("intermediate_size", self.intermediate_size, 1 << 20),
+            ("vocab_size", self.vocabulary, 1 << 22),
+            ("max_position_embeddings", self.context_length, 1 << 24),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return Err(ModelError::config(format!(
+                    "{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(ModelError::config(format!(
+                "{} attention heads cannot share {} key-value heads evenly",
+                self.heads, self.kv_heads
+            )));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(ModelError::config(format!(
+                "head size {} is odd, rotary embeddings need pairs",
+                self.head_dim
+            )));
+        }
+        if let RotaryKind::Sections(sections) = &self.rotary
+            && sections.iter().sum::<usize>() != self.head_dim / 2
+        {
+            return Err(ModelError::config(format!(
+                "mrope_section {sections:?} sums to {}, expected half a head: {}",
+                sections.iter().sum::<usize>(),
+                self.head_dim / 2
+            )));
+        }
+        Ok(())
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+}
+
+/// The language model.
+#[derive(Module, Debug)]
+pub struct Decoder<B: KernelBackend> {
+    embedding: Embedding<B>,
+    layers: Vec<DecoderLayer<B>>,
+    norm: RmsNorm<B>,
+    head: Option<Linear<B>>,
+    #[module(skip)]
+    config: DecoderConfig,
+}
+
+/// Names of a decoder's modules in the checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct DecoderNames {
+    /// What holds `embed_tokens`, `layers` and `norm`.
+    pub model: &'static str,
+    /// The output head.
+    pub head: &'static str,
+}
+
+impl<B: KernelBackend> Decoder<B> {
+    /// Declares the weights under `text` of the record.
+    ///
+    /// # Errors
+    /// If the configuration makes no model or a weight is missing.
+    pub fn init(
+        config: DecoderConfig,
+        names: DecoderNames,
+        root: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        config.check()?;
+        let scope = root.part(Part::Text).child("text", "");
+        let model = scope.child("", names.model);
+        let hidden = config.hidden_size;
+        let embedding = model.embedding("embedding", "embed_tokens", config.vocabulary, hidden)?;
+        let layers = (0..config.layers)
+            .map(|i| {
+                let path = format!("layers.{i}");
+                DecoderLayer::init(&config, &model.child(&path, &path))
+            })
+            .collect::<Result<_, _>>()?;
+        let norm = model.rms_norm("norm", "norm", hidden, config.rms_norm_eps);
+        let head = (!config.tied)
+            .then(|| scope.linear("head", &[(names.head, config.vocabulary)], hidden, false))
+            .transpose()?;
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head,
+            config,
+        })
+    }
+
+    fn rotary_table(&self, positions: &[Position], device: &B::Device) -> RotaryTable<B> {
+        let frequencies = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
+        let axes: Vec<usize> = match &self.config.rotary {
+            RotaryKind::Plain => vec![0; frequencies.len()],
+            RotaryKind::Sections(sections) => sections
+                .iter()
+                .enumerate()
+                .flat_map(|(axis, &count)| std::iter::repeat_n(axis, count))
+                .collect(),
+        };
+        let angle = |token: usize, i: usize| {
+            let position: Position = positions[token];
+            position[axes[i]] as f32 * frequencies[i]
+        };
+        RotaryTable::new(positions.len(), frequencies.len(), 1.0, angle, device)
+    }
+}
+
+impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
+    fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    fn context_length(&self) -> usize {
+        self.config.context_length
+    }
+
+    fn cache_shape(&self, capacity: usize) -> CacheShape {
+        CacheShape {
+            layers: self.config.layers,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            capacity,
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
+        self.embedding.forward(ids)
+    }
+
+    fn forward(
+        &self,
+        embeddings: Tensor<B, 2>,
+        positions: &[Position],
+        cache: &mut B::KvCache,
+    ) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let table = self.rotary_table(positions, &embeddings.device());
+        let mut x = embeddings;
+        capture_last(&x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let _layer = stage::scope(format_args!("layers.{i}"));
+            x = layer.forward(x, &table, cache, i, self.config.heads());
+            if i + 1 < self.layers.len() {
+                capture_last(&x);
+            }
+        }
+        cache.advance(positions.len());
+        let last = positions.len() - 1;
+        let hidden = self.norm.forward(x.narrow(0, last, 1));
+        probe::capture("lm_hidden_last", &hidden);
+        hidden
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _head = stage::scope(format_args!("text"));
+        let _stage = stage::module("head");
+        match &self.head {
+            Some(head) => head.forward(hidden),
+            None => self.embedding.as_linear(hidden),
+        }
+    }
+}
+
+fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
+    if probe::active() {
+        let last = x.dims()[0] - 1;
+        probe::capture("lm_hidden_last", &x.clone().narrow(0, last, 1));
+    }
+}
+
+#[derive(Module, Debug)]
+struct DecoderLayer<B: KernelBackend> {
+    attention_norm: RmsNorm<B>,
+    qkv: Linear<B>,
+    out: Linear<B>,
+    mlp_norm: RmsNorm<B>,
+    gate_up: Linear<B>,
+    down: Linear<B>,
+}
+
+impl<B: KernelBackend> DecoderLayer<B> {
+    fn init(config: &DecoderConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let (hidden, ffn, eps) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.rms_norm_eps,
+        );
+        let width = config.heads * config.head_dim;
+        let kv_width = config.kv_heads * config.head_dim;
+        let attention = scope.child("", "self_attn");
+        let mlp = scope.child("", "mlp");
+        Ok(Self {
+            attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
+            qkv: attention.linear(
+                "qkv",
+                &[("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)],
+                hidden,
+                config.qkv_bias,
+            )?,
+            out: attention.linear("out", &[("o_proj", hidden)], width, false)?,
+            mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
+            gate_up: mlp.linear("gate_up", &[("gate_proj", ffn), ("up_proj", ffn)], hidden, false)?,
+            down: mlp.linear("down", &[("down_proj", hidden)], ffn, false)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        table: &RotaryTable<B>,
+        cache: &mut B::KvCache,
+        layer: usize,
+        heads: Heads,
+    ) -> Tensor<B, 2> {
+        let x = {
+            let _stage = stage::module("attention");
+            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let qkv = table.rotate(qkv, 0, heads.heads + heads.kv_heads, heads.head_dim);
+            let scale = (heads.head_dim as f32).powf(-0.5);
+            let attended = cached_attention::<B>(qkv, heads, cache, layer, scale);
+            self.out.forward_residual(attended, x)
+        };
+        let _stage = stage::module("mlp");
+        let gate_up = self.gate_up.forward(self.mlp_norm.forward(x.clone()));
+        self.down
+            .forward_residual(gated(gate_up, Activation::Silu), x)
+    }
+}

@@ -1,0 +1,54 @@
+//! What can be wrong with a model, a prompt or its media.
+
+use edge_lmm_ops::CacheError;
+
+use crate::preprocess::PreprocessError;
+
+/// Why a model cannot be built or cannot take a prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The configuration does not describe a model that can be run.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// No family of that name.
+    #[error("no model family {found:?}; supported: {supported}")]
+    UnknownFamily {
+        /// What the checkpoint or record says.
+        found: String,
+        /// What there is.
+        supported: String,
+    },
+    /// The record lacks a weight that the model needs.
+    #[error("the record has no weight {0:?}: it is incomplete or was written by another version")]
+    MissingWeight(String),
+    /// The tokenizer cannot be used.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template cannot be rendered.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// A picture, video or sound cannot be taken.
+    #[error(transparent)]
+    Preprocess(#[from] PreprocessError),
+    /// The model has no input of that kind.
+    #[error("{family} takes no {kind}")]
+    Unsupported {
+        /// The model's family.
+        family: &'static str,
+        /// What was given.
+        kind: &'static str,
+    },
+    /// The prompt cannot be put together.
+    #[error("prompt: {0}")]
+    Prompt(String),
+    /// No memory for the key-value cache.
+    #[error("key-value cache: {0}")]
+    Cache(#[from] CacheError),
+}
+
+impl ModelError {
+    /// A configuration error.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self::Config(message.into())
+    }
+}

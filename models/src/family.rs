@@ -1,0 +1,103 @@
+//! The registry of families: a new one is its file and one line here.
+
+use burn_store::{BurnpackError, BurnpackStore, ModuleSnapshot};
+use edge_lmm_ops::KernelBackend;
+use serde_json::Value;
+
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::qwen2_vl;
+use crate::weights::Weights;
+
+/// A model's configuration files, as they lie in the checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ModelFiles {
+    /// `config.json`
+    pub config: Value,
+    /// `preprocessor_config.json`
+    #[serde(default)]
+    pub preprocessor: Option<Value>,
+    /// `generation_config.json`
+    #[serde(default)]
+    pub generation: Option<Value>,
+}
+
+/// What is known of a family without building a model.
+#[derive(Debug, Clone, Copy)]
+pub struct FamilyInfo {
+    /// `model_type` of the checkpoint's `config.json`.
+    pub model_type: &'static str,
+    /// Name for people.
+    pub title: &'static str,
+}
+
+macro_rules! families {
+    ($($module:ident :: $model:ident),* $(,)?) => {
+        /// All families.
+        pub const FAMILIES: &[FamilyInfo] = &[$($module::INFO),*];
+
+        /// Builds the model that `files` describe, its weights declared but not loaded.
+        ///
+        /// # Errors
+        /// If the family is unknown, its configuration makes no model, or `weights` cannot say
+        /// how a weight is stored.
+        pub fn build<B: KernelBackend>(
+            files: &ModelFiles,
+            weights: &Weights<'_, B>,
+        ) -> Result<Box<dyn BuiltModel<B>>, ModelError> {
+            match model_type(files)? {
+                $(t if t == $module::INFO.model_type => {
+                    Ok(Box::new($module::$model::<B>::init(files, weights)?))
+                })*
+                other => Err(unknown(other)),
+            }
+        }
+    };
+}
+
+families![qwen2_vl::Qwen2Vl];
+
+/// A model whose weights can be filled from a record.
+pub trait BuiltModel<B: KernelBackend>: Model<B> {
+    /// Fills the weights; those of a mapped store are borrowed, not copied.
+    ///
+    /// # Errors
+    /// What the store finds missing or unfit.
+    fn load(&mut self, store: &mut BurnpackStore) -> Result<(), BurnpackError>;
+}
+
+impl<B: KernelBackend, M: Model<B> + ModuleSnapshot<B>> BuiltModel<B> for M {
+    fn load(&mut self, store: &mut BurnpackStore) -> Result<(), BurnpackError> {
+        self.load_from(store).map(|_| ())
+    }
+}
+
+fn model_type(files: &ModelFiles) -> Result<&str, ModelError> {
+    files
+        .config
+        .get("model_type")
+        .and_then(Value::as_str)
+        .ok_or_else(|| {
+            ModelError::config("config.json has no \"model_type\"; it names the model's family")
+        })
+}
+
+fn unknown(found: &str) -> ModelError {
+    let supported: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    ModelError::UnknownFamily {
+        found: found.to_owned(),
+        supported: supported.join(", "),
+    }
+}
+
+/// The family that `files` describe.
+///
+/// # Errors
+/// If it is unknown.
+pub fn info(files: &ModelFiles) -> Result<&'static FamilyInfo, ModelError> {
+    let found = model_type(files)?;
+    FAMILIES
+        .iter()
+        .find(|family| family.model_type == found)
+        .ok_or_else(|| unknown(found))
+}

@@ -1,0 +1,124 @@
+//! Layers that the families share, over packed weights.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor};
+use edge_lmm_ops::{Activation, KernelBackend, MatrixShape, gather_rows, layer_norm, linear, rms_norm};
+
+/// `activation(x Wᵀ + b)` with a packed weight.
+#[derive(Module, Debug)]
+pub struct Linear<B: KernelBackend> {
+    weight: Param<Tensor<B, 1, Int>>,
+    bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    shape: MatrixShape,
+}
+
+impl<B: KernelBackend> Linear<B> {
+    /// A layer over the bytes of a packed matrix.
+    pub fn new(
+        weight: Param<Tensor<B, 1, Int>>,
+        bias: Option<Param<Tensor<B, 1>>>,
+        shape: MatrixShape,
+    ) -> Self {
+        Self {
+            weight,
+            bias,
+            shape,
+        }
+    }
+
+    /// # Shapes
+    /// - input: `[tokens, inputs]`, output: `[tokens, outputs]`
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.apply(x, Activation::None, None)
+    }
+
+    /// As [`Self::forward`], followed by an activation.
+    pub fn forward_activated(&self, x: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
+        self.apply(x, activation, None)
+    }
+
+    /// As [`Self::forward`], added to `residual` (in place when it is not shared).
+    pub fn forward_residual(&self, x: Tensor<B, 2>, residual: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.apply(x, Activation::None, Some(residual))
+    }
+
+    fn apply(
+        &self,
+        x: Tensor<B, 2>,
+        activation: Activation,
+        residual: Option<Tensor<B, 2>>,
+    ) -> Tensor<B, 2> {
+        let bias = self.bias.as_ref().map(Param::val);
+        linear(x, self.weight.val(), self.shape, bias, activation, residual)
+    }
+}
+
+/// A table of embeddings, packed like the linear layer that it may also be (tied heads).
+#[derive(Module, Debug)]
+pub struct Embedding<B: KernelBackend> {
+    weight: Param<Tensor<B, 1, Int>>,
+    #[module(skip)]
+    shape: MatrixShape,
+}
+
+impl<B: KernelBackend> Embedding<B> {
+    /// A table over the bytes of a packed matrix.
+    pub fn new(weight: Param<Tensor<B, 1, Int>>, shape: MatrixShape) -> Self {
+        Self { weight, shape }
+    }
+
+    /// Rows `ids`: `[ids.len(), width]`.
+    ///
+    /// # Panics
+    /// If an id is not in the table.
+    pub fn forward(&self, ids: &[u32]) -> Tensor<B, 2> {
+        gather_rows(self.weight.val(), self.shape, ids)
+    }
+
+    /// The product with the table as the weight of a linear layer.
+    pub fn as_linear(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        linear(x, self.weight.val(), self.shape, None, Activation::None, None)
+    }
+}
+
+/// Root mean square norm (Zhang & Sennrich 2019).
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: KernelBackend> {
+    gamma: Param<Tensor<B, 1>>,
+    #[module(skip)]
+    eps: f64,
+}
+
+impl<B: KernelBackend> RmsNorm<B> {
+    /// A norm with the given scale.
+    pub fn new(gamma: Param<Tensor<B, 1>>, eps: f64) -> Self {
+        Self { gamma, eps }
+    }
+
+    /// Normalises every row.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        rms_norm(x, self.gamma.val(), self.eps as f32)
+    }
+}
+
+/// Layer norm (Ba et al. 2016).
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: KernelBackend> {
+    gamma: Param<Tensor<B, 1>>,
+    beta: Param<Tensor<B, 1>>,
+    #[module(skip)]
+    eps: f64,
+}
+
+impl<B: KernelBackend> LayerNorm<B> {
+    /// A norm with the given scale and shift.
+    pub fn new(gamma: Param<Tensor<B, 1>>, beta: Param<Tensor<B, 1>>, eps: f64) -> Self {
+        Self { gamma, beta, eps }
+    }
+
+    /// Normalises every row.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        layer_norm(x, self.gamma.val(), self.beta.val(), self.eps as f32)
+    }
+}

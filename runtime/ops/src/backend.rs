@@ -1,0 +1,160 @@
+//! The trait that a device implements to run the models.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::activation::Activation;
+
+/// Columns `column..` of a `[tokens, width]` tensor: one part of a fused projection.
+pub struct Part<'a, B: Backend> {
+    /// The whole tensor.
+    pub tensor: &'a FloatTensor<B>,
+    /// First column of the part.
+    pub column: usize,
+}
+
+/// The size of a key-value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Key-value heads of a layer.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Positions that fit.
+    pub capacity: usize,
+}
+
+impl CacheShape {
+    /// Bytes of the keys and values, in f32.
+    pub fn bytes(&self) -> usize {
+        let elements = self.layers * self.kv_heads * self.head_dim * self.capacity;
+        2 * size_of::<f32>() * elements
+    }
+}
+
+/// Why a key-value cache could not be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheError(pub String);
+
+impl std::fmt::Display for CacheError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CacheError {}
+
+/// Keys and values of past positions, allocated once and filled in place.
+pub trait KvStore {
+    /// Positions held.
+    fn len(&self) -> usize;
+    /// Whether nothing is held.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Positions that fit.
+    fn capacity(&self) -> usize;
+    /// Bytes allocated.
+    fn bytes(&self) -> usize;
+    /// Makes the `tokens` positions that every layer has just appended part of the past.
+    fn advance(&mut self, tokens: usize);
+    /// Forgets every position from `len` on.
+    fn truncate(&mut self, len: usize);
+}
+
+/// A burn backend with the operations that the models run on.
+///
+/// All float tensors are f32 and row-major; a packed weight is an integer tensor that holds the
+/// exact bytes the device's kernels read (see [`MatrixShape`]). Lengths that do not fit together
+/// are programming errors and panic: whatever comes from a file is checked when it is loaded.
+pub trait KernelBackend: Backend {
+    /// The key-value cache of this device.
+    type KvCache: KvStore + Send;
+
+    /// `activation(x Wᵀ + bias) + residual` with packed `W` (`[rows, cols]`).
+    ///
+    /// # Shapes
+    /// - x: `[tokens, cols]`, bias: `[rows]`, residual and result: `[tokens, rows]`
+    fn packed_linear(
+        x: &FloatTensor<Self>,
+        weight: &IntTensor<Self>,
+        shape: MatrixShape,
+        bias: Option<&FloatTensor<Self>>,
+        activation: Activation,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self>;
+
+    /// Rows `ids` of a packed matrix, dequantized: `[ids.len(), cols]`.
+    fn gather_rows(
+        weight: &IntTensor<Self>,
+        shape: MatrixShape,
+        ids: &[u32],
+        device: &Self::Device,
+    ) -> FloatTensor<Self>;
+
+    /// Root mean square norm of every row (Zhang & Sennrich 2019, eq. 4).
+    fn fused_rms_norm(x: &FloatTensor<Self>, gamma: &FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;
+
+    /// Layer norm of every row (Ba et al. 2016).
+    fn fused_layer_norm(
+        x: &FloatTensor<Self>,
+        gamma: &FloatTensor<Self>,
+        beta: &FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self>;
+
+    /// `activation(gate) * up` for rows `gate | up`: `[tokens, 2 width]` to `[tokens, width]`.
+    fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+
+    /// Rotates `heads` heads from column `column` on, in place: rotate-half convention, the
+    /// first `2 * cos_width` elements of each head.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, width]`, cos and sin: `[tokens, rotary_dim / 2]`
+    fn rope(
+        x: FloatTensor<Self>,
+        column: usize,
+        heads: usize,
+        head_dim: usize,
+        cos: &FloatTensor<Self>,
+        sin: &FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// Softmax attention; no matrix of queries by keys is ever held
+    /// (Dao et al. 2022, algorithm 1).
+    ///
+    /// # Shapes
+    /// - q: `[q_len, ≥ heads * head_dim]`, k and v: `[kv_len, ≥ kv_heads * head_dim]`,
+    ///   bias: `[heads, q_len, kv_len]`, result: `[q_len, heads * head_dim]`
+    fn fused_attention(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        v: Part<'_, Self>,
+        heads: Heads,
+        mask: Mask<'_>,
+        bias: Option<&FloatTensor<Self>>,
+        scale: f32,
+    ) -> FloatTensor<Self>;
+
+    /// An empty cache with all its memory.
+    ///
+    /// # Errors
+    /// If the memory cannot be had.
+    fn kv_cache(shape: CacheShape, device: &Self::Device) -> Result<Self::KvCache, CacheError>;
+
+    /// Appends keys and values of the new tokens to `layer` of the cache, then lets every new
+    /// token attend to all positions up to its own.
+    ///
+    /// # Shapes
+    /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
+    fn cached_attention(
+        qkv: &FloatTensor<Self>,
+        heads: Heads,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        scale: f32,
+    ) -> FloatTensor<Self>;
+}

@@ -1,0 +1,145 @@
+//! The operations of [`KernelBackend`] on typed tensors, as the models call them.
+
+use burn::tensor::{Int, Tensor, TensorPrimitive};
+use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::activation::Activation;
+
+use crate::backend::{KernelBackend, Part};
+
+fn float<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
+    tensor.into_primitive().tensor()
+}
+
+fn tensor<B: KernelBackend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 2> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// Columns `column..` of a tensor: one part of a fused projection.
+#[derive(Clone)]
+pub struct Columns<B: KernelBackend> {
+    /// `[tokens, width]`
+    pub tensor: Tensor<B, 2>,
+    /// First column of the part.
+    pub column: usize,
+}
+
+impl<B: KernelBackend> From<Tensor<B, 2>> for Columns<B> {
+    fn from(tensor: Tensor<B, 2>) -> Self {
+        Self { tensor, column: 0 }
+    }
+}
+
+/// See [`KernelBackend::packed_linear`].
+pub fn linear<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1, Int>,
+    shape: MatrixShape,
+    bias: Option<Tensor<B, 1>>,
+    activation: Activation,
+    residual: Option<Tensor<B, 2>>,
+) -> Tensor<B, 2> {
+    tensor(B::packed_linear(
+        &float(x),
+        &weight.into_primitive(),
+        shape,
+        bias.map(float).as_ref(),
+        activation,
+        residual.map(float),
+    ))
+}
+
+/// See [`KernelBackend::gather_rows`].
+pub fn gather_rows<B: KernelBackend>(
+    weight: Tensor<B, 1, Int>,
+    shape: MatrixShape,
+    ids: &[u32],
+) -> Tensor<B, 2> {
+    let device = weight.device();
+    tensor(B::gather_rows(
+        &weight.into_primitive(),
+        shape,
+        ids,
+        &device,
+    ))
+}
+
+/// See [`KernelBackend::fused_rms_norm`].
+pub fn rms_norm<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    gamma: Tensor<B, 1>,
+    eps: f32,
+) -> Tensor<B, 2> {
+    tensor(B::fused_rms_norm(&float(x), &float(gamma), eps))
+}
+
+/// See [`KernelBackend::fused_layer_norm`].
+pub fn layer_norm<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    gamma: Tensor<B, 1>,
+    beta: Tensor<B, 1>,
+    eps: f32,
+) -> Tensor<B, 2> {
+    tensor(B::fused_layer_norm(&float(x), &float(gamma), &float(beta), eps))
+}
+
+/// See [`KernelBackend::gated`].
+pub fn gated<B: KernelBackend>(gate_up: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
+    tensor(B::gated(&float(gate_up), activation))
+}
+
+/// See [`KernelBackend::rope`].
+pub fn rope<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    column: usize,
+    heads: usize,
+    head_dim: usize,
+    cos: &Tensor<B, 2>,
+    sin: &Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    tensor(B::rope(
+        float(x),
+        column,
+        heads,
+        head_dim,
+        &float(cos.clone()),
+        &float(sin.clone()),
+    ))
+}
+
+/// See [`KernelBackend::fused_attention`].
+pub fn attention<B: KernelBackend>(
+    q: impl Into<Columns<B>>,
+    k: impl Into<Columns<B>>,
+    v: impl Into<Columns<B>>,
+    heads: Heads,
+    mask: Mask<'_>,
+    bias: Option<Tensor<B, 3>>,
+    scale: f32,
+) -> Tensor<B, 2> {
+    let [(q, q_column), (k, k_column), (v, v_column)] = [q.into(), k.into(), v.into()]
+        .map(|part| (float(part.tensor), part.column));
+    fn part<B: KernelBackend>(tensor: &B::FloatTensorPrimitive, column: usize) -> Part<'_, B> {
+        Part { tensor, column }
+    }
+    tensor(B::fused_attention(
+        part(&q, q_column),
+        part(&k, k_column),
+        part(&v, v_column),
+        heads,
+        mask,
+        bias.map(float).as_ref(),
+        scale,
+    ))
+}
+
+/// See [`KernelBackend::cached_attention`].
+pub fn cached_attention<B: KernelBackend>(
+    qkv: Tensor<B, 2>,
+    heads: Heads,
+    cache: &mut B::KvCache,
+    layer: usize,
+    scale: f32,
+) -> Tensor<B, 2> {
+    tensor(B::cached_attention(&float(qkv), heads, cache, layer, scale))
+}

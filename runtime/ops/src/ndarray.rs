@@ -1,0 +1,284 @@
+//! The CPU: [`NdArray`] tensors, computed by the SIMD kernels.
+//!
+//! burn-ndarray gives the storage (including weights borrowed from a mapped record); every
+//! operation here reads its operands in place and writes one new buffer.
+
+use std::borrow::Cow;
+
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{TensorData, TensorMetadata};
+use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
+use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows};
+use edge_lmm_kernels::format::{Matrix, MatrixShape};
+use edge_lmm_kernels::linear::{self, Epilogue};
+use edge_lmm_kernels::activation::{self, Activation};
+use edge_lmm_kernels::{norm, pool, rope};
+
+use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Part};
+
+type Cpu = NdArray<f32, i64, i8>;
+
+/// The elements of a float tensor, in place when they are contiguous.
+fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
+    let NdArrayTensor::F32(storage) = tensor else {
+        panic!("activations are f32, found {:?}", tensor.dtype());
+    };
+    let view = storage.view();
+    match view.to_slice() {
+        Some(slice) => Cow::Borrowed(slice),
+        None => Cow::Owned(view.iter().copied().collect()),
+    }
+}
+
+/// The bytes of a packed weight, in place.
+fn bytes(tensor: &NdArrayTensor) -> Cow<'_, [u8]> {
+    let NdArrayTensor::U8(storage) = tensor else {
+        panic!("packed weights are u8, found {:?}", tensor.dtype());
+    };
+    let view = storage.view();
+    match view.to_slice() {
+        Some(slice) => Cow::Borrowed(slice),
+        None => Cow::Owned(view.iter().copied().collect()),
+    }
+}
+
+fn matrix<'a>(shape: MatrixShape, bytes: &'a [u8]) -> Matrix<'a> {
+    Matrix::new(shape, bytes).expect("the length of a packed weight is checked when it is loaded")
+}
+
+fn tensor(values: Vec<f32>, shape: [usize; 2]) -> NdArrayTensor {
+    NdArrayTensor::from_data(TensorData::new(values, shape))
+}
+
+/// Changes the elements of `tensor`: in place when nobody else holds it.
+fn update(tensor: NdArrayTensor, change: impl FnOnce(&mut [f32])) -> NdArrayTensor {
+    let shape = size(&tensor);
+    let NdArrayTensor::F32(storage) = tensor else {
+        panic!("activations are f32, found {:?}", tensor.dtype());
+    };
+    let mut array = storage.into_shared();
+    match array.as_slice_mut() {
+        Some(slice) => {
+            change(slice);
+            NdArrayTensor::from(array)
+        }
+        None => {
+            let mut values: Vec<f32> = array.iter().copied().collect();
+            change(&mut values);
+            self::tensor(values, shape)
+        }
+    }
+}
+
+/// Rows and columns of a matrix.
+fn size(tensor: &NdArrayTensor) -> [usize; 2] {
+    let shape = tensor.shape();
+    [shape[0], shape[1]]
+}
+
+fn rows<'a>(values: &'a [f32], stride: usize, column: usize) -> Rows<'a> {
+    Rows {
+        data: &values[column.min(values.len())..],
+        stride,
+    }
+}
+
+impl KvStore for KvCache {
+    fn len(&self) -> usize {
+        KvCache::len(self)
+    }
+
+    fn capacity(&self) -> usize {
+        KvCache::capacity(self)
+    }
+
+    fn bytes(&self) -> usize {
+        KvCache::bytes(self)
+    }
+
+    fn advance(&mut self, tokens: usize) {
+        KvCache::advance(self, tokens);
+    }
+
+    fn truncate(&mut self, len: usize) {
+        KvCache::truncate(self, len);
+    }
+}
+
+impl KernelBackend for Cpu {
+    type KvCache = KvCache;
+
+    fn packed_linear(
+        x: &FloatTensor<Self>,
+        weight: &IntTensor<Self>,
+        shape: MatrixShape,
+        bias: Option<&FloatTensor<Self>>,
+        activation: Activation,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let [tokens, _] = size(x);
+        let (x, packed, bias) = (floats(x), bytes(weight), bias.map(floats));
+        let weight = matrix(shape, &packed);
+        let epilogue = Epilogue {
+            bias: bias.as_deref(),
+            activation,
+            accumulate: residual.is_some(),
+        };
+        let run = |out: &mut [f32]| linear::linear(&pool::global(), &weight, &x, &epilogue, out);
+        match residual {
+            Some(residual) => update(residual, run),
+            None => {
+                let mut out = vec![0.0; tokens * shape.rows];
+                run(&mut out);
+                tensor(out, [tokens, shape.rows])
+            }
+        }
+    }
+
+    fn gather_rows(
+        weight: &IntTensor<Self>,
+        shape: MatrixShape,
+        ids: &[u32],
+        _device: &NdArrayDevice,
+    ) -> FloatTensor<Self> {
+        let packed = bytes(weight);
+        let weight = matrix(shape, &packed);
+        let mut out = vec![0.0; ids.len() * shape.cols];
+        for (row, &id) in out.chunks_exact_mut(shape.cols).zip(ids) {
+            weight.row_into(id as usize, row);
+        }
+        tensor(out, [ids.len(), shape.cols])
+    }
+
+    fn fused_rms_norm(x: &FloatTensor<Self>, gamma: &FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        let shape = size(x);
+        let mut out = vec![0.0; shape[0] * shape[1]];
+        norm::rms_norm(&pool::global(), &floats(x), &floats(gamma), eps, &mut out);
+        tensor(out, shape)
+    }
+
+    fn fused_layer_norm(
+        x: &FloatTensor<Self>,
+        gamma: &FloatTensor<Self>,
+        beta: &FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        let shape = size(x);
+        let mut out = vec![0.0; shape[0] * shape[1]];
+        norm::layer_norm(
+            &pool::global(),
+            &floats(x),
+            &floats(gamma),
+            &floats(beta),
+            eps,
+            &mut out,
+        );
+        tensor(out, shape)
+    }
+
+    fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let [tokens, width] = size(gate_up);
+        let mut out = vec![0.0; tokens * width / 2];
+        activation::gated(
+            &pool::global(),
+            &floats(gate_up),
+            width / 2,
+            activation,
+            &mut out,
+        );
+        tensor(out, [tokens, width / 2])
+    }
+
+    fn rope(
+        x: FloatTensor<Self>,
+        column: usize,
+        heads: usize,
+        head_dim: usize,
+        cos: &FloatTensor<Self>,
+        sin: &FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [_, stride] = size(&x);
+        let [_, half] = size(cos);
+        update(x, |values| {
+            rope::rope(
+                &pool::global(),
+                &mut values[column..],
+                stride,
+                heads,
+                head_dim,
+                2 * half,
+                &floats(cos),
+                &floats(sin),
+            );
+        })
+    }
+
+    fn fused_attention(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        v: Part<'_, Self>,
+        heads: Heads,
+        mask: Mask<'_>,
+        bias: Option<&FloatTensor<Self>>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let ([q_len, q_stride], [kv_len, k_stride]) = (size(q.tensor), size(k.tensor));
+        let [_, v_stride] = size(v.tensor);
+        let (q_values, k_values, v_values) =
+            (floats(q.tensor), floats(k.tensor), floats(v.tensor));
+        let bias = bias.map(floats);
+        let width = heads.heads * heads.head_dim;
+        let mut out = vec![0.0; q_len * width];
+        attention::attention(
+            &pool::global(),
+            heads,
+            rows(&q_values, q_stride, q.column),
+            q_len,
+            rows(&k_values, k_stride, k.column),
+            rows(&v_values, v_stride, v.column),
+            kv_len,
+            mask,
+            bias.as_deref(),
+            scale,
+            &mut out,
+        );
+        tensor(out, [q_len, width])
+    }
+
+    fn kv_cache(shape: CacheShape, _device: &NdArrayDevice) -> Result<KvCache, CacheError> {
+        KvCache::new(shape.layers, shape.kv_heads, shape.head_dim, shape.capacity)
+            .map_err(|error| CacheError(error.to_string()))
+    }
+
+    fn cached_attention(
+        qkv: &FloatTensor<Self>,
+        heads: Heads,
+        cache: &mut KvCache,
+        layer: usize,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let [tokens, stride] = size(qkv);
+        let values = floats(qkv);
+        let width = heads.heads * heads.head_dim;
+        let kv_width = heads.kv_heads * heads.head_dim;
+        cache.append(
+            layer,
+            rows(&values, stride, width),
+            rows(&values, stride, width + kv_width),
+            tokens,
+        );
+        let mut out = vec![0.0; tokens * width];
+        attention::cached_attention(
+            &pool::global(),
+            heads,
+            rows(&values, stride, 0),
+            tokens,
+            cache,
+            layer,
+            cache.len() + tokens,
+            scale,
+            &mut out,
+        );
+        tensor(out, [tokens, width])
+    }
+}

@@ -1,0 +1,154 @@
+//! The operations of [`KernelBackend`](crate::KernelBackend) in plain burn operations: slow,
+//! obvious, for any backend. What the fast ones are compared with.
+
+use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::activation::Activation;
+
+/// Elementwise activation.
+pub fn activate<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    activation: Activation,
+) -> Tensor<B, D> {
+    match activation {
+        Activation::None => x,
+        Activation::Relu => relu(x),
+        Activation::Gelu => gelu(x),
+        Activation::GeluTanh => {
+            let inner = (x.clone() + x.clone().powi_scalar(3) * 0.044_715)
+                * (2.0 / std::f64::consts::PI).sqrt();
+            x * (inner.tanh() + 1.0) * 0.5
+        }
+        Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
+        Activation::Silu => silu(x),
+    }
+}
+
+/// `activation(x Wᵀ + bias) + residual` with a dense weight `[rows, cols]`.
+pub fn linear<B: Backend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    activation: Activation,
+    residual: Option<Tensor<B, 2>>,
+) -> Tensor<B, 2> {
+    let mut out = x.matmul(weight.transpose());
+    if let Some(bias) = bias {
+        out = out + bias.unsqueeze();
+    }
+    out = activate(out, activation);
+    match residual {
+        Some(residual) => residual + out,
+        None => out,
+    }
+}
+
+/// Root mean square norm of every row.
+pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, eps: f32) -> Tensor<B, 2> {
+    let mean_square = x.clone().powi_scalar(2).mean_dim(1);
+    x / (mean_square + eps).sqrt() * gamma.unsqueeze()
+}
+
+/// Layer norm of every row.
+pub fn layer_norm<B: Backend>(
+    x: Tensor<B, 2>,
+    gamma: Tensor<B, 1>,
+    beta: Tensor<B, 1>,
+    eps: f32,
+) -> Tensor<B, 2> {
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().powi_scalar(2).mean_dim(1);
+    centred / (variance + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
+}
+
+/// `activation(gate) * up` for rows `gate | up`.
+pub fn gated<B: Backend>(gate_up: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
+    let width = gate_up.dims()[1] / 2;
+    let gate = gate_up.clone().narrow(1, 0, width);
+    activate(gate, activation) * gate_up.narrow(1, width, width)
+}
+
+/// Rotate-half rotary embedding of `[tokens, heads * head_dim]`.
+pub fn rope<B: Backend>(
+    x: Tensor<B, 2>,
+    heads: usize,
+    head_dim: usize,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let [tokens, _] = x.dims();
+    let half = cos.dims()[1];
+    let x = x.reshape([tokens, heads, head_dim]);
+    let (cos, sin) = (cos.unsqueeze_dim::<3>(1), sin.unsqueeze_dim::<3>(1));
+    let first = x.clone().narrow(2, 0, half);
+    let second = x.clone().narrow(2, half, half);
+    let mut parts = vec![
+        first.clone() * cos.clone() - second.clone() * sin.clone(),
+        second * cos + first * sin,
+    ];
+    if head_dim > 2 * half {
+        parts.push(x.narrow(2, 2 * half, head_dim - 2 * half));
+    }
+    Tensor::cat(parts, 2).reshape([tokens, heads * head_dim])
+}
+
+/// Whether query `i` of `q_len` may see key `j` of `kv_len`.
+fn visible(mask: &Mask<'_>, i: usize, j: usize, q_len: usize, kv_len: usize) -> bool {
+    match mask {
+        Mask::Full => true,
+        Mask::Causal => j <= kv_len - q_len + i,
+        Mask::Segments(ends) => ends
+            .windows(2)
+            .any(|w| (w[0]..w[1]).contains(&i) && (w[0]..w[1]).contains(&j)),
+    }
+}
+
+/// Softmax attention with the whole score matrix in memory.
+pub fn attention<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    heads: Heads,
+    mask: Mask<'_>,
+    bias: Option<Tensor<B, 3>>,
+    scale: f32,
+) -> Tensor<B, 2> {
+    let ([q_len, _], [kv_len, _]) = (q.dims(), k.dims());
+    let device = q.device();
+    let split = |x: Tensor<B, 2>, len: usize, count: usize| {
+        x.reshape([len, count, heads.head_dim])
+            .swap_dims(0, 1)
+            .repeat_dim(0, 1)
+    };
+    // Grouped queries: every key-value head serves heads / kv_heads query heads in a row.
+    let spread = |x: Tensor<B, 3>| {
+        let group = heads.heads / heads.kv_heads;
+        x.unsqueeze_dim::<4>(1)
+            .repeat_dim(1, group)
+            .reshape([heads.heads, kv_len, heads.head_dim])
+    };
+    let q = split(q, q_len, heads.heads);
+    let k = spread(split(k, kv_len, heads.kv_heads));
+    let v = spread(split(v, kv_len, heads.kv_heads));
+    let mut scores = q.matmul(k.swap_dims(1, 2)) * scale;
+    if let Some(bias) = bias {
+        scores = scores + bias;
+    }
+    let hidden: Vec<f32> = (0..q_len)
+        .flat_map(|i| (0..kv_len).map(move |j| (i, j)))
+        .map(|(i, j)| {
+            if visible(&mask, i, j, q_len, kv_len) {
+                0.0
+            } else {
+                f32::NEG_INFINITY
+            }
+        })
+        .collect();
+    let hidden = Tensor::<B, 2>::from_data(TensorData::new(hidden, [q_len, kv_len]), &device);
+    softmax(scores + hidden.unsqueeze(), 2)
+        .matmul(v)
+        .swap_dims(0, 1)
+        .reshape([q_len, heads.heads * heads.head_dim])
+}

@@ -1,0 +1,181 @@
+//! The CPU operations against their plain burn twins, on random shapes.
+
+use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use burn_ndarray::NdArray;
+use edge_lmm_kernels::pack::pack_rows;
+use edge_lmm_ops::{
+    Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore as _, Mask, MatrixShape,
+    attention, cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
+};
+use proptest::prelude::*;
+
+type B = NdArray<f32, i64, i8>;
+
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::None,
+    Activation::Relu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Silu,
+];
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Default::default())
+}
+
+fn pack(weight: &Tensor<B, 2>, format: Format) -> (Tensor<B, 1, Int>, MatrixShape) {
+    let [rows, cols] = weight.dims();
+    let shape = MatrixShape { format, rows, cols };
+    let mut bytes = Vec::new();
+    pack_rows(shape, &weight.to_data().to_vec::<f32>().unwrap(), &mut bytes).unwrap();
+    let len = bytes.len();
+    let data = TensorData::new(bytes, [len]);
+    let dtype = data.dtype;
+    let device = Default::default();
+    (Tensor::from_data(data, (&device, dtype)), shape)
+}
+
+/// Norm of the difference over the norm of the expected.
+fn distance<const D: usize>(found: Tensor<B, D>, expected: Tensor<B, D>) -> f32 {
+    assert_eq!(found.dims(), expected.dims());
+    let norm = |x: Tensor<B, D>| x.powi_scalar(2).sum().into_scalar().sqrt();
+    norm(found - expected.clone()) / norm(expected).max(f32::MIN_POSITIVE)
+}
+
+/// f32 sums of up to a few hundred products, in another order: n * 2^-24 with room for the
+/// activations' approximations of exp and erf.
+const REORDERED: f32 = 2e-5;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn dense_linear(tokens in 1usize..9, rows in 1usize..50, cols in 1usize..90, act in 0usize..6, bias: bool, residual: bool) {
+        let (x, w) = (random([tokens, cols]), random([rows, cols]));
+        let bias = bias.then(|| random([rows]));
+        let residual = residual.then(|| random([tokens, rows]));
+        let (packed, shape) = pack(&w, Format::F32);
+        let found = linear(x.clone(), packed, shape, bias.clone(), ACTIVATIONS[act], residual.clone());
+        let expected = reference::linear(x, w, bias, ACTIVATIONS[act], residual);
+        // Relu may cancel everything but a few elements: compare with the size before it, too.
+        let size = (cols as f32).sqrt();
+        let difference = (found - expected.clone()).abs().max().into_scalar();
+        prop_assert!(difference <= REORDERED * size.max(expected.abs().max().into_scalar()), "{difference}");
+    }
+
+    /// The same product as a dense one with the dequantized weight, up to the int8 rounding of
+    /// the activations: each is off by at most amax / 254, independently.
+    #[test]
+    fn quantized_linear(tokens in 1usize..9, rows in 1usize..50, cols in 1usize..200, q4: bool) {
+        let format = if q4 { Format::Q4 } else { Format::Q8 };
+        let (x, w) = (random([tokens, cols]), random([rows, cols]));
+        let (packed, shape) = pack(&w, format);
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        let dequantized = gather_rows::<B>(packed.clone(), shape, &ids);
+        let found = linear(x.clone(), packed, shape, None, Activation::None, None);
+        let expected = reference::linear(x.clone(), dequantized.clone(), None, Activation::None, None);
+        let amax = x.abs().max().into_scalar();
+        let norms = dequantized.abs().sum_dim(1).max().into_scalar();
+        let bound = amax / 254.0 * norms * 1.001 + 1e-5;
+        prop_assert!((found - expected).abs().max().into_scalar() <= bound);
+    }
+
+    #[test]
+    fn norms(tokens in 1usize..6, width in 2usize..300) {
+        let x = random([tokens, width]) * 3.0 + 0.5;
+        let (gamma, beta) = (random([width]), random([width]));
+        let rms = rms_norm(x.clone(), gamma.clone(), 1e-6);
+        prop_assert!(distance(rms, reference::rms_norm(x.clone(), gamma.clone(), 1e-6)) < REORDERED);
+        let layer = layer_norm(x.clone(), gamma.clone(), beta.clone(), 1e-5);
+        prop_assert!(distance(layer, reference::layer_norm(x, gamma, beta, 1e-5)) < 10.0 * REORDERED);
+    }
+
+    #[test]
+    fn gates(tokens in 1usize..6, width in 1usize..70, act in 0usize..6) {
+        let x = random([tokens, 2 * width]);
+        let found = gated(x.clone(), ACTIVATIONS[act]);
+        let difference = (found - reference::gated(x, ACTIVATIONS[act])).abs().max().into_scalar();
+        prop_assert!(difference < REORDERED, "{difference}");
+    }
+
+    #[test]
+    fn rotations(tokens in 1usize..6, heads in 1usize..5, half in 1usize..20, rest in 0usize..5, column in 0usize..9) {
+        let head_dim = 2 * half + rest;
+        let width = heads * head_dim;
+        let x = random([tokens, column + width + 3]);
+        let (cos, sin) = (random([tokens, half]), random([tokens, half]));
+        let found = rope(x.clone(), column, heads, head_dim, &cos, &sin);
+        let rotated = reference::rope(x.clone().narrow(1, column, width), heads, head_dim, cos, sin);
+        prop_assert!(distance(found.clone().narrow(1, column, width), rotated) < REORDERED);
+        // What lies beside the heads stays as it was.
+        let after = column + width;
+        prop_assert_eq!(found.clone().narrow(1, after, 3).to_data(), x.clone().narrow(1, after, 3).to_data());
+        if column > 0 {
+            prop_assert_eq!(found.narrow(1, 0, column).to_data(), x.narrow(1, 0, column).to_data());
+        }
+    }
+
+    #[test]
+    fn attentions(q_len in 1usize..40, extra in 0usize..40, kv_heads in 1usize..4, group in 1usize..4, head_dim in 1usize..40, kind in 0usize..3, cut in 0usize..40, biased: bool) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let kv_len = if kind == 2 { q_len } else { q_len + extra };
+        let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
+        let (q, kv) = (random([q_len, q_width]), random([kv_len, 2 * kv_width]));
+        let bias = biased.then(|| random([heads.heads, q_len, kv_len]));
+        let segments = [0, cut.min(q_len), q_len];
+        let mask = || match kind {
+            0 => Mask::Full,
+            1 => Mask::Causal,
+            _ => Mask::Segments(&segments),
+        };
+        let scale = (head_dim as f32).powf(-0.5);
+        let found = attention(
+            q.clone(),
+            kv.clone(),
+            Columns { tensor: kv.clone(), column: kv_width },
+            heads, mask(), bias.clone(), scale,
+        );
+        let (k, v) = (kv.clone().narrow(1, 0, kv_width), kv.narrow(1, kv_width, kv_width));
+        let expected = reference::attention(q, k, v, heads, mask(), bias, scale);
+        prop_assert!(distance(found, expected) < 2.0 * REORDERED);
+    }
+
+    /// Prefill in pieces and token by token gives what one causal pass gives.
+    #[test]
+    fn cached_attentions(first in 1usize..20, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
+        let total = first + second + steps;
+        let qkv = random([total, q_width + 2 * kv_width]);
+        let scale = (head_dim as f32).powf(-0.5);
+        let shape = CacheShape { layers: 2, kv_heads, head_dim, capacity: total };
+        let mut cache = B::kv_cache(shape, &Default::default()).unwrap();
+        let mut found = Vec::new();
+        let mut start = 0;
+        for tokens in [first, second].into_iter().chain(std::iter::repeat_n(1, steps)) {
+            let piece = qkv.clone().narrow(0, start, tokens);
+            cached_attention::<B>(piece.clone() * 0.5, heads, &mut cache, 0, scale);
+            found.push(cached_attention::<B>(piece, heads, &mut cache, 1, scale));
+            cache.advance(tokens);
+            start += tokens;
+        }
+        prop_assert_eq!(cache.len(), total);
+        let part = |column: usize, width: usize| qkv.clone().narrow(1, column, width);
+        let expected = reference::attention(
+            part(0, q_width), part(q_width, kv_width), part(q_width + kv_width, kv_width),
+            heads, Mask::Causal, None, scale,
+        );
+        prop_assert!(distance(Tensor::cat(found, 0), expected) < 2.0 * REORDERED);
+    }
+}
+
+#[test]
+fn a_shared_residual_is_not_changed() {
+    let (x, w, residual) = (random([2, 8]), random([4, 8]), random([2, 4]));
+    let before = residual.to_data();
+    let (packed, shape) = pack(&w, Format::F32);
+    let kept = residual.clone();
+    linear(x, packed, shape, None, Activation::None, Some(residual));
+    assert_eq!(kept.to_data(), before);
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask ci`: everything that must pass before a change lands.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+/// Checks formatting, lints, tests, documentation and the AArch64 kernels.
+#[derive(Args)]
+pub struct Cmd {
+    /// Leave out the AArch64 tests, which install an emulator and a cross linker
+    #[arg(long)]
+    no_cross: bool,
+}
+
+/// A step: what it is called, the command, and environment on top of the caller's.
+type Step<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
+
+const STEPS: &[Step<'_>] = &[
+    ("formatting", &["cargo", "fmt", "--all", "--check"], &[]),
+    (
+        "lints",
+        &[
+            "cargo",
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    ),
+    (
+        "documentation",
+        &["cargo", "doc", "--workspace", "--no-deps"],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    ),
+    ("tests", &["cargo", "test", "--workspace"], &[]),
+];
+
+const CROSS: Step<'_> = ("AArch64 tests", &["bash", "targets/test-aarch64.sh"], &[]);
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let cross = (!self.no_cross).then_some(&CROSS);
+        for step in STEPS.iter().chain(cross) {
+            run(step, &root)?;
+        }
+        Ok(())
+    }
+}
+
+fn run((name, command, environment): &Step<'_>, root: &Path) -> anyhow::Result<()> {
+    let [program, arguments @ ..] = command else {
+        bail!("the step {name} has no command");
+    };
+    println!("== {name}: {}", command.join(" "));
+    let start = Instant::now();
+    let status = Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root)
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    println!("== {name}: {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
