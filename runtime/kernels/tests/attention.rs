@@ -1,0 +1,420 @@
+//! Attention against a plain softmax in double precision, on every instruction set of this machine.
+
+mod support;
+
+use edge_lmm_kernels::attention::CHUNK;
+use edge_lmm_kernels::{
+    CacheError, Heads, KvCache, Mask, Rows, ThreadPool, attention, cached_attention,
+};
+use proptest::prelude::*;
+use support::{Random, isas, pool, threads};
+
+/// One attention problem, queries, keys and values side by side in rows as a fused projection leaves them.
+struct Problem {
+    heads: Heads,
+    q_len: usize,
+    kv_len: usize,
+    q: Vec<f32>,
+    kv: Vec<f32>,
+    scale: f32,
+}
+
+impl Problem {
+    fn random(heads: Heads, q_len: usize, kv_len: usize, random: &mut Random) -> Self {
+        let q = random.normals(q_len * (heads.heads * heads.head_dim + 3));
+        let kv = random.normals(kv_len * (2 * heads.kv_heads * heads.head_dim + 5));
+        Self {
+            heads,
+            q_len,
+            kv_len,
+            q,
+            kv,
+            scale: 1.0 / (heads.head_dim as f32).sqrt(),
+        }
+    }
+
+    fn q(&self) -> Rows<'_> {
+        Rows {
+            data: &self.q,
+            stride: self.heads.heads * self.heads.head_dim + 3,
+        }
+    }
+
+    fn kv_stride(&self) -> usize {
+        2 * self.heads.kv_heads * self.heads.head_dim + 5
+    }
+
+    fn k(&self) -> Rows<'_> {
+        Rows {
+            data: &self.kv,
+            stride: self.kv_stride(),
+        }
+    }
+
+    fn v(&self) -> Rows<'_> {
+        let offset = (self.heads.kv_heads * self.heads.head_dim).min(self.kv.len());
+        Rows {
+            data: &self.kv[offset..],
+            stride: self.kv_stride(),
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.heads.heads * self.heads.head_dim
+    }
+
+    fn run(&self, pool: &ThreadPool, mask: Mask, bias: Option<&[f32]>) -> Vec<f32> {
+        let mut out = vec![f32::NAN; self.q_len * self.width()];
+        let (q, k, v) = (self.q(), self.k(), self.v());
+        attention(
+            pool,
+            self.heads,
+            q,
+            self.q_len,
+            k,
+            v,
+            self.kv_len,
+            mask,
+            bias,
+            self.scale,
+            &mut out,
+        );
+        out
+    }
+
+    /// Compares with the definition. The bound: an error `e` of the scores changes every weight by at most the factor
+    /// `exp(2 e)`, so the result by `2 e * max |v|`; a score is a sum of `head_dim + 2` products of magnitude
+    /// `|q k| * scale`; the exponential and the sums over keys (in lanes and chunks, each well below 2^10 additions)
+    /// add relative errors of their own.
+    fn check(
+        &self,
+        out: &[f32],
+        sees: impl Fn(usize, usize) -> bool,
+        bias: Option<&[f32]>,
+        what: &str,
+    ) {
+        let Heads {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.heads;
+        let unit = f64::from(f32::EPSILON) / 2.0;
+        for i in 0..self.q_len {
+            for h in 0..heads {
+                let q = &self.q[i * self.q().stride + h * head_dim..][..head_dim];
+                let kv_head = h / (heads / kv_heads);
+                let key =
+                    |j: usize| &self.kv[j * self.kv_stride() + kv_head * head_dim..][..head_dim];
+                let value = |j: usize| {
+                    &self.v().data[j * self.kv_stride() + kv_head * head_dim..][..head_dim]
+                };
+                let (mut weights, mut score_error) = (vec![0.0; self.kv_len], 0f64);
+                let mut top = f64::NEG_INFINITY;
+                for j in (0..self.kv_len).filter(|j| sees(i, *j)) {
+                    let products = || {
+                        q.iter()
+                            .zip(key(j))
+                            .map(|(q, k)| f64::from(*q) * f64::from(*k))
+                    };
+                    let bias = bias.map_or(0.0, |b| {
+                        f64::from(b[(h * self.q_len + i) * self.kv_len + j])
+                    });
+                    weights[j] = products().sum::<f64>() * f64::from(self.scale) + bias;
+                    let magnitude =
+                        products().map(f64::abs).sum::<f64>() * f64::from(self.scale) + bias.abs();
+                    score_error = score_error.max((head_dim + 4) as f64 * 2.0 * unit * magnitude);
+                    top = top.max(weights[j]);
+                }
+                let mut total = 0.0;
+                for (j, weight) in weights.iter_mut().enumerate() {
+                    *weight = if sees(i, j) {
+                        (*weight - top).exp()
+                    } else {
+                        0.0
+                    };
+                    total += *weight;
+                }
+                for d in 0..head_dim {
+                    let mut exact = 0.0;
+                    let mut largest = 0f64;
+                    for (j, weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+                        exact += weight / total * f64::from(value(j)[d]);
+                        largest = largest.max(f64::from(value(j)[d]).abs());
+                    }
+                    let bound = (2.0 * score_error + 1024.0 * unit) * largest + 1e-30;
+                    let found = f64::from(out[i * self.width() + h * head_dim + d]);
+                    assert!(
+                        (found - exact).abs() <= bound,
+                        "{what}: query {i}, head {h}, element {d} is {found}, not {exact} +- {bound}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Head sizes of the models: 16 and 20 in tiny ones, 64 (CLIP, OPT), 80 (Qwen2-VL), 88 (ViT-g), 128 (text).
+const HEAD_DIMS: [usize; 6] = [16, 20, 64, 80, 88, 128];
+
+fn heads() -> impl Strategy<Value = Heads> {
+    (1usize..4, 1usize..4, prop::sample::select(&HEAD_DIMS[..])).prop_map(
+        |(kv_heads, group, head_dim)| Heads {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(support::cases(16))]
+
+    #[test]
+    fn full(heads in heads(), q_len in 1usize..70, kv_len in 1usize..300, seed: u64) {
+        let problem = Problem::random(heads, q_len, kv_len, &mut Random(seed));
+        for isa in isas() {
+            let out = problem.run(&pool(isa), Mask::Full, None);
+            problem.check(&out, |_, _| true, None, &format!("{isa} full {heads:?}"));
+        }
+    }
+
+    #[test]
+    fn causal(heads in heads(), q_len in 1usize..200, past in 0usize..150, seed: u64) {
+        let problem = Problem::random(heads, q_len, past + q_len, &mut Random(seed));
+        for isa in isas() {
+            let out = problem.run(&pool(isa), Mask::Causal, None);
+            problem.check(&out, |i, j| j <= past + i, None, &format!("{isa} causal {heads:?}"));
+        }
+    }
+
+    #[test]
+    fn segments(heads in heads(), lengths in prop::collection::vec(0usize..90, 1..6), seed: u64) {
+        let ends: Vec<usize> =
+            std::iter::once(0).chain(lengths.iter().scan(0, |end, n| { *end += n; Some(*end) })).collect();
+        let len = *ends.last().unwrap();
+        let problem = Problem::random(heads, len, len, &mut Random(seed));
+        let segment = |i: usize| ends.iter().filter(|end| **end <= i).count();
+        for isa in isas() {
+            let out = problem.run(&pool(isa), Mask::Segments(&ends), None);
+            problem.check(&out, |i, j| segment(i) == segment(j), None, &format!("{isa} {ends:?} {heads:?}"));
+        }
+    }
+
+    #[test]
+    fn biased(heads in heads(), q_len in 1usize..40, kv_len in 1usize..200, seed: u64) {
+        let mut random = Random(seed);
+        let problem = Problem::random(heads, q_len, kv_len, &mut random);
+        let mut bias = random.normals(heads.heads * q_len * kv_len);
+        // Some keys are switched off, as padding masks do; the first one never.
+        for (at, bias) in bias.iter_mut().enumerate() {
+            if at % kv_len != 0 && random.uniform() < 0.3 {
+                *bias = -1e9;
+            }
+        }
+        for isa in isas() {
+            let out = problem.run(&pool(isa), Mask::Full, Some(&bias));
+            let finite: Vec<f32> = bias.iter().map(|b| if *b < -1e8 { f32::NEG_INFINITY } else { *b }).collect();
+            let masked = problem.run(&pool(isa), Mask::Full, Some(&finite));
+            prop_assert_eq!(&out, &masked, "-1e9 and -inf switch a key off alike");
+            check_biased(&problem, &out, &bias, isa);
+        }
+    }
+
+    #[test]
+    fn threads_and_splitting_do_not_change_a_bit(heads in heads(), q_len in 1usize..80, past in 0usize..400, seed: u64) {
+        let problem = Problem::random(heads, q_len, past + q_len, &mut Random(seed));
+        for isa in isas() {
+            let one = problem.run(&ThreadPool::with_isa(threads(1), isa), Mask::Causal, None);
+            for n in 2..=4 {
+                let several = problem.run(&ThreadPool::with_isa(threads(n), isa), Mask::Causal, None);
+                prop_assert_eq!(&several, &one, "{} threads", n);
+            }
+            // Token by token over the cache: the same bits.
+            let pool = pool(isa);
+            let mut cache = KvCache::new(2, heads.kv_heads, heads.head_dim, past + q_len + 3).unwrap();
+            let mut out = vec![f32::NAN; problem.width()];
+            for token in 0..past + q_len {
+                let at = token * problem.kv_stride();
+                let k = Rows { data: &problem.k().data[at..], stride: 0 };
+                let v = Rows { data: &problem.v().data[at..], stride: 0 };
+                cache.append(1, k, v, 1);
+                if token >= past {
+                    let i = token - past;
+                    let q = Rows { data: &problem.q[i * problem.q().stride..], stride: 0 };
+                    cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, problem.scale, &mut out);
+                    prop_assert_eq!(&out[..], &one[i * problem.width()..][..problem.width()], "token {}", token);
+                }
+                cache.advance(1);
+            }
+        }
+    }
+}
+
+/// [`Problem::check`] with a bias in which -1e9 switches keys off.
+fn check_biased(problem: &Problem, out: &[f32], bias: &[f32], isa: edge_lmm_kernels::Isa) {
+    let (q_len, kv_len) = (problem.q_len, problem.kv_len);
+    // Which keys are on differs from head to head: one check per head, with the other heads' outputs as they are.
+    for h in 0..problem.heads.heads {
+        let Heads {
+            heads,
+            kv_heads,
+            head_dim,
+        } = problem.heads;
+        let single = Problem {
+            heads: Heads {
+                heads: 1,
+                kv_heads: 1,
+                head_dim,
+            },
+            q_len,
+            kv_len,
+            q: (0..q_len)
+                .flat_map(|i| {
+                    let row = &problem.q[i * problem.q().stride + h * head_dim..][..head_dim];
+                    row.iter().copied().chain([0.0; 3])
+                })
+                .collect(),
+            kv: (0..kv_len)
+                .flat_map(|j| {
+                    let column = h / (heads / kv_heads) * head_dim;
+                    let k = &problem.k().data[j * problem.kv_stride() + column..][..head_dim];
+                    let v = &problem.v().data[j * problem.kv_stride() + column..][..head_dim];
+                    k.iter().chain(v).copied().chain([0.0; 5])
+                })
+                .collect(),
+            scale: problem.scale,
+        };
+        let bias = &bias[h * q_len * kv_len..][..q_len * kv_len];
+        let out: Vec<f32> = (0..q_len)
+            .flat_map(|i| out[i * problem.width() + h * head_dim..][..head_dim].to_vec())
+            .collect();
+        single.check(
+            &out,
+            |i, j| bias[i * kv_len + j] > -1e8,
+            Some(bias),
+            &format!("{isa} head {h} with bias"),
+        );
+    }
+}
+
+#[test]
+fn a_prefill_may_be_cut_into_pieces() {
+    let heads = Heads {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 64,
+    };
+    let problem = Problem::random(heads, 300, 300, &mut Random(5));
+    for isa in isas() {
+        let pool = pool(isa);
+        let whole = problem.run(&pool, Mask::Causal, None);
+        let mut cache = KvCache::new(1, 2, 64, 300).unwrap();
+        let mut out = vec![0.0; 300 * problem.width()];
+        for (start, end) in [(0, 1), (1, 100), (100, 260), (260, 300)] {
+            let (k, v) = (
+                &problem.k().data[start * problem.kv_stride()..],
+                &problem.v().data[start * problem.kv_stride()..],
+            );
+            let stride = problem.kv_stride();
+            cache.append(
+                0,
+                Rows { data: k, stride },
+                Rows { data: v, stride },
+                end - start,
+            );
+            let q = Rows {
+                data: &problem.q[start * problem.q().stride..],
+                ..problem.q()
+            };
+            let out = &mut out[start * problem.width()..end * problem.width()];
+            cached_attention(
+                &pool,
+                heads,
+                q,
+                end - start,
+                &cache,
+                0,
+                end,
+                problem.scale,
+                out,
+            );
+            cache.advance(end - start);
+        }
+        assert_eq!(out, whole, "{isa}");
+    }
+}
+
+#[test]
+fn truncated_positions_are_forgotten() {
+    let heads = Heads {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+    };
+    let problem = Problem::random(heads, 40, 40, &mut Random(6));
+    let pool = pool(isas()[0]);
+    let mut cache = KvCache::new(1, 1, 16, 200).unwrap();
+    let junk = vec![1e3; 150 * problem.kv_stride()];
+    let junk = Rows {
+        data: &junk,
+        stride: problem.kv_stride(),
+    };
+    cache.append(0, junk, junk, 150);
+    cache.advance(150);
+    cache.truncate(0);
+    assert_eq!(cache.len(), 0);
+    cache.append(0, problem.k(), problem.v(), 40);
+    let mut out = vec![0.0; 40 * problem.width()];
+    cached_attention(
+        &pool,
+        heads,
+        problem.q(),
+        40,
+        &cache,
+        0,
+        40,
+        problem.scale,
+        &mut out,
+    );
+    assert_eq!(out, problem.run(&pool, Mask::Causal, None));
+}
+
+#[test]
+fn a_cache_too_large_is_an_error() {
+    for capacity in [usize::MAX, usize::MAX / 1024, 1 << 50] {
+        assert!(matches!(
+            KvCache::new(28, 2, 128, capacity),
+            Err(CacheError::TooLarge { .. })
+        ));
+    }
+    assert!(matches!(
+        KvCache::new(1, 1, usize::MAX, 1),
+        Err(CacheError::TooLarge { .. })
+    ));
+    let cache = KvCache::new(28, 2, 128, 1000).unwrap();
+    assert_eq!(
+        cache.bytes(),
+        28 * 2 * 1000usize.next_multiple_of(CHUNK) * 2 * 128 * 4
+    );
+    assert_eq!((cache.len(), cache.capacity()), (0, 1000));
+}
+
+#[test]
+fn nan_shows_and_no_visible_key_gives_zeros() {
+    let heads = Heads {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 16,
+    };
+    let mut problem = Problem::random(heads, 3, 20, &mut Random(7));
+    let second = problem.q().stride;
+    problem.q[second + 4] = f32::NAN;
+    let minus = vec![f32::NEG_INFINITY; 20];
+    let bias = [vec![0.0; 40], minus].concat();
+    for isa in isas() {
+        let out = problem.run(&pool(isa), Mask::Full, Some(&bias));
+        assert!(out[..16].iter().all(|v| v.is_finite()), "{isa}");
+        assert!(out[16..32].iter().all(|v| v.is_nan()), "{isa}");
+        assert!(out[32..].iter().all(|v| *v == 0.0), "{isa}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Products with packed weights against double precision, on every instruction set of this machine.
+
+mod support;
+
+use edge_lmm_kernels::{
+    Activation, Epilogue, Format, Matrix, MatrixShape, ThreadPool, linear, pack_rows,
+};
+use proptest::prelude::*;
+use support::{Random, isas, pool, threads};
+
+/// A packed matrix and what it holds.
+struct Weights {
+    shape: MatrixShape,
+    bytes: Vec<u8>,
+}
+
+impl Weights {
+    fn random(format: Format, rows: usize, cols: usize, random: &mut Random) -> Self {
+        let shape = MatrixShape::new(format, rows, cols);
+        let mut bytes = Vec::new();
+        pack_rows(shape, &random.normals(rows * cols), &mut bytes).unwrap();
+        Self { shape, bytes }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix::new(self.shape, &self.bytes).unwrap()
+    }
+
+    fn row(&self, row: usize) -> Vec<f32> {
+        let mut out = vec![0.0; self.shape.cols];
+        self.matrix().row_into(row, &mut out);
+        out
+    }
+
+    fn product(&self, pool: &ThreadPool, x: &[f32], tokens: usize) -> Vec<f32> {
+        let mut out = vec![f32::NAN; tokens * self.shape.rows];
+        linear(pool, &self.matrix(), x, &Epilogue::default(), &mut out);
+        out
+    }
+}
+
+/// The exact product of a row with one token's activations, and the largest error that the kernel may make.
+///
+/// With float weights that is the rounding of `cols` multiply-adds, each at most `2 u` of a partial sum that is never
+/// larger than the sum of magnitudes (Higham 2002, section 3.1). With quantized weights, the activations are rounded
+/// by half a step, `max |x| / limit / 2`, and there is one multiply-add per block besides the products of scales.
+fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
+    let unit = f64::from(f32::EPSILON) / 2.0;
+    let (mut sum, mut magnitude, mut step_error) = (0.0, 0.0, 0.0);
+    for (w, x) in row.chunks(32).zip(x.chunks(32)) {
+        let max = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        for (w, x) in w.iter().zip(x) {
+            let (w, x) = (f64::from(*w), f64::from(*x));
+            sum += w * x;
+            magnitude += (w * x).abs();
+            // Half a step, and a little for the rounding of `x * limit / max` itself.
+            step_error += w.abs() * f64::from(max / limit) * 0.501;
+        }
+    }
+    if format.is_quantized() {
+        let blocks = row.len().div_ceil(32) as f64;
+        (
+            sum,
+            step_error + (blocks + 8.0) * 2.0 * unit * (magnitude + step_error),
+        )
+    } else {
+        (sum, row.len() as f64 * 2.0 * unit * magnitude)
+    }
+}
+
+fn check(format: Format, rows: usize, cols: usize, tokens: usize, seed: u64) {
+    let mut random = Random(seed);
+    let weights = Weights::random(format, rows, cols, &mut random);
+    let x = random.normals(tokens * cols);
+    for isa in isas() {
+        let pool = ThreadPool::with_isa(threads(2), isa);
+        let limit = pool.kernels().code(format).limit;
+        let out = weights.product(&pool, &x, tokens);
+        for r in 0..rows {
+            let row = weights.row(r);
+            for (t, x) in x.chunks(cols).enumerate() {
+                let (exact, bound) = reference(format, limit, &row, x);
+                let found = f64::from(out[t * rows + r]);
+                assert!(
+                    (found - exact).abs() <= bound,
+                    "{isa} {format} {rows}x{cols}, {tokens} tokens: output {r} of token {t} is {found}, not {exact} +- {bound}"
+                );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(support::cases(32))]
+
+    #[test]
+    fn products_are_within_the_quantization_error(
+        format in prop::sample::select(&Format::ALL[..]),
+        rows in 1usize..70,
+        cols in 1usize..300,
+        tokens in 1usize..40,
+        seed: u64,
+    ) {
+        check(format, rows, cols, tokens, seed);
+    }
+
+    #[test]
+    fn one_token_is_bitwise_the_same_as_many(
+        format in prop::sample::select(&Format::ALL[..]),
+        rows in 1usize..200,
+        cols in 1usize..1500,
+        tokens in 2usize..60,
+        seed: u64,
+    ) {
+        let mut random = Random(seed);
+        let weights = Weights::random(format, rows, cols, &mut random);
+        let x = random.normals(tokens * cols);
+        for isa in isas() {
+            let pool = pool(isa);
+            let many = weights.product(&pool, &x, tokens);
+            for (t, x) in x.chunks(cols).enumerate() {
+                let one = weights.product(&pool, x, 1);
+                prop_assert_eq!(&one[..], &many[t * rows..][..rows], "{} {} token {}", isa, format, t);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit(
+        format in prop::sample::select(&Format::ALL[..]),
+        rows in 1usize..300,
+        cols in 1usize..100,
+        tokens in 1usize..300,
+        seed: u64,
+    ) {
+        let mut random = Random(seed);
+        let weights = Weights::random(format, rows, cols, &mut random);
+        let x = random.normals(tokens * cols);
+        for isa in isas() {
+            let one = weights.product(&ThreadPool::with_isa(threads(1), isa), &x, tokens);
+            for n in 2..=4 {
+                let several = weights.product(&ThreadPool::with_isa(threads(n), isa), &x, tokens);
+                prop_assert_eq!(&several, &one, "{} {} {} threads", isa, format, n);
+            }
+        }
+    }
+}
+
+#[test]
+fn real_shapes() {
+    for format in Format::ALL {
+        check(format, 24, 1536, 3, 1);
+        check(format, 17, 1176, 130, 2);
+    }
+}
+
+#[test]
+fn the_epilogue_adds_the_bias_then_activates_then_accumulates() {
+    let mut random = Random(3);
+    for format in Format::ALL {
+        let weights = Weights::random(format, 13, 40, &mut random);
+        let (x, bias, before) = (
+            random.normals(5 * 40),
+            random.normals(13),
+            random.normals(5 * 13),
+        );
+        for isa in isas() {
+            let pool = pool(isa);
+            let plain = weights.product(&pool, &x, 5);
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                activation: Activation::Relu,
+                accumulate: true,
+            };
+            let mut out = before.clone();
+            linear(&pool, &weights.matrix(), &x, &epilogue, &mut out);
+            for (i, out) in out.iter().enumerate() {
+                assert_eq!(
+                    *out,
+                    before[i] + (plain[i] + bias[i % 13]).max(0.0),
+                    "{isa} {format} output {i}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_show_in_the_result() {
+    let mut random = Random(4);
+    for format in Format::ALL {
+        let weights = Weights::random(format, 9, 70, &mut random);
+        for isa in isas() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = random.normals(2 * 70);
+                x[70 + 33] = bad;
+                let out = weights.product(&pool(isa), &x, 2);
+                assert!(
+                    out[..9].iter().all(|v| v.is_finite()),
+                    "{isa} {format}: the other token is unharmed"
+                );
+                assert!(
+                    out[9..].iter().all(|v| !v.is_finite()),
+                    "{isa} {format}: {bad} is hidden in {:?}",
+                    &out[9..]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_quants_are_exact() {
+    // All quants and all activations at their limits: the largest sums that can occur. Scales are powers of two, so
+    // the result has no rounding at all.
+    use edge_lmm_kernels::pack::pack_quants;
+    let (rows, cols) = (16, 64);
+    for (format, levels) in [(Format::Q4, [-8i8, 7]), (Format::Q8, [-127, 127])] {
+        for level in levels {
+            let shape = MatrixShape::new(format, rows, cols);
+            let mut bytes = Vec::new();
+            pack_quants(
+                shape,
+                &vec![level; rows * cols],
+                &vec![half::f16::ONE; rows * 2],
+                &mut bytes,
+            )
+            .unwrap();
+            let matrix = Matrix::new(shape, &bytes).unwrap();
+            for isa in isas() {
+                let pool = pool(isa);
+                let limit = pool.kernels().code(format).limit;
+                for sign in [-1.0, 1.0] {
+                    let x = vec![sign * limit; 3 * cols];
+                    let mut out = vec![0.0; 3 * rows];
+                    linear(&pool, &matrix, &x, &Epilogue::default(), &mut out);
+                    let exact = f32::from(level) * sign * limit * cols as f32;
+                    assert!(
+                        out.iter().all(|v| *v == exact),
+                        "{isa} {format} {level} {sign}: {:?}, not {exact}",
+                        out[0]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_sizes() {
+    for format in Format::ALL {
+        let empty = Matrix::new(MatrixShape::new(format, 0, 8), &[]).unwrap();
+        linear(&pool(isas()[0]), &empty, &[], &Epilogue::default(), &mut []);
+        // No inputs: the product is zero, the bias remains.
+        let shape = MatrixShape::new(format, 3, 0);
+        let bytes = vec![0; shape.byte_len().unwrap()];
+        let mut out = [f32::NAN; 6];
+        let epilogue = Epilogue {
+            bias: Some(&[1.0, 2.0, 3.0]),
+            ..Epilogue::default()
+        };
+        linear(
+            &pool(isas()[0]),
+            &Matrix::new(shape, &bytes).unwrap(),
+            &[],
+            &epilogue,
+            &mut out,
+        );
+        assert_eq!(out, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+    }
+}
