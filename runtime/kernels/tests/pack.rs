@@ -198,8 +198,8 @@ fn zeros_and_constants_are_exact() {
         for value in [0.0, 0.5, -0.5] {
             let mut bytes = Vec::new();
             let stats = pack_rows(shape, &[value; 120], &mut bytes).unwrap();
-            // 0.5 / 127 is not exact in half precision: off by at most 2^-11 of it.
-            let bound = if format == Format::Q8 {
+            // A scale such as 0.5 / 127 is not exact in half precision: off by at most 2^-11 of it.
+            let bound = if format.is_quantized() {
                 0.5 / 2048.0
             } else {
                 0.0
