@@ -1,0 +1,105 @@
+//! Windows of a resampling filter: which input samples make an output sample, and with what
+//! weights.
+
+use super::error::PreprocessError;
+
+/// A resampling filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// A triangle over two samples.
+    Bilinear,
+    /// Keys' cubic convolution over four samples with a = -0.5
+    /// (Keys 1981, "Cubic convolution interpolation for digital image processing").
+    Bicubic,
+}
+
+impl Filter {
+    /// The filter of that number in Pillow, as `resample` in a preprocessor configuration.
+    ///
+    /// # Errors
+    /// If it is a filter that no supported model uses.
+    pub fn from_pillow(number: u32) -> Result<Self, PreprocessError> {
+        match number {
+            2 => Ok(Self::Bilinear),
+            3 => Ok(Self::Bicubic),
+            _ => Err(PreprocessError::config(format!(
+                "resample is {number}, expected 2 (bilinear) or 3 (bicubic)"
+            ))),
+        }
+    }
+
+    /// Samples on each side of the centre.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+            Self::Bicubic => keys_cubic(x, -0.5),
+        }
+    }
+}
+
+/// Keys' cubic convolution kernel, in the order of operations of Pillow.
+fn keys_cubic(x: f64, a: f64) -> f64 {
+    let x = x.abs();
+    if x < 1.0 {
+        ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    } else {
+        0.0
+    }
+}
+
+/// For every output sample, the first input sample of its window and the weights from there on.
+///
+/// When shrinking, the filter is stretched so that every input sample counts (antialiasing).
+#[derive(Debug)]
+pub(super) struct Windows {
+    /// First input sample and number of samples, per output sample.
+    pub bounds: Vec<(usize, usize)>,
+    /// Weights that sum to one: `[outputs, stride]`, zero beyond a window's own length.
+    pub weights: Vec<f64>,
+    /// Longest window.
+    pub stride: usize,
+}
+
+impl Windows {
+    /// Windows that make `outputs` samples of `inputs`; both are at least 1.
+    pub fn new(filter: Filter, inputs: usize, outputs: usize) -> Result<Self, PreprocessError> {
+        let scale = inputs as f64 / outputs as f64;
+        let stretch = scale.max(1.0);
+        let support = filter.support() * stretch;
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut bounds = super::error::allocate(outputs)?;
+        let mut weights: Vec<f64> = super::error::allocate(outputs.saturating_mul(stride))?;
+        for output in 0..outputs {
+            let center = (output as f64 + 0.5) * scale;
+            // Conversions to integers go towards zero, as in the reference.
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(inputs);
+            let len = end.saturating_sub(first).min(stride);
+            let start = weights.len();
+            weights.extend((0..len).map(|i| {
+                let distance = (i + first) as f64 - center + 0.5;
+                filter.weight(distance * (1.0 / stretch))
+            }));
+            let sum: f64 = weights[start..].iter().sum();
+            if sum != 0.0 {
+                weights[start..].iter_mut().for_each(|w| *w /= sum);
+            }
+            weights.resize(start + stride, 0.0);
+            bounds.push((first, len));
+        }
+        Ok(Self {
+            bounds,
+            weights,
+            stride,
+        })
+    }
+}

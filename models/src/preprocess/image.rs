@@ -1,0 +1,86 @@
+//! A decoded picture.
+
+use std::fmt;
+
+use super::error::PreprocessError;
+
+/// Most pixels that a picture may have. Larger ones are refused before memory is taken for them.
+pub const MAX_PIXELS: usize = 200_000_000;
+
+/// An 8-bit RGB picture, row by row from the top, three bytes per pixel.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct RgbImage {
+    width: usize,
+    height: usize,
+    pixels: Vec<u8>,
+}
+
+impl RgbImage {
+    /// Most pixels that a picture may have.
+    pub const MAX_PIXELS: usize = MAX_PIXELS;
+
+    /// Takes `width * height * 3` bytes.
+    ///
+    /// # Errors
+    /// If the picture is empty or has more than [`Self::MAX_PIXELS`] pixels, or if the number of
+    /// bytes does not fit its size.
+    pub fn new(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self, PreprocessError> {
+        let expected = Self::bytes(width, height)?;
+        if pixels.len() != expected {
+            return Err(PreprocessError::PixelCount {
+                width,
+                height,
+                found: pixels.len(),
+                expected,
+            });
+        }
+        Ok(Self {
+            width,
+            height,
+            pixels,
+        })
+    }
+
+    /// Bytes of a picture of that size.
+    ///
+    /// # Errors
+    /// If there can be no picture of that size.
+    pub fn bytes(width: usize, height: usize) -> Result<usize, PreprocessError> {
+        if width == 0 || height == 0 {
+            return Err(PreprocessError::Empty { width, height });
+        }
+        match width.checked_mul(height) {
+            Some(pixels) if pixels <= MAX_PIXELS => Ok(pixels * 3),
+            _ => Err(PreprocessError::TooLarge { width, height }),
+        }
+    }
+
+    /// Pixels per row, at least 1.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows, at least 1.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// The bytes: `[height, width, 3]`.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// One row of `width * 3` bytes.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, y: usize) -> &[u8] {
+        &self.pixels[y * self.width * 3..][..self.width * 3]
+    }
+}
+
+impl fmt::Debug for RgbImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RgbImage({}x{})", self.width, self.height)
+    }
+}

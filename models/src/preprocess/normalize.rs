@@ -1,0 +1,95 @@
+//! From 8-bit samples to what a vision encoder was trained on.
+
+use serde::Deserialize;
+
+use super::error::PreprocessError;
+
+/// Channel means of CLIP's training pictures, the reference's default.
+pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+/// Their standard deviations.
+pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// Rescaling and normalisation, as a preprocessor configuration gives it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Normalization {
+    /// Mean of each channel, of samples after rescaling.
+    pub image_mean: [f64; 3],
+    /// Standard deviation of each channel, likewise.
+    pub image_std: [f64; 3],
+    /// What 8-bit samples are multiplied with.
+    pub rescale_factor: f64,
+}
+
+impl Default for Normalization {
+    fn default() -> Self {
+        Self {
+            image_mean: CLIP_MEAN,
+            image_std: CLIP_STD,
+            rescale_factor: 1.0 / 255.0,
+        }
+    }
+}
+
+/// The value of every 8-bit sample, per channel.
+pub type SampleTable = [[f32; 256]; 3];
+
+impl Normalization {
+    /// Checks what comes from a file.
+    ///
+    /// # Errors
+    /// If a value is not finite or would be divided by.
+    pub fn check(&self) -> Result<(), PreprocessError> {
+        // They are used in 32 bits.
+        let finite = |values: &[f64]| values.iter().all(|&v| (v as f32).is_finite());
+        if !finite(&self.image_mean) {
+            return Err(PreprocessError::config(format!(
+                "image_mean is {:?}, expected three finite numbers",
+                self.image_mean
+            )));
+        }
+        if !(finite(&self.image_std) && self.image_std.iter().all(|&v| v as f32 > 0.0)) {
+            return Err(PreprocessError::config(format!(
+                "image_std is {:?}, expected three positive numbers",
+                self.image_std
+            )));
+        }
+        if !(finite(&[self.rescale_factor, 1.0 / self.rescale_factor]) && self.rescale_factor > 0.0)
+        {
+            return Err(PreprocessError::config(format!(
+                "rescale_factor is {}, expected a positive number",
+                self.rescale_factor
+            )));
+        }
+        Ok(())
+    }
+
+    /// Values in the order of operations of the reference's picture processors on numpy arrays:
+    /// rescaled in 64 bits, rounded to 32 bits, then normalised in 32 bits.
+    pub fn table(&self) -> SampleTable {
+        self.tabulate(|sample, mean, std| {
+            ((sample * self.rescale_factor) as f32 - mean as f32) / std as f32
+        })
+    }
+
+    /// Values in the order of operations of the reference's processors on torch tensors, videos
+    /// among them: mean and deviation are scaled instead of the samples, all in 32 bits.
+    pub fn fused_table(&self) -> SampleTable {
+        let scale = (1.0 / self.rescale_factor) as f32;
+        self.tabulate(|sample, mean, std| {
+            (sample as f32 - mean as f32 * scale) / (std as f32 * scale)
+        })
+    }
+
+    fn tabulate(&self, value: impl Fn(f64, f64, f64) -> f32) -> SampleTable {
+        std::array::from_fn(|channel| {
+            std::array::from_fn(|sample| {
+                value(
+                    sample as f64,
+                    self.image_mean[channel],
+                    self.image_std[channel],
+                )
+            })
+        })
+    }
+}

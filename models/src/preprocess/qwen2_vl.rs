@@ -1,0 +1,375 @@
+//! Pictures and videos for Qwen2-VL and Qwen2.5-VL: resized to a whole number of merged patches
+//! within limits of size, normalised and cut into patches.
+//!
+//! The reference is `image_processing_qwen2_vl.py` and `video_processing_qwen2_vl.py` of
+//! `transformers` 4.57: pictures as its processor on Pillow, videos as its processor on
+//! torchvision. One difference: pictures of 1 or 3 rows, whose height the reference takes for
+//! their number of channels, are treated like all others here.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::{PreprocessError, allocate};
+use super::filter::Filter;
+use super::image::RgbImage;
+use super::normalize::{Normalization, SampleTable};
+use super::resize::{resize, resize_torchvision};
+
+/// Largest ratio of a picture's sides.
+const MAX_ASPECT_RATIO: f64 = 200.0;
+
+/// The reference's limits in pixels where a configuration gives none: pictures, then videos.
+const DEFAULT_PIXELS: [PixelRange; 2] = [
+    PixelRange {
+        min: 56 * 56,
+        max: 28 * 28 * 1280,
+    },
+    PixelRange {
+        min: 128 * 28 * 28,
+        max: 28 * 28 * 768,
+    },
+];
+
+/// Fewest and most pixels after resizing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PixelRange {
+    /// Smaller pictures are scaled up to this many.
+    pub min: usize,
+    /// Larger pictures are scaled down to this many.
+    pub max: usize,
+}
+
+/// What `preprocessor_config.json` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreprocessConfig {
+    /// Pixels of a picture.
+    pub image_pixels: PixelRange,
+    /// Pixels of a frame of a video.
+    pub video_pixels: PixelRange,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Frames of a patch.
+    pub temporal_patch_size: usize,
+    /// Patches on each side of a square that becomes one token.
+    pub merge_size: usize,
+    /// How samples become values.
+    pub normalization: Normalization,
+}
+
+/// The file's own fields. The limits have three spellings: `min_pixels` and `max_pixels`, the
+/// same inside `size`, and `size` with `shortest_edge` and `longest_edge`, which are pixel counts
+/// in spite of their names.
+#[derive(Debug, Default, Deserialize)]
+struct File {
+    min_pixels: Option<usize>,
+    max_pixels: Option<usize>,
+    size: Option<Size>,
+    patch_size: Option<usize>,
+    temporal_patch_size: Option<usize>,
+    merge_size: Option<usize>,
+    resample: Option<u32>,
+    do_resize: Option<bool>,
+    do_rescale: Option<bool>,
+    do_normalize: Option<bool>,
+    #[serde(flatten)]
+    normalization: Normalization,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Size {
+    #[serde(alias = "min_pixels")]
+    shortest_edge: Option<usize>,
+    #[serde(alias = "max_pixels")]
+    longest_edge: Option<usize>,
+}
+
+impl Default for PreprocessConfig {
+    fn default() -> Self {
+        File::default().into_config()
+    }
+}
+
+/// A picture or video in patches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patches {
+    /// `[grid_t * grid_h * grid_w, 3 * temporal_patch_size * patch_size * patch_size]`. Patches
+    /// that are merged into one token stand together; a patch's values are ordered channel, frame,
+    /// row, column.
+    pub pixel_values: Vec<f32>,
+    /// Patches in time, height and width.
+    pub grid: [usize; 3],
+}
+
+impl File {
+    fn into_config(self) -> PreprocessConfig {
+        let size = self.size.unwrap_or_default();
+        let [image_pixels, video_pixels] = DEFAULT_PIXELS.map(|default| PixelRange {
+            min: self
+                .min_pixels
+                .or(size.shortest_edge)
+                .unwrap_or(default.min),
+            max: self.max_pixels.or(size.longest_edge).unwrap_or(default.max),
+        });
+        PreprocessConfig {
+            image_pixels,
+            video_pixels,
+            patch_size: self.patch_size.unwrap_or(14),
+            temporal_patch_size: self.temporal_patch_size.unwrap_or(2),
+            merge_size: self.merge_size.unwrap_or(2),
+            normalization: self.normalization,
+        }
+    }
+}
+
+impl PreprocessConfig {
+    /// Reads a `preprocessor_config.json`; without one, the reference's defaults hold.
+    ///
+    /// # Errors
+    /// If the file asks for something that cannot be done.
+    pub fn parse(file: Option<&Value>) -> Result<Self, PreprocessError> {
+        let Some(value) = file else {
+            return Ok(Self::default());
+        };
+        let file: File = serde_json::from_value(value.clone())
+            .map_err(|error| PreprocessError::config(error.to_string()))?;
+        let steps = [
+            ("do_resize", file.do_resize),
+            ("do_rescale", file.do_rescale),
+            ("do_normalize", file.do_normalize),
+        ];
+        if let Some((name, _)) = steps.iter().find(|(_, on)| *on == Some(false)) {
+            return Err(PreprocessError::config(format!(
+                "{name} is false, expected true: Qwen2-VL is only supported with this step"
+            )));
+        }
+        if let Some(number) = file.resample
+            && Filter::from_pillow(number)? != Filter::Bicubic
+        {
+            return Err(PreprocessError::config(format!(
+                "resample is {number}, expected 3 (bicubic), with which Qwen2-VL was trained"
+            )));
+        }
+        let config = file.into_config();
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), PreprocessError> {
+        let sizes = [
+            ("patch_size", self.patch_size, 1 << 10),
+            ("temporal_patch_size", self.temporal_patch_size, 1 << 6),
+            ("merge_size", self.merge_size, 1 << 6),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return Err(PreprocessError::config(format!(
+                    "{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        for PixelRange { min, max } in [self.image_pixels, self.video_pixels] {
+            if min > max {
+                return Err(PreprocessError::config(format!(
+                    "min_pixels is {min}, more than max_pixels, which is {max}"
+                )));
+            }
+        }
+        self.normalization.check()
+    }
+
+    /// The same with other limits: fewest and most tokens of a picture or of a patch of frames.
+    /// As with limits in pixels, a picture that must be scaled up can exceed the upper one a
+    /// little, because its sides are rounded up.
+    #[must_use]
+    pub fn with_tokens(&self, tokens: Option<(usize, usize)>) -> Self {
+        let mut config = self.clone();
+        if let Some((min, max)) = tokens {
+            let pixels = self.factor() * self.factor();
+            let range = PixelRange {
+                min: min.saturating_mul(pixels),
+                max: max.saturating_mul(pixels),
+            };
+            (config.image_pixels, config.video_pixels) = (range, range);
+        }
+        config
+    }
+
+    /// Side of a token in pixels.
+    fn factor(&self) -> usize {
+        self.patch_size * self.merge_size
+    }
+
+    /// Cuts a picture into patches; it fills all frames of its only patch in time.
+    ///
+    /// # Errors
+    /// If its sides are too unequal or its resized form is too large.
+    pub fn image(&self, image: &RgbImage) -> Result<Patches, PreprocessError> {
+        let (height, width) = self.resized(image, self.image_pixels)?;
+        let resized = resize(image, width, height, Filter::Bicubic)?;
+        let mut cutter = Cutter::new(self, [1, height, width], self.normalization.table())?;
+        cutter.cut(&[resized]);
+        Ok(cutter.finish())
+    }
+
+    /// Cuts a video into patches; the last frame is repeated until the frames fill whole patches.
+    ///
+    /// # Errors
+    /// If there are no frames or they differ in size, or as [`Self::image`].
+    pub fn video(&self, frames: &[RgbImage]) -> Result<Patches, PreprocessError> {
+        let first = frames.first().ok_or(PreprocessError::NoFrames)?;
+        let expected = (first.width(), first.height());
+        if let Some((index, frame)) = frames
+            .iter()
+            .enumerate()
+            .find(|(_, frame)| (frame.width(), frame.height()) != expected)
+        {
+            return Err(PreprocessError::FrameSize {
+                index,
+                found: (frame.width(), frame.height()),
+                expected,
+            });
+        }
+        let (height, width) = self.resized(first, self.video_pixels)?;
+        let times = frames.len().div_ceil(self.temporal_patch_size);
+        let table = self.normalization.fused_table();
+        let mut cutter = Cutter::new(self, [times, height, width], table)?;
+        for group in frames.chunks(self.temporal_patch_size) {
+            let resized: Vec<RgbImage> = group
+                .iter()
+                .map(|frame| resize_torchvision(frame, width, height))
+                .collect::<Result<_, _>>()?;
+            cutter.cut(&resized);
+        }
+        Ok(cutter.finish())
+    }
+
+    fn resized(
+        &self,
+        image: &RgbImage,
+        pixels: PixelRange,
+    ) -> Result<(usize, usize), PreprocessError> {
+        let (height, width) = (image.height(), image.width());
+        smart_resize(height, width, self.factor(), pixels.min, pixels.max)
+    }
+}
+
+/// Height and width that a picture is resized to: multiples of `factor`, the aspect ratio kept as
+/// nearly as that allows, and `min_pixels` to `max_pixels` pixels (as nearly as rounding allows).
+///
+/// # Errors
+/// If one side is more than 200 times the other, or if the result has no pixels or too many.
+pub fn smart_resize(
+    height: usize,
+    width: usize,
+    factor: usize,
+    min_pixels: usize,
+    max_pixels: usize,
+) -> Result<(usize, usize), PreprocessError> {
+    if height == 0 || width == 0 {
+        return Err(PreprocessError::Empty { width, height });
+    }
+    let (h, w, f) = (height as f64, width as f64, factor as f64);
+    let ratio = h.max(w) / h.min(w);
+    if ratio > MAX_ASPECT_RATIO {
+        return Err(PreprocessError::AspectRatio {
+            width,
+            height,
+            ratio,
+            limit: MAX_ASPECT_RATIO,
+        });
+    }
+    let multiple = |units: f64| (units as usize).saturating_mul(factor);
+    // Python rounds halves to the even neighbour.
+    let nearest = |side: f64| multiple((side / f).round_ties_even());
+    let (mut new_height, mut new_width) = (nearest(h), nearest(w));
+    let pixels = new_height.saturating_mul(new_width);
+    if pixels > max_pixels {
+        let beta = (h * w / max_pixels as f64).sqrt();
+        new_height = multiple((h / beta / f).floor()).max(factor);
+        new_width = multiple((w / beta / f).floor()).max(factor);
+    } else if pixels < min_pixels {
+        let beta = (min_pixels as f64 / (h * w)).sqrt();
+        new_height = multiple((h * beta / f).ceil());
+        new_width = multiple((w * beta / f).ceil());
+    }
+    if new_height == 0 || new_width == 0 {
+        return Err(PreprocessError::ResizedAway {
+            width,
+            height,
+            new_width,
+            new_height,
+        });
+    }
+    RgbImage::bytes(new_width, new_height)?;
+    Ok((new_height, new_width))
+}
+
+/// Writes the patches of one group of frames after the other.
+struct Cutter {
+    table: SampleTable,
+    values: Vec<f32>,
+    grid: [usize; 3],
+    patch: usize,
+    frames: usize,
+    merge: usize,
+}
+
+impl Cutter {
+    /// For a video of `times` groups of frames of `height` by `width` pixels.
+    fn new(
+        config: &PreprocessConfig,
+        [times, height, width]: [usize; 3],
+        table: SampleTable,
+    ) -> Result<Self, PreprocessError> {
+        let patch = config.patch_size;
+        let grid = [times, height / patch, width / patch];
+        let len = [height, width, 3, config.temporal_patch_size]
+            .iter()
+            .fold(times, |len, &n| len.saturating_mul(n));
+        Ok(Self {
+            table,
+            values: allocate(len)?,
+            grid,
+            patch,
+            frames: config.temporal_patch_size,
+            merge: config.merge_size,
+        })
+    }
+
+    /// Cuts 1 to `temporal_patch_size` frames; the last one stands for those that are missing.
+    fn cut(&mut self, frames: &[RgbImage]) {
+        let [_, rows, columns] = self.grid;
+        for y in (0..rows).step_by(self.merge) {
+            for x in (0..columns).step_by(self.merge) {
+                for dy in 0..self.merge {
+                    for dx in 0..self.merge {
+                        self.cut_patch(frames, y + dy, x + dx);
+                    }
+                }
+            }
+        }
+    }
+
+    fn cut_patch(&mut self, frames: &[RgbImage], y: usize, x: usize) {
+        let side = self.patch;
+        for (channel, table) in self.table.iter().enumerate() {
+            for i in 0..self.frames {
+                let frame = &frames[i.min(frames.len() - 1)];
+                for row in y * side..(y + 1) * side {
+                    let pixels = &frame.row(row)[x * side * 3..(x + 1) * side * 3];
+                    let values = pixels
+                        .chunks_exact(3)
+                        .map(|p| table[usize::from(p[channel])]);
+                    self.values.extend(values);
+                }
+            }
+        }
+    }
+
+    fn finish(self) -> Patches {
+        Patches {
+            pixel_values: self.values,
+            grid: self.grid,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Qwen2-VL's processors.
+
+use edge_lmm_models::preprocess::qwen2_vl::{PixelRange, PreprocessConfig, smart_resize};
+use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
+use serde_json::json;
+
+use crate::fixtures::{self, checksum_of_floats, compare, floats, noise, rows, sizes};
+
+/// Both sides compute in 32 bits in the same order; only the printed sums are looser.
+const TOLERANCE: f32 = 1e-6;
+
+#[test]
+fn equals_the_goldens() {
+    let file = fixtures::json("qwen2vl-tiny/preprocessor_config.json");
+    let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
+    for (sample, tensors) in fixtures::goldens("qwen2vl-tiny") {
+        let pictures = fixtures::pictures("qwen2vl-tiny", &sample);
+        let patches = match &pictures[..] {
+            [picture] => config.image(picture),
+            frames => config.video(frames),
+        }
+        .expect("patches");
+        let grid: Vec<f32> = patches.grid.iter().map(|&n| n as f32).collect();
+        assert_eq!(tensors["grid_thw"], grid);
+        let head = &tensors["pixel_values_head"];
+        let context = format!("sample {}", sample["id"]);
+        compare(
+            &patches.pixel_values,
+            head,
+            &sample["pixel_values"],
+            TOLERANCE,
+            &context,
+        );
+    }
+}
+
+#[test]
+fn equals_the_reference_to_the_bit() {
+    let limits = json!({"min_pixels": 3136, "max_pixels": 200704});
+    let config = PreprocessConfig::parse(Some(&limits)).expect("configuration");
+    for (seed, row) in rows("qwen2_vl").iter().enumerate() {
+        let [width, height] = sizes(&row["size"]);
+        let frames = row["frames"].as_u64().expect("frames") as usize;
+        let pictures: Vec<_> = (0..frames.max(1))
+            .map(|i| noise(seed * 16 + i, width, height))
+            .collect();
+        let patches = match frames {
+            0 => config.image(&pictures[0]),
+            _ => config.video(&pictures),
+        }
+        .expect("patches");
+        assert_eq!(patches.grid, sizes(&row["grid"]), "{row}");
+        let head = floats(&row["head"]);
+        assert_eq!(patches.pixel_values[..head.len()], head, "{row}");
+        assert_eq!(
+            checksum_of_floats(&patches.pixel_values),
+            row["checksum"],
+            "{row}"
+        );
+    }
+}
+
+#[test]
+fn smart_resize_equals_the_reference() {
+    let mut refused = 0;
+    for row in rows("smart_resize") {
+        let numbers: [usize; 5] = sizes(&row.as_array().expect("row")[..5].to_vec().into());
+        let [height, width, factor, min, max] = numbers;
+        match (smart_resize(height, width, factor, min, max), &row[5]) {
+            (Err(PreprocessError::AspectRatio { .. }), serde_json::Value::Null) => refused += 1,
+            (found, expected) => {
+                let [h, w] = sizes(expected);
+                assert_eq!(found, Ok((h, w)), "{row}");
+            }
+        }
+    }
+    assert!(refused > 0, "no row with unequal sides");
+}
+
+#[test]
+fn unequal_sides_are_refused_with_their_numbers() {
+    let config = PreprocessConfig::default();
+    let long = RgbImage::new(20_000, 10, vec![0; 600_000]).expect("picture");
+    let error = config.image(&long).unwrap_err().to_string();
+    assert!(
+        error.contains("20000x10") && error.contains("2000.0") && error.contains("200:"),
+        "{error}"
+    );
+}
+
+#[test]
+fn one_pixel_fills_the_smallest_grid() {
+    let dot = RgbImage::new(1, 1, vec![255; 3]).expect("picture");
+    let patches = PreprocessConfig::default().image(&dot).expect("patches");
+    assert_eq!(patches.grid, [1, 4, 4]);
+    assert_eq!(patches.pixel_values.len(), 16 * 1176);
+}
+
+#[test]
+fn limits_are_read_in_all_spellings() {
+    let range = PixelRange {
+        min: 784,
+        max: 7840,
+    };
+    for file in [
+        json!({"min_pixels": 784, "max_pixels": 7840}),
+        json!({"size": {"min_pixels": 784, "max_pixels": 7840}}),
+        json!({"size": {"shortest_edge": 784, "longest_edge": 7840}}),
+        json!({"min_pixels": 784, "max_pixels": 7840, "size": {"shortest_edge": 1, "longest_edge": 2}}),
+        json!({"min_pixels": null, "max_pixels": 7840, "size": {"shortest_edge": 784}}),
+    ] {
+        let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
+        assert_eq!(
+            (config.image_pixels, config.video_pixels),
+            (range, range),
+            "{file}"
+        );
+    }
+    let config = PreprocessConfig::parse(None).expect("defaults");
+    assert_eq!(
+        config.image_pixels,
+        PixelRange {
+            min: 3136,
+            max: 1_003_520
+        }
+    );
+    assert_eq!(
+        config.video_pixels,
+        PixelRange {
+            min: 100_352,
+            max: 602_112
+        }
+    );
+}
+
+#[test]
+fn tokens_limit_the_grid() {
+    let config = PreprocessConfig::default();
+    let picture = noise(3, 640, 480);
+    for (tokens, smallest, largest) in [((4, 16), 4, 16), ((300, 2000), 300, 2000)] {
+        let [_, h, w] = config
+            .with_tokens(Some(tokens))
+            .image(&picture)
+            .expect("patches")
+            .grid;
+        assert!(
+            (smallest..=largest).contains(&(h * w / 4)),
+            "{h}x{w} for {tokens:?}"
+        );
+    }
+    assert_eq!(config.with_tokens(None), config);
+}
+
+#[test]
+fn unusable_configurations_are_refused() {
+    for (file, word) in [
+        (json!({"patch_size": 0}), "patch_size"),
+        (json!({"merge_size": 1_000_000}), "merge_size"),
+        (json!({"temporal_patch_size": 0}), "temporal_patch_size"),
+        (json!({"min_pixels": 10, "max_pixels": 5}), "max_pixels"),
+        (json!({"image_std": [1, 1, 0]}), "image_std"),
+        (json!({"image_mean": [1e39, 1, 0]}), "image_mean"),
+        (json!({"rescale_factor": 0}), "rescale_factor"),
+        (json!({"resample": 1}), "resample"),
+        (json!({"resample": 2}), "resample"),
+        (json!({"do_normalize": false}), "do_normalize"),
+        (json!({"patch_size": "large"}), "large"),
+        (json!([1]), "sequence"),
+    ] {
+        let error = PreprocessConfig::parse(Some(&file))
+            .expect_err(word)
+            .to_string();
+        assert!(error.contains(word), "{error} does not name {word}");
+    }
+}
+
+#[test]
+fn absurd_limits_are_refused() {
+    let picture = noise(4, 30, 20);
+    for file in [
+        json!({"min_pixels": 1u64 << 50, "max_pixels": 1u64 << 60}),
+        json!({"min_pixels": u64::MAX, "max_pixels": u64::MAX}),
+    ] {
+        let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
+        let error = config.image(&picture).unwrap_err();
+        assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
+    }
+    let config = PreprocessConfig::parse(Some(&json!({"min_pixels": 0, "max_pixels": 0})))
+        .expect("configuration");
+    assert_eq!(config.image(&picture).expect("patches").grid, [1, 2, 2]);
+    let config = PreprocessConfig::parse(Some(&json!({"min_pixels": 0}))).expect("configuration");
+    let error = config.image(&noise(5, 300, 7)).unwrap_err();
+    assert!(
+        matches!(error, PreprocessError::ResizedAway { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn videos_need_frames_of_one_size() {
+    let config = PreprocessConfig::default();
+    assert_eq!(config.video(&[]).unwrap_err(), PreprocessError::NoFrames);
+    let error = config
+        .video(&[noise(1, 40, 30), noise(2, 30, 40)])
+        .unwrap_err();
+    assert!(
+        matches!(error, PreprocessError::FrameSize { index: 1, .. }),
+        "{error}"
+    );
+}
