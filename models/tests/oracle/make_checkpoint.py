@@ -19,10 +19,11 @@ import torch  # noqa: E402
 import goldens  # noqa: E402
 from blip2 import Blip2, Blip2T5  # noqa: E402
 from llava import Llava  # noqa: E402
+from phi35v import Phi35V  # noqa: E402
 from qwen2_audio import Qwen2Audio  # noqa: E402
 from qwen_vl import Qwen2VL, Qwen25VL  # noqa: E402
 
-FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava, Blip2, Blip2T5, Qwen2Audio)}
+FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava, Blip2, Blip2T5, Qwen2Audio, Phi35V)}
 
 
 def main() -> None:

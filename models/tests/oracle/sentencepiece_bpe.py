@@ -36,15 +36,15 @@ def _layout(legacy: bool) -> dict:
     }  # fmt: skip
 
 
-def llama(pieces: int, extra: list[str], seed: int, legacy: bool) -> Tokenizer:
+def llama(pieces: int, extra: list[str | AddedToken], seed: int, legacy: bool) -> Tokenizer:
     """`<unk>`, `<s>`, `</s>` are 0, 1, 2 as always; `extra` special tokens follow, then bytes and pieces, shuffled."""
     names, merges = _train(pieces)
-    fixed = ["<unk>", "<s>", "</s>", *extra]
+    plain = [AddedToken(t, special=True, normalized=False) if isinstance(t, str) else t for t in ["<unk>", "<s>", "</s>", *extra]]
     rest = [f"<0x{i:02X}>" for i in range(256)] + names
     random.Random(seed).shuffle(rest)
-    vocab = {t: i for i, t in enumerate(fixed + rest)}
+    vocab = {t: i for i, t in enumerate([t.content for t in plain] + rest)}
     tok = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in fixed])
+    tok.add_special_tokens(plain)
     tok.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", vocab["<s>"])]
     )

@@ -36,7 +36,8 @@ def _deviation(name: str, shape) -> float:
         return BIAS_STD
     if len(shape) == 1:
         return EMBEDDING_STD
-    if any(k in name for k in ("embed", "shared.", "relative_attention_bias")) and "patch_embed" not in name:
+    tail = ".".join(name.split(".")[-2:])
+    if any(k in tail for k in ("embed", "shared.", "relative_attention_bias", "_GN")) and "patch_embed" not in tail:
         return EMBEDDING_STD
     gain = QUERY_KEY_GAIN if any(k in name for k in ("q_proj", "k_proj", "query.", "key.")) else 1.0
     gain = HEAD_GAIN if "lm_head" in name else gain
