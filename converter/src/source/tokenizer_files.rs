@@ -1,5 +1,6 @@
 //! The tokenizer of a Hugging Face checkpoint.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -9,18 +10,37 @@ use tokenizers::Tokenizer;
 use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
 use super::hub::text_number;
-use super::json::read_text;
+use super::json::{read_json, read_text};
+use super::tokenizer_json::{AddedToken, Bpe, GPT2, QWEN2, Splitter, byte_level};
 
-/// Reads `tokenizer.json`.
+/// Reads `tokenizer.json`, or puts it together from the files of the slow tokenizers, `vocab.json` and `merges.txt`.
 pub(super) fn read(
     directory: &Path,
-    _tokenizer_config: Option<&Value>,
+    tokenizer_config: Option<&Value>,
     files: &mut Vec<SourceFile>,
 ) -> Result<String> {
     let path = directory.join("tokenizer.json");
-    read_text(&path, files)?.ok_or_else(|| SourceError::MissingFile {
+    if let Some(text) = read_text(&path, files)? {
+        return Ok(text);
+    }
+    let vocab = read_json(&directory.join("vocab.json"), files)?;
+    let merges = read_text(&directory.join("merges.txt"), files)?;
+    if let (Some(vocab), Some(merges)) = (vocab, merges) {
+        let config = tokenizer_config.ok_or_else(|| SourceError::MissingFile {
+            path: directory.join("tokenizer_config.json"),
+            needed_for: "vocab.json and merges.txt do not say how text is cut; download it".into(),
+        })?;
+        return rebuild(directory, &vocab, &merges, config);
+    }
+    let needed_for = if directory.join("tokenizer.model").exists() {
+        "a SentencePiece tokenizer.model alone is not read; make tokenizer.json with \
+         AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...) of transformers"
+    } else {
+        "it turns text into tokens; download the whole checkpoint"
+    };
+    Err(SourceError::MissingFile {
         path,
-        needed_for: "it turns text into tokens; download the whole checkpoint".into(),
+        needed_for: needed_for.into(),
     })
 }
 
@@ -42,4 +62,130 @@ pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<()> {
         }),
         _ => Ok(()),
     }
+}
+
+/// A byte-level BPE tokenizer from its slow files.
+fn rebuild(directory: &Path, vocab: &Value, merges: &str, config: &Value) -> Result<String> {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let splitter = splitter(config, &file("tokenizer_config.json"))?;
+    let base = vocabulary(vocab, &file("vocab.json"))?;
+    let added = added_tokens(&base, config, &file("tokenizer_config.json"))?;
+    let merges = merge_pairs(merges, &file("merges.txt"))?;
+    let known: HashSet<&str> = base.iter().map(|&(token, _)| token).collect();
+    let missing = added
+        .iter()
+        .filter(|token| !known.contains(&*token.content));
+    let missing = missing.map(|token| (&*token.content, token.id));
+    let vocab: Vec<(&str, u32)> = base.iter().copied().chain(missing).collect();
+    let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let begin = special_text(config, "bos_token").filter(|_| flag("add_bos_token"));
+    let begin = begin.and_then(|text| vocab.iter().copied().find(|&(token, _)| token == text));
+    let bpe = Bpe {
+        vocab,
+        merges,
+        added: added.clone(),
+        begin,
+        end: None,
+    };
+    Ok(byte_level(&bpe, splitter, flag("add_prefix_space")))
+}
+
+/// How the tokenizer class of the config cuts text.
+fn splitter(config: &Value, file: &str) -> Result<Splitter> {
+    let class = config.get("tokenizer_class").and_then(Value::as_str);
+    match class.map(|class| class.trim_end_matches("Fast")) {
+        Some("Qwen2Tokenizer") => Ok(QWEN2),
+        Some("GPT2Tokenizer") => Ok(GPT2),
+        other => Err(SourceError::Unsupported {
+            file: file.into(),
+            what: "tokenizer_class".into(),
+            found: other.unwrap_or("(none)").into(),
+            supported: "Qwen2Tokenizer, GPT2Tokenizer without a tokenizer.json; any class with one"
+                .into(),
+        }),
+    }
+}
+
+/// The tokens of `vocab.json`.
+fn vocabulary<'a>(vocab: &'a Value, file: &str) -> Result<Vec<(&'a str, u32)>> {
+    let entries = vocab.as_object().into_iter().flatten();
+    entries
+        .map(|(token, id)| {
+            let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let number = number.ok_or_else(|| {
+                malformed(
+                    file,
+                    format!("the id {id} of {token:?}"),
+                    "an unsigned 32-bit integer",
+                )
+            })?;
+            Ok((token.as_str(), number))
+        })
+        .collect()
+}
+
+/// The pairs of `merges.txt`, one on each line after an optional version line.
+fn merge_pairs<'a>(merges: &'a str, file: &str) -> Result<Vec<(&'a str, &'a str)>> {
+    merges
+        .lines()
+        .filter(|line| !line.starts_with("#version") && !line.is_empty())
+        .map(|line| {
+            line.split_once(' ').ok_or_else(|| {
+                malformed(
+                    file,
+                    format!("the line {line:?}"),
+                    "two tokens with a space between",
+                )
+            })
+        })
+        .collect()
+}
+
+/// The tokens of `added_tokens_decoder`, or for older files the special tokens that the config names and the
+/// vocabulary has, sorted by id.
+fn added_tokens(base: &[(&str, u32)], config: &Value, file: &str) -> Result<Vec<AddedToken>> {
+    let mut added = Vec::new();
+    match config
+        .get("added_tokens_decoder")
+        .and_then(Value::as_object)
+    {
+        Some(decoder) => {
+            for (id, token) in decoder {
+                let content = token.get("content").and_then(Value::as_str);
+                let (Ok(id), Some(content)) = (id.parse(), content) else {
+                    return Err(malformed(
+                        file,
+                        format!("the added token {id}: {token}"),
+                        "an id with a content",
+                    ));
+                };
+                let flag = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
+                added.push(AddedToken {
+                    lstrip: flag("lstrip"),
+                    rstrip: flag("rstrip"),
+                    single_word: flag("single_word"),
+                    normalized: flag("normalized"),
+                    ..AddedToken::verbatim(id, content, flag("special"))
+                });
+            }
+        }
+        None => {
+            for key in ["bos_token", "eos_token", "unk_token", "pad_token"] {
+                let text = special_text(config, key);
+                let known = base.iter().find(|(token, _)| Some(*token) == text);
+                if let Some(&(token, id)) = known {
+                    added.push(AddedToken::verbatim(id, token, true));
+                }
+            }
+        }
+    }
+    added.sort_by_key(|token| token.id);
+    added.dedup_by_key(|token| token.id);
+    Ok(added)
+}
+
+/// A special token of the config, which is text or an object with a content.
+fn special_text<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
+    let value = config.get(key)?;
+    value.as_str().or_else(|| value.get("content")?.as_str())
 }

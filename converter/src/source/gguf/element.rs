@@ -1,6 +1,7 @@
 //! Element types of GGUF tensors.
-
-use ggus::GGmlType;
+//!
+//! Numbers, names and sizes: `ggml.h` and `ggml-common.h` of <https://github.com/ggml-org/ggml>. The table is our own
+//! because that of ggus 0.5 gives wrong sizes for Q8_K, IQ3_XXS, IQ4_NL and IQ4_XS and ends at number 33.
 
 use super::super::decode::Decoder;
 use super::blocks::BlockFormat;
@@ -22,54 +23,82 @@ pub struct Element {
 }
 
 impl Element {
-    /// The type with ggml's number `id`, or for a type that cannot be measured its name.
+    /// The type with ggml's number `id`, or for a number without a size what is known of it.
     pub(super) fn from_id(id: u32) -> Result<Self, String> {
-        let blocks = |format| Some(Decoder::Blocks(format));
-        let (kind, name, decoder) = match id {
-            0 => (GGmlType::F32, "F32", Some(Decoder::F32)),
-            1 => (GGmlType::F16, "F16", Some(Decoder::F16)),
-            2 => (GGmlType::Q4_0, "Q4_0", blocks(BlockFormat::Q4_0)),
-            3 => (GGmlType::Q4_1, "Q4_1", blocks(BlockFormat::Q4_1)),
-            6 => (GGmlType::Q5_0, "Q5_0", blocks(BlockFormat::Q5_0)),
-            7 => (GGmlType::Q5_1, "Q5_1", blocks(BlockFormat::Q5_1)),
-            8 => (GGmlType::Q8_0, "Q8_0", blocks(BlockFormat::Q8_0)),
-            9 => (GGmlType::Q8_1, "Q8_1", None),
-            10 => (GGmlType::Q2K, "Q2_K", blocks(BlockFormat::Q2K)),
-            11 => (GGmlType::Q3K, "Q3_K", blocks(BlockFormat::Q3K)),
-            12 => (GGmlType::Q4K, "Q4_K", blocks(BlockFormat::Q4K)),
-            13 => (GGmlType::Q5K, "Q5_K", blocks(BlockFormat::Q5K)),
-            14 => (GGmlType::Q6K, "Q6_K", blocks(BlockFormat::Q6K)),
-            15 => (GGmlType::Q8K, "Q8_K", None),
-            16 => (GGmlType::IQ2XXS, "IQ2_XXS", None),
-            17 => (GGmlType::IQ2XS, "IQ2_XS", None),
-            18 => (GGmlType::IQ3XXS, "IQ3_XXS", None),
-            19 => (GGmlType::IQ1S, "IQ1_S", None),
-            20 => (GGmlType::IQ4NL, "IQ4_NL", blocks(BlockFormat::Iq4Nl)),
-            21 => (GGmlType::IQ3S, "IQ3_S", None),
-            22 => (GGmlType::IQ2S, "IQ2_S", None),
-            23 => (GGmlType::IQ4XS, "IQ4_XS", None),
-            24 => (GGmlType::I8, "I8", None),
-            25 => (GGmlType::I16, "I16", None),
-            26 => (GGmlType::I32, "I32", None),
-            27 => (GGmlType::I64, "I64", None),
-            28 => (GGmlType::F64, "F64", None),
-            29 => (GGmlType::IQ1M, "IQ1_M", None),
-            30 => (GGmlType::BF16, "BF16", Some(Decoder::Bf16)),
-            other => return Err(unmeasured(other)),
+        use BlockFormat as Format;
+        let element = match id {
+            0 => Self::plain("F32", 4, Some(Decoder::F32)),
+            1 => Self::plain("F16", 2, Some(Decoder::F16)),
+            2 => Self::blocks("Q4_0", Format::Q4_0),
+            3 => Self::blocks("Q4_1", Format::Q4_1),
+            6 => Self::blocks("Q5_0", Format::Q5_0),
+            7 => Self::blocks("Q5_1", Format::Q5_1),
+            8 => Self::blocks("Q8_0", Format::Q8_0),
+            9 => Self::opaque("Q8_1", 32, 36),
+            10 => Self::blocks("Q2_K", Format::Q2K),
+            11 => Self::blocks("Q3_K", Format::Q3K),
+            12 => Self::blocks("Q4_K", Format::Q4K),
+            13 => Self::blocks("Q5_K", Format::Q5K),
+            14 => Self::blocks("Q6_K", Format::Q6K),
+            15 => Self::opaque("Q8_K", 256, 292),
+            16 => Self::opaque("IQ2_XXS", 256, 66),
+            17 => Self::opaque("IQ2_XS", 256, 74),
+            18 => Self::opaque("IQ3_XXS", 256, 98),
+            19 => Self::opaque("IQ1_S", 256, 50),
+            20 => Self::blocks("IQ4_NL", Format::Iq4Nl),
+            21 => Self::opaque("IQ3_S", 256, 110),
+            22 => Self::opaque("IQ2_S", 256, 82),
+            23 => Self::opaque("IQ4_XS", 256, 136),
+            24 => Self::plain("I8", 1, None),
+            25 => Self::plain("I16", 2, None),
+            26 => Self::plain("I32", 4, None),
+            27 => Self::plain("I64", 8, None),
+            28 => Self::plain("F64", 8, None),
+            29 => Self::opaque("IQ1_M", 256, 56),
+            30 => Self::plain("BF16", 2, Some(Decoder::Bf16)),
+            34 => Self::opaque("TQ1_0", 256, 54),
+            35 => Self::opaque("TQ2_0", 256, 66),
+            39 => Self::opaque("MXFP4", 32, 17),
+            40 => Self::opaque("NVFP4", 64, 36),
+            4 | 5 | 31..=33 | 36..=38 => {
+                return Err(format!("type number {id}, which ggml has given up"));
+            }
+            _ => return Err(format!("type number {id}, which is unknown")),
         };
-        let size = kind.size();
-        Ok(Self {
+        Ok(element)
+    }
+
+    const fn plain(name: &'static str, bytes: u64, decoder: Option<Decoder>) -> Self {
+        Self {
             name,
-            block_len: size.block_size.into(),
-            block_bytes: size.type_size.into(),
+            block_len: 1,
+            block_bytes: bytes,
             decoder,
-        })
+        }
+    }
+
+    fn blocks(name: &'static str, format: BlockFormat) -> Self {
+        Self {
+            name,
+            block_len: format.len() as u64,
+            block_bytes: format.bytes() as u64,
+            decoder: Some(Decoder::Blocks(format)),
+        }
+    }
+
+    const fn opaque(name: &'static str, block_len: u64, block_bytes: u64) -> Self {
+        Self {
+            name,
+            block_len,
+            block_bytes,
+            decoder: None,
+        }
     }
 
     /// Bytes of a tensor with `dims`, innermost first, or why there cannot be one.
     pub(super) fn bytes_of(&self, dims: &[u64]) -> Result<u64, String> {
         let row = dims.first().copied().unwrap_or(1);
-        if row % self.block_len != 0 {
+        if !row.is_multiple_of(self.block_len) {
             return Err(format!(
                 "rows of {row} elements, which is not a multiple of the {} elements of a {} block",
                 self.block_len, self.name
@@ -80,20 +109,4 @@ impl Element {
             .and_then(|elements| (elements / self.block_len).checked_mul(self.block_bytes))
             .ok_or_else(|| format!("dimensions {dims:?}, whose product overflows"))
     }
-}
-
-/// Name of a type that ggus does not know, or that ggml has given up.
-fn unmeasured(id: u32) -> String {
-    let name = match id {
-        4 => "Q4_2 (given up by ggml)",
-        5 => "Q4_3 (given up by ggml)",
-        31..=33 => "Q4_0 repacked for one processor (given up by ggml)",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        36..=38 => "IQ4_NL repacked for one processor (given up by ggml)",
-        39 => "MXFP4",
-        40 => "NVFP4",
-        _ => return format!("type number {id}, which is unknown"),
-    };
-    name.into()
 }

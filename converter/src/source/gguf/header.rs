@@ -4,8 +4,8 @@
 //! the format, the file's length and the other entries before anything is used; afterwards every tensor is known to
 //! lie inside the file, aligned, apart from the others and as long as its type and shape ask for.
 //!
-//! `ggus` supplies the constants and the sizes of the types. It does not read the file: on damaged input it panics
-//! and takes unknown type numbers for enum values, and it knows version 3 only.
+//! `ggus` supplies the numbers of the value types and the constants, and does not read the file: on damaged input it
+//! panics and takes unknown numbers for enum values, it knows version 3 only and measures some types wrongly.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,0 +1,419 @@
+//! GGUF checkpoints against the same checkpoints in the layout of the hub.
+
+mod source_support;
+
+use std::collections::BTreeSet;
+
+use edge_lmm_convert::source::{Checkpoint, SourceError};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use source_support::{GgufBuilder, data, model, plain_safetensors, tiny_gguf, values};
+
+/// Greatest difference between a value and its nearest half-precision number: half a step of the subnormal range,
+/// which begins at 2^-14 and has steps of 2^-24. Above it, half precision holds all 8 significant bits of a bfloat16.
+const BF16_TO_F16: f32 = 1.0 / (1u64 << 25) as f32;
+
+fn assert_same_tensors(gguf: &Checkpoint, hub: &Checkpoint, tolerance: f32) {
+    let shapes = |c: &Checkpoint| -> Vec<(String, Vec<usize>)> {
+        c.tensors()
+            .map(|(name, info)| (name.to_owned(), info.shape.clone()))
+            .collect()
+    };
+    assert_eq!(shapes(gguf), shapes(hub));
+    for (name, _) in hub.tensors() {
+        let (a, b) = (values(gguf, name), values(hub, name));
+        assert_eq!(a.len(), b.len(), "{name}");
+        for (i, (x, y)) in a.iter().zip(&b).enumerate() {
+            assert!((x - y).abs() <= tolerance, "{name}[{i}]: {x} is not {y}");
+        }
+    }
+}
+
+/// Every value of the GGUF route's json must be in the hub's; what only the hub has must be in `unknown`: fields that
+/// GGUF does not keep and that do not change what the model computes.
+fn assert_agrees(gguf: &Value, hub: &Value, unknown: &[&str]) {
+    let (gguf, hub) = (gguf.as_object().unwrap(), hub.as_object().unwrap());
+    for (key, value) in gguf {
+        assert!(
+            same_json(value, &hub[key]),
+            "{key}: {value} is not {}",
+            hub[key]
+        );
+    }
+    let missing: BTreeSet<&str> = hub
+        .keys()
+        .map(String::as_str)
+        .filter(|key| !gguf.contains_key(*key))
+        .collect();
+    assert_eq!(missing, unknown.iter().copied().collect());
+}
+
+/// Equality, where numbers that GGUF keeps in single precision agree in single precision.
+fn same_json(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => {
+            a.as_f64().map(|x| x as f32) == b.as_f64().map(|x| x as f32)
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_json(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len()
+                && a.iter()
+                    .all(|(k, v)| b.get(k).is_some_and(|w| same_json(v, w)))
+        }
+        _ => a == b,
+    }
+}
+
+const QWEN2_VL_UNKNOWN: [&str; 8] = [
+    "attention_dropout",
+    "initializer_range",
+    "max_window_layers",
+    "sliding_window",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "use_sliding_window",
+];
+
+#[test]
+fn tiny_qwen2_vl_equals_its_hub_form() {
+    let gguf = tiny_gguf().unwrap();
+    let hub = Checkpoint::open(&model("qwen2vl-tiny"), None).unwrap();
+    assert_same_tensors(&gguf, &hub, BF16_TO_F16);
+    assert_agrees(&gguf.config, &hub.config, &QWEN2_VL_UNKNOWN);
+    assert_agrees(
+        gguf.generation_config.as_ref().unwrap(),
+        hub.generation_config.as_ref().unwrap(),
+        &["do_sample", "transformers_version"],
+    );
+    assert_agrees(
+        gguf.preprocessor_config.as_ref().unwrap(),
+        hub.preprocessor_config.as_ref().unwrap(),
+        &[],
+    );
+    assert_eq!(gguf.chat_template, hub.chat_template);
+    let names: Vec<&str> = gguf.files.iter().map(|file| &*file.name).collect();
+    assert_eq!(
+        names,
+        ["qwen2vl-tiny-f16.gguf", "mmproj-qwen2vl-tiny-f16.gguf"]
+    );
+    let size = std::fs::metadata(model("qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf"))
+        .unwrap()
+        .len();
+    assert_eq!(gguf.files[0].bytes, size);
+}
+
+/// Sizes that are not powers of two, an untied head, tokens in other places; f16 in both forms, so nothing is rounded.
+#[test]
+fn odd_qwen2_vl_equals_its_hub_form() {
+    let gguf = Checkpoint::open(
+        &model("qwen2vl-odd-gguf/qwen2vl-odd-f16.gguf"),
+        Some(&model("qwen2vl-odd-gguf/mmproj-qwen2vl-odd-f16.gguf")),
+    )
+    .unwrap();
+    let hub = Checkpoint::open(&model("qwen2vl-odd"), None).unwrap();
+    assert_same_tensors(&gguf, &hub, 0.0);
+    assert_agrees(&gguf.config, &hub.config, &QWEN2_VL_UNKNOWN);
+    assert_agrees(
+        gguf.preprocessor_config.as_ref().unwrap(),
+        hub.preprocessor_config.as_ref().unwrap(),
+        &[],
+    );
+}
+
+/// The quantized files must stay within what one step of their type allows of the original.
+#[test]
+fn quantized_qwen2_vl_stays_near_the_original() {
+    let hub = Checkpoint::open(&model("qwen2vl-tiny"), None).unwrap();
+    for file in ["qwen2vl-tiny-Q4_0.gguf", "qwen2vl-tiny-Q4_K_M.gguf"] {
+        let gguf = Checkpoint::open(
+            &data(file),
+            Some(&model("qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf")),
+        )
+        .unwrap();
+        let mut compared = BTreeSet::new();
+        for (name, info) in gguf.tensors() {
+            // Of a block with the largest magnitude m: Q4_0 has steps of m / 8 up to 7 m / 8 on one side, so the error
+            // is at most a whole step; Q5_0 likewise m / 16; Q8_0 rounds to steps of m / 127.
+            let share = match &*info.dtype {
+                "Q4_0" => 1.0 / 8.0,
+                "Q5_0" => 1.0 / 16.0,
+                "Q8_0" => 0.5 / 127.0,
+                _ => continue,
+            };
+            compared.insert(info.dtype.clone());
+            let pairs = values(&gguf, name)
+                .into_iter()
+                .zip(values(&hub, name))
+                .collect::<Vec<_>>();
+            for block in pairs.chunks(32) {
+                let largest = block.iter().fold(0f32, |m, (_, y)| m.max(y.abs()));
+                // The scale itself is rounded to 11 bits, which moves a value by up to 2^-11 of the largest.
+                let bound = largest * (share + 1.0 / 2048.0) + BF16_TO_F16;
+                for (x, y) in block {
+                    assert!(
+                        (x - y).abs() <= bound,
+                        "{file} {name}: {x} for {y}, bound {bound}"
+                    );
+                }
+            }
+        }
+        assert!(compared.len() >= 2, "{file} has {compared:?}");
+    }
+}
+
+/// Every decoder against the reference decoder, bit by bit: both compute in f32 in the same order.
+#[test]
+fn blocks_decode_as_the_reference_does() {
+    let gguf = Checkpoint::open(&data("blocks/blocks.gguf"), None).unwrap();
+    let expected = plain_safetensors(&data("blocks/expected.safetensors"));
+    let mut types = BTreeSet::new();
+    for (name, info) in gguf.tensors() {
+        types.insert(info.dtype.clone());
+        let (shape, reference) = &expected[name];
+        assert_eq!(&info.shape, shape);
+        for (i, (x, y)) in values(&gguf, name).iter().zip(reference).enumerate() {
+            assert_eq!(
+                x.to_bits(),
+                y.to_bits(),
+                "{name} ({}) [{i}]: {x} is not {y}",
+                info.dtype
+            );
+        }
+    }
+    assert_eq!(gguf.tensors().count(), expected.len());
+    let all = "BF16 F16 F32 IQ4_NL Q2_K Q3_K Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q5_K Q6_K Q8_0";
+    assert_eq!(types.into_iter().collect::<Vec<_>>().join(" "), all);
+}
+
+/// Llama's permuted rows, and the quirks of the first LLaVA converters: the last block dropped, names exchanged.
+#[test]
+fn llava_equals_its_hub_form() {
+    let gguf = Checkpoint::open(
+        &data("llava-mini/llava-mini-f16.gguf"),
+        Some(&data("llava-mini/mmproj-llava-mini-f16.gguf")),
+    )
+    .unwrap();
+    let hub = plain_safetensors(&data("llava-mini/model.safetensors"));
+    for (name, info) in gguf.tensors() {
+        let (shape, expected) = &hub[name];
+        assert_eq!(&info.shape, shape, "{name}");
+        assert_eq!(&values(&gguf, name), expected, "{name}");
+    }
+    let dropped: Vec<&String> = hub
+        .keys()
+        .filter(|name| gguf.tensor(name).is_none())
+        .collect();
+    assert!(!dropped.is_empty());
+    for name in dropped {
+        assert!(
+            name.contains("encoder.layers.2.") || name.contains("post_layernorm"),
+            "{name}"
+        );
+    }
+    let mut config = read_json("llava-mini/config.json");
+    config["vision_config"]["num_hidden_layers"] = json!(2);
+    config["vision_feature_layer"] = json!(-1);
+    assert_agrees(&gguf.config, &config, &[]);
+    let preprocessor = read_json("llava-mini/preprocessor_config.json");
+    assert_agrees(
+        gguf.preprocessor_config.as_ref().unwrap(),
+        &preprocessor,
+        &[],
+    );
+}
+
+#[test]
+fn phi3_equals_its_hub_form() {
+    let gguf = Checkpoint::open(&data("phi3-mini/phi3-mini-f16.gguf"), None).unwrap();
+    let hub = plain_safetensors(&data("phi3-mini/model.safetensors"));
+    assert_eq!(gguf.tensors().count(), hub.len());
+    for (name, info) in gguf.tensors() {
+        assert_eq!(info.shape, hub[name].0, "{name}");
+        assert_eq!(values(&gguf, name), hub[name].1, "{name}");
+    }
+    assert_agrees(&gguf.config, &read_json("phi3-mini/config.json"), &[]);
+    assert_eq!(gguf.preprocessor_config, None);
+}
+
+fn read_json(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(data(name)).unwrap()).unwrap()
+}
+
+proptest! {
+    /// Any rows of any tensor are the same rows of the whole, also where a view puts them together.
+    #[test]
+    fn rows_are_parts_of_the_whole(pick in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), which in 0..3) {
+        let gguf = match which {
+            0 => tiny_gguf(),
+            1 => Checkpoint::open(&data("llava-mini/llava-mini-f16.gguf"), Some(&data("llava-mini/mmproj-llava-mini-f16.gguf"))),
+            _ => Checkpoint::open(&data("blocks/blocks.gguf"), None),
+        }.unwrap();
+        let names: Vec<&str> = gguf.tensors().map(|(name, _)| name).collect();
+        let name = *pick.get(&names);
+        let info = gguf.tensor(name).unwrap();
+        let (a, b) = (from.index(info.rows() + 1), to.index(info.rows() + 1));
+        let rows = a.min(b)..a.max(b);
+        let mut out = vec![7.0];
+        gguf.read_rows(name, rows.clone(), &mut out).unwrap();
+        let whole = values(&gguf, name);
+        prop_assert_eq!(whole.len(), info.elements());
+        prop_assert_eq!(out[0], 7.0);
+        prop_assert_eq!(&out[1..], &whole[rows.start * info.row_len()..rows.end * info.row_len()]);
+    }
+}
+
+/// A version 2 file has the same layout.
+#[test]
+fn version_two_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = std::fs::read(data("blocks/blocks.gguf")).unwrap();
+    bytes[4] = 2;
+    let path = folder.path().join("v2.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let two = Checkpoint::open(&path, None).unwrap();
+    let three = Checkpoint::open(&data("blocks/blocks.gguf"), None).unwrap();
+    assert_same_tensors(&two, &three, 0.0);
+}
+
+fn error(result: Result<Checkpoint, SourceError>) -> String {
+    match result {
+        Ok(_) => panic!("this must not open"),
+        Err(e) => e.to_string(),
+    }
+}
+
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{message:?} does not say {part:?}");
+    }
+}
+
+#[test]
+fn a_vision_tower_alone_or_missing_says_what_to_do() {
+    let text = model("qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf");
+    let tower = model("qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf");
+    assert_says(
+        &error(Checkpoint::open(&text, None)),
+        &["qwen2vl-tiny-f16.gguf", "--mmproj"],
+    );
+    assert_says(
+        &error(Checkpoint::open(&tower, None)),
+        &["vision tower", "--mmproj"],
+    );
+    assert_says(
+        &error(Checkpoint::open(&text, Some(&text))),
+        &["qwen2vl", "clip"],
+    );
+    let hub = model("qwen2vl-tiny");
+    assert_says(
+        &error(Checkpoint::open(&hub, Some(&tower))),
+        &["not GGUF", "--mmproj"],
+    );
+}
+
+#[test]
+fn towers_and_models_that_do_not_belong_together_are_refused() {
+    let text = model("qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf");
+    let llava = data("llava-mini/mmproj-llava-mini-f16.gguf");
+    assert_says(
+        &error(Checkpoint::open(&text, Some(&llava))),
+        &["projector", "mlp", "supported", "qwen2vl_merger"],
+    );
+    let odd = model("qwen2vl-odd-gguf/mmproj-qwen2vl-odd-f16.gguf");
+    assert_says(
+        &error(Checkpoint::open(&text, Some(&odd))),
+        &["mm.2.weight", "[96, 240]", "[128, 240]"],
+    );
+}
+
+fn with_tokens(builder: GgufBuilder) -> GgufBuilder {
+    let tokens = ["a", "b", "<|end|>"].map(String::from);
+    builder
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "gpt-2")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &[1, 1, 3])
+        .u32("tokenizer.ggml.eos_token_id", 2)
+}
+
+fn open_built(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
+    let folder = tempfile::tempdir().unwrap();
+    Checkpoint::open(&builder.write(folder.path(), "built.gguf"), None)
+}
+
+#[test]
+fn a_built_file_opens_and_its_faults_are_named() {
+    let good = || with_tokens(GgufBuilder::new().small_model(3));
+    let opened = open_built(&good()).unwrap();
+    assert_eq!(opened.config["architectures"], json!(["Qwen2ForCausalLM"]));
+    assert_eq!(opened.config["tie_word_embeddings"], json!(true));
+
+    let extra = good().tensor("blk.0.attn_q_norm.weight", &[2], &[1.0, 1.0]);
+    assert_says(
+        &error(open_built(&extra)),
+        &["built.gguf", "blk.0.attn_q_norm.weight", "qwen2"],
+    );
+
+    let more_tokens = with_tokens(GgufBuilder::new().small_model(2));
+    assert_says(
+        &error(open_built(&more_tokens)),
+        &["largest token id is 2", "vocab_size is 2"],
+    );
+
+    let unknown = with_tokens(GgufBuilder::new().text("general.architecture", "mamba"));
+    assert_says(
+        &error(open_built(&unknown)),
+        &["architecture mamba", "supported", "phi3"],
+    );
+
+    let empty = GgufBuilder::new().text("general.architecture", "qwen2");
+    assert_says(&error(open_built(&empty)), &["tokenizer.ggml.tokens"]);
+
+    let bare = with_tokens(GgufBuilder::new().text("general.architecture", "qwen2"));
+    assert_says(&error(open_built(&bare)), &["qwen2.embedding_length"]);
+
+    let split = good().raw("split.count", 2, &3u16.to_le_bytes());
+    assert_says(
+        &error(open_built(&split)),
+        &["one of 3 parts", "llama-gguf-split"],
+    );
+
+    let role = good().u32("tokenizer.ggml.bos_token_id", 3);
+    assert_says(
+        &error(open_built(&role)),
+        &["tokenizer.ggml.bos_token_id 3", "3 tokens"],
+    );
+}
+
+/// A type without a decoder can be listed, and is refused by name when its rows are asked for.
+#[test]
+fn types_without_a_decoder_are_refused_by_name() {
+    let mut bytes = std::fs::read(data("blocks/blocks.gguf")).unwrap();
+    let name = b"blk.0.attn_q.bias";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len();
+    // One dimension: its count (4 bytes), the dimension (8), then the type: I32, as large as F32.
+    bytes[at + 12..at + 16].copy_from_slice(&26u32.to_le_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("i32.gguf");
+    std::fs::write(&path, &bytes).unwrap();
+    let checkpoint = Checkpoint::open(&path, None).unwrap();
+    let tensor = "model.layers.0.self_attn.q_proj.bias";
+    assert_eq!(checkpoint.tensor(tensor).unwrap().dtype, "I32");
+    let mut out = vec![1.0];
+    let message = checkpoint
+        .read_rows(tensor, 0..1, &mut out)
+        .unwrap_err()
+        .to_string();
+    assert_says(&message, &["i32.gguf", tensor, "I32", "Q4_K"]);
+    assert_eq!(out, [1.0]);
+
+    bytes[at + 12..at + 16].copy_from_slice(&36u32.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    assert_says(
+        &error(Checkpoint::open(&path, None)),
+        &["blk.0.attn_q.bias", "type number 36", "supported"],
+    );
+}
