@@ -138,16 +138,17 @@ class Phi35V(Family):
             preprocessor_config={
                 "num_crops": 5, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "num_img_tokens": 9, "tiny_crop_size": 42,
                 "image_processor_type": "Phi3VImageProcessor", "processor_class": "Phi3VProcessor",
-                "auto_map": {"AutoProcessor": "processing_phi3_v.Phi3VProcessor", "AutoImageProcessor": "processing_phi3_v.Phi3VImageProcessor"},
+                "auto_map": {"AutoProcessor": "processing_phi3_v.Phi3VProcessor",
+                             "AutoImageProcessor": "processing_phi3_v.Phi3VImageProcessor"},
             },
             generation_config={"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": ends[0]},
         )  # fmt: skip
 
     def build(self) -> nn.Module:
         config = self.read_json("config")
-        names = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps rope_theta "
-                 "max_position_embeddings original_max_position_embeddings hidden_act bos_token_id eos_token_id pad_token_id sliding_window "
-                 "tie_word_embeddings").split()  # fmt: skip
+        names = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads rms_norm_eps "
+                 "rope_theta max_position_embeddings original_max_position_embeddings hidden_act bos_token_id eos_token_id pad_token_id "
+                 "sliding_window tie_word_embeddings").split()  # fmt: skip
         text = transformers.Phi3Config(
             **{k: config[k] for k in names}, rope_scaling=config["rope_scaling"] | {"type": "longrope"},
             attention_dropout=0.0, embd_pdrop=0.0, resid_pdrop=0.0, attn_implementation="eager",

@@ -109,7 +109,9 @@ class Qwen2VL(Family):
         return [
             Sample("image", "What does the picture show?", [media.picture(1, 97, 61)]),
             Sample("image", "How many circles are there? Größe: 12 cm", [media.picture(2, 310, 62)]),
-            Sample("images", "What is the same in the first and the second picture?", [media.picture(3, 126, 30), media.picture(4, 24, 40)]),
+            Sample(
+                "images", "What is the same in the first and the second picture?", [media.picture(3, 126, 30), media.picture(4, 24, 40)]
+            ),
             Sample("video", "What moves, and where does it end?", media.frames(5, 60, 34, 5)),
             Sample("text", "Hello! It's 3:45.\n\nWho are you?  Ça va?"),
         ]
@@ -129,8 +131,10 @@ class Qwen2VL(Family):
         mask = inputs["attention_mask"]
         positions, delta = self.model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **grids)
         out = {"position_ids": positions[:, 0], "rope_delta": delta.reshape(1, 1)}
-        out |= {"grid_thw": g for k, g in grids.items() if k.endswith("thw")}
-        return out | {"pixel_values": inputs[k] for k in ("pixel_values", "pixel_values_videos") if k in inputs}
+        for grid, pixels in (("image_grid_thw", "pixel_values"), ("video_grid_thw", "pixel_values_videos")):
+            if grid in inputs:
+                out |= {"grid_thw": inputs[grid], "pixel_values": inputs[pixels]}
+        return out
 
     def watch(self, recorder) -> None:
         visual = self.model.visual

@@ -45,7 +45,5 @@ def llama(pieces: int, extra: list[str | AddedToken], seed: int, legacy: bool) -
     vocab = {t: i for i, t in enumerate([t.content for t in plain] + rest)}
     tok = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tok.add_special_tokens(plain)
-    tok.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", vocab["<s>"])]
-    )
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", vocab["<s>"])])
     return Tokenizer.from_str(json.dumps(json.loads(tok.to_str()) | _layout(legacy)))
