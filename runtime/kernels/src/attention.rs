@@ -1,8 +1,8 @@
 //! Softmax attention without a matrix of scores, and the cache of keys and values.
 //!
-//! Keys and values are laid out head by head in chunks of [`CHUNK`] positions: first the keys, transposed
-//! (`[head_dim, CHUNK]`), then the values (`[CHUNK, head_dim padded to 8]`), so that both products of a chunk are
-//! plain row-major matrix products. For each chunk a query has a maximum, a sum of exponentials and a weighted sum
+//! Keys and values are laid out head by head in chunks of [`CHUNK`] positions: first the keys, transposed, then the
+//! values, so that both products of a chunk are plain row-major matrix products; each in strips of [`STRIP`] columns, so
+//! that a product reads consecutive memory. For each chunk a query has a maximum, a sum of exponentials and a weighted sum
 //! of values of its own, and these are merged chunk after chunk (online softmax: Milakov & Gimelshein 2018,
 //! [arXiv:1805.02867](https://arxiv.org/abs/1805.02867); Dao et al. 2022,
 //! [arXiv:2205.14135](https://arxiv.org/abs/2205.14135)). Chunks begin at fixed positions, so a query's result does
@@ -18,6 +18,8 @@ use thiserror::Error;
 
 /// Positions of a chunk.
 pub const CHUNK: usize = 128;
+/// Columns of the matrices that keys and values are laid out as.
+const STRIP: usize = 32;
 /// Queries, times heads that share keys, that a task works on.
 const TASK_ROWS: usize = 48;
 /// Floats of keys and values that [`attention`] lays out at a time.
@@ -190,11 +192,12 @@ fn check_mask(mask: Mask, q_len: usize, kv_len: usize) {
     }
 }
 
-/// How the keys and values of one chunk of one head lie in memory.
+/// How the keys and values of one chunk of one head lie in memory: `CHUNK / STRIP` matrices `[head_dim, STRIP]` of keys,
+/// then the values, cut into matrices `[CHUNK, STRIP]` (the last one narrower).
 #[derive(Clone, Copy, Debug)]
 struct ChunkLayout {
     head_dim: usize,
-    /// Row length of the values.
+    /// Columns of the values, zeros at the end included.
     padded: usize,
 }
 
@@ -210,12 +213,20 @@ impl ChunkLayout {
         CHUNK * (self.head_dim + self.padded)
     }
 
+    /// The columns of the values at which a strip begins, and its width.
+    fn strips(self) -> impl Iterator<Item = (usize, usize)> {
+        let Self { padded, .. } = self;
+        (0..padded)
+            .step_by(STRIP)
+            .map(move |column| (column, STRIP.min(padded - column)))
+    }
+
     /// Copies positions into a chunk and clears the rest of it.
     fn fill(self, chunk: &mut [f32], k: Rows, v: Rows, column: usize, positions: Range<usize>) {
-        let count = positions.len();
-        chunk.fill(0.0);
+        if positions.len() < CHUNK || self.padded > self.head_dim {
+            chunk.fill(0.0);
+        }
         self.put(chunk, 0, k, v, column, positions);
-        debug_assert!(count <= CHUNK);
     }
 
     /// Copies positions into a chunk, the first at `at`.
@@ -229,13 +240,17 @@ impl ChunkLayout {
         positions: Range<usize>,
     ) {
         let (keys, values) = chunk.split_at_mut(self.head_dim * CHUNK);
-        for (i, position) in positions.enumerate() {
+        for (i, position) in (at..).zip(positions) {
             let key = k.at(position, column, self.head_dim);
-            for (row, key) in keys.chunks_exact_mut(CHUNK).zip(key) {
-                row[at + i] = *key;
+            let strip = &mut keys[i / STRIP * STRIP * self.head_dim..][..STRIP * self.head_dim];
+            for (row, key) in strip.chunks_exact_mut(STRIP).zip(key) {
+                row[i % STRIP] = *key;
             }
             let value = v.at(position, column, self.head_dim);
-            values[(at + i) * self.padded..][..self.head_dim].copy_from_slice(value);
+            for (column, width) in self.strips() {
+                let value = &value[column..self.head_dim.min(column + width)];
+                values[CHUNK * column + i * width..][..value.len()].copy_from_slice(value);
+            }
         }
     }
 }
@@ -413,23 +428,28 @@ impl Step<'_> {
         let count = CHUNK.min(self.kv_len - start);
         let (k, v) = keys.chunk(head, chunk);
         work.s.fill(0.0);
-        let (q, k) = (
-            Strided {
-                data: work.q,
-                stride: head_dim,
-            },
-            Strided {
+        let q = Strided {
+            data: work.q,
+            stride: head_dim,
+        };
+        for (strip, k) in k
+            .chunks_exact(STRIP * head_dim)
+            .enumerate()
+            .take(count.div_ceil(STRIP))
+        {
+            let k = Strided {
                 data: k,
-                stride: CHUNK,
-            },
-        );
-        self.kernels.matmul(
-            [rows, count.next_multiple_of(PANEL), head_dim],
-            q,
-            k,
-            work.s,
-            CHUNK,
-        );
+                stride: STRIP,
+            };
+            let width = STRIP.min(count.next_multiple_of(PANEL) - strip * STRIP);
+            self.kernels.matmul(
+                [rows, width, head_dim],
+                q,
+                k,
+                &mut work.s[strip * STRIP..],
+                CHUNK,
+            );
+        }
         let mut stats = [(0.0, 0.0); TASK_ROWS];
         // A task has more rows than `TASK_ROWS` only if one query has more heads than that.
         let mut long_stats = Vec::new();
@@ -459,18 +479,18 @@ impl Step<'_> {
             }
         }
         work.o.fill(0.0);
-        let (s, v) = (
-            Strided {
-                data: work.s,
-                stride: CHUNK,
-            },
-            Strided {
-                data: v,
-                stride: padded,
-            },
-        );
-        self.kernels
-            .matmul([rows, padded, count], s, v, work.o, padded);
+        let s = Strided {
+            data: work.s,
+            stride: CHUNK,
+        };
+        for (column, width) in keys.layout.strips() {
+            let v = Strided {
+                data: &v[CHUNK * column..],
+                stride: width,
+            };
+            self.kernels
+                .matmul([rows, width, count], s, v, &mut work.o[column..], padded);
+        }
         for (row, (max, sum)) in stats.iter().enumerate() {
             if *max != f32::NEG_INFINITY {
                 done(

@@ -66,6 +66,9 @@ impl Isa {
     fn find(self) -> Option<&'static dyn Kernels> {
         match self {
             Isa::Generic => Some(&Generic),
+            #[cfg(target_arch = "x86_64")]
+            isa => crate::x86_64::find(isa),
+            #[cfg(not(target_arch = "x86_64"))]
             _ => None,
         }
     }
@@ -222,7 +225,7 @@ pub trait Kernels: Send + Sync {
     );
 
     /// Adds the products of `panels` with `tile` over the blocks in `range`, in their order, to
-    /// `acc[(panel * tokens + token) * 8 + row]`.
+    /// `acc[(token * panels + panel) * 8 + row]`.
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]);
 
     /// `c[i, j] += sum over p of a[i, p] * b[p, j]`, `p` ascending, for `i < m`, `j < n`, `p < k`.

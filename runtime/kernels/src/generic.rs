@@ -437,7 +437,7 @@ macro_rules! compiled {
         unsafe { compiled($($name),*) }
     }};
 }
-pub(crate) use compiled;
+pub(crate) use {compiled, row_kernels};
 
 impl Kernels for Generic {
     fn isa(&self) -> Isa {
@@ -455,18 +455,14 @@ impl Kernels for Generic {
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        let block_bytes = panels.format.block_bytes();
+        let (block_bytes, count) = (panels.format.block_bytes(), panels.count());
         let nibble_bias = if panels.format == Format::Q4 { 8 } else { 0 };
-        for (panel, acc) in panels
-            .bytes
-            .chunks_exact(panels.panel_bytes)
-            .zip(acc.chunks_exact_mut(tile.tokens * PANEL))
-        {
+        for (p, panel) in panels.bytes.chunks_exact(panels.panel_bytes).enumerate() {
+            let scales = &panel[panels.blocks * block_bytes..];
             for b in range.clone() {
                 let block = &panel[b * block_bytes..][..block_bytes];
                 for r in 0..PANEL {
-                    let scale =
-                        half_at(&panel[panels.blocks * block_bytes..], b * PANEL + r).to_f32();
+                    let scale = half_at(scales, b * PANEL + r).to_f32();
                     let mut w = [0i32; BLOCK];
                     for (i, w) in w.iter_mut().enumerate() {
                         *w = i32::from(quant_at(panels.format, block, r, i)) + nibble_bias;
@@ -478,7 +474,7 @@ impl Kernels for Generic {
                         for (w, x) in w.iter().zip(x) {
                             sum += w * i32::from(*x as i8);
                         }
-                        acc[t * PANEL + r] += sum as f32 * (scale * tile.scales[at]);
+                        acc[(t * count + p) * PANEL + r] += sum as f32 * (scale * tile.scales[at]);
                     }
                 }
             }

@@ -29,6 +29,8 @@ pub mod pack;
 pub mod pool;
 pub mod rope;
 mod scratch;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use activation::{Activation, activate, gated};
 pub use attention::{CacheError, Heads, KvCache, Mask, Rows, attention, cached_attention};

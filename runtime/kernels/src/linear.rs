@@ -243,25 +243,8 @@ fn quantized_task(
                 output.kernels.quantized(weights, range.clone(), tile, acc);
             }
         }
-        let mut row = [0.0; TASK_PANELS * PANEL];
-        for first in tokens.clone().step_by(TILE) {
-            let size = TILE.min(x.tokens - first);
-            let acc = &acc[(first - tokens.start) * count * PANEL..];
-            for t in 0..size {
-                // Gather the token's outputs, which lie panel by panel.
-                for from in (0..count).step_by(TASK_PANELS) {
-                    let to = (from + TASK_PANELS).min(count);
-                    for p in from..to {
-                        row[(p - from) * PANEL..][..PANEL]
-                            .copy_from_slice(&acc[(p * size + t) * PANEL..][..PANEL]);
-                    }
-                    output.store(
-                        first + t,
-                        (panels.start + from) * PANEL,
-                        &mut row[..(to - from) * PANEL],
-                    );
-                }
-            }
+        for (token, acc) in tokens.zip(acc.chunks_exact_mut(count * PANEL)) {
+            output.store(token, panels.start * PANEL, acc);
         }
     });
 }

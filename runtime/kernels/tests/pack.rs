@@ -102,8 +102,10 @@ proptest! {
                     let error: f32 = packed.iter().zip(block).map(|(p, w)| (p - w).powi(2)).sum();
                     // The plain scale, max / levels, has at most half a step of error per weight (a whole one where the
                     // positive end of q4 is missing); the search starts from there and only gets better. Half precision
-                    // adds 2^-11 of the weight.
-                    let plain = (max / levels).powi(2) + (max * 2f32.powi(-11)).powi(2);
+                    // changes the scale by 2^-11 of it, or 2^-25 where it is subnormal.
+                    let step = max / levels;
+                    let rounding = levels * (step * 2f32.powi(-11)).max(2f32.powi(-25));
+                    let plain = (step + rounding).powi(2);
                     prop_assert!(error <= plain * block.len() as f32, "{} row {} block {}", format, row, b);
                 }
             }
