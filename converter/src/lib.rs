@@ -1,1 +1,11 @@
-//! .
+//! Turns a checkpoint into one record that `edge-lmm` runs.
+//!
+//! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`write`]
+//! packs and writes them one by one: memory stays near the largest tensor, not the model.
+
+pub mod plan;
+pub mod source;
+pub mod write;
+
+pub use plan::{ConvertError, Options, Plan};
+pub use write::{Report, write_record};

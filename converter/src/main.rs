@@ -1,1 +1,188 @@
-fn main() {}
+//! The `edge-lmm-convert` command.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use clap::Parser;
+use edge_lmm::report::bytes;
+use edge_lmm_convert::source::Checkpoint;
+use edge_lmm_convert::{Options, Plan, Report, write_record};
+use edge_lmm_ops::Format;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Turns a checkpoint into one 4-bit record for edge-lmm.
+///
+/// SOURCE is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), or a language
+/// model in GGUF form with its vision tower in --mmproj. By default the language model is stored
+/// in 4 bits and the encoders in 8; the checkpoint is read piece by piece, so a model larger than
+/// the memory converts.
+///
+/// Example: edge-lmm-convert Qwen2-VL-2B-Instruct -o qwen2-vl-2b.bpk
+#[derive(Parser)]
+#[command(name = "edge-lmm-convert", version, max_term_width = 100)]
+struct Cli {
+    /// A Hugging Face folder, or a language model as .gguf
+    source: PathBuf,
+    /// The record to write (.bpk)
+    #[arg(short, long, value_name = "OUT.bpk")]
+    output: PathBuf,
+    /// The vision tower that belongs to a .gguf language model
+    #[arg(long, value_name = "FILE.gguf")]
+    mmproj: Option<PathBuf>,
+    /// Format of the language model: f32, f16, q8 or q4
+    #[arg(long, value_name = "FORMAT", default_value = "q4")]
+    text_quant: Format,
+    /// Format of the vision encoder and projector
+    #[arg(long, value_name = "FORMAT", default_value = "q8")]
+    vision_quant: Format,
+    /// Format of the audio encoder
+    #[arg(long, value_name = "FORMAT", default_value = "q8")]
+    audio_quant: Format,
+    /// How weights are rounded: rtn (to the nearest, with the scale of least squared error)
+    #[arg(long, value_name = "METHOD", default_value = "rtn")]
+    method: String,
+    /// Questions to calibrate awq and gptq with
+    #[arg(long, value_name = "MANIFEST.csv")]
+    calibration: Option<PathBuf>,
+    /// Drop the N layers that matter least
+    #[arg(long, value_name = "N")]
+    prune_layers: Option<usize>,
+    /// Drop this share of the feed-forward channels
+    #[arg(long, value_name = "RATIO")]
+    prune_ffn: Option<f32>,
+    /// Drop tokens that do not occur in a text
+    #[arg(long, value_name = "CORPUS.txt")]
+    prune_vocab: Option<PathBuf>,
+    /// Check the record against the memory of a device
+    #[arg(long, value_name = "PROFILE")]
+    target: Option<String>,
+    /// Write what became of every weight: scheme, bytes, relative error
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// Say what would be written and how big it is, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Overwrite the record if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    refuse_missing(cli)?;
+    if !cli.dry_run {
+        ensure!(
+            cli.force || !cli.output.exists(),
+            "{} exists; use --force to overwrite it",
+            cli.output.display()
+        );
+    }
+    let checkpoint = Checkpoint::open(&cli.source, cli.mmproj.as_deref())?;
+    let options = Options {
+        text: cli.text_quant,
+        vision: cli.vision_quant,
+        audio: cli.audio_quant,
+    };
+    let plan = Plan::new(&checkpoint, &options)?;
+    for tensor in &plan.unused {
+        log::info!("the model does not use {tensor}");
+    }
+    eprintln!("{}", describe(&plan));
+    if cli.dry_run {
+        return Ok(());
+    }
+    let report = convert(&plan, checkpoint, &cli.output)?;
+    if let Some(path) = &cli.report {
+        write_report(path, &report)?;
+    }
+    eprintln!(
+        "wrote {}, {}",
+        cli.output.display(),
+        bytes(report.file_bytes as usize)
+    );
+    Ok(())
+}
+
+/// Options of the contract that this version cannot serve.
+fn refuse_missing(cli: &Cli) -> anyhow::Result<()> {
+    match cli.method.as_str() {
+        "rtn" => {}
+        "awq" | "gptq" => bail!("--method {} is not available in this version", cli.method),
+        other => bail!("--method {other}: expected rtn, awq or gptq"),
+    }
+    let missing = [
+        ("--calibration", cli.calibration.is_some()),
+        ("--prune-layers", cli.prune_layers.is_some()),
+        ("--prune-ffn", cli.prune_ffn.is_some()),
+        ("--prune-vocab", cli.prune_vocab.is_some()),
+        ("--target", cli.target.is_some()),
+    ];
+    match missing.iter().find(|(_, given)| *given) {
+        Some((name, _)) => bail!("{name} is not available in this version"),
+        None => Ok(()),
+    }
+}
+
+/// What will be written: bytes per part and format.
+fn describe(plan: &Plan) -> String {
+    let mut parts: BTreeMap<(String, String), (usize, usize, usize)> = BTreeMap::new();
+    for weight in &plan.weights {
+        let format = weight
+            .format
+            .map_or_else(|| "dense f32".to_owned(), |format| format.to_string());
+        let (count, parameters, size) = parts
+            .entry((weight.spec.part.to_string(), format))
+            .or_default();
+        *count += 1;
+        *parameters += weight.spec.rows() * weight.spec.cols();
+        *size += weight.bytes;
+    }
+    let lines: Vec<String> = parts
+        .iter()
+        .map(|((part, format), (count, parameters, size))| {
+            format!(
+                "  {part:9} {format:9} {count:4} weights, {parameters:>11} parameters, {}",
+                bytes(*size)
+            )
+        })
+        .collect();
+    format!(
+        "{}: {} weights, {}\n{}",
+        plan.family.title,
+        plan.weights.len(),
+        bytes(plan.bytes()),
+        lines.join("\n")
+    )
+}
+
+fn convert(plan: &Plan, checkpoint: Checkpoint, output: &Path) -> anyhow::Result<Report> {
+    let bar = ProgressBar::new(plan.bytes() as u64).with_style(
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta} {wide_msg}")
+            .context("progress bar")?,
+    );
+    let step = bar.clone();
+    let report = write_record(plan, Arc::new(checkpoint), output, move |name, size| {
+        step.inc(size as u64);
+        step.set_message(name.to_owned());
+    });
+    bar.finish_and_clear();
+    Ok(report?)
+}
+
+fn write_report(path: &Path, report: &Report) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(report)?;
+    std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
+}

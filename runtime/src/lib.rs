@@ -1,1 +1,21 @@
-//! .
+//! What *runs* a model: maps its record, prepares media and prompts, drives prefill and decode,
+//! and times every stage. The `edge-lmm` command is a thin shell over this library.
+
+pub mod dump;
+pub mod engine;
+mod error;
+pub mod manifest;
+#[allow(unsafe_code)]
+mod map;
+pub mod media;
+pub mod record;
+pub mod report;
+pub mod sampler;
+pub mod trace;
+
+pub use engine::{Answer, Engine, Media, Request};
+pub use error::EngineError;
+pub use record::{Record, RecordError};
+
+/// The CPU backend: burn-ndarray's storage under our kernels.
+pub type Cpu = burn_ndarray::NdArray<f32, i64, i8>;

@@ -1,1 +1,45 @@
-fn main() {}
+//! The `edge-lmm` command.
+
+mod cmd;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use edge_lmm_kernels::memory::CountingAllocator;
+
+/// Counts heap bytes, so that the timing table can say what a stage needed.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Runs large multimodal models on small devices and says where the time goes.
+///
+/// A model is one record file (.bpk), made by edge-lmm-convert from a Hugging Face checkpoint or
+/// a GGUF file. Try `edge-lmm demo` first: it needs no file at all.
+///
+/// Answers go to standard output, everything else to standard error. Set RUST_LOG=debug for more.
+#[derive(Parser)]
+#[command(name = "edge-lmm", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: cmd::Command,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let cli = Cli::parse();
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: what failed, then each cause, without repeating what a cause says.
+            let mut message = error.to_string();
+            for cause in error.chain().skip(1).map(ToString::to_string) {
+                if !message.contains(&cause) {
+                    message.push_str(": ");
+                    message.push_str(&cause);
+                }
+            }
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Decides what a record will hold, before anything is written.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use edge_lmm::Cpu;
+use edge_lmm_models::family::{self, FamilyInfo, ModelFiles};
+use edge_lmm_models::record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
+use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
+use edge_lmm_models::{ModelError, prompt::TextProcessor};
+use edge_lmm_ops::{Format, MatrixShape};
+
+use crate::source::{Checkpoint, SourceError};
+
+/// Why a checkpoint cannot be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The checkpoint makes no model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A tensor of the checkpoint has another shape than the configuration says.
+    #[error(
+        "tensor {tensor} has shape {found:?}, its configuration asks for {rows} rows of {cols}: \
+         config.json and weights belong to different models"
+    )]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Rows expected.
+        rows: usize,
+        /// Elements of a row expected.
+        cols: usize,
+    },
+    /// A tensor that the model needs is missing.
+    #[error(
+        "the checkpoint has no tensor {tensor}, which the {family} weight {weight} is made of; \
+         is a shard or the --mmproj file missing?"
+    )]
+    MissingTensor {
+        /// The tensor.
+        tensor: String,
+        /// The weight.
+        weight: String,
+        /// The model's family.
+        family: &'static str,
+    },
+    /// A weight cannot be packed.
+    #[error("weight {weight}: {reason}")]
+    Pack {
+        /// The weight.
+        weight: String,
+        /// Why.
+        reason: String,
+    },
+    /// The tokenizer gives ids that the model has no embedding for.
+    #[error(
+        "the tokenizer has tokens up to id {largest}, the model has only {vocabulary} \
+         (vocab_size): they belong to different models"
+    )]
+    Tokenizer {
+        /// The largest id.
+        largest: u32,
+        /// Rows of the embedding table.
+        vocabulary: usize,
+    },
+    /// The record cannot be written.
+    #[error("cannot write {path}: {reason}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the user chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Format of the language model.
+    pub text: Format,
+    /// Format of the vision encoder and of what maps its features into the language model.
+    pub vision: Format,
+    /// Format of the audio encoder.
+    pub audio: Format,
+}
+
+impl Default for Options {
+    /// Language model in 4 bits, encoders in 8.
+    fn default() -> Self {
+        Self {
+            text: Format::Q4,
+            vision: Format::Q8,
+            audio: Format::Q8,
+        }
+    }
+}
+
+impl Options {
+    /// The format of a packed weight of `part`.
+    pub fn format(&self, part: Part) -> Format {
+        match part {
+            Part::Text => self.text,
+            Part::Vision | Part::Projector => self.vision,
+            Part::Audio => self.audio,
+        }
+    }
+}
+
+/// A weight with its size in the record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedWeight {
+    /// What it is made of.
+    pub spec: WeightSpec,
+    /// Format, for a packed one.
+    pub format: Option<Format>,
+    /// Bytes in the record.
+    pub bytes: usize,
+}
+
+/// Everything that a record will hold.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The family.
+    pub family: &'static FamilyInfo,
+    /// What the record will say about itself.
+    pub info: RecordInfo,
+    /// The weights, in the order in which a model uses them.
+    pub weights: Vec<PlannedWeight>,
+    /// Tensors of the checkpoint that the model does not use.
+    pub unused: Vec<String>,
+}
+
+impl Plan {
+    /// Fits a checkpoint and the options together.
+    ///
+    /// # Errors
+    /// If the family is unknown, a tensor is missing or has the wrong shape, or the tokenizer
+    /// does not match.
+    pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Self, ConvertError> {
+        let files = ModelFiles {
+            config: checkpoint.config.clone(),
+            preprocessor: checkpoint.preprocessor_config.clone(),
+            generation: checkpoint.generation_config.clone(),
+        };
+        let family = family::info(&files)?;
+        let declared =
+            Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec.part)));
+        let vocabulary = family::build(&files, &declared)?.language().vocabulary();
+        check_tokenizer(checkpoint, vocabulary)?;
+        let weights = declared
+            .into_specs()
+            .into_iter()
+            .map(|spec| plan_weight(spec, checkpoint, options, family))
+            .collect::<Result<Vec<_>, _>>()?;
+        let formats = weights
+            .iter()
+            .filter_map(|w| Some((w.spec.name.clone(), PackedFormat(w.format?))))
+            .collect();
+        let used: BTreeSet<&str> = weights
+            .iter()
+            .flat_map(|w| &w.spec.sources)
+            .map(|source| source.tensor.as_str())
+            .collect();
+        Ok(Self {
+            family,
+            unused: checkpoint
+                .tensors()
+                .map(|(name, _)| name)
+                .filter(|name| !used.contains(name))
+                .map(str::to_owned)
+                .collect(),
+            info: RecordInfo {
+                format_version: FORMAT_VERSION,
+                files,
+                formats,
+                sources: checkpoint
+                    .files
+                    .iter()
+                    .map(|file| SourceFile {
+                        name: file.name.clone(),
+                        bytes: file.bytes,
+                        xxh3: file.hash().to_owned(),
+                    })
+                    .collect(),
+                converter: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            weights,
+        })
+    }
+
+    /// Bytes of all weights.
+    pub fn bytes(&self) -> usize {
+        self.weights.iter().map(|weight| weight.bytes).sum()
+    }
+}
+
+fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), ConvertError> {
+    let text = TextProcessor::new(&checkpoint.tokenizer, None)?;
+    match text.largest_id() {
+        Some(largest) if largest as usize >= vocabulary => Err(ConvertError::Tokenizer {
+            largest,
+            vocabulary,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn plan_weight(
+    spec: WeightSpec,
+    checkpoint: &Checkpoint,
+    options: &Options,
+    family: &FamilyInfo,
+) -> Result<PlannedWeight, ConvertError> {
+    let cols = spec.cols();
+    for source in &spec.sources {
+        let info =
+            checkpoint
+                .tensor(&source.tensor)
+                .ok_or_else(|| ConvertError::MissingTensor {
+                    tensor: source.tensor.clone(),
+                    weight: spec.name.clone(),
+                    family: family.title,
+                })?;
+        if info.rows() != source.rows || info.row_len() != cols {
+            return Err(ConvertError::Shape {
+                tensor: source.tensor.clone(),
+                found: info.shape.clone(),
+                rows: source.rows,
+                cols,
+            });
+        }
+    }
+    let (format, bytes) = match spec.storage {
+        Storage::Packed { cols } => {
+            let shape = MatrixShape {
+                format: options.format(spec.part),
+                rows: spec.rows(),
+                cols,
+            };
+            (Some(shape.format), shape.byte_len())
+        }
+        Storage::Dense { .. } => (None, (spec.rows() * cols).checked_mul(size_of::<f32>())),
+    };
+    let bytes = bytes.ok_or_else(|| ConvertError::Pack {
+        weight: spec.name.clone(),
+        reason: format!("{} x {cols} values do not fit into memory", spec.rows()),
+    })?;
+    Ok(PlannedWeight {
+        spec,
+        format,
+        bytes,
+    })
+}

@@ -1,0 +1,189 @@
+//! What the converter says to damaged and unfit checkpoints: one readable error, exit code 1, and
+//! nothing written.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::data;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A copy of a checkpoint to damage.
+struct Copy(TempDir);
+
+impl Copy {
+    fn of(name: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        for entry in fs::read_dir(data().join(name)).expect("test data") {
+            let entry = entry.expect("an entry");
+            if entry.path().is_file() {
+                fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
+            }
+        }
+        Self(folder)
+    }
+
+    fn change_json(&self, file: &str, change: impl FnOnce(&mut Value)) {
+        let path = self.0.path().join(file);
+        let mut value = serde_json::from_slice(&fs::read(&path).expect(file)).expect("JSON");
+        change(&mut value);
+        fs::write(path, value.to_string()).expect("a file");
+    }
+
+    fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = self.0.path().join(file);
+        let mut bytes = fs::read(&path).expect(file);
+        change(&mut bytes);
+        fs::write(path, bytes).expect("a file");
+    }
+
+    fn expect_error(&self, words: &[&str]) {
+        expect_error(self.0.path(), &[], words);
+    }
+}
+
+fn expect_error(source: &Path, options: &[&str], words: &[&str]) {
+    let out = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
+        .arg(source)
+        .arg("-o")
+        .arg(out.path().join("model.bpk"))
+        .args(options)
+        .output()
+        .expect("the command starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let errors: Vec<&str> = stderr
+        .lines()
+        .filter(|l| l.starts_with("error: "))
+        .collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    for word in words {
+        assert!(errors[0].contains(word), "no {word:?} in {:?}", errors[0]);
+    }
+    let left: Vec<_> = fs::read_dir(out.path()).expect("the folder").collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn sources_that_are_none() {
+    expect_error(
+        Path::new("/nonexistent/model"),
+        &[],
+        &["/nonexistent/model"],
+    );
+    let empty = tempfile::tempdir().expect("a folder");
+    expect_error(empty.path(), &[], &[]);
+    let text = empty.path().join("model.gguf");
+    fs::write(&text, "text").expect("a file");
+    expect_error(&text, &[], &["model.gguf"]);
+}
+
+#[test]
+fn truncated_weights() {
+    for keep in [0, 7, 8, 1000, 100_000] {
+        let copy = Copy::of("qwen2vl-tiny");
+        copy.change("model.safetensors", |bytes| bytes.truncate(keep));
+        copy.expect_error(&["model.safetensors"]);
+    }
+}
+
+#[test]
+fn flipped_header_bits() {
+    for at in [0, 3, 6, 9, 40] {
+        let copy = Copy::of("qwen2vl-tiny");
+        copy.change("model.safetensors", |bytes| bytes[at] ^= 0x10);
+        copy.expect_error(&[]);
+    }
+}
+
+#[test]
+fn a_missing_shard() {
+    let copy = Copy::of("qwen2vl-odd");
+    fs::remove_file(copy.0.path().join("model-00002-of-00002.safetensors")).expect("a shard");
+    copy.expect_error(&["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn a_tokenizer_of_another_model() {
+    let copy = Copy::of("qwen2vl-tiny");
+    copy.change_json("config.json", |config| config["vocab_size"] = json!(300));
+    copy.expect_error(&["300"]);
+}
+
+#[test]
+fn a_configuration_of_another_model() {
+    let change = |key: &'static str, value: Value, words: &[&str]| {
+        let copy = Copy::of("qwen2vl-tiny");
+        copy.change_json("config.json", |config| config[key] = value);
+        copy.expect_error(words);
+    };
+    change("hidden_size", json!(256), &["256"]);
+    change("intermediate_size", json!(300), &["gate_proj", "300"]);
+    change("num_hidden_layers", json!(4), &["model.layers.3"]);
+    change("num_key_value_heads", json!(3), &["4", "3"]);
+    change("tie_word_embeddings", json!(false), &["lm_head"]);
+    change("hidden_size", json!(0), &["hidden_size"]);
+    change("hidden_size", json!(-1), &["config.json"]);
+    change(
+        "num_hidden_layers",
+        json!(1_000_000_000_000u64),
+        &["num_hidden_layers"],
+    );
+    change("model_type", json!("bert"), &["bert", "qwen2_vl"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let copy = Copy::of("qwen2vl-tiny");
+    // The last bytes of the file belong to the last tensor; 0xFFFF is a NaN in bf16.
+    copy.change("model.safetensors", |bytes| {
+        let end = bytes.len();
+        bytes[end - 2..].copy_from_slice(&[0xff, 0xff]);
+    });
+    copy.expect_error(&["NaN"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let source = data().join("qwen2vl-tiny");
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |out: &Path, options: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
+            .arg(&source)
+            .arg("-o")
+            .arg(out)
+            .args(options)
+            .output()
+            .expect("the command starts")
+    };
+    let out = folder.path().join("model.bpk");
+    let dry = run(&out, &["--dry-run"]);
+    assert!(dry.status.success());
+    assert!(!out.exists(), "a dry run writes nothing");
+    fs::write(&out, "precious").expect("a file");
+    let refused = run(&out, &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"));
+    assert_eq!(fs::read(&out).expect("the file"), b"precious");
+    assert!(run(&out, &["--force"]).status.success());
+    assert!(fs::metadata(&out).expect("the record").len() > 100_000);
+    let nowhere = run(&folder.path().join("absent/model.bpk"), &[]);
+    assert_eq!(nowhere.status.code(), Some(1));
+}
+
+#[test]
+fn options_that_are_not_there_yet() {
+    let source = data().join("qwen2vl-tiny");
+    for options in [
+        &["--method", "awq"][..],
+        &["--prune-layers", "1"],
+        &["--target", "raspberry-pi-5"],
+    ] {
+        expect_error(&source, options, &[options[0], "not available"]);
+    }
+}

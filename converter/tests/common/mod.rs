@@ -1,0 +1,170 @@
+//! Converting test checkpoints and reading golden values.
+
+#![allow(dead_code)] // every test file uses its own part
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use edge_lmm::{Cpu, Engine, Media, Record, media};
+use edge_lmm_convert::source::Checkpoint;
+use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
+use edge_lmm_models::model::MediaKind;
+use edge_lmm_models::prompt::{Content, Message, Role};
+use edge_lmm_ops::Format;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The folder of test data.
+pub fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data")
+}
+
+/// All parts in f32.
+pub const F32: Options = Options {
+    text: Format::F32,
+    vision: Format::F32,
+    audio: Format::F32,
+};
+
+/// A record in a folder of its own.
+pub struct Converted {
+    _folder: TempDir,
+    pub path: PathBuf,
+}
+
+/// Converts a checkpoint.
+pub fn convert(
+    source: &Path,
+    mmproj: Option<&Path>,
+    options: &Options,
+) -> Result<Converted, ConvertError> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.bpk");
+    let checkpoint = Checkpoint::open(source, mmproj)?;
+    let plan = Plan::new(&checkpoint, options)?;
+    write_record(&plan, Arc::new(checkpoint), &path, |_, _| {})?;
+    Ok(Converted {
+        _folder: folder,
+        path,
+    })
+}
+
+/// Converts and loads a checkpoint.
+pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine<Cpu> {
+    let converted = convert(source, mmproj, options).expect("the checkpoint converts");
+    let record = Record::open(&converted.path).expect("the record opens");
+    record.verify().expect("the record's checksums are right");
+    Engine::load(&record, Default::default()).expect("the model loads")
+}
+
+/// A sample of a golden set.
+pub struct Golden {
+    pub name: String,
+    pub question: String,
+    pub text: Option<String>,
+    pub greedy: Vec<u32>,
+    pub media: Vec<Media>,
+    pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+/// Reads `index.json` and what it names.
+pub fn goldens(folder: &Path) -> Vec<Golden> {
+    let text = std::fs::read_to_string(folder.join("index.json")).expect("index.json");
+    let index: Value = serde_json::from_str(&text).expect("index.json is JSON");
+    let samples = index["samples"].as_array().expect("samples");
+    samples
+        .iter()
+        .map(|sample| golden(folder, sample))
+        .collect()
+}
+
+fn golden(folder: &Path, sample: &Value) -> Golden {
+    let files: Vec<PathBuf> = sample["media"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|file| folder.join(file.as_str().expect("a file name")))
+        .collect();
+    let images = || -> Vec<_> {
+        let load = |path: &PathBuf| media::load_image(path).expect("a picture");
+        files.iter().map(load).collect()
+    };
+    let is_video = match sample["kind"].as_str() {
+        Some(kind) => kind == "video",
+        None => files.len() > 1,
+    };
+    let media = if is_video {
+        vec![Media::Video {
+            frames: images(),
+            frames_per_second: 2.0,
+        }]
+    } else {
+        images().into_iter().map(Media::Image).collect()
+    };
+    let id = &sample["id"];
+    Golden {
+        name: format!("{} sample {id}", folder.display()),
+        question: sample["question"].as_str().expect("question").to_owned(),
+        text: sample["text"].as_str().map(str::to_owned),
+        greedy: sample["greedy16"]
+            .as_array()
+            .expect("greedy16")
+            .iter()
+            .map(|id| id.as_u64().expect("an id") as u32)
+            .collect(),
+        media,
+        tensors: read_tensors(&folder.join(format!("sample_{id}.safetensors"))),
+    }
+}
+
+fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let bytes = std::fs::read(path).expect("golden tensors");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let words = view
+                .data()
+                .chunks_exact(4)
+                .map(|w| [w[0], w[1], w[2], w[3]]);
+            let values = match view.dtype() {
+                Dtype::F32 => words.map(f32::from_le_bytes).collect(),
+                Dtype::I32 => words.map(|w| i32::from_le_bytes(w) as f32).collect(),
+                other => panic!("{name} has type {other:?}"),
+            };
+            (name, (view.shape().to_vec(), values))
+        })
+        .collect()
+}
+
+/// A user's turn that shows the media and asks.
+pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
+    let mut content: Vec<Content> = media
+        .iter()
+        .map(|medium| {
+            Content::Media(match medium {
+                Media::Image(_) => MediaKind::Image,
+                Media::Video { .. } => MediaKind::Video,
+            })
+        })
+        .collect();
+    content.push(Content::Text(question.to_owned()));
+    vec![Message {
+        role: Role::User,
+        content,
+    }]
+}
+
+/// Norm of the difference over the norm of the expected.
+pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let (mut difference, mut norm) = (0f64, 0f64);
+    for (&f, &e) in found.iter().zip(expected) {
+        difference += f64::from(f - e).powi(2);
+        norm += f64::from(e).powi(2);
+    }
+    (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
+}

@@ -1,0 +1,224 @@
+//! `edge-lmm eval`: accuracy and latency over a question set.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use comfy_table::{Table, presets};
+use edge_lmm::Request;
+use edge_lmm::manifest::{Manifest, Question, is_right};
+use edge_lmm_models::model::MediaOptions;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, print_now, user_message};
+
+/// Answers every question of a manifest and counts the right answers.
+///
+/// The manifest is a CSV file with the columns id,media_path,question,answer,task. An answer is
+/// right if it equals the expected one but for case and surrounding blanks.
+#[derive(Args)]
+pub struct Cmd {
+    /// The record, as edge-lmm-convert wrote it
+    model: PathBuf,
+    /// The question set
+    #[arg(long, value_name = "M.csv")]
+    manifest: PathBuf,
+    /// Only the first N questions of every task
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Skip questions whose media the model cannot take, instead of failing
+    #[arg(long)]
+    skip_unsupported: bool,
+    /// Write `id,predicted` of every question to a file
+    #[arg(long, value_name = "FILE.csv")]
+    predictions: Option<PathBuf>,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+}
+
+#[derive(Default, Serialize)]
+struct Score {
+    right: usize,
+    questions: usize,
+}
+
+#[derive(Serialize)]
+struct Report {
+    accuracy: f64,
+    right: usize,
+    questions: usize,
+    skipped: usize,
+    tasks: BTreeMap<String, Score>,
+    median_ms: f64,
+    predictions: Vec<Prediction>,
+}
+
+#[derive(Serialize)]
+struct Prediction {
+    id: String,
+    predicted: String,
+    right: bool,
+    ms: f64,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let options = self.media.options()?;
+        let manifest = Manifest::open(&self.manifest)?;
+        let mut engine = self.device.load(&self.model)?;
+        let questions = limited(&manifest.questions, self.limit);
+        let progress = ProgressBar::new(questions.len() as u64).with_style(
+            ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")
+                .context("progress bar")?,
+        );
+        let mut report = Report {
+            accuracy: 0.0,
+            right: 0,
+            questions: 0,
+            skipped: 0,
+            tasks: BTreeMap::new(),
+            median_ms: 0.0,
+            predictions: Vec::new(),
+        };
+        for question in questions {
+            match self.ask(&mut engine, &manifest, question, &options) {
+                Ok(prediction) => report.add(question, prediction),
+                Err(_) if self.skip_unsupported => report.skipped += 1,
+                Err(error) => {
+                    progress.finish_and_clear();
+                    return Err(error.context(format!("question {}", question.id)));
+                }
+            }
+            progress.inc(1);
+            progress.set_message(format!("{} right", report.right));
+        }
+        progress.finish_and_clear();
+        report.finish();
+        if let Some(path) = &self.predictions {
+            let mut writer = csv::Writer::from_path(path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            writer.write_record(["id", "predicted"])?;
+            for prediction in &report.predictions {
+                writer.write_record([&prediction.id, &prediction.predicted])?;
+            }
+            writer.flush()?;
+        }
+        let text = if self.json {
+            serde_json::to_string(&report)?
+        } else {
+            report.table()
+        };
+        print_now(&format!("{text}\n"))
+    }
+
+    fn ask(
+        &self,
+        engine: &mut edge_lmm::Engine<edge_lmm::Cpu>,
+        manifest: &Manifest,
+        question: &Question,
+        options: &MediaOptions,
+    ) -> anyhow::Result<Prediction> {
+        let start = Instant::now();
+        let media: Vec<_> = manifest
+            .media_path(question)
+            .map(|path| self.media.open(&path))
+            .transpose()?
+            .into_iter()
+            .collect();
+        let messages = [user_message(&media, &question.question)];
+        // Every question stands for itself: nothing is kept from the one before.
+        engine.forget();
+        let request = Request {
+            messages: &messages,
+            media: &media,
+            options: options.clone(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling: self.generation.sampling()?,
+        };
+        let answer = engine.answer(&request, |_| {})?;
+        Ok(Prediction {
+            id: question.id.clone(),
+            right: is_right(&answer.text, &question.answer),
+            predicted: answer.text.trim().to_owned(),
+            ms: start.elapsed().as_secs_f64() * 1e3,
+        })
+    }
+}
+
+/// The first `limit` questions of every task, in their order.
+fn limited(questions: &[Question], limit: Option<usize>) -> Vec<&Question> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    questions
+        .iter()
+        .filter(|question| {
+            let count = seen.entry(&question.task).or_default();
+            *count += 1;
+            limit.is_none_or(|limit| *count <= limit)
+        })
+        .collect()
+}
+
+impl Report {
+    fn add(&mut self, question: &Question, prediction: Prediction) {
+        let score = self.tasks.entry(question.task.clone()).or_default();
+        score.questions += 1;
+        score.right += usize::from(prediction.right);
+        self.questions += 1;
+        self.right += usize::from(prediction.right);
+        self.predictions.push(prediction);
+    }
+
+    fn finish(&mut self) {
+        self.accuracy = self.right as f64 / self.questions.max(1) as f64;
+        let mut times: Vec<f64> = self.predictions.iter().map(|p| p.ms).collect();
+        times.sort_by(f64::total_cmp);
+        self.median_ms = times.get(times.len() / 2).copied().unwrap_or_default();
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN).set_header([
+            "task",
+            "right",
+            "questions",
+            "accuracy",
+        ]);
+        let total = Score {
+            right: self.right,
+            questions: self.questions,
+        };
+        for (task, score) in self
+            .tasks
+            .iter()
+            .map(|(task, score)| (task.as_str(), score))
+            .chain([("total", &total)])
+        {
+            let accuracy = 100.0 * score.right as f64 / score.questions.max(1) as f64;
+            table.add_row([
+                task.to_owned(),
+                score.right.to_string(),
+                score.questions.to_string(),
+                format!("{accuracy:.1} %"),
+            ]);
+        }
+        let skipped = match self.skipped {
+            0 => String::new(),
+            n => format!(", {n} skipped"),
+        };
+        format!(
+            "{table}\nmedian {:.1} ms per question{skipped}",
+            self.median_ms
+        )
+    }
+}

@@ -1,0 +1,209 @@
+//! `edge-lmm inspect`: what a record holds.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use comfy_table::{Table, presets};
+use edge_lmm::report::bytes;
+use edge_lmm::{Cpu, Record};
+use edge_lmm_models::family;
+use edge_lmm_models::weights::{WeightSpec, Weights};
+use edge_lmm_models::{ModelError, model::LanguageModel};
+use serde::Serialize;
+
+use super::options::print_now;
+
+/// Shows what a record holds: family, parts, formats, bytes, and the memory a context needs.
+#[derive(Args)]
+pub struct Cmd {
+    /// The record
+    model: PathBuf,
+    /// Positions to plan the key-value cache for
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    context: usize,
+    /// Compare every weight with its checksum (reads the whole file)
+    #[arg(long)]
+    verify: bool,
+    /// List every weight
+    #[arg(long)]
+    tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    family: String,
+    model_type: String,
+    file_bytes: usize,
+    parts: BTreeMap<String, PartReport>,
+    context_length: usize,
+    context: usize,
+    kv_cache_bytes: usize,
+    converter: String,
+    sources: Vec<edge_lmm_models::record::SourceFile>,
+    verified: bool,
+    config: serde_json::Value,
+    tensors: Vec<TensorReport>,
+}
+
+#[derive(Default, Serialize)]
+struct PartReport {
+    weights: usize,
+    parameters: usize,
+    bytes: usize,
+    formats: BTreeMap<String, usize>,
+}
+
+#[derive(Serialize)]
+struct TensorReport {
+    name: String,
+    part: String,
+    rows: usize,
+    cols: usize,
+    format: String,
+    bytes: usize,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let record = Record::open(&self.model)?;
+        if self.verify {
+            record.verify()?;
+        }
+        let report = self.report(&record)?;
+        let text = if self.json {
+            serde_json::to_string(&report)?
+        } else {
+            self.text(&report)
+        };
+        print_now(&format!("{text}\n"))
+    }
+
+    fn report(&self, record: &Record) -> anyhow::Result<Report> {
+        let info = record.info();
+        let weights = Weights::<Cpu>::new(Default::default(), |spec| {
+            let format = info.formats.get(&spec.name);
+            format
+                .map(|format| format.0)
+                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
+        });
+        let model = family::build(&info.files, &weights)?;
+        let specs = weights.into_specs();
+        record.check_weights(&specs)?;
+        let entries: BTreeMap<&str, usize> = record
+            .tensors()
+            .map(|(name, entry)| (name, entry.len))
+            .collect();
+        let tensors: Vec<TensorReport> = specs
+            .iter()
+            .map(|spec| tensor_report(spec, record, entries[spec.name.as_str()]))
+            .collect();
+        let language: &dyn LanguageModel<Cpu> = model.language();
+        let context = self.context.min(language.context_length());
+        let family = family::info(&info.files)?;
+        Ok(Report {
+            family: family.title.to_owned(),
+            model_type: family.model_type.to_owned(),
+            file_bytes: record.len(),
+            parts: parts(&tensors),
+            context_length: language.context_length(),
+            context,
+            kv_cache_bytes: language.cache_shape(context).bytes(),
+            converter: info.converter.clone(),
+            sources: info.sources.clone(),
+            verified: self.verify,
+            config: info.files.config.clone(),
+            tensors,
+        })
+    }
+
+    fn text(&self, report: &Report) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN).set_header([
+            "part",
+            "weights",
+            "parameters",
+            "bytes",
+            "formats",
+        ]);
+        for (name, part) in &report.parts {
+            let formats: Vec<String> = part
+                .formats
+                .iter()
+                .map(|(format, n)| format!("{n} {format}"))
+                .collect();
+            table.add_row([
+                name.clone(),
+                part.weights.to_string(),
+                part.parameters.to_string(),
+                bytes(part.bytes),
+                formats.join(", "),
+            ]);
+        }
+        let mut text = format!(
+            "{} ({}), {}, written by converter {}\n{table}\n\
+             key-value cache for {} of at most {} positions: {}\n\
+             memory needed with it: about {} and the activations",
+            report.family,
+            report.model_type,
+            bytes(report.file_bytes),
+            report.converter,
+            report.context,
+            report.context_length,
+            bytes(report.kv_cache_bytes),
+            bytes(report.file_bytes + report.kv_cache_bytes),
+        );
+        for source in &report.sources {
+            text += &format!(
+                "\nfrom {} ({}, xxh3 {})",
+                source.name,
+                bytes(source.bytes as usize),
+                source.xxh3
+            );
+        }
+        if report.verified {
+            text += "\nall checksums are right";
+        }
+        if self.tensors {
+            for tensor in &report.tensors {
+                text += &format!(
+                    "\n{:9} {:44} {} x {} {} {}",
+                    tensor.part,
+                    tensor.name,
+                    tensor.rows,
+                    tensor.cols,
+                    tensor.format,
+                    bytes(tensor.bytes)
+                );
+            }
+        }
+        text
+    }
+}
+
+fn tensor_report(spec: &WeightSpec, record: &Record, bytes: usize) -> TensorReport {
+    let format = record.info().formats.get(&spec.name);
+    TensorReport {
+        name: spec.name.clone(),
+        part: spec.part.to_string(),
+        rows: spec.rows(),
+        cols: spec.cols(),
+        format: format.map_or_else(|| "dense f32".to_owned(), |format| format.0.to_string()),
+        bytes,
+    }
+}
+
+fn parts(tensors: &[TensorReport]) -> BTreeMap<String, PartReport> {
+    let mut parts: BTreeMap<String, PartReport> = BTreeMap::new();
+    for tensor in tensors {
+        let part = parts.entry(tensor.part.clone()).or_default();
+        part.weights += 1;
+        part.parameters += tensor.rows * tensor.cols;
+        part.bytes += tensor.bytes;
+        *part.formats.entry(tensor.format.clone()).or_default() += 1;
+    }
+    parts
+}

@@ -1,0 +1,40 @@
+//! Writes captured stages to a safetensors file (`--dump-stages`), under the names that reference
+//! dumps use.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use edge_lmm_ops::probe::Captured;
+use safetensors::tensor::{Dtype, TensorView};
+
+/// Captured values that are whole numbers, stored as I32.
+const INTEGERS: [&str; 4] = ["input_ids", "position_ids", "rope_delta", "grid_thw"];
+
+/// Writes `captured` to `path`.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write(path: &Path, captured: &BTreeMap<String, Captured>) -> anyhow::Result<()> {
+    let bytes: Vec<(&str, Dtype, &[usize], Vec<u8>)> = captured
+        .iter()
+        .map(|(name, tensor)| {
+            let name = name.as_str();
+            let (dtype, bytes): (_, Vec<u8>) = if INTEGERS.contains(&name) {
+                let integers = tensor.values.iter().map(|&v| v as i32);
+                (Dtype::I32, integers.flat_map(i32::to_le_bytes).collect())
+            } else {
+                let floats = tensor.values.iter();
+                (Dtype::F32, floats.flat_map(|v| v.to_le_bytes()).collect())
+            };
+            (name, dtype, tensor.shape.as_slice(), bytes)
+        })
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((*name, TensorView::new(*dtype, shape.to_vec(), bytes)?))
+        })
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    safetensors::serialize_to_file(views, None, path)?;
+    Ok(())
+}

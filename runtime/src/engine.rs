@@ -1,0 +1,418 @@
+//! From a request to an answer: media, prompt, vision, prefill, decode.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use burn::tensor::Tensor;
+use edge_lmm_models::ModelError;
+use edge_lmm_models::family::{self, BuiltModel};
+use edge_lmm_models::model::{LanguageModel, MediaInput, MediaOptions, Prompt};
+use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
+use edge_lmm_models::weights::Weights;
+use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
+use serde_json::Value;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::EngineError;
+use crate::record::Record;
+use crate::sampler::{Sampler, Sampling};
+
+/// Tokens that prefill takes at once: enough to fill the kernels' tiles, few enough to keep the
+/// activations of the widest layer small.
+const PREFILL_CHUNK: usize = 512;
+
+/// A decoded medium.
+#[derive(Debug, Clone)]
+pub enum Media {
+    /// A still picture.
+    Image(RgbImage),
+    /// A sequence of frames.
+    Video {
+        /// The frames.
+        frames: Vec<RgbImage>,
+        /// Their rate.
+        frames_per_second: f32,
+    },
+}
+
+/// What to answer and how.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The conversation so far.
+    pub messages: &'a [Message],
+    /// Its media, in the order in which the messages show them.
+    pub media: &'a [Media],
+    /// How media are prepared.
+    pub options: MediaOptions,
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// Go on after an end token.
+    pub ignore_eos: bool,
+    /// How tokens are picked.
+    pub sampling: Sampling,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The text, without special tokens.
+    pub text: String,
+    /// The generated ids, an end token included.
+    pub tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them that stand for pictures, video or sound.
+    pub visual_tokens: usize,
+    /// Prompt tokens that were still in the cache from the turn before.
+    pub reused_tokens: usize,
+    /// Whether an end token ended it (or else the limit).
+    pub finished: bool,
+}
+
+/// A loaded model with what it remembers between turns.
+pub struct Engine<B: KernelBackend> {
+    model: Box<dyn BuiltModel<B>>,
+    text: TextProcessor,
+    end_tokens: Vec<u32>,
+    device: B::Device,
+    past: Option<Past<B>>,
+    features: HashMap<u128, Rc<Tensor<B, 2>>>,
+}
+
+/// The key-value cache and what is in it.
+struct Past<B: KernelBackend> {
+    cache: B::KvCache,
+    keys: Vec<TokenKey>,
+}
+
+/// A token and, if it stands for a medium, which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TokenKey {
+    id: u32,
+    medium: Option<u128>,
+}
+
+impl<B: KernelBackend> Engine<B> {
+    /// Builds the model of a record and borrows its weights (stage `load`).
+    ///
+    /// # Errors
+    /// If the record does not fit its model.
+    pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
+        let _stage = stage::top("load");
+        let info = record.info();
+        let weights = Weights::<B>::new(device.clone(), |spec| {
+            let format = info.formats.get(&spec.name);
+            format
+                .map(|format| format.0)
+                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
+        });
+        let mut model = family::build(&info.files, &weights)?;
+        record.check_weights(&weights.into_specs())?;
+        model
+            .load(&mut record.store())
+            .map_err(|error| crate::RecordError::Damaged {
+                path: record.path().to_owned(),
+                reason: error.to_string(),
+            })?;
+        let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?;
+        Ok(Self {
+            end_tokens: end_tokens(&info.files.generation, &info.files.config),
+            model,
+            text,
+            device,
+            past: None,
+            features: HashMap::new(),
+        })
+    }
+
+    /// Positions that the model can hold.
+    pub fn context_length(&self) -> usize {
+        self.model.language().context_length()
+    }
+
+    /// Bytes of the key-value cache at the moment.
+    pub fn cache_bytes(&self) -> usize {
+        self.past.as_ref().map_or(0, |past| past.cache.bytes())
+    }
+
+    /// Forgets the turns before.
+    pub fn forget(&mut self) {
+        self.past = None;
+        self.features.clear();
+    }
+
+    /// Answers; `on_text` gets the text as it comes.
+    ///
+    /// # Errors
+    /// If the prompt cannot be put together or does not fit.
+    pub fn answer(
+        &mut self,
+        request: &Request<'_>,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Answer, EngineError> {
+        let (media, prompt) = self.prepare(request)?;
+        let capacity = (prompt.ids.len() + request.max_tokens).min(self.context_length());
+        let hashes: Vec<u128> = media.iter().map(hash).collect();
+        let keys = token_keys(&prompt, &hashes);
+        let reused = self.reuse(&keys, capacity)?;
+        let embeddings = self.embed(&prompt, &media, &hashes, reused);
+        let mut logits = self.prefill(embeddings, &prompt, reused)?;
+        self.keep_features(&hashes);
+
+        let mut sampler = Sampler::new(request.sampling.clone());
+        let mut stream = TextStream::default();
+        let mut answer = Answer {
+            text: String::new(),
+            tokens: Vec::new(),
+            prompt_tokens: prompt.ids.len(),
+            visual_tokens: prompt.spans.iter().map(|span| span.len).sum(),
+            reused_tokens: reused,
+            finished: false,
+        };
+        let mut position = prompt.next_position();
+        let mut give = |text: String, answer: &mut Answer| {
+            if !text.is_empty() {
+                on_text(&text);
+                answer.text.push_str(&text);
+            }
+        };
+        while answer.tokens.len() < request.max_tokens {
+            let _stage = stage::top("decode");
+            let count = answer.tokens.len();
+            let id = sampler
+                .pick(&logits)
+                .ok_or(EngineError::NotANumber(prompt.ids.len() + count))?;
+            answer.tokens.push(id);
+            let ended = self.end_tokens.contains(&id);
+            if ended && !request.ignore_eos {
+                answer.finished = true;
+                break;
+            }
+            give(stream.push(&self.text, id)?, &mut answer);
+            let past = self.past.as_mut().expect("prefill has filled the cache");
+            if past.cache.len() == past.cache.capacity() || count + 1 == request.max_tokens {
+                break;
+            }
+            let language = self.model.language();
+            let embedding = language.embed(&[id]);
+            let hidden = language.forward(embedding, &[[position; 3]], &mut past.cache);
+            past.keys.push(TokenKey { id, medium: None });
+            logits = scores(language, hidden);
+            position += 1;
+        }
+        give(stream.finish(&self.text)?, &mut answer);
+        Ok(answer)
+    }
+
+    /// Media and prompt, checked against the model (stage `preprocess`).
+    fn prepare(&self, request: &Request<'_>) -> Result<(Vec<MediaInput>, Prompt), EngineError> {
+        let _stage = stage::top("preprocess");
+        let media = request
+            .media
+            .iter()
+            .map(|medium| match medium {
+                Media::Image(image) => self.model.image(image, &request.options),
+                Media::Video {
+                    frames,
+                    frames_per_second,
+                } => self
+                    .model
+                    .video(frames, *frames_per_second, &request.options),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let prompt = self.model.prompt(&self.text, request.messages, &media)?;
+        let tokens = prompt.ids.len();
+        let context = self.context_length();
+        if tokens == 0 {
+            return Err(ModelError::Prompt("it is empty".to_owned()).into());
+        }
+        if tokens >= context {
+            return Err(EngineError::TooLong {
+                tokens,
+                visual: prompt.spans.iter().map(|span| span.len).sum(),
+                context,
+            });
+        }
+        let vocabulary = self.model.language().vocabulary();
+        if let Some(&id) = prompt.ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(EngineError::TokenOutOfRange { id, vocabulary });
+        }
+        capture_inputs(&media, &prompt);
+        Ok((media, prompt))
+    }
+
+    /// Keeps what the cache shares with the new prompt, or makes a new cache; how many tokens
+    /// need not be computed again.
+    fn reuse(&mut self, keys: &[TokenKey], capacity: usize) -> Result<usize, EngineError> {
+        if let Some(past) = &mut self.past {
+            let shared = past
+                .keys
+                .iter()
+                .zip(keys)
+                .take_while(|(a, b)| a == b)
+                .count();
+            // The last token's hidden state is needed, so that one is always computed.
+            let shared = shared.min(keys.len() - 1);
+            if past.cache.capacity() >= capacity {
+                past.cache.truncate(shared);
+                past.keys.truncate(shared);
+                past.keys.extend(&keys[shared..]);
+                return Ok(shared);
+            }
+        }
+        // The old cache goes first: both together may not fit.
+        self.past = None;
+        let shape = self.model.language().cache_shape(capacity);
+        let cache = B::kv_cache(shape, &self.device).map_err(ModelError::from)?;
+        self.past = Some(Past {
+            cache,
+            keys: keys.to_vec(),
+        });
+        Ok(0)
+    }
+
+    /// Embeddings of the prompt from token `from` on, media encoded where they are needed.
+    fn embed(
+        &mut self,
+        prompt: &Prompt,
+        media: &[MediaInput],
+        hashes: &[u128],
+        from: usize,
+    ) -> Tensor<B, 2> {
+        let mut parts = Vec::new();
+        let mut at = from;
+        for span in &prompt.spans {
+            let end = span.start + span.len;
+            if end <= at {
+                continue;
+            }
+            if span.start > at {
+                parts.push(self.model.language().embed(&prompt.ids[at..span.start]));
+                at = span.start;
+            }
+            let features = self.encode(&media[span.medium], hashes[span.medium]);
+            parts.push((*features).clone().narrow(0, at - span.start, end - at));
+            at = end;
+        }
+        if at < prompt.ids.len() {
+            parts.push(self.model.language().embed(&prompt.ids[at..]));
+        }
+        Tensor::cat(parts, 0)
+    }
+
+    /// The features of a medium; the same medium is encoded once.
+    fn encode(&mut self, medium: &MediaInput, hash: u128) -> Rc<Tensor<B, 2>> {
+        if let Some(features) = self.features.get(&hash) {
+            return features.clone();
+        }
+        let features = Rc::new(self.model.encode(medium));
+        self.features.insert(hash, features.clone());
+        features
+    }
+
+    /// Features are kept for the media of the current conversation only.
+    fn keep_features(&mut self, hashes: &[u128]) {
+        self.features.retain(|hash, _| hashes.contains(hash));
+    }
+
+    /// Takes the prompt into the cache (stage `prefill`); the scores of the first token.
+    fn prefill(
+        &mut self,
+        embeddings: Tensor<B, 2>,
+        prompt: &Prompt,
+        from: usize,
+    ) -> Result<Vec<f32>, EngineError> {
+        let _stage = stage::top("prefill");
+        let positions = &prompt.positions[from..];
+        let past = self.past.as_mut().expect("reuse has made the cache");
+        let language = self.model.language();
+        let mut hidden = None;
+        for (i, positions) in positions.chunks(PREFILL_CHUNK).enumerate() {
+            let chunk = embeddings
+                .clone()
+                .narrow(0, i * PREFILL_CHUNK, positions.len());
+            hidden = Some(language.forward(chunk, positions, &mut past.cache));
+        }
+        let hidden = hidden.expect("at least one token is always computed");
+        let logits = scores(language, hidden);
+        probe::capture_values("logits_first", &[logits.len()], &logits);
+        Ok(logits)
+    }
+}
+
+fn scores<B: KernelBackend>(language: &dyn LanguageModel<B>, hidden: Tensor<B, 2>) -> Vec<f32> {
+    let scores = language.logits(hidden).into_data();
+    scores.into_vec().expect("scores are f32")
+}
+
+/// The tokens at which an answer ends, from `generation_config.json` or else `config.json`.
+fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
+    let ids = |value: &Value| -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match value.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
+        }
+    };
+    let from_generation = generation.as_ref().map(ids).unwrap_or_default();
+    if from_generation.is_empty() {
+        ids(config)
+    } else {
+        from_generation
+    }
+}
+
+/// Identifies a prepared medium by its content.
+fn hash(medium: &MediaInput) -> u128 {
+    let mut hasher = Xxh3::new();
+    hasher.update(medium.kind.as_str().as_bytes());
+    for size in medium.grid.iter().chain(&medium.shape) {
+        hasher.update(&size.to_le_bytes());
+    }
+    for chunk in medium.values.chunks(1024) {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.digest128()
+}
+
+fn token_keys(prompt: &Prompt, hashes: &[u128]) -> Vec<TokenKey> {
+    let mut keys: Vec<TokenKey> = prompt
+        .ids
+        .iter()
+        .map(|&id| TokenKey { id, medium: None })
+        .collect();
+    for span in &prompt.spans {
+        for key in &mut keys[span.start..span.start + span.len] {
+            key.medium = Some(hashes[span.medium]);
+        }
+    }
+    keys
+}
+
+/// What goes into the model, for comparison with a reference.
+fn capture_inputs(media: &[MediaInput], prompt: &Prompt) {
+    if !probe::active() {
+        return;
+    }
+    let as_floats = |values: &[u32]| -> Vec<f32> { values.iter().map(|&v| v as f32).collect() };
+    probe::capture_values("input_ids", &[prompt.ids.len()], &as_floats(&prompt.ids));
+    for axis in 0..3 {
+        let axis: Vec<f32> = prompt.positions.iter().map(|p| p[axis] as f32).collect();
+        probe::capture_values("position_ids", &[1, axis.len()], &axis);
+    }
+    let delta = prompt.next_position() as f32 - prompt.ids.len() as f32;
+    probe::capture_values("rope_delta", &[1, 1], &[delta]);
+    for medium in media {
+        if medium.grid != [0; 3] {
+            probe::capture_values("grid_thw", &[1, 3], &medium.grid.map(|n| n as f32));
+        }
+        let name = match medium.kind {
+            edge_lmm_models::model::MediaKind::Audio => "input_features",
+            _ => "pixel_values",
+        };
+        probe::capture_values(name, &medium.shape, &medium.values);
+    }
+}

@@ -1,0 +1,51 @@
+//! Why a request fails.
+
+use edge_lmm_models::ModelError;
+
+use crate::media::MediaError;
+use crate::record::RecordError;
+
+/// Why a model cannot be loaded or cannot answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The model or its prompt.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A picture, video or sound.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// The prompt is longer than the model can take.
+    #[error(
+        "the prompt has {tokens} tokens ({visual} of them for pictures, video or sound), the \
+         model holds {context}; shorten the question, or use fewer or smaller pictures \
+         (--image-tokens) or frames (--frames)"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of the media.
+        visual: usize,
+        /// Positions of the model.
+        context: usize,
+    },
+    /// The tokenizer gives ids that the model has no embedding for.
+    #[error(
+        "the tokenizer gives token {id}, the model has only {vocabulary} tokens: the record's \
+         tokenizer belongs to another model"
+    )]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding table.
+        vocabulary: usize,
+    },
+    /// The model computed something that is no number.
+    #[error(
+        "the scores of token {0} are not numbers: the weights are damaged (check with \
+         `edge-lmm inspect --verify`) or overflow in this format"
+    )]
+    NotANumber(usize),
+}

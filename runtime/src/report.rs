@@ -1,0 +1,257 @@
+//! The timing table and its JSON form.
+
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use edge_lmm_ops::stage::StageRecord;
+use serde::Serialize;
+
+use crate::engine::Answer;
+
+/// A stage as `--json` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageTime {
+    /// Name of a top stage, or path of a module.
+    pub name: String,
+    /// The top stage it ran in.
+    pub stage: &'static str,
+    /// Milliseconds over all calls.
+    pub ms: f64,
+    /// Calls.
+    pub calls: usize,
+    /// Highest heap use while it ran.
+    pub peak_bytes: usize,
+}
+
+impl From<&StageRecord> for StageTime {
+    fn from(record: &StageRecord) -> Self {
+        Self {
+            name: record.name.clone(),
+            stage: record.stage,
+            ms: record.time.as_secs_f64() * 1e3,
+            calls: record.calls,
+            peak_bytes: record.peak_bytes,
+        }
+    }
+}
+
+/// What `--json` prints for one answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AnswerReport {
+    /// The answer.
+    pub text: String,
+    /// Generated ids.
+    pub tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the media among them.
+    pub visual_tokens: usize,
+    /// All stages and modules.
+    pub stages: Vec<StageTime>,
+    /// Generated tokens per second of decoding (`null` without a decode step).
+    pub tokens_per_second: Option<f64>,
+    /// Most memory the process has held, mapped weights included, where the system tells.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+impl AnswerReport {
+    /// Puts an answer and its stages together.
+    pub fn new(answer: &Answer, stages: &[StageRecord]) -> Self {
+        Self {
+            text: answer.text.clone(),
+            tokens: answer.tokens.clone(),
+            prompt_tokens: answer.prompt_tokens,
+            visual_tokens: answer.visual_tokens,
+            stages: stages.iter().map(StageTime::from).collect(),
+            tokens_per_second: tokens_per_second(answer, stages),
+            peak_resident_bytes: peak_resident_bytes(),
+        }
+    }
+}
+
+/// Generated tokens over the time of stage `decode`. The first token's scores come from prefill,
+/// so the steps are one fewer than the tokens.
+pub fn tokens_per_second(answer: &Answer, stages: &[StageRecord]) -> Option<f64> {
+    let decode = stages
+        .iter()
+        .find(|stage| stage.name == "decode" && stage.stage == "decode")?;
+    let steps = answer.tokens.len().checked_sub(1).filter(|&n| n > 0)?;
+    Some(steps as f64 / decode.time.as_secs_f64())
+}
+
+/// The most memory this process has held (`VmHWM`), on Linux.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A readable number of bytes.
+pub fn bytes(n: usize) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+/// A row of the table: a top stage, or the modules of one kind inside it.
+struct Row {
+    name: String,
+    time: Duration,
+    calls: usize,
+    peak_bytes: usize,
+    top: bool,
+}
+
+/// Top stages, each followed by its modules, layers of a stack taken together.
+fn rows(stages: &[StageRecord]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for top in stages.iter().filter(|stage| stage.name == stage.stage) {
+        rows.push(Row {
+            name: top.name.clone(),
+            time: top.time,
+            calls: top.calls,
+            peak_bytes: top.peak_bytes,
+            top: true,
+        });
+        let first = rows.len();
+        let inside = |stage: &&StageRecord| stage.stage == top.name && stage.name != top.name;
+        for module in stages.iter().filter(inside) {
+            let name = without_numbers(&module.name);
+            match rows[first..].iter_mut().find(|row| row.name == name) {
+                Some(row) => {
+                    row.time += module.time;
+                    row.calls += module.calls;
+                    row.peak_bytes = row.peak_bytes.max(module.peak_bytes);
+                }
+                None => rows.push(Row {
+                    name,
+                    time: module.time,
+                    calls: module.calls,
+                    peak_bytes: module.peak_bytes,
+                    top: false,
+                }),
+            }
+        }
+    }
+    rows
+}
+
+/// `vision.blocks.7.mlp` as `vision.blocks.*.mlp`.
+fn without_numbers(path: &str) -> String {
+    let parts: Vec<&str> = path
+        .split('.')
+        .map(|part| {
+            if part.parse::<usize>().is_ok() {
+                "*"
+            } else {
+                part
+            }
+        })
+        .collect();
+    parts.join(".")
+}
+
+/// The table of stages: time, share of the whole, calls and peak heap; the largest is marked.
+pub fn table(stages: &[StageRecord]) -> String {
+    let rows = rows(stages);
+    let total: Duration = rows.iter().filter(|row| row.top).map(|row| row.time).sum();
+    let largest = rows.iter().filter(|row| row.top).map(|row| row.time).max();
+    let mut table = Table::new();
+    table
+        .load_style(presets::ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(["stage", "time", "share", "calls", "peak heap", ""]);
+    for row in &rows {
+        let share = 100.0 * row.time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
+        let mark = row.top && Some(row.time) == largest;
+        table.add_row([
+            if row.top {
+                row.name.clone()
+            } else {
+                format!("  {}", row.name)
+            },
+            milliseconds(row.time),
+            format!("{share:.1} %"),
+            row.calls.to_string(),
+            bytes(row.peak_bytes),
+            if mark { "<- bottleneck" } else { "" }.to_owned(),
+        ]);
+    }
+    let resident = peak_resident_bytes().map_or(String::new(), |n| bytes(n as usize));
+    table.add_row([
+        "total".to_owned(),
+        milliseconds(total),
+        "100.0 %".to_owned(),
+        String::new(),
+        String::new(),
+        if resident.is_empty() {
+            resident
+        } else {
+            format!("peak resident {resident}")
+        },
+    ]);
+    for column in 1..=4 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(name: &str, stage: &'static str, ms: u64) -> StageRecord {
+        StageRecord {
+            name: name.to_owned(),
+            stage,
+            time: Duration::from_millis(ms),
+            calls: 1,
+            peak_bytes: 2048,
+            spans: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn layers_are_taken_together_and_the_largest_stage_is_marked() {
+        let stages = [
+            stage("vision", "vision", 1150),
+            stage("vision.blocks.0.mlp", "vision", 300),
+            stage("vision.blocks.1.mlp", "vision", 200),
+            stage("projector", "projector", 5),
+            stage("decode", "decode", 95),
+        ];
+        let text = table(&stages);
+        let line = |start: &str| {
+            text.lines()
+                .find(|line| line.trim_start().starts_with(start))
+                .unwrap_or_else(|| panic!("no {start} in\n{text}"))
+        };
+        assert!(line("vision ").contains("92.0 %"), "{text}");
+        assert!(line("vision ").contains("bottleneck"), "{text}");
+        assert!(line("vision.blocks.*.mlp").contains("500.0 ms"), "{text}");
+        assert!(!line("decode").contains("bottleneck"), "{text}");
+        assert!(line("total").contains("1250.0 ms"), "{text}");
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!(bytes(12), "12 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+    }
+}
