@@ -275,13 +275,22 @@ impl<B: KernelBackend> DecoderLayer<B> {
             attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
             qkv: attention.linear(
                 "qkv",
-                &[("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)],
+                &[
+                    ("q_proj", width),
+                    ("k_proj", kv_width),
+                    ("v_proj", kv_width),
+                ],
                 hidden,
                 config.qkv_bias,
             )?,
             out: attention.linear("out", &[("o_proj", hidden)], width, false)?,
             mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
-            gate_up: mlp.linear("gate_up", &[("gate_proj", ffn), ("up_proj", ffn)], hidden, false)?,
+            gate_up: mlp.linear(
+                "gate_up",
+                &[("gate_proj", ffn), ("up_proj", ffn)],
+                hidden,
+                false,
+            )?,
             down: mlp.linear("down", &[("down_proj", hidden)], ffn, false)?,
         })
     }

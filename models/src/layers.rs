@@ -2,7 +2,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
-use edge_lmm_ops::{Activation, KernelBackend, MatrixShape, gather_rows, layer_norm, linear, rms_norm};
+use edge_lmm_ops::{
+    Activation, KernelBackend, MatrixShape, gather_rows, layer_norm, linear, rms_norm,
+};
 
 /// `activation(x Wᵀ + b)` with a packed weight.
 #[derive(Module, Debug)]
@@ -78,7 +80,14 @@ impl<B: KernelBackend> Embedding<B> {
 
     /// The product with the table as the weight of a linear layer.
     pub fn as_linear(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        linear(x, self.weight.val(), self.shape, None, Activation::None, None)
+        linear(
+            x,
+            self.weight.val(),
+            self.shape,
+            None,
+            Activation::None,
+            None,
+        )
     }
 }
 

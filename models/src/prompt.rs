@@ -169,10 +169,14 @@ impl TextProcessor {
         match structured {
             Ok(text) if holds_all(&text, &wanted) && holds_text(&text, messages) => Ok(text),
             first => {
-                let flat = messages.iter().map(|m| m.to_flat_value(placeholder)).collect();
+                let flat = messages
+                    .iter()
+                    .map(|m| m.to_flat_value(placeholder))
+                    .collect();
                 let second = render(template, flat);
                 // The first error says more about a template that fails both ways.
-                second.map_err(|error| ModelError::Template(first.err().unwrap_or(error).to_string()))
+                second
+                    .map_err(|error| ModelError::Template(first.err().unwrap_or(error).to_string()))
             }
         }
     }
@@ -193,10 +197,13 @@ fn holds_all(text: &str, wanted: &[String]) -> bool {
 fn holds_text(text: &str, messages: &[Message]) -> bool {
     !text.contains("\"type\"")
         && !text.contains("'type'")
-        && messages.iter().flat_map(|m| &m.content).all(|content| match content {
-            Content::Text(part) => text.contains(part.trim()),
-            Content::Media(_) => true,
-        })
+        && messages
+            .iter()
+            .flat_map(|m| &m.content)
+            .all(|content| match content {
+                Content::Text(part) => text.contains(part.trim()),
+                Content::Media(_) => true,
+            })
 }
 
 fn render(template: &str, messages: Vec<Value>) -> Result<String, Error> {
@@ -206,9 +213,12 @@ fn render(template: &str, messages: Vec<Value>) -> Result<String, Error> {
     syntax.trim_blocks(true).lstrip_blocks(true);
     environment.set_syntax(syntax.build()?);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
     // A hostile template must not run forever.
     environment.set_fuel(Some(10_000_000));
     environment.render_str(

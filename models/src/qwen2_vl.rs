@@ -150,9 +150,7 @@ impl Config {
             layers: self.num_hidden_layers,
             heads,
             kv_heads: self.num_key_value_heads.unwrap_or(heads),
-            head_dim: self
-                .head_dim
-                .unwrap_or(self.hidden_size / heads.max(1)),
+            head_dim: self.head_dim.unwrap_or(self.hidden_size / heads.max(1)),
             intermediate_size: self.intermediate_size,
             vocabulary: self.vocab_size,
             rms_norm_eps: self.rms_norm_eps,
@@ -252,9 +250,15 @@ impl<B: KernelBackend> Qwen2Vl<B> {
         let config = Config::parse(&files.config)?;
         let vision = &config.vision_config;
         let preprocess = PreprocessConfig::parse(files.preprocessor.as_ref())?;
-        if (preprocess.patch_size, preprocess.merge_size, preprocess.temporal_patch_size)
-            != (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-        {
+        if (
+            preprocess.patch_size,
+            preprocess.merge_size,
+            preprocess.temporal_patch_size,
+        ) != (
+            vision.patch_size,
+            vision.spatial_merge_size,
+            vision.temporal_patch_size,
+        ) {
             return Err(ModelError::config(format!(
                 "preprocessor_config.json cuts patches of {} pixels, {} frames, merged by {}; \
                  the model was made for {}, {}, {}",
@@ -275,7 +279,9 @@ impl<B: KernelBackend> Qwen2Vl<B> {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
             projector: Merger::init(
                 vision,
-                &root.part(Part::Projector).child("projector", "visual.merger"),
+                &root
+                    .part(Part::Projector)
+                    .child("projector", "visual.merger"),
             )?,
             text: Decoder::init(config.decoder()?, names, &root)?,
             preprocess,
@@ -500,9 +506,10 @@ fn patch_places(grid: [usize; 3], merge: usize) -> Vec<(usize, usize)> {
     let mut places = Vec::with_capacity(t * h * w);
     for _ in 0..t {
         for (row, column) in (0..h / merge).flat_map(|r| (0..w / merge).map(move |c| (r, c))) {
-            places.extend((0..merge).flat_map(|i| {
-                (0..merge).map(move |j| (row * merge + i, column * merge + j))
-            }));
+            places.extend(
+                (0..merge)
+                    .flat_map(|i| (0..merge).map(move |j| (row * merge + i, column * merge + j))),
+            );
         }
     }
     places
@@ -611,7 +618,16 @@ mod tests {
         let places = patch_places([1, 2, 4], 2);
         assert_eq!(
             places,
-            [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+            [
+                (0, 0),
+                (0, 1),
+                (1, 0),
+                (1, 1),
+                (0, 2),
+                (0, 3),
+                (1, 2),
+                (1, 3)
+            ]
         );
     }
 

@@ -36,8 +36,7 @@ impl<B: KernelBackend> RotaryTable<B> {
                 sin.push(s * scale);
             }
         }
-        let table =
-            |values| Tensor::from_data(TensorData::new(values, [tokens, half]), device);
+        let table = |values| Tensor::from_data(TensorData::new(values, [tokens, half]), device);
         Self {
             cos: table(cos),
             sin: table(sin),

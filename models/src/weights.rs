@@ -17,7 +17,9 @@ use crate::error::ModelError;
 use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm};
 
 /// The part of a model that a weight belongs to; quantization is chosen per part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
     /// The vision encoder.
@@ -160,7 +162,10 @@ fn join(prefix: &str, name: &str) -> String {
 }
 
 fn borrowed(sources: &[(String, usize)]) -> Vec<(&str, usize)> {
-    sources.iter().map(|(name, rows)| (name.as_str(), *rows)).collect()
+    sources
+        .iter()
+        .map(|(name, rows)| (name.as_str(), *rows))
+        .collect()
 }
 
 impl<B: KernelBackend> Scope<'_, '_, B> {
@@ -245,7 +250,13 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
     }
 
     /// A dense f32 matrix.
-    pub fn matrix(&self, name: &str, source: &str, rows: usize, cols: usize) -> Param<Tensor<B, 2>> {
+    pub fn matrix(
+        &self,
+        name: &str,
+        source: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Param<Tensor<B, 2>> {
         self.declare(name, Storage::Dense { cols: Some(cols) }, &[(source, rows)]);
         Param::uninitialized(
             ParamId::new(),

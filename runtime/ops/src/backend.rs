@@ -2,9 +2,9 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
-use edge_lmm_kernels::activation::Activation;
 
 /// Columns `column..` of a `[tokens, width]` tensor: one part of a fused projection.
 pub struct Part<'a, B: Backend> {
@@ -96,7 +96,11 @@ pub trait KernelBackend: Backend {
     ) -> FloatTensor<Self>;
 
     /// Root mean square norm of every row (Zhang & Sennrich 2019, eq. 4).
-    fn fused_rms_norm(x: &FloatTensor<Self>, gamma: &FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;
+    fn fused_rms_norm(
+        x: &FloatTensor<Self>,
+        gamma: &FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self>;
 
     /// Layer norm of every row (Ba et al. 2016).
     fn fused_layer_norm(

@@ -1,9 +1,9 @@
 //! The operations of [`KernelBackend`] on typed tensors, as the models call them.
 
 use burn::tensor::{Int, Tensor, TensorPrimitive};
+use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
-use edge_lmm_kernels::activation::Activation;
 
 use crate::backend::{KernelBackend, Part};
 
@@ -65,11 +65,7 @@ pub fn gather_rows<B: KernelBackend>(
 }
 
 /// See [`KernelBackend::fused_rms_norm`].
-pub fn rms_norm<B: KernelBackend>(
-    x: Tensor<B, 2>,
-    gamma: Tensor<B, 1>,
-    eps: f32,
-) -> Tensor<B, 2> {
+pub fn rms_norm<B: KernelBackend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, eps: f32) -> Tensor<B, 2> {
     tensor(B::fused_rms_norm(&float(x), &float(gamma), eps))
 }
 
@@ -80,7 +76,12 @@ pub fn layer_norm<B: KernelBackend>(
     beta: Tensor<B, 1>,
     eps: f32,
 ) -> Tensor<B, 2> {
-    tensor(B::fused_layer_norm(&float(x), &float(gamma), &float(beta), eps))
+    tensor(B::fused_layer_norm(
+        &float(x),
+        &float(gamma),
+        &float(beta),
+        eps,
+    ))
 }
 
 /// See [`KernelBackend::gated`].
@@ -117,8 +118,8 @@ pub fn attention<B: KernelBackend>(
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    let [(q, q_column), (k, k_column), (v, v_column)] = [q.into(), k.into(), v.into()]
-        .map(|part| (float(part.tensor), part.column));
+    let [(q, q_column), (k, k_column), (v, v_column)] =
+        [q.into(), k.into(), v.into()].map(|part| (float(part.tensor), part.column));
     fn part<B: KernelBackend>(tensor: &B::FloatTensorPrimitive, column: usize) -> Part<'_, B> {
         Part { tensor, column }
     }

@@ -17,9 +17,9 @@ pub mod reference;
 pub mod stage;
 
 pub use backend::{CacheError, CacheShape, KernelBackend, KvStore, Part};
+pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
-pub use edge_lmm_kernels::activation::Activation;
 pub use functional::{
     Columns, attention, cached_attention, gated, gather_rows, layer_norm, linear, rms_norm, rope,
 };

@@ -8,10 +8,10 @@ use std::borrow::Cow;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
+use edge_lmm_kernels::activation::{self, Activation};
 use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows};
 use edge_lmm_kernels::format::{Matrix, MatrixShape};
 use edge_lmm_kernels::linear::{self, Epilogue};
-use edge_lmm_kernels::activation::{self, Activation};
 use edge_lmm_kernels::{norm, pool, rope};
 
 use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Part};
@@ -150,7 +150,11 @@ impl KernelBackend for Cpu {
         tensor(out, [ids.len(), shape.cols])
     }
 
-    fn fused_rms_norm(x: &FloatTensor<Self>, gamma: &FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+    fn fused_rms_norm(
+        x: &FloatTensor<Self>,
+        gamma: &FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
         let shape = size(x);
         let mut out = vec![0.0; shape[0] * shape[1]];
         norm::rms_norm(&pool::global(), &floats(x), &floats(gamma), eps, &mut out);
@@ -224,8 +228,7 @@ impl KernelBackend for Cpu {
     ) -> FloatTensor<Self> {
         let ([q_len, q_stride], [kv_len, k_stride]) = (size(q.tensor), size(k.tensor));
         let [_, v_stride] = size(v.tensor);
-        let (q_values, k_values, v_values) =
-            (floats(q.tensor), floats(k.tensor), floats(v.tensor));
+        let (q_values, k_values, v_values) = (floats(q.tensor), floats(k.tensor), floats(v.tensor));
         let bias = bias.map(floats);
         let width = heads.heads * heads.head_dim;
         let mut out = vec![0.0; q_len * width];

@@ -49,7 +49,9 @@ pub fn capture_values(name: &str, shape: &[usize], values: &[f32]) {
     PROBE.with_borrow_mut(|probe| {
         let Some(probe) = probe else { return };
         let entry = probe.entry(name.to_owned()).or_insert_with(|| Captured {
-            shape: std::iter::once(0).chain(shape.iter().skip(1).copied()).collect(),
+            shape: std::iter::once(0)
+                .chain(shape.iter().skip(1).copied())
+                .collect(),
             values: Vec::new(),
         });
         entry.shape[0] += shape[0];

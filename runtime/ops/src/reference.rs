@@ -4,8 +4,8 @@
 use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::activation::Activation;
+use edge_lmm_kernels::attention::{Heads, Mask};
 
 /// Elementwise activation.
 pub fn activate<B: Backend, const D: usize>(

@@ -28,7 +28,12 @@ fn pack(weight: &Tensor<B, 2>, format: Format) -> (Tensor<B, 1, Int>, MatrixShap
     let [rows, cols] = weight.dims();
     let shape = MatrixShape { format, rows, cols };
     let mut bytes = Vec::new();
-    pack_rows(shape, &weight.to_data().to_vec::<f32>().unwrap(), &mut bytes).unwrap();
+    pack_rows(
+        shape,
+        &weight.to_data().to_vec::<f32>().unwrap(),
+        &mut bytes,
+    )
+    .unwrap();
     let len = bytes.len();
     let data = TensorData::new(bytes, [len]);
     let dtype = data.dtype;
