@@ -101,7 +101,10 @@ fn files_are_hashed() {
         (file.bytes, file.hash().to_owned())
     };
     assert_eq!(hash("chat_template.jinja"), (0, "2d06800538d394c2".into()));
-    assert_eq!(hash("model.safetensors"), (1_660_712, "94b3e26f85907133".into()));
+    assert_eq!(
+        hash("model.safetensors"),
+        (1_660_712, "94b3e26f85907133".into())
+    );
 }
 
 #[test]

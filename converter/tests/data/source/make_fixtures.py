@@ -38,7 +38,7 @@ TEXTS = [
     "", " ", "a", "USER: what colour is the circle? ASSISTANT:", "  two leading spaces and  two inside", "tabs\tand\nnewlines\r\n\n",
     "1234567890 3.14159", "Zwölf große Boxkämpfer", "naïve café déjà vu", "日本語のテキスト", "emoji 🦀🚀 and ☃", "\u0000control\u0007",
     "CamelCase snake_case kebab-case", "don't can't we'll I'm", "trailing space ", "▁ literal mark", "ﬁ ligature Å Å",
-    "def area(width, height): return width * height", "the the the the the", "aaaaaaaaaaaaaaaaaaaaaaaaaaaa", "<0x41> <unk>",
+    "def area(width, height): return width * height", "the the the the the", "aaaaaaaaaaaaaaaaaaaaaaaaaaaa", "<0x41> <bos>",
 ]  # fmt: skip
 
 
