@@ -52,14 +52,26 @@ impl Format {
             (riff(b"WAVE"), Self::Wav),
             (at(0, b"fLaC"), Self::Flac),
             (at(0, b"ID3") || is_mp3_frame(head), Self::Mp3),
-            (at(0, b"II*\0") || at(0, b"MM\0*"), Self::Other(Image, "TIFF")),
+            (
+                at(0, b"II*\0") || at(0, b"MM\0*"),
+                Self::Other(Image, "TIFF"),
+            ),
             (at(4, b"ftypavif"), Self::Other(Image, "AVIF")),
-            (at(4, b"ftyphei") || at(4, b"ftypmif1"), Self::Other(Image, "HEIF")),
+            (
+                at(4, b"ftyphei") || at(4, b"ftypmif1"),
+                Self::Other(Image, "HEIF"),
+            ),
             (at(0, b"\0\0\0\x0cjP  "), Self::Other(Image, "JPEG 2000")),
-            (at(0, b"\xff\x0a") || at(4, b"JXL "), Self::Other(Image, "JPEG XL")),
+            (
+                at(0, b"\xff\x0a") || at(4, b"JXL "),
+                Self::Other(Image, "JPEG XL"),
+            ),
             (at(4, b"ftypM4A"), Self::Other(Audio, "M4A (AAC)")),
             (at(4, b"ftyp"), Self::Other(Video, "MP4")),
-            (at(0, b"\x1a\x45\xdf\xa3"), Self::Other(Video, "Matroska or WebM")),
+            (
+                at(0, b"\x1a\x45\xdf\xa3"),
+                Self::Other(Video, "Matroska or WebM"),
+            ),
             (riff(b"AVI "), Self::Other(Video, "AVI")),
             (at(0, b"\0\0\x01\xba"), Self::Other(Video, "MPEG")),
             (at(0, b"FLV\x01"), Self::Other(Video, "FLV")),
@@ -185,5 +197,8 @@ fn describe(head: &[u8]) -> String {
         return format!("text that begins with {start:?}");
     }
     let bytes: Vec<String> = head.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    format!("unknown data that begins with the bytes {}", bytes.join(" "))
+    format!(
+        "unknown data that begins with the bytes {}",
+        bytes.join(" ")
+    )
 }

@@ -1,0 +1,273 @@
+//! Videos: animations, Y4M, folders of numbered pictures and frame strips.
+//!
+//! A *frame strip* is one PNG named `NAME.stripN.png` that shows N frames of equal width side by
+//! side, the first one at the left.
+//!
+//! Compressed video (MP4, Matroska) cannot be decoded; the error says how to extract frames.
+
+use std::cmp::Ordering;
+use std::path::{Path, PathBuf};
+
+use edge_lmm_models::preprocess::RgbImage;
+
+use super::error::MediaError;
+use super::image::load_image;
+use super::kind::{self, Format, MediaKind};
+use super::{animation, file, y4m};
+
+/// Frames per second where a video has none of its own: folders and strips. It is the rate that
+/// the reference's processors take for lists of pictures.
+pub const DEFAULT_FRAME_RATE: f32 = 2.0;
+
+/// Most files in a folder that is taken for a video.
+const MAX_FILES: usize = 100_000;
+
+/// Frames in order of time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Video {
+    /// The frames, at least one.
+    pub frames: Vec<RgbImage>,
+    /// How many of these frames make a second.
+    pub frames_per_second: f32,
+}
+
+/// Which frames of a video to keep; the others are not held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameSelection {
+    /// All of them.
+    All,
+    /// So many, evenly spread from the first one on: frame `i * frames / n` rounded down, as the
+    /// sampling of the reference's video processor. All if there are not more.
+    Uniform(usize),
+}
+
+/// Reads a video.
+///
+/// # Errors
+/// If the file cannot be read, is no video of a readable format, is damaged, or if the frames do
+/// not fit into memory.
+pub fn load_video(path: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
+    let load = || {
+        if path.is_dir() {
+            return load_folder(path, selection);
+        }
+        match kind::format(path, "video")? {
+            Format::Png if strip_frames(path).is_some() => load_strip(path, selection),
+            format @ (Format::Gif | Format::Png | Format::WebP) => {
+                animation::load(format, &file::read(path, "video")?, selection)
+            }
+            Format::Y4m => y4m::load(file::open(path)?, selection),
+            Format::Other(MediaKind::Video, name) => Err(compressed(path, name)),
+            other => Err(MediaError::WrongKind {
+                wanted: "video",
+                found: format!("a {} file", other.name()),
+                expected: kind::expected("video"),
+            }),
+        }
+    };
+    load().map_err(|error: MediaError| error.of(path))
+}
+
+fn compressed(path: &Path, name: &str) -> MediaError {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    MediaError::Unsupported {
+        format: format!("compressed video ({name})"),
+        advice: format!(
+            "extract frames first, for example two per second: \
+             mkdir frames && ffmpeg -i '{file}' -vf fps=2 frames/%05d.png, and give the folder; \
+             or make a Y4M: ffmpeg -i '{file}' -vf fps=2 -pix_fmt yuv420p video.y4m"
+        ),
+    }
+}
+
+/// Takes frames one after the other and keeps those that are wanted.
+pub(super) struct Picker {
+    selection: FrameSelection,
+    /// Frames that the video says it has.
+    total: usize,
+    seen: usize,
+    kept: Vec<RgbImage>,
+}
+
+impl Picker {
+    pub fn new(selection: FrameSelection, total: usize) -> Self {
+        Self {
+            selection,
+            total,
+            seen: 0,
+            kept: Vec::new(),
+        }
+    }
+
+    /// The next wanted frame, if there is one.
+    fn next(&self) -> Option<usize> {
+        let kept = self.kept.len();
+        match self.selection {
+            FrameSelection::Uniform(wanted) if wanted < self.total => {
+                // In 128 bits, for the product.
+                let next = kept as u128 * self.total as u128 / wanted.max(1) as u128;
+                (kept < wanted).then_some(next as usize)
+            }
+            _ => (kept < self.total).then_some(kept),
+        }
+    }
+
+    /// Whether no further frame is wanted.
+    pub fn is_done(&self) -> bool {
+        self.next().is_none()
+    }
+
+    /// Whether the next frame is wanted.
+    pub fn wants(&self) -> bool {
+        self.next() == Some(self.seen)
+    }
+
+    /// Takes the next frame, which is made only if it is wanted.
+    pub fn offer(
+        &mut self,
+        frame: impl FnOnce() -> Result<RgbImage, MediaError>,
+    ) -> Result<(), MediaError> {
+        if self.wants() {
+            let frame = frame()?;
+            self.check_room(frame.width(), frame.height())?;
+            self.kept.push(frame);
+        }
+        self.seen += 1;
+        Ok(())
+    }
+
+    /// Whether all wanted frames fit into memory if they are of that size.
+    pub fn check_room(&self, width: usize, height: usize) -> Result<(), MediaError> {
+        let frames = match self.selection {
+            FrameSelection::Uniform(wanted) => wanted.min(self.total),
+            FrameSelection::All => self.total,
+        };
+        let pixels = width.saturating_mul(height).saturating_mul(frames);
+        if pixels > RgbImage::MAX_PIXELS {
+            return Err(MediaError::TooManyFrames {
+                frames,
+                width,
+                height,
+            });
+        }
+        Ok(())
+    }
+
+    /// The video, given the rate of all frames.
+    pub fn finish(self, format: &'static str, frames_per_second: f32) -> Result<Video, MediaError> {
+        if self.kept.is_empty() {
+            return Err(MediaError::damaged(format, "it has no complete frame"));
+        }
+        let share = self.kept.len() as f32 / self.total.max(1) as f32;
+        Ok(Video {
+            frames_per_second: match self.selection {
+                FrameSelection::Uniform(_) => frames_per_second * share,
+                FrameSelection::All => frames_per_second,
+            },
+            frames: self.kept,
+        })
+    }
+}
+
+/// N, if the file's name says that it is a strip of N frames.
+pub(super) fn strip_frames(path: &Path) -> Option<usize> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".png")?;
+    let (_, count) = stem.rsplit_once(".strip")?;
+    let all_digits = !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit());
+    count.parse().ok().filter(|&n| all_digits && n > 0)
+}
+
+fn load_strip(path: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
+    let strip = load_image(path)?;
+    let count = strip_frames(path).unwrap_or(1);
+    if !strip.width().is_multiple_of(count) {
+        return Err(MediaError::damaged(
+            "frame strip",
+            format!(
+                "it is {} pixels wide, which {count} frames do not divide",
+                strip.width()
+            ),
+        ));
+    }
+    let width = strip.width() / count;
+    let mut picker = Picker::new(selection, count);
+    for i in 0..count {
+        picker.offer(|| {
+            let rows = 0..strip.height();
+            let pixels = rows.flat_map(|y| &strip.row(y)[i * width * 3..(i + 1) * width * 3]);
+            Ok(RgbImage::new(
+                width,
+                strip.height(),
+                pixels.copied().collect(),
+            )?)
+        })?;
+    }
+    picker.finish("frame strip", DEFAULT_FRAME_RATE)
+}
+
+fn load_folder(folder: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
+    let pictures = pictures_of(folder)?;
+    let mut picker = Picker::new(selection, pictures.len());
+    for picture in &pictures {
+        picker.offer(|| load_image(picture))?;
+    }
+    picker.finish("folder of pictures", DEFAULT_FRAME_RATE)
+}
+
+/// The folder's pictures in the order of their numbers; other files are passed over.
+fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
+    let mut pictures = Vec::new();
+    for entry in folder.read_dir().map_err(MediaError::Io)?.take(MAX_FILES) {
+        let path = entry.map_err(MediaError::Io)?.path();
+        let hidden = |name: &str| name.starts_with('.');
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_none_or(hidden) || !path.is_file() {
+            continue;
+        }
+        let head = file::head(&path).map_err(|error| error.of(&path))?;
+        use Format::{Bmp, Gif, Jpeg, Png, WebP};
+        if let Some(Png | Jpeg | Gif | WebP | Bmp) = Format::of(&head) {
+            pictures.push(path);
+        }
+    }
+    if pictures.is_empty() {
+        return Err(MediaError::WrongKind {
+            wanted: "video",
+            found: "a folder without pictures".to_owned(),
+            expected: "a folder of numbered pictures",
+        });
+    }
+    pictures.sort_by(|a, b| by_number(&a.to_string_lossy(), &b.to_string_lossy()));
+    Ok(pictures)
+}
+
+/// Order of names in which numbers count by their value: `frame9` comes before `frame10`.
+fn by_number(a: &str, b: &str) -> Ordering {
+    let (mut left, mut right) = (a, b);
+    loop {
+        let (number, other) = (digits(left), digits(right));
+        if !number.is_empty() && !other.is_empty() {
+            // Without leading zeros, the longer number is the larger one.
+            let (n, m) = (
+                number.trim_start_matches('0'),
+                other.trim_start_matches('0'),
+            );
+            let order = n.len().cmp(&m.len()).then_with(|| n.cmp(m));
+            if order != Ordering::Equal {
+                return order;
+            }
+            (left, right) = (&left[number.len()..], &right[other.len()..]);
+            continue;
+        }
+        let (mut next, mut other) = (left.chars(), right.chars());
+        match (next.next(), other.next()) {
+            (Some(x), Some(y)) if x == y => (left, right) = (next.as_str(), other.as_str()),
+            (x, y) => return x.cmp(&y).then_with(|| a.cmp(b)),
+        }
+    }
+}
+
+fn digits(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_ascii_digit());
+    &text[..end.unwrap_or(text.len())]
+}
