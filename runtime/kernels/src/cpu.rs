@@ -68,7 +68,9 @@ impl Isa {
             Isa::Generic => Some(&Generic),
             #[cfg(target_arch = "x86_64")]
             isa => crate::x86_64::find(isa),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            isa => crate::aarch64::find(isa),
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             _ => None,
         }
     }
@@ -291,6 +293,8 @@ mod tests {
         for isa in Isa::available() {
             assert_eq!(isa.kernels().isa(), isa);
         }
+        let names: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
+        println!("instruction sets: {}", names.join(", "));
         assert_eq!(Isa::available()[0], Isa::Generic);
         assert!(Isa::available().contains(&Isa::best()));
     }

@@ -17,6 +17,8 @@
 //! Instruction sets differ from each other by rounding (fused or separate multiply-add, the width of
 //! activation quantization, see [`cpu::Kernels::code`]).
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 pub mod activation;
 pub mod attention;
 pub mod cpu;
@@ -29,6 +31,8 @@ pub mod pack;
 pub mod pool;
 pub mod rope;
 mod scratch;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

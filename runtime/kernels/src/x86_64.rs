@@ -18,6 +18,7 @@ use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{BLOCK, Format, PANEL};
 use crate::generic::row_kernels;
+use crate::tile::{Block, check_matmul, each_block, row_tiles};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -48,77 +49,6 @@ pub(crate) fn find(isa: Isa) -> Option<&'static dyn Kernels> {
         Isa::AvxVnni if avx2 && is_x86_feature_detected!("avxvnni") => Some(&AvxVnni),
         Isa::Avx512Vnni if avx2 && avx512 => Some(&Avx512Vnni),
         _ => None,
-    }
-}
-
-/// Where a block's operands are.
-#[derive(Clone, Copy)]
-struct Block {
-    /// Weights: `block_bytes` of quants.
-    quants: *const u8,
-    /// 8 half-precision scales.
-    scales: *const u8,
-    /// Activations of the first token, 32 bytes per token.
-    x: *const u8,
-    /// Scale of the first token.
-    x_scale: *const f32,
-    /// Offset of the first token.
-    x_offset: *const i32,
-    tokens: usize,
-    /// Sums of the first token.
-    acc: *mut f32,
-    /// Floats from one token's sums to the next.
-    stride: usize,
-}
-
-/// Calls `step` for each panel and block, after checking that all of it lies in the slices.
-///
-/// `step` gets the panel's index, and where the next panel's quants are relative to this one's.
-#[inline(always)]
-fn blocks(
-    panels: Panels<'_>,
-    range: Range<usize>,
-    tile: Tile<'_>,
-    acc: &mut [f32],
-    panel: usize,
-    step: impl Fn(Block),
-) {
-    let block_bytes = panels.format.block_bytes();
-    let (count, tokens) = (panels.count(), tile.tokens);
-    assert!(
-        range.start <= range.end && range.end <= panels.blocks && panel < count,
-        "blocks {range:?}"
-    );
-    assert!(
-        panels.panel_bytes >= panels.blocks * (block_bytes + 2 * PANEL),
-        "panel of {} bytes",
-        panels.panel_bytes
-    );
-    let entries = range.end * tokens;
-    assert!(
-        tile.quants.len() >= entries * BLOCK
-            && tile.scales.len() >= entries
-            && tile.offsets.len() >= entries
-    );
-    assert!(
-        acc.len() >= tokens * count * PANEL,
-        "{} sums for {tokens} tokens of {count} panels",
-        acc.len()
-    );
-    let bytes = &panels.bytes[panel * panels.panel_bytes..];
-    let acc = acc[panel * PANEL..].as_mut_ptr();
-    for b in range {
-        let at = b * tokens;
-        step(Block {
-            quants: bytes[b * block_bytes..].as_ptr(),
-            scales: bytes[panels.blocks * block_bytes + b * 2 * PANEL..].as_ptr(),
-            x: tile.quants[at * BLOCK..].as_ptr(),
-            x_scale: tile.scales[at..].as_ptr(),
-            x_offset: tile.offsets[at..].as_ptr(),
-            tokens,
-            acc,
-            stride: count * PANEL,
-        });
     }
 }
 
@@ -433,45 +363,6 @@ unsafe fn tile_avx512<const R: usize, const V: usize>(
     }
 }
 
-/// Checks that a product's operands are as large as its size says.
-fn check_matmul([m, n, k]: [usize; 3], a: Strided<'_>, b: Strided<'_>, c: &[f32], c_stride: usize) {
-    let fits = |rows: usize, cols: usize, stride: usize, len: usize| {
-        rows == 0
-            || cols == 0
-            || (rows - 1)
-                .checked_mul(stride)
-                .and_then(|n| n.checked_add(cols))
-                .is_some_and(|n| n <= len)
-    };
-    assert!(n.is_multiple_of(PANEL), "{n} columns");
-    assert!(
-        fits(m, k, a.stride, a.data.len()),
-        "left operand of {m} x {k}"
-    );
-    assert!(
-        fits(k, n, b.stride, b.data.len()),
-        "right operand of {k} x {n}"
-    );
-    assert!(fits(m, n, c_stride, c.len()), "result of {m} x {n}");
-}
-
-/// Calls `$tile` with as many rows as there are left, `$max` (the length of the list) at most.
-macro_rules! row_tiles {
-    ($tile:ident, $vectors:literal, [$($rows:literal)+], $max:literal, $m:expr, $k:expr, $a:expr, $b:expr, $c:expr, $j:expr) => {{
-        let mut i = 0;
-        while i < $m {
-            let (a, c) = ($a.data.as_ptr().add(i * $a.stride), $c.0.add(i * $c.1 + $j));
-            let b = $b.data.as_ptr().add($j);
-            let rows = ($m - i).min($max);
-            match rows {
-                $($rows => $tile::<$rows, $vectors>($k, a, $a.stride, b, $b.stride, c, $c.1),)+
-                _ => unreachable!("at most {} rows", $max),
-            }
-            i += rows;
-        }
-    }};
-}
-
 #[target_feature(enable = "avx2,fma")]
 fn matmul_avx2(size: [usize; 3], a: Strided<'_>, b: Strided<'_>, c: &mut [f32], c_stride: usize) {
     check_matmul(size, a, b, c, c_stride);
@@ -643,14 +534,14 @@ macro_rules! avx2_kernels {
 macro_rules! every_panel {
     ($panels:expr, $range:expr, $tile:expr, $acc:expr, $step:expr) => {
         for panel in 0..$panels.count() {
-            blocks($panels, $range.clone(), $tile, $acc, panel, $step);
+            each_block($panels, $range.clone(), $tile, $acc, panel, $step);
         }
     };
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn quantized_avx2(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    // SAFETY: `blocks` gives operands that it has checked.
+    // SAFETY: `each_block` gives operands that it has checked.
     if panels.format == Format::Q4 {
         every_panel!(panels, range, tile, acc, |block| unsafe { q4_avx2(block) });
     } else {
@@ -660,7 +551,7 @@ fn quantized_avx2(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: 
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 fn quantized_avxvnni(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    // SAFETY: `blocks` gives operands that it has checked.
+    // SAFETY: `each_block` gives operands that it has checked.
     if panels.format == Format::Q4 {
         every_panel!(panels, range, tile, acc, |block| unsafe {
             q4_avxvnni(block)
@@ -692,20 +583,20 @@ fn pairs_avx512<const Q4: bool>(
     let format = if Q4 { Format::Q4 } else { Format::Q8 };
     let mut panel = 0;
     while panel + 1 < panels.count() {
-        blocks(panels, range.clone(), tile, acc, panel, |block| {
+        each_block(panels, range.clone(), tile, acc, panel, |block| {
             let next = Block {
                 quants: block.quants.wrapping_add(panels.panel_bytes),
                 scales: block.scales.wrapping_add(panels.panel_bytes),
                 ..block
             };
-            // SAFETY: `blocks` gives operands that it has checked, and the next panel is there too.
+            // SAFETY: `each_block` gives operands that it has checked, and the next panel is there too.
             unsafe { dot_avx512(&block, &next, format) }
         });
         panel += 2;
     }
     if panel < panels.count() {
-        // SAFETY: `blocks` gives operands that it has checked.
-        blocks(panels, range, tile, acc, panel, |block| unsafe {
+        // SAFETY: `each_block` gives operands that it has checked.
+        each_block(panels, range, tile, acc, panel, |block| unsafe {
             dot_avx512_half(block, format)
         });
     }

@@ -1,0 +1,491 @@
+//! Kernels for AArch64: Advanced SIMD, with and without the dot product instruction.
+//!
+//! As on x86-64, the products with quantized weights keep a block of a panel, unpacked, in registers (16 of them: input
+//! `4 i + j` of row `r` in byte `4 r + j` of the pair `i`), and go over the tokens of the tile.
+//! - `sdot` (Cortex-A76) multiplies 4 rows by a group of 4 activations, taken from a register by its number: 16 products.
+//! - Without it (Cortex-A72), `smlal` multiplies 2 rows by such a group into 16 bits. A block of q4 fits there: 8 products
+//!   of at most 15 * 127, and the offset `-2 * sum` in each of a row's four sums, which makes `-8 * sum`: 23368 at most.
+//!   Of q8, two products of 127 * 127 fit, and then go to 32 bits.
+#![allow(unsafe_code)]
+// Arrays of registers are indexed side by side.
+#![allow(clippy::needless_range_loop)]
+
+use crate::activation::Activation;
+use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
+use crate::format::{BLOCK, Format, PANEL};
+use crate::generic::row_kernels;
+use crate::tile::{Block, check_matmul, each_block, row_tiles};
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::ops::Range;
+
+/// Advanced SIMD, which every AArch64 has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neon;
+
+/// [`Neon`] with `sdot`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NeonDotprod;
+
+/// The kernels for an instruction set, if it is one of AArch64 and this machine has it.
+pub(crate) fn find(isa: Isa) -> Option<&'static dyn Kernels> {
+    match isa {
+        Isa::Neon => Some(&Neon),
+        Isa::NeonDotprod if std::arch::is_aarch64_feature_detected!("dotprod") => {
+            Some(&NeonDotprod)
+        }
+        _ => None,
+    }
+}
+
+/// Adds to each of four sums the products of four weights with group `LANE` of the activations. (The intrinsic,
+/// `vdotq_laneq_s32`, is not stable.)
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn sdot<const LANE: i32>(mut sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: one instruction on registers, of a feature that this function requires.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {w:v}.16b, {x:v}.4b[{lane}]",
+            sums = inout(vreg) sums,
+            w = in(vreg) w,
+            x = in(vreg) x,
+            lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// The 8 pairs of vectors of a q4 block, as bytes 0..=15.
+///
+/// # Safety
+/// A block's 128 bytes at `quants` must be readable.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn unpack_q4(quants: *const u8) -> [int8x16_t; 16] {
+    let mut w = [vdupq_n_s8(0); 16];
+    for v in 0..4 {
+        for half in 0..2 {
+            // SAFETY: eight vectors of 16 bytes, as promised by the caller.
+            let both = unsafe { vld1q_u8(quants.add(32 * v + 16 * half)) };
+            w[4 * v + half] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+            w[4 * v + 2 + half] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(both));
+        }
+    }
+    w
+}
+
+/// The 8 pairs of vectors of a q8 block.
+///
+/// # Safety
+/// A block's 256 bytes at `quants` must be readable.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn load_q8(quants: *const u8) -> [int8x16_t; 16] {
+    let mut w = [vdupq_n_s8(0); 16];
+    for (v, w) in w.iter_mut().enumerate() {
+        // SAFETY: sixteen vectors of 16 bytes, as promised by the caller.
+        *w = unsafe { vld1q_s8(quants.add(16 * v).cast()) };
+    }
+    w
+}
+
+/// 8 half-precision numbers.
+///
+/// # Safety
+/// 16 bytes at `halves` must be readable.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn load_halves(halves: *const u8) -> [float32x4_t; 2] {
+    // SAFETY: as promised by the caller.
+    let halves = unsafe { vreinterpretq_u16_u8(vld1q_u8(halves)) };
+    let (low, high) = (vget_low_u16(halves), vget_high_u16(halves));
+    [
+        vcvt_f32_f16(vreinterpret_f16_u16(low)),
+        vcvt_f32_f16(vreinterpret_f16_u16(high)),
+    ]
+}
+
+/// Adds `sums * (w_scale * x_scale)` to token `t`'s sums.
+///
+/// # Safety
+/// `block` must describe readable and writable memory for token `t`.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn accumulate(block: &Block, t: usize, sums: [int32x4_t; 2], w_scale: [float32x4_t; 2]) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let x_scale = *block.x_scale.add(t);
+        let acc = block.acc.add(t * block.stride);
+        for half in 0..2 {
+            let scale = vmulq_n_f32(w_scale[half], x_scale);
+            let sum = vfmaq_f32(
+                vld1q_f32(acc.add(4 * half)),
+                vcvtq_f32_s32(sums[half]),
+                scale,
+            );
+            vst1q_f32(acc.add(4 * half), sum);
+        }
+    }
+}
+
+/// One block with `sdot`.
+///
+/// # Safety
+/// `block` must describe readable (`acc`: writable) memory.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn dotprod_block(block: Block, w: [int8x16_t; 16]) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let w_scale = load_halves(block.scales);
+        for t in 0..block.tokens {
+            let x = block.x.add(BLOCK * t).cast::<i8>();
+            let x = [vld1q_s8(x), vld1q_s8(x.add(16))];
+            let mut sums = [vdupq_n_s32(*block.x_offset.add(t)); 2];
+            for part in 0..2 {
+                for half in 0..2 {
+                    let w = |group: usize| w[8 * part + 2 * group + half];
+                    sums[half] = sdot::<0>(sums[half], w(0), x[part]);
+                    sums[half] = sdot::<1>(sums[half], w(1), x[part]);
+                    sums[half] = sdot::<2>(sums[half], w(2), x[part]);
+                    sums[half] = sdot::<3>(sums[half], w(3), x[part]);
+                }
+            }
+            accumulate(&block, t, sums, w_scale);
+        }
+    }
+}
+
+/// One block of q4 with `smlal`.
+///
+/// # Safety
+/// `block` must describe readable (`acc`: writable) memory.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn neon_q4(block: Block) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let w = unpack_q4(block.quants);
+        let w_scale = load_halves(block.scales);
+        for t in 0..block.tokens {
+            let x = block.x.add(BLOCK * t);
+            // Two rows in each.
+            let mut sums = [vdupq_n_s16(*block.x_offset.add(t) as i16); 4];
+            for i in 0..8 {
+                let x = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(4 * i).cast()));
+                for half in 0..2 {
+                    let w = w[2 * i + half];
+                    sums[2 * half] = vmlal_s8(sums[2 * half], vget_low_s8(w), vget_low_s8(x));
+                    sums[2 * half + 1] = vmlal_high_s8(sums[2 * half + 1], w, x);
+                }
+            }
+            let rows = |half: usize| {
+                vpaddq_s32(vpaddlq_s16(sums[2 * half]), vpaddlq_s16(sums[2 * half + 1]))
+            };
+            accumulate(&block, t, [rows(0), rows(1)], w_scale);
+        }
+    }
+}
+
+/// One block of q8 with `smull` and `smlal`.
+///
+/// # Safety
+/// `block` must describe readable (`acc`: writable) memory.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn neon_q8(block: Block) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let w = load_q8(block.quants);
+        let w_scale = load_halves(block.scales);
+        for t in 0..block.tokens {
+            let x = block.x.add(BLOCK * t);
+            let mut sums = [vdupq_n_s32(0); 4];
+            for i in (0..8).step_by(2) {
+                let x0 = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(4 * i).cast()));
+                let x1 = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(4 * i + 4).cast()));
+                for half in 0..2 {
+                    let (w0, w1) = (w[2 * i + half], w[2 * i + 2 + half]);
+                    let low = vmull_s8(vget_low_s8(w0), vget_low_s8(x0));
+                    let low = vmlal_s8(low, vget_low_s8(w1), vget_low_s8(x1));
+                    sums[2 * half] = vpadalq_s16(sums[2 * half], low);
+                    let high = vmlal_high_s8(vmull_high_s8(w0, x0), w1, x1);
+                    sums[2 * half + 1] = vpadalq_s16(sums[2 * half + 1], high);
+                }
+            }
+            let sums = [vpaddq_s32(sums[0], sums[1]), vpaddq_s32(sums[2], sums[3])];
+            accumulate(&block, t, sums, w_scale);
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn quantized_neon(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
+    // SAFETY: `each_block` gives operands that it has checked.
+    for panel in 0..panels.count() {
+        if panels.format == Format::Q4 {
+            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
+                neon_q4(block)
+            });
+        } else {
+            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
+                neon_q8(block)
+            });
+        }
+    }
+}
+
+#[target_feature(enable = "neon,dotprod")]
+fn quantized_dotprod(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
+    // SAFETY: `each_block` gives operands that it has checked.
+    for panel in 0..panels.count() {
+        if panels.format == Format::Q4 {
+            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
+                dotprod_block(block, unpack_q4(block.quants))
+            });
+        } else {
+            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
+                dotprod_block(block, load_q8(block.quants))
+            });
+        }
+    }
+}
+
+/// `R` rows and `V` vectors of 4 columns of a product, in registers.
+///
+/// # Safety
+/// `a` must be readable for `R` rows of `k`, `b` for `k` rows and `c` writable for `R` rows of `4 V` columns.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn tile_neon<const R: usize, const V: usize>(
+    k: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut acc = [[vdupq_n_f32(0.0); V]; R];
+        for r in 0..R {
+            for v in 0..V {
+                acc[r][v] = vld1q_f32(c.add(r * c_stride + 4 * v));
+            }
+        }
+        for p in 0..k {
+            let mut row = [vdupq_n_f32(0.0); V];
+            for (v, row) in row.iter_mut().enumerate() {
+                *row = vld1q_f32(b.add(p * b_stride + 4 * v));
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = *a.add(r * a_stride + p);
+                for v in 0..V {
+                    acc[v] = vfmaq_n_f32(acc[v], row[v], x);
+                }
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                vst1q_f32(c.add(r * c_stride + 4 * v), acc[r][v]);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn matmul_neon(size: [usize; 3], a: Strided<'_>, b: Strided<'_>, c: &mut [f32], c_stride: usize) {
+    check_matmul(size, a, b, c, c_stride);
+    let [m, n, k] = size;
+    if k == 0 {
+        return;
+    }
+    let c = (c.as_mut_ptr(), c_stride);
+    let mut j = 0;
+    // SAFETY: checked above.
+    unsafe {
+        while j + 16 <= n {
+            row_tiles!(tile_neon, 4, [1 2 3 4 5 6], 6, m, k, a, b, c, j);
+            j += 16;
+        }
+        if j < n {
+            row_tiles!(tile_neon, 2, [1 2 3 4 5 6 7 8], 8, m, k, a, b, c, j);
+        }
+    }
+}
+
+/// `N` panels with one token, so that `2 N` chains of additions are under way at a time.
+///
+/// # Safety
+/// `panels` must be readable for `N` panels of `x.len()` inputs, `acc` writable for `8 N` floats.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn gemv<const N: usize, const HALF: bool>(
+    panels: *const u8,
+    panel_bytes: usize,
+    x: &[f32],
+    acc: *mut f32,
+) {
+    let size = if HALF { 2 * PANEL } else { 4 * PANEL };
+    let mut sums = [[vdupq_n_f32(0.0); 2]; N];
+    for (i, x) in x.iter().enumerate() {
+        for (p, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as promised by the caller.
+            let w = unsafe {
+                let w = panels.add(p * panel_bytes + i * size);
+                if HALF {
+                    load_halves(w)
+                } else {
+                    [vld1q_f32(w.cast()), vld1q_f32(w.cast::<f32>().add(4))]
+                }
+            };
+            sums[0] = vfmaq_n_f32(sums[0], w[0], *x);
+            sums[1] = vfmaq_n_f32(sums[1], w[1], *x);
+        }
+    }
+    for (p, sums) in sums.into_iter().enumerate() {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            vst1q_f32(acc.add(p * PANEL), sums[0]);
+            vst1q_f32(acc.add(p * PANEL + 4), sums[1]);
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn float_gemv<const HALF: bool>(panels: &[u8], panel_bytes: usize, x: &[f32], acc: &mut [f32]) {
+    let size = if HALF { 2 * PANEL } else { 4 * PANEL };
+    let count = acc.len() / PANEL;
+    assert!(
+        panel_bytes >= x.len() * size && panels.len() >= count * panel_bytes,
+        "{count} panels"
+    );
+    let mut p = 0;
+    // SAFETY: the operands are as large as just checked.
+    unsafe {
+        while p + 4 <= count {
+            gemv::<4, HALF>(
+                panels[p * panel_bytes..].as_ptr(),
+                panel_bytes,
+                x,
+                acc[p * PANEL..].as_mut_ptr(),
+            );
+            p += 4;
+        }
+        while p < count {
+            gemv::<1, HALF>(
+                panels[p * panel_bytes..].as_ptr(),
+                panel_bytes,
+                x,
+                acc[p * PANEL..].as_mut_ptr(),
+            );
+            p += 1;
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn widen(halves: &[u8], out: &mut [f32]) {
+    assert_eq!(halves.len(), 2 * out.len(), "two bytes per number");
+    let whole = out.len() / 8 * 8;
+    for i in (0..whole).step_by(8) {
+        // SAFETY: 8 numbers from `i` on are in both slices.
+        unsafe {
+            let wide = load_halves(halves.as_ptr().add(2 * i));
+            vst1q_f32(out.as_mut_ptr().add(i), wide[0]);
+            vst1q_f32(out.as_mut_ptr().add(i + 4), wide[1]);
+        }
+    }
+    crate::generic::widen(&halves[2 * whole..], &mut out[whole..]);
+}
+
+/// The methods that both have in common.
+macro_rules! neon_kernels {
+    () => {
+        fn matmul(
+            &self,
+            size: [usize; 3],
+            a: Strided<'_>,
+            b: Strided<'_>,
+            c: &mut [f32],
+            c_stride: usize,
+        ) {
+            // SAFETY: every AArch64 has these features.
+            unsafe { matmul_neon(size, a, b, c, c_stride) }
+        }
+
+        fn float_gemv(
+            &self,
+            format: Format,
+            panels: &[u8],
+            panel_bytes: usize,
+            x: &[f32],
+            acc: &mut [f32],
+        ) {
+            // SAFETY: every AArch64 has these features.
+            unsafe {
+                if format == Format::F16 {
+                    float_gemv::<true>(panels, panel_bytes, x, acc)
+                } else {
+                    float_gemv::<false>(panels, panel_bytes, x, acc)
+                }
+            }
+        }
+
+        fn widen(&self, halves: &[u8], out: &mut [f32]) {
+            // SAFETY: every AArch64 has these features.
+            unsafe { widen(halves, out) }
+        }
+
+        row_kernels!(true);
+    };
+}
+
+impl Kernels for Neon {
+    fn isa(&self) -> Isa {
+        Isa::Neon
+    }
+
+    fn code(&self, format: Format) -> ActivationCode {
+        let offset = if format == Format::Q4 { -2 } else { 0 };
+        ActivationCode {
+            limit: 127.0,
+            bias: 0,
+            offset,
+            pairs: false,
+        }
+    }
+
+    fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
+        // SAFETY: every AArch64 has these features.
+        unsafe { quantized_neon(panels, range, tile, acc) }
+    }
+
+    neon_kernels!();
+}
+
+impl Kernels for NeonDotprod {
+    fn isa(&self) -> Isa {
+        Isa::NeonDotprod
+    }
+
+    fn code(&self, format: Format) -> ActivationCode {
+        let offset = if format == Format::Q4 { -8 } else { 0 };
+        ActivationCode {
+            limit: 127.0,
+            bias: 0,
+            offset,
+            pairs: false,
+        }
+    }
+
+    fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
+        // SAFETY: `find` hands these kernels out only on machines with `sdot`.
+        unsafe { quantized_dotprod(panels, range, tile, acc) }
+    }
+
+    neon_kernels!();
+}
