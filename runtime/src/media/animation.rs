@@ -12,6 +12,7 @@ use image::{AnimationDecoder, DynamicImage, Frames, ImageDecoder};
 use super::error::MediaError;
 use super::image::{check_size, limits, to_rgb};
 use super::kind::Format;
+use super::pieces::{Pieces, riff_chunk};
 use super::video::{FrameSelection, Picker, Video};
 
 /// What the container of an animation says.
@@ -43,21 +44,6 @@ impl Animation {
             frames: delays.len(),
             seconds: delays.iter().map(shown).sum(),
         })
-    }
-}
-
-/// Bytes that are taken one piece after the other.
-struct Pieces<'a>(&'a [u8]);
-
-impl<'a> Pieces<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (piece, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(piece)
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.take(1).map(|b| b[0])
     }
 }
 
@@ -161,16 +147,6 @@ fn scan_webp(bytes: &[u8]) -> Option<Animation> {
     Animation::of_delays(&delays)
 }
 
-fn riff_chunk<'a>(pieces: &mut Pieces<'a>) -> Option<(&'a [u8; 4], &'a [u8])> {
-    let name = pieces.take(4)?.try_into().ok()?;
-    let len = u32::from_le_bytes(pieces.take(4)?.try_into().ok()?);
-    let len = usize::try_from(len).ok()?;
-    let data = pieces.take(len)?;
-    // Chunks begin at even offsets; the last one may lack its padding.
-    let _ = pieces.take(len % 2);
-    Some((name, data))
-}
-
 /// Decodes the wanted frames; a still picture is a video of one frame.
 pub(super) fn load(
     format: Format,
@@ -187,7 +163,7 @@ pub(super) fn load(
     let damaged = |error| MediaError::damaged(format.name(), error);
     let reader = Cursor::new(bytes);
     let pictures = match format {
-        Format::Gif => frames(GifDecoder::new(reader).map_err(damaged)?, format, |d| Ok(d)),
+        Format::Gif => frames(GifDecoder::new(reader).map_err(damaged)?, format, Ok),
         Format::WebP => frames(WebPDecoder::new(reader).map_err(damaged)?, format, |d| {
             Ok(d)
         }),

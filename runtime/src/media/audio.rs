@@ -1,4 +1,4 @@
-//! Sounds: WAV (8 to 32-bit integers, floats, ADPCM), FLAC and MP3, mixed down to one channel.
+//! Sounds: WAV (integers of 8 to 32 bits, floats), FLAC and MP3, mixed down to one channel.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -12,11 +12,11 @@ use symphonia::core::meta::{Limit, MetadataOptions};
 use symphonia::core::probe::Hint;
 
 use super::error::MediaError;
-use super::file;
 use super::kind::{self, Format, MediaKind};
+use super::{file, wav};
 
 /// Most samples of one channel: 35 minutes at 48 kHz.
-const MAX_SAMPLES: usize = 100_000_000;
+pub(super) const MAX_SAMPLES: usize = 100_000_000;
 
 /// A sound in one channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,27 @@ pub struct Audio {
     pub samples: Vec<f32>,
     /// Samples per second.
     pub sample_rate: u32,
+}
+
+impl Audio {
+    /// A sound of at least one sample, all of them numbers.
+    pub(super) fn checked(
+        format: &'static str,
+        samples: Vec<f32>,
+        sample_rate: u32,
+    ) -> Result<Self, MediaError> {
+        if samples.is_empty() {
+            return Err(MediaError::damaged(format, "it holds no samples"));
+        }
+        if let Some(at) = samples.iter().position(|v| !v.is_finite()) {
+            let message = format!("sample {at} is {}, no number", samples[at]);
+            return Err(MediaError::damaged(format, message));
+        }
+        Ok(Self {
+            samples,
+            sample_rate,
+        })
+    }
 }
 
 /// Reads a sound.
@@ -52,7 +73,11 @@ pub fn load_audio(path: &Path) -> Result<Audio, MediaError> {
                 });
             }
         };
-        decode(format.name(), file::read(path, "sound")?)
+        let bytes = file::read(path, "sound")?;
+        match format {
+            Format::Wav => wav::decode(&bytes),
+            _ => decode(format.name(), bytes),
+        }
     };
     load().map_err(|error: MediaError| error.of(path))
 }
@@ -116,7 +141,7 @@ fn decode_track(
     if lost > 0 {
         log::warn!("{format}: {lost} damaged pieces of the sound were left out");
     }
-    mixer.finish().map_err(damaged)
+    Audio::checked(format, mixer.samples, mixer.sample_rate)
 }
 
 /// Collects samples as one channel.
@@ -162,18 +187,5 @@ impl Mixer {
         self.samples
             .extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
         Ok(())
-    }
-
-    fn finish(self) -> Result<Audio, String> {
-        if self.samples.is_empty() {
-            return Err("it holds no samples".to_owned());
-        }
-        if let Some(at) = self.samples.iter().position(|v| !v.is_finite()) {
-            return Err(format!("sample {at} is {}, no number", self.samples[at]));
-        }
-        Ok(Audio {
-            samples: self.samples,
-            sample_rate: self.sample_rate,
-        })
     }
 }

@@ -6,16 +6,7 @@ use super::animation::Animation;
 use super::error::MediaError;
 use super::{file, video};
 
-/// Kinds of files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MediaKind {
-    /// A still picture.
-    Image,
-    /// A sequence of frames.
-    Video,
-    /// A sound.
-    Audio,
-}
+pub use edge_lmm_models::model::MediaKind;
 
 /// Formats that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

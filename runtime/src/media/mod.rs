@@ -4,14 +4,16 @@
 //! (see [`video`]). Files are taken for hostile: sizes are checked before memory is taken, and
 //! damaged files give an error or what could be read, but no panic.
 
-pub mod animation;
+mod animation;
 pub mod audio;
 mod error;
 mod file;
 pub mod image;
 pub mod kind;
+mod pieces;
 pub mod video;
-pub mod y4m;
+mod wav;
+mod y4m;
 
 pub use audio::{Audio, load_audio};
 pub use error::MediaError;
