@@ -1,0 +1,70 @@
+//! Files and expected values.
+
+use std::path::{Path, PathBuf};
+
+use edge_lmm_models::preprocess::RgbImage;
+
+/// A file of `data`.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/media/data")
+        .join(name)
+}
+
+/// All files of a folder of `data`, by name.
+pub fn files(folder: &str) -> Vec<PathBuf> {
+    let entries = path(folder).read_dir().expect(folder);
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect(folder).path()).collect();
+    files.sort();
+    assert!(files.len() > 5, "{folder} holds only {} files", files.len());
+    files
+}
+
+/// The part of a file's name before the first dot.
+pub fn stem(file: &Path) -> &str {
+    let name = file
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("a name");
+    name.split('.').next().expect("a stem")
+}
+
+/// What the reference reads from a picture; frames side by side.
+pub fn expected_picture(name: &str) -> RgbImage {
+    let file = path(&format!("expected/{name}.png"));
+    let picture = image::open(file).expect(name).into_rgb8();
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    RgbImage::new(width, height, picture.into_raw()).expect(name)
+}
+
+/// Largest difference of two pictures of one size.
+pub fn difference(a: &RgbImage, b: &RgbImage) -> u8 {
+    assert_eq!((a.width(), a.height()), (b.width(), b.height()));
+    let pairs = a.pixels().iter().zip(b.pixels());
+    pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+}
+
+/// Writes a file into a folder of its own.
+pub fn temporary(name: &str, content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join(name);
+    std::fs::write(&file, content).expect("a file");
+    (folder, file)
+}
+
+/// A picture of one colour.
+pub fn plain(width: usize, height: usize, color: [u8; 3]) -> RgbImage {
+    RgbImage::new(width, height, color.repeat(width * height)).expect("a picture")
+}
+
+/// A picture as a PNG file.
+pub fn png(picture: &RgbImage) -> Vec<u8> {
+    let (width, height) = (picture.width() as u32, picture.height() as u32);
+    let buffer = image::RgbImage::from_raw(width, height, picture.pixels().to_vec());
+    let mut file = std::io::Cursor::new(Vec::new());
+    buffer
+        .expect("a picture")
+        .write_to(&mut file, image::ImageFormat::Png)
+        .expect("a file");
+    file.into_inner()
+}

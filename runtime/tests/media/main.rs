@@ -1,0 +1,9 @@
+//! Reading of media files. `data/make_fixtures.py` writes the files and what Pillow and libsndfile
+//! read from them.
+
+mod fixtures;
+mod hostile;
+mod kinds;
+mod pictures;
+mod sounds;
+mod videos;

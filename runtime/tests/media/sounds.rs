@@ -1,0 +1,100 @@
+//! Sounds.
+
+use edge_lmm::media::load_audio;
+
+use crate::fixtures::{files, path, stem, temporary};
+
+/// Largest difference of MP3 decoders of full accuracy (ISO/IEC 11172-4); all else is exact.
+fn tolerance(name: &str) -> f32 {
+    if name.starts_with("mp3") {
+        1.0 / 16_384.0
+    } else {
+        0.0
+    }
+}
+
+#[test]
+fn equal_libsndfile() {
+    let rates = std::fs::read(path("expected/sounds.json")).expect("rates");
+    let rates: serde_json::Value = serde_json::from_slice(&rates).expect("rates");
+    for file in files("sounds") {
+        let name = stem(&file);
+        let audio = load_audio(&file).expect(name);
+        assert_eq!(
+            Some(u64::from(audio.sample_rate)),
+            rates[name].as_u64(),
+            "{name}"
+        );
+        let expected = std::fs::read(path(&format!("expected/{name}.f32"))).expect(name);
+        let expected = expected.chunks_exact(4);
+        let expected = expected.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        assert_eq!(audio.samples.len(), expected.len(), "{name}");
+        let differences = audio
+            .samples
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0, f32::max);
+        assert!(worst <= tolerance(name), "{name} differs by {worst:e}");
+    }
+}
+
+/// A WAV file with one chunk of each kind.
+fn wav(tag: u16, channels: u16, rate: u32, bits: u16, data: &[u8]) -> Vec<u8> {
+    let mut file = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0".to_vec();
+    file.extend(tag.to_le_bytes());
+    file.extend(channels.to_le_bytes());
+    file.extend(rate.to_le_bytes());
+    file.extend((rate * u32::from(channels) * u32::from(bits / 8)).to_le_bytes());
+    file.extend((channels * (bits / 8)).to_le_bytes());
+    file.extend(bits.to_le_bytes());
+    file.extend(b"data");
+    file.extend((data.len() as u32).to_le_bytes());
+    file.extend(data);
+    file
+}
+
+#[test]
+fn integers_are_divided_by_powers_of_two() {
+    let samples = [i16::MIN, -1, 0, 1, 12_345, i16::MAX];
+    let data: Vec<u8> = samples.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let (_folder, file) = temporary("a.wav", &wav(1, 1, 16_000, 16, &data));
+    let expected: Vec<f32> = samples.iter().map(|&v| f32::from(v) / 32_768.0).collect();
+    assert_eq!(load_audio(&file).expect("a sound").samples, expected);
+}
+
+#[test]
+fn unfinished_recordings_are_read_to_their_end() {
+    let mut content = wav(1, 1, 8_000, 16, &[0, 64, 0, 32]);
+    for length in [u32::MAX, 5] {
+        content[40..44].copy_from_slice(&length.to_le_bytes());
+        let (_folder, file) = temporary("a.wav", &content);
+        assert_eq!(load_audio(&file).expect("a sound").samples, [0.5, 0.25]);
+    }
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let nan = f32::NAN.to_le_bytes();
+    for (content, part) in [
+        (wav(1, 1, 16_000, 16, &[]), "no samples"),
+        (wav(1, 0, 16_000, 16, &[0; 4]), "0 channels"),
+        (wav(1, 1, 0, 16, &[0; 4]), "at 0 samples per second"),
+        (wav(17, 1, 16_000, 4, &[0; 4]), "4-bit samples of format 17"),
+        (wav(3, 1, 16_000, 32, &nan), "sample 0 is NaN"),
+        (
+            b"RIFF\0\0\0\0WAVEdata\x02\0\0\0\0\0".to_vec(),
+            "before their description",
+        ),
+        (b"OggS\0\x02\0\0".to_vec(), "Ogg is not supported"),
+        (b"GIF89a".to_vec(), "a GIF file"),
+        (b"la la la".to_vec(), "text that begins with"),
+        (b"fLaC\0\0\0\x22".to_vec(), "damaged FLAC"),
+        (b"ID3\x04\0\0\0\0\0\0".to_vec(), "damaged MP3"),
+    ] {
+        let (_folder, file) = temporary("a.wav", &content);
+        let message = load_audio(&file).expect_err(part).to_string();
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+        assert!(message.contains("a.wav: "), "{message:?} lacks the file");
+    }
+}
