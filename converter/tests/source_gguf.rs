@@ -225,6 +225,38 @@ fn llava_equals_its_hub_form() {
     );
 }
 
+/// The original LLaVA has no token for a picture; the hub's form adds one and rows for it.
+#[test]
+fn llava_gets_a_picture_token_where_it_has_none() {
+    let mut bytes = std::fs::read(data("llava-mini/llava-mini-f16.gguf")).unwrap();
+    let at = bytes.windows(7).position(|w| w == b"<image>").unwrap();
+    bytes[at + 5] = b'E';
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("original.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let tower = data("llava-mini/mmproj-llava-mini-f16.gguf");
+    let gguf = Checkpoint::open(&path, Some(&tower)).unwrap();
+    // 424 ids are stored, so the new one is 424, and the next multiple of 64 is 448.
+    assert_eq!(gguf.config["image_token_index"], json!(424));
+    assert_eq!(gguf.config["text_config"]["vocab_size"], json!(448));
+    let tokenizer: tokenizers::Tokenizer = gguf.tokenizer.parse().unwrap();
+    let ids = tokenizer.encode("a<image>b", true).unwrap();
+    assert!(ids.get_ids().contains(&424));
+    let hub = plain_safetensors(&data("llava-mini/model.safetensors"));
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        let name = format!("language_model.{name}");
+        let stored = &hub[&name].1;
+        let all = values(&gguf, &name);
+        assert_eq!(gguf.tensor(&name).unwrap().shape, [448, 32]);
+        assert_eq!(&all[..424 * 32], &stored[..]);
+        // The others repeat the row of `<unk>`, which is token 0.
+        assert!(all[424 * 32..].chunks(32).all(|row| row == &stored[..32]));
+        let mut some = Vec::new();
+        gguf.read_rows(&name, 423..426, &mut some).unwrap();
+        assert_eq!(some, all[423 * 32..426 * 32]);
+    }
+}
+
 #[test]
 fn phi3_equals_its_hub_form() {
     let gguf = Checkpoint::open(&data("phi3-mini/phi3-mini-f16.gguf"), None).unwrap();

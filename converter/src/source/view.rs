@@ -112,6 +112,17 @@ pub(super) enum View {
         /// Elements of a row.
         row_len: usize,
     },
+    /// More rows than are stored; the others repeat one of them (an embedding that gets another token).
+    Extended {
+        /// The stored rows.
+        stored: Stored,
+        /// How many there are.
+        rows: usize,
+        /// The row that the others repeat.
+        filler: usize,
+        /// Elements of a row.
+        row_len: usize,
+    },
 }
 
 impl View {
@@ -133,6 +144,14 @@ impl View {
                 let (first, row) = (row / head * head, row % head);
                 let (half, pair) = (row / (head / 2), row % (head / 2));
                 (stored, first + 2 * pair + half)
+            }),
+            Self::Extended {
+                stored,
+                rows,
+                filler,
+                row_len,
+            } => read_chunks(range, *row_len, out, |row| {
+                (stored, if row < *rows { row } else { *filler })
             }),
         }
     }

@@ -50,6 +50,18 @@ pub fn copy_of(folder: &Path) -> tempfile::TempDir {
     copy
 }
 
+/// Copies the json files of a folder to a new temporary one.
+pub fn json_of(folder: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "json") {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    copy
+}
+
 /// A safetensors file of f32, f16 and bf16 tensors, read without the code under test: shape and values by name.
 pub fn plain_safetensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     use safetensors::{Dtype, SafeTensors};

@@ -149,6 +149,26 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
+    /// Adds a matrix with `rows` rows, of which only the first `stored_rows` are stored; the others repeat row `filler`.
+    pub(super) fn extended(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        [stored_rows, row_len]: [usize; 2],
+        (rows, filler): (usize, usize),
+    ) -> Result<()> {
+        let stored = self.stored(stored, &[stored_rows, row_len])?;
+        let dtype = stored.dtype().into();
+        let view = View::Extended {
+            stored,
+            rows: stored_rows,
+            filler,
+            row_len,
+        };
+        insert(out, name, dtype, &[rows, row_len], view);
+        Ok(())
+    }
+
     /// The values of a short tensor that belongs into the config.
     pub(super) fn values(&mut self, name: &str, length: usize) -> Result<Vec<f64>> {
         let stored = self.stored(name, &[length])?;

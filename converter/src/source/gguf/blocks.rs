@@ -77,49 +77,49 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// The nibbles of 16 bytes as ggml orders them: all low ones, then all high ones.
-fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
-    let low = bytes.iter().map(|byte| byte & 0x0f);
-    low.chain(bytes.iter().map(|byte| byte >> 4))
+/// Fills `out` from 16 bytes of nibbles as ggml orders them, all low ones and then all high ones. `value` gets the nibble
+/// and the number of its element.
+fn from_nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(u8, usize) -> f32) {
+    let (low, high) = out.split_at_mut(SMALL / 2);
+    for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
+        *low = value(byte & 0x0f, i);
+        *high = value(byte >> 4, i + SMALL / 2);
+    }
 }
 
 /// `[scale f16][16 bytes of nibbles]`, nibbles offset by 8.
 fn q4_0(block: &[u8], out: &mut [f32]) {
     let scale = half_at(block, 0);
-    for (value, q) in out.iter_mut().zip(nibbles(&block[2..])) {
-        *value = f32::from(i16::from(q) - 8) * scale;
-    }
+    from_nibbles(&block[2..], out, |q, _| f32::from(i16::from(q) - 8) * scale);
 }
 
 /// `[scale f16][minimum f16][16 bytes of nibbles]`.
 fn q4_1(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    for (value, q) in out.iter_mut().zip(nibbles(&block[4..])) {
-        *value = f32::from(q) * scale + minimum;
-    }
+    from_nibbles(&block[4..], out, |q, _| f32::from(q) * scale + minimum);
 }
 
-/// The fifth bits of 32 elements from 4 bytes, each moved to bit 4.
-fn fifth_bits(bytes: &[u8]) -> impl Iterator<Item = u8> {
-    (0..SMALL).map(|i| (bytes[i / 8] >> (i % 8) & 1) << 4)
+/// The fifth bit of element `i` of 32 from 4 bytes, moved to bit 4.
+fn fifth_bit(bits: u32, i: usize) -> u8 {
+    (bits >> i & 1) as u8 * 16
 }
 
 /// `[scale f16][4 bytes of fifth bits][16 bytes of nibbles]`, values offset by 16.
 fn q5_0(block: &[u8], out: &mut [f32]) {
     let scale = half_at(block, 0);
-    let quants = nibbles(&block[6..]).zip(fifth_bits(&block[2..6]));
-    for (value, (low, high)) in out.iter_mut().zip(quants) {
-        *value = f32::from(i16::from(low | high) - 16) * scale;
-    }
+    let fifths = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    from_nibbles(&block[6..], out, |q, i| {
+        f32::from(i16::from(q | fifth_bit(fifths, i)) - 16) * scale
+    });
 }
 
 /// `[scale f16][minimum f16][4 bytes of fifth bits][16 bytes of nibbles]`.
 fn q5_1(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let quants = nibbles(&block[8..]).zip(fifth_bits(&block[4..8]));
-    for (value, (low, high)) in out.iter_mut().zip(quants) {
-        *value = f32::from(low | high) * scale + minimum;
-    }
+    let fifths = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+    from_nibbles(&block[8..], out, |q, i| {
+        f32::from(q | fifth_bit(fifths, i)) * scale + minimum
+    });
 }
 
 /// `[scale f16][32 signed bytes]`.
@@ -136,9 +136,9 @@ fn iq4_nl(block: &[u8], out: &mut [f32]) {
         -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
     ];
     let scale = half_at(block, 0);
-    for (value, q) in out.iter_mut().zip(nibbles(&block[2..])) {
-        *value = scale * f32::from(LEVELS[usize::from(q)]);
-    }
+    from_nibbles(&block[2..], out, |q, _| {
+        scale * f32::from(LEVELS[usize::from(q)])
+    });
 }
 
 /// Byte and shift of the two bits of element `i` in the 64 bytes that Q2_K and Q3_K use: each half of the block

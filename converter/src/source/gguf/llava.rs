@@ -19,10 +19,15 @@ const CHANNELS: usize = 3;
 pub(super) fn read(
     text: &mut Assembly<'_, '_>,
     vision: &mut Assembly<'_, '_>,
-    vocabulary: &Vocabulary<'_>,
+    vocabulary: &mut Vocabulary<'_>,
     out: &mut Tensors,
 ) -> Result<(Json, Json)> {
-    let model = TextModel::read(text, "llama", Kind::Llama)?;
+    let mut model = TextModel::read(text, "llama", Kind::Llama)?;
+    // The original checkpoints have no such token; the hub's form adds it in the same way.
+    let image_token = vocabulary.need_or_add("<image>");
+    if vocabulary.placeholder.is_some() {
+        model.make_room(image_token, vocabulary.unknown().unwrap_or(0));
+    }
     model.tensors(text, "language_model.", out)?;
     let tower = VisionTower::read(vision)?;
     let image = vision.header.need_size("clip.vision.image_size")?;
@@ -41,7 +46,7 @@ pub(super) fn read(
     let mut config = json!({
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "image_token_index": vocabulary.need("<image>")?,
+        "image_token_index": image_token,
         "image_seq_length": positions,
         "projector_hidden_act": "gelu",
         "tie_word_embeddings": text_config["tie_word_embeddings"],

@@ -46,7 +46,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     let map = Arc::new(Map::open(path)?);
     let header = Header::parse(&map, &path.display().to_string())?;
     let arch = architecture(&header)?;
-    let vocabulary = Vocabulary::read(&header)?;
+    let mut vocabulary = Vocabulary::read(&header)?;
     let mut text = Assembly::new(&header, &map, path);
     let mut tensors = Tensors::new();
     let mut files = vec![SourceFile::new(file_name(path), map.clone())];
@@ -60,8 +60,12 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
             files.push(SourceFile::new(file_name(mmproj), map.clone()));
             let header = Header::parse(&map, &mmproj.display().to_string())?;
             let mut vision = Assembly::new(&header, &map, mmproj);
-            let (config, preprocessor) =
-                read_multimodal((&mut text, arch), &mut vision, &vocabulary, &mut tensors)?;
+            let (config, preprocessor) = read_multimodal(
+                (&mut text, arch),
+                &mut vision,
+                &mut vocabulary,
+                &mut tensors,
+            )?;
             vision.finish("vision")?;
             (config, Some(preprocessor))
         }
@@ -120,7 +124,7 @@ fn read_text(
 fn read_multimodal(
     (text, arch): (&mut Assembly<'_, '_>, &str),
     vision: &mut Assembly<'_, '_>,
-    vocabulary: &Vocabulary<'_>,
+    vocabulary: &mut Vocabulary<'_>,
     tensors: &mut Tensors,
 ) -> Result<(Json, Json)> {
     let file = &vision.header.file;

@@ -25,7 +25,10 @@ pub(super) enum Kind {
 pub(super) struct TextModel {
     pub(super) kind: Kind,
     pub(super) hidden: usize,
-    pub(super) vocab: usize,
+    /// Rows of the embedding in the file.
+    stored_vocab: usize,
+    /// Rows of the embedding, and the stored row that all others repeat.
+    vocab: (usize, usize),
     layers: usize,
     feed_forward: usize,
     heads: usize,
@@ -56,10 +59,12 @@ impl TextModel {
             ));
         }
         let embedding = assembly.shape("token_embd.weight")?;
+        let vocab = embedding.first().copied().unwrap_or(0);
         Ok(Self {
             kind,
             hidden,
-            vocab: embedding.first().copied().unwrap_or(0),
+            stored_vocab: vocab,
+            vocab: (vocab, 0),
             layers: header.need_size(&key("block_count"))?,
             feed_forward: header.need_size(&key("feed_forward_length"))?,
             heads,
@@ -75,6 +80,30 @@ impl TextModel {
         })
     }
 
+    /// Gives the embedding more rows, so that token `id` has one. They repeat row `filler`, which should be that of a
+    /// token that is never predicted, and come to a multiple of 64 as in the checkpoints of the hub.
+    pub(super) fn make_room(&mut self, id: u32, filler: u32) {
+        let needed = id as usize + 1;
+        if needed > self.vocab.0 && (filler as usize) < self.stored_vocab {
+            self.vocab = (needed.next_multiple_of(64), filler as usize);
+        }
+    }
+
+    /// Adds the embedding or a matrix like it.
+    fn embedding(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        names: (String, &str),
+        out: &mut Tensors,
+    ) -> Result<()> {
+        let stored = [self.stored_vocab, self.hidden];
+        if self.vocab.0 == self.stored_vocab {
+            assembly.whole(out, names, &stored)
+        } else {
+            assembly.extended(out, names, stored, self.vocab)
+        }
+    }
+
     /// Adds all tensors; their names start with `prefix`.
     pub(super) fn tensors(
         &self,
@@ -82,15 +111,12 @@ impl TextModel {
         prefix: &str,
         out: &mut Tensors,
     ) -> Result<()> {
-        let embedding = [self.vocab, self.hidden];
         let name = |rest: &str| format!("{prefix}{rest}");
-        assembly.whole(
-            out,
-            (name("model.embed_tokens.weight"), "token_embd.weight"),
-            &embedding,
-        )?;
+        let input = (name("model.embed_tokens.weight"), "token_embd.weight");
+        self.embedding(assembly, input, out)?;
         if !self.tied {
-            assembly.whole(out, (name("lm_head.weight"), "output.weight"), &embedding)?;
+            let output = (name("lm_head.weight"), "output.weight");
+            self.embedding(assembly, output, out)?;
         }
         assembly.whole(
             out,
@@ -202,7 +228,7 @@ impl TextModel {
         config.insert("rms_norm_eps".into(), json!(self.rms_eps));
         config.insert("rope_theta".into(), json!(self.rope_theta));
         config.insert("tie_word_embeddings".into(), json!(self.tied));
-        config.insert("vocab_size".into(), json!(self.vocab));
+        config.insert("vocab_size".into(), json!(self.vocab.0));
         if self.head * self.heads != self.hidden {
             config.insert("head_dim".into(), json!(self.head));
         }

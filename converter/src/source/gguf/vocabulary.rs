@@ -35,6 +35,8 @@ pub(super) struct Vocabulary<'h> {
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     pub(super) padding: Option<u32>,
+    /// A token that the file does not have, with the id behind all others.
+    pub(super) placeholder: Option<(&'static str, u32)>,
 }
 
 impl<'h> Vocabulary<'h> {
@@ -77,6 +79,7 @@ impl<'h> Vocabulary<'h> {
             bos: role("bos")?,
             eos: role("eos")?,
             padding: role("padding")?,
+            placeholder: None,
         })
     }
 
@@ -89,6 +92,20 @@ impl<'h> Vocabulary<'h> {
                 "one with the placeholder of this multimodal model; convert the checkpoint of the hub that has it",
             )
         })
+    }
+
+    /// The id of a placeholder, which is added to the vocabulary where the file does not have it.
+    pub(super) fn need_or_add(&mut self, token: &'static str) -> u32 {
+        match self.ids.get(token) {
+            Some(&id) => id,
+            None => self.placeholder.insert((token, self.tokens.len() as u32)).1,
+        }
+    }
+
+    /// The id of the token for what is not in the vocabulary.
+    pub(super) fn unknown(&self) -> Option<u32> {
+        let kind = |&kind: &GGmlTokenType| kind == GGmlTokenType::Unknown;
+        self.kinds.iter().position(kind).map(|id| id as u32)
     }
 
     /// `generation_config.json`: which tokens end an answer, and the recommended sampling where the file has one.
@@ -208,11 +225,7 @@ impl<'h> Vocabulary<'h> {
     fn sentencepiece(&self) -> Result<String> {
         let merges = self.merges_by_score()?;
         let bpe = self.bpe(merges, true)?;
-        let unknown = self
-            .kinds
-            .iter()
-            .position(|&kind| kind == GGmlTokenType::Unknown)
-            .map(|id| self.tokens[id]);
+        let unknown = self.unknown().map(|id| self.tokens[id as usize]);
         let prefix_space = self
             .header
             .flag("tokenizer.ggml.add_space_prefix")?
@@ -277,6 +290,10 @@ impl<'h> Vocabulary<'h> {
                 GGmlTokenType::User => added.push(AddedToken::verbatim(id, token, false)),
                 _ => {}
             }
+        }
+        if let Some((token, id)) = self.placeholder {
+            vocab.push((token, id));
+            added.push(AddedToken::verbatim(id, token, true));
         }
         let at_edge = |wanted: bool, id: Option<u32>| {
             let id = id.filter(|_| wanted)?;
