@@ -208,6 +208,13 @@ fn folders_without_safetensors_say_what_they_are() {
     fs::write(folder.path().join("pytorch_model.bin"), "x").unwrap();
     assert_says(&error(open()), &["pickled", "safe_serialization"]);
     assert_says(
+        &error(Checkpoint::open(
+            &folder.path().join("pytorch_model.bin"),
+            None,
+        )),
+        &["pytorch_model.bin", ".safetensors", ".gguf"],
+    );
+    assert_says(
         &error(Checkpoint::open(&folder.path().join("no such"), None)),
         &["no such"],
     );

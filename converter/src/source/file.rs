@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::map::Map;
+
+/// Bytes that are hashed before their pages are released.
+const HASH_CHUNK: usize = 64 << 20;
 
 /// A file of the source.
 #[derive(Debug)]
@@ -30,7 +33,18 @@ impl SourceFile {
     /// XXH3 (64 bit) of the whole file as 16 hexadecimal digits. Computed at the first call, which reads the
     /// whole file: opening a checkpoint only to look at it stays cheap.
     pub fn hash(&self) -> &str {
-        self.hash
-            .get_or_init(|| format!("{:016x}", xxh3_64(&self.content)))
+        self.hash.get_or_init(|| {
+            let mut hasher = Xxh3::new();
+            for chunk in self.content.chunks(HASH_CHUNK) {
+                hasher.update(chunk);
+                self.content.release();
+            }
+            format!("{:016x}", hasher.digest())
+        })
+    }
+
+    /// Takes the pages that were read out of memory; they are read again when needed.
+    pub fn release(&self) {
+        self.content.release();
     }
 }

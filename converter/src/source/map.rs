@@ -38,6 +38,21 @@ impl Map {
     }
 }
 
+impl Map {
+    /// Takes the pages read so far out of this process; they are read again when touched. Without it a
+    /// conversion would end up holding the whole checkpoint, until the system is short of memory.
+    pub(super) fn release(&self) {
+        // SAFETY: the mapping is read-only, so every page equals the file and none is lost.
+        #[cfg(unix)]
+        #[allow(unsafe_code)] // The call is unsafe for mappings that can be written to.
+        let released = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        #[cfg(unix)]
+        if let Err(error) = released {
+            log::debug!("pages of a weight file stay in memory: {error}");
+        }
+    }
+}
+
 impl Deref for Map {
     type Target = [u8];
 

@@ -105,6 +105,14 @@ impl Checkpoint {
         if is_gguf_file(path)? {
             return gguf::open(path, mmproj);
         }
+        let is_weights = path.extension().is_some_and(|e| e == "safetensors");
+        if !path.is_dir() && !is_weights {
+            return Err(SourceError::NotACheckpoint {
+                path: path.to_path_buf(),
+                found: "a file of another kind".into(),
+                expected: "a Hugging Face directory, a .safetensors file or a .gguf file".into(),
+            });
+        }
         match mmproj {
             None => hub::open(path),
             Some(mmproj) => Err(SourceError::NotACheckpoint {
