@@ -82,6 +82,33 @@ pub enum PreprocessError {
         /// Width and height of the first frame.
         expected: (usize, usize),
     },
+    /// A sound without samples.
+    #[error("the sound has no samples, expected at least one")]
+    NoSamples,
+    /// A sample that is no number.
+    #[error("sample {index} of the sound is {value}, expected a finite number")]
+    Sample {
+        /// Number of the sample, from 0.
+        index: usize,
+        /// What it is.
+        value: f32,
+    },
+    /// A sound that is too long at its new rate.
+    #[error("the sound has {samples} samples at its new rate, at most {limit} can be held; cut it")]
+    TooLong {
+        /// Samples after conversion.
+        samples: u64,
+        /// Most samples.
+        limit: u64,
+    },
+    /// A sample rate that cannot be converted.
+    #[error("{found} samples per second, expected 1 to {limit}")]
+    SampleRate {
+        /// The rate.
+        found: u32,
+        /// Highest rate.
+        limit: u32,
+    },
     /// The preprocessor configuration cannot be used.
     #[error("preprocessor configuration: {0}")]
     Config(String),

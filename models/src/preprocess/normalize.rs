@@ -81,6 +81,12 @@ impl Normalization {
         })
     }
 
+    /// Values in the order of operations of torchvision's `ToTensor` and `Normalize`: divided by
+    /// 255, whatever the rescale factor, then normalised, all in 32 bits.
+    pub fn unit_table(&self) -> SampleTable {
+        self.tabulate(|sample, mean, std| (sample as f32 / 255.0 - mean as f32) / std as f32)
+    }
+
     fn tabulate(&self, value: impl Fn(f64, f64, f64) -> f32) -> SampleTable {
         std::array::from_fn(|channel| {
             std::array::from_fn(|sample| {

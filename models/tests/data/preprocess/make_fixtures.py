@@ -1,7 +1,7 @@
 """Writes the reference values of the preprocessing tests next to this file.
 
     pip install pillow==13.0.0 torch==2.7.1 torchvision==0.22.1 transformers==4.57.6 numpy
-    python make_fixtures.py [resize] [qwen2_vl]
+    python make_fixtures.py [resize] [qwen2_vl] [clip] [interpolate] [mel]
 
 Pictures are not stored: both sides make them from a seed (`noise` here, `noise` in the tests).
 Results are stored as a checksum (FNV-1a, 64 bits) and their first bytes.
@@ -101,6 +101,51 @@ def qwen2_vl():
     write("smart_resize", rows)
 
 
+def clip():
+    """Checksums of pictures by the processors of CLIP and BLIP."""
+    from transformers import BlipImageProcessor, CLIPImageProcessor
+    rows = []
+    for name, maker in (("CLIPImageProcessor", CLIPImageProcessor), ("BlipImageProcessor", BlipImageProcessor)):
+        blip = name.startswith("Blip")
+        configs = [{}, {"size": {"height": 60, "width": 45}} if blip else {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}]
+        if not blip:
+            configs += [{"size": {"shortest_edge": 40}, "crop_size": {"height": 57, "width": 44}}, {"size": {"shortest_edge": 41}, "crop_size": 38, "resample": 2},
+                        {"do_resize": False, "crop_size": {"height": 64, "width": 65}}, {"size": {"shortest_edge": 33}, "do_center_crop": False}]
+        for config in configs:
+            for seed, (w, h) in enumerate([(112, 112), (97, 150), (300, 201), (40, 37)]):
+                if blip and not config and seed > 1:
+                    continue
+                values = maker(**config)([Image.fromarray(noise(seed, w, h))], return_tensors="np")["pixel_values"][0]
+                rows.append({"config": config | {"image_processor_type": name}, "size": [w, h], "shape": list(values.shape),
+                             "checksum": checksum(values.astype("<f4").tobytes()), "head": values.flatten()[:6].astype(float).tolist()})
+    write("clip", rows)
+
+
+def interpolate():
+    """Planes of values by torch.nn.functional.interpolate."""
+    rows = []
+    for seed, (w, h, nw, nh) in enumerate([(9, 7, 4, 4), (5, 6, 11, 8), (1, 1, 3, 2), (2, 3, 2, 2), (40, 24, 8, 8), (3, 50, 6, 7)]):
+        planes = torch.from_numpy(noise(seed, w, h)).permute(2, 0, 1)[None].float() / 255
+        out = torch.nn.functional.interpolate(planes, size=(nh, nw), mode="bicubic", align_corners=False)
+        rows.append({"from": [w, h], "to": [nw, nh], "values": out.flatten().tolist()})
+    write("interpolate", rows)
+
+
+def mel():
+    """Frames of spectrograms by WhisperFeatureExtractor."""
+    from transformers import WhisperFeatureExtractor
+    rows = []
+    for seed, (bins, length) in enumerate([(80, 16000), (128, 100), (80, 12345), (128, 480000), (80, 500000)]):
+        samples = (noise(seed, length, 1).reshape(-1)[:length].astype(np.float32) - 128) / 512
+        tone = np.sin(np.arange(length) * np.float64(0.05 + 0.1 * seed)) / 2        # in 64 bits on both sides
+        samples = (samples + tone.astype(np.float32)).astype(np.float32)
+        out = WhisperFeatureExtractor(feature_size=bins)(samples, sampling_rate=16000, return_tensors="np", return_attention_mask=True)
+        values, valid = out["input_features"][0], int(out["attention_mask"].sum())
+        frames = sorted({0, 1, 2, valid // 2, max(valid - 2, 0), valid - 1, min(valid, 2999), 2998, 2999})
+        rows.append({"bins": bins, "samples": length, "valid": valid, "frames": {str(f): [round(float(v), 6) for v in values[:, f]] for f in frames}})
+    write("mel", rows)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["resize", "qwen2_vl"]:
+    for name in sys.argv[1:] or ["resize", "qwen2_vl", "clip", "interpolate", "mel"]:
         globals()[name]()

@@ -1,0 +1,175 @@
+//! Pictures for Phi-3-Vision and Phi-3.5-Vision: the HD transform, which scales a picture to a
+//! grid of square crops and adds a small view of the whole.
+//!
+//! The reference is the processor published with the model (`processing_phi3_v.py`,
+//! `Phi3VImageProcessor`): bilinear resizing by Pillow, white padding, and a bicubic view of the
+//! normalised picture without antialiasing.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::{PreprocessError, allocate};
+use super::filter::Filter;
+use super::image::RgbImage;
+use super::interpolate::bicubic;
+use super::normalize::Normalization;
+use super::resize::resize;
+
+/// What `preprocessor_config.json` says.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct PreprocessConfig {
+    /// Most crops, the view of the whole aside.
+    #[serde(default = "default_crops")]
+    pub num_crops: usize,
+    /// Side of a crop in pixels; the published models have it in their code.
+    #[serde(default = "default_side", alias = "tiny_crop_size")]
+    pub crop_size: usize,
+    /// How samples become values.
+    #[serde(flatten)]
+    pub normalization: Normalization,
+}
+
+fn default_crops() -> usize {
+    1
+}
+
+fn default_side() -> usize {
+    336
+}
+
+/// A picture in crops.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Crops {
+    /// `[1 + rows * columns, 3, side, side]`: the view of the whole first, then the crops row by
+    /// row.
+    pub pixel_values: Vec<f32>,
+    /// Rows and columns of crops.
+    pub grid: [usize; 2],
+    /// Side of a crop in pixels.
+    pub side: usize,
+}
+
+impl Crops {
+    /// Crops, the view of the whole included.
+    pub fn count(&self) -> usize {
+        1 + self.grid[0] * self.grid[1]
+    }
+
+    /// The reference's form: zeros are appended until there are `num_crops + 1` crops.
+    pub fn padded(&self, num_crops: usize) -> Vec<f32> {
+        let mut values = self.pixel_values.clone();
+        let crop = 3 * self.side * self.side;
+        values.resize(values.len().max((num_crops + 1) * crop), 0.0);
+        values
+    }
+}
+
+impl PreprocessConfig {
+    /// Reads a `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// If the file asks for something that cannot be done.
+    pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
+        let config: Self = serde_json::from_value(file.clone())
+            .map_err(|error| PreprocessError::config(error.to_string()))?;
+        for (name, size, limit) in [
+            ("num_crops", config.num_crops, 1 << 10),
+            ("crop size", config.crop_size, 1 << 12),
+        ] {
+            if size == 0 || size > limit {
+                return Err(PreprocessError::config(format!(
+                    "{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        config.normalization.check()?;
+        Ok(config)
+    }
+
+    /// Cuts a picture into crops.
+    ///
+    /// # Errors
+    /// If its sides are so unequal that nothing of the shorter one is left, or if the resized
+    /// form is too large.
+    pub fn image(&self, image: &RgbImage) -> Result<Crops, PreprocessError> {
+        let side = self.crop_size;
+        let image = self.transform(image)?;
+        let (height, width) = (image.height(), image.width());
+        let grid = [height / side, width / side];
+        let planes = self.planes(&image)?;
+        let whole = bicubic(&planes, (height, width), (side, side))?;
+        let mut values = allocate((1 + grid[0] * grid[1]) * whole.len())?;
+        values.extend(whole);
+        for y in 0..grid[0] {
+            for x in 0..grid[1] {
+                for row in (0..3).flat_map(|c| (0..side).map(move |i| c * height + y * side + i)) {
+                    values.extend(&planes[row * width + x * side..][..side]);
+                }
+            }
+        }
+        Ok(Crops {
+            pixel_values: values,
+            grid,
+            side,
+        })
+    }
+
+    /// Scales the picture to as many whole crops as are allowed, with white above and below.
+    /// Upright pictures are treated as lying ones.
+    fn transform(&self, image: &RgbImage) -> Result<RgbImage, PreprocessError> {
+        if image.width() < image.height() {
+            return transpose(&self.transform_lying(&transpose(image)?)?);
+        }
+        self.transform_lying(image)
+    }
+
+    fn transform_lying(&self, image: &RgbImage) -> Result<RgbImage, PreprocessError> {
+        let side = self.crop_size;
+        let ratio = image.width() as f64 / image.height() as f64;
+        let fits = |columns: f64| columns * (columns / ratio).ceil() <= self.num_crops as f64;
+        // One column of a picture that is at least as wide as high always fits.
+        let columns = (2..=self.num_crops)
+            .take_while(|&columns| fits(columns as f64))
+            .last()
+            .unwrap_or(1);
+        let width = columns * side;
+        let height = (width as f64 / ratio) as usize;
+        if height == 0 {
+            return Err(PreprocessError::ResizedAway {
+                width: image.width(),
+                height: image.height(),
+                new_width: width,
+                new_height: height,
+            });
+        }
+        let resized = resize(image, width, height, Filter::Bilinear)?;
+        let full = height.next_multiple_of(side);
+        let above = (full - height) / 2;
+        let mut pixels = allocate(RgbImage::bytes(width, full)?)?;
+        pixels.resize(above * width * 3, 255);
+        pixels.extend_from_slice(resized.pixels());
+        pixels.resize(full * width * 3, 255);
+        RgbImage::new(width, full, pixels)
+    }
+
+    /// Values `[3, height, width]`.
+    fn planes(&self, image: &RgbImage) -> Result<Vec<f32>, PreprocessError> {
+        let mut planes = allocate(image.pixels().len())?;
+        for (channel, table) in self.normalization.unit_table().iter().enumerate() {
+            let samples = image.pixels().iter().skip(channel).step_by(3);
+            planes.extend(samples.map(|&sample| table[usize::from(sample)]));
+        }
+        Ok(planes)
+    }
+}
+
+/// The picture with rows and columns exchanged.
+fn transpose(image: &RgbImage) -> Result<RgbImage, PreprocessError> {
+    let mut pixels = allocate(image.pixels().len())?;
+    for x in 0..image.width() {
+        for y in 0..image.height() {
+            pixels.extend_from_slice(&image.row(y)[x * 3..x * 3 + 3]);
+        }
+    }
+    RgbImage::new(image.height(), image.width(), pixels)
+}

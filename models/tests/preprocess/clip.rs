@@ -1,0 +1,107 @@
+//! The processors of CLIP and BLIP.
+
+use edge_lmm_models::preprocess::clip::{PreprocessConfig, Target};
+use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
+use serde_json::json;
+
+use crate::fixtures::{self, checksum_of_floats, compare, floats, noise, rows, sizes};
+
+#[test]
+fn equal_the_goldens() {
+    for checkpoint in ["llava-tiny", "blip2-tiny"] {
+        let file = fixtures::json(&format!("{checkpoint}/preprocessor_config.json"));
+        let config = PreprocessConfig::parse(&file).expect("configuration");
+        for (sample, tensors) in fixtures::goldens(checkpoint) {
+            let picture = &fixtures::pictures(checkpoint, &sample)[0];
+            let values = config.image(picture).expect("values").values;
+            let context = format!("{checkpoint}, sample {}", sample["id"]);
+            let head = &tensors["pixel_values_head"];
+            // Both sides compute in 32 bits in the same order.
+            compare(&values, head, &sample["pixel_values"], 1e-6, &context);
+        }
+    }
+}
+
+#[test]
+fn equal_the_reference_to_the_bit() {
+    for row in rows("clip") {
+        let config = PreprocessConfig::parse(&row["config"]).expect("configuration");
+        let [width, height] = sizes(&row["size"]);
+        let seeds = [(112, 112), (97, 150), (300, 201), (40, 37)];
+        let seed = seeds.iter().position(|&size| size == (width, height));
+        let picture = noise(seed.expect("a known size"), width, height);
+        let values = config.image(&picture).expect("values");
+        assert_eq!(
+            [3, values.height, values.width],
+            sizes(&row["shape"]),
+            "{row}"
+        );
+        let head = floats(&row["head"]);
+        assert_eq!(values.values[..head.len()], head, "{row}");
+        assert_eq!(checksum_of_floats(&values.values), row["checksum"], "{row}");
+    }
+}
+
+#[test]
+fn long_pictures_are_resized_before_they_are_cropped() {
+    let config = json!({"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}});
+    let config = PreprocessConfig::parse(&config).expect("configuration");
+    let long = RgbImage::new(20_000, 10, vec![9; 600_000]).expect("picture");
+    assert_eq!(
+        config.image(&long).expect("values").values.len(),
+        3 * 28 * 28
+    );
+    let dot = RgbImage::new(1, 1, vec![9; 3]).expect("picture");
+    assert_eq!(
+        config.image(&dot).expect("values").values.len(),
+        3 * 28 * 28
+    );
+    let longest = RgbImage::new(10_000_000, 1, vec![9; 30_000_000]).expect("picture");
+    let error = config.image(&longest).unwrap_err();
+    assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
+}
+
+#[test]
+fn sizes_are_read_in_all_spellings() {
+    let square = Target::Exact {
+        height: 9,
+        width: 9,
+    };
+    for (file, target, crop) in [
+        (json!({}), Target::ShortestEdge(224), Some((224, 224))),
+        (
+            json!({"size": 9, "crop_size": 8}),
+            Target::ShortestEdge(9),
+            Some((8, 8)),
+        ),
+        (
+            json!({"size": {"height": 9, "width": 9}, "do_center_crop": false}),
+            square,
+            None,
+        ),
+        (
+            json!({"size": 9, "image_processor_type": "BlipImageProcessor"}),
+            square,
+            None,
+        ),
+    ] {
+        let config = PreprocessConfig::parse(&file).expect("configuration");
+        assert_eq!((config.target, config.crop), (Some(target), crop), "{file}");
+    }
+}
+
+#[test]
+fn unusable_configurations_are_refused() {
+    for (file, word) in [
+        (json!({"size": {"shortest_edge": 0}}), "0 pixels"),
+        (json!({"crop_size": 1_000_000}), "1000000 pixels"),
+        (json!({"resample": 0}), "resample"),
+        (json!({"do_rescale": false}), "do_rescale"),
+        (json!({"image_std": [0, 1, 1]}), "image_std"),
+        (json!({"size": "large"}), "Size"),
+        (json!(null), "null"),
+    ] {
+        let error = PreprocessConfig::parse(&file).expect_err(word).to_string();
+        assert!(error.contains(word), "{error} does not name {word}");
+    }
+}
