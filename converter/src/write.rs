@@ -251,6 +251,10 @@ impl Job {
             .borrow_mut()
             .push(self.report(weight, bytes.len(), &stats));
         (self.progress)(&spec.name, bytes.len());
+        // Every tensor is read once: what it took of the memory is free again.
+        for file in &self.checkpoint.files {
+            file.release();
+        }
         Ok(bytes)
     }
 

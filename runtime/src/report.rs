@@ -238,7 +238,7 @@ mod tests {
         let text = table(&stages);
         let line = |start: &str| {
             text.lines()
-                .find(|line| line.trim_start().starts_with(start))
+                .find(|line| line.trim_start_matches(['|', ' ']).starts_with(start))
                 .unwrap_or_else(|| panic!("no {start} in\n{text}"))
         };
         assert!(line("vision ").contains("92.0 %"), "{text}");
