@@ -28,6 +28,8 @@ pub struct MediaInput {
     pub shape: Vec<usize>,
     /// Patches in time, height and width, before merging (zeros where that says nothing).
     pub grid: [usize; 3],
+    /// Positions in time from one patch to the next, for families that count them.
+    pub time_step: u32,
     /// Tokens that it takes in the prompt.
     pub tokens: usize,
 }

@@ -371,6 +371,7 @@ fn hash(medium: &MediaInput) -> u128 {
     for size in medium.grid.iter().chain(&medium.shape) {
         hasher.update(&size.to_le_bytes());
     }
+    hasher.update(&medium.time_step.to_le_bytes());
     for chunk in medium.values.chunks(1024) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
         hasher.update(&bytes);
