@@ -17,11 +17,13 @@ mod placeholder;
 pub mod preprocess;
 pub mod prompt;
 pub mod qwen2_5_vl;
+pub mod qwen2_audio;
 pub mod qwen2_vl;
 mod qwen_text;
 mod qwen_vl_input;
 pub mod record;
 pub mod rotary;
 pub mod weights;
+pub mod whisper_encoder;
 
 pub use error::ModelError;

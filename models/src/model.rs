@@ -5,6 +5,7 @@ use edge_lmm_ops::{CacheShape, KernelBackend};
 
 use crate::error::ModelError;
 use crate::preprocess::RgbImage;
+use crate::preprocess::mel::Padding;
 use crate::prompt::{Message, TextProcessor};
 
 /// Position of a token on the axes time, height and width; equal for text.
@@ -15,6 +16,8 @@ pub type Position = [u32; 3];
 pub struct MediaOptions {
     /// Fewest and most tokens of a picture, where the family can choose.
     pub image_tokens: Option<(usize, usize)>,
+    /// What follows a sound in its spectrogram.
+    pub audio_padding: Padding,
 }
 
 /// A picture, video or sound, ready for its encoder.
@@ -26,7 +29,8 @@ pub struct MediaInput {
     pub values: Vec<f32>,
     /// Dimensions of `values`.
     pub shape: Vec<usize>,
-    /// Patches in time, height and width, before merging (zeros where that says nothing).
+    /// Patches in time, height and width, before merging (zeros where that says nothing). For a
+    /// sound, `[n, 1, 1]`: the first `n` frames are not padding.
     pub grid: [usize; 3],
     /// Positions in time from one patch to the next, for families that count them.
     pub time_step: u32,
@@ -94,7 +98,9 @@ pub trait Model<B: KernelBackend>: Send {
     ///
     /// # Errors
     /// If the family takes no pictures or cannot take this one.
-    fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError>;
+    fn image(&self, _image: &RgbImage, _options: &MediaOptions) -> Result<MediaInput, ModelError> {
+        Err(unsupported("pictures"))
+    }
 
     /// Prepares a video for the encoder.
     ///
@@ -102,10 +108,25 @@ pub trait Model<B: KernelBackend>: Send {
     /// If the family takes no videos or cannot take this one.
     fn video(
         &self,
-        frames: &[RgbImage],
-        frames_per_second: f32,
-        options: &MediaOptions,
-    ) -> Result<MediaInput, ModelError>;
+        _frames: &[RgbImage],
+        _frames_per_second: f32,
+        _options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        Err(unsupported("videos"))
+    }
+
+    /// Prepares a sound in one channel for the encoder.
+    ///
+    /// # Errors
+    /// If the family takes no sounds or cannot take this one.
+    fn audio(
+        &self,
+        _samples: &[f32],
+        _sample_rate: u32,
+        _options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        Err(unsupported("sounds"))
+    }
 
     /// Puts a conversation into tokens; `media` in the order in which the messages show them.
     ///
@@ -118,8 +139,15 @@ pub trait Model<B: KernelBackend>: Send {
         media: &[MediaInput],
     ) -> Result<Prompt, ModelError>;
 
-    /// Encodes a medium (stages `vision` and `projector`): `[tokens, hidden_size]`.
+    /// Encodes a medium (stages `vision` or `audio`, and `projector`): `[tokens, hidden_size]`.
     fn encode(&self, medium: &MediaInput) -> Tensor<B, 2>;
+}
+
+fn unsupported(kind: &'static str) -> ModelError {
+    ModelError::Unsupported {
+        family: "this model",
+        kind,
+    }
 }
 
 /// A language model that continues a sequence of embeddings.

@@ -1,7 +1,8 @@
 //! The sound encoder of Whisper (Radford et al. 2022, <https://arxiv.org/abs/2212.04356>,
 //! section 2.2): two convolutions over a log-mel spectrogram, the second one halving the frames,
 //! stored positions, and pre-norm transformer blocks. The reference is `modeling_whisper.py` of
-//! `transformers`; what follows the blocks is left to the families.
+//! `transformers`. The norm after the blocks is a step of its own, because families pool before
+//! it.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
@@ -13,7 +14,7 @@ use crate::layers::{LayerNorm, Linear};
 use crate::weights::Scope;
 
 /// Epsilon of the norms: PyTorch's default, which the reference takes.
-pub(crate) const NORM_EPS: f64 = 1e-5;
+const NORM_EPS: f64 = 1e-5;
 
 /// Width of both convolutions.
 const KERNEL: usize = 3;
@@ -120,6 +121,7 @@ pub struct WhisperEncoder<B: KernelBackend> {
     conv2: Linear<B>,
     positions: Param<Tensor<B, 2>>,
     layers: Vec<EncoderLayer<B>>,
+    norm: LayerNorm<B>,
     #[module(skip)]
     heads: Heads,
 }
@@ -144,6 +146,7 @@ impl<B: KernelBackend> WhisperEncoder<B> {
             conv2: scope.linear("conv2", &[("conv2", width)], width * KERNEL, true)?,
             positions: scope.matrix("positions", "embed_positions.weight", positions, width),
             layers,
+            norm: scope.layer_norm("norm", "layer_norm", width, NORM_EPS),
             heads: config.heads(),
         })
     }
@@ -172,6 +175,11 @@ impl<B: KernelBackend> WhisperEncoder<B> {
             x = layer.forward(x, valid, self.heads);
         }
         x
+    }
+
+    /// The norm after the blocks.
+    pub fn normalize(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.norm.forward(x)
     }
 
     /// Both convolutions as products with unfolded frames, and the positions.
