@@ -200,9 +200,7 @@ impl<B: KernelBackend> Qwen2Vl<B> {
                 &root
                     .part(Part::Projector)
                     .child("projector", "visual.merger"),
-                |scope, name, source, width| {
-                    scope.layer_norm(name, source, width, VISION_NORM_EPS)
-                },
+                |scope, name, source, width| scope.layer_norm(name, source, width, VISION_NORM_EPS),
             )?,
             text: Decoder::init(config.text.multimodal()?, names, &root)?,
             input,

@@ -72,8 +72,7 @@ struct RopeScaling {
 /// model's, at the top, where older ones have them.
 pub(crate) fn flattened(config: &Value) -> Value {
     let mut flat = config.clone();
-    if let (Some(Value::Object(text)), Value::Object(flat)) =
-        (config.get("text_config"), &mut flat)
+    if let (Some(Value::Object(text)), Value::Object(flat)) = (config.get("text_config"), &mut flat)
     {
         for (key, value) in text {
             flat.insert(key.clone(), value.clone());
@@ -112,7 +111,10 @@ impl QwenTextConfig {
     fn check(&self) -> Result<(), ModelError> {
         let types = self.rope().into_iter();
         let types = types.flat_map(|rope| [&rope.old_type, &rope.rope_type]);
-        if let Some(found) = types.flatten().find(|t| !["mrope", "default"].contains(&t.as_str())) {
+        if let Some(found) = types
+            .flatten()
+            .find(|t| !["mrope", "default"].contains(&t.as_str()))
+        {
             return Err(ModelError::config(format!(
                 "rope_scaling of type {found:?} is not supported, expected \"default\" or \
                  \"mrope\""
@@ -134,7 +136,9 @@ impl QwenTextConfig {
     fn decoder(&self, rotary: RotaryKind, default_theta: f64) -> Result<DecoderConfig, ModelError> {
         self.check()?;
         let heads = self.num_attention_heads;
-        let theta = self.rope_theta.or(self.rope().and_then(|rope| rope.rope_theta));
+        let theta = self
+            .rope_theta
+            .or(self.rope().and_then(|rope| rope.rope_theta));
         Ok(DecoderConfig {
             hidden_size: self.hidden_size,
             layers: self.num_hidden_layers,

@@ -64,7 +64,11 @@ impl WhisperConfig {
         let sizes = [
             ("num_mel_bins", self.num_mel_bins, 1 << 10),
             ("encoder_layers", self.encoder_layers, 1 << 10),
-            ("encoder_attention_heads", self.encoder_attention_heads, 1 << 10),
+            (
+                "encoder_attention_heads",
+                self.encoder_attention_heads,
+                1 << 10,
+            ),
             ("encoder_ffn_dim", self.encoder_ffn_dim, 1 << 20),
             ("d_model", self.d_model, 1 << 16),
             ("max_source_positions", self.max_source_positions, 1 << 16),
@@ -222,10 +226,7 @@ fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2
     let device = x.device();
     // Frame `i` of the output sees `2 i - 1`, `2 i` and `2 i + 1`.
     let needed = (2 * count).min(frames);
-    let mut parts = vec![
-        Tensor::zeros([1, width], &device),
-        x.narrow(0, 0, needed),
-    ];
+    let mut parts = vec![Tensor::zeros([1, width], &device), x.narrow(0, 0, needed)];
     if needed < 2 * count + 1 {
         parts.push(Tensor::zeros([2 * count + 1 - needed, width], &device));
     }

@@ -107,7 +107,12 @@ mod tests {
     /// about 100 dB (1e-5), and f32 samples are off by 6e-8.
     #[test]
     fn tones_stay_what_they_are() {
-        for (from, to) in [(44_100, 16_000), (8000, 16_000), (48_000, 16_000), (16_000, 11_025)] {
+        for (from, to) in [
+            (44_100, 16_000),
+            (8000, 16_000),
+            (48_000, 16_000),
+            (16_000, 11_025),
+        ] {
             let found = resample(&tone(1000.0, from, from as usize), from, to, usize::MAX).unwrap();
             let expected = tone(1000.0, to, to as usize);
             assert_eq!(found.len(), expected.len());
@@ -123,7 +128,9 @@ mod tests {
     #[test]
     fn what_is_too_high_vanishes() {
         let found = resample(&tone(11_000.0, 48_000, 48_000), 48_000, 16_000, usize::MAX).unwrap();
-        let loudest = found[200..15_800].iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        let loudest = found[200..15_800]
+            .iter()
+            .fold(0.0f32, |a, v| a.max(v.abs()));
         assert!(loudest < 1e-4, "{loudest}");
     }
 
