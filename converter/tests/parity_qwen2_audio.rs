@@ -9,8 +9,7 @@ use std::path::Path;
 use common::check::check_sample;
 use common::{F32, Golden, ask, data, engine, goldens, relative};
 use edge_lmm::{Engine, Media, Request};
-use edge_lmm_models::model::MediaOptions;
-use edge_lmm_models::preprocess::mel::Padding;
+use edge_lmm_models::model::{AudioPadding, MediaOptions};
 use edge_lmm_ops::probe::Captured;
 
 /// Absolute difference of spectrograms that the project promises.
@@ -20,7 +19,7 @@ const MEL_TOLERANCE: f32 = 1e-3;
 /// such products by some ten times that, and there are about ten such sums one after the other.
 const PADDING_TOLERANCE: f64 = 1e-5;
 
-fn padding(audio_padding: Padding) -> MediaOptions {
+fn padding(audio_padding: AudioPadding) -> MediaOptions {
     MediaOptions {
         audio_padding,
         ..MediaOptions::default()
@@ -33,10 +32,10 @@ fn check(checkpoint: &Path, folder: &Path, expected: usize) {
     let goldens = goldens(folder);
     assert_eq!(goldens.len(), expected);
     for mut golden in goldens {
-        let padded = check_sample(&mut engine, &golden, &padding(Padding::Window));
+        let padded = check_sample(&mut engine, &golden, &padding(AudioPadding::Window));
         check_mel(&golden, &padded["input_features"]);
         golden.tensors.remove("input_features");
-        let found = check_sample(&mut engine, &golden, &padding(Padding::None));
+        let found = check_sample(&mut engine, &golden, &padding(AudioPadding::None));
         for stage in ["vision_out", "projector_out", "lm_hidden_last"] {
             let error = relative(&found[stage].values, &padded[stage].values);
             println!("{}: {stage} without padding {error:.1e}", golden.name);
@@ -111,10 +110,9 @@ fn odd_media() {
     };
     let refused: BTreeMap<&str, Media> = [
         ("no samples", sound(vec![], 16_000)),
-        ("hears none below 321", sound(vec![0.1; 320], 16_000)),
-        ("hears none below 882", sound(vec![0.1; 881], 44_100)),
+        ("hears none of less than 321", sound(vec![0.1; 320], 16_000)),
+        ("hears none of less than 883", sound(vec![0.1; 882], 44_100)),
         ("NaN", sound(vec![f32::NAN; 4000], 16_000)),
-        ("too large", sound(vec![1e25; 4000], 16_000)),
         ("samples per second", sound(vec![0.1; 4000], 0)),
     ]
     .into();

@@ -5,7 +5,6 @@ use edge_lmm_ops::{CacheShape, KernelBackend};
 
 use crate::error::ModelError;
 use crate::preprocess::RgbImage;
-use crate::preprocess::mel::Padding;
 use crate::prompt::{Message, TextProcessor};
 
 /// Position of a token on the axes time, height and width; equal for text.
@@ -16,8 +15,19 @@ pub type Position = [u32; 3];
 pub struct MediaOptions {
     /// Fewest and most tokens of a picture, where the family can choose.
     pub image_tokens: Option<(usize, usize)>,
-    /// What follows a sound in its spectrogram.
-    pub audio_padding: Padding,
+    /// What follows a sound.
+    pub audio_padding: AudioPadding,
+}
+
+/// What follows a sound in its spectrogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AudioPadding {
+    /// No more than the encoder's convolutions see: the features are those of the padded form,
+    /// for a fraction of the work.
+    #[default]
+    None,
+    /// Silence up to the full window that the encoder was trained on (30 s), as in the reference.
+    Window,
 }
 
 /// A picture, video or sound, ready for its encoder.

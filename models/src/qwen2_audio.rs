@@ -17,11 +17,12 @@ use crate::decoder::{Decoder, DecoderNames};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::Linear;
-use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt};
+use crate::model::{
+    AudioPadding, LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt,
+};
 use crate::placeholder::expand_placeholders;
-use crate::preprocess::PreprocessError;
-use crate::preprocess::mel::MelConfig;
-use crate::preprocess::resample::resample;
+use crate::preprocess::mel::{MelConfig, Padding};
+use crate::preprocess::sample_rate::resample;
 use crate::prompt::{Message, TextProcessor};
 use crate::qwen_text::QwenTextConfig;
 use crate::weights::{Part, Weights};
@@ -45,6 +46,13 @@ Audio {{ sounds.count }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n\
 {% else %}{{ part['text'] }}{% endif %}\
 {% endfor %}{% endif %}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Frames of silence that follow a sound without padding. They are what a convolution of width 3
+/// and another of width 3 and stride 2 see beyond its last frame, so that the features stay those
+/// of the padded form: frames of silence further on are masked. The values of the frames stay, too,
+/// because the loudest one, from which silence is counted, is kept: a frame that begins later than
+/// these hears nothing of the sound as long as it is not longer than four steps.
+const MARGIN: usize = 2;
 
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
@@ -93,13 +101,20 @@ impl<B: KernelBackend> Qwen2Audio<B> {
         let config = Config::parse(&files.config)?;
         let audio = &config.audio_config;
         let mel = MelConfig::parse(files.preprocessor.as_ref())?;
-        let found = (mel.feature_size, mel.window_frames());
+        let found = (mel.feature_size, mel.frames());
         let expected = (audio.num_mel_bins, audio.max_frames());
         if found != expected {
             return Err(ModelError::config(format!(
                 "preprocessor_config.json makes spectrograms of {} bins and at most {} frames; \
                  the model was made for {} and {}",
                 found.0, found.1, expected.0, expected.1
+            )));
+        }
+        if mel.n_fft > 2 * MARGIN * mel.hop_length {
+            return Err(ModelError::config(format!(
+                "preprocessor_config.json: n_fft is {}, expected at most four times hop_length, \
+                 which is {}",
+                mel.n_fft, mel.hop_length
             )));
         }
         let root = weights.root(Part::Audio);
@@ -131,7 +146,7 @@ impl<B: KernelBackend> Qwen2Audio<B> {
     /// # Shapes
     /// - output: `[positions / 2, d_model]`
     fn hear(&self, spectrogram: Spectrogram<'_>, valid: usize) -> Tensor<B, 2> {
-        let count = if spectrogram.frames == self.mel.window_frames() {
+        let count = if spectrogram.frames == self.mel.frames() {
             positions(spectrogram.frames)
         } else {
             valid
@@ -153,30 +168,39 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
         sample_rate: u32,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let window = self.mel.window_samples();
-        let rate = self.mel.sampling_rate as u32;
-        let resampled = resample(samples, sample_rate, rate, window.saturating_add(1))?;
-        if resampled.len() > window {
+        let rate = self.mel.sampling_rate;
+        let (sound, shortened) = beginning(samples, sample_rate, &self.mel);
+        if shortened {
             log::warn!(
                 "the sound is longer than the {} s that the model hears; the rest is cut off",
                 self.mel.chunk_length
             );
         }
-        let mel = self.mel.spectrogram(&resampled, options.audio_padding)?;
-        let tokens = positions(mel.valid) / 2;
+        let mut sound = resample(sound, sample_rate, rate)?;
+        sound.truncate(self.mel.chunk_samples());
+        let valid = sound.len().div_ceil(self.mel.hop_length);
+        let tokens = positions(valid) / 2;
         if tokens == 0 {
-            return Err(PreprocessError::Sound(format!(
-                "it has {} samples, the model hears none below {}",
+            let least = 2 * self.mel.hop_length as u64 * u64::from(sample_rate) / u64::from(rate);
+            return Err(ModelError::Prompt(format!(
+                "the sound has {} samples, the model hears none of less than {}",
                 samples.len(),
-                (2 * self.mel.hop_length + 1) * sample_rate as usize / rate as usize
-            ))
-            .into());
+                least + 1
+            )));
         }
+        let padding = match options.audio_padding {
+            AudioPadding::Window => Padding::Chunk,
+            AudioPadding::None => {
+                sound.resize(sound.len() + MARGIN * self.mel.hop_length, 0.0);
+                Padding::None
+            }
+        };
+        let mel = self.mel.features(&sound, padding)?;
         Ok(MediaInput {
             kind: MediaKind::Audio,
             values: mel.values,
-            shape: vec![1, self.mel.feature_size, mel.frames],
-            grid: [mel.valid, 1, 1],
+            shape: vec![1, mel.bins, mel.frames],
+            grid: [valid, 1, 1],
             time_step: 1,
             tokens,
         })
@@ -217,6 +241,18 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
         probe::capture("projector_out", &out);
         out
     }
+}
+
+/// The beginning of a sound that is longer than the model hears, or the whole of it, and which of
+/// the two. The rest need not be resampled; a little more stays, because samples near the end
+/// depend on some beyond it.
+fn beginning<'a>(samples: &'a [f32], sample_rate: u32, mel: &MelConfig) -> (&'a [f32], bool) {
+    let rate = u64::from(mel.sampling_rate);
+    let heard = (mel.chunk_samples() as u64 * u64::from(sample_rate)).div_ceil(rate);
+    let heard = usize::try_from(heard).unwrap_or(usize::MAX);
+    // A tenth of a second is far more than any filter reaches.
+    let kept = heard.saturating_add(1 + sample_rate as usize / 10);
+    (&samples[..samples.len().min(kept)], samples.len() > heard)
 }
 
 /// Positions that the second convolution makes of so many frames.

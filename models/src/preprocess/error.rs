@@ -113,7 +113,7 @@ pub enum PreprocessError {
     #[error("preprocessor configuration: {0}")]
     Config(String),
     /// No memory for the result.
-    #[error("no memory for {0} values; use a smaller picture, fewer frames or a shorter sound")]
+    #[error("no memory for {0} values; use a smaller picture or fewer frames")]
     Memory(usize),
 }
 

@@ -16,7 +16,6 @@ pub mod mel;
 pub mod normalize;
 pub mod phi3_vision;
 pub mod qwen2_vl;
-pub mod resample;
 pub mod resize;
 pub mod sample_rate;
 

@@ -9,8 +9,7 @@ use clap::Args;
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{Cpu, Engine, Media, Record};
 use edge_lmm_kernels::pool;
-use edge_lmm_models::model::{MediaKind, MediaOptions};
-use edge_lmm_models::preprocess::mel::Padding;
+use edge_lmm_models::model::{AudioPadding, MediaKind, MediaOptions};
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
@@ -117,15 +116,15 @@ impl FromStr for Frames {
 
 /// What follows a sound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AudioPadding(Padding);
+pub struct PaddingChoice(AudioPadding);
 
-impl FromStr for AudioPadding {
+impl FromStr for PaddingChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "none" => Ok(Self(Padding::None)),
-            "30s" => Ok(Self(Padding::Window)),
+            "none" => Ok(Self(AudioPadding::None)),
+            "30s" => Ok(Self(AudioPadding::Window)),
             _ => Err("expected none or 30s".to_owned()),
         }
     }
@@ -147,7 +146,7 @@ pub struct MediaArgs {
     /// What follows a sound: nothing, or silence up to the 30 seconds that encoders were trained
     /// on; the answers are the same
     #[arg(long, value_name = "none|30s", default_value = "none")]
-    audio_padding: AudioPadding,
+    audio_padding: PaddingChoice,
 }
 
 impl MediaArgs {
