@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::qwen2_5_vl;
+use crate::qwen2_audio;
 use crate::qwen2_vl;
 use crate::weights::Weights;
 
@@ -55,7 +57,11 @@ macro_rules! families {
     };
 }
 
-families![qwen2_vl::Qwen2Vl];
+families![
+    qwen2_vl::Qwen2Vl,
+    qwen2_5_vl::Qwen25Vl,
+    qwen2_audio::Qwen2Audio,
+];
 
 /// A model whose weights can be filled from a record.
 pub trait BuiltModel<B: KernelBackend>: Model<B> {

@@ -15,6 +15,19 @@ pub type Position = [u32; 3];
 pub struct MediaOptions {
     /// Fewest and most tokens of a picture, where the family can choose.
     pub image_tokens: Option<(usize, usize)>,
+    /// What follows a sound.
+    pub audio_padding: AudioPadding,
+}
+
+/// What follows a sound in its spectrogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AudioPadding {
+    /// No more than the encoder's convolutions see: the features are those of the padded form,
+    /// for a fraction of the work.
+    #[default]
+    None,
+    /// Silence up to the full window that the encoder was trained on (30 s), as in the reference.
+    Window,
 }
 
 /// A picture, video or sound, ready for its encoder.
@@ -26,8 +39,11 @@ pub struct MediaInput {
     pub values: Vec<f32>,
     /// Dimensions of `values`.
     pub shape: Vec<usize>,
-    /// Patches in time, height and width, before merging (zeros where that says nothing).
+    /// Patches in time, height and width, before merging (zeros where that says nothing). For a
+    /// sound, `[n, 1, 1]`: the first `n` frames are not padding.
     pub grid: [usize; 3],
+    /// Positions in time from one patch to the next, for families that count them.
+    pub time_step: u32,
     /// Tokens that it takes in the prompt.
     pub tokens: usize,
 }
@@ -92,7 +108,9 @@ pub trait Model<B: KernelBackend>: Send {
     ///
     /// # Errors
     /// If the family takes no pictures or cannot take this one.
-    fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError>;
+    fn image(&self, _image: &RgbImage, _options: &MediaOptions) -> Result<MediaInput, ModelError> {
+        Err(unsupported("pictures"))
+    }
 
     /// Prepares a video for the encoder.
     ///
@@ -100,10 +118,25 @@ pub trait Model<B: KernelBackend>: Send {
     /// If the family takes no videos or cannot take this one.
     fn video(
         &self,
-        frames: &[RgbImage],
-        frames_per_second: f32,
-        options: &MediaOptions,
-    ) -> Result<MediaInput, ModelError>;
+        _frames: &[RgbImage],
+        _frames_per_second: f32,
+        _options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        Err(unsupported("videos"))
+    }
+
+    /// Prepares a sound in one channel for the encoder.
+    ///
+    /// # Errors
+    /// If the family takes no sounds or cannot take this one.
+    fn audio(
+        &self,
+        _samples: &[f32],
+        _sample_rate: u32,
+        _options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        Err(unsupported("sounds"))
+    }
 
     /// Puts a conversation into tokens; `media` in the order in which the messages show them.
     ///
@@ -116,8 +149,15 @@ pub trait Model<B: KernelBackend>: Send {
         media: &[MediaInput],
     ) -> Result<Prompt, ModelError>;
 
-    /// Encodes a medium (stages `vision` and `projector`): `[tokens, hidden_size]`.
+    /// Encodes a medium (stages `vision` or `audio`, and `projector`): `[tokens, hidden_size]`.
     fn encode(&self, medium: &MediaInput) -> Tensor<B, 2>;
+}
+
+fn unsupported(kind: &'static str) -> ModelError {
+    ModelError::Unsupported {
+        family: "this model",
+        kind,
+    }
 }
 
 /// A language model that continues a sequence of embeddings.

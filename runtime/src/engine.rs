@@ -6,7 +6,7 @@ use std::rc::Rc;
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::{self, BuiltModel};
-use edge_lmm_models::model::{LanguageModel, MediaInput, MediaOptions, Prompt};
+use edge_lmm_models::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Prompt};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
 use edge_lmm_models::weights::Weights;
@@ -34,6 +34,24 @@ pub enum Media {
         /// Their rate.
         frames_per_second: f32,
     },
+    /// A sound in one channel.
+    Audio {
+        /// Samples from -1 to 1.
+        samples: Vec<f32>,
+        /// Samples per second.
+        sample_rate: u32,
+    },
+}
+
+impl Media {
+    /// What it is.
+    pub fn kind(&self) -> MediaKind {
+        match self {
+            Self::Image(_) => MediaKind::Image,
+            Self::Video { .. } => MediaKind::Video,
+            Self::Audio { .. } => MediaKind::Audio,
+        }
+    }
 }
 
 /// What to answer and how.
@@ -219,6 +237,10 @@ impl<B: KernelBackend> Engine<B> {
                 } => self
                     .model
                     .video(frames, *frames_per_second, &request.options),
+                Media::Audio {
+                    samples,
+                    sample_rate,
+                } => self.model.audio(samples, *sample_rate, &request.options),
             })
             .collect::<Result<Vec<_>, _>>()?;
         let prompt = self.model.prompt(&self.text, request.messages, &media)?;
@@ -371,6 +393,7 @@ fn hash(medium: &MediaInput) -> u128 {
     for size in medium.grid.iter().chain(&medium.shape) {
         hasher.update(&size.to_le_bytes());
     }
+    hasher.update(&medium.time_step.to_le_bytes());
     for chunk in medium.values.chunks(1024) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
         hasher.update(&bytes);
@@ -405,14 +428,16 @@ fn capture_inputs(media: &[MediaInput], prompt: &Prompt) {
     }
     let delta = prompt.next_position() as f32 - prompt.ids.len() as f32;
     probe::capture_values("rope_delta", &[1, 1], &[delta]);
-    for medium in media {
-        if medium.grid != [0; 3] {
+    for (i, medium) in media.iter().enumerate() {
+        if medium.kind != MediaKind::Audio && medium.grid != [0; 3] {
             probe::capture_values("grid_thw", &[1, 3], &medium.grid.map(|n| n as f32));
         }
         let name = match medium.kind {
-            edge_lmm_models::model::MediaKind::Audio => "input_features",
-            _ => "pixel_values",
+            // Sounds without padding differ in length, so that they make no tensor together.
+            MediaKind::Audio if medium.shape != media[0].shape => format!("input_features_{i}"),
+            MediaKind::Audio => "input_features".to_owned(),
+            MediaKind::Image | MediaKind::Video => "pixel_values".to_owned(),
         };
-        probe::capture_values(name, &medium.shape, &medium.values);
+        probe::capture_values(&name, &medium.shape, &medium.values);
     }
 }

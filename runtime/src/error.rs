@@ -21,7 +21,7 @@ pub enum EngineError {
     #[error(
         "the prompt has {tokens} tokens ({visual} of them for pictures, video or sound), the \
          model holds {context}; shorten the question, or use fewer or smaller pictures \
-         (--image-tokens) or frames (--frames)"
+         (--image-tokens), fewer frames (--frames) or shorter sounds"
     )]
     TooLong {
         /// Tokens of the prompt.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // every test file uses its own part
 
+pub mod check;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +11,6 @@ use std::sync::Arc;
 use edge_lmm::{Cpu, Engine, Media, Record, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
-use edge_lmm_models::model::MediaKind;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::Format;
 use safetensors::{Dtype, SafeTensors};
@@ -91,11 +92,14 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
         let load = |path: &PathBuf| media::load_image(path).expect("a picture");
         files.iter().map(load).collect()
     };
+    let is_sound = |path: &PathBuf| path.extension().is_some_and(|name| name == "wav");
     let is_video = match sample["kind"].as_str() {
         Some(kind) => kind == "video",
         None => files.len() > 1,
     };
-    let media = if is_video {
+    let media = if files.iter().any(is_sound) {
+        files.iter().map(|path| sound(path)).collect()
+    } else if is_video {
         vec![Media::Video {
             frames: images(),
             frames_per_second: 2.0,
@@ -116,6 +120,15 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
             .collect(),
         media,
         tensors: read_tensors(&folder.join(format!("sample_{id}.safetensors"))),
+    }
+}
+
+/// Reads a sound.
+pub fn sound(path: &Path) -> Media {
+    let audio = media::load_audio(path).expect("a sound");
+    Media::Audio {
+        samples: audio.samples,
+        sample_rate: audio.sample_rate,
     }
 }
 
@@ -144,12 +157,7 @@ fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
     let mut content: Vec<Content> = media
         .iter()
-        .map(|medium| {
-            Content::Media(match medium {
-                Media::Image(_) => MediaKind::Image,
-                Media::Video { .. } => MediaKind::Video,
-            })
-        })
+        .map(|medium| Content::Media(medium.kind()))
         .collect();
     content.push(Content::Text(question.to_owned()));
     vec![Message {

@@ -14,7 +14,7 @@ use super::options::{
 
 /// Talks over several turns; pictures and the conversation so far are not computed again.
 ///
-/// Reads one question per line. `/media FILE` shows a further picture or video with the next
+/// Reads one question per line. `/media FILE` shows a further picture, video or sound with the next
 /// question, `/forget` starts over, `/quit` or the end of input leaves.
 #[derive(Args)]
 pub struct Cmd {

@@ -9,7 +9,7 @@ use clap::Args;
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{Cpu, Engine, Media, Record};
 use edge_lmm_kernels::pool;
-use edge_lmm_models::model::{MediaKind, MediaOptions};
+use edge_lmm_models::model::{AudioPadding, MediaKind, MediaOptions};
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
@@ -114,6 +114,22 @@ impl FromStr for Frames {
     }
 }
 
+/// What follows a sound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PaddingChoice(AudioPadding);
+
+impl FromStr for PaddingChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(AudioPadding::None)),
+            "30s" => Ok(Self(AudioPadding::Window)),
+            _ => Err("expected none or 30s".to_owned()),
+        }
+    }
+}
+
 /// How media are read and prepared.
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
@@ -127,6 +143,10 @@ pub struct MediaArgs {
     /// Share of a picture's tokens to keep after the encoder
     #[arg(long, value_name = "RATIO", default_value_t = 1.0)]
     keep_visual_tokens: f32,
+    /// What follows a sound: nothing, or silence up to the 30 seconds that encoders were trained
+    /// on; the answers are the same
+    #[arg(long, value_name = "none|30s", default_value = "none")]
+    audio_padding: PaddingChoice,
 }
 
 impl MediaArgs {
@@ -141,19 +161,17 @@ impl MediaArgs {
         }
         Ok(MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
+            audio_padding: self.audio_padding.0,
         })
     }
 
-    /// Reads a picture or a video, whichever the file holds.
+    /// Reads a picture, a video or a sound, whichever the file holds.
     pub fn open(&self, path: &std::path::Path) -> anyhow::Result<Media> {
         let _stage = stage::top("media");
         match edge_lmm::media::kind(path)? {
             MediaKind::Image => Ok(Media::Image(edge_lmm::media::load_image(path)?)),
             MediaKind::Video => self.open_video(path),
-            MediaKind::Audio => bail!(
-                "{} is a sound; this version runs no audio model",
-                path.display()
-            ),
+            MediaKind::Audio => open_audio(path),
         }
     }
 
@@ -174,6 +192,14 @@ impl MediaArgs {
     }
 }
 
+fn open_audio(path: &std::path::Path) -> anyhow::Result<Media> {
+    let audio = edge_lmm::media::load_audio(path)?;
+    Ok(Media::Audio {
+        samples: audio.samples,
+        sample_rate: audio.sample_rate,
+    })
+}
+
 /// The media of a question, given by kind.
 #[derive(Debug, Clone, Args)]
 pub struct MediaFiles {
@@ -183,13 +209,13 @@ pub struct MediaFiles {
     /// A video (animated GIF, Y4M, a folder of pictures)
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// A sound (WAV, FLAC, MP3)
+    /// A sound (WAV, FLAC, MP3); repeat for several
     #[arg(long, value_name = "FILE")]
-    audio: Option<PathBuf>,
+    audio: Vec<PathBuf>,
 }
 
 impl MediaFiles {
-    /// Reads them all, pictures first.
+    /// Reads them all: pictures, then the video, then sounds.
     pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
         let mut media = Vec::new();
         for path in &self.image {
@@ -200,11 +226,9 @@ impl MediaFiles {
             let _stage = stage::top("media");
             media.push(args.open_video(path)?);
         }
-        if let Some(path) = &self.audio {
-            bail!(
-                "--audio {}: this version runs no audio model",
-                path.display()
-            );
+        for path in &self.audio {
+            let _stage = stage::top("media");
+            media.push(open_audio(path)?);
         }
         Ok(media)
     }
@@ -255,12 +279,7 @@ impl GenerationOptions {
 pub fn user_message(media: &[Media], prompt: &str) -> Message {
     let mut content: Vec<Content> = media
         .iter()
-        .map(|medium| {
-            Content::Media(match medium {
-                Media::Image(_) => MediaKind::Image,
-                Media::Video { .. } => MediaKind::Video,
-            })
-        })
+        .map(|medium| Content::Media(medium.kind()))
         .collect();
     content.push(Content::Text(prompt.to_owned()));
     Message {

@@ -12,7 +12,7 @@ use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
 };
 
-/// Answers one question, about pictures or a video if you give some.
+/// Answers one question, about pictures, a video or sounds if you give some.
 ///
 /// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
 #[derive(Args)]

@@ -1,0 +1,84 @@
+//! Every stage of a model against the reference implementation's values.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{F32, Golden, ask, engine, goldens, relative};
+use edge_lmm::{Cpu, Engine, Media, Request};
+use edge_lmm_models::model::MediaOptions;
+use edge_lmm_ops::probe::{self, Captured};
+
+/// What the project promises for f32 records: norm of the difference over the norm.
+const STAGE_TOLERANCE: f64 = 1e-3;
+/// And for preprocessing, absolute; values are of the order of 1.
+const PIXEL_TOLERANCE: f32 = 1e-3;
+
+/// Everything captured on the way to an answer that equals the golden one.
+pub fn check_sample(
+    engine: &mut Engine<Cpu>,
+    golden: &Golden,
+    options: &MediaOptions,
+) -> BTreeMap<String, Captured> {
+    let name = &golden.name;
+    let messages = ask(&golden.media, &golden.question);
+    let request = Request {
+        messages: &messages,
+        media: &golden.media,
+        options: options.clone(),
+        max_tokens: golden.greedy.len(),
+        ignore_eos: true,
+        sampling: Default::default(),
+    };
+    engine.forget();
+    probe::start();
+    let answer = engine.answer(&request, |_| {}).expect(name);
+    let found = probe::finish();
+    let mut compared = 0;
+    for (key, (shape, expected)) in &golden.tensors {
+        let stage = key.trim_end_matches("_head");
+        let Some(captured) = found.get(stage) else {
+            continue;
+        };
+        compared += 1;
+        match stage {
+            "input_ids" | "position_ids" | "rope_delta" | "grid_thw" => {
+                assert_eq!(&captured.values, expected, "{name}: {key}");
+            }
+            "pixel_values" | "input_features" => {
+                // A golden may hold the first values only.
+                let worst = (captured.values.iter().zip(expected))
+                    .map(|(f, e)| (f - e).abs())
+                    .fold(0.0, f32::max);
+                assert!(captured.values.len() >= expected.len(), "{name}: {key}");
+                assert!(worst <= PIXEL_TOLERANCE, "{name}: {key} differs by {worst}");
+            }
+            _ => {
+                let last: usize = shape.iter().skip(1).product();
+                let own: usize = captured.shape.iter().skip(1).product();
+                assert_eq!(own, last, "{name}: width of {key}");
+                // Decoding steps are captured after the prompt's; the prompt's come first.
+                let error = relative(&captured.values[..expected.len()], expected);
+                println!("{name}: {key} {error:.1e}");
+                assert!(error <= STAGE_TOLERANCE, "{name}: {key} differs by {error}");
+            }
+        }
+    }
+    let least = match golden.media.first() {
+        None => 3,
+        Some(Media::Audio { .. }) => 5,
+        Some(_) => 8,
+    };
+    assert!(compared >= least, "{name}: only {compared} stages compared");
+    assert_eq!(answer.tokens, golden.greedy, "{name}");
+    found
+}
+
+/// Checks all samples; `expected` of them, so that a missing one is noticed.
+pub fn check_family(checkpoint: &Path, mmproj: Option<&Path>, folder: &Path, expected: usize) {
+    let mut engine = engine(checkpoint, mmproj, &F32);
+    let goldens = goldens(folder);
+    assert_eq!(goldens.len(), expected);
+    for golden in &goldens {
+        check_sample(&mut engine, golden, &MediaOptions::default());
+    }
+}

@@ -1,0 +1,150 @@
+//! Every stage of Qwen2-Audio against the reference implementation's values, with and without
+//! padding.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::check::check_sample;
+use common::{F32, Golden, ask, data, engine, goldens, relative};
+use edge_lmm::{Engine, Media, Request};
+use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm_ops::probe::Captured;
+
+/// Absolute difference of spectrograms that the project promises.
+const MEL_TOLERANCE: f32 = 1e-3;
+
+/// What padding may change: the order of additions. An f32 is off by 6e-8, a sum of a few hundred
+/// such products by some ten times that, and there are about ten such sums one after the other.
+const PADDING_TOLERANCE: f64 = 1e-5;
+
+fn padding(audio_padding: AudioPadding) -> MediaOptions {
+    MediaOptions {
+        audio_padding,
+        ..MediaOptions::default()
+    }
+}
+
+/// The reference is padded; its spectrogram can only be compared then, all else both ways.
+fn check(checkpoint: &Path, folder: &Path, expected: usize) {
+    let mut engine = engine(checkpoint, None, &F32);
+    let goldens = goldens(folder);
+    assert_eq!(goldens.len(), expected);
+    for mut golden in goldens {
+        let padded = check_sample(&mut engine, &golden, &padding(AudioPadding::Window));
+        check_mel(&golden, &padded["input_features"]);
+        golden.tensors.remove("input_features");
+        let found = check_sample(&mut engine, &golden, &padding(AudioPadding::None));
+        for stage in ["vision_out", "projector_out", "lm_hidden_last"] {
+            let error = relative(&found[stage].values, &padded[stage].values);
+            println!("{}: {stage} without padding {error:.1e}", golden.name);
+            assert!(
+                error <= PADDING_TOLERANCE,
+                "{}: {stage} differs by {error}",
+                golden.name
+            );
+        }
+    }
+}
+
+/// The goldens of the trained checkpoint hold the first frames and the means of the bins.
+fn check_mel(golden: &Golden, features: &Captured) {
+    let bins = features.shape[1];
+    let rows: Vec<&[f32]> = features.values.chunks(features.shape[2]).collect();
+    if let Some((shape, expected)) = golden.tensors.get("mel_head64") {
+        assert_eq!(shape, &[bins, 64]);
+        for (row, expected) in rows.iter().zip(expected.chunks(64)) {
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= MEL_TOLERANCE;
+            assert!(row.iter().zip(expected).all(close), "{}", golden.name);
+        }
+    }
+    if let Some((shape, expected)) = golden.tensors.get("mel_bin_mean_valid") {
+        assert_eq!(shape, &[bins]);
+        let [Media::Audio { samples, .. }] = &golden.media[..] else {
+            panic!("{} is not one sound", golden.name);
+        };
+        let valid = samples.len().div_ceil(160);
+        for (row, expected) in rows.iter().zip(expected) {
+            let mean = row[..valid].iter().sum::<f32>() / valid as f32;
+            assert!((mean - expected).abs() <= MEL_TOLERANCE, "{}", golden.name);
+        }
+    }
+}
+
+#[test]
+fn trained() {
+    let folder = data().join("goldens/qwen2audio-tiny");
+    check(&data().join("qwen2audio-tiny"), &folder, 8);
+}
+
+/// 80 bins and windows of two seconds; a very short sound, one that is cut off, two in one
+/// prompt, stored positions that are no sinusoids.
+#[test]
+fn of_other_dimensions() {
+    let folder = data().join("qwen2audio-odd");
+    check(&folder, &folder.join("goldens"), 3);
+}
+
+fn answer(engine: &mut Engine<edge_lmm::Cpu>, media: &[Media]) -> Result<String, String> {
+    let messages = ask(media, "is the sound high or low?");
+    let request = Request {
+        messages: &messages,
+        media,
+        options: MediaOptions::default(),
+        max_tokens: 16,
+        ignore_eos: false,
+        sampling: Default::default(),
+    };
+    let answer = engine.answer(&request, |_| {});
+    answer.map(|a| a.text).map_err(|error| error.to_string())
+}
+
+/// What the model cannot hear or see gives an error that says why, and the model goes on.
+#[test]
+fn odd_media() {
+    let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);
+    let sound = |samples: Vec<f32>, sample_rate| Media::Audio {
+        samples,
+        sample_rate,
+    };
+    let refused: BTreeMap<&str, Media> = [
+        ("no samples", sound(vec![], 16_000)),
+        ("hears none of less than 321", sound(vec![0.1; 320], 16_000)),
+        ("hears none of less than 883", sound(vec![0.1; 882], 44_100)),
+        ("NaN", sound(vec![f32::NAN; 4000], 16_000)),
+        ("samples per second", sound(vec![0.1; 4000], 0)),
+    ]
+    .into();
+    for (expected, medium) in refused {
+        let error = answer(&mut engine, &[medium]).expect_err(expected);
+        assert!(error.contains(expected), "{error}");
+    }
+    let picture = edge_lmm::media::load_image(&data().join("goldens/qwen25vl-tiny/sample_0.png"));
+    let error = answer(&mut engine, &[Media::Image(picture.expect("a picture"))]);
+    assert!(error.unwrap_err().contains("takes no pictures"));
+    // Silence, something far too loud and 40 seconds are sounds like any other.
+    for samples in [vec![0.0; 16_000], vec![1e6; 16_000], vec![0.1; 640_000]] {
+        answer(&mut engine, &[sound(samples, 16_000)]).expect("an answer");
+    }
+}
+
+/// The same tone at another rate, resampled, is heard alike.
+#[test]
+fn other_rates_sound_alike() {
+    let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);
+    let tone = |frequency: f32, rate: u32| {
+        let step = 2.0 * std::f32::consts::PI * frequency / rate as f32;
+        let samples = (0..rate / 2).map(|i| 0.5 * (i as f32 * step).sin());
+        Media::Audio {
+            samples: samples.collect(),
+            sample_rate: rate,
+        }
+    };
+    for (frequency, expected) in [(300.0, "low"), (1800.0, "high")] {
+        for rate in [16_000, 44_100, 8000, 48_000] {
+            let found = answer(&mut engine, &[tone(frequency, rate)]).unwrap();
+            assert_eq!(found, expected, "{frequency} Hz at {rate}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Pictures, videos and prompts of Qwen2-VL and Qwen2.5-VL.
+
+use crate::error::ModelError;
+use crate::family::ModelFiles;
+use crate::model::{MediaInput, MediaKind, MediaOptions, Prompt};
+use crate::multimodal_rope::multimodal_positions;
+use crate::placeholder::expand_placeholders;
+use crate::preprocess::RgbImage;
+use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
+use crate::prompt::{Message, TextProcessor};
+
+/// The template of the published checkpoints, for those that come without one.
+const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
+<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// How the tower wants its patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PatchSize {
+    /// Side in pixels.
+    pub side: usize,
+    /// Frames.
+    pub frames: usize,
+    /// Patches on each side of a token.
+    pub merge: usize,
+}
+
+/// Prepares media and puts prompts together.
+#[derive(Debug, Clone)]
+pub(crate) struct QwenVlInput {
+    preprocess: PreprocessConfig,
+    image_token: u32,
+    video_token: u32,
+}
+
+impl QwenVlInput {
+    /// Reads the preprocessor's configuration.
+    ///
+    /// # Errors
+    /// If it cannot be used or cuts other patches than `patch`.
+    pub fn new(
+        files: &ModelFiles,
+        patch: PatchSize,
+        image_token: u32,
+        video_token: u32,
+    ) -> Result<Self, ModelError> {
+        let preprocess = PreprocessConfig::parse(files.preprocessor.as_ref())?;
+        let found = PatchSize {
+            side: preprocess.patch_size,
+            frames: preprocess.temporal_patch_size,
+            merge: preprocess.merge_size,
+        };
+        if found != patch {
+            return Err(ModelError::config(format!(
+                "preprocessor_config.json cuts patches of {} pixels, {} frames, merged by {}; \
+                 the model was made for {}, {}, {}",
+                found.side, found.frames, found.merge, patch.side, patch.frames, patch.merge
+            )));
+        }
+        Ok(Self {
+            preprocess,
+            image_token,
+            video_token,
+        })
+    }
+
+    /// Frames of a patch.
+    pub fn frames(&self) -> usize {
+        self.preprocess.temporal_patch_size
+    }
+
+    /// A picture in patches.
+    ///
+    /// # Errors
+    /// If the picture cannot be taken.
+    pub fn image(
+        &self,
+        image: &RgbImage,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        let config = self.preprocess.with_tokens(options.image_tokens);
+        Ok(self.medium(MediaKind::Image, config.image(image)?, 1))
+    }
+
+    /// A video in patches, `time_step` positions apart in time.
+    ///
+    /// # Errors
+    /// If the video cannot be taken.
+    pub fn video(
+        &self,
+        frames: &[RgbImage],
+        time_step: u32,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        let config = self.preprocess.with_tokens(options.image_tokens);
+        Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step))
+    }
+
+    fn medium(&self, kind: MediaKind, patches: Patches, time_step: u32) -> MediaInput {
+        let [t, h, w] = patches.grid;
+        let count = t * h * w;
+        let merge = self.preprocess.merge_size;
+        MediaInput {
+            kind,
+            shape: vec![count, patches.pixel_values.len() / count.max(1)],
+            values: patches.pixel_values,
+            grid: patches.grid,
+            time_step,
+            tokens: count / (merge * merge),
+        }
+    }
+
+    /// The conversation in tokens.
+    ///
+    /// # Errors
+    /// If template, tokenizer and media do not fit together.
+    pub fn prompt(
+        &self,
+        text: &TextProcessor,
+        messages: &[Message],
+        media: &[MediaInput],
+    ) -> Result<Prompt, ModelError> {
+        let placeholder = |kind| {
+            let pad = match kind {
+                MediaKind::Video => "video_pad",
+                _ => "image_pad",
+            };
+            format!("<|vision_start|><|{pad}|><|vision_end|>")
+        };
+        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let ids = text.encode(&rendered)?;
+        let is_pad = |id: u32| id == self.image_token || id == self.video_token;
+        let (ids, spans) = expand_placeholders(&ids, is_pad, media)?;
+        let merge = self.preprocess.merge_size;
+        let positions = multimodal_positions(ids.len(), &spans, media, merge);
+        Ok(Prompt {
+            ids,
+            spans,
+            positions,
+        })
+    }
+}

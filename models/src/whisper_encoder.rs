@@ -1,0 +1,350 @@
+//! The sound encoder of Whisper (Radford et al. 2022, <https://arxiv.org/abs/2212.04356>,
+//! section 2.2): two convolutions over a log-mel spectrogram, the second one halving the frames,
+//! stored positions, and pre-norm transformer blocks. The reference is `modeling_whisper.py` of
+//! `transformers`. The norm after the blocks is a step of its own, because families pool before
+//! it.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, TensorData};
+use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, attention, stage};
+use serde::Deserialize;
+
+use crate::error::ModelError;
+use crate::layers::{LayerNorm, Linear};
+use crate::weights::Scope;
+
+/// Epsilon of the norms: PyTorch's default, which the reference takes.
+const NORM_EPS: f64 = 1e-5;
+
+/// Width of both convolutions.
+const KERNEL: usize = 3;
+
+/// Sizes of the encoder, by their names in `config.json`; the defaults are those of the
+/// reference's `Qwen2AudioEncoderConfig`, which are those of Whisper's large model.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WhisperConfig {
+    /// Rows of the spectrogram.
+    pub num_mel_bins: usize,
+    /// Blocks.
+    pub encoder_layers: usize,
+    /// Heads.
+    pub encoder_attention_heads: usize,
+    /// Width of the MLPs.
+    pub encoder_ffn_dim: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Positions; twice as many frames are taken at most.
+    pub max_source_positions: usize,
+    /// Activation of the MLPs.
+    pub activation_function: String,
+}
+
+impl Default for WhisperConfig {
+    fn default() -> Self {
+        Self {
+            num_mel_bins: 128,
+            encoder_layers: 32,
+            encoder_attention_heads: 20,
+            encoder_ffn_dim: 5120,
+            d_model: 1280,
+            max_source_positions: 1500,
+            activation_function: "gelu".to_owned(),
+        }
+    }
+}
+
+impl WhisperConfig {
+    /// Checks that the sizes make a model.
+    ///
+    /// # Errors
+    /// If a size is zero or implausible, the heads do not divide the width, or the activation is
+    /// another one.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let sizes = [
+            ("num_mel_bins", self.num_mel_bins, 1 << 10),
+            ("encoder_layers", self.encoder_layers, 1 << 10),
+            (
+                "encoder_attention_heads",
+                self.encoder_attention_heads,
+                1 << 10,
+            ),
+            ("encoder_ffn_dim", self.encoder_ffn_dim, 1 << 20),
+            ("d_model", self.d_model, 1 << 16),
+            ("max_source_positions", self.max_source_positions, 1 << 16),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return Err(ModelError::config(format!(
+                    "audio_config.{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        if !self.d_model.is_multiple_of(self.encoder_attention_heads) {
+            return Err(ModelError::config(format!(
+                "audio_config: {} heads do not divide a width of {} evenly",
+                self.encoder_attention_heads, self.d_model
+            )));
+        }
+        if self.activation_function != "gelu" {
+            return Err(ModelError::config(format!(
+                "audio_config.activation_function is {:?}, expected \"gelu\"",
+                self.activation_function
+            )));
+        }
+        Ok(())
+    }
+
+    /// Most frames of a spectrogram.
+    pub fn max_frames(&self) -> usize {
+        2 * self.max_source_positions
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            heads: self.encoder_attention_heads,
+            kv_heads: self.encoder_attention_heads,
+            head_dim: self.d_model / self.encoder_attention_heads,
+        }
+    }
+}
+
+/// A spectrogram.
+#[derive(Debug, Clone, Copy)]
+pub struct Spectrogram<'a> {
+    /// `[num_mel_bins, frames]`, row-major.
+    pub values: &'a [f32],
+    /// Frames.
+    pub frames: usize,
+}
+
+/// The encoder.
+#[derive(Module, Debug)]
+pub struct WhisperEncoder<B: KernelBackend> {
+    conv1: Linear<B>,
+    conv2: Linear<B>,
+    positions: Param<Tensor<B, 2>>,
+    layers: Vec<EncoderLayer<B>>,
+    norm: LayerNorm<B>,
+    #[module(skip)]
+    heads: Heads,
+}
+
+impl<B: KernelBackend> WhisperEncoder<B> {
+    /// Declares the weights.
+    ///
+    /// # Errors
+    /// If a weight is missing.
+    pub fn init(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let width = config.d_model;
+        let layers = (0..config.encoder_layers)
+            .map(|i| {
+                let path = format!("layers.{i}");
+                EncoderLayer::init(config, &scope.child(&path, &path))
+            })
+            .collect::<Result<_, _>>()?;
+        let bins = config.num_mel_bins;
+        let positions = config.max_source_positions;
+        Ok(Self {
+            conv1: scope.linear("conv1", &[("conv1", width)], bins * KERNEL, true)?,
+            conv2: scope.linear("conv2", &[("conv2", width)], width * KERNEL, true)?,
+            positions: scope.matrix("positions", "embed_positions.weight", positions, width),
+            layers,
+            norm: scope.layer_norm("norm", "layer_norm", width, NORM_EPS),
+            heads: config.heads(),
+        })
+    }
+
+    /// Encodes `count` positions (two frames each), of which the first `valid` may be attended
+    /// to. Positions from `valid` on are padding: they have no influence on those before.
+    ///
+    /// # Shapes
+    /// - output: `[count, d_model]`
+    ///
+    /// # Panics
+    /// If there are more positions than stored ones, or `valid` is zero or more than `count`.
+    pub fn forward(
+        &self,
+        spectrogram: Spectrogram<'_>,
+        count: usize,
+        valid: usize,
+    ) -> Tensor<B, 2> {
+        assert!(0 < valid && valid <= count, "{valid} of {count} positions");
+        let mut x = {
+            let _stage = stage::module("conv");
+            self.convolve(spectrogram, count)
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            let _layer = stage::scope(format_args!("layers.{i}"));
+            x = layer.forward(x, valid, self.heads);
+        }
+        x
+    }
+
+    /// The norm after the blocks.
+    pub fn normalize(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.norm.forward(x)
+    }
+
+    /// Both convolutions as products with unfolded frames, and the positions.
+    fn convolve(&self, spectrogram: Spectrogram<'_>, count: usize) -> Tensor<B, 2> {
+        let positions = self.positions.val();
+        let device = positions.device();
+        let unfolded = unfold(spectrogram);
+        let shape = [spectrogram.frames, unfolded.len() / spectrogram.frames];
+        let x = Tensor::from_data(TensorData::new(unfolded, shape), &device);
+        let x = self.conv1.forward_activated(x, Activation::Gelu);
+        let x = unfold_by_two(x, count);
+        let x = self.conv2.forward_activated(x, Activation::Gelu);
+        x + positions.narrow(0, 0, count)
+    }
+}
+
+/// What every frame of a convolution of width 3 sees, zeros beyond the ends: `[frames, bins * 3]`,
+/// ordered by bin, then frame, as the weights are.
+fn unfold(spectrogram: Spectrogram<'_>) -> Vec<f32> {
+    let frames = spectrogram.frames;
+    let bins = spectrogram.values.len() / frames;
+    let mut unfolded = vec![0.0; frames * bins * KERNEL];
+    for (bin, row) in spectrogram.values.chunks_exact(frames).enumerate() {
+        for tap in 0..KERNEL {
+            // Frame `frame` of the output sees `frame + tap - 1` of the input.
+            let first = usize::from(tap == 0);
+            let last = frames - usize::from(tap == KERNEL - 1);
+            for frame in first..last {
+                unfolded[(frame * bins + bin) * KERNEL + tap] = row[frame + tap - 1];
+            }
+        }
+    }
+    unfolded
+}
+
+/// What `count` frames of a convolution of width 3 and stride 2 see, zeros beyond the ends:
+/// `[frames, width]` to `[count, width * 3]`, ordered by element, then frame.
+fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2> {
+    let [frames, width] = x.dims();
+    let device = x.device();
+    // Frame `i` of the output sees `2 i - 1`, `2 i` and `2 i + 1`.
+    let needed = (2 * count).min(frames);
+    let mut parts = vec![Tensor::zeros([1, width], &device), x.narrow(0, 0, needed)];
+    if needed < 2 * count + 1 {
+        parts.push(Tensor::zeros([2 * count + 1 - needed, width], &device));
+    }
+    let padded = Tensor::cat(parts, 0);
+    let pairs = |from: usize| {
+        let rows = padded.clone().narrow(0, from, 2 * count);
+        rows.reshape([count, 2, width])
+    };
+    let taps = vec![pairs(0), pairs(2).narrow(1, 0, 1)];
+    Tensor::cat(taps, 1)
+        .swap_dims(1, 2)
+        .reshape([count, width * KERNEL])
+}
+
+#[derive(Module, Debug)]
+struct EncoderLayer<B: KernelBackend> {
+    attention_norm: LayerNorm<B>,
+    // Keys have no bias, so they cannot share a product with queries and values.
+    query_value: Linear<B>,
+    key: Linear<B>,
+    out: Linear<B>,
+    mlp_norm: LayerNorm<B>,
+    up: Linear<B>,
+    down: Linear<B>,
+}
+
+impl<B: KernelBackend> EncoderLayer<B> {
+    fn init(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let (width, ffn) = (config.d_model, config.encoder_ffn_dim);
+        let attention = scope.child("", "self_attn");
+        Ok(Self {
+            attention_norm: scope.layer_norm(
+                "attention_norm",
+                "self_attn_layer_norm",
+                width,
+                NORM_EPS,
+            ),
+            query_value: attention.linear(
+                "query_value",
+                &[("q_proj", width), ("v_proj", width)],
+                width,
+                true,
+            )?,
+            key: attention.linear("key", &[("k_proj", width)], width, false)?,
+            out: attention.linear("out", &[("out_proj", width)], width, true)?,
+            mlp_norm: scope.layer_norm("mlp_norm", "final_layer_norm", width, NORM_EPS),
+            up: scope.linear("up", &[("fc1", ffn)], width, true)?,
+            down: scope.linear("down", &[("fc2", width)], ffn, true)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<B, 2>, valid: usize, heads: Heads) -> Tensor<B, 2> {
+        let x = {
+            let _stage = stage::module("attention");
+            let width = heads.heads * heads.head_dim;
+            let normed = self.attention_norm.forward(x.clone());
+            let key = self.key.forward(first_rows(normed.clone(), valid));
+            let query_value = self.query_value.forward(normed);
+            let value = Columns {
+                tensor: first_rows(query_value.clone(), valid),
+                column: width,
+            };
+            let scale = (heads.head_dim as f32).powf(-0.5);
+            let attended = attention(query_value, key, value, heads, Mask::Full, None, scale);
+            self.out.forward_residual(attended, x)
+        };
+        let _stage = stage::module("mlp");
+        let up = self
+            .up
+            .forward_activated(self.mlp_norm.forward(x.clone()), Activation::Gelu);
+        self.down.forward_residual(up, x)
+    }
+}
+
+/// The first `count` rows; copies only if there are more.
+fn first_rows<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2> {
+    if x.dims()[0] == count {
+        x
+    } else {
+        x.narrow(0, 0, count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Cpu = burn_ndarray::NdArray<f32, i64, i8>;
+
+    #[test]
+    fn frames_see_their_neighbours() {
+        let spectrogram = Spectrogram {
+            values: &[1.0, 2.0, 3.0, 10.0, 20.0, 30.0],
+            frames: 3,
+        };
+        let expected = [
+            [0.0, 1.0, 2.0, 0.0, 10.0, 20.0],
+            [1.0, 2.0, 3.0, 10.0, 20.0, 30.0],
+            [2.0, 3.0, 0.0, 20.0, 30.0, 0.0],
+        ];
+        assert_eq!(unfold(spectrogram), expected.concat());
+        let one = Spectrogram {
+            values: &[5.0, 6.0],
+            frames: 1,
+        };
+        assert_eq!(unfold(one), [0.0, 5.0, 0.0, 0.0, 6.0, 0.0]);
+    }
+
+    #[test]
+    fn every_second_frame_sees_its_neighbours() {
+        let device = Default::default();
+        let x = || Tensor::<Cpu, 2>::from_floats([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], &device);
+        let values = |x: Tensor<Cpu, 2>| x.into_data().into_vec::<f32>().unwrap();
+        let expected = [
+            [0.0, 1.0, 2.0, 0.0, 10.0, 20.0],
+            [2.0, 3.0, 0.0, 20.0, 30.0, 0.0],
+        ];
+        assert_eq!(values(unfold_by_two(x(), 2)), expected.concat());
+        assert_eq!(values(unfold_by_two(x(), 1)), expected[0]);
+    }
+}
