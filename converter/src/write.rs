@@ -61,10 +61,16 @@ pub struct TensorReport {
     pub relative_error: f64,
 }
 
+/// Hears of every finished weight: its name and bytes.
+type Progress = Box<dyn Fn(&str, usize)>;
+
+/// Packed bytes with what the packing lost.
+type Packed = Result<(Vec<u8>, PackStats), ConvertError>;
+
 /// Everything the writing of one record shares.
 struct Job {
     checkpoint: Arc<Checkpoint>,
-    progress: Box<dyn Fn(&str, usize)>,
+    progress: Progress,
     hashes: RefCell<BTreeMap<String, u64>>,
     reports: RefCell<Vec<TensorReport>>,
     error: RefCell<Option<ConvertError>>,
@@ -271,12 +277,7 @@ impl Job {
     }
 
     /// Reads and packs runs of panels on all threads.
-    fn pack(
-        &self,
-        spec: &WeightSpec,
-        format: Format,
-        cols: usize,
-    ) -> Result<(Vec<u8>, PackStats), ConvertError> {
+    fn pack(&self, spec: &WeightSpec, format: Format, cols: usize) -> Packed {
         let shape = MatrixShape {
             format,
             rows: spec.rows(),
@@ -290,7 +291,7 @@ impl Job {
         let mut stats = PackStats::default();
         // A batch of tasks at a time, so that what waits to be joined stays small.
         for batch in starts.chunks(2 * pool.threads()) {
-            let slots: Vec<Mutex<Option<Result<(Vec<u8>, PackStats), ConvertError>>>> =
+            let slots: Vec<Mutex<Option<Packed>>> =
                 batch.iter().map(|_| Mutex::new(None)).collect();
             pool.run(batch.len(), |task| {
                 let rows = batch[task]..(batch[task] + step).min(shape.rows);
@@ -338,7 +339,7 @@ fn pack_chunk(
     spec: &WeightSpec,
     shape: MatrixShape,
     rows: Range<usize>,
-) -> Result<(Vec<u8>, PackStats), ConvertError> {
+) -> Packed {
     let mut values = Vec::with_capacity(rows.len() * shape.cols);
     read_rows(checkpoint, spec, rows.clone(), &mut values)?;
     let mut bytes = Vec::new();

@@ -516,3 +516,22 @@ proptest! {
         }
     }
 }
+
+/// Tensors may be read from several threads at once.
+#[test]
+fn a_checkpoint_can_be_shared_between_threads() {
+    let checkpoint = Checkpoint::open(&model("qwen2vl-tiny"), None).unwrap();
+    let name = "model.embed_tokens.weight";
+    let whole = values(&checkpoint, name);
+    std::thread::scope(|scope| {
+        for part in 0..4 {
+            let (checkpoint, whole) = (&checkpoint, &whole);
+            scope.spawn(move || {
+                let mut out = Vec::new();
+                let rows = part * 144..(part + 1) * 144;
+                checkpoint.read_rows(name, rows.clone(), &mut out).unwrap();
+                assert_eq!(out, whole[rows.start * 128..rows.end * 128]);
+            });
+        }
+    });
+}

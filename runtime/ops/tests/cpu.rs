@@ -4,8 +4,8 @@ use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
-    Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore as _, Mask, MatrixShape,
-    attention, cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
+    Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, attention,
+    cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
 };
 use proptest::prelude::*;
 
