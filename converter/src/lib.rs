@@ -1,6 +1,6 @@
 //! Turns a checkpoint into one record that `edge-lmm` runs.
 //!
-//! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`write`]
+//! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`mod@write`]
 //! packs and writes them one by one: memory stays near the largest tensor, not the model.
 
 pub mod plan;
