@@ -52,23 +52,33 @@ pub fn resample(samples: &[f32], from: u32, to: u32) -> Result<Vec<f32>, Preproc
         });
     }
     let mut resampled = allocate(len as usize)?;
-    let kernel = Kernel::new(from, to);
+    let mut kernel = Kernel::new(from, to);
     resampled.extend((0..len).map(|i| {
         let position = i * u64::from(from);
         let (whole, part) = (position / u64::from(to), position % u64::from(to));
-        kernel.sample(samples, whole as usize, part as f64 / f64::from(to))
+        kernel.sample(samples, whole as usize, part as u32)
     }));
     Ok(resampled)
 }
 
-/// One side of the tabulated filter.
+/// The filter, and its weights at the places between two input samples that occur.
 struct Kernel {
+    /// One side of the filter.
     table: Vec<f32>,
     /// Table entries per input sample.
     density: f64,
     /// Input samples on each side.
     reach: usize,
+    /// Output samples per second.
+    to: u32,
+    /// Places are multiples of this share of `to`.
+    step: u32,
+    /// Weights of the places; of the last one only if there are too many to keep.
+    weights: Vec<Vec<f32>>,
 }
+
+/// Most places whose weights are kept.
+const MAX_PLACES: u32 = 1024;
 
 impl Kernel {
     fn new(from: u32, to: u32) -> Self {
@@ -78,23 +88,42 @@ impl Kernel {
             // `band` makes the sum of all weights one.
             (band * sinc(x) * kaiser(x / CROSSINGS as f64)) as f32
         };
-        Self {
+        let step = greatest_common_divisor(from, to);
+        let mut kernel = Self {
             // One entry more, which is zero, to interpolate with.
             table: (0..=CROSSINGS * STEPS + 1).map(entry).collect(),
             density: band * STEPS as f64,
             reach: (CROSSINGS as f64 / band).ceil() as usize,
+            to,
+            step,
+            weights: Vec::new(),
+        };
+        if to / step <= MAX_PLACES {
+            let places = (0..to / step).map(|place| kernel.weights_at(place * step));
+            kernel.weights = places.collect();
         }
+        kernel
     }
 
-    /// The sound between `whole` and the sample after it.
-    fn sample(&self, samples: &[f32], whole: usize, part: f64) -> f32 {
-        let first = whole.saturating_sub(self.reach);
-        let end = samples.len().min(whole + self.reach + 2);
-        let start = whole as f64 + part;
-        let window = samples[first.min(end)..end].iter().zip(first..);
-        window
-            .map(|(&sample, at)| sample * self.weight((at as f64 - start).abs()))
-            .sum()
+    /// The sound `part / to` after the input sample `whole`.
+    fn sample(&mut self, samples: &[f32], whole: usize, part: u32) -> f32 {
+        let place = if self.to / self.step <= MAX_PLACES {
+            (part / self.step) as usize
+        } else {
+            self.weights = vec![self.weights_at(part)];
+            0
+        };
+        // The first weights are for samples before the sound where it begins.
+        let before = self.reach.saturating_sub(whole);
+        let first = whole.saturating_sub(self.reach).min(samples.len());
+        dot(&samples[first..], &self.weights[place][before..])
+    }
+
+    /// Weights of the samples from `reach` before to `reach + 1` after the place.
+    fn weights_at(&self, part: u32) -> Vec<f32> {
+        let center = self.reach as f64 + f64::from(part) / f64::from(self.to);
+        let weight = |i: usize| self.weight((i as f64 - center).abs());
+        (0..2 * self.reach + 2).map(weight).collect()
     }
 
     fn weight(&self, distance: f64) -> f32 {
@@ -104,6 +133,28 @@ impl Kernel {
             Some(&[a, b]) => a + (b - a) * part,
             _ => 0.0,
         }
+    }
+}
+
+/// Sum of products over the shorter length, in eight sums that go side by side.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let len = a.len().min(b.len());
+    let ((a, a_rest), (b, b_rest)) = (a[..len].as_chunks::<8>(), b[..len].as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+    sums.iter().sum::<f32>() + rest.sum::<f32>()
+}
+
+fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 {
+        a
+    } else {
+        greatest_common_divisor(b, a % b)
     }
 }
 

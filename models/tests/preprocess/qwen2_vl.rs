@@ -11,26 +11,28 @@ const TOLERANCE: f32 = 1e-6;
 
 #[test]
 fn equals_the_goldens() {
-    let file = fixtures::json("qwen2vl-tiny/preprocessor_config.json");
-    let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
-    for (sample, tensors) in fixtures::goldens("qwen2vl-tiny") {
-        let pictures = fixtures::pictures("qwen2vl-tiny", &sample);
-        let patches = match &pictures[..] {
-            [picture] => config.image(picture),
-            frames => config.video(frames),
+    for checkpoint in ["qwen2vl-tiny", "qwen25vl-tiny"] {
+        let file = fixtures::json(&format!("{checkpoint}/preprocessor_config.json"));
+        let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
+        for (sample, tensors) in fixtures::goldens(checkpoint) {
+            let pictures = fixtures::pictures(checkpoint, &sample);
+            let patches = match &pictures[..] {
+                [picture] => config.image(picture),
+                frames => config.video(frames),
+            }
+            .expect("patches");
+            let grid: Vec<f32> = patches.grid.iter().map(|&n| n as f32).collect();
+            assert_eq!(tensors["grid_thw"], grid);
+            let head = &tensors["pixel_values_head"];
+            let context = format!("{checkpoint}, sample {}", sample["id"]);
+            compare(
+                &patches.pixel_values,
+                head,
+                &sample["pixel_values"],
+                TOLERANCE,
+                &context,
+            );
         }
-        .expect("patches");
-        let grid: Vec<f32> = patches.grid.iter().map(|&n| n as f32).collect();
-        assert_eq!(tensors["grid_thw"], grid);
-        let head = &tensors["pixel_values_head"];
-        let context = format!("sample {}", sample["id"]);
-        compare(
-            &patches.pixel_values,
-            head,
-            &sample["pixel_values"],
-            TOLERANCE,
-            &context,
-        );
     }
 }
 

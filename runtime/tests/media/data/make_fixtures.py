@@ -108,6 +108,7 @@ def sounds():
     for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
         save(f"wav_{subtype.lower()}", "wav", left, rate, subtype=subtype)
     save("wav_stereo", "wav", stereo, 44100, subtype="PCM_16")
+    save("wav_extensible", "wav", stereo, 44100, subtype="PCM_24", format="WAVEX")
     save("flac_16", "flac", left, rate, subtype="PCM_16")
     save("flac_24_stereo", "flac", stereo, 48000, subtype="PCM_24")
     t = np.arange(9000) / 44100
