@@ -4,6 +4,9 @@
 //! instruction set by [`row_kernels`]. `FMA` says whether that set has a fused multiply-add: without one,
 //! `mul_add` would call a library function.
 
+// Lanes are indexed side by side.
+#![allow(clippy::needless_range_loop)]
+
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{BLOCK, Format, PANEL, half_at, quant_at};
@@ -25,10 +28,17 @@ fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 const ROUND: f32 = 12_582_912.0;
 
 /// `e^x` to a relative error of 3e-7: 0 below -87.3 (where it would be subnormal), infinite above 88.3; NaN stays NaN.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    let y = exp_below_88::<FMA>(x);
+    if x > 88.3 { f32::INFINITY } else { y }
+}
+
+/// [`exp`] where `x` is known to be no larger than 88.3.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, and a minimax polynomial of degree 6 for `e^r`.
 #[inline(always)]
-pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+fn exp_below_88<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two parts; products of the first with |n| < 2^8 are exact.
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -50,8 +60,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let p = fma::<FMA>(r * r, p, r) + 1.0;
     let scale = f32::from_bits((t.to_bits() << 23).wrapping_add(1f32.to_bits()));
     let y = p * scale;
-    let y = if x < -87.3 { 0.0 } else { y };
-    if x > 88.3 { f32::INFINITY } else { y }
+    if x < -87.3 { 0.0 } else { y }
 }
 
 #[inline(always)]
@@ -146,29 +155,34 @@ pub(crate) fn gated<const FMA: bool>(
     for_activation!(activation, A => for i in 0..out.len() { out[i] = apply::<FMA>(A, gate[i]) * up[i] })
 }
 
-/// The sum of `term(i)` over `0..len`, in [`LANES`] interleaved partial sums.
+/// The sum that `add(sum, x)` makes over all elements, in [`LANES`] interleaved partial sums.
 #[inline(always)]
-fn reduce(len: usize, term: impl Fn(f32, usize) -> f32) -> f32 {
+fn reduce(x: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
-    let whole = len - len % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum = term(*sum, i + lane);
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            lanes[i] = add(lanes[i], x[i]);
         }
-        i += LANES;
     }
-    for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
-        *sum = term(*sum, whole + lane);
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = add(*lane, *x);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
+    fold(lanes, |a, b| a + b)
+}
+
+/// Combines the lanes, halves first.
+#[inline(always)]
+fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut eight = [0f32; 8];
+    for i in 0..8 {
+        eight[i] = combine(lanes[i], lanes[i + 8]);
     }
-    lanes[0]
+    let mut four = [0f32; 4];
+    for i in 0..4 {
+        four[i] = combine(eight[i], eight[i + 4]);
+    }
+    combine(combine(four[0], four[2]), combine(four[1], four[3]))
 }
 
 #[inline(always)]
@@ -177,7 +191,7 @@ pub(crate) fn rms_norm<const FMA: bool>(x: &[f32], gamma: &[f32], eps: f32, out:
         x.len() == out.len() && gamma.len() == out.len(),
         "x, gamma and output"
     );
-    let squares = reduce(x.len(), |sum, i| fma::<FMA>(x[i], x[i], sum));
+    let squares = reduce(x, |sum, x| fma::<FMA>(x, x, sum));
     let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
     for i in 0..out.len() {
         out[i] = x[i] * scale * gamma[i];
@@ -197,8 +211,8 @@ pub(crate) fn layer_norm<const FMA: bool>(
         x.len() == len && gamma.len() == len && beta.len() == len,
         "x, gamma, beta and output"
     );
-    let mean = reduce(len, |sum, i| sum + x[i]) / len as f32;
-    let squares = reduce(len, |sum, i| fma::<FMA>(x[i] - mean, x[i] - mean, sum));
+    let mean = reduce(x, |sum, x| sum + x) / len as f32;
+    let squares = reduce(x, |sum, x| fma::<FMA>(x - mean, x - mean, sum));
     let scale = 1.0 / (squares / len as f32 + eps).sqrt();
     for i in 0..len {
         out[i] = fma::<FMA>((x[i] - mean) * scale, gamma[i], beta[i]);
@@ -221,21 +235,47 @@ pub(crate) fn rotate<const FMA: bool>(low: &mut [f32], high: &mut [f32], cos: &[
 
 #[inline(always)]
 pub(crate) fn softmax<const FMA: bool>(s: &mut [f32]) -> (f32, f32) {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for s in s.chunks(LANES) {
-        for (max, s) in lanes.iter_mut().zip(s) {
-            *max = if *s > *max { *s } else { *max };
+    let max = largest(s);
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = s.as_chunks_mut::<LANES>();
+    for s in whole {
+        for i in 0..LANES {
+            s[i] = exp_below_88::<FMA>(s[i] - max);
+            lanes[i] += s[i];
         }
     }
-    let mut max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    if !rest.is_empty() {
+        // As a whole chunk, with elements that add nothing.
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        for i in 0..LANES {
+            last[i] = exp_below_88::<FMA>(last[i] - max);
+            lanes[i] += last[i];
+        }
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+    (max, fold(lanes, |a, b| a + b))
+}
+
+/// The largest element, leaving NaN out unless there is nothing else above -inf.
+#[inline(always)]
+fn largest(s: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = s.as_chunks::<LANES>();
+    for s in whole {
+        for i in 0..LANES {
+            lanes[i] = if s[i] > lanes[i] { s[i] } else { lanes[i] };
+        }
+    }
+    for (lane, s) in lanes.iter_mut().zip(rest) {
+        *lane = if *s > *lane { *s } else { *lane };
+    }
+    let max = fold(lanes, |a, b| if b > a { b } else { a });
     if max == f32::NEG_INFINITY && s.iter().any(|s| s.is_nan()) {
-        max = f32::NAN;
+        f32::NAN
+    } else {
+        max
     }
-    for s in s.iter_mut() {
-        *s = exp::<FMA>(*s - max);
-    }
-    let s = &*s;
-    (max, reduce(s.len(), |sum, i| sum + s[i]))
 }
 
 #[inline(always)]

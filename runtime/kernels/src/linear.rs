@@ -97,12 +97,12 @@ impl Output<'_> {
 }
 
 /// Tokens of a tile: what a block's weights are unpacked for.
-const TILE: usize = 16;
+const TILE: usize = 32;
 /// Tokens that a task works on, and panels: the activations of a task's tile and its weights stay in the caches.
 const TASK_TOKENS: usize = 128;
-const TASK_PANELS: usize = 8;
+const TASK_PANELS: usize = 16;
 /// Blocks after which a task turns to the next tile, so that a tile's activations stay in the first cache.
-const CHUNK_BLOCKS: usize = 32;
+const CHUNK_BLOCKS: usize = 16;
 /// Bytes of weights per task when there is only one tile.
 const GEMV_BYTES: usize = 64 * 1024;
 

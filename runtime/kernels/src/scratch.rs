@@ -9,18 +9,24 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends a buffer of `len` elements of arbitrary content. Each thread keeps its buffers, so that steady
-/// work allocates nothing.
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// Lends a buffer of `len` elements of arbitrary content that begins with a cache line. Each thread keeps its buffers,
+/// so that steady work allocates nothing.
 pub(crate) fn with<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = FREE.with_borrow_mut(|free| free.pop()).unwrap_or_default();
-    if buffer.len() < len {
-        // Not `resize` alone: that would copy the old content.
-        if buffer.capacity() < len {
+    let needed = len + LINE;
+    if buffer.len() < needed {
+        // A new one where it must move: `resize` alone would copy the old content.
+        if buffer.capacity() < needed {
             buffer = Vec::new();
         }
-        buffer.resize(len, 0.0);
+        buffer.resize(needed, 0.0);
     }
-    let result = f(&mut buffer[..len]);
+    // Should the alignment be impossible to find, the work is slower, not wrong.
+    let start = buffer.as_ptr().align_offset(LINE * 4).min(LINE);
+    let result = f(&mut buffer[start..start + len]);
     FREE.with_borrow_mut(|free| free.push(buffer));
     result
 }

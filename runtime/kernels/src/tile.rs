@@ -4,9 +4,12 @@ use crate::cpu::{Panels, Strided, Tile};
 use crate::format::{BLOCK, PANEL};
 use std::ops::Range;
 
-/// Where a block's operands are.
+/// Blocks of weights to fetch ahead of their use.
+const AHEAD: usize = 8;
+
+/// Where the operands of a panel's next block are.
 #[derive(Clone, Copy)]
-pub(crate) struct Block {
+pub(crate) struct Operands {
     /// Weights: `block_bytes` of quants.
     pub(crate) quants: *const u8,
     /// 8 half-precision scales.
@@ -22,54 +25,102 @@ pub(crate) struct Block {
     pub(crate) acc: *mut f32,
     /// Floats from one token's sums to the next.
     pub(crate) stride: usize,
+    /// Blocks there are left.
+    pub(crate) blocks: usize,
+    block_bytes: usize,
+    panel_bytes: usize,
+    /// Bytes from the end of this panel's blocks to the first block of the next panel.
+    gap: usize,
 }
 
-/// Calls `step` for each panel and block, after checking that all of it lies in the slices.
-#[inline(always)]
-pub(crate) fn each_block(
-    panels: Panels<'_>,
-    range: Range<usize>,
-    tile: Tile<'_>,
-    acc: &mut [f32],
-    panel: usize,
-    step: impl Fn(Block),
-) {
-    let block_bytes = panels.format.block_bytes();
-    let (count, tokens) = (panels.count(), tile.tokens);
-    assert!(
-        range.start <= range.end && range.end <= panels.blocks && panel < count,
-        "blocks {range:?}"
-    );
-    assert!(
-        panels.panel_bytes >= panels.blocks * (block_bytes + 2 * PANEL),
-        "panel of {} bytes",
-        panels.panel_bytes
-    );
-    let entries = range.end * tokens;
-    assert!(
-        tile.quants.len() >= entries * BLOCK
-            && tile.scales.len() >= entries
-            && tile.offsets.len() >= entries
-    );
-    assert!(
-        acc.len() >= tokens * count * PANEL,
-        "{} sums for {tokens} tokens of {count} panels",
-        acc.len()
-    );
-    let bytes = &panels.bytes[panel * panels.panel_bytes..];
-    let acc = acc[panel * PANEL..].as_mut_ptr();
-    for b in range {
-        let at = b * tokens;
-        step(Block {
-            quants: bytes[b * block_bytes..].as_ptr(),
-            scales: bytes[panels.blocks * block_bytes + b * 2 * PANEL..].as_ptr(),
-            x: tile.quants[at * BLOCK..].as_ptr(),
-            x_scale: tile.scales[at..].as_ptr(),
-            x_offset: tile.offsets[at..].as_ptr(),
+impl Operands {
+    /// The operands of the first panel, after checking that those of all panels lie in the slices: the pointers are
+    /// readable for `blocks` blocks of `tokens` tokens (`acc`: writable for `tokens` tokens), and so are those of
+    /// [`panel`](Self::panel).
+    pub(crate) fn new(
+        panels: Panels<'_>,
+        range: Range<usize>,
+        tile: Tile<'_>,
+        acc: &mut [f32],
+    ) -> Self {
+        let Panels {
+            format,
+            bytes,
+            panel_bytes,
+            blocks,
+        } = panels;
+        let (block_bytes, count, tokens) = (format.block_bytes(), panels.count(), tile.tokens);
+        assert!(
+            range.start <= range.end && range.end <= blocks,
+            "{range:?} of {blocks} blocks"
+        );
+        assert!(
+            panel_bytes >= blocks * (block_bytes + 2 * PANEL),
+            "a panel of {panel_bytes} bytes"
+        );
+        let entries = blocks * tokens;
+        assert!(
+            tile.quants.len() >= entries * BLOCK,
+            "{} quantized activations",
+            tile.quants.len()
+        );
+        assert!(
+            tile.scales.len() >= entries && tile.offsets.len() >= entries,
+            "{entries} scales and offsets"
+        );
+        assert!(
+            acc.len() >= tokens * count * PANEL,
+            "{} sums for {tokens} tokens of {count} panels",
+            acc.len()
+        );
+        let first = range.start * tokens;
+        Self {
+            quants: bytes.as_ptr().wrapping_add(range.start * block_bytes),
+            scales: bytes
+                .as_ptr()
+                .wrapping_add(blocks * block_bytes + range.start * 2 * PANEL),
+            x: tile.quants.as_ptr().wrapping_add(first * BLOCK),
+            x_scale: tile.scales.as_ptr().wrapping_add(first),
+            x_offset: tile.offsets.as_ptr().wrapping_add(first),
             tokens,
-            acc,
+            acc: acc.as_mut_ptr(),
             stride: count * PANEL,
-        });
+            blocks: range.len(),
+            block_bytes,
+            panel_bytes,
+            gap: panel_bytes - range.len() * block_bytes,
+        }
+    }
+
+    /// The same for another panel.
+    #[inline(always)]
+    pub(crate) fn panel(&self, index: usize) -> Self {
+        let at = index * self.panel_bytes;
+        let (quants, scales) = (self.quants.wrapping_add(at), self.scales.wrapping_add(at));
+        Self {
+            quants,
+            scales,
+            acc: self.acc.wrapping_add(index * PANEL),
+            ..*self
+        }
+    }
+
+    /// Goes on to the next block, if there is one.
+    #[inline(always)]
+    pub(crate) fn advance(&mut self) {
+        self.blocks -= 1;
+        self.quants = self.quants.wrapping_add(self.block_bytes);
+        self.scales = self.scales.wrapping_add(2 * PANEL);
+        self.x = self.x.wrapping_add(BLOCK * self.tokens);
+        self.x_scale = self.x_scale.wrapping_add(self.tokens);
+        self.x_offset = self.x_offset.wrapping_add(self.tokens);
+    }
+
+    /// Where the block is that is needed some blocks later, in this panel or the next one. It need not exist.
+    #[inline(always)]
+    pub(crate) fn ahead(&self) -> *const u8 {
+        let gap = if self.blocks > AHEAD { 0 } else { self.gap };
+        self.quants.wrapping_add(AHEAD * self.block_bytes + gap)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{BLOCK, Format, PANEL};
 use crate::generic::row_kernels;
-use crate::tile::{Block, check_matmul, each_block, row_tiles};
+use crate::tile::{Operands, check_matmul, row_tiles};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -96,6 +96,21 @@ unsafe fn load_q8(quants: *const u8) -> [__m256i; 8] {
     w
 }
 
+/// The 8 vectors of a q8 block, as `w + 128`.
+///
+/// # Safety
+/// A block's 256 bytes at `quants` must be readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_q8_unsigned(quants: *const u8) -> [__m256i; 8] {
+    // SAFETY: as promised by the caller.
+    let mut w = unsafe { load_q8(quants) };
+    for w in &mut w {
+        *w = _mm256_xor_si256(*w, _mm256_set1_epi8(-128));
+    }
+    w
+}
+
 /// 8 half-precision scales.
 ///
 /// # Safety
@@ -107,172 +122,398 @@ unsafe fn load_scales(scales: *const u8) -> __m256 {
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.cast()) })
 }
 
-/// Adds `sums * (w_scale * x_scale)` to token `t`'s sums.
-///
-/// # Safety
-/// `block` must describe readable and writable memory for token `t`.
+/// Asks for the cache lines of `BYTES` bytes.
+#[inline(always)]
+fn prefetch<const BYTES: usize>(address: *const u8) {
+    for line in (0..BYTES).step_by(64) {
+        // SAFETY: a prefetch of any address is harmless, and SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line).cast()) };
+    }
+}
+
+/// The sum so far plus `sums * (w_scale * x_scale)`, for 8 rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn accumulate(block: &Block, t: usize, sums: __m256i, w_scale: __m256) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(*block.x_scale.add(t)));
-        let acc = block.acc.add(t * block.stride);
-        _mm256_storeu_ps(
-            acc,
-            _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, _mm256_loadu_ps(acc)),
-        );
-    }
+fn scaled(sums: __m256i, w_scale: __m256, x_scale: f32, acc: __m256) -> __m256 {
+    _mm256_fmadd_ps(
+        _mm256_cvtepi32_ps(sums),
+        _mm256_mul_ps(w_scale, _mm256_set1_ps(x_scale)),
+        acc,
+    )
 }
 
-/// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4_avx2(block: Block) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let w = unpack_q4(block.quants);
-        let w_scale = load_scales(block.scales);
-        let ones = _mm256_set1_epi16(1);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t);
-            let mut sums = _mm256_set1_epi32(*block.x_offset.add(t));
-            for (i, w) in w.iter().enumerate() {
-                sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(*w, broadcast4(x.add(4 * i))));
+/// Defines a module with the products of one format in 256-bit registers, from
+/// - `unpack`: the 8 vectors of a block,
+/// - `constant(w)`: what depends on the weights alone,
+/// - `start(constant, offset)`: the initial sums of a token,
+/// - `step(sums, w, x)`: adds the products of a vector and 4 activations,
+/// - `finish(a, b)`: the sums of the 8 rows, from two chains of steps (one alone would take too long for the dot product
+///   instructions, which wait for each other).
+macro_rules! products {
+    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $constant:expr, $start:expr, $step:expr, $finish:expr) => {
+        mod $name {
+            use super::*;
+
+            /// # Safety
+            /// The operands must be as [`Operands::new`] gives them.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn panels(operands: Operands, count: usize) {
+                // SAFETY: as promised by the caller.
+                unsafe {
+                    let mut panel = 0;
+                    if operands.tokens == 1 {
+                        while panel + 2 <= count {
+                            one_token::<2>(operands.panel(panel));
+                            panel += 2;
+                        }
+                        if panel < count {
+                            one_token::<1>(operands.panel(panel));
+                        }
+                    } else {
+                        while panel < count {
+                            many_tokens(operands.panel(panel));
+                            panel += 1;
+                        }
+                    }
+                }
             }
-            accumulate(&block, t, _mm256_madd_epi16(sums, ones), w_scale);
+
+            /// # Safety
+            /// The operands must be as [`Operands::new`] gives them.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn many_tokens(mut operands: Operands) {
+                // SAFETY: as promised by the caller.
+                unsafe {
+                    while operands.blocks > 0 {
+                        prefetch::<$bytes>(operands.ahead());
+                        let w = $unpack(operands.quants);
+                        let w_scale = load_scales(operands.scales);
+                        let constant = $constant(w);
+                        for t in 0..operands.tokens {
+                            let x = operands.x.add(BLOCK * t);
+                            let offset = *operands.x_offset.add(t);
+                            let mut sums = [$start(constant, offset), _mm256_setzero_si256()];
+                            for (i, w) in w.into_iter().enumerate() {
+                                sums[i % 2] = $step(sums[i % 2], w, broadcast4(x.add(4 * i)));
+                            }
+                            let acc = operands.acc.add(t * operands.stride);
+                            let x_scale = *operands.x_scale.add(t);
+                            let sum = scaled(
+                                $finish(sums[0], sums[1]),
+                                w_scale,
+                                x_scale,
+                                _mm256_loadu_ps(acc),
+                            );
+                            _mm256_storeu_ps(acc, sum);
+                        }
+                        operands.advance();
+                    }
+                }
+            }
+
+            /// `N` panels with one token: the sums stay in registers.
+            ///
+            /// # Safety
+            /// The operands must be as [`Operands::new`] gives them, with `N - 1` panels after this one.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn one_token<const N: usize>(mut operands: Operands) {
+                // SAFETY: as promised by the caller.
+                unsafe {
+                    let mut acc = [_mm256_setzero_ps(); N];
+                    for p in 0..N {
+                        acc[p] = _mm256_loadu_ps(operands.acc.add(p * PANEL));
+                    }
+                    while operands.blocks > 0 {
+                        let mut sums = [[_mm256_setzero_si256(); 2]; N];
+                        let mut w = [[_mm256_setzero_si256(); 8]; N];
+                        for p in 0..N {
+                            let panel = operands.panel(p);
+                            prefetch::<$bytes>(panel.ahead());
+                            w[p] = $unpack(panel.quants);
+                            sums[p][0] = $start($constant(w[p]), *operands.x_offset);
+                        }
+                        for i in 0..8 {
+                            let x = broadcast4(operands.x.add(4 * i));
+                            for p in 0..N {
+                                sums[p][i % 2] = $step(sums[p][i % 2], w[p][i], x);
+                            }
+                        }
+                        for p in 0..N {
+                            let w_scale = load_scales(operands.panel(p).scales);
+                            let sums = $finish(sums[p][0], sums[p][1]);
+                            acc[p] = scaled(sums, w_scale, *operands.x_scale, acc[p]);
+                        }
+                        operands.advance();
+                    }
+                    for p in 0..N {
+                        _mm256_storeu_ps(operands.acc.add(p * PANEL), acc[p]);
+                    }
+                }
+            }
         }
-    }
+    };
 }
 
-/// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_avx2(block: Block) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let w = load_q8(block.quants);
-        let w_scale = load_scales(block.scales);
-        let ones = _mm256_set1_epi16(1);
-        let mut w_sums = _mm256_setzero_si256();
+products!(
+    q4_avx2,
+    "avx2,fma,f16c",
+    128,
+    unpack_q4,
+    |_| (),
+    |_, offset| _mm256_set1_epi32(offset),
+    |sums, w, x| _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x)),
+    |a, b| _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1))
+);
+products!(
+    q8_avx2,
+    "avx2,fma,f16c",
+    256,
+    load_q8,
+    |w: [__m256i; 8]| {
+        let mut sums = _mm256_setzero_si256();
         for w in w {
-            w_sums = _mm256_add_epi16(w_sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), w));
+            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), w));
         }
-        let offset = _mm256_madd_epi16(w_sums, _mm256_set1_epi16(-64));
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t);
-            let mut sums = offset;
-            for (i, w) in w.iter().enumerate() {
-                let pairs = _mm256_maddubs_epi16(broadcast4(x.add(4 * i)), *w);
-                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-            }
-            accumulate(&block, t, sums, w_scale);
-        }
-    }
-}
+        _mm256_madd_epi16(sums, _mm256_set1_epi16(-64))
+    },
+    |constant, _| constant,
+    |sums, w, x| {
+        let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1));
+        _mm256_add_epi32(sums, pairs)
+    },
+    |a, b| _mm256_add_epi32(a, b)
+);
+products!(
+    q4_avxvnni,
+    "avx2,fma,f16c,avxvnni",
+    128,
+    unpack_q4,
+    |_| (),
+    |_, offset| _mm256_set1_epi32(offset),
+    |sums, w, x| _mm256_dpbusd_avx_epi32(sums, w, x),
+    |a, b| _mm256_add_epi32(a, b)
+);
+products!(
+    q8_avxvnni,
+    "avx2,fma,f16c,avxvnni",
+    256,
+    load_q8_unsigned,
+    |_| (),
+    |_, offset| _mm256_set1_epi32(offset),
+    |sums, w, x| _mm256_dpbusd_avx_epi32(sums, w, x),
+    |a, b| _mm256_add_epi32(a, b)
+);
+products!(
+    q4_avx512,
+    "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
+    128,
+    unpack_q4,
+    |_| (),
+    |_, offset| _mm256_set1_epi32(offset),
+    |sums, w, x| _mm256_dpbusd_epi32(sums, w, x),
+    |a, b| _mm256_add_epi32(a, b)
+);
+products!(
+    q8_avx512,
+    "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
+    256,
+    load_q8_unsigned,
+    |_| (),
+    |_, offset| _mm256_set1_epi32(offset),
+    |sums, w, x| _mm256_dpbusd_epi32(sums, w, x),
+    |a, b| _mm256_add_epi32(a, b)
+);
 
-/// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
+/// Two registers of 256 bits as one.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn q4_avxvnni(block: Block) {
-    // SAFETY: as promised by the caller.
-    unsafe { dot_avxvnni(&block, unpack_q4(block.quants)) }
+#[target_feature(enable = "avx512f")]
+fn join(low: __m256i, high: __m256i) -> __m512i {
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn q8_avxvnni(block: Block) {
-    // SAFETY: as promised by the caller.
-    let w = unsafe { load_q8(block.quants) }.map(|w| _mm256_xor_si256(w, _mm256_set1_epi8(-128)));
-    // SAFETY: as promised by the caller.
-    unsafe { dot_avxvnni(&block, w) }
-}
-
-/// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn dot_avxvnni(block: &Block, w: [__m256i; 8]) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let w_scale = load_scales(block.scales);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t);
-            let mut sums = _mm256_set1_epi32(*block.x_offset.add(t));
-            for (i, w) in w.iter().enumerate() {
-                sums = _mm256_dpbusd_avx_epi32(sums, *w, broadcast4(x.add(4 * i)));
-            }
-            accumulate(block, t, sums, w_scale);
-        }
-    }
-}
-
-/// Two panels' blocks at once, 16 rows; `next` is the second one.
+/// The 8 vectors of a block of two panels, 16 rows, as unsigned bytes.
 ///
 /// # Safety
-/// `block` and `next` must describe readable memory, `block.acc` writable memory of 16 floats per token.
+/// A block's bytes at `quants` of both panels must be readable.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn dot_avx512(block: &Block, next: &Block, format: Format) {
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+unsafe fn unpack_pair<const Q4: bool>(first: *const u8, second: *const u8) -> [__m512i; 8] {
+    let mut w = [_mm512_setzero_si512(); 8];
+    for v in 0..if Q4 { 4 } else { 8 } {
+        // SAFETY: 4 or 8 vectors of 32 bytes, as promised by the caller.
+        let both = unsafe {
+            join(
+                _mm256_loadu_si256(first.add(32 * v).cast()),
+                _mm256_loadu_si256(second.add(32 * v).cast()),
+            )
+        };
+        if Q4 {
+            let low = _mm512_set1_epi8(15);
+            w[2 * v] = _mm512_and_si512(both, low);
+            w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+        } else {
+            w[v] = _mm512_xor_si512(both, _mm512_set1_epi8(-128));
+        }
+    }
+    w
+}
+
+/// The scales of a block of two panels.
+///
+/// # Safety
+/// 16 bytes at both addresses must be readable.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512dq")]
+unsafe fn load_scales_pair(first: *const u8, second: *const u8) -> __m512 {
     // SAFETY: as promised by the caller.
     unsafe {
-        let (low, high) = if format == Format::Q4 {
-            (unpack_q4(block.quants), unpack_q4(next.quants))
+        _mm512_insertf32x8::<1>(
+            _mm512_castps256_ps512(load_scales(first)),
+            load_scales(second),
+        )
+    }
+}
+
+/// A block of `N` pairs of panels: weights and scales.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, with `2 N - 1` more panels after this one.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn load_pairs<const Q4: bool, const N: usize>(
+    operands: &Operands,
+) -> ([[__m512i; 8]; N], [__m512; N]) {
+    let mut w = [[_mm512_setzero_si512(); 8]; N];
+    let mut w_scale = [_mm512_setzero_ps(); N];
+    for pair in 0..N {
+        let (first, second) = (operands.panel(2 * pair), operands.panel(2 * pair + 1));
+        if Q4 {
+            prefetch::<128>(first.ahead());
+            prefetch::<128>(second.ahead());
         } else {
-            (load_q8(block.quants), load_q8(next.quants))
-        };
-        let mut w = [_mm512_setzero_si512(); 8];
+            prefetch::<256>(first.ahead());
+            prefetch::<256>(second.ahead());
+        }
+        // SAFETY: as promised by the caller.
+        unsafe {
+            w[pair] = unpack_pair::<Q4>(first.quants, second.quants);
+            w_scale[pair] = load_scales_pair(first.scales, second.scales);
+        }
+    }
+    (w, w_scale)
+}
+
+/// Adds the products of a block of `N` pairs of panels with one token.
+///
+/// # Safety
+/// The activations of token `t` must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn add_token<const N: usize>(
+    operands: &Operands,
+    t: usize,
+    w: &[[__m512i; 8]; N],
+    w_scale: &[__m512; N],
+    acc: &mut [__m512; N],
+) {
+    // SAFETY: as promised by the caller; the reads are unaligned.
+    unsafe {
+        let x = operands.x.add(BLOCK * t).cast::<i32>();
+        let offset = _mm512_set1_epi32(*operands.x_offset.add(t));
+        // Two chains, as in 256 bits.
+        let mut sums = [[offset, _mm512_setzero_si512()]; N];
         for i in 0..8 {
-            w[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[i]), high[i], 1);
-            if format == Format::Q8 {
-                w[i] = _mm512_xor_si512(w[i], _mm512_set1_epi8(-128));
+            let x = _mm512_set1_epi32(x.add(i).read_unaligned());
+            for pair in 0..N {
+                sums[pair][i % 2] = _mm512_dpbusd_epi32(sums[pair][i % 2], w[pair][i], x);
             }
         }
-        let (low, high) = (load_scales(block.scales), load_scales(next.scales));
-        let w_scale = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t).cast::<i32>();
-            let mut sums = _mm512_set1_epi32(*block.x_offset.add(t));
-            for (i, w) in w.iter().enumerate() {
-                sums = _mm512_dpbusd_epi32(sums, *w, _mm512_set1_epi32(x.add(i).read_unaligned()));
-            }
-            let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*block.x_scale.add(t)));
-            let acc = block.acc.add(t * block.stride);
-            _mm512_storeu_ps(
-                acc,
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, _mm512_loadu_ps(acc)),
-            );
+        let x_scale = _mm512_set1_ps(*operands.x_scale.add(t));
+        for pair in 0..N {
+            let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[pair][0], sums[pair][1]));
+            acc[pair] = _mm512_fmadd_ps(sums, _mm512_mul_ps(w_scale[pair], x_scale), acc[pair]);
         }
     }
 }
 
-/// One panel's block with AVX-512's 256-bit dot product.
+/// # Safety
+/// `acc` must be readable for `16 N` floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_sums<const N: usize>(acc: *const f32) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    for (pair, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: as promised by the caller.
+        *sums = unsafe { _mm512_loadu_ps(acc.add(2 * PANEL * pair)) };
+    }
+    sums
+}
+
+/// # Safety
+/// `acc` must be writable for `16 N` floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_sums<const N: usize>(acc: *mut f32, sums: [__m512; N]) {
+    for (pair, sums) in sums.into_iter().enumerate() {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_storeu_ps(acc.add(2 * PANEL * pair), sums) };
+    }
+}
+
+/// `N` pairs of panels.
 ///
 /// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
+/// The operands must be as [`Operands::new`] gives them, with `2 N - 1` more panels after this one.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn dot_avx512_half(block: Block, format: Format) {
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn pairs_avx512<const Q4: bool, const N: usize>(mut operands: Operands) {
     // SAFETY: as promised by the caller.
     unsafe {
-        let w = if format == Format::Q4 {
-            unpack_q4(block.quants)
-        } else {
-            load_q8(block.quants).map(|w| _mm256_xor_si256(w, _mm256_set1_epi8(-128)))
-        };
-        let w_scale = load_scales(block.scales);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t);
-            let mut sums = _mm256_set1_epi32(*block.x_offset.add(t));
-            for (i, w) in w.iter().enumerate() {
-                sums = _mm256_dpbusd_epi32(sums, *w, broadcast4(x.add(4 * i)));
+        if operands.tokens == 1 {
+            let mut acc = load_sums::<N>(operands.acc);
+            while operands.blocks > 0 {
+                let (w, w_scale) = load_pairs::<Q4, N>(&operands);
+                add_token(&operands, 0, &w, &w_scale, &mut acc);
+                operands.advance();
             }
-            accumulate(&block, t, sums, w_scale);
+            return store_sums(operands.acc, acc);
+        }
+        while operands.blocks > 0 {
+            let (w, w_scale) = load_pairs::<Q4, N>(&operands);
+            for t in 0..operands.tokens {
+                let at = operands.acc.add(t * operands.stride);
+                let mut acc = load_sums::<N>(at);
+                add_token(&operands, t, &w, &w_scale, &mut acc);
+                store_sums(at, acc);
+            }
+            operands.advance();
+        }
+    }
+}
+
+/// All panels, four by four.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, for `count` panels.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut panel = 0;
+        while panel + 4 <= count {
+            pairs_avx512::<Q4, 2>(operands.panel(panel));
+            panel += 4;
+        }
+        if panel + 2 <= count {
+            pairs_avx512::<Q4, 1>(operands.panel(panel));
+            panel += 2;
+        }
+        if panel < count && Q4 {
+            q4_avx512::panels(operands.panel(panel), 1);
+        } else if panel < count {
+            q8_avx512::panels(operands.panel(panel), 1);
         }
     }
 }
@@ -530,78 +771,6 @@ macro_rules! avx2_kernels {
     };
 }
 
-/// Calls a block function for all panels.
-macro_rules! every_panel {
-    ($panels:expr, $range:expr, $tile:expr, $acc:expr, $step:expr) => {
-        for panel in 0..$panels.count() {
-            each_block($panels, $range.clone(), $tile, $acc, panel, $step);
-        }
-    };
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn quantized_avx2(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    // SAFETY: `each_block` gives operands that it has checked.
-    if panels.format == Format::Q4 {
-        every_panel!(panels, range, tile, acc, |block| unsafe { q4_avx2(block) });
-    } else {
-        every_panel!(panels, range, tile, acc, |block| unsafe { q8_avx2(block) });
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-fn quantized_avxvnni(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    // SAFETY: `each_block` gives operands that it has checked.
-    if panels.format == Format::Q4 {
-        every_panel!(panels, range, tile, acc, |block| unsafe {
-            q4_avxvnni(block)
-        });
-    } else {
-        every_panel!(panels, range, tile, acc, |block| unsafe {
-            q8_avxvnni(block)
-        });
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn quantized_avx512(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    if panels.format == Format::Q4 {
-        pairs_avx512::<true>(panels, range, tile, acc);
-    } else {
-        pairs_avx512::<false>(panels, range, tile, acc);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn pairs_avx512<const Q4: bool>(
-    panels: Panels<'_>,
-    range: Range<usize>,
-    tile: Tile<'_>,
-    acc: &mut [f32],
-) {
-    let format = if Q4 { Format::Q4 } else { Format::Q8 };
-    let mut panel = 0;
-    while panel + 1 < panels.count() {
-        each_block(panels, range.clone(), tile, acc, panel, |block| {
-            let next = Block {
-                quants: block.quants.wrapping_add(panels.panel_bytes),
-                scales: block.scales.wrapping_add(panels.panel_bytes),
-                ..block
-            };
-            // SAFETY: `each_block` gives operands that it has checked, and the next panel is there too.
-            unsafe { dot_avx512(&block, &next, format) }
-        });
-        panel += 2;
-    }
-    if panel < panels.count() {
-        // SAFETY: `each_block` gives operands that it has checked.
-        each_block(panels, range, tile, acc, panel, |block| unsafe {
-            dot_avx512_half(block, format)
-        });
-    }
-}
-
 impl Kernels for Avx2 {
     fn isa(&self) -> Isa {
         Isa::Avx2
@@ -626,8 +795,14 @@ impl Kernels for Avx2 {
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        // SAFETY: `find` hands these kernels out only on machines with these features.
-        unsafe { quantized_avx2(panels, range, tile, acc) }
+        let operands = Operands::new(panels, range, tile, acc);
+        // SAFETY: the operands are checked, and `find` hands these kernels out only on machines with these features.
+        unsafe {
+            match panels.format {
+                Format::Q4 => q4_avx2::panels(operands, panels.count()),
+                _ => q8_avx2::panels(operands, panels.count()),
+            }
+        }
     }
 
     fn matmul(
@@ -667,8 +842,14 @@ impl Kernels for AvxVnni {
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        // SAFETY: `find` hands these kernels out only on machines with these features.
-        unsafe { quantized_avxvnni(panels, range, tile, acc) }
+        let operands = Operands::new(panels, range, tile, acc);
+        // SAFETY: the operands are checked, and `find` hands these kernels out only on machines with these features.
+        unsafe {
+            match panels.format {
+                Format::Q4 => q4_avxvnni::panels(operands, panels.count()),
+                _ => q8_avxvnni::panels(operands, panels.count()),
+            }
+        }
     }
 
     fn matmul(
@@ -697,8 +878,14 @@ impl Kernels for Avx512Vnni {
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        // SAFETY: `find` hands these kernels out only on machines with these features.
-        unsafe { quantized_avx512(panels, range, tile, acc) }
+        let operands = Operands::new(panels, range, tile, acc);
+        // SAFETY: the operands are checked, and `find` hands these kernels out only on machines with these features.
+        unsafe {
+            match panels.format {
+                Format::Q4 => panels_avx512::<true>(operands, panels.count()),
+                _ => panels_avx512::<false>(operands, panels.count()),
+            }
+        }
     }
 
     fn matmul(

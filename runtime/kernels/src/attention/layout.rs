@@ -1,0 +1,95 @@
+//! How keys and values lie in memory for the products of attention.
+
+use super::{CHUNK, Rows};
+use crate::format::PANEL;
+use std::ops::Range;
+
+/// Columns of the matrices that keys and values are laid out as.
+pub(super) const STRIP: usize = 32;
+
+/// How the keys and values of one chunk of one head lie in memory: `CHUNK / STRIP` matrices `[head_dim, STRIP]` of keys,
+/// then the values, cut into matrices `[CHUNK, STRIP]` (the last one narrower).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChunkLayout {
+    pub(super) head_dim: usize,
+    /// Columns of the values, zeros at the end included.
+    pub(super) padded: usize,
+}
+
+impl ChunkLayout {
+    pub(super) fn new(head_dim: usize) -> Self {
+        Self {
+            head_dim,
+            padded: head_dim.next_multiple_of(PANEL),
+        }
+    }
+
+    pub(super) fn floats(self) -> usize {
+        CHUNK * (self.head_dim + self.padded)
+    }
+
+    /// The columns of the values at which a strip begins, and its width.
+    pub(super) fn strips(self) -> impl Iterator<Item = (usize, usize)> {
+        let Self { padded, .. } = self;
+        (0..padded)
+            .step_by(STRIP)
+            .map(move |column| (column, STRIP.min(padded - column)))
+    }
+
+    /// Copies positions into a chunk and clears the rest of it.
+    pub(super) fn fill(
+        self,
+        chunk: &mut [f32],
+        k: Rows,
+        v: Rows,
+        column: usize,
+        positions: Range<usize>,
+    ) {
+        if positions.len() < CHUNK || self.padded > self.head_dim {
+            chunk.fill(0.0);
+        }
+        self.put(chunk, 0, k, v, column, positions);
+    }
+
+    /// Copies positions into a chunk, the first at `at`.
+    pub(super) fn put(
+        self,
+        chunk: &mut [f32],
+        at: usize,
+        k: Rows,
+        v: Rows,
+        column: usize,
+        positions: Range<usize>,
+    ) {
+        let (keys, values) = chunk.split_at_mut(self.head_dim * CHUNK);
+        for (i, position) in (at..).zip(positions) {
+            let key = k.at(position, column, self.head_dim);
+            let strip = &mut keys[i / STRIP * STRIP * self.head_dim..][..STRIP * self.head_dim];
+            for (row, key) in strip.chunks_exact_mut(STRIP).zip(key) {
+                row[i % STRIP] = *key;
+            }
+            let value = v.at(position, column, self.head_dim);
+            for (column, width) in self.strips() {
+                let value = &value[column..self.head_dim.min(column + width)];
+                values[CHUNK * column + i * width..][..value.len()].copy_from_slice(value);
+            }
+        }
+    }
+}
+
+/// The laid out keys and values of some heads.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) head_floats: usize,
+    pub(super) layout: ChunkLayout,
+    /// The head that `data` begins with.
+    pub(super) first: usize,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn chunk(&self, head: usize, chunk: usize) -> (&'a [f32], &'a [f32]) {
+        let at = (head - self.first) * self.head_floats + chunk * self.layout.floats();
+        self.data[at..][..self.layout.floats()].split_at(self.layout.head_dim * CHUNK)
+    }
+}

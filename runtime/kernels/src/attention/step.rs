@@ -1,0 +1,378 @@
+//! One attention step over laid out keys and values.
+
+use super::layout::{Keys, STRIP};
+use super::{CHUNK, Heads, Mask, Rows};
+use crate::cpu::{Kernels, Strided};
+use crate::format::PANEL;
+use crate::pool::ThreadPool;
+use crate::scratch::{self, Parts};
+use std::ops::Range;
+
+/// Rows of a tile: queries, times the heads that share keys. Their scores of a chunk stay in the first cache.
+const TILE_ROWS: usize = 48;
+/// Tiles of a task, which go through the chunks together, so that a chunk is read from the second cache.
+const TASK_TILES: usize = 4;
+
+/// What all tasks of a step have in common.
+pub(super) struct Step<'a> {
+    pub(super) heads: Heads,
+    pub(super) q: Rows<'a>,
+    pub(super) q_len: usize,
+    pub(super) kv_len: usize,
+    pub(super) mask: Mask<'a>,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) scale: f32,
+    pub(super) out: &'a Parts<'a, f32>,
+    pub(super) kernels: &'static dyn Kernels,
+}
+
+/// Consecutive queries, each with all heads that share the keys (a row each), and their results so far.
+struct Tile<'a> {
+    queries: Range<usize>,
+    /// The keys that any of them sees.
+    keys: Range<usize>,
+    /// Scaled queries, `[rows, head_dim]`.
+    q: &'a [f32],
+    /// Maximum and sum of each row.
+    stats: &'a mut [f32],
+    /// Weighted values, `[rows, padded]`.
+    acc: &'a mut [f32],
+}
+
+/// The results of a chunk.
+struct Work<'a> {
+    /// Scores, `[rows, CHUNK]`.
+    s: &'a mut [f32],
+    /// Weighted values, `[rows, padded]`.
+    o: &'a mut [f32],
+    /// Maximum and sum of each row.
+    stats: &'a mut [f32],
+}
+
+impl Step<'_> {
+    /// Computes the results of the heads that share the key heads `kv_heads`.
+    pub(super) fn run(&self, pool: &ThreadPool, keys: Keys, kv_heads: Range<usize>) {
+        let chunks = self.kv_len.div_ceil(CHUNK);
+        let tiles = self.tiles();
+        if tiles.len() == 1 && kv_heads.len() < 4 * pool.threads() && chunks > 1 {
+            return self.run_by_chunks(pool, keys, kv_heads, chunks);
+        }
+        let together = (tiles.len() * kv_heads.len() / (4 * pool.threads())).clamp(1, TASK_TILES);
+        let tasks: Vec<&[Range<usize>]> = tiles.chunks(together).collect();
+        pool.run(tasks.len() * kv_heads.len(), |index| {
+            // The last queries first: with a causal mask they take longest.
+            let tiles = tasks[tasks.len() - 1 - index / kv_heads.len()];
+            self.run_tiles(keys, kv_heads.start + index % kv_heads.len(), tiles);
+        });
+    }
+
+    /// The queries of each tile. No tile crosses the end of a segment.
+    fn tiles(&self) -> Vec<Range<usize>> {
+        let size = (TILE_ROWS / self.heads.group()).max(1);
+        let whole = [0, self.q_len];
+        let ends = if let Mask::Segments(ends) = self.mask {
+            ends
+        } else {
+            &whole
+        };
+        let mut tiles = Vec::new();
+        for segment in ends.windows(2) {
+            let len = segment[1] - segment[0];
+            let count = len.div_ceil(size);
+            let start = |index: usize| segment[0] + len * index / count;
+            tiles.extend((0..count).map(|index| start(index)..start(index + 1)));
+        }
+        tiles
+    }
+
+    /// The keys that a query sees.
+    fn visible(&self, query: usize) -> Range<usize> {
+        match self.mask {
+            Mask::Full => 0..self.kv_len,
+            Mask::Causal => 0..self.kv_len - self.q_len + query + 1,
+            Mask::Segments(ends) => {
+                let end = ends.partition_point(|end| *end <= query);
+                ends[end - 1]..ends[end]
+            }
+        }
+    }
+
+    /// Lends the memory for some tiles of equal or smaller size than the largest, ready to begin.
+    fn with_tiles(
+        &self,
+        padded: usize,
+        head: usize,
+        ranges: &[Range<usize>],
+        f: impl FnOnce(Vec<Tile>, Work),
+    ) {
+        let head_dim = self.heads.head_dim;
+        let rows_of = |queries: &Range<usize>| queries.len() * self.heads.group();
+        let (all, most) = (
+            ranges.iter().map(rows_of).sum::<usize>(),
+            ranges.iter().map(rows_of).max().unwrap_or(0),
+        );
+        let size = all * (head_dim + padded + 2) + most * (CHUNK + padded + 2);
+        scratch::with(size, |buffer| {
+            let (s, buffer) = buffer.split_at_mut(most * CHUNK);
+            let (o, buffer) = buffer.split_at_mut(most * padded);
+            let (stats, mut buffer) = buffer.split_at_mut(most * 2);
+            let work = Work { s, o, stats };
+            let mut tiles = Vec::with_capacity(ranges.len());
+            for queries in ranges {
+                let rows = rows_of(queries);
+                let (q, rest) = buffer.split_at_mut(rows * head_dim);
+                let (acc, rest) = rest.split_at_mut(rows * padded);
+                let (stats, rest) = rest.split_at_mut(rows * 2);
+                buffer = rest;
+                tiles.push(self.tile(head, queries.clone(), q, stats, acc));
+            }
+            f(tiles, work);
+        });
+    }
+
+    /// A tile before its first chunk.
+    fn tile<'a>(
+        &self,
+        head: usize,
+        queries: Range<usize>,
+        q: &'a mut [f32],
+        stats: &'a mut [f32],
+        acc: &'a mut [f32],
+    ) -> Tile<'a> {
+        let (group, head_dim) = (self.heads.group(), self.heads.head_dim);
+        for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
+            let column = (head * group + row % group) * head_dim;
+            let query = self.q.at(queries.start + row / group, column, head_dim);
+            for (q, query) in q.iter_mut().zip(query) {
+                *q = query * self.scale;
+            }
+        }
+        acc.fill(0.0);
+        for stats in stats.chunks_exact_mut(2) {
+            stats.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
+        }
+        // What a query sees begins and ends no earlier than what the one before it sees.
+        let keys = self.visible(queries.start).start..self.visible(queries.end - 1).end;
+        Tile {
+            queries,
+            keys,
+            q,
+            stats,
+            acc,
+        }
+    }
+
+    /// Some tiles, over all chunks that they see.
+    fn run_tiles(&self, keys: Keys, head: usize, ranges: &[Range<usize>]) {
+        let padded = keys.layout.padded;
+        self.with_tiles(padded, head, ranges, |mut tiles, mut work| {
+            let first = tiles.iter().map(|tile| tile.keys.start).min().unwrap_or(0);
+            let end = tiles.iter().map(|tile| tile.keys.end).max().unwrap_or(0);
+            for chunk in first / CHUNK..end.div_ceil(CHUNK) {
+                for tile in &mut tiles {
+                    self.chunk(keys, head, chunk, tile, &mut work);
+                    let rows = tile
+                        .stats
+                        .chunks_exact_mut(2)
+                        .zip(tile.acc.chunks_exact_mut(padded));
+                    let new = work.stats.chunks_exact(2).zip(work.o.chunks_exact(padded));
+                    for ((stats, acc), (new_stats, o)) in rows.zip(new) {
+                        merge(self.kernels, stats, acc, new_stats, o);
+                    }
+                }
+            }
+            for tile in tiles {
+                for (row, acc) in tile.acc.chunks_exact(padded).enumerate() {
+                    finish(
+                        acc,
+                        tile.stats[2 * row + 1],
+                        self.out_row(head, &tile.queries, row),
+                    );
+                }
+            }
+        });
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn out_row(&self, head: usize, queries: &Range<usize>, row: usize) -> &mut [f32] {
+        let (group, head_dim) = (self.heads.group(), self.heads.head_dim);
+        let at = ((queries.start + row / group) * self.heads.heads + head * group + row % group)
+            * head_dim;
+        // SAFETY: every query and head belongs to one task, which takes its output once.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.out.part(at..at + head_dim)
+        }
+    }
+
+    /// The softmax of one chunk of keys: each row's maximum (-inf if it sees nothing of the chunk), sum and weighted
+    /// values, in `work`.
+    fn chunk(&self, keys: Keys, head: usize, chunk: usize, tile: &Tile, work: &mut Work) {
+        let start = chunk * CHUNK;
+        let local = |keys: Range<usize>| {
+            let within = |key: usize| key.clamp(start, start + CHUNK) - start;
+            within(keys.start)..within(keys.end)
+        };
+        let rows = tile.stats.len() / 2;
+        let seen = local(tile.keys.clone());
+        for stats in work.stats.chunks_exact_mut(2) {
+            stats.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
+        }
+        if seen.is_empty() {
+            return;
+        }
+        let (k, v) = keys.chunk(head, chunk);
+        self.scores(k, tile, rows, seen.clone(), work.s);
+        for (row, s) in work.s.chunks_exact_mut(CHUNK).enumerate().take(rows) {
+            let query = tile.queries.start + row / self.heads.group();
+            let visible = local(self.visible(query));
+            self.add_bias(head, query, row, start, &visible, s);
+            let (max, sum) = self.kernels.softmax(&mut s[visible.clone()]);
+            work.stats[2 * row..][..2].copy_from_slice(&[max, sum]);
+            if max == f32::NEG_INFINITY {
+                s[seen.clone()].fill(0.0);
+            } else {
+                s[seen.start..visible.start].fill(0.0);
+                s[visible.end..seen.end].fill(0.0);
+            }
+        }
+        let padded = keys.layout.padded;
+        work.o[..rows * padded].fill(0.0);
+        let s = Strided {
+            data: &work.s[seen.start..],
+            stride: CHUNK,
+        };
+        for (column, width) in keys.layout.strips() {
+            let v = Strided {
+                data: &v[CHUNK * column + seen.start * width..],
+                stride: width,
+            };
+            self.kernels.matmul(
+                [rows, width, seen.len()],
+                s,
+                v,
+                &mut work.o[column..],
+                padded,
+            );
+        }
+    }
+
+    /// The scores of the keys `seen` (and perhaps some around them).
+    fn scores(&self, k: &[f32], tile: &Tile, rows: usize, seen: Range<usize>, s: &mut [f32]) {
+        let head_dim = self.heads.head_dim;
+        let (from, to) = (seen.start / STRIP * STRIP, seen.end.next_multiple_of(PANEL));
+        for s in s.chunks_exact_mut(CHUNK).take(rows) {
+            s[from..to].fill(0.0);
+        }
+        let q = Strided {
+            data: tile.q,
+            stride: head_dim,
+        };
+        for column in (from..to).step_by(STRIP) {
+            let k = Strided {
+                data: &k[column * head_dim..],
+                stride: STRIP,
+            };
+            let width = STRIP.min(to - column);
+            self.kernels
+                .matmul([rows, width, head_dim], q, k, &mut s[column..], CHUNK);
+        }
+    }
+
+    fn add_bias(
+        &self,
+        head: usize,
+        query: usize,
+        row: usize,
+        start: usize,
+        visible: &Range<usize>,
+        s: &mut [f32],
+    ) {
+        if let Some(bias) = self.bias {
+            let head = head * self.heads.group() + row % self.heads.group();
+            let at = (head * self.q_len + query) * self.kv_len + start;
+            for (s, bias) in s[visible.clone()]
+                .iter_mut()
+                .zip(&bias[at + visible.start..])
+            {
+                *s += bias;
+            }
+        }
+    }
+
+    /// One tile, many keys: the tasks are chunks, merged in their order afterwards. The same operations as
+    /// [`run_tiles`](Self::run_tiles) does.
+    fn run_by_chunks(&self, pool: &ThreadPool, keys: Keys, kv_heads: Range<usize>, chunks: usize) {
+        let padded = keys.layout.padded;
+        let queries = 0..self.q_len;
+        let rows = self.q_len * self.heads.group();
+        let size = rows * (padded + 2);
+        scratch::with(kv_heads.len() * chunks * size, |partial| {
+            let parts = Parts::new(partial);
+            pool.run(kv_heads.len() * chunks, |index| {
+                // SAFETY: every head and chunk has a place and a task of its own.
+                #[allow(unsafe_code)]
+                let partial = unsafe { parts.part(index * size..(index + 1) * size) };
+                let (head, chunk) = (kv_heads.start + index / chunks, index % chunks);
+                let (stats, o) = partial.split_at_mut(2 * rows);
+                self.with_tiles(
+                    padded,
+                    head,
+                    std::slice::from_ref(&queries),
+                    |tiles, work| {
+                        self.chunk(
+                            keys,
+                            head,
+                            chunk,
+                            &tiles[0],
+                            &mut Work {
+                                s: work.s,
+                                o,
+                                stats,
+                            },
+                        );
+                    },
+                );
+            });
+            let partial = &*partial;
+            pool.run(kv_heads.len() * rows, |index| {
+                let (head, row) = (index / rows, index % rows);
+                let mut stats = [f32::NEG_INFINITY, 0.0];
+                scratch::with(padded, |acc| {
+                    acc.fill(0.0);
+                    for chunk in 0..chunks {
+                        let partial = &partial[(head * chunks + chunk) * size..][..size];
+                        let o = &partial[2 * rows + row * padded..][..padded];
+                        merge(self.kernels, &mut stats, acc, &partial[2 * row..][..2], o);
+                    }
+                    finish(
+                        acc,
+                        stats[1],
+                        self.out_row(kv_heads.start + head, &queries, row),
+                    );
+                });
+            });
+        });
+    }
+}
+
+/// Merges a row's maximum, sum and weighted values of a chunk into those so far.
+fn merge(kernels: &dyn Kernels, stats: &mut [f32], acc: &mut [f32], new: &[f32], o: &[f32]) {
+    let (max, sum) = (new[0], new[1]);
+    if max == f32::NEG_INFINITY {
+        return;
+    }
+    let top = stats[0].max(max);
+    let (alpha, beta) = ((stats[0] - top).exp(), (max - top).exp());
+    stats[0] = top;
+    stats[1] = stats[1] * alpha + sum * beta;
+    kernels.merge(acc, alpha, o, beta);
+}
+
+fn finish(acc: &[f32], sum: f32, out: &mut [f32]) {
+    // A sum is at least 1, the share of the maximum, unless no key was seen.
+    let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    for (out, acc) in out.iter_mut().zip(acc) {
+        *out = acc * inverse;
+    }
+}
