@@ -10,7 +10,7 @@ use edge_lmm_ops::{
 
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
-use crate::model::{LanguageModel, Position};
+use crate::model::{DecoderState, LanguageModel, Position};
 use crate::rotary::{RotaryTable, inverse_frequencies};
 use crate::weights::{Part, Scope};
 
@@ -209,11 +209,11 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         self.embedding.forward(ids)
     }
 
-    fn forward(
+    fn step(
         &self,
         embeddings: Tensor<B, 2>,
         positions: &[Position],
-        cache: &mut B::KvCache,
+        state: &mut DecoderState<B>,
     ) -> Tensor<B, 2> {
         let _text = stage::scope(format_args!("text"));
         let table = self.rotary_table(positions, &embeddings.device());
@@ -221,12 +221,12 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             let _layer = stage::scope(format_args!("layers.{i}"));
-            x = layer.forward(x, &table, cache, i, self.config.heads());
+            x = layer.forward(x, &table, &mut state.cache, i, self.config.heads());
             if i + 1 < self.layers.len() {
                 capture_last(&x);
             }
         }
-        cache.advance(positions.len());
+        state.cache.advance(positions.len());
         let last = positions.len() - 1;
         let hidden = self.norm.forward(x.narrow(0, last, 1));
         probe::capture("lm_hidden_last", &hidden);
@@ -243,7 +243,8 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
     }
 }
 
-fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
+/// Captures the last row of what enters a layer.
+pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
     if probe::active() {
         let last = x.dims()[0] - 1;
         probe::capture("lm_hidden_last", &x.clone().narrow(0, last, 1));
@@ -308,7 +309,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let qkv = table.rotate(qkv, 0, heads.heads + heads.kv_heads, heads.head_dim);
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = cached_attention::<B>(qkv, heads, cache, layer, scale);
+            let attended = cached_attention::<B>(qkv, heads, cache, layer, None, scale);
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");

@@ -4,6 +4,7 @@ use burn_store::{BurnpackError, BurnpackStore, ModuleSnapshot};
 use edge_lmm_ops::KernelBackend;
 use serde_json::Value;
 
+use crate::blip2;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::qwen2_5_vl;
@@ -61,6 +62,7 @@ families![
     qwen2_vl::Qwen2Vl,
     qwen2_5_vl::Qwen25Vl,
     qwen2_audio::Qwen2Audio,
+    blip2::Blip2,
 ];
 
 /// A model whose weights can be filled from a record.

@@ -6,6 +6,25 @@ use edge_lmm_ops::{
     Activation, KernelBackend, MatrixShape, gather_rows, layer_norm, linear, rms_norm,
 };
 
+use crate::error::ModelError;
+
+/// The activation of a configuration's name for it; `field` is said in the error.
+///
+/// # Errors
+/// If no supported model uses it.
+pub fn activation(field: &str, name: &str) -> Result<Activation, ModelError> {
+    match name {
+        "relu" => Ok(Activation::Relu),
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        other => Err(ModelError::config(format!(
+            "{field} is {other:?}, expected relu, gelu, gelu_new, quick_gelu or silu"
+        ))),
+    }
+}
+
 /// `activation(x Wᵀ + b)` with a packed weight.
 #[derive(Module, Debug)]
 pub struct Linear<B: KernelBackend> {

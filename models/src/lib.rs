@@ -5,17 +5,21 @@
 //! `edge-lmm`; writing records that of `edge-lmm-convert`. Both build a model with the same code,
 //! see [`weights`].
 
+pub mod blip2;
 pub mod decoder;
 mod error;
+pub mod eva_vit;
 pub mod family;
 pub mod layers;
 pub mod merger;
 pub mod model;
 mod multimodal_rope;
+pub mod opt;
 mod patch_grid;
 mod placeholder;
 pub mod preprocess;
 pub mod prompt;
+pub mod qformer;
 pub mod qwen2_5_vl;
 pub mod qwen2_audio;
 pub mod qwen2_vl;
@@ -23,6 +27,7 @@ mod qwen_text;
 mod qwen_vl_input;
 pub mod record;
 pub mod rotary;
+pub mod t5;
 pub mod weights;
 pub mod whisper_encoder;
 

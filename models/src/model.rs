@@ -1,7 +1,7 @@
 //! What every family can do, as the engine sees it.
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{CacheShape, KernelBackend};
+use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore};
 
 use crate::error::ModelError;
 use crate::preprocess::RgbImage;
@@ -160,7 +160,41 @@ fn unsupported(kind: &'static str) -> ModelError {
     }
 }
 
+/// Tokens that [`LanguageModel::prefill`] takes at once: enough to fill the kernels' tiles, few
+/// enough to keep the activations of the widest layer small.
+const PREFILL_CHUNK: usize = 512;
+
+/// What a language model remembers of the tokens so far.
+pub struct DecoderState<B: KernelBackend> {
+    /// Keys and values of past positions.
+    pub cache: B::KvCache,
+    /// What every layer attends to of an encoder's output, keys then values:
+    /// `[encoder tokens, 2 * heads * head_dim]`. Empty where there is no encoder.
+    pub cross: Vec<Tensor<B, 2>>,
+}
+
+impl<B: KernelBackend> DecoderState<B> {
+    /// Nothing yet, with the memory for what will come.
+    ///
+    /// # Errors
+    /// If the memory cannot be had.
+    pub fn new(shape: CacheShape, device: &B::Device) -> Result<Self, CacheError> {
+        Ok(Self {
+            cache: B::kv_cache(shape, device)?,
+            cross: Vec::new(),
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let elements: usize = self.cross.iter().map(|kv| kv.shape().num_elements()).sum();
+        self.cache.bytes() + elements * size_of::<f32>()
+    }
+}
+
 /// A language model that continues a sequence of embeddings.
+///
+/// What has a default is what decoder-only models do.
 pub trait LanguageModel<B: KernelBackend> {
     /// Width of an embedding.
     fn hidden_size(&self) -> usize;
@@ -174,15 +208,45 @@ pub trait LanguageModel<B: KernelBackend> {
     /// The cache that holds `capacity` positions.
     fn cache_shape(&self, capacity: usize) -> CacheShape;
 
+    /// Positions that the cache needs for a prompt of `prompt` tokens and an answer of `answer`.
+    fn positions(&self, prompt: usize, answer: usize) -> usize {
+        prompt.saturating_add(answer).min(self.context_length())
+    }
+
+    /// How many of the `shared` tokens that a new prompt begins with like the old one
+    /// [`Self::prefill`] may leave out: as many positions as the cache is then to keep.
+    fn reusable(&self, shared: usize) -> usize {
+        shared
+    }
+
     /// Embeddings of tokens: `[ids.len(), hidden_size]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2>;
 
-    /// Takes further tokens into the cache; the last one's normalised hidden state `[1, hidden]`.
-    fn forward(
+    /// Takes the prompt (what is not in the state yet, at least one token); the hidden state that
+    /// the first generated token is scored with: `[1, hidden]`.
+    fn prefill(
         &self,
         embeddings: Tensor<B, 2>,
         positions: &[Position],
-        cache: &mut B::KvCache,
+        state: &mut DecoderState<B>,
+    ) -> Tensor<B, 2> {
+        let mut rest = positions;
+        while rest.len() > PREFILL_CHUNK {
+            let start = positions.len() - rest.len();
+            let chunk = embeddings.clone().narrow(0, start, PREFILL_CHUNK);
+            self.step(chunk, &rest[..PREFILL_CHUNK], state);
+            rest = &rest[PREFILL_CHUNK..];
+        }
+        let start = positions.len() - rest.len();
+        self.step(embeddings.narrow(0, start, rest.len()), rest, state)
+    }
+
+    /// Takes further tokens into the state; the last one's normalised hidden state `[1, hidden]`.
+    fn step(
+        &self,
+        embeddings: Tensor<B, 2>,
+        positions: &[Position],
+        state: &mut DecoderState<B>,
     ) -> Tensor<B, 2>;
 
     /// Scores of the next token: `[1, vocabulary]`.

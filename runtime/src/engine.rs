@@ -6,7 +6,9 @@ use std::rc::Rc;
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::{self, BuiltModel};
-use edge_lmm_models::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Prompt};
+use edge_lmm_models::model::{
+    DecoderState, LanguageModel, MediaInput, MediaKind, MediaOptions, Prompt,
+};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
 use edge_lmm_models::weights::Weights;
@@ -17,10 +19,6 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::error::EngineError;
 use crate::record::Record;
 use crate::sampler::{Sampler, Sampling};
-
-/// Tokens that prefill takes at once: enough to fill the kernels' tiles, few enough to keep the
-/// activations of the widest layer small.
-const PREFILL_CHUNK: usize = 512;
 
 /// A decoded medium.
 #[derive(Debug, Clone)]
@@ -98,9 +96,9 @@ pub struct Engine<B: KernelBackend> {
     features: HashMap<u128, Rc<Tensor<B, 2>>>,
 }
 
-/// The key-value cache and what is in it.
+/// The language model's state and the tokens that made it.
 struct Past<B: KernelBackend> {
-    cache: B::KvCache,
+    state: DecoderState<B>,
     keys: Vec<TokenKey>,
 }
 
@@ -149,9 +147,9 @@ impl<B: KernelBackend> Engine<B> {
         self.model.language().context_length()
     }
 
-    /// Bytes of the key-value cache at the moment.
+    /// Bytes of the language model's state at the moment.
     pub fn cache_bytes(&self) -> usize {
-        self.past.as_ref().map_or(0, |past| past.cache.bytes())
+        self.past.as_ref().map_or(0, |past| past.state.bytes())
     }
 
     /// Forgets the turns before.
@@ -170,7 +168,8 @@ impl<B: KernelBackend> Engine<B> {
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, EngineError> {
         let (media, prompt) = self.prepare(request)?;
-        let capacity = (prompt.ids.len() + request.max_tokens).min(self.context_length());
+        let language = self.model.language();
+        let capacity = language.positions(prompt.ids.len(), request.max_tokens);
         let hashes: Vec<u128> = media.iter().map(hash).collect();
         let keys = token_keys(&prompt, &hashes);
         let reused = self.reuse(&keys, capacity)?;
@@ -208,13 +207,14 @@ impl<B: KernelBackend> Engine<B> {
                 break;
             }
             give(stream.push(&self.text, id)?, &mut answer);
-            let past = self.past.as_mut().expect("prefill has filled the cache");
-            if past.cache.len() == past.cache.capacity() || count + 1 == request.max_tokens {
+            let past = self.past.as_mut().expect("prefill has filled the state");
+            let cache = &past.state.cache;
+            if cache.len() == cache.capacity() || count + 1 == request.max_tokens {
                 break;
             }
             let language = self.model.language();
             let embedding = language.embed(&[id]);
-            let hidden = language.forward(embedding, &[[position; 3]], &mut past.cache);
+            let hidden = language.step(embedding, &[[position; 3]], &mut past.state);
             past.keys.push(TokenKey { id, medium: None });
             logits = scores(language, hidden);
             position += 1;
@@ -264,7 +264,7 @@ impl<B: KernelBackend> Engine<B> {
         Ok((media, prompt))
     }
 
-    /// Keeps what the cache shares with the new prompt, or makes a new cache; how many tokens
+    /// Keeps what the state shares with the new prompt, or makes a new state; how many tokens
     /// need not be computed again.
     fn reuse(&mut self, keys: &[TokenKey], capacity: usize) -> Result<usize, EngineError> {
         if let Some(past) = &mut self.past {
@@ -275,20 +275,20 @@ impl<B: KernelBackend> Engine<B> {
                 .take_while(|(a, b)| a == b)
                 .count();
             // The last token's hidden state is needed, so that one is always computed.
-            let shared = shared.min(keys.len() - 1);
-            if past.cache.capacity() >= capacity {
-                past.cache.truncate(shared);
+            let shared = self.model.language().reusable(shared.min(keys.len() - 1));
+            if past.state.cache.capacity() >= capacity {
+                past.state.cache.truncate(shared);
                 past.keys.truncate(shared);
                 past.keys.extend(&keys[shared..]);
                 return Ok(shared);
             }
         }
-        // The old cache goes first: both together may not fit.
+        // The old state goes first: both together may not fit.
         self.past = None;
         let shape = self.model.language().cache_shape(capacity);
-        let cache = B::kv_cache(shape, &self.device).map_err(ModelError::from)?;
+        let state = DecoderState::new(shape, &self.device).map_err(ModelError::from)?;
         self.past = Some(Past {
-            cache,
+            state,
             keys: keys.to_vec(),
         });
         Ok(0)
@@ -338,7 +338,7 @@ impl<B: KernelBackend> Engine<B> {
         self.features.retain(|hash, _| hashes.contains(hash));
     }
 
-    /// Takes the prompt into the cache (stage `prefill`); the scores of the first token.
+    /// Takes the prompt into the state (stage `prefill`); the scores of the first token.
     fn prefill(
         &mut self,
         embeddings: Tensor<B, 2>,
@@ -347,16 +347,9 @@ impl<B: KernelBackend> Engine<B> {
     ) -> Result<Vec<f32>, EngineError> {
         let _stage = stage::top("prefill");
         let positions = &prompt.positions[from..];
-        let past = self.past.as_mut().expect("reuse has made the cache");
+        let past = self.past.as_mut().expect("reuse has made the state");
         let language = self.model.language();
-        let mut hidden = None;
-        for (i, positions) in positions.chunks(PREFILL_CHUNK).enumerate() {
-            let chunk = embeddings
-                .clone()
-                .narrow(0, i * PREFILL_CHUNK, positions.len());
-            hidden = Some(language.forward(chunk, positions, &mut past.cache));
-        }
-        let hidden = hidden.expect("at least one token is always computed");
+        let hidden = language.prefill(embeddings, positions, &mut past.state);
         let logits = scores(language, hidden);
         probe::capture_values("logits_first", &[logits.len()], &logits);
         Ok(logits)
@@ -368,7 +361,8 @@ fn scores<B: KernelBackend>(language: &dyn LanguageModel<B>, hidden: Tensor<B, 2
     scores.into_vec().expect("scores are f32")
 }
 
-/// The tokens at which an answer ends, from `generation_config.json` or else `config.json`.
+/// The tokens at which an answer ends, from `generation_config.json` or else `config.json`, its
+/// top or the language model's section.
 fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
     let ids = |value: &Value| -> Vec<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -379,11 +373,14 @@ fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
         }
     };
     let from_generation = generation.as_ref().map(ids).unwrap_or_default();
-    if from_generation.is_empty() {
-        ids(config)
-    } else {
-        from_generation
-    }
+    [
+        from_generation,
+        ids(config),
+        ids(config.get("text_config").unwrap_or(&Value::Null)),
+    ]
+    .into_iter()
+    .find(|ids| !ids.is_empty())
+    .unwrap_or_default()
 }
 
 /// Identifies a prepared medium by its content.

@@ -194,7 +194,8 @@ fn check_mask(mask: Mask, q_len: usize, kv_len: usize) {
 /// up to its own. The positions up to `kv_len` must have been appended.
 ///
 /// # Shapes
-/// `q`: `q_len` rows of `heads * head_dim`; `out`: `[q_len, heads * head_dim]`
+/// `q`: `q_len` rows of `heads * head_dim`; `bias`, added to the scaled scores: `[heads, q_len, kv_len]`;
+/// `out`: `[q_len, heads * head_dim]`
 ///
 /// # Panics
 /// If the heads differ from the cache's, `layer` or `kv_len` is beyond it, there are more queries than positions, or
@@ -208,6 +209,7 @@ pub fn cached_attention(
     cache: &KvCache,
     layer: usize,
     kv_len: usize,
+    bias: Option<&[f32]>,
     scale: f32,
     out: &mut [f32],
 ) {
@@ -226,6 +228,9 @@ pub fn cached_attention(
     q.check("queries", q_len, width);
     assert_eq!(out.len(), q_len * width, "output of {q_len} queries");
     check_mask(Mask::Causal, q_len, kv_len);
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), heads.heads * q_len * kv_len, "bias");
+    }
     let keys = cache.keys(layer);
     let out = Parts::new(out);
     let mask = Mask::Causal;
@@ -235,7 +240,7 @@ pub fn cached_attention(
         q_len,
         kv_len,
         mask,
-        bias: None,
+        bias,
         scale,
         out: &out,
         kernels: pool.kernels(),

@@ -241,7 +241,7 @@ proptest! {
                 if token >= past {
                     let i = token - past;
                     let q = Rows { data: &problem.q[i * problem.q().stride..], stride: 0 };
-                    cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, problem.scale, &mut out);
+                    cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, None, problem.scale, &mut out);
                     prop_assert_eq!(&out[..], &one[i * problem.width()..][..problem.width()], "token {}", token);
                 }
                 cache.advance(1);
@@ -335,6 +335,7 @@ fn a_prefill_may_be_cut_into_pieces() {
                 &cache,
                 0,
                 end,
+                None,
                 problem.scale,
                 out,
             );
@@ -373,6 +374,7 @@ fn truncated_positions_are_forgotten() {
         &cache,
         0,
         40,
+        None,
         problem.scale,
         &mut out,
     );

@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
@@ -95,6 +96,16 @@ pub trait KernelBackend: Backend {
         device: &Self::Device,
     ) -> FloatTensor<Self>;
 
+    /// Rows `ids` of a dense matrix: `[ids.len(), cols]`.
+    fn select_rows(
+        table: &FloatTensor<Self>,
+        ids: &[u32],
+        device: &Self::Device,
+    ) -> FloatTensor<Self> {
+        let ids = Tensor::<Self, 1, Int>::from_data(TensorData::from(ids), device);
+        Self::float_select(table.clone(), 0, ids.into_primitive())
+    }
+
     /// Root mean square norm of every row (Zhang & Sennrich 2019, eq. 4).
     fn fused_rms_norm(
         x: &FloatTensor<Self>,
@@ -153,12 +164,15 @@ pub trait KernelBackend: Backend {
     /// token attend to all positions up to its own.
     ///
     /// # Shapes
-    /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
+    /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`,
+    ///   bias (added to the scaled scores): `[heads, tokens, positions held + tokens]`,
+    ///   result: `[tokens, heads * head_dim]`
     fn cached_attention(
         qkv: &FloatTensor<Self>,
         heads: Heads,
         cache: &mut Self::KvCache,
         layer: usize,
+        bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self>;
 }

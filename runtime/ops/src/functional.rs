@@ -64,6 +64,12 @@ pub fn gather_rows<B: KernelBackend>(
     ))
 }
 
+/// See [`KernelBackend::select_rows`].
+pub fn select_rows<B: KernelBackend>(table: Tensor<B, 2>, ids: &[u32]) -> Tensor<B, 2> {
+    let device = table.device();
+    tensor(B::select_rows(&float(table), ids, &device))
+}
+
 /// See [`KernelBackend::fused_rms_norm`].
 pub fn rms_norm<B: KernelBackend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, eps: f32) -> Tensor<B, 2> {
     tensor(B::fused_rms_norm(&float(x), &float(gamma), eps))
@@ -140,7 +146,15 @@ pub fn cached_attention<B: KernelBackend>(
     heads: Heads,
     cache: &mut B::KvCache,
     layer: usize,
+    bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    tensor(B::cached_attention(&float(qkv), heads, cache, layer, scale))
+    tensor(B::cached_attention(
+        &float(qkv),
+        heads,
+        cache,
+        layer,
+        bias.map(float).as_ref(),
+        scale,
+    ))
 }

@@ -150,6 +150,21 @@ impl KernelBackend for Cpu {
         tensor(out, [ids.len(), shape.cols])
     }
 
+    /// Reads the rows in place; a burn operation would copy a borrowed table whole.
+    fn select_rows(
+        table: &FloatTensor<Self>,
+        ids: &[u32],
+        _device: &NdArrayDevice,
+    ) -> FloatTensor<Self> {
+        let [_, cols] = size(table);
+        let values = floats(table);
+        let mut out = Vec::with_capacity(ids.len() * cols);
+        for &id in ids {
+            out.extend_from_slice(&values[id as usize * cols..][..cols]);
+        }
+        tensor(out, [ids.len(), cols])
+    }
+
     fn fused_rms_norm(
         x: &FloatTensor<Self>,
         gamma: &FloatTensor<Self>,
@@ -258,10 +273,11 @@ impl KernelBackend for Cpu {
         heads: Heads,
         cache: &mut KvCache,
         layer: usize,
+        bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
         let [tokens, stride] = size(qkv);
-        let values = floats(qkv);
+        let (values, bias) = (floats(qkv), bias.map(floats));
         let width = heads.heads * heads.head_dim;
         let kv_width = heads.kv_heads * heads.head_dim;
         cache.append(
@@ -279,6 +295,7 @@ impl KernelBackend for Cpu {
             cache,
             layer,
             cache.len() + tokens,
+            bias.as_deref(),
             scale,
             &mut out,
         );

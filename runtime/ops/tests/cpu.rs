@@ -6,6 +6,7 @@ use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, attention,
     cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
+    select_rows,
 };
 use proptest::prelude::*;
 
@@ -148,11 +149,12 @@ proptest! {
 
     /// Prefill in pieces and token by token gives what one causal pass gives.
     #[test]
-    fn cached_attentions(first in 1usize..20, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33) {
+    fn cached_attentions(first in 1usize..20, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33, biased: bool) {
         let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
         let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
         let total = first + second + steps;
         let qkv = random([total, q_width + 2 * kv_width]);
+        let bias = biased.then(|| random([heads.heads, total, total]));
         let scale = (head_dim as f32).powf(-0.5);
         let shape = CacheShape { layers: 2, kv_heads, head_dim, capacity: total };
         let mut cache = B::kv_cache(shape, &Default::default()).unwrap();
@@ -160,8 +162,9 @@ proptest! {
         let mut start = 0;
         for tokens in [first, second].into_iter().chain(std::iter::repeat_n(1, steps)) {
             let piece = qkv.clone().narrow(0, start, tokens);
-            cached_attention::<B>(piece.clone() * 0.5, heads, &mut cache, 0, scale);
-            found.push(cached_attention::<B>(piece, heads, &mut cache, 1, scale));
+            let bias = bias.clone().map(|bias| bias.narrow(1, start, tokens).narrow(2, 0, start + tokens));
+            cached_attention::<B>(piece.clone() * 0.5, heads, &mut cache, 0, None, scale);
+            found.push(cached_attention::<B>(piece, heads, &mut cache, 1, bias, scale));
             cache.advance(tokens);
             start += tokens;
         }
@@ -169,10 +172,19 @@ proptest! {
         let part = |column: usize, width: usize| qkv.clone().narrow(1, column, width);
         let expected = reference::attention(
             part(0, q_width), part(q_width, kv_width), part(q_width + kv_width, kv_width),
-            heads, Mask::Causal, None, scale,
+            heads, Mask::Causal, bias, scale,
         );
         prop_assert!(distance(Tensor::cat(found, 0), expected) < 2.0 * REORDERED);
     }
+}
+
+#[test]
+fn rows_of_a_table() {
+    let table = random([7, 5]);
+    let found = select_rows(table.clone(), &[6, 0, 6, 3]);
+    let row = |i: usize| table.clone().narrow(0, i, 1);
+    let expected = Tensor::cat(vec![row(6), row(0), row(6), row(3)], 0);
+    assert_eq!(found.to_data(), expected.to_data());
 }
 
 #[test]
