@@ -1,17 +1,12 @@
 //! The tokenizer made from a GGUF vocabulary: whatever the vocabulary says, an error or a tokenizer that works.
 #![no_main]
 
-use std::sync::LazyLock;
-
 use arbitrary::Arbitrary;
 use edge_lmm_convert::scratch;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::source_support::GgufBuilder;
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
 use tokenizers::Tokenizer;
-
-static FOLDER: LazyLock<TempDir> = LazyLock::new(scratch);
 
 #[derive(Arbitrary, Debug)]
 struct Vocabulary {
@@ -75,7 +70,8 @@ impl Vocabulary {
 }
 
 fuzz_target!(|vocabulary: Vocabulary| {
-    let path = vocabulary.file().write(FOLDER.path(), "model.gguf");
+    let folder = scratch();
+    let path = vocabulary.file().write(folder.path(), "model.gguf");
     let Ok(checkpoint) = Checkpoint::open(&path, None) else {
         return;
     };

@@ -29,7 +29,7 @@ pub fn read_all(checkpoint: &Checkpoint) {
     }
 }
 
-/// A folder in memory where the system has one: every run writes files.
+/// A folder for one run's files, in memory where the system has one.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
