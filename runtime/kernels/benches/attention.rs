@@ -1,0 +1,121 @@
+//! Attention, in the shapes of Qwen2-VL-2B and CLIP.
+//!
+//! `cargo bench -p edge-lmm-kernels --bench attention [FILTER]`; `EDGE_LMM_ISA` chooses the instruction set, `THREADS` the
+//! number of threads (default: all). Elements are floating-point operations; bytes are those of the keys and values.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use edge_lmm_kernels::{Heads, KvCache, Mask, Rows, ThreadPool, attention, cached_attention};
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+
+fn pool() -> ThreadPool {
+    let threads = std::env::var("THREADS").ok().and_then(|n| n.parse().ok());
+    let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    ThreadPool::new(threads.unwrap_or(all))
+}
+
+/// Numbers that look random, from -1 to 1.
+fn noise(len: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// All tokens attend to all, queries, keys and values lying side by side as a fused projection leaves them.
+fn vision(c: &mut Criterion) {
+    let pool = pool();
+    let mut group = c.benchmark_group("vision");
+    group.sample_size(10);
+    for (heads, head_dim, len) in [(16, 80, 576), (16, 80, 2304), (16, 64, 577)] {
+        let width = heads * head_dim;
+        let qkv = noise(len * 3 * width);
+        let mut out = vec![0.0; len * width];
+        let rows = |part: usize| Rows {
+            data: &qkv[part * width..],
+            stride: 3 * width,
+        };
+        let heads = Heads {
+            heads,
+            kv_heads: heads,
+            head_dim,
+        };
+        group.throughput(Throughput::Elements((4 * len * len * width) as u64));
+        group.bench_function(
+            BenchmarkId::from_parameter(format!("{len}x{}x{head_dim}", heads.heads)),
+            |b| {
+                b.iter(|| {
+                    let (q, k, v) = (black_box(rows(0)), rows(1), rows(2));
+                    attention(
+                        &pool,
+                        heads,
+                        q,
+                        len,
+                        k,
+                        v,
+                        len,
+                        Mask::Full,
+                        None,
+                        0.1,
+                        &mut out,
+                    );
+                })
+            },
+        );
+    }
+    group.finish();
+}
+
+/// A layer of the language model: 512 tokens at once, then one token after 600.
+fn text(c: &mut Criterion) {
+    let pool = pool();
+    let heads = Heads {
+        heads: 12,
+        kv_heads: 2,
+        head_dim: 128,
+    };
+    let (width, kv_width, layers) = (12 * 128, 2 * 128, 28);
+    let mut group = c.benchmark_group("text");
+    group.sample_size(10);
+    for (q_len, kv_len) in [(512, 512), (1, 600)] {
+        let mut cache =
+            KvCache::new(layers, heads.kv_heads, heads.head_dim, kv_len).expect("little memory");
+        let kv = noise(kv_len * kv_width);
+        let kv = Rows {
+            data: &kv,
+            stride: kv_width,
+        };
+        for layer in 0..layers {
+            cache.append(layer, kv, kv, kv_len);
+        }
+        let q = noise(q_len * width);
+        let mut out = vec![0.0; q_len * width];
+        group.throughput(if q_len == 1 {
+            Throughput::Bytes((layers * kv_len * kv_width * 8) as u64)
+        } else {
+            Throughput::Elements((layers * 2 * q_len * kv_len * width) as u64)
+        });
+        group.bench_function(
+            BenchmarkId::from_parameter(format!("{q_len} of {kv_len}")),
+            |b| {
+                b.iter(|| {
+                    for layer in 0..layers {
+                        let q = Rows {
+                            data: black_box(&q),
+                            stride: width,
+                        };
+                        cached_attention(
+                            &pool, heads, q, q_len, &cache, layer, kv_len, None, 0.1, &mut out,
+                        );
+                    }
+                })
+            },
+        );
+    }
+    group.finish();
+}
+
+criterion_group!(benches, vision, text);
+criterion_main!(benches);
