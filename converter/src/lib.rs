@@ -3,6 +3,7 @@
 //! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`mod@write`]
 //! packs and writes them one by one: memory stays near the largest tensor, not the model.
 
+mod names;
 pub mod plan;
 pub mod source;
 pub mod write;

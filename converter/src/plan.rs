@@ -10,6 +10,7 @@ use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
 
+use crate::names;
 use crate::source::{Checkpoint, SourceError};
 
 /// Why a checkpoint cannot be converted.
@@ -211,13 +212,14 @@ fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), Con
 }
 
 fn plan_weight(
-    spec: WeightSpec,
+    mut spec: WeightSpec,
     checkpoint: &Checkpoint,
     options: &Options,
     family: &FamilyInfo,
 ) -> Result<PlannedWeight, ConvertError> {
     let cols = spec.cols();
-    for source in &spec.sources {
+    for source in &mut spec.sources {
+        source.tensor = names::stored(&source.tensor, checkpoint);
         let info =
             checkpoint
                 .tensor(&source.tensor)

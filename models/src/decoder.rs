@@ -1,6 +1,7 @@
-//! The decoder-only language model that most families share: Llama (Touvron et al. 2023), Qwen2
-//! and their relatives. Pre-norm layers of grouped-query attention with rotary embeddings and a
-//! gated MLP. The reference is `modeling_llama.py` / `modeling_qwen2.py` of `transformers`.
+//! The decoder-only language model that most families share: Llama (Touvron et al. 2023), Qwen2,
+//! Phi-3 and their relatives. Pre-norm layers of grouped-query attention with rotary embeddings
+//! and a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and
+//! `modeling_phi3.py` of `transformers`.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -11,7 +12,8 @@ use edge_lmm_ops::{
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::model::{DecoderState, LanguageModel, Position};
-use crate::rotary::{RotaryTable, inverse_frequencies};
+use crate::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
+use crate::text_config::TextKind;
 use crate::weights::{Part, Scope};
 
 /// How positions become angles.
@@ -22,6 +24,17 @@ pub enum RotaryKind {
     /// Time, height and width, each with its own share of the frequencies (M-RoPE, Wang et al.
     /// 2024, section 2.1); the shares sum to half a head.
     Sections([usize; 3]),
+    /// One position per token; part of a head may stay as it is, and frequencies may be scaled.
+    Scaled(ScaledRotary),
+}
+
+/// Rotary embeddings of [`RotaryKind::Scaled`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScaledRotary {
+    /// Elements of a head that are rotated, the first ones; even.
+    pub dim: usize,
+    /// How frequencies are scaled.
+    pub scaling: RotaryScaling,
 }
 
 /// Sizes of a [`Decoder`].
@@ -122,6 +135,25 @@ pub struct Decoder<B: KernelBackend> {
     config: DecoderConfig,
 }
 
+/// How a checkpoint stores the projections that this decoder computes in one product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Projections {
+    /// `q_proj`, `k_proj`, `v_proj` and `gate_proj`, `up_proj`.
+    Split,
+    /// `qkv_proj` and `gate_up_proj`, stacked in that order, as in Phi-3.
+    Fused,
+}
+
+impl Projections {
+    /// How checkpoints of that kind do it.
+    pub fn of(kind: TextKind) -> Self {
+        match kind {
+            TextKind::Phi3 => Self::Fused,
+            TextKind::Llama | TextKind::Qwen2 => Self::Split,
+        }
+    }
+}
+
 /// Names of a decoder's modules in the checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct DecoderNames {
@@ -132,13 +164,26 @@ pub struct DecoderNames {
 }
 
 impl<B: KernelBackend> Decoder<B> {
-    /// Declares the weights under `text` of the record.
+    /// Declares the weights under `text` of the record, projections split in the checkpoint.
     ///
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(
         config: DecoderConfig,
         names: DecoderNames,
+        root: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        Self::init_with(config, names, Projections::Split, root)
+    }
+
+    /// As [`Self::init`], for either way of storing projections.
+    ///
+    /// # Errors
+    /// As [`Self::init`].
+    pub fn init_with(
+        config: DecoderConfig,
+        names: DecoderNames,
+        projections: Projections,
         root: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
         config.check()?;
@@ -149,7 +194,7 @@ impl<B: KernelBackend> Decoder<B> {
         let layers = (0..config.layers)
             .map(|i| {
                 let path = format!("layers.{i}");
-                DecoderLayer::init(&config, &model.child(&path, &path))
+                DecoderLayer::init(&config, projections, &model.child(&path, &path))
             })
             .collect::<Result<_, _>>()?;
         let norm = model.rms_norm("norm", "norm", hidden, config.rms_norm_eps);
@@ -165,10 +210,23 @@ impl<B: KernelBackend> Decoder<B> {
         })
     }
 
-    fn rotary_table(&self, positions: &[Position], device: &B::Device) -> RotaryTable<B> {
-        let frequencies = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
+    /// The table for tokens at `positions` of a sequence that is long or not.
+    fn rotary_table(
+        &self,
+        positions: &[Position],
+        long: bool,
+        device: &B::Device,
+    ) -> RotaryTable<B> {
+        let theta = self.config.rope_theta;
+        let (frequencies, factor) = match &self.config.rotary {
+            RotaryKind::Scaled(ScaledRotary { dim, scaling }) => (
+                scaling.frequencies(theta, *dim, long),
+                scaling.attention_factor(),
+            ),
+            _ => (inverse_frequencies(theta, self.config.head_dim), 1.0),
+        };
         let axes: Vec<usize> = match &self.config.rotary {
-            RotaryKind::Plain => vec![0; frequencies.len()],
+            RotaryKind::Plain | RotaryKind::Scaled(_) => vec![0; frequencies.len()],
             RotaryKind::Sections(sections) => sections
                 .iter()
                 .enumerate()
@@ -179,7 +237,7 @@ impl<B: KernelBackend> Decoder<B> {
             let position: Position = positions[token];
             position[axes[i]] as f32 * frequencies[i]
         };
-        RotaryTable::new(positions.len(), frequencies.len(), 1.0, angle, device)
+        RotaryTable::new(positions.len(), frequencies.len(), factor, angle, device)
     }
 }
 
@@ -205,6 +263,13 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         }
     }
 
+    fn is_long(&self, tokens: usize) -> bool {
+        match &self.config.rotary {
+            RotaryKind::Scaled(ScaledRotary { scaling, .. }) => scaling.is_long(tokens),
+            _ => false,
+        }
+    }
+
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
     }
@@ -216,7 +281,7 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         state: &mut DecoderState<B>,
     ) -> Tensor<B, 2> {
         let _text = stage::scope(format_args!("text"));
-        let table = self.rotary_table(positions, &embeddings.device());
+        let table = self.rotary_table(positions, state.long, &embeddings.device());
         let mut x = embeddings;
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -262,7 +327,11 @@ struct DecoderLayer<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> DecoderLayer<B> {
-    fn init(config: &DecoderConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+    fn init(
+        config: &DecoderConfig,
+        projections: Projections,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
         let (hidden, ffn, eps) = (
             config.hidden_size,
             config.intermediate_size,
@@ -272,26 +341,26 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let kv_width = config.kv_heads * config.head_dim;
         let attention = scope.child("", "self_attn");
         let mlp = scope.child("", "mlp");
-        Ok(Self {
-            attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
-            qkv: attention.linear(
-                "qkv",
+        let (qkv, gate_up): (&[_], &[_]) = match projections {
+            Projections::Split => (
                 &[
                     ("q_proj", width),
                     ("k_proj", kv_width),
                     ("v_proj", kv_width),
                 ],
-                hidden,
-                config.qkv_bias,
-            )?,
+                &[("gate_proj", ffn), ("up_proj", ffn)],
+            ),
+            Projections::Fused => (
+                &[("qkv_proj", width + 2 * kv_width)],
+                &[("gate_up_proj", 2 * ffn)],
+            ),
+        };
+        Ok(Self {
+            attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
+            qkv: attention.linear("qkv", qkv, hidden, config.qkv_bias)?,
             out: attention.linear("out", &[("o_proj", hidden)], width, false)?,
             mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
-            gate_up: mlp.linear(
-                "gate_up",
-                &[("gate_proj", ffn), ("up_proj", ffn)],
-                hidden,
-                false,
-            )?,
+            gate_up: mlp.linear("gate_up", gate_up, hidden, false)?,
             down: mlp.linear("down", &[("down_proj", hidden)], ffn, false)?,
         })
     }

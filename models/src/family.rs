@@ -4,13 +4,10 @@ use burn_store::{BurnpackError, BurnpackStore, ModuleSnapshot};
 use edge_lmm_ops::KernelBackend;
 use serde_json::Value;
 
-use crate::blip2;
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::qwen2_5_vl;
-use crate::qwen2_audio;
-use crate::qwen2_vl;
 use crate::weights::Weights;
+use crate::{blip2, llama, llava, phi3, phi3_v, qwen2, qwen2_5_vl, qwen2_audio, qwen2_vl};
 
 /// A model's configuration files, as they lie in the checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -63,6 +60,11 @@ families![
     qwen2_5_vl::Qwen25Vl,
     qwen2_audio::Qwen2Audio,
     blip2::Blip2,
+    llava::Llava,
+    phi3_v::Phi3Vision,
+    llama::Llama,
+    qwen2::Qwen2,
+    phi3::Phi3,
 ];
 
 /// A model whose weights can be filled from a record.

@@ -6,20 +6,26 @@
 //! see [`weights`].
 
 pub mod blip2;
+pub mod clip;
 pub mod decoder;
 mod error;
 pub mod eva_vit;
 pub mod family;
 pub mod layers;
+pub mod llama;
+pub mod llava;
 pub mod merger;
 pub mod model;
 mod multimodal_rope;
 pub mod opt;
 mod patch_grid;
+pub mod phi3;
+pub mod phi3_v;
 mod placeholder;
 pub mod preprocess;
 pub mod prompt;
 pub mod qformer;
+pub mod qwen2;
 pub mod qwen2_5_vl;
 pub mod qwen2_audio;
 pub mod qwen2_vl;
@@ -28,6 +34,8 @@ mod qwen_vl_input;
 pub mod record;
 pub mod rotary;
 pub mod t5;
+pub mod text_config;
+pub mod text_model;
 pub mod weights;
 pub mod whisper_encoder;
 

@@ -171,6 +171,8 @@ pub struct DecoderState<B: KernelBackend> {
     /// What every layer attends to of an encoder's output, keys then values:
     /// `[encoder tokens, 2 * heads * head_dim]`. Empty where there is no encoder.
     pub cross: Vec<Tensor<B, 2>>,
+    /// Whether the keys are those of a long sequence, see [`LanguageModel::is_long`].
+    pub long: bool,
 }
 
 impl<B: KernelBackend> DecoderState<B> {
@@ -182,6 +184,7 @@ impl<B: KernelBackend> DecoderState<B> {
         Ok(Self {
             cache: B::kv_cache(shape, device)?,
             cross: Vec::new(),
+            long: false,
         })
     }
 
@@ -219,6 +222,13 @@ pub trait LanguageModel<B: KernelBackend> {
         shared
     }
 
+    /// Whether a sequence of that many tokens counts as long, where that changes how all of its
+    /// positions are encoded (LongRoPE, Ding et al. 2024): what was computed for a short sequence
+    /// is then of no use in a long one, and the other way round.
+    fn is_long(&self, _tokens: usize) -> bool {
+        false
+    }
+
     /// Embeddings of tokens: `[ids.len(), hidden_size]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2>;
 
@@ -230,6 +240,7 @@ pub trait LanguageModel<B: KernelBackend> {
         positions: &[Position],
         state: &mut DecoderState<B>,
     ) -> Tensor<B, 2> {
+        state.long = self.is_long(state.cache.len() + positions.len());
         let mut rest = positions;
         while rest.len() > PREFILL_CHUNK {
             let start = positions.len() - rest.len();

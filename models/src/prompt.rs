@@ -90,6 +90,14 @@ impl Message {
 pub struct TextProcessor {
     tokenizer: Tokenizer,
     template: Option<String>,
+    edges: EdgeTokens,
+}
+
+/// Texts of the tokens that begin and end a sequence, which templates may ask for.
+#[derive(Debug, Clone, Default)]
+struct EdgeTokens {
+    begin: Option<String>,
+    end: Option<String>,
 }
 
 impl TextProcessor {
@@ -103,8 +111,34 @@ impl TextProcessor {
             .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
         Ok(Self {
             tokenizer,
-            template,
+            template: template.map(|template| without_training_marks(&template)),
+            edges: EdgeTokens::default(),
         })
+    }
+
+    /// The same with the tokens that `config.json` lets a sequence begin and end with, for
+    /// templates that write `bos_token` or `eos_token`.
+    #[must_use]
+    pub fn with_config(mut self, config: &Value) -> Self {
+        let token = |key: &str| {
+            let text = config.get("text_config").unwrap_or(&Value::Null);
+            let value = config.get(key).filter(|value| !value.is_null());
+            let id = match value.or_else(|| text.get(key))? {
+                Value::Array(ids) => ids.first()?.as_u64()?,
+                id => id.as_u64()?,
+            };
+            self.tokenizer.id_to_token(u32::try_from(id).ok()?)
+        };
+        self.edges = EdgeTokens {
+            begin: token("bos_token_id"),
+            end: token("eos_token_id"),
+        };
+        self
+    }
+
+    /// Whether the checkpoint has a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
     }
 
     /// The id of a token by its text.
@@ -131,6 +165,26 @@ impl TextProcessor {
             .encode(text, false)
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| ModelError::Tokenizer(error.to_string()))
+    }
+
+    /// As [`Self::encode`], but with the tokens that the tokenizer puts around a text (usually one
+    /// that begins it), unless the text brings them itself.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encode = |text: &str, whole: bool| {
+            self.tokenizer
+                .encode(text, whole)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| ModelError::Tokenizer(error.to_string()))
+        };
+        let edges = encode("", true)?;
+        let bare = encode(text, false)?;
+        match edges.first() {
+            Some(first) if bare.first() != Some(first) => encode(text, true),
+            _ => Ok(bare),
+        }
     }
 
     /// The text of `ids`, without special tokens.
@@ -165,7 +219,7 @@ impl TextProcessor {
                 Content::Text(_) => None,
             })
             .collect();
-        let structured = render(template, messages.iter().map(Message::to_value).collect());
+        let structured = self.fill(template, messages.iter().map(Message::to_value).collect());
         match structured {
             Ok(text) if holds_all(&text, &wanted) && holds_text(&text, messages) => Ok(text),
             first => {
@@ -173,12 +227,39 @@ impl TextProcessor {
                     .iter()
                     .map(|m| m.to_flat_value(placeholder))
                     .collect();
-                let second = render(template, flat);
+                let second = self.fill(template, flat);
                 // The first error says more about a template that fails both ways.
                 second
                     .map_err(|error| ModelError::Template(first.err().unwrap_or(error).to_string()))
             }
         }
+    }
+
+    fn fill(&self, template: &str, messages: Vec<Value>) -> Result<String, Error> {
+        let mut environment = Environment::new();
+        // As transformers sets Jinja up.
+        let mut syntax = SyntaxConfig::builder();
+        syntax.trim_blocks(true).lstrip_blocks(true);
+        environment.set_syntax(syntax.build()?);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        // A hostile template must not run forever.
+        environment.set_fuel(Some(10_000_000));
+        environment.render_str(
+            template,
+            context! {
+                messages => minijinja::Value::from(Serde(&messages)),
+                add_generation_prompt => true,
+                bos_token => self.edges.begin.as_deref().unwrap_or_default(),
+                eos_token => self.edges.end.as_deref().unwrap_or_default(),
+            },
+        )
     }
 }
 
@@ -206,25 +287,40 @@ fn holds_text(text: &str, messages: &[Message]) -> bool {
             })
 }
 
-fn render(template: &str, messages: Vec<Value>) -> Result<String, Error> {
-    let mut environment = Environment::new();
-    // As transformers sets Jinja up.
-    let mut syntax = SyntaxConfig::builder();
-    syntax.trim_blocks(true).lstrip_blocks(true);
-    environment.set_syntax(syntax.build()?);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    // A hostile template must not run forever.
-    environment.set_fuel(Some(10_000_000));
-    environment.render_str(
-        template,
-        context! { messages => minijinja::Value::from(Serde(&messages)), add_generation_prompt => true },
-    )
+/// Leaves out `{% generation %}` and `{% endgeneration %}`, with which transformers marks what a
+/// model is trained to say; they print nothing. Where such a tag trims blanks around it, or ends
+/// its line, which Jinja then leaves out, a comment that does the same takes its place.
+fn without_training_marks(template: &str) -> String {
+    let mut cleaned = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}") else {
+            break;
+        };
+        let end = start + len + 2;
+        let inner = &rest[start + 2..end - 2];
+        let word = inner.trim_matches(['-', '+']).trim();
+        if matches!(word, "generation" | "endgeneration") {
+            cleaned.push_str(&rest[..start]);
+            cleaned.push_str(&format!(
+                "{{#{}{}#}}",
+                trim_mark(inner.chars().next()),
+                trim_mark(inner.chars().last())
+            ));
+        } else {
+            cleaned.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    cleaned + rest
+}
+
+fn trim_mark(edge: Option<char>) -> &'static str {
+    match edge {
+        Some('-') => "-",
+        Some('+') => "+",
+        _ => " ",
+    }
 }
 
 /// Turns a growing run of tokens into text, never splitting a character.
@@ -265,5 +361,20 @@ impl TextStream {
         let decoded = text.decode(&self.ids[self.window..])?;
         let before = text.decode(&self.ids[self.window..self.given])?;
         Ok(decoded.get(before.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_for_training_print_nothing() {
+        let template = "a {% generation %}b{% if x %}c{% endif %} {%- endgeneration -%} d";
+        assert_eq!(
+            without_training_marks(template),
+            "a {#  #}b{% if x %}c{% endif %} {#--#} d"
+        );
+        assert_eq!(without_training_marks("{% generation"), "{% generation");
     }
 }

@@ -131,7 +131,8 @@ impl<B: KernelBackend> Engine<B> {
                 path: record.path().to_owned(),
                 reason: error.to_string(),
             })?;
-        let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?;
+        let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?
+            .with_config(&info.files.config);
         Ok(Self {
             end_tokens: end_tokens(&info.files.generation, &info.files.config),
             model,
@@ -213,14 +214,41 @@ impl<B: KernelBackend> Engine<B> {
                 break;
             }
             let language = self.model.language();
-            let embedding = language.embed(&[id]);
-            let hidden = language.step(embedding, &[[position; 3]], &mut past.state);
+            let hidden = if language.is_long(cache.len() + 1) == past.state.long {
+                let embedding = language.embed(&[id]);
+                language.step(embedding, &[[position; 3]], &mut past.state)
+            } else {
+                self.start_again(&prompt, &media, &hashes, &answer.tokens)
+            };
+            logits = scores(self.model.language(), hidden);
+            let past = self.past.as_mut().expect("a step leaves the state there");
             past.keys.push(TokenKey { id, medium: None });
-            logits = scores(language, hidden);
             position += 1;
         }
         give(stream.finish(&self.text)?, &mut answer);
         Ok(answer)
+    }
+
+    /// Computes everything again for a sequence that has become long (see
+    /// [`LanguageModel::is_long`]); the hidden state of the last of the `generated` tokens.
+    fn start_again(
+        &mut self,
+        prompt: &Prompt,
+        media: &[MediaInput],
+        hashes: &[u128],
+        generated: &[u32],
+    ) -> Tensor<B, 2> {
+        let prompt_embeddings = self.embed(prompt, media, hashes, 0);
+        let language = self.model.language();
+        let embeddings = Tensor::cat(vec![prompt_embeddings, language.embed(generated)], 0);
+        let next = prompt.next_position();
+        let positions = prompt.positions.iter().copied();
+        let positions: Vec<_> = positions
+            .chain((next..).take(generated.len()).map(|position| [position; 3]))
+            .collect();
+        let past = self.past.as_mut().expect("there is a state to start again");
+        past.state.cache.truncate(0);
+        language.prefill(embeddings, &positions, &mut past.state)
     }
 
     /// Media and prompt, checked against the model (stage `preprocess`).
@@ -275,7 +303,11 @@ impl<B: KernelBackend> Engine<B> {
                 .take_while(|(a, b)| a == b)
                 .count();
             // The last token's hidden state is needed, so that one is always computed.
-            let shared = self.model.language().reusable(shared.min(keys.len() - 1));
+            let language = self.model.language();
+            let shared = match language.is_long(keys.len()) == past.state.long {
+                true => language.reusable(shared.min(keys.len() - 1)),
+                false => 0,
+            };
             if past.state.cache.capacity() >= capacity {
                 past.state.cache.truncate(shared);
                 past.keys.truncate(shared);

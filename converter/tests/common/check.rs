@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{F32, Golden, ask, engine, goldens, relative};
-use edge_lmm::{Cpu, Engine, Media, Request};
+use edge_lmm::{Cpu, Engine, Request};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_ops::probe::{self, Captured};
 
@@ -12,6 +12,15 @@ use edge_lmm_ops::probe::{self, Captured};
 const STAGE_TOLERANCE: f64 = 1e-3;
 /// And for preprocessing, absolute; values are of the order of 1.
 const PIXEL_TOLERANCE: f32 = 1e-3;
+
+/// What goldens hold beyond the stages.
+const NOT_CAPTURED: [&str; 5] = [
+    "greedy16",
+    "logits_argmax_all",
+    "mel_bin_mean_valid",
+    "mel_head64",
+    "window_index",
+];
 
 /// Everything captured on the way to an answer that equals the golden one.
 pub fn check_sample(
@@ -33,23 +42,28 @@ pub fn check_sample(
     probe::start();
     let answer = engine.answer(&request, |_| {}).expect(name);
     let found = probe::finish();
-    let mut compared = 0;
     for (key, (shape, expected)) in &golden.tensors {
         let stage = key.trim_end_matches("_head");
         let Some(captured) = found.get(stage) else {
+            assert!(
+                NOT_CAPTURED.contains(&&**key),
+                "{name}: {key} is not captured"
+            );
             continue;
         };
-        compared += 1;
         match stage {
-            "input_ids" | "position_ids" | "rope_delta" | "grid_thw" => {
+            "input_ids" => check_ids(name, &captured.values, expected),
+            "position_ids" | "rope_delta" | "grid_thw" => {
                 assert_eq!(&captured.values, expected, "{name}: {key}");
             }
             "pixel_values" | "input_features" => {
-                // A golden may hold the first values only.
+                // A golden may hold the first values only, or end in crops of nothing but zeros.
+                let own = captured.values.len().min(expected.len());
+                let missing = expected[own..].iter().any(|&value| value != 0.0);
+                assert!(own > 0 && !missing, "{name}: {key} has {own} values");
                 let worst = (captured.values.iter().zip(expected))
                     .map(|(f, e)| (f - e).abs())
                     .fold(0.0, f32::max);
-                assert!(captured.values.len() >= expected.len(), "{name}: {key}");
                 assert!(worst <= PIXEL_TOLERANCE, "{name}: {key} differs by {worst}");
             }
             _ => {
@@ -63,14 +77,17 @@ pub fn check_sample(
             }
         }
     }
-    let least = match golden.media.first() {
-        None => 3,
-        Some(Media::Audio { .. }) => 5,
-        Some(_) => 8,
-    };
-    assert!(compared >= least, "{name}: only {compared} stages compared");
     assert_eq!(answer.tokens, golden.greedy, "{name}");
     found
+}
+
+/// Ids must be the same; where the reference has a negative one for a visual token, any will do.
+fn check_ids(name: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{name}: tokens");
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let same = *expected < 0.0 || found == expected;
+        assert!(same, "{name}: token {at} is {found}, expected {expected}");
+    }
 }
 
 /// Checks all samples; `expected` of them, so that a missing one is noticed.

@@ -123,17 +123,33 @@ impl PreprocessConfig {
         self.transform_lying(image)
     }
 
-    fn transform_lying(&self, image: &RgbImage) -> Result<RgbImage, PreprocessError> {
-        let side = self.crop_size;
-        let ratio = image.width() as f64 / image.height() as f64;
+    /// Rows and columns of crops of a picture of that size.
+    pub fn grid(&self, width: usize, height: usize) -> [usize; 2] {
+        let (long, short) = (width.max(height), width.min(height));
+        let (width_lying, height_lying) = self.lying_size(long, short);
+        let mut grid = [height_lying, width_lying].map(|size| size.div_ceil(self.crop_size));
+        if width < height {
+            grid.reverse();
+        }
+        grid
+    }
+
+    /// Width and height that a lying picture is resized to.
+    fn lying_size(&self, width: usize, height: usize) -> (usize, usize) {
+        let ratio = width as f64 / height as f64;
         let fits = |columns: f64| columns * (columns / ratio).ceil() <= self.num_crops as f64;
         // One column of a picture that is at least as wide as high always fits.
         let columns = (2..=self.num_crops)
             .take_while(|&columns| fits(columns as f64))
             .last()
             .unwrap_or(1);
-        let width = columns * side;
-        let height = (width as f64 / ratio) as usize;
+        let width = columns * self.crop_size;
+        (width, (width as f64 / ratio) as usize)
+    }
+
+    fn transform_lying(&self, image: &RgbImage) -> Result<RgbImage, PreprocessError> {
+        let side = self.crop_size;
+        let (width, height) = self.lying_size(image.width(), image.height());
         if height == 0 {
             return Err(PreprocessError::ResizedAway {
                 width: image.width(),

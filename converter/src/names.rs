@@ -1,0 +1,55 @@
+//! Tensor names of newer checkpoints.
+//!
+//! From version 4.52 on, `transformers` nests the parts of a multimodal model in `model`, and so
+//! do files saved by it. Families name their tensors as the published checkpoints do; where such
+//! a tensor is missing, it is looked for under the newer name.
+
+use crate::source::Checkpoint;
+
+/// Published prefixes and what newer files have instead.
+const NEWER_PREFIXES: [(&str, &str); 6] = [
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+    ("model.", "model.language_model."),
+    ("visual.", "model.visual."),
+];
+
+/// The name under which `checkpoint` has the tensor that is published as `name`; `name` itself
+/// where it has none.
+pub(crate) fn stored(name: &str, checkpoint: &Checkpoint) -> String {
+    if checkpoint.tensor(name).is_some() {
+        return name.to_owned();
+    }
+    newer_names(name)
+        .find(|newer| checkpoint.tensor(newer).is_some())
+        .unwrap_or_else(|| name.to_owned())
+}
+
+fn newer_names(name: &str) -> impl Iterator<Item = String> {
+    NEWER_PREFIXES.iter().filter_map(move |(published, newer)| {
+        let rest = name.strip_prefix(published)?;
+        Some(format!("{newer}{rest}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_nested_in_newer_files() {
+        let newer = |name: &str| newer_names(name).collect::<Vec<_>>();
+        assert_eq!(
+            newer("language_model.model.norm.weight"),
+            ["model.language_model.norm.weight"]
+        );
+        assert_eq!(newer("language_model.lm_head.weight"), ["lm_head.weight"]);
+        assert_eq!(
+            newer("visual.merger.ln_q.weight"),
+            ["model.visual.merger.ln_q.weight"]
+        );
+        assert!(newer("lm_head.weight").is_empty());
+    }
+}
