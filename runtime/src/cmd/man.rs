@@ -4,8 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, Command, CommandFactory};
-use clap_mangen::Man;
+use clap::{Args, CommandFactory};
 
 /// Writes the manual pages, one for the program and one per subcommand.
 #[derive(Args)]
@@ -17,22 +16,9 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot make {}", self.folder.display()))?;
-        let mut cli = crate::Cli::command();
-        cli.build();
-        self.write("edge-lmm", cli.clone())?;
-        for command in cli.get_subcommands().filter(|c| !c.is_hide_set()) {
-            let name = format!("edge-lmm-{}", command.get_name());
-            self.write(&name, command.clone().name(name.clone()))?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, name: &str, command: Command) -> anyhow::Result<()> {
-        let path = self.folder.join(format!("{name}.1"));
-        let mut text = Vec::new();
-        Man::new(command).render(&mut text)?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        let folder = &self.folder;
+        fs::create_dir_all(folder)
+            .and_then(|()| clap_mangen::generate_to(crate::Cli::command(), folder))
+            .with_context(|| format!("cannot write to {}", folder.display()))
     }
 }
