@@ -21,7 +21,8 @@ const TOKENIZER_FACTOR: u64 = 16;
 /// What a model is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scenario {
-    /// Positions to keep keys and values for; no more than the model has.
+    /// Positions to keep keys and values for: at least a question's about the picture, no more
+    /// than the model has.
     pub context: usize,
     /// Width and height of a picture, for models that take one.
     pub picture: Option<(usize, usize)>,
@@ -127,8 +128,6 @@ impl Demand {
         scenario: &Scenario,
     ) -> Result<Self, ModelError> {
         let language = model.language();
-        let context = scenario.context.min(language.context_length());
-        let cache = language.cache_shape(context).bytes() as u64;
         let hidden = language.hidden_size() as u64;
         let vocabulary = language.vocabulary();
         let encoder = PartSums::new(weights, Part::Vision, |_| false);
@@ -144,7 +143,10 @@ impl Demand {
         };
         let patches = picture.as_ref().map_or(0, |picture| picture.patches);
         let visual = picture.as_ref().map_or(0, |picture| picture.tokens);
-        let prompt = (visual + QUESTION_TOKENS).min(context as u64);
+        let asked = (visual + QUESTION_TOKENS) as usize;
+        let context = scenario.context.max(asked).min(language.context_length());
+        let cache = language.cache_shape(context).bytes() as u64;
+        let prompt = asked.min(context) as u64;
 
         let chunk = (PREFILL_CHUNK as u64).min(prompt);
         let embeddings = 2 * (prompt + visual) * hidden * size_of::<f32>() as u64;

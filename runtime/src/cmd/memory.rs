@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 use clap::Args;
 use edge_lmm::Record;
-use edge_lmm::health::System;
+use edge_lmm::health::{Memory, System};
 use edge_lmm::map::Mapping;
 use edge_lmm::needs::{Demand, Scenario};
 use edge_lmm::report::bytes;
@@ -41,15 +41,19 @@ impl MemoryOptions {
                 trust: true,
                 ..Mapping::default()
             };
-            check(&Record::open_with(path, trust)?)?;
+            check(
+                &Record::open_with(path, trust)?,
+                System::default().memory(),
+            )?;
         }
         Ok(Record::open_with(path, mapping)?)
     }
 }
 
 /// Refuses a record that cannot fit, with the numbers.
-fn check(record: &Record) -> anyhow::Result<()> {
-    let Some(memory) = System::default().memory() else {
+fn check(record: &Record, memory: Option<Memory>) -> anyhow::Result<()> {
+    // A system that does not tell is trusted.
+    let Some(memory) = memory else {
         return Ok(());
     };
     let scenario = Scenario {
@@ -80,4 +84,41 @@ fn check(record: &Record) -> anyhow::Result<()> {
         size(usable),
         size(memory.total),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(available: u64, group: Option<u64>) -> Option<String> {
+        let record = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo/qwen2vl-tiny.bpk");
+        let record = Record::open(record.as_ref()).expect("the demo's record opens");
+        let memory = Memory {
+            total: 1 << 30,
+            available,
+            group,
+            swap: 0,
+            zram: 0,
+        };
+        check(&record, Some(memory)).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_fits_is_let_through() {
+        assert_eq!(refusal(512 << 20, None), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let message = refusal(10 << 20, None).expect("a refusal");
+        for word in ["the machine has available 10.0 MiB of 1.0 GiB", "--ignore-memory"] {
+            assert!(message.contains(word), "no {word:?} in {message:?}");
+        }
+    }
+
+    #[test]
+    fn the_limit_of_a_control_group_counts() {
+        let message = refusal(512 << 20, Some(8 << 20)).expect("a refusal");
+        assert!(message.contains("control group leaves 8.0 MiB"), "{message}");
+    }
 }
