@@ -239,7 +239,10 @@ impl System {
 
 /// Asks the firmware, where the program for it is installed.
 fn vcgencmd() -> Option<Throttling> {
-    let output = Command::new("vcgencmd").arg("get_throttled").output().ok()?;
+    let output = Command::new("vcgencmd")
+        .arg("get_throttled")
+        .output()
+        .ok()?;
     Throttling::parse(&String::from_utf8_lossy(&output.stdout))
 }
 
@@ -335,8 +338,14 @@ mod tests {
             ("proc/self/cgroup", "0::/system.slice/edge.service\n"),
             ("sys/fs/cgroup/system.slice/memory.max", "2147483648\n"),
             ("sys/fs/cgroup/system.slice/memory.current", "0\n"),
-            ("sys/fs/cgroup/system.slice/edge.service/memory.max", "1073741824\n"),
-            ("sys/fs/cgroup/system.slice/edge.service/memory.current", "536870912\n"),
+            (
+                "sys/fs/cgroup/system.slice/edge.service/memory.max",
+                "1073741824\n",
+            ),
+            (
+                "sys/fs/cgroup/system.slice/edge.service/memory.current",
+                "536870912\n",
+            ),
             (
                 "sys/fs/cgroup/system.slice/edge.service/memory.stat",
                 "anon 1\ninactive_file 268435456\nactive_file 0\n",
@@ -369,7 +378,10 @@ mod tests {
             (&now, "1500000\n"),
         ]);
         let health = system.health();
-        assert_eq!(health.board.as_deref(), Some("Raspberry Pi 5 Model B Rev 1.0"));
+        assert_eq!(
+            health.board.as_deref(),
+            Some("Raspberry Pi 5 Model B Rev 1.0")
+        );
         assert_eq!(health.clock.as_ref().unwrap().now_mhz, Some(1500));
         assert_eq!(health.temperatures[0].celsius, 81.5);
         assert_eq!(health.advice.len(), 2, "{:?}", health.advice);
@@ -379,7 +391,10 @@ mod tests {
     fn an_empty_system_tells_nothing() {
         let (_root, system) = system(&[]);
         let health = system.health();
-        assert_eq!((health.memory, health.clock, health.advice.len()), (None, None, 0));
+        assert_eq!(
+            (health.memory, health.clock, health.advice.len()),
+            (None, None, 0)
+        );
     }
 
     #[test]

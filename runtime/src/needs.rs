@@ -161,7 +161,12 @@ impl Demand {
         let tokenizer = tokenizer as u64;
         let mut stages = Vec::new();
         if picture.is_some() {
-            stages.push(work("vision", patches, encoder.bytes, encoder.macs * patches));
+            stages.push(work(
+                "vision",
+                patches,
+                encoder.bytes,
+                encoder.macs * patches,
+            ));
             stages.push(work(
                 "projector",
                 visual,

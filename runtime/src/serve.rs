@@ -122,7 +122,12 @@ pub struct Limits {
 }
 
 /// Answers one line; `reply` gets the lines to send.
-pub fn answer(engine: &mut Engine<Cpu>, line: &[u8], limits: &Limits, mut reply: impl FnMut(Reply)) {
+pub fn answer(
+    engine: &mut Engine<Cpu>,
+    line: &[u8],
+    limits: &Limits,
+    mut reply: impl FnMut(Reply),
+) {
     let question: Question = match serde_json::from_slice(line) {
         Ok(question) => question,
         Err(error) => {

@@ -52,7 +52,11 @@ impl TargetReport {
         format!(
             "{} {}: needs about {} (weights {}, keys and values of {} positions {}, activations \
              {}, program {}), usable are {} of {}",
-            if self.fit.fits { "fits" } else { "does not fit" },
+            if self.fit.fits {
+                "fits"
+            } else {
+                "does not fit"
+            },
             self.device.title,
             size(self.fit.needed),
             size(self.needs.weights),

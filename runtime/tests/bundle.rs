@@ -47,7 +47,11 @@ fn answer(program: &Path) -> Output {
 fn a_bundle_answers_without_naming_a_record() {
     let (_folder, bundle) = bundle();
     let output = answer(&bundle);
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "two", "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "two",
+        "{output:?}"
+    );
     let inspect = run(&bundle, &["inspect", "--verify", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
     let record = fs::metadata(demo("qwen2vl-tiny.bpk")).expect("the record");
@@ -68,7 +72,9 @@ fn a_bundle_is_a_record_to_the_program() {
 fn a_damaged_bundle_is_refused() {
     let (folder, bundle) = bundle();
     let bytes = fs::read(&bundle).expect("the bundle");
-    let record = fs::metadata(demo("qwen2vl-tiny.bpk")).expect("the record").len() as usize;
+    let record = fs::metadata(demo("qwen2vl-tiny.bpk"))
+        .expect("the record")
+        .len() as usize;
     let middle = bytes.len() - record / 2;
     let mut changed = bytes.clone();
     changed[middle] ^= 4;

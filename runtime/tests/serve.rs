@@ -91,7 +91,9 @@ fn clients_are_answered_over_a_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("socket");
     let _server = listen(&socket, &["--socket-mode", "600"]);
-    let mode = std::fs::metadata(&socket).expect("the socket").permissions();
+    let mode = std::fs::metadata(&socket)
+        .expect("the socket")
+        .permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
 
     // A client that is connected and silent does not keep others waiting.
@@ -136,9 +138,15 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
     let file = demo("shapes.png");
     let bad: [(String, &str); 6] = [
         ("not JSON".to_owned(), "cannot be read"),
-        (json!({ "id": 7, "question": "?" }).to_string(), "unknown field"),
+        (
+            json!({ "id": 7, "question": "?" }).to_string(),
+            "unknown field",
+        ),
         (json!({ "id": 7, "prompt": 5 }).to_string(), "invalid type"),
-        (json!({ "id": 7, "images": [file] }).to_string(), "reads no files"),
+        (
+            json!({ "id": 7, "images": [file] }).to_string(),
+            "reads no files",
+        ),
         (
             json!({ "id": 7, "images": [{ "base64": "!" }] }).to_string(),
             "base64",
@@ -185,7 +193,12 @@ fn systemd_is_told_when_requests_can_come() {
         .expect("a timeout");
     let socket = folder.path().join("socket");
     let mut command = server(&["--socket", socket.to_str().expect("a readable path")]);
-    let _server = Running(command.env("NOTIFY_SOCKET", &notify).spawn().expect("it starts"));
+    let _server = Running(
+        command
+            .env("NOTIFY_SOCKET", &notify)
+            .spawn()
+            .expect("it starts"),
+    );
     let mut message = [0; 64];
     let n = receiver.recv(&mut message).expect("a message");
     assert_eq!(&message[..n], b"READY=1");

@@ -9,12 +9,12 @@ set -eu
 package=$(realpath "$1")
 cd "$(dirname "$0")/../.."
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
-suite=bookworm
+suite=${DEBIAN_SUITE:-bookworm}
 architecture=$(dpkg-deb -f "$package" Architecture)
 
 command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq debootstrap >/dev/null; }
 work=$(mktemp -d)
-root=${2:-$work/root}
+root=$(realpath -m "${2:-$work/root}")
 server=
 cleanup() {
     [ -z "$server" ] || kill "$server" 2>/dev/null || true

@@ -341,7 +341,10 @@ mod tests {
         for len in cuts {
             let cut = files.write("cut", &bytes[..len]);
             let found = find(&cut);
-            assert!(matches!(found, Err(BundleError::Damaged(_))), "{len}: {found:?}");
+            assert!(
+                matches!(found, Err(BundleError::Damaged(_))),
+                "{len}: {found:?}"
+            );
         }
     }
 
@@ -353,7 +356,10 @@ mod tests {
             let mut changed = bytes.clone();
             changed[at] ^= 0x40;
             let found = find(&files.write("changed", &changed));
-            assert!(matches!(found, Err(BundleError::Damaged(_))), "{at}: {found:?}");
+            assert!(
+                matches!(found, Err(BundleError::Damaged(_))),
+                "{at}: {found:?}"
+            );
         }
     }
 

@@ -277,10 +277,16 @@ mod tests {
         let devices = devices().expect("the profiles can be read");
         assert!(devices.len() >= 10);
         for device in &devices {
-            assert!(device.usable_bytes() > device.memory_bytes / 2, "{device:?}");
+            assert!(
+                device.usable_bytes() > device.memory_bytes / 2,
+                "{device:?}"
+            );
             let bandwidth = device.bandwidth.expect("a bandwidth");
             assert!((1e9..1e12).contains(&bandwidth), "{device:?}");
-            assert!(device.int8_macs().is_some_and(|macs| macs > 1e10), "{device:?}");
+            assert!(
+                device.int8_macs().is_some_and(|macs| macs > 1e10),
+                "{device:?}"
+            );
             assert_eq!(device.gpu.is_some(), device.board.starts_with("jetson"));
         }
     }

@@ -40,7 +40,9 @@ fn own_bundle() -> anyhow::Result<Option<PathBuf>> {
 }
 
 fn complete(command: &Command, mut given: Vec<OsString>, own: OsString) -> Vec<OsString> {
-    let first = given.get(1).map(|first| first.to_string_lossy().into_owned());
+    let first = given
+        .get(1)
+        .map(|first| first.to_string_lossy().into_owned());
     let own_way = ["help", "-h", "--help", "-V", "--version"];
     let chosen = match first.as_deref() {
         Some(first) if own_way.contains(&first) => return given,
@@ -82,8 +84,14 @@ mod tests {
 
     #[test]
     fn subcommands_get_the_model_they_take() {
-        assert_eq!(completed(&["e", "inspect", "--json"]), ["e", "inspect", "ME", "--json"]);
-        assert_eq!(completed(&["e", "doctor", "--json"]), ["e", "doctor", "--json"]);
+        assert_eq!(
+            completed(&["e", "inspect", "--json"]),
+            ["e", "inspect", "ME", "--json"]
+        );
+        assert_eq!(
+            completed(&["e", "doctor", "--json"]),
+            ["e", "doctor", "--json"]
+        );
         assert_eq!(completed(&["e", "--version"]), ["e", "--version"]);
     }
 }

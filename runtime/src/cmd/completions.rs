@@ -17,7 +17,12 @@ pub struct Cmd {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut crate::Cli::command(), "edge-lmm", &mut text);
+        clap_complete::generate(
+            self.shell,
+            &mut crate::Cli::command(),
+            "edge-lmm",
+            &mut text,
+        );
         print_now(&String::from_utf8(text)?)
     }
 }

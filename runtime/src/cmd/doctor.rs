@@ -84,7 +84,10 @@ fn text(report: &Report) -> String {
         ),
         ("memory", memory),
         ("CUDA", report.cuda.to_owned()),
-        ("records", "packed layout 1, the same for every CPU".to_owned()),
+        (
+            "records",
+            "packed layout 1, the same for every CPU".to_owned(),
+        ),
         ("board", report.health.board.clone().unwrap_or_else(unknown)),
         ("clock", clock(&report.health)),
         ("heat", temperatures(&report.health)),

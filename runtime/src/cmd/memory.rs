@@ -41,10 +41,7 @@ impl MemoryOptions {
                 trust: true,
                 ..Mapping::default()
             };
-            check(
-                &Record::open_with(path, trust)?,
-                System::default().memory(),
-            )?;
+            check(&Record::open_with(path, trust)?, System::default().memory())?;
         }
         Ok(Record::open_with(path, mapping)?)
     }
@@ -91,7 +88,10 @@ mod tests {
     use super::*;
 
     fn refusal(available: u64, group: Option<u64>) -> Option<String> {
-        let record = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo/qwen2vl-tiny.bpk");
+        let record = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/demo/qwen2vl-tiny.bpk"
+        );
         let record = Record::open(record.as_ref()).expect("the demo's record opens");
         let memory = Memory {
             total: 1 << 30,
@@ -100,7 +100,9 @@ mod tests {
             swap: 0,
             zram: 0,
         };
-        check(&record, Some(memory)).err().map(|error| error.to_string())
+        check(&record, Some(memory))
+            .err()
+            .map(|error| error.to_string())
     }
 
     #[test]
@@ -111,7 +113,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_the_numbers() {
         let message = refusal(10 << 20, None).expect("a refusal");
-        for word in ["the machine has available 10.0 MiB of 1.0 GiB", "--ignore-memory"] {
+        for word in [
+            "the machine has available 10.0 MiB of 1.0 GiB",
+            "--ignore-memory",
+        ] {
             assert!(message.contains(word), "no {word:?} in {message:?}");
         }
     }
@@ -119,6 +124,9 @@ mod tests {
     #[test]
     fn the_limit_of_a_control_group_counts() {
         let message = refusal(512 << 20, Some(8 << 20)).expect("a refusal");
-        assert!(message.contains("control group leaves 8.0 MiB"), "{message}");
+        assert!(
+            message.contains("control group leaves 8.0 MiB"),
+            "{message}"
+        );
     }
 }

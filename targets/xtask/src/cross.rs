@@ -105,7 +105,14 @@ fn triple(device: &Device, fixed: bool) -> String {
 fn build_triple(triple: &str, profile: &str, host: bool) -> anyhow::Result<PathBuf> {
     let start = Instant::now();
     let folder = if profile == "dev" { "debug" } else { profile };
-    let package = ["-p", "edge-lmm", "--bin", "edge-lmm", "--locked", "--profile"];
+    let package = [
+        "-p",
+        "edge-lmm",
+        "--bin",
+        "edge-lmm",
+        "--locked",
+        "--profile",
+    ];
     let program = if host && !triple.ends_with("-musl") {
         let mut cargo = Command::new("cargo");
         cargo.arg("build").args(package).arg(profile);
@@ -117,7 +124,10 @@ fn build_triple(triple: &str, profile: &str, host: bool) -> anyhow::Result<PathB
             "there is no cross build for {triple}, only for AArch64 and for the host"
         );
         cross_build(triple, profile, &package)?;
-        shell::target_dir().join(triple).join(folder).join("edge-lmm")
+        shell::target_dir()
+            .join(triple)
+            .join(folder)
+            .join("edge-lmm")
     };
     println!("{triple}: built in {:.0} s", start.elapsed().as_secs_f64());
     Ok(program)
@@ -187,7 +197,11 @@ fn report(built: &Built, fixed: bool) -> anyhow::Result<()> {
         bail!(
             "{} needs {library}; only {} may be needed",
             program.display(),
-            if fixed { "nothing".to_owned() } else { device.libraries.join(", ") }
+            if fixed {
+                "nothing".to_owned()
+            } else {
+                device.libraries.join(", ")
+            }
         );
     }
     let offered = device.glibc.as_deref().and_then(Version::parse);
@@ -214,7 +228,10 @@ fn check(built: &[Built]) -> anyhow::Result<()> {
             *name == core.0 && fs::read(program).ok() == fs::read(core.1).ok()
         };
         if cores.iter().any(same) {
-            println!("{}: the same program and core as before", built.device.board);
+            println!(
+                "{}: the same program and core as before",
+                built.device.board
+            );
             continue;
         }
         println!("== {} as {}", built.device.board, core.0);

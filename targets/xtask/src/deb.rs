@@ -75,7 +75,11 @@ fn append(builder: &mut Builder<Vec<u8>>, entry: &Entry, time: u64) -> anyhow::R
     let mut header = Header::new_gnu();
     let content = entry.content.as_deref().unwrap_or_default();
     let is_folder = entry.content.is_none();
-    header.set_entry_type(if is_folder { EntryType::Directory } else { EntryType::Regular });
+    header.set_entry_type(if is_folder {
+        EntryType::Directory
+    } else {
+        EntryType::Regular
+    });
     header.set_mode(entry.mode);
     header.set_size(content.len() as u64);
     header.set_mtime(time);
@@ -83,7 +87,7 @@ fn append(builder: &mut Builder<Vec<u8>>, entry: &Entry, time: u64) -> anyhow::R
     header.set_groupname("root")?;
     let slash = if is_folder { "/" } else { "" };
     builder
-        .append_data(&mut header, format!("./{}{slash}", entry.path), content)
+        .append_data(&mut header, format!("{}{slash}", entry.path), content)
         .with_context(|| format!("cannot pack {}", entry.path))
 }
 
@@ -99,7 +103,11 @@ pub fn package(control: &[Entry], content: &[Entry], time: u64) -> anyhow::Resul
     ];
     for (name, member) in members {
         let len = member.len();
-        write!(bytes, "{name:<16}{time:<12}{:<6}{:<6}{:<8}{len:<10}`\n", 0, 0, 100_644)?;
+        write!(
+            bytes,
+            "{name:<16}{time:<12}{:<6}{:<6}{:<8}{len:<10}`\n",
+            0, 0, 100_644
+        )?;
         bytes.extend_from_slice(member);
         if !len.is_multiple_of(2) {
             bytes.push(b'\n');
@@ -145,6 +153,6 @@ mod tests {
             .unwrap()
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
-        assert_eq!(names, ["./usr/", "./usr/share/", "./usr/share/a", "./usr/share/b"]);
+        assert_eq!(names, ["usr/", "usr/share/", "usr/share/a", "usr/share/b"]);
     }
 }

@@ -38,7 +38,9 @@ impl Emulator {
 
     /// Name of the core.
     pub fn name(&self) -> String {
-        self.cpu.clone().unwrap_or_else(|| "this machine".to_owned())
+        self.cpu
+            .clone()
+            .unwrap_or_else(|| "this machine".to_owned())
     }
 
     /// The command that runs `program`.
@@ -64,10 +66,16 @@ impl Emulator {
     /// Whether the program starts, knows its machine, answers rightly, and works as a bundle.
     pub fn check(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
         let version = self.output(program, &["--version"])?;
-        ensure!(version.starts_with("edge-lmm "), "--version says {version:?}");
+        ensure!(
+            version.starts_with("edge-lmm "),
+            "--version says {version:?}"
+        );
         let doctor = self.output(program, &["doctor", "--json"])?;
         let doctor: serde_json::Value = serde_json::from_str(&doctor).context("doctor --json")?;
-        println!("  kernels: {} of {}", doctor["kernels"], doctor["kernels_available"]);
+        println!(
+            "  kernels: {} of {}",
+            doctor["kernels"], doctor["kernels_available"]
+        );
         // The demo compares its answers with the right ones itself.
         print!("{}", self.output(program, &["demo"])?);
         self.check_bundle(program, work)
@@ -85,7 +93,10 @@ impl Emulator {
             command
         };
         let answer = shell::output(&mut ask(&bundled))?;
-        ensure!(answer.trim() == "two", "the bundle answers {answer:?}, not \"two\"");
+        ensure!(
+            answer.trim() == "two",
+            "the bundle answers {answer:?}, not \"two\""
+        );
         println!("  a bundle answers {:?}", answer.trim());
         let mut bytes = fs::read(&bundled)?;
         let middle = (place.offset + place.length / 2) as usize;

@@ -67,7 +67,11 @@ pub fn check(
     let index: Index = serde_json::from_str(&index).context("index.json")?;
     let mut checked = 0;
     let mut worst = (0.0, String::new());
-    for sample in index.samples.iter().filter(|sample| sample.media.len() == 1) {
+    for sample in index
+        .samples
+        .iter()
+        .filter(|sample| sample.media.len() == 1)
+    {
         let dump = work.join("stages.safetensors");
         let tokens = sample.greedy16.len().to_string();
         let answer = shell::output(
@@ -77,7 +81,13 @@ pub fn check(
                 .arg(record)
                 .args(["--prompt", &sample.question, "--image"])
                 .arg(folder.join(&sample.media[0]))
-                .args(["--max-tokens", &tokens, "--ignore-eos", "--json", "--dump-stages"])
+                .args([
+                    "--max-tokens",
+                    &tokens,
+                    "--ignore-eos",
+                    "--json",
+                    "--dump-stages",
+                ])
                 .arg(&dump),
         )?;
         let answer: Answer = serde_json::from_str(&answer).context("run --json")?;
@@ -115,7 +125,10 @@ fn compare(found: &[u8], expected: &[u8]) -> anyhow::Result<(f64, String)> {
         let Ok(own) = found.tensor(stage) else {
             continue;
         };
-        let (own, view) = (values(own.dtype(), own.data())?, values(view.dtype(), view.data())?);
+        let (own, view) = (
+            values(own.dtype(), own.data())?,
+            values(view.dtype(), view.data())?,
+        );
         ensure!(
             own.len() >= view.len(),
             "{key} has {} values, expected {}",
@@ -129,13 +142,19 @@ fn compare(found: &[u8], expected: &[u8]) -> anyhow::Result<(f64, String)> {
             "pixel_values" => (largest(own, &view), PIXEL_TOLERANCE),
             _ => (relative(own, &view), STAGE_TOLERANCE),
         };
-        ensure!(error <= limit, "{key} differs by {error:e}, allowed are {limit:e}");
+        ensure!(
+            error <= limit,
+            "{key} differs by {error:e}, allowed are {limit:e}"
+        );
         if stage != "pixel_values" && error > worst.0 {
             worst = (error, stage.to_owned());
         }
         compared += 1;
     }
-    ensure!(compared >= FEWEST_STAGES, "only {compared} stages could be compared");
+    ensure!(
+        compared >= FEWEST_STAGES,
+        "only {compared} stages could be compared"
+    );
     Ok(worst)
 }
 
@@ -151,12 +170,22 @@ fn values(dtype: Dtype, data: &[u8]) -> anyhow::Result<Vec<f64>> {
 /// Largest difference of two values. Not a number counts as infinite.
 fn largest(found: &[f64], expected: &[f64]) -> f64 {
     let differences = found.iter().zip(expected).map(|(f, e)| (f - e).abs());
-    differences.fold(0.0, |worst, d| if d.is_nan() { f64::INFINITY } else { worst.max(d) })
+    differences.fold(0.0, |worst, d| {
+        if d.is_nan() {
+            f64::INFINITY
+        } else {
+            worst.max(d)
+        }
+    })
 }
 
 /// Norm of the difference over the norm of the expected values.
 fn relative(found: &[f64], expected: &[f64]) -> f64 {
-    let difference: f64 = found.iter().zip(expected).map(|(f, e)| (f - e).powi(2)).sum();
+    let difference: f64 = found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| (f - e).powi(2))
+        .sum();
     let norm: f64 = expected.iter().map(|e| e.powi(2)).sum();
     let error = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
     if error.is_nan() { f64::INFINITY } else { error }

@@ -6,6 +6,7 @@ mod cross;
 mod deb;
 mod elf;
 mod emulate;
+mod fuzz;
 mod goldens;
 mod package;
 mod sbom;
@@ -27,6 +28,7 @@ enum Task {
     Cross(cross::Cmd),
     Bundle(bundle::Cmd),
     Package(package::Cmd),
+    Fuzz(fuzz::Cmd),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,5 +37,6 @@ fn main() -> anyhow::Result<()> {
         Task::Cross(cmd) => cmd.run(),
         Task::Bundle(cmd) => cmd.run(),
         Task::Package(cmd) => cmd.run(),
+        Task::Fuzz(cmd) => cmd.run(),
     }
 }

@@ -87,7 +87,8 @@ fn build_time() -> anyhow::Result<u64> {
             .with_context(|| format!("SOURCE_DATE_EPOCH is {time:?}, expected seconds")),
         Err(_) => {
             let mut git = std::process::Command::new("git");
-            git.args(["log", "-1", "--format=%ct"]).current_dir(shell::root());
+            git.args(["log", "-1", "--format=%ct"])
+                .current_dir(shell::root());
             // Without git, as in a source archive, the start of time does.
             Ok(shell::output(&mut git)
                 .ok()
@@ -139,7 +140,10 @@ fn own_files(
     let packaging = shell::root().join("targets/packaging");
     let unit = fs::read_to_string(packaging.join("edge-lmm@.service"))?;
     let unit = unit.replace("@MEMORY_MAX@", &memory_limit(device, target));
-    ensure!(!unit.contains("@MEMORY_MAX@"), "the memory limit is not filled in");
+    ensure!(
+        !unit.contains("@MEMORY_MAX@"),
+        "the memory limit is not filled in"
+    );
     let licence = fs::read_to_string(shell::root().join("LICENSE"))?;
     let document = |name: &str| format!("usr/share/doc/edge-lmm/{name}");
     Ok(vec![
@@ -173,12 +177,19 @@ fn control_files(
     content: &[Entry],
 ) -> anyhow::Result<Vec<Entry>> {
     let demands = Demands::of(program)?;
-    let bytes: usize = content.iter().filter_map(|e| Some(e.content.as_ref()?.len())).sum();
+    let bytes: usize = content
+        .iter()
+        .filter_map(|e| Some(e.content.as_ref()?.len()))
+        .sum();
     let mut depends = vec!["passwd".to_owned()];
     if let Some(version) = demands.glibc {
         depends.push(format!("libc6 (>= {version})"));
     }
-    if demands.libraries.iter().any(|library| library.starts_with("libgcc_s")) {
+    if demands
+        .libraries
+        .iter()
+        .any(|library| library.starts_with("libgcc_s"))
+    {
         depends.push("libgcc-s1".to_owned());
     }
     let control = format!(

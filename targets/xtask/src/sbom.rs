@@ -15,7 +15,6 @@ use crate::shell;
 /// A library in the program.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Package {
-    id: String,
     name: String,
     version: String,
     license: Option<String>,
@@ -29,69 +28,50 @@ pub struct Package {
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
-    resolve: Resolve,
 }
 
-#[derive(Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    pkg: String,
-    dep_kinds: Vec<Kind>,
-}
-
-#[derive(Deserialize)]
-struct Kind {
-    kind: Option<String>,
-}
-
-/// All that is linked into edge-lmm for a Rust target, edge-lmm first: tools and tests are left
-/// out.
+/// All that is linked into edge-lmm for a Rust target, edge-lmm first: tools, macros and tests are
+/// left out.
 pub fn packages(triple: &str) -> anyhow::Result<Vec<Package>> {
     let text = shell::output(
         Command::new("cargo")
-            .args(["metadata", "--format-version", "1", "--locked", "--filter-platform"])
+            .args([
+                "metadata",
+                "--format-version",
+                "1",
+                "--locked",
+                "--filter-platform",
+            ])
             .arg(triple)
             .current_dir(shell::root()),
     )?;
     let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata")?;
-    let root = metadata.packages.iter().find(|package| package.name == "edge-lmm");
-    let root = root.context("cargo metadata knows no package edge-lmm")?.id.clone();
-    let nodes: BTreeMap<&str, &Node> = metadata
-        .resolve
-        .nodes
-        .iter()
-        .map(|node| (node.id.as_str(), node))
-        .collect();
-    let mut linked = BTreeSet::new();
-    let mut open = vec![root.as_str()];
-    while let Some(id) = open.pop() {
-        if !linked.insert(id) {
-            continue;
-        }
-        let dependencies = nodes.get(id).map_or(&[][..], |node| &node.deps);
-        let normal = dependencies
-            .iter()
-            .filter(|dependency| dependency.dep_kinds.iter().any(|kind| kind.kind.is_none()));
-        open.extend(normal.map(|dependency| dependency.pkg.as_str()));
-    }
-    let mut packages: Vec<Package> = metadata
-        .packages
-        .iter()
-        .filter(|package| linked.contains(package.id.as_str()))
-        .cloned()
-        .collect();
-    packages.sort_by_key(|package| (package.id != root, package.name.clone()));
+    // What the features of this one program choose, the metadata of the workspace does not tell.
+    let tree = shell::output(
+        Command::new("cargo")
+            .args(["tree", "--locked", "--package", "edge-lmm"])
+            .args([
+                "--edges",
+                "normal,no-proc-macro",
+                "--prefix",
+                "none",
+                "--format",
+                "{p}",
+            ])
+            .args(["--target", triple])
+            .current_dir(shell::root()),
+    )?;
+    let linked: BTreeSet<(&str, &str)> = tree.lines().filter_map(name_and_version).collect();
+    let mut packages = metadata.packages;
+    packages.retain(|package| linked.contains(&(package.name.as_str(), package.version.as_str())));
+    packages.sort_by_key(|package| (package.name != "edge-lmm", package.name.clone()));
     Ok(packages)
+}
+
+/// Of a line such as `serde v1.0.229 (proc-macro)`.
+fn name_and_version(line: &str) -> Option<(&str, &str)> {
+    let mut words = line.split_whitespace();
+    Some((words.next()?, words.next()?.strip_prefix('v')?))
 }
 
 /// The list of components.
@@ -162,7 +142,12 @@ pub fn licences(packages: &[Package]) -> String {
         }
     }
     for (licence, names) in &texts {
-        text += &format!("\n{}\nOf {}:\n\n{}\n", "-".repeat(72), names.join(", "), licence.trim());
+        text += &format!(
+            "\n{}\nOf {}:\n\n{}\n",
+            "-".repeat(72),
+            names.join(", "),
+            licence.trim()
+        );
     }
     text
 }
@@ -174,7 +159,9 @@ fn licence_texts(manifest: &Path) -> Vec<String> {
     };
     let is_licence = |name: &str| {
         let name = name.to_ascii_uppercase();
-        ["LICENSE", "LICENCE", "COPYING", "NOTICE"].iter().any(|start| name.starts_with(start))
+        ["LICENSE", "LICENCE", "COPYING", "NOTICE"]
+            .iter()
+            .any(|start| name.starts_with(start))
     };
     let mut paths: Vec<PathBuf> = files
         .flatten()
@@ -186,4 +173,22 @@ fn licence_texts(manifest: &Path) -> Vec<String> {
         .iter()
         .filter_map(|path| fs::read_to_string(path).ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_tree_are_understood() {
+        let line = "edge-lmm v0.1.0 (/somewhere/runtime)";
+        assert_eq!(name_and_version(line), Some(("edge-lmm", "0.1.0")));
+        assert_eq!(name_and_version(""), None);
+    }
+
+    #[test]
+    fn old_licence_expressions_become_new_ones() {
+        assert_eq!(expression("MIT/Apache-2.0"), "MIT OR Apache-2.0");
+        assert_eq!(expression("MIT"), "MIT");
+    }
 }
