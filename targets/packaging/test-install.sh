@@ -60,6 +60,7 @@ echo "== service"
 cp models/demo/qwen2vl-tiny.bpk "$root/var/lib/edge-lmm/test.bpk"
 install -d -o "$(chroot "$root" id -u edge-lmm)" -g "$(chroot "$root" id -g edge-lmm)" -m 750 "$root/run/edge-lmm/test"
 # What the unit starts, as the user that it names.
+# shellcheck disable=SC2016 # the variable is in the file
 command=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/$unit" | sed 's/%i/test/g; s/ \$EDGE_LMM_OPTIONS//')
 # shellcheck disable=SC2086 # a command line
 chroot "$root" setpriv --reuid=edge-lmm --regid=edge-lmm --clear-groups --no-new-privs $command &
