@@ -28,7 +28,7 @@ pub struct Cmd {
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     /// Cargo profile
-    #[arg(long, value_name = "PROFILE", default_value = "release")]
+    #[arg(long, value_name = "PROFILE", default_value = "dist")]
     profile: String,
     /// Build a program that needs no shared library (musl)
     #[arg(long = "static")]

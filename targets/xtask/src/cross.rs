@@ -40,8 +40,8 @@ pub struct Cmd {
     /// tiny Qwen2-VL; check size and shared libraries
     #[arg(long)]
     check: bool,
-    /// Cargo profile: release, or cross-check, which builds in less time
-    #[arg(long, value_name = "PROFILE", default_value = "release")]
+    /// Cargo profile: dist (the smallest), release, or cross-check, which builds in less time
+    #[arg(long, value_name = "PROFILE", default_value = "dist")]
     profile: String,
 }
 

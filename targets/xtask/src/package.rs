@@ -30,7 +30,7 @@ pub struct Cmd {
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     /// Cargo profile
-    #[arg(long, value_name = "PROFILE", default_value = "release")]
+    #[arg(long, value_name = "PROFILE", default_value = "dist")]
     profile: String,
     /// The folder to write to
     #[arg(short, long, value_name = "FOLDER")]
