@@ -2,12 +2,11 @@
 
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::{self, BuiltModel};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm_models::model::{MediaOptions, PREFILL_CHUNK};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_targets::{Needs, Work};
 
-use crate::engine::PREFILL_CHUNK;
 use crate::{Cpu, Record};
 
 /// Tokens of a question and of the template around it.

@@ -14,13 +14,13 @@
 use std::path::PathBuf;
 
 use data_encoding::BASE64;
-use edge_lmm_models::model::{MediaKind, MediaOptions};
+use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::media::{FrameSelection, decode_image, load_image, load_video};
+use crate::media::{FrameSelection, decode_image, load_audio, load_image, load_video};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
 use crate::{Cpu, Engine, Media, Request};
@@ -44,6 +44,8 @@ pub struct Question {
     pub images: Vec<Picture>,
     /// A video file.
     pub video: Option<PathBuf>,
+    /// A sound file.
+    pub audio: Option<PathBuf>,
     /// Tokens to generate at most; the server has a limit of its own.
     pub max_tokens: Option<usize>,
     /// Go on after the model says that it is done.
@@ -247,14 +249,23 @@ fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
             frames_per_second: video.frames_per_second,
         });
     }
+    if let Some(path) = &question.audio {
+        allow_file()?;
+        let audio = load_audio(path)?;
+        media.push(Media::Audio {
+            samples: audio.samples,
+            sample_rate: audio.sample_rate,
+        });
+    }
     Ok(media)
 }
 
-/// Instructions, and a turn that shows the pictures, then the video, before it asks.
+/// Instructions, and a turn that shows the media before it asks.
 fn messages(question: &Question, media: &[Media]) -> Vec<Message> {
-    let shown = question.images.iter().map(|_| MediaKind::Image);
-    let shown = shown.chain(question.video.iter().map(|_| MediaKind::Video));
-    let mut content: Vec<Content> = shown.take(media.len()).map(Content::Media).collect();
+    let mut content: Vec<Content> = media
+        .iter()
+        .map(|medium| Content::Media(medium.kind()))
+        .collect();
     content.push(Content::Text(question.prompt.clone()));
     let system = question.system.clone();
     let system = system.map(|text| Message::text(Role::System, text));
