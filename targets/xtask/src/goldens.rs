@@ -43,14 +43,16 @@ fn data() -> PathBuf {
 /// Converts the tiny checkpoint without quantization, on this machine.
 pub fn float_record(folder: &Path) -> anyhow::Result<PathBuf> {
     let record = folder.join("qwen2vl-tiny-f32.bpk");
+    // With the features of the whole workspace, as the tests have built it.
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--locked", "--workspace", "--bin", "edge-lmm-convert"]);
+    shell::run(cargo.current_dir(shell::root()))?;
     shell::run(
-        Command::new("cargo")
-            .args(["run", "--quiet", "--locked", "-p", "edge-lmm-convert", "--"])
+        Command::new(shell::target_dir().join("debug/edge-lmm-convert"))
             .arg(data().join("qwen2vl-tiny"))
             .arg("-o")
             .arg(&record)
-            .args(["--text-quant", "f32", "--vision-quant", "f32"])
-            .current_dir(shell::root()),
+            .args(["--text-quant", "f32", "--vision-quant", "f32"]),
     )?;
     Ok(record)
 }
