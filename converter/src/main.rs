@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
+use edge_lmm::needs::Scenario;
 use edge_lmm::report::bytes;
+use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Options, Plan, Report, write_record};
 use edge_lmm_ops::Format;
@@ -56,9 +58,16 @@ struct Cli {
     /// Drop tokens that do not occur in a text
     #[arg(long, value_name = "CORPUS.txt")]
     prune_vocab: Option<PathBuf>,
-    /// Check the record against the memory of a device
-    #[arg(long, value_name = "PROFILE")]
+    /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
+    /// jetson-orin-nano, host, ...; with --force only warn
+    #[arg(long, value_name = "DEVICE")]
     target: Option<String>,
+    /// Positions to plan the key-value cache for, with --target
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    target_context: usize,
+    /// Size of the picture to plan for, with --target
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
+    target_picture: (usize, usize),
     /// Write what became of every weight: scheme, bytes, relative error
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
@@ -101,6 +110,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         log::info!("the model does not use {tensor}");
     }
     eprintln!("{}", describe(&plan));
+    check_target(cli, &plan, checkpoint.tokenizer.len())?;
     if cli.dry_run {
         return Ok(());
     }
@@ -112,6 +122,28 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         "wrote {}, {}",
         cli.output.display(),
         bytes(report.file_bytes as usize)
+    );
+    Ok(())
+}
+
+/// Compares the record to be with the device that it is for.
+fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> {
+    let Some(name) = &cli.target else {
+        return Ok(());
+    };
+    let device = edge_lmm_targets::device(name)?;
+    let scenario = Scenario {
+        context: cli.target_context,
+        picture: Some(cli.target_picture),
+    };
+    let demand = plan.demand(tokenizer, &scenario)?;
+    let report = TargetReport::new(device, demand, cli.target_picture);
+    eprintln!("{report}");
+    ensure!(
+        report.fit.fits || cli.force,
+        "{}; use smaller formats, a smaller context (--target-context) or picture \
+         (--target-picture), or write it all the same with --force",
+        report.verdict()
     );
     Ok(())
 }
@@ -128,7 +160,6 @@ fn refuse_missing(cli: &Cli) -> anyhow::Result<()> {
         ("--prune-layers", cli.prune_layers.is_some()),
         ("--prune-ffn", cli.prune_ffn.is_some()),
         ("--prune-vocab", cli.prune_vocab.is_some()),
-        ("--target", cli.target.is_some()),
     ];
     match missing.iter().find(|(_, given)| *given) {
         Some((name, _)) => bail!("{name} is not available in this version"),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use edge_lmm::Cpu;
+use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm_models::family::{self, FamilyInfo, ModelFiles};
 use edge_lmm_models::record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
@@ -192,6 +193,30 @@ impl Plan {
             },
             weights,
         })
+    }
+
+    /// What the record will need to run.
+    ///
+    /// # Errors
+    /// If the model cannot take a picture of that size.
+    pub fn demand(&self, tokenizer: usize, scenario: &Scenario) -> Result<Demand, ConvertError> {
+        let formats = &self.info.formats;
+        let declared = Weights::<Cpu>::new(Default::default(), |spec| {
+            let format = formats.get(&spec.name);
+            format
+                .map(|format| format.0)
+                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
+        });
+        let model = family::build(&self.info.files, &declared)?;
+        let weights: Vec<StoredWeight> = self
+            .weights
+            .iter()
+            .map(|weight| StoredWeight {
+                spec: weight.spec.clone(),
+                bytes: weight.bytes,
+            })
+            .collect();
+        Ok(Demand::new(&*model, &weights, tokenizer, scenario)?)
     }
 
     /// Bytes of all weights.

@@ -162,7 +162,7 @@ fn unsupported(kind: &'static str) -> ModelError {
 
 /// Tokens that [`LanguageModel::prefill`] takes at once: enough to fill the kernels' tiles, few
 /// enough to keep the activations of the widest layer small.
-const PREFILL_CHUNK: usize = 512;
+pub const PREFILL_CHUNK: usize = 512;
 
 /// What a language model remembers of the tokens so far.
 pub struct DecoderState<B: KernelBackend> {

@@ -4,13 +4,17 @@
 pub mod dump;
 pub mod engine;
 mod error;
+pub mod health;
 pub mod manifest;
 #[allow(unsafe_code)]
-mod map;
+pub mod map;
 pub mod media;
+pub mod needs;
 pub mod record;
 pub mod report;
 pub mod sampler;
+pub mod serve;
+pub mod target;
 pub mod trace;
 
 pub use engine::{Answer, Engine, Media, Request};

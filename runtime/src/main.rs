@@ -4,7 +4,7 @@ mod cmd;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use edge_lmm_kernels::memory::CountingAllocator;
 
 /// Counts heap bytes, so that the timing table can say what a stage needed.
@@ -19,15 +19,15 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// Answers go to standard output, everything else to standard error. Set RUST_LOG=debug for more.
 #[derive(Parser)]
 #[command(name = "edge-lmm", version, max_term_width = 100)]
-struct Cli {
+pub struct Cli {
     #[command(subcommand)]
     command: cmd::Command,
 }
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let cli = Cli::parse();
-    match cli.command.run() {
+    let arguments = cmd::bundled::arguments(&Cli::command(), std::env::args_os());
+    match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: what failed, then each cause, without repeating what a cause says.

@@ -7,6 +7,7 @@
 //! whole file and are checked on demand ([`Record::verify`]).
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{AllocationProperty, DType};
@@ -17,10 +18,11 @@ use edge_lmm_models::record::{
 };
 use edge_lmm_models::weights::{Storage, WeightSpec};
 use edge_lmm_ops::MatrixShape;
+use edge_lmm_targets::bundle;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::map::map_file;
+use crate::map::{Mapping, map_file};
 
 const MAGIC: u32 = 0x4255_524E;
 const BURNPACK_VERSION: u16 = 1;
@@ -40,6 +42,14 @@ pub enum RecordError {
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// A program with a record inside that is not whole.
+    #[error("{path}: {source}")]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: bundle::BundleError,
     },
     /// Not a burnpack file.
     #[error(
@@ -131,10 +141,36 @@ impl Record {
     /// # Errors
     /// If it cannot be read, is no record, is of another version or contradicts itself.
     pub fn open(path: &Path) -> Result<Self, RecordError> {
-        let bytes = map_file(path).map_err(|source| RecordError::Io {
+        Self::open_with(path, Mapping::default())
+    }
+
+    /// Maps and checks a record file, or the record inside a bundle (a program with a record
+    /// appended), whose checksum is compared, too, unless the mapping trusts it.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or if the mapping cannot be locked.
+    pub fn open_with(path: &Path, mapping: Mapping) -> Result<Self, RecordError> {
+        let io = |source| RecordError::Io {
             path: path.to_owned(),
             source,
+        };
+        let mut file = File::open(path).map_err(io)?;
+        let place = bundle::locate(&mut file).map_err(|error| RecordError::Bundle {
+            path: path.to_owned(),
+            source: error,
         })?;
+        let Some(place) = place else {
+            let length = file.metadata().map_err(io)?.len();
+            let bytes = map_file(&file, 0, length, mapping).map_err(io)?;
+            return Self::from_bytes(bytes, path);
+        };
+        let bytes = map_file(&file, place.offset, place.length, mapping).map_err(io)?;
+        if !mapping.trust && xxh3_64(&bytes) != place.hash {
+            return Err(RecordError::Damaged {
+                path: path.to_owned(),
+                reason: "the record in the bundle differs from its checksum".to_owned(),
+            });
+        }
         Self::from_bytes(bytes, path)
     }
 
@@ -352,6 +388,7 @@ fn preamble(bytes: &[u8], path: &Path) -> Result<usize, RecordError> {
 fn describe_start(bytes: &[u8]) -> String {
     let looks = match bytes {
         [b'G', b'G', b'U', b'F', ..] => "it is a GGUF file: run edge-lmm-convert on it first",
+        [0x7F, b'E', b'L', b'F', ..] => "it is a program without a record inside",
         [b'P', b'K', ..] => "it is a zip archive",
         [_, _, _, _, _, _, _, _, b'{', ..] => {
             "it looks like a safetensors file: run edge-lmm-convert on its folder first"

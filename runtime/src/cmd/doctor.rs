@@ -1,15 +1,15 @@
 //! `edge-lmm doctor`: what this machine can do.
 
-use std::fs;
-
 use clap::Args;
+use edge_lmm::health::{Health, System};
 use edge_lmm::report::bytes;
 use edge_lmm_kernels::cpu::Isa;
 use serde::Serialize;
 
 use super::options::print_now;
 
-/// Says what this machine can do: instruction sets, cores, memory, CUDA.
+/// Says what this machine can do: instruction sets, cores, memory, CUDA, and what slows it down:
+/// heat, power, the clock's governor, swap.
 #[derive(Args)]
 pub struct Cmd {
     /// Print one JSON object
@@ -24,25 +24,27 @@ struct Report {
     cores: usize,
     kernels: String,
     kernels_available: Vec<String>,
-    memory_bytes: Option<usize>,
-    available_bytes: Option<usize>,
-    swap_bytes: Option<usize>,
+    memory_bytes: Option<u64>,
+    available_bytes: Option<u64>,
+    swap_bytes: Option<u64>,
+    health: Health,
     cuda: &'static str,
     devices: &'static [&'static str],
 }
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let health = System::default().health();
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             architecture: std::env::consts::ARCH,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernels: Isa::best().to_string(),
             kernels_available: Isa::available().iter().map(Isa::to_string).collect(),
-            memory_bytes: meminfo(&memory, "MemTotal"),
-            available_bytes: meminfo(&memory, "MemAvailable"),
-            swap_bytes: meminfo(&memory, "SwapTotal"),
+            memory_bytes: health.memory.map(|memory| memory.total),
+            available_bytes: health.memory.map(|memory| memory.usable()),
+            swap_bytes: health.memory.map(|memory| memory.swap),
+            health,
             cuda: "not in this binary",
             devices: &["cpu"],
         };
@@ -55,45 +57,89 @@ impl Cmd {
     }
 }
 
-/// A figure of /proc/meminfo in bytes.
-fn meminfo(text: &str, name: &str) -> Option<usize> {
-    let rest = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    let kib: usize = rest.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
+fn text(report: &Report) -> String {
+    let size = |n: u64| bytes(n as usize);
+    let unknown = || "unknown".to_owned();
+    let memory = report.health.memory.map_or_else(unknown, |memory| {
+        let group = memory.group.map_or(String::new(), |group| {
+            format!(", {} left by the control group", size(group))
+        });
+        format!(
+            "{}, {} available{group}, swap {} ({} of it zram)",
+            size(memory.total),
+            size(memory.available),
+            size(memory.swap),
+            size(memory.zram),
+        )
+    });
+    let lines = [
+        ("cores", report.cores.to_string()),
+        (
+            "kernels",
+            format!(
+                "{} (available: {})",
+                report.kernels,
+                report.kernels_available.join(", ")
+            ),
+        ),
+        ("memory", memory),
+        ("CUDA", report.cuda.to_owned()),
+        (
+            "records",
+            "packed layout 1, the same for every CPU".to_owned(),
+        ),
+        ("board", report.health.board.clone().unwrap_or_else(unknown)),
+        ("clock", clock(&report.health)),
+        ("heat", temperatures(&report.health)),
+        ("throttling", throttling(&report.health)),
+    ];
+    let mut text = format!("edge-lmm {} on {}", report.version, report.architecture);
+    for (name, value) in lines {
+        text += &format!("\n{name:10} {value}");
+    }
+    for advice in &report.health.advice {
+        text += &format!("\nadvice     {advice}");
+    }
+    text
 }
 
-fn text(report: &Report) -> String {
-    let size = |n: Option<usize>| n.map_or_else(|| "unknown".to_owned(), bytes);
+fn clock(health: &Health) -> String {
+    let Some(clock) = &health.clock else {
+        return "unknown".to_owned();
+    };
+    let mhz = |mhz: Option<u64>| mhz.map_or("?".to_owned(), |mhz| mhz.to_string());
     format!(
-        "edge-lmm {} on {}\n\
-         cores      {}\n\
-         kernels    {} (available: {})\n\
-         memory     {}, {} available, swap {}\n\
-         CUDA       {}\n\
-         records    packed layout 1, the same for every CPU",
-        report.version,
-        report.architecture,
-        report.cores,
-        report.kernels,
-        report.kernels_available.join(", "),
-        size(report.memory_bytes),
-        size(report.available_bytes),
-        size(report.swap_bytes),
-        report.cuda,
+        "{} of {} MHz, governor {}",
+        mhz(clock.now_mhz),
+        mhz(clock.highest_mhz),
+        clock.governor
     )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::meminfo;
-
-    #[test]
-    fn figures_are_found_by_their_whole_name() {
-        let text = "MemTotal:       16384 kB\nMemAvailable:    1024 kB\n";
-        assert_eq!(meminfo(text, "MemAvailable"), Some(1 << 20));
-        assert_eq!(meminfo(text, "MemTotal"), Some(16 << 20));
-        assert_eq!(meminfo(text, "Mem"), None);
+fn temperatures(health: &Health) -> String {
+    let zones: Vec<String> = health
+        .temperatures
+        .iter()
+        .map(|zone| format!("{} {:.0} C", zone.zone, zone.celsius))
+        .collect();
+    if zones.is_empty() {
+        "no sensor".to_owned()
+    } else {
+        zones.join(", ")
     }
+}
+
+fn throttling(health: &Health) -> String {
+    let Some(throttling) = health.throttling else {
+        return "unknown (vcgencmd tells on a Raspberry Pi)".to_owned();
+    };
+    let list = |names: Vec<&str>| match names.as_slice() {
+        [] => "nothing".to_owned(),
+        names => names.join(", "),
+    };
+    format!(
+        "now {}, since the start {}",
+        list(throttling.now()),
+        list(throttling.since_start())
+    )
 }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{Table, presets};
+use edge_lmm::needs::{Demand, Scenario};
 use edge_lmm::report::bytes;
+use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
 use edge_lmm_models::family;
 use edge_lmm_models::weights::{WeightSpec, Weights};
@@ -28,6 +30,13 @@ pub struct Cmd {
     /// List every weight
     #[arg(long)]
     tensors: bool,
+    /// Check whether it fits a device, and how fast that can be at best: raspberry-pi-5,
+    /// raspberry-pi-5-8gb, jetson-orin-nano, host, ...
+    #[arg(long, value_name = "DEVICE")]
+    target: Option<String>,
+    /// Size of the picture to plan for
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
+    picture: (usize, usize),
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -46,6 +55,7 @@ struct Report {
     sources: Vec<edge_lmm_models::record::SourceFile>,
     verified: bool,
     config: serde_json::Value,
+    target: Option<TargetReport>,
     tensors: Vec<TensorReport>,
 }
 
@@ -73,13 +83,27 @@ impl Cmd {
         if self.verify {
             record.verify()?;
         }
-        let report = self.report(&record)?;
+        let mut report = self.report(&record)?;
+        report.target = self.target_report(&record)?;
         let text = if self.json {
             serde_json::to_string(&report)?
         } else {
             self.text(&report)
         };
         print_now(&format!("{text}\n"))
+    }
+
+    fn target_report(&self, record: &Record) -> anyhow::Result<Option<TargetReport>> {
+        let Some(name) = &self.target else {
+            return Ok(None);
+        };
+        let device = edge_lmm_targets::device(name)?;
+        let scenario = Scenario {
+            context: self.context,
+            picture: Some(self.picture),
+        };
+        let demand = Demand::of_record(record, &scenario)?;
+        Ok(Some(TargetReport::new(device, demand, self.picture)))
     }
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
@@ -116,6 +140,7 @@ impl Cmd {
             sources: info.sources.clone(),
             verified: self.verify,
             config: info.files.config.clone(),
+            target: None,
             tensors,
         })
     }
@@ -163,6 +188,9 @@ impl Cmd {
                 bytes(source.bytes as usize),
                 source.xxh3
             );
+        }
+        if let Some(target) = &report.target {
+            text += &format!("\n{target}");
         }
         if report.verified {
             text += "\nall checksums are right";

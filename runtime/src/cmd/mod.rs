@@ -1,13 +1,19 @@
 //! One file per subcommand.
 
+mod bundle;
+pub mod bundled;
 mod chat;
+mod completions;
 mod demo;
 mod doctor;
 mod eval;
 mod inspect;
+mod man;
+mod memory;
 mod options;
 mod profile;
 mod run;
+mod serve;
 
 use clap::Subcommand;
 
@@ -21,6 +27,10 @@ pub enum Command {
     Inspect(inspect::Cmd),
     Demo(demo::Cmd),
     Doctor(doctor::Cmd),
+    Serve(serve::Cmd),
+    Bundle(bundle::Cmd),
+    Completions(completions::Cmd),
+    Man(man::Cmd),
 }
 
 impl Command {
@@ -34,6 +44,10 @@ impl Command {
             Self::Inspect(cmd) => cmd.run(),
             Self::Demo(cmd) => cmd.run(),
             Self::Doctor(cmd) => cmd.run(),
+            Self::Serve(cmd) => cmd.run(),
+            Self::Bundle(cmd) => cmd.run(),
+            Self::Completions(cmd) => cmd.run(),
+            Self::Man(cmd) => cmd.run(),
         }
     }
 }

@@ -13,6 +13,8 @@ use edge_lmm_models::model::{AudioPadding, MediaKind, MediaOptions};
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
+use super::memory::MemoryOptions;
+
 /// Where to compute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Device {
@@ -47,6 +49,8 @@ pub struct DeviceOptions {
     /// Threads on the CPU [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    memory: MemoryOptions,
 }
 
 impl DeviceOptions {
@@ -54,7 +58,7 @@ impl DeviceOptions {
     pub fn load(&self, model: &std::path::Path) -> anyhow::Result<Engine<Cpu>> {
         let record = {
             let _stage = stage::top("load");
-            Record::open(model)?
+            self.memory.open(model)?
         };
         self.load_record(&record)
     }

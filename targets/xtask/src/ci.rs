@@ -7,10 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
-/// Checks formatting, lints, tests, documentation and the AArch64 kernels.
+/// Checks formatting, lints, tests and documentation, and for AArch64, under emulation, the kernels
+/// and the program.
 #[derive(Args)]
 pub struct Cmd {
-    /// Leave out the AArch64 tests, which install an emulator and a cross linker
+    /// Leave out AArch64, which installs an emulator and cross linkers
     #[arg(long)]
     no_cross: bool,
 }
@@ -41,12 +42,26 @@ const STEPS: &[Step<'_>] = &[
     ("tests", &["cargo", "test", "--workspace"], &[]),
 ];
 
-const CROSS: Step<'_> = ("AArch64 tests", &["bash", "targets/test-aarch64.sh"], &[]);
+const CROSS: &[Step<'_>] = &[
+    ("AArch64 kernels", &["sh", "targets/test-aarch64.sh"], &[]),
+    (
+        "AArch64 program",
+        &[
+            "cargo",
+            "xtask",
+            "cross",
+            "--profile",
+            "cross-check",
+            "--check",
+        ],
+        &[],
+    ),
+];
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let cross = (!self.no_cross).then_some(&CROSS);
+        let cross = if self.no_cross { &[] } else { CROSS };
         for step in STEPS.iter().chain(cross) {
             run(step, &root)?;
         }

@@ -1,6 +1,16 @@
 //! Build, check and packaging tasks: `cargo xtask --help`.
 
+mod bundle;
 mod ci;
+mod cross;
+mod deb;
+mod elf;
+mod emulate;
+mod fuzz;
+mod goldens;
+mod package;
+mod sbom;
+mod shell;
 
 use clap::{Parser, Subcommand};
 
@@ -15,10 +25,18 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     Ci(ci::Cmd),
+    Cross(cross::Cmd),
+    Bundle(bundle::Cmd),
+    Package(package::Cmd),
+    Fuzz(fuzz::Cmd),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci(cmd) => cmd.run(),
+        Task::Cross(cmd) => cmd.run(),
+        Task::Bundle(cmd) => cmd.run(),
+        Task::Package(cmd) => cmd.run(),
+        Task::Fuzz(cmd) => cmd.run(),
     }
 }

@@ -1,0 +1,132 @@
+//! How a record is kept in memory, and whether it fits.
+
+use std::path::Path;
+
+use anyhow::bail;
+use clap::Args;
+use edge_lmm::Record;
+use edge_lmm::health::{Memory, System};
+use edge_lmm::map::Mapping;
+use edge_lmm::needs::{Demand, Scenario};
+use edge_lmm::report::bytes;
+
+/// Positions that an answer is taken to need before its prompt is known.
+const CONTEXT: usize = 2048;
+
+/// The mapping of the record.
+#[derive(Debug, Clone, Args)]
+pub struct MemoryOptions {
+    /// Read the whole record at the start, instead of when a weight is first used
+    #[arg(long)]
+    prefault: bool,
+    /// Keep the record in memory even when other programs need room
+    #[arg(long)]
+    mlock: bool,
+    /// Start even if the memory is too small for the model
+    #[arg(long)]
+    ignore_memory: bool,
+}
+
+impl MemoryOptions {
+    /// Opens a record, if it fits into the memory that there is.
+    pub fn open(&self, path: &Path) -> anyhow::Result<Record> {
+        let mapping = Mapping {
+            prefault: self.prefault,
+            lock: self.mlock,
+            trust: false,
+        };
+        if !self.ignore_memory {
+            // Before anything is read at once or locked.
+            let trust = Mapping {
+                trust: true,
+                ..Mapping::default()
+            };
+            check(&Record::open_with(path, trust)?, System::default().memory())?;
+        }
+        Ok(Record::open_with(path, mapping)?)
+    }
+}
+
+/// Refuses a record that cannot fit, with the numbers.
+fn check(record: &Record, memory: Option<Memory>) -> anyhow::Result<()> {
+    // A system that does not tell is trusted.
+    let Some(memory) = memory else {
+        return Ok(());
+    };
+    let scenario = Scenario {
+        context: CONTEXT,
+        picture: None,
+    };
+    let demand = Demand::of_record(record, &scenario)?;
+    let (needs, usable) = (demand.needs, memory.usable());
+    if needs.total() <= usable {
+        return Ok(());
+    }
+    let size = |n: u64| bytes(n as usize);
+    let limit = match memory.group {
+        Some(group) if group < memory.available => "this process's control group leaves",
+        _ => "the machine has available",
+    };
+    bail!(
+        "{} does not fit into memory: it needs about {} (weights {}, keys and values of {} \
+         positions {}, activations {}, program {}), {limit} {} of {}; use a smaller or more \
+         strongly quantized record, end other programs, or try anyway with --ignore-memory",
+        record.path().display(),
+        size(needs.total()),
+        size(needs.weights),
+        demand.context,
+        size(needs.cache),
+        size(needs.activations),
+        size(needs.program),
+        size(usable),
+        size(memory.total),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(available: u64, group: Option<u64>) -> Option<String> {
+        let record = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/demo/qwen2vl-tiny.bpk"
+        );
+        let record = Record::open(record.as_ref()).expect("the demo's record opens");
+        let memory = Memory {
+            total: 1 << 30,
+            available,
+            group,
+            swap: 0,
+            zram: 0,
+        };
+        check(&record, Some(memory))
+            .err()
+            .map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_fits_is_let_through() {
+        assert_eq!(refusal(512 << 20, None), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let message = refusal(10 << 20, None).expect("a refusal");
+        for word in [
+            "the machine has available 10.0 MiB of 1.0 GiB",
+            "--ignore-memory",
+        ] {
+            assert!(message.contains(word), "no {word:?} in {message:?}");
+        }
+    }
+
+    #[test]
+    fn the_limit_of_a_control_group_counts() {
+        let message = refusal(512 << 20, Some(8 << 20)).expect("a refusal");
+        assert!(
+            message.contains("control group leaves 8.0 MiB"),
+            "{message}"
+        );
+    }
+}

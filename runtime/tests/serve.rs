@@ -1,0 +1,228 @@
+//! The server: requests and replies, one JSON object per line.
+
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const QUESTION: &str = "how many shapes are there?";
+
+fn demo(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../models/demo")
+        .join(name)
+}
+
+fn server(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-lmm"));
+    command
+        .arg("serve")
+        .arg(demo("qwen2vl-tiny.bpk"))
+        .args(arguments);
+    command
+}
+
+/// A server that ends with its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a server on a socket and waits until it can be reached.
+fn listen(socket: &Path, arguments: &[&str]) -> Running {
+    let mut command = server(&["--socket", socket.to_str().expect("a readable path")]);
+    let server = Running(command.args(arguments).spawn().expect("the server starts"));
+    let start = Instant::now();
+    while UnixStream::connect(socket).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no socket");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server
+}
+
+struct Client {
+    input: BufReader<UnixStream>,
+    output: UnixStream,
+}
+
+impl Client {
+    fn connect(socket: &Path) -> Self {
+        let output = UnixStream::connect(socket).expect("a connection");
+        Self {
+            input: BufReader::new(output.try_clone().expect("a second handle")),
+            output,
+        }
+    }
+
+    fn send(&mut self, line: &str) {
+        writeln!(self.output, "{line}").expect("the request is sent");
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.input.read_line(&mut line).expect("a reply");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    fn ask(&mut self, request: Value) -> Value {
+        self.send(&request.to_string());
+        self.receive()
+    }
+}
+
+fn picture() -> Value {
+    let bytes = std::fs::read(demo("shapes.png")).expect("the picture");
+    json!({ "base64": data_encoding::BASE64.encode(&bytes) })
+}
+
+#[test]
+fn clients_are_answered_over_a_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &["--socket-mode", "600"]);
+    let mode = std::fs::metadata(&socket)
+        .expect("the socket")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+
+    // A client that is connected and silent does not keep others waiting.
+    let _silent = Client::connect(&socket);
+    let mut client = Client::connect(&socket);
+    let file = demo("shapes.png");
+    for image in [json!(file), picture()] {
+        let reply = client.ask(json!({ "id": "a", "prompt": QUESTION, "images": [image] }));
+        assert_eq!(reply["id"], "a");
+        assert_eq!(reply["text"], "two", "{reply}");
+        assert_eq!(reply["done"], true);
+        assert_eq!(reply["visual_tokens"], 16);
+    }
+}
+
+#[test]
+fn text_can_come_piece_by_piece() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut client = Client::connect(&socket);
+    let question = json!({ "prompt": "list the shapes.", "images": [picture()], "stream": true });
+    client.send(&question.to_string());
+    let mut text = String::new();
+    let done = loop {
+        let reply = client.receive();
+        match reply["delta"].as_str() {
+            Some(delta) => text += delta,
+            None => break reply,
+        }
+    };
+    assert_eq!(text, "blue square, yellow cross");
+    assert_eq!(done["text"], text);
+}
+
+#[test]
+fn bad_requests_get_an_error_and_do_not_end_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &["--no-files"]);
+    let mut client = Client::connect(&socket);
+    let file = demo("shapes.png");
+    let bad: [(String, &str); 6] = [
+        ("not JSON".to_owned(), "cannot be read"),
+        (
+            json!({ "id": 7, "question": "?" }).to_string(),
+            "unknown field",
+        ),
+        (json!({ "id": 7, "prompt": 5 }).to_string(), "invalid type"),
+        (
+            json!({ "id": 7, "images": [file] }).to_string(),
+            "reads no files",
+        ),
+        (
+            json!({ "id": 7, "images": [{ "base64": "!" }] }).to_string(),
+            "base64",
+        ),
+        (
+            json!({ "id": 7, "prompt": "x", "temperature": -1 }).to_string(),
+            "temperature",
+        ),
+    ];
+    for (request, word) in bad {
+        client.send(&request);
+        let reply = client.receive();
+        let error = reply["error"].as_str().unwrap_or_default();
+        assert!(error.contains(word), "{request}: {reply}");
+        if request.starts_with('{') {
+            assert_eq!(reply["id"], 7);
+        }
+    }
+    let reply = client.ask(json!({ "prompt": QUESTION, "images": [picture()] }));
+    assert_eq!(reply["text"], "two");
+}
+
+#[test]
+fn a_socket_in_use_is_not_taken_and_a_left_over_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let first = listen(&socket, &[]);
+    let mut second = server(&["--socket", socket.to_str().expect("a readable path")]);
+    let second = second.output().expect("the command starts");
+    let message = String::from_utf8_lossy(&second.stderr);
+    assert!(message.contains("a server that is running"), "{message}");
+    drop(first);
+    assert!(socket.exists(), "a killed server leaves its socket");
+    let _third = listen(&socket, &[]);
+}
+
+#[test]
+fn systemd_is_told_when_requests_can_come() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let notify = folder.path().join("notify");
+    let receiver = UnixDatagram::bind(&notify).expect("a socket");
+    receiver
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a timeout");
+    let socket = folder.path().join("socket");
+    let mut command = server(&["--socket", socket.to_str().expect("a readable path")]);
+    let _server = Running(
+        command
+            .env("NOTIFY_SOCKET", &notify)
+            .spawn()
+            .expect("it starts"),
+    );
+    let mut message = [0; 64];
+    let n = receiver.recv(&mut message).expect("a message");
+    assert_eq!(&message[..n], b"READY=1");
+    assert!(UnixStream::connect(&socket).is_ok());
+}
+
+#[test]
+fn standard_input_is_served_until_it_ends() {
+    let mut child = server(&[])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut input = child.stdin.take().expect("its input");
+    let question = json!({ "id": 1, "prompt": QUESTION, "images": [picture()] });
+    writeln!(input, "{question}\n\n{{\"id\": 2}}x").expect("requests are sent");
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success());
+    let replies: Vec<Value> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(replies.len(), 2);
+    assert_eq!(replies[0]["text"], "two");
+    assert!(replies[1]["error"].is_string());
+}

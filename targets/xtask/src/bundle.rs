@@ -1,0 +1,76 @@
+//! `cargo xtask bundle`: one executable for a device, with a record inside.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::ensure;
+use clap::Args;
+use edge_lmm_targets::bundle;
+
+use crate::emulate::Emulator;
+use crate::{cross, shell};
+
+/// Builds edge-lmm for a device and puts a record into it.
+///
+/// Example: cargo xtask bundle --target raspberry-pi-5 --model qwen2-vl-2b.bpk -o edge-qwen2-vl
+#[derive(Args)]
+pub struct Cmd {
+    /// A device, such as raspberry-pi-5 or host
+    #[arg(long, value_name = "DEVICE")]
+    target: String,
+    /// The record
+    #[arg(long, value_name = "MODEL.bpk")]
+    model: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Use this program instead of building one
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// Cargo profile
+    #[arg(long, value_name = "PROFILE", default_value = "dist")]
+    profile: String,
+    /// Build a program that needs no shared library (musl)
+    #[arg(long = "static")]
+    fixed: bool,
+    /// Do not check the finished file by running it (under emulation where needed)
+    #[arg(long)]
+    no_check: bool,
+    /// Overwrite the file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        ensure!(
+            self.force || !self.output.exists(),
+            "{} exists; use --force to overwrite it",
+            self.output.display()
+        );
+        let device = edge_lmm_targets::device(&self.target)?;
+        let program = match self.program {
+            Some(program) => program,
+            None => {
+                let built = cross::build(&[&self.target], &self.profile, self.fixed)?;
+                built[0].program.clone()
+            }
+        };
+        let place = bundle::write(&program, &self.model, &self.output)?;
+        println!(
+            "wrote {}: program {} bytes, record {} bytes at {}",
+            self.output.display(),
+            place.program,
+            place.length,
+            place.offset
+        );
+        if self.no_check {
+            return Ok(());
+        }
+        let mut inspect: Command = Emulator::new(&device)?.command(&self.output.canonicalize()?);
+        let name = device.name.as_str();
+        let text = shell::output(inspect.args(["inspect", "--verify", "--target", name]))?;
+        print!("{text}");
+        Ok(())
+    }
+}

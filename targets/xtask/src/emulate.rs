@@ -1,0 +1,121 @@
+//! Runs a program as it would run on a device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use edge_lmm_targets::{Device, bundle};
+
+use crate::shell;
+
+/// Where Debian puts the C library of AArch64.
+const SYSTEM_ROOT: &str = "/usr/aarch64-linux-gnu";
+
+/// qemu as a certain core, or this machine.
+pub struct Emulator {
+    cpu: Option<String>,
+}
+
+/// The demo's record: the text in 4 bits, the vision tower in 8.
+pub fn demo_record() -> PathBuf {
+    shell::root().join("models/demo/qwen2vl-tiny.bpk")
+}
+
+impl Emulator {
+    /// For a device.
+    pub fn new(device: &Device) -> anyhow::Result<Self> {
+        let native = device.triple.starts_with(std::env::consts::ARCH);
+        let cpu = device.emulator_cpu.clone().filter(|_| !native);
+        ensure!(
+            native || cpu.is_some(),
+            "no emulator runs programs for {}",
+            device.title
+        );
+        Ok(Self { cpu })
+    }
+
+    /// Name of the core.
+    pub fn name(&self) -> String {
+        self.cpu
+            .clone()
+            .unwrap_or_else(|| "this machine".to_owned())
+    }
+
+    /// The command that runs `program`.
+    pub fn command(&self, program: &Path) -> Command {
+        match &self.cpu {
+            None => Command::new(program),
+            Some(cpu) => {
+                let mut command = Command::new("qemu-aarch64");
+                command.args(["-cpu", cpu, "-L", SYSTEM_ROOT]).arg(program);
+                command
+            }
+        }
+    }
+
+    fn output(&self, program: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+        let start = Instant::now();
+        let text = shell::output(self.command(program).args(arguments))?;
+        let seconds = start.elapsed().as_secs_f64();
+        println!("  {} {seconds:.1} s", arguments.first().unwrap_or(&""));
+        Ok(text)
+    }
+
+    /// Whether the program starts, knows its machine, answers rightly, and works as a bundle.
+    pub fn check(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
+        let version = self.output(program, &["--version"])?;
+        ensure!(
+            version.starts_with("edge-lmm "),
+            "--version says {version:?}"
+        );
+        let doctor = self.output(program, &["doctor", "--json"])?;
+        let doctor: serde_json::Value = serde_json::from_str(&doctor).context("doctor --json")?;
+        println!(
+            "  kernels: {} of {}",
+            doctor["kernels"], doctor["kernels_available"]
+        );
+        // The demo compares its answers with the right ones itself.
+        print!("{}", self.output(program, &["demo"])?);
+        self.check_bundle(program, work)
+    }
+
+    /// A bundle answers without naming a record, and is refused once a byte has changed.
+    fn check_bundle(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
+        let bundled = work.join("bundle");
+        let place = bundle::write(program, &demo_record(), &bundled)?;
+        let picture = shell::root().join("models/demo/shapes.png");
+        let question = ["--prompt", "how many shapes are there?", "--image"];
+        let ask = |bundled: &Path| {
+            let mut command = self.command(bundled);
+            command.args(question).arg(&picture);
+            command
+        };
+        let answer = shell::output(&mut ask(&bundled))?;
+        ensure!(
+            answer.trim() == "two",
+            "the bundle answers {answer:?}, not \"two\""
+        );
+        println!("  a bundle answers {:?}", answer.trim());
+        let mut bytes = fs::read(&bundled)?;
+        let middle = (place.offset + place.length / 2) as usize;
+        let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 2] = [
+            ("a changed byte", &|bytes| bytes[middle] ^= 1),
+            ("a missing end", &|bytes| bytes.truncate(middle)),
+        ];
+        for (what, damage) in damages {
+            damage(&mut bytes);
+            fs::write(&bundled, &bytes)?;
+            let output = shell::attempt(&mut ask(&bundled))?;
+            let message = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                output.status.code() == Some(1) && message.contains("damaged"),
+                "a bundle with {what} is not refused ({}): {message}",
+                output.status
+            );
+        }
+        println!("  damaged bundles are refused");
+        Ok(())
+    }
+}

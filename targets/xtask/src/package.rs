@@ -1,0 +1,235 @@
+//! `cargo xtask package`: a Debian package and a tarball for a device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use edge_lmm_targets::Device;
+use sha2::{Digest, Sha256};
+
+use crate::deb::{Entry, gzip, package, tar};
+use crate::elf::Demands;
+use crate::emulate::Emulator;
+use crate::{cross, sbom, shell};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Makes a Debian package, a tarball to unpack over an image's root, a list of components (SBOM)
+/// and checksums.
+///
+/// The manual pages and completions come from the packaged program itself, run under emulation
+/// where needed. The service's memory limit is that of the device's profile: name the size, as in
+/// raspberry-pi-5-8gb, for a limit in bytes; a board's plain name gives a share of the memory.
+#[derive(Args)]
+pub struct Cmd {
+    /// A device, such as raspberry-pi-5 or host
+    #[arg(long, value_name = "DEVICE")]
+    target: String,
+    /// Use this program instead of building one
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// Cargo profile
+    #[arg(long, value_name = "PROFILE", default_value = "dist")]
+    profile: String,
+    /// The folder to write to
+    #[arg(short, long, value_name = "FOLDER")]
+    output: PathBuf,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let device = edge_lmm_targets::device(&self.target)?;
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => {
+                let built = cross::build(&[&self.target], &self.profile, false)?;
+                built[0].program.clone()
+            }
+        };
+        let time = build_time()?;
+        let packages = sbom::packages(&device.triple)?;
+        let components = sbom::cyclonedx(&packages, &device.triple)?;
+        let mut content = from_program(&device, &program)?;
+        content.extend(own_files(&device, &self.target, &packages, &components)?);
+        content.sort_by(|a, b| a.path.cmp(&b.path));
+
+        let architecture = architecture(&device)?;
+        let control = control_files(&program, architecture, &content)?;
+        fs::create_dir_all(&self.output)
+            .with_context(|| format!("cannot make {}", self.output.display()))?;
+        let stem = format!("edge-lmm-{VERSION}-{}", self.target);
+        let files = [
+            (
+                format!("edge-lmm_{VERSION}_{architecture}.deb"),
+                package(&control, &content, time)?,
+            ),
+            (format!("{stem}.tar.gz"), gzip(&tar(&content, time)?)?),
+            (format!("{stem}.cdx.json"), components.into_bytes()),
+        ];
+        let mut sums = String::new();
+        for (name, bytes) in &files {
+            fs::write(self.output.join(name), bytes)
+                .with_context(|| format!("cannot write {name}"))?;
+            println!("{name}: {} bytes", bytes.len());
+            sums += &format!("{}  {name}\n", hexadecimal(&Sha256::digest(bytes)));
+        }
+        fs::write(self.output.join("SHA256SUMS"), sums)?;
+        Ok(())
+    }
+}
+
+/// Seconds since 1970 that files are dated with: the same sources give the same packages.
+fn build_time() -> anyhow::Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(time) => time
+            .parse()
+            .with_context(|| format!("SOURCE_DATE_EPOCH is {time:?}, expected seconds")),
+        Err(_) => {
+            let mut git = std::process::Command::new("git");
+            git.args(["log", "-1", "--format=%ct"])
+                .current_dir(shell::root());
+            // Without git, as in a source archive, the start of time does.
+            Ok(shell::output(&mut git)
+                .ok()
+                .and_then(|time| time.trim().parse().ok())
+                .unwrap_or(0))
+        }
+    }
+}
+
+fn architecture(device: &Device) -> anyhow::Result<&'static str> {
+    match device.triple.split('-').next() {
+        Some("aarch64") => Ok("arm64"),
+        Some("x86_64") => Ok("amd64"),
+        _ => bail!("Debian has no architecture for {}", device.triple),
+    }
+}
+
+/// The program and what it prints about itself.
+fn from_program(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
+    let emulator = Emulator::new(device)?;
+    let mut entries = vec![Entry::program("usr/bin/edge-lmm", fs::read(program)?)];
+    let completions = [
+        ("bash", "usr/share/bash-completion/completions/edge-lmm"),
+        ("zsh", "usr/share/zsh/vendor-completions/_edge-lmm"),
+        ("fish", "usr/share/fish/vendor_completions.d/edge-lmm.fish"),
+    ];
+    for (name, path) in completions {
+        let text = shell::output(emulator.command(program).args(["completions", name]))?;
+        entries.push(Entry::file(path, text));
+    }
+    let folder = tempfile::tempdir()?;
+    shell::run(emulator.command(program).arg("man").arg(folder.path()))?;
+    for page in fs::read_dir(folder.path())? {
+        let page = page?;
+        let name = page.file_name();
+        let path = format!("usr/share/man/man1/{}.gz", name.to_string_lossy());
+        entries.push(Entry::file(path, gzip(&fs::read(page.path())?)?));
+    }
+    Ok(entries)
+}
+
+/// The service, its folder, and documents.
+fn own_files(
+    device: &Device,
+    target: &str,
+    packages: &[sbom::Package],
+    components: &str,
+) -> anyhow::Result<Vec<Entry>> {
+    let packaging = shell::root().join("targets/packaging");
+    let unit = fs::read_to_string(packaging.join("edge-lmm@.service"))?;
+    let unit = unit.replace("@MEMORY_MAX@", &memory_limit(device, target));
+    ensure!(
+        !unit.contains("@MEMORY_MAX@"),
+        "the memory limit is not filled in"
+    );
+    let licence = fs::read_to_string(shell::root().join("LICENSE"))?;
+    let document = |name: &str| format!("usr/share/doc/edge-lmm/{name}");
+    Ok(vec![
+        Entry::file("usr/lib/systemd/system/edge-lmm@.service", unit),
+        Entry::folder("var/lib/edge-lmm"),
+        Entry::folder("etc/edge-lmm"),
+        Entry::file(document("copyright"), licence),
+        Entry::file(
+            document("third-party-licences.txt.gz"),
+            gzip(sbom::licences(packages).as_bytes())?,
+        ),
+        Entry::file(document("sbom.cdx.json"), components),
+    ])
+}
+
+/// Bytes for a device of a known size; for a board of several sizes the share that is right for
+/// the smallest, and cautious for the others.
+fn memory_limit(device: &Device, target: &str) -> String {
+    if target == device.name && target != "host" {
+        device.usable_bytes().to_string()
+    } else if target == "host" {
+        "90%".to_owned()
+    } else {
+        format!("{}%", device.usable_percent())
+    }
+}
+
+fn control_files(
+    program: &Path,
+    architecture: &str,
+    content: &[Entry],
+) -> anyhow::Result<Vec<Entry>> {
+    let demands = Demands::of(program)?;
+    let bytes: usize = content
+        .iter()
+        .filter_map(|e| Some(e.content.as_ref()?.len()))
+        .sum();
+    let mut depends = vec!["passwd".to_owned()];
+    if let Some(version) = demands.glibc {
+        depends.push(format!("libc6 (>= {version})"));
+    }
+    if demands
+        .libraries
+        .iter()
+        .any(|library| library.starts_with("libgcc_s"))
+    {
+        depends.push("libgcc-s1".to_owned());
+    }
+    let control = format!(
+        "Package: edge-lmm\n\
+         Version: {VERSION}\n\
+         Architecture: {architecture}\n\
+         Maintainer: The Edge-LMM developers <edge-lmm@localhost>\n\
+         Installed-Size: {}\n\
+         Depends: {}\n\
+         Section: science\n\
+         Priority: optional\n\
+         Description: runs large multimodal models on small devices\n \
+         edge-lmm answers questions about pictures, videos and sounds with models\n \
+         of a few billion parameters, quantized to 4 and 8 bits, and says where the\n \
+         time goes. Records in /var/lib/edge-lmm can be served on a Unix socket with\n \
+         the service edge-lmm@NAME.\n",
+        bytes.div_ceil(1024),
+        depends.join(", "),
+    );
+    let packaging = shell::root().join("targets/packaging");
+    let mut entries = vec![Entry::file("control", control)];
+    for script in ["postinst", "prerm", "postrm"] {
+        entries.push(Entry::program(script, fs::read(packaging.join(script))?));
+    }
+    Ok(entries)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_limit_follows_the_profile() {
+        let limit = |name: &str| memory_limit(&edge_lmm_targets::device(name).unwrap(), name);
+        // 8 GiB without 512 MiB; 3.5 of 4 GiB.
+        assert_eq!(limit("raspberry-pi-5-8gb"), (8053063680u64).to_string());
+        assert_eq!(limit("raspberry-pi-5"), "87%");
+    }
+}
