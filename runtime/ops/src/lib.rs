@@ -3,7 +3,7 @@
 //! [`KernelBackend`] extends burn's [`Backend`](burn::tensor::backend::Backend) by the coarse
 //! operations that take nearly all of the time: products with packed weights, attention, norms,
 //! rotary embeddings. On the CPU ([`burn_ndarray::NdArray`]) they run on the SIMD kernels of
-//! `edge-lmm-kernels`; [`reference`] has the same operations in plain burn operations, slow and
+//! `edge-lmm-kernels`; [`mod@reference`] has the same operations in plain burn operations, slow and
 //! obvious, for tests to compare against.
 //!
 //! [`stage`] times what runs, [`probe`] captures intermediate tensors. Both cost nothing

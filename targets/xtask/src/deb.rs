@@ -103,9 +103,9 @@ pub fn package(control: &[Entry], content: &[Entry], time: u64) -> anyhow::Resul
     ];
     for (name, member) in members {
         let len = member.len();
-        write!(
+        writeln!(
             bytes,
-            "{name:<16}{time:<12}{:<6}{:<6}{:<8}{len:<10}`\n",
+            "{name:<16}{time:<12}{:<6}{:<6}{:<8}{len:<10}`",
             0, 0, 100_644
         )?;
         bytes.extend_from_slice(member);

@@ -13,6 +13,9 @@ use crate::shell;
 /// Where Debian puts the C library of AArch64.
 const SYSTEM_ROOT: &str = "/usr/aarch64-linux-gnu";
 
+/// What is done to the bytes of a bundle.
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// qemu as a certain core, or this machine.
 pub struct Emulator {
     cpu: Option<String>,
@@ -100,7 +103,7 @@ impl Emulator {
         println!("  a bundle answers {:?}", answer.trim());
         let mut bytes = fs::read(&bundled)?;
         let middle = (place.offset + place.length / 2) as usize;
-        let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 2] = [
+        let damages: [(&str, Damage<'_>); 2] = [
             ("a changed byte", &|bytes| bytes[middle] ^= 1),
             ("a missing end", &|bytes| bytes.truncate(middle)),
         ];

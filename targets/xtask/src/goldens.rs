@@ -45,7 +45,13 @@ pub fn float_record(folder: &Path) -> anyhow::Result<PathBuf> {
     let record = folder.join("qwen2vl-tiny-f32.bpk");
     // With the features of the whole workspace, as the tests have built it.
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--locked", "--workspace", "--bin", "edge-lmm-convert"]);
+    cargo.args([
+        "build",
+        "--locked",
+        "--workspace",
+        "--bin",
+        "edge-lmm-convert",
+    ]);
     shell::run(cargo.current_dir(shell::root()))?;
     shell::run(
         Command::new(shell::target_dir().join("debug/edge-lmm-convert"))

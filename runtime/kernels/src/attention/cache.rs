@@ -30,7 +30,7 @@ pub enum CacheError {
 
 /// The keys and values of past tokens, for all layers. Memory is reserved at once and touched when it is used.
 ///
-/// A step appends its tokens to every layer, computes [`cached_attention`] with them, and at the end calls
+/// A step appends its tokens to every layer, computes [`cached_attention`](super::cached_attention) with them, and at the end calls
 /// [`advance`](Self::advance).
 pub struct KvCache {
     data: Vec<f32>,
