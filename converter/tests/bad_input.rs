@@ -182,7 +182,7 @@ fn options_that_are_not_there_yet() {
     for options in [
         &["--method", "awq"][..],
         &["--prune-layers", "1"],
-        &["--target", "raspberry-pi-5"],
+        &["--prune-ffn", "0.5"],
     ] {
         expect_error(&source, options, &[options[0], "not available"]);
     }
