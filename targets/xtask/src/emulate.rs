@@ -13,9 +13,6 @@ use crate::shell;
 /// Where Debian puts the C library of AArch64.
 const SYSTEM_ROOT: &str = "/usr/aarch64-linux-gnu";
 
-/// What is done to the bytes of a bundle.
-type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
-
 /// qemu as a certain core, or this machine.
 pub struct Emulator {
     cpu: Option<String>,
@@ -101,15 +98,15 @@ impl Emulator {
             "the bundle answers {answer:?}, not \"two\""
         );
         println!("  a bundle answers {:?}", answer.trim());
-        let mut bytes = fs::read(&bundled)?;
+        let whole = fs::read(&bundled)?;
         let middle = (place.offset + place.length / 2) as usize;
-        let damages: [(&str, Damage<'_>); 2] = [
-            ("a changed byte", &|bytes| bytes[middle] ^= 1),
-            ("a missing end", &|bytes| bytes.truncate(middle)),
-        ];
-        for (what, damage) in damages {
-            damage(&mut bytes);
-            fs::write(&bundled, &bytes)?;
+        let mut changed = whole.clone();
+        changed[middle] ^= 1;
+        for (what, bytes) in [
+            ("a changed byte", &changed[..]),
+            ("a missing end", &whole[..middle]),
+        ] {
+            fs::write(&bundled, bytes)?;
             let output = shell::attempt(&mut ask(&bundled))?;
             let message = String::from_utf8_lossy(&output.stderr);
             ensure!(
