@@ -41,9 +41,15 @@ pub fn convert(
     mmproj: Option<&Path>,
     options: &Options,
 ) -> Result<Converted, ConvertError> {
+    convert_checkpoint(Checkpoint::open(source, mmproj)?, options)
+}
+
+fn convert_checkpoint(
+    checkpoint: Checkpoint,
+    options: &Options,
+) -> Result<Converted, ConvertError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("model.bpk");
-    let checkpoint = Checkpoint::open(source, mmproj)?;
     let plan = Plan::new(&checkpoint, options)?;
     write_record(&plan, Arc::new(checkpoint), &path, |_, _| {})?;
     Ok(Converted {
@@ -54,7 +60,15 @@ pub fn convert(
 
 /// Converts and loads a checkpoint.
 pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine<Cpu> {
-    let converted = convert(source, mmproj, options).expect("the checkpoint converts");
+    engine_of(
+        Checkpoint::open(source, mmproj).expect("a checkpoint"),
+        options,
+    )
+}
+
+/// Converts and loads an open checkpoint.
+pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Engine<Cpu> {
+    let converted = convert_checkpoint(checkpoint, options).expect("the checkpoint converts");
     let record = Record::open(&converted.path).expect("the record opens");
     record.verify().expect("the record's checksums are right");
     Engine::load(&record, Default::default()).expect("the model loads")

@@ -12,6 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 # The split of the Qwen2 family. A published constant: a port recognises it, or compiles it.
 QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# That of Llama 3.
+LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 
 _NOUNS = "picture frame video sound circle square cat house river number colour corner edge shadow window letter".split()
 _VERBS = "shows holds crosses follows touches hides counts describes compares begins moves ends".split()
@@ -61,6 +63,22 @@ def qwen2(pieces: int, first: list[str], last: list[str], seed: int) -> Tokenize
     tok.decoder = decoders.ByteLevel(**byte_level)
     tok.post_processor = processors.ByteLevel(**byte_level)
     return _rebuild(tok, pieces, first, last, seed)
+
+
+def llama3(pieces: int, last: list[str], seed: int) -> Tokenizer:
+    """Llama 3 layout: no normalisation, whole pieces before merges, the first of `last` in front of every text."""
+    tok = Tokenizer(models.BPE(ignore_merges=True))
+    byte_level = dict(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
+    tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(**byte_level)])
+    tok.decoder = decoders.ByteLevel(**byte_level)
+    tok = _rebuild(tok, pieces, [], last, seed)
+    tok.model.ignore_merges = True
+    begin = processors.TemplateProcessing(
+        single=f"{last[0]} $A", pair=f"{last[0]} $A {last[0]} $B", special_tokens=[(last[0], tok.token_to_id(last[0]))]
+    )
+    tok.post_processor = processors.Sequence([processors.ByteLevel(**byte_level), begin])
+    return tok
 
 
 def gpt2(pieces: int, first: list[str], last: list[str], seed: int, bos: str) -> Tokenizer:

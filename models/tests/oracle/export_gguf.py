@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Writes a Qwen2-VL checkpoint folder as llama.cpp files: the language model and the vision tower (mmproj), both f16.
+"""Writes a checkpoint folder as llama.cpp files in f16: the language model and, where there is one, the vision tower (mmproj).
 
     python export_gguf.py ../data/qwen2vl-odd --out ../data/qwen2vl-odd-gguf
 
-Names and metadata are those of llama.cpp's own converter, with the pixel limits added. Matrices are f16, vectors f32.
+Takes Qwen2-VL, LLaVA-1.5, Llama, Qwen2 and Phi-3 (the latter four: `gguf_llama.py`). Names and metadata are those of
+llama.cpp's own converter, with the pixel limits of Qwen2-VL added. Matrices are f16, vectors f32.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 from safetensors.torch import load_file
+
+import gguf_llama
 
 TEXT_LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -129,24 +132,44 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     args = parser.parse_args()
-    name = args.checkpoint.resolve().name
     config = json.loads((args.checkpoint / "config.json").read_text())
-    pre = json.loads((args.checkpoint / "preprocessor_config.json").read_text())
-    state = read_state(args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
+    write = {"qwen2_vl": write_qwen2_vl, "llava": write_llava}.get(config["model_type"], write_text)
+    write(args.checkpoint, args.checkpoint.resolve().name, config, args.out)
 
-    text = gguf.GGUFWriter(args.out / f"{name}-f16.gguf", "qwen2vl")
-    text.add_type(gguf.GGUFType.MODEL)
-    text.add_name(name)
+
+def open_writer(path: Path, arch: str, name: str) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_type(gguf.GGUFType.MMPROJ if arch == "clip" else gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    return writer
+
+
+def write_qwen2_vl(folder: Path, name: str, config: dict, out: Path) -> None:
+    state = read_state(folder)
+    text = open_writer(out / f"{name}-f16.gguf", "qwen2vl", name)
     text_metadata(text, config)
-    add_tokenizer(text, args.checkpoint, config)
+    add_tokenizer(text, folder, config)
     finish(text, text_tensors(state))
-
-    tower = gguf.GGUFWriter(args.out / f"mmproj-{name}-f16.gguf", "clip")
-    tower.add_type(gguf.GGUFType.MMPROJ)
-    tower.add_name(name)
-    vision_metadata(tower, config, pre)
+    tower = open_writer(out / f"mmproj-{name}-f16.gguf", "clip", name)
+    vision_metadata(tower, config, json.loads((folder / "preprocessor_config.json").read_text()))
     finish(tower, vision_tensors(state))
+
+
+def write_llava(folder: Path, name: str, config: dict, out: Path) -> None:
+    state = read_state(folder)
+    text = open_writer(out / f"{name}-f16.gguf", "llama", name)
+    gguf_llama.write_text(text, folder, config["text_config"])
+    finish(text, gguf_llama.text_tensors(state, config["text_config"], "language_model."))
+    tower = open_writer(out / f"mmproj-{name}-f16.gguf", "clip", name)
+    gguf_llama.tower_metadata(tower, config)
+    finish(tower, gguf_llama.tower_tensors(state))
+
+
+def write_text(folder: Path, name: str, config: dict, out: Path) -> None:
+    text = open_writer(out / f"{name}-f16.gguf", config["model_type"], name)
+    gguf_llama.write_text(text, folder, config)
+    finish(text, [*gguf_llama.rope_tensors(config), *gguf_llama.text_tensors(read_state(folder), config, "")])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Family:
     seed = 0
     shards = 1
     fixed: tuple[str, ...] = ()  # parameters that keep the values of the constructor
+    generation: dict = {}  # further arguments of `generate`
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -65,7 +66,7 @@ class Family:
         tensors["logits_first"] = logits[0, -1]
         tensors["logits_argmax_all"] = logits[0].argmax(-1)
         tensors["lm_hidden_last"] = last_position(hidden)
-        ids, leads = greedy(self.model, self.generation_inputs(inputs), pad_token_id=self.pad_token())
+        ids, leads = greedy(self.model, self.generation_inputs(inputs), pad_token_id=self.pad_token(), **self.generation)
         return Run(tensors, ids, leads, {"prompt": self.prompt(sample)} | self.notes(inputs))
 
     def before(self, inputs: dict) -> dict:

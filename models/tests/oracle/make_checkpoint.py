@@ -22,8 +22,9 @@ from llava import Llava  # noqa: E402
 from phi35v import Phi35V  # noqa: E402
 from qwen2_audio import Qwen2Audio  # noqa: E402
 from qwen_vl import Qwen2VL, Qwen25VL  # noqa: E402
+from text import Llama, Llama3, Phi3, Qwen2  # noqa: E402
 
-FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava, Blip2, Blip2T5, Qwen2Audio, Phi35V)}
+FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava, Blip2, Blip2T5, Qwen2Audio, Phi35V, Llama, Llama3, Qwen2, Phi3)}
 
 
 def main() -> None:

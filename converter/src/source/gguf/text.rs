@@ -209,6 +209,23 @@ impl TextModel {
         Ok(())
     }
 
+    /// The scaling of Llama 3.1, of which GGUF keeps no more than what each frequency is divided by: one set of factors,
+    /// for sequences of any length.
+    fn rope_factors(&self, assembly: &mut Assembly<'_, '_>) -> Result<Option<Json>> {
+        const TENSOR: &str = "rope_freqs.weight";
+        if self.kind != Kind::Llama || !assembly.has(TENSOR) {
+            return Ok(None);
+        }
+        let factors = assembly.values(TENSOR, self.head / 2)?;
+        Ok(Some(json!({
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "factor": 1.0,
+            "attention_factor": 1.0,
+        })))
+    }
+
     /// The fields that the configs of all these models share.
     pub(super) fn config(&self, vocabulary: &Vocabulary<'_>) -> Object<String, Json> {
         let mut config = Object::new();
@@ -256,6 +273,8 @@ pub(super) fn read(
     if kind == Kind::Phi3 {
         phi3_rope(assembly, &model, &mut config)?;
     } else if let Some(scaling) = rope_scaling(assembly.header, arch)? {
+        config.insert("rope_scaling".into(), scaling);
+    } else if let Some(scaling) = model.rope_factors(assembly)? {
         config.insert("rope_scaling".into(), scaling);
     }
     Ok(config.into())

@@ -24,6 +24,9 @@ const END_TOKENS: [&str; 5] = [
     "<|end_of_text|>",
 ];
 
+/// Phi-3's special tokens swallow the blanks behind them, but for these.
+const KEEP_BLANKS: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
 /// The vocabulary with the roles of its tokens.
 #[derive(Debug)]
 pub(super) struct Vocabulary<'h> {
@@ -275,6 +278,8 @@ impl<'h> Vocabulary<'h> {
 
     /// The parts that both kinds of tokenizer share. Unused ids are left out: no text gives them.
     fn bpe(&self, merges: Vec<(&'h str, &'h str)>, begin_by_default: bool) -> Result<Bpe<'h>> {
+        // Files do not say it; llama.cpp has it in `src/llama-vocab.cpp`, too.
+        let swallows = self.header.text("general.architecture")? == Some("phi3");
         let mut vocab = Vec::new();
         let mut added = Vec::new();
         for (id, (&token, &kind)) in self.tokens.iter().zip(&self.kinds).enumerate() {
@@ -285,7 +290,10 @@ impl<'h> Vocabulary<'h> {
             vocab.push((token, id));
             match kind {
                 GGmlTokenType::Control | GGmlTokenType::Unknown => {
-                    added.push(AddedToken::verbatim(id, token, true));
+                    added.push(AddedToken {
+                        rstrip: swallows && !KEEP_BLANKS.contains(&token),
+                        ..AddedToken::verbatim(id, token, true)
+                    });
                 }
                 GGmlTokenType::User => added.push(AddedToken::verbatim(id, token, false)),
                 _ => {}
