@@ -14,7 +14,7 @@ use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{BLOCK, Format, PANEL};
 use crate::generic::row_kernels;
-use crate::tile::{Block, check_matmul, each_block, row_tiles};
+use crate::tile::{Operands, check_matmul, row_tiles};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
@@ -107,150 +107,213 @@ unsafe fn load_halves(halves: *const u8) -> [float32x4_t; 2] {
     ]
 }
 
-/// Adds `sums * (w_scale * x_scale)` to token `t`'s sums.
-///
-/// # Safety
-/// `block` must describe readable and writable memory for token `t`.
+/// Asks for the cache lines of `BYTES` bytes.
+#[inline(always)]
+fn prefetch<const BYTES: usize>(address: *const u8) {
+    for line in (0..BYTES).step_by(64) {
+        let line = address.wrapping_add(line);
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe {
+            asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(readonly, nostack, preserves_flags))
+        };
+    }
+}
+
+/// The sums so far plus `sums * (w_scale * x_scale)`, for 8 rows.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn accumulate(block: &Block, t: usize, sums: [int32x4_t; 2], w_scale: [float32x4_t; 2]) {
+fn scaled(
+    sums: [int32x4_t; 2],
+    w_scale: [float32x4_t; 2],
+    x_scale: f32,
+    acc: [float32x4_t; 2],
+) -> [float32x4_t; 2] {
+    let half = |i: usize| {
+        vfmaq_f32(
+            acc[i],
+            vcvtq_f32_s32(sums[i]),
+            vmulq_n_f32(w_scale[i], x_scale),
+        )
+    };
+    [half(0), half(1)]
+}
+
+/// 8 floats.
+///
+/// # Safety
+/// They must be readable.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn load_floats(address: *const f32) -> [float32x4_t; 2] {
+    // SAFETY: as promised by the caller.
+    unsafe { [vld1q_f32(address), vld1q_f32(address.add(4))] }
+}
+
+/// # Safety
+/// 8 floats must be writable at `address`.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn store_floats(address: *mut f32, floats: [float32x4_t; 2]) {
     // SAFETY: as promised by the caller.
     unsafe {
-        let x_scale = *block.x_scale.add(t);
-        let acc = block.acc.add(t * block.stride);
+        vst1q_f32(address, floats[0]);
+        vst1q_f32(address.add(4), floats[1]);
+    }
+}
+
+/// Defines a module with the products of one format, from `unpack`, the vectors of a block, and `token`, the sums of
+/// products of these with the activations at an address, given the token's offset.
+macro_rules! products {
+    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $token:ident) => {
+        mod $name {
+            use super::*;
+
+            /// # Safety
+            /// The operands must be as [`Operands::new`] gives them, for `count` panels.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn panels(operands: Operands, count: usize) {
+                // SAFETY: as promised by the caller.
+                unsafe {
+                    for panel in 0..count {
+                        if operands.tokens == 1 {
+                            one_token(operands.panel(panel));
+                        } else {
+                            many_tokens(operands.panel(panel));
+                        }
+                    }
+                }
+            }
+
+            /// # Safety
+            /// The operands must be as [`Operands::new`] gives them.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn many_tokens(mut operands: Operands) {
+                // SAFETY: as promised by the caller.
+                unsafe {
+                    while operands.blocks > 0 {
+                        prefetch::<$bytes>(operands.ahead());
+                        let w = $unpack(operands.quants);
+                        let w_scale = load_halves(operands.scales);
+                        for t in 0..operands.tokens {
+                            let sums =
+                                $token(&w, operands.x.add(BLOCK * t), *operands.x_offset.add(t));
+                            let acc = operands.acc.add(t * operands.stride);
+                            let x_scale = *operands.x_scale.add(t);
+                            store_floats(acc, scaled(sums, w_scale, x_scale, load_floats(acc)));
+                        }
+                        operands.advance();
+                    }
+                }
+            }
+
+            /// The sums stay in registers.
+            ///
+            /// # Safety
+            /// The operands must be as [`Operands::new`] gives them.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn one_token(mut operands: Operands) {
+                // SAFETY: as promised by the caller.
+                unsafe {
+                    let mut acc = load_floats(operands.acc);
+                    while operands.blocks > 0 {
+                        prefetch::<$bytes>(operands.ahead());
+                        let w = $unpack(operands.quants);
+                        let sums = $token(&w, operands.x, *operands.x_offset);
+                        acc = scaled(sums, load_halves(operands.scales), *operands.x_scale, acc);
+                        operands.advance();
+                    }
+                    store_floats(operands.acc, acc);
+                }
+            }
+        }
+    };
+}
+
+products!(q4_dotprod, "neon,dotprod", 128, unpack_q4, token_dotprod);
+products!(q8_dotprod, "neon,dotprod", 256, load_q8, token_dotprod);
+products!(q4_neon, "neon", 128, unpack_q4, token_q4);
+products!(q8_neon, "neon", 256, load_q8, token_q8);
+
+/// One token with `sdot`.
+///
+/// # Safety
+/// 32 bytes at `x` must be readable.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn token_dotprod(w: &[int8x16_t; 16], x: *const u8, offset: i32) -> [int32x4_t; 2] {
+    // SAFETY: as promised by the caller.
+    let x = unsafe { [vld1q_s8(x.cast()), vld1q_s8(x.add(16).cast())] };
+    let mut sums = [vdupq_n_s32(offset); 2];
+    for part in 0..2 {
         for half in 0..2 {
-            let scale = vmulq_n_f32(w_scale[half], x_scale);
-            let sum = vfmaq_f32(
-                vld1q_f32(acc.add(4 * half)),
-                vcvtq_f32_s32(sums[half]),
-                scale,
-            );
-            vst1q_f32(acc.add(4 * half), sum);
+            let w = |group: usize| w[8 * part + 2 * group + half];
+            sums[half] = sdot::<0>(sums[half], w(0), x[part]);
+            sums[half] = sdot::<1>(sums[half], w(1), x[part]);
+            sums[half] = sdot::<2>(sums[half], w(2), x[part]);
+            sums[half] = sdot::<3>(sums[half], w(3), x[part]);
         }
     }
+    sums
 }
 
-/// One block with `sdot`.
+/// The four activations at `x`, four times.
 ///
 /// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
+/// 4 bytes at `x` must be readable.
 #[inline]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn dotprod_block(block: Block, w: [int8x16_t; 16]) {
+#[target_feature(enable = "neon")]
+unsafe fn repeat4(x: *const u8) -> int8x16_t {
     // SAFETY: as promised by the caller.
-    unsafe {
-        let w_scale = load_halves(block.scales);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t).cast::<i8>();
-            let x = [vld1q_s8(x), vld1q_s8(x.add(16))];
-            let mut sums = [vdupq_n_s32(*block.x_offset.add(t)); 2];
-            for part in 0..2 {
-                for half in 0..2 {
-                    let w = |group: usize| w[8 * part + 2 * group + half];
-                    sums[half] = sdot::<0>(sums[half], w(0), x[part]);
-                    sums[half] = sdot::<1>(sums[half], w(1), x[part]);
-                    sums[half] = sdot::<2>(sums[half], w(2), x[part]);
-                    sums[half] = sdot::<3>(sums[half], w(3), x[part]);
-                }
-            }
-            accumulate(&block, t, sums, w_scale);
-        }
-    }
+    vreinterpretq_s8_s32(vdupq_n_s32(unsafe { x.cast::<i32>().read_unaligned() }))
 }
 
-/// One block of q4 with `smlal`.
+/// One token of q4 with `smlal`.
 ///
 /// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
+/// 32 bytes at `x` must be readable.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn neon_q4(block: Block) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let w = unpack_q4(block.quants);
-        let w_scale = load_halves(block.scales);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t);
-            // Two rows in each.
-            let mut sums = [vdupq_n_s16(*block.x_offset.add(t) as i16); 4];
-            for i in 0..8 {
-                let x = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(4 * i).cast()));
-                for half in 0..2 {
-                    let w = w[2 * i + half];
-                    sums[2 * half] = vmlal_s8(sums[2 * half], vget_low_s8(w), vget_low_s8(x));
-                    sums[2 * half + 1] = vmlal_high_s8(sums[2 * half + 1], w, x);
-                }
-            }
-            let rows = |half: usize| {
-                vpaddq_s32(vpaddlq_s16(sums[2 * half]), vpaddlq_s16(sums[2 * half + 1]))
-            };
-            accumulate(&block, t, [rows(0), rows(1)], w_scale);
+unsafe fn token_q4(w: &[int8x16_t; 16], x: *const u8, offset: i32) -> [int32x4_t; 2] {
+    // Two rows in each.
+    let mut sums = [vdupq_n_s16(offset as i16); 4];
+    for i in 0..8 {
+        // SAFETY: as promised by the caller.
+        let x = unsafe { repeat4(x.add(4 * i)) };
+        for half in 0..2 {
+            let w = w[2 * i + half];
+            sums[2 * half] = vmlal_s8(sums[2 * half], vget_low_s8(w), vget_low_s8(x));
+            sums[2 * half + 1] = vmlal_high_s8(sums[2 * half + 1], w, x);
         }
     }
+    let rows =
+        |half: usize| vpaddq_s32(vpaddlq_s16(sums[2 * half]), vpaddlq_s16(sums[2 * half + 1]));
+    [rows(0), rows(1)]
 }
 
-/// One block of q8 with `smull` and `smlal`.
+/// One token of q8 with `smull` and `smlal`.
 ///
 /// # Safety
-/// `block` must describe readable (`acc`: writable) memory.
+/// 32 bytes at `x` must be readable.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn neon_q8(block: Block) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let w = load_q8(block.quants);
-        let w_scale = load_halves(block.scales);
-        for t in 0..block.tokens {
-            let x = block.x.add(BLOCK * t);
-            let mut sums = [vdupq_n_s32(0); 4];
-            for i in (0..8).step_by(2) {
-                let x0 = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(4 * i).cast()));
-                let x1 = vreinterpretq_s8_s32(vld1q_dup_s32(x.add(4 * i + 4).cast()));
-                for half in 0..2 {
-                    let (w0, w1) = (w[2 * i + half], w[2 * i + 2 + half]);
-                    let low = vmull_s8(vget_low_s8(w0), vget_low_s8(x0));
-                    let low = vmlal_s8(low, vget_low_s8(w1), vget_low_s8(x1));
-                    sums[2 * half] = vpadalq_s16(sums[2 * half], low);
-                    let high = vmlal_high_s8(vmull_high_s8(w0, x0), w1, x1);
-                    sums[2 * half + 1] = vpadalq_s16(sums[2 * half + 1], high);
-                }
-            }
-            let sums = [vpaddq_s32(sums[0], sums[1]), vpaddq_s32(sums[2], sums[3])];
-            accumulate(&block, t, sums, w_scale);
+unsafe fn token_q8(w: &[int8x16_t; 16], x: *const u8, _: i32) -> [int32x4_t; 2] {
+    // Two rows in each.
+    let mut sums = [vdupq_n_s32(0); 4];
+    for i in (0..8).step_by(2) {
+        // SAFETY: as promised by the caller.
+        let (x0, x1) = unsafe { (repeat4(x.add(4 * i)), repeat4(x.add(4 * i + 4))) };
+        for half in 0..2 {
+            let (w0, w1) = (w[2 * i + half], w[2 * i + 2 + half]);
+            let low = vmull_s8(vget_low_s8(w0), vget_low_s8(x0));
+            let low = vmlal_s8(low, vget_low_s8(w1), vget_low_s8(x1));
+            sums[2 * half] = vpadalq_s16(sums[2 * half], low);
+            let high = vmlal_high_s8(vmull_high_s8(w0, x0), w1, x1);
+            sums[2 * half + 1] = vpadalq_s16(sums[2 * half + 1], high);
         }
     }
-}
-
-#[target_feature(enable = "neon")]
-fn quantized_neon(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    // SAFETY: `each_block` gives operands that it has checked.
-    for panel in 0..panels.count() {
-        if panels.format == Format::Q4 {
-            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
-                neon_q4(block)
-            });
-        } else {
-            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
-                neon_q8(block)
-            });
-        }
-    }
-}
-
-#[target_feature(enable = "neon,dotprod")]
-fn quantized_dotprod(panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-    // SAFETY: `each_block` gives operands that it has checked.
-    for panel in 0..panels.count() {
-        if panels.format == Format::Q4 {
-            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
-                dotprod_block(block, unpack_q4(block.quants))
-            });
-        } else {
-            each_block(panels, range.clone(), tile, acc, panel, |block| unsafe {
-                dotprod_block(block, load_q8(block.quants))
-            });
-        }
-    }
+    [vpaddq_s32(sums[0], sums[1]), vpaddq_s32(sums[2], sums[3])]
 }
 
 /// `R` rows and `V` vectors of 4 columns of a product, in registers.
@@ -265,13 +328,14 @@ unsafe fn tile_neon<const R: usize, const V: usize>(
     a_stride: usize,
     b: *const f32,
     b_stride: usize,
+    add: bool,
     c: *mut f32,
     c_stride: usize,
 ) {
     // SAFETY: as promised by the caller.
     unsafe {
         let mut acc = [[vdupq_n_f32(0.0); V]; R];
-        for r in 0..R {
+        for r in 0..if add { R } else { 0 } {
             for v in 0..V {
                 acc[r][v] = vld1q_f32(c.add(r * c_stride + 4 * v));
             }
@@ -297,22 +361,26 @@ unsafe fn tile_neon<const R: usize, const V: usize>(
 }
 
 #[target_feature(enable = "neon")]
-fn matmul_neon(size: [usize; 3], a: Strided<'_>, b: Strided<'_>, c: &mut [f32], c_stride: usize) {
+fn matmul_neon(
+    size: [usize; 3],
+    a: Strided<'_>,
+    b: Strided<'_>,
+    add: bool,
+    c: &mut [f32],
+    c_stride: usize,
+) {
     check_matmul(size, a, b, c, c_stride);
     let [m, n, k] = size;
-    if k == 0 {
-        return;
-    }
     let c = (c.as_mut_ptr(), c_stride);
     let mut j = 0;
     // SAFETY: checked above.
     unsafe {
         while j + 16 <= n {
-            row_tiles!(tile_neon, 4, [1 2 3 4 5 6], 6, m, k, a, b, c, j);
+            row_tiles!(tile_neon, 4, [1 2 3 4 5 6], 6, m, k, a, b, add, c, j);
             j += 16;
         }
         if j < n {
-            row_tiles!(tile_neon, 2, [1 2 3 4 5 6 7 8], 8, m, k, a, b, c, j);
+            row_tiles!(tile_neon, 2, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
         }
     }
 }
@@ -410,11 +478,12 @@ macro_rules! neon_kernels {
             size: [usize; 3],
             a: Strided<'_>,
             b: Strided<'_>,
+            add: bool,
             c: &mut [f32],
             c_stride: usize,
         ) {
             // SAFETY: every AArch64 has these features.
-            unsafe { matmul_neon(size, a, b, c, c_stride) }
+            unsafe { matmul_neon(size, a, b, add, c, c_stride) }
         }
 
         fn float_gemv(
@@ -460,8 +529,14 @@ impl Kernels for Neon {
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        // SAFETY: every AArch64 has these features.
-        unsafe { quantized_neon(panels, range, tile, acc) }
+        let operands = Operands::new(panels, range, tile, acc);
+        // SAFETY: the operands are checked, and every AArch64 has these features.
+        unsafe {
+            match panels.format {
+                Format::Q4 => q4_neon::panels(operands, panels.count()),
+                _ => q8_neon::panels(operands, panels.count()),
+            }
+        }
     }
 
     neon_kernels!();
@@ -483,8 +558,14 @@ impl Kernels for NeonDotprod {
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        // SAFETY: `find` hands these kernels out only on machines with `sdot`.
-        unsafe { quantized_dotprod(panels, range, tile, acc) }
+        let operands = Operands::new(panels, range, tile, acc);
+        // SAFETY: the operands are checked, and `find` hands these kernels out only on machines with `sdot`.
+        unsafe {
+            match panels.format {
+                Format::Q4 => q4_dotprod::panels(operands, panels.count()),
+                _ => q8_dotprod::panels(operands, panels.count()),
+            }
+        }
     }
 
     neon_kernels!();

@@ -230,13 +230,14 @@ pub trait Kernels: Send + Sync {
     /// `acc[(token * panels + panel) * 8 + row]`.
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]);
 
-    /// `c[i, j] += sum over p of a[i, p] * b[p, j]`, `p` ascending, for `i < m`, `j < n`, `p < k`.
-    /// `n` is a multiple of 8.
+    /// `c[i, j] = sum over p of a[i, p] * b[p, j]`, `p` ascending, for `i < m`, `j < n`, `p < k`; added to what is in `c`
+    /// if `add`. `n` is a multiple of 8.
     fn matmul(
         &self,
         size: [usize; 3],
         a: Strided<'_>,
         b: Strided<'_>,
+        add: bool,
         c: &mut [f32],
         c_stride: usize,
     );

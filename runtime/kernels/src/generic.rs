@@ -389,6 +389,7 @@ pub(crate) fn matmul<const FMA: bool>(
     [m, n, k]: [usize; 3],
     a: Strided<'_>,
     b: Strided<'_>,
+    add: bool,
     c: &mut [f32],
     c_stride: usize,
 ) {
@@ -398,7 +399,7 @@ pub(crate) fn matmul<const FMA: bool>(
             let c: &mut [f32; PANEL] = (&mut c[i * c_stride + j..][..PANEL])
                 .try_into()
                 .expect("8 columns");
-            let mut sums = *c;
+            let mut sums = if add { *c } else { [0.0; PANEL] };
             for (p, a) in a.iter().enumerate() {
                 let b: &[f32; PANEL] = b.data[p * b.stride + j..][..PANEL]
                     .try_into()
@@ -526,10 +527,11 @@ impl Kernels for Generic {
         size: [usize; 3],
         a: Strided<'_>,
         b: Strided<'_>,
+        add: bool,
         c: &mut [f32],
         c_stride: usize,
     ) {
-        matmul::<false>(size, a, b, c, c_stride)
+        matmul::<false>(size, a, b, add, c, c_stride)
     }
 
     fn float_gemv(

@@ -295,7 +295,9 @@ fn float_task(w: &Matrix, x: &[f32], panels: Range<usize>, tokens: Range<usize>,
     let width = panels.len() * PANEL;
     scratch::with(width * (CHUNK_INPUTS + tokens.len()), |buffer| {
         let (b, acc) = buffer.split_at_mut(width * CHUNK_INPUTS);
-        acc.fill(0.0);
+        if cols == 0 {
+            acc.fill(0.0);
+        }
         for start in (0..cols).step_by(CHUNK_INPUTS) {
             let inputs = start..(start + CHUNK_INPUTS).min(cols);
             side_by_side(output.kernels, w, panels.clone(), inputs.clone(), b);
@@ -307,9 +309,14 @@ fn float_task(w: &Matrix, x: &[f32], panels: Range<usize>, tokens: Range<usize>,
                 data: b,
                 stride: width,
             };
-            output
-                .kernels
-                .matmul([tokens.len(), width, inputs.len()], a, b, acc, width);
+            output.kernels.matmul(
+                [tokens.len(), width, inputs.len()],
+                a,
+                b,
+                start > 0,
+                acc,
+                width,
+            );
         }
         for (token, acc) in tokens.zip(acc.chunks_exact_mut(width)) {
             output.store(token, panels.start * PANEL, acc);

@@ -147,7 +147,8 @@ pub fn fit_scale(format: Format, weights: &[f32]) -> f16 {
 /// If the format is a float format.
 pub fn nearest_quant(format: Format, weight: f32, scale: f16) -> i8 {
     assert!(format.is_quantized(), "{format} has no quants");
-    round_block(format, &[weight; BLOCK], scale.to_f32())[0]
+    let scale = scale.to_f32();
+    round_scaled(format, weight, if scale == 0.0 { 0.0 } else { 1.0 / scale }) as i8
 }
 
 /// Smallest quant.

@@ -154,14 +154,15 @@ pub(crate) fn check_matmul(
 
 /// Calls `$tile` with as many rows as there are left, `$max` (the length of the list) at most.
 macro_rules! row_tiles {
-    ($tile:ident, $vectors:literal, [$($rows:literal)+], $max:literal, $m:expr, $k:expr, $a:expr, $b:expr, $c:expr, $j:expr) => {{
+    ($tile:ident, $vectors:literal, [$($rows:literal)+], $max:literal, $m:expr, $k:expr, $a:expr, $b:expr, $add:expr, $c:expr, $j:expr) => {{
         let mut i = 0;
         while i < $m {
-            let (a, c) = ($a.data.as_ptr().add(i * $a.stride), $c.0.add(i * $c.1 + $j));
-            let b = $b.data.as_ptr().add($j);
+            let a = $a.data.as_ptr().wrapping_add(i * $a.stride);
+            let b = $b.data.as_ptr().wrapping_add($j);
+            let c = $c.0.add(i * $c.1 + $j);
             let rows = ($m - i).min($max);
             match rows {
-                $($rows => $tile::<$rows, $vectors>($k, a, $a.stride, b, $b.stride, c, $c.1),)+
+                $($rows => $tile::<$rows, $vectors>($k, a, $a.stride, b, $b.stride, $add, c, $c.1),)+
                 _ => unreachable!("at most {} rows", $max),
             }
             i += rows;

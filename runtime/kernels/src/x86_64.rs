@@ -530,13 +530,14 @@ unsafe fn tile_avx2<const R: usize, const V: usize>(
     a_stride: usize,
     b: *const f32,
     b_stride: usize,
+    add: bool,
     c: *mut f32,
     c_stride: usize,
 ) {
     // SAFETY: as promised by the caller.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); V]; R];
-        for r in 0..R {
+        for r in 0..if add { R } else { 0 } {
             for v in 0..V {
                 acc[r][v] = _mm256_loadu_ps(c.add(r * c_stride + 8 * v));
             }
@@ -573,13 +574,14 @@ unsafe fn tile_avx512<const R: usize, const V: usize>(
     a_stride: usize,
     b: *const f32,
     b_stride: usize,
+    add: bool,
     c: *mut f32,
     c_stride: usize,
 ) {
     // SAFETY: as promised by the caller.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); V]; R];
-        for r in 0..R {
+        for r in 0..if add { R } else { 0 } {
             for v in 0..V {
                 acc[r][v] = _mm512_loadu_ps(c.add(r * c_stride + 16 * v));
             }
@@ -605,47 +607,55 @@ unsafe fn tile_avx512<const R: usize, const V: usize>(
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn matmul_avx2(size: [usize; 3], a: Strided<'_>, b: Strided<'_>, c: &mut [f32], c_stride: usize) {
+fn matmul_avx2(
+    size: [usize; 3],
+    a: Strided<'_>,
+    b: Strided<'_>,
+    add: bool,
+    c: &mut [f32],
+    c_stride: usize,
+) {
     check_matmul(size, a, b, c, c_stride);
     let [m, n, k] = size;
-    if k == 0 {
-        return;
-    }
     let c = (c.as_mut_ptr(), c_stride);
     let mut j = 0;
     // SAFETY: checked above.
     unsafe {
         while j + 16 <= n {
-            row_tiles!(tile_avx2, 2, [1 2 3 4 5 6], 6, m, k, a, b, c, j);
+            row_tiles!(tile_avx2, 2, [1 2 3 4 5 6], 6, m, k, a, b, add, c, j);
             j += 16;
         }
         if j < n {
-            row_tiles!(tile_avx2, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, c, j);
+            row_tiles!(tile_avx2, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn matmul_avx512(size: [usize; 3], a: Strided<'_>, b: Strided<'_>, c: &mut [f32], c_stride: usize) {
+fn matmul_avx512(
+    size: [usize; 3],
+    a: Strided<'_>,
+    b: Strided<'_>,
+    add: bool,
+    c: &mut [f32],
+    c_stride: usize,
+) {
     check_matmul(size, a, b, c, c_stride);
     let [m, n, k] = size;
-    if k == 0 {
-        return;
-    }
     let c = (c.as_mut_ptr(), c_stride);
     let mut j = 0;
     // SAFETY: checked above.
     unsafe {
         while j + 32 <= n {
-            row_tiles!(tile_avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, c, j);
+            row_tiles!(tile_avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, add, c, j);
             j += 32;
         }
         while j + 16 <= n {
-            row_tiles!(tile_avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, c, j);
+            row_tiles!(tile_avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, add, c, j);
             j += 16;
         }
         if j < n {
-            row_tiles!(tile_avx2, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, c, j);
+            row_tiles!(tile_avx2, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
         }
     }
 }
@@ -810,11 +820,12 @@ impl Kernels for Avx2 {
         size: [usize; 3],
         a: Strided<'_>,
         b: Strided<'_>,
+        add: bool,
         c: &mut [f32],
         c_stride: usize,
     ) {
         // SAFETY: `find` hands these kernels out only on machines with these features.
-        unsafe { matmul_avx2(size, a, b, c, c_stride) }
+        unsafe { matmul_avx2(size, a, b, add, c, c_stride) }
     }
 
     avx2_kernels!();
@@ -857,11 +868,12 @@ impl Kernels for AvxVnni {
         size: [usize; 3],
         a: Strided<'_>,
         b: Strided<'_>,
+        add: bool,
         c: &mut [f32],
         c_stride: usize,
     ) {
         // SAFETY: `find` hands these kernels out only on machines with these features.
-        unsafe { matmul_avx2(size, a, b, c, c_stride) }
+        unsafe { matmul_avx2(size, a, b, add, c, c_stride) }
     }
 
     avx2_kernels!();
@@ -893,11 +905,12 @@ impl Kernels for Avx512Vnni {
         size: [usize; 3],
         a: Strided<'_>,
         b: Strided<'_>,
+        add: bool,
         c: &mut [f32],
         c_stride: usize,
     ) {
         // SAFETY: `find` hands these kernels out only on machines with these features.
-        unsafe { matmul_avx512(size, a, b, c, c_stride) }
+        unsafe { matmul_avx512(size, a, b, add, c, c_stride) }
     }
 
     avx2_kernels!();

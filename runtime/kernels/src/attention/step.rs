@@ -237,7 +237,6 @@ impl Step<'_> {
             }
         }
         let padded = keys.layout.padded;
-        work.o[..rows * padded].fill(0.0);
         let s = Strided {
             data: &work.s[seen.start..],
             stride: CHUNK,
@@ -251,6 +250,7 @@ impl Step<'_> {
                 [rows, width, seen.len()],
                 s,
                 v,
+                false,
                 &mut work.o[column..],
                 padded,
             );
@@ -261,9 +261,6 @@ impl Step<'_> {
     fn scores(&self, k: &[f32], tile: &Tile, rows: usize, seen: Range<usize>, s: &mut [f32]) {
         let head_dim = self.heads.head_dim;
         let (from, to) = (seen.start / STRIP * STRIP, seen.end.next_multiple_of(PANEL));
-        for s in s.chunks_exact_mut(CHUNK).take(rows) {
-            s[from..to].fill(0.0);
-        }
         let q = Strided {
             data: tile.q,
             stride: head_dim,
@@ -274,8 +271,14 @@ impl Step<'_> {
                 stride: STRIP,
             };
             let width = STRIP.min(to - column);
-            self.kernels
-                .matmul([rows, width, head_dim], q, k, &mut s[column..], CHUNK);
+            self.kernels.matmul(
+                [rows, width, head_dim],
+                q,
+                k,
+                false,
+                &mut s[column..],
+                CHUNK,
+            );
         }
     }
 

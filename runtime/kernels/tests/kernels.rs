@@ -1,0 +1,267 @@
+//! The kernels of every instruction set of this machine, one by one, against exact results or their portable twins.
+
+mod support;
+
+use edge_lmm_kernels::cpu::{Kernels, Panels, Strided, Tile};
+use edge_lmm_kernels::pack::pack_quants;
+use edge_lmm_kernels::{Format, MatrixShape};
+use half::f16;
+use proptest::prelude::*;
+use support::{Random, isas};
+
+const UNIT: f64 = f32::EPSILON as f64 / 2.0;
+
+/// A token's activations as the kernels take them.
+struct Quantized {
+    quants: Vec<u8>,
+    scales: Vec<f32>,
+    offsets: Vec<i32>,
+}
+
+fn quantize(kernels: &dyn Kernels, format: Format, x: &[f32], tokens: usize) -> Quantized {
+    let cols = x.len() / tokens;
+    let entries = tokens * cols.div_ceil(32);
+    let mut out = Quantized {
+        quants: vec![0; entries * 32],
+        scales: vec![0.0; entries],
+        offsets: vec![0; entries],
+    };
+    for (t, x) in x.chunks(cols).enumerate() {
+        let Quantized {
+            quants,
+            scales,
+            offsets,
+        } = &mut out;
+        kernels.quantize(
+            kernels.code(format),
+            x,
+            &mut quants[t * 32..],
+            &mut scales[t..],
+            &mut offsets[t..],
+            tokens,
+        );
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(support::cases(48))]
+
+    #[test]
+    fn quants_are_the_nearest(cols in 1usize..200, tokens in 1usize..5, exponent in -20i32..20, seed: u64) {
+        let mut random = Random(seed);
+        let x: Vec<f32> = random.normals(tokens * cols).into_iter().map(|x| x * 2f32.powi(exponent)).collect();
+        for isa in isas() {
+            let kernels = isa.kernels();
+            for format in [Format::Q8, Format::Q4] {
+                let code = kernels.code(format);
+                let q = quantize(kernels, format, &x, tokens);
+                for (t, x) in x.chunks(cols).enumerate() {
+                    for (b, x) in x.chunks(32).enumerate() {
+                        let entry = b * tokens + t;
+                        let max = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+                        prop_assert_eq!(q.scales[entry], max / code.limit);
+                        let mut sum = 0;
+                        for i in 0..32 {
+                            let quant = i32::from(q.quants[entry * 32 + i].wrapping_sub(code.bias) as i8);
+                            let exact = x.get(i).map_or(0.0, |x| f64::from(*x) / f64::from(max) * f64::from(code.limit));
+                            // Half a step, and what the rounded reciprocal of the scale adds to a number up to 127.
+                            prop_assert!((f64::from(quant) - exact).abs() <= 0.5 + 127.0 * 4.0 * UNIT, "{isa} {format}");
+                            sum += quant;
+                        }
+                        let offset = sum * code.offset;
+                        let stored = if code.pairs { offset & 0xffff | offset << 16 } else { offset };
+                        prop_assert_eq!(q.offsets[entry], stored, "{} {}", isa, format);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn integer_products_are_exact(
+        panels in 1usize..8,
+        cols in 1usize..150,
+        tokens in 1usize..40,
+        extreme: bool,
+        seed: u64,
+    ) {
+        // With weight scales of 1 and activations that are whole numbers up to the limit in every block (so that their
+        // scale is 1), every product, sum and rounding is exact: below 150 * 127 * 127 < 2^24.
+        let mut random = Random(seed);
+        for format in [Format::Q8, Format::Q4] {
+            let (low, high) = if format == Format::Q4 { (-8.0, 7.0) } else { (-127.0, 127.0) };
+            let shape = MatrixShape::new(format, panels * 8, cols);
+            let mut pick = |low: f64, high: f64| {
+                let u = random.uniform();
+                let u = if extreme { u.round() } else { u };
+                (low + u * (high - low)).round()
+            };
+            let w: Vec<i8> = (0..shape.rows * cols).map(|_| pick(low, high) as i8).collect();
+            let mut bytes = Vec::new();
+            pack_quants(shape, &w, &vec![f16::ONE; shape.rows * shape.blocks()], &mut bytes).unwrap();
+            for isa in isas() {
+                let kernels = isa.kernels();
+                let limit = kernels.code(format).limit;
+                let mut x: Vec<f32> = (0..tokens * cols).map(|_| pick(-127.0, 127.0) as f32).collect();
+                for x in x.chunks_mut(cols).flat_map(|x| x.chunks_mut(32)) {
+                    x.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
+                    x[0] = limit * x[0].signum();
+                }
+                let q = quantize(kernels, format, &x, tokens);
+                let tile = Tile { tokens, quants: &q.quants, scales: &q.scales, offsets: &q.offsets };
+                let blocks = shape.blocks();
+                let all = Panels { format, bytes: &bytes, panel_bytes: shape.panel_bytes(), blocks };
+                // In two steps, adding to what is there.
+                let mut acc = vec![5.0; tokens * shape.rows];
+                kernels.quantized(all, 0..blocks / 2, tile, &mut acc);
+                kernels.quantized(all, blocks / 2..blocks, tile, &mut acc);
+                for (t, x) in x.chunks(cols).enumerate() {
+                    for (r, w) in w.chunks(cols).enumerate() {
+                        let exact: i64 = w.iter().zip(x).map(|(w, x)| i64::from(*w) * *x as i64).sum();
+                        prop_assert_eq!(acc[t * shape.rows + r], exact as f32 + 5.0, "{} {} row {} token {}", isa, format, r, t);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn matrix_products(m in 1usize..30, panels in 1usize..10, k in 1usize..100, slack in 0usize..5, add: bool, seed: u64) {
+        let n = 8 * panels;
+        let mut random = Random(seed);
+        let a = random.normals(m * (k + slack));
+        let b = random.normals(k * (n + slack));
+        let before = random.normals(m * (n + slack));
+        for isa in isas() {
+            let mut c = before.clone();
+            let (left, right) = (Strided { data: &a, stride: k + slack }, Strided { data: &b, stride: n + slack });
+            isa.kernels().matmul([m, n, k], left, right, add, &mut c, n + slack);
+            for i in 0..m {
+                for j in 0..n + slack {
+                    let at = i * (n + slack) + j;
+                    if j >= n {
+                        prop_assert_eq!(c[at], before[at], "{}: outside of the result", isa);
+                        continue;
+                    }
+                    let terms = (0..k).map(|p| f64::from(a[i * (k + slack) + p]) * f64::from(b[p * (n + slack) + j]));
+                    let before = if add { f64::from(before[at]) } else { 0.0 };
+                    let exact = before + terms.clone().sum::<f64>();
+                    let magnitude = before.abs() + terms.map(f64::abs).sum::<f64>();
+                    // k additions and products, each rounded once, or once together.
+                    let bound = 2.0 * (k + 1) as f64 * UNIT * magnitude;
+                    prop_assert!((f64::from(c[at]) - exact).abs() <= bound, "{isa} {m}x{n}x{k}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn float_panels_with_one_token_are_a_matrix_product(panels in 1usize..12, cols in 1usize..120, seed: u64) {
+        let mut random = Random(seed);
+        let x = random.normals(cols);
+        for format in [Format::F32, Format::F16] {
+            let shape = MatrixShape::new(format, panels * 8, cols);
+            let mut bytes = Vec::new();
+            edge_lmm_kernels::pack_rows(shape, &random.normals(shape.rows * cols), &mut bytes).unwrap();
+            let matrix = edge_lmm_kernels::Matrix::new(shape, &bytes).unwrap();
+            let mut rows = vec![0.0; shape.rows * cols];
+            for (r, row) in rows.chunks_mut(cols).enumerate() {
+                matrix.row_into(r, row);
+            }
+            let b: Vec<f32> = (0..cols).flat_map(|i| (0..shape.rows).map(move |r| (r, i))).map(|(r, i)| rows[r * cols + i]).collect();
+            for isa in isas() {
+                let (mut gemv, mut product) = (vec![f32::NAN; shape.rows], vec![0.0; shape.rows]);
+                isa.kernels().float_gemv(format, &bytes, shape.panel_bytes(), &x, &mut gemv);
+                let (a, b) = (Strided { data: &x, stride: cols }, Strided { data: &b, stride: shape.rows });
+                isa.kernels().matmul([1, shape.rows, cols], a, b, false, &mut product, shape.rows);
+                prop_assert_eq!(gemv, product, "{} {}", isa, format);
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_of_a_row(len in 1usize..300, spread in 0.0f32..60.0, seed: u64) {
+        let s: Vec<f32> = Random(seed).normals(len).into_iter().map(|s| s * spread).collect();
+        let max = s.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+        for isa in isas() {
+            let mut e = s.clone();
+            let (found, sum) = isa.kernels().softmax(&mut e);
+            prop_assert_eq!(found, max);
+            let mut exact = 0.0;
+            for (e, s) in e.iter().zip(&s) {
+                // The exponential of the rounded difference, which is what the kernel is given; tiny ones become zero.
+                let value = f64::from(s - max).exp();
+                prop_assert!((f64::from(*e) - value).abs() <= 3e-7 * value + 2e-38, "{isa}: exp({}) = {e}", s - max);
+                exact += value;
+            }
+            let bound = (3e-7 + (len as f64 / 16.0 + 5.0) * UNIT) * exact;
+            prop_assert!((f64::from(sum) - exact).abs() <= bound, "{isa}: {sum}, not {exact}");
+        }
+    }
+}
+
+#[test]
+fn all_half_precision_numbers_widen_exactly() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for isa in isas() {
+        // An odd length too.
+        for count in [65_536, 1001] {
+            let mut wide = vec![0.0; count];
+            isa.kernels().widen(&bytes[..2 * count], &mut wide);
+            for (bits, wide) in (0..=u16::MAX).zip(wide) {
+                let exact = f16::from_bits(bits).to_f32();
+                assert!(
+                    wide == exact || (wide.is_nan() && exact.is_nan()),
+                    "{isa}: {bits:#06x} is {wide}, not {exact}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_softmax_of_nothing() {
+    for isa in isas() {
+        let (max, sum) = isa.kernels().softmax(&mut []);
+        assert_eq!((max, sum), (f32::NEG_INFINITY, 0.0), "{isa}");
+        for len in [1, 16, 20] {
+            let mut s = vec![f32::NEG_INFINITY; len];
+            assert_eq!(isa.kernels().softmax(&mut s).0, f32::NEG_INFINITY, "{isa}");
+            let mut s = vec![f32::NAN; len];
+            let (max, sum) = isa.kernels().softmax(&mut s);
+            assert!(max.is_nan() && sum.is_nan(), "{isa}: NaN is hidden");
+        }
+    }
+}
+
+#[test]
+fn short_slices_are_refused() {
+    let shape = MatrixShape::new(Format::Q4, 16, 32);
+    let bytes = vec![0; shape.byte_len().unwrap()];
+    let panels = Panels {
+        format: Format::Q4,
+        bytes: &bytes,
+        panel_bytes: shape.panel_bytes(),
+        blocks: 1,
+    };
+    for isa in isas() {
+        // Two panels and two tokens: 64 quants, 2 scales, 32 sums.
+        let run = |quants: usize, scales: usize, sums: usize| {
+            let (quants, scales, mut acc) = (vec![0; quants], vec![0.0; scales], vec![0.0; sums]);
+            let tile = Tile {
+                tokens: 2,
+                quants: &quants,
+                scales: &scales,
+                offsets: &[0; 2],
+            };
+            std::panic::catch_unwind(move || isa.kernels().quantized(panels, 0..1, tile, &mut acc))
+                .is_ok()
+        };
+        assert!(run(64, 2, 32), "{isa}");
+        assert!(
+            !run(63, 2, 32) && !run(64, 1, 32) && !run(64, 2, 31),
+            "{isa}"
+        );
+    }
+}
