@@ -7,8 +7,8 @@
 //!   of at most 15 * 127, and the offset `-2 * sum` in each of a row's four sums, which makes `-8 * sum`: 23368 at most.
 //!   Of q8, two products of 127 * 127 fit, and then go to 32 bits.
 #![allow(unsafe_code)]
-// Arrays of registers are indexed side by side.
-#![allow(clippy::needless_range_loop)]
+// Arrays of registers are indexed side by side; the operands of a tile are passed one by one to stay in registers.
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};

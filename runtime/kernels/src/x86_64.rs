@@ -11,8 +11,8 @@
 //!   of 8 bits would need `vpsignb` for each product, a third more instructions.)
 //! - VNNI: `vpdpbusd` with the weights as unsigned bytes (q8: `w + 128`), the offset as the initial sum.
 #![allow(unsafe_code)]
-// Arrays of registers are indexed side by side.
-#![allow(clippy::needless_range_loop)]
+// Arrays of registers are indexed side by side; the operands of a tile are passed one by one to stay in registers.
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
