@@ -5,7 +5,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, attention, probe, stage};
+use edge_lmm_ops::{
+    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, probe, stage,
+};
 use serde::Deserialize;
 
 use crate::error::ModelError;
@@ -247,7 +249,8 @@ impl<B: KernelBackend> EvaBlock<B> {
                 column: i * width,
             });
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = attention(qkv, k, v, heads, Mask::Full, None, scale);
+            let quantized = self.qkv.is_quantized();
+            let attended = encoder_attention(qkv, k, v, heads, Mask::Full, scale, quantized);
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");

@@ -48,6 +48,11 @@ impl<B: KernelBackend> Linear<B> {
         }
     }
 
+    /// Whether the weights are integers.
+    pub fn is_quantized(&self) -> bool {
+        self.shape.format.is_quantized()
+    }
+
     /// # Shapes
     /// - input: `[tokens, inputs]`, output: `[tokens, outputs]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {

@@ -10,7 +10,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, attention, probe, stage};
+use edge_lmm_ops::{
+    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, probe, stage,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -346,7 +348,9 @@ impl<B: KernelBackend> VisionBlock<B> {
                 column: i * width,
             });
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = attention(qkv, k, v, heads, Mask::Segments(segments), None, scale);
+            let quantized = self.qkv.is_quantized();
+            let attended =
+                encoder_attention(qkv, k, v, heads, Mask::Segments(segments), scale, quantized);
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");

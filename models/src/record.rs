@@ -9,7 +9,7 @@ use crate::family::ModelFiles;
 
 /// Version of the record format that this code reads and writes. Packed layouts, names of
 /// weights and the fields of [`RecordInfo`] are part of it.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Key of [`RecordInfo`], as JSON, in the burnpack metadata.
 pub const INFO_KEY: &str = "edge-lmm";

@@ -6,7 +6,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
-use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, attention, stage};
+use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, stage};
 use serde::Deserialize;
 
 use crate::error::ModelError;
@@ -290,7 +290,9 @@ impl<B: KernelBackend> EncoderLayer<B> {
                 column: width,
             };
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = attention(query_value, key, value, heads, Mask::Full, None, scale);
+            let quantized = self.query_value.is_quantized();
+            let attended =
+                encoder_attention(query_value, key, value, heads, Mask::Full, scale, quantized);
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");

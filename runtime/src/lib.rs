@@ -4,6 +4,7 @@
 pub mod dump;
 pub mod engine;
 mod error;
+pub mod experiment;
 pub mod health;
 pub mod manifest;
 #[allow(unsafe_code)]

@@ -3,6 +3,7 @@
 //! As on x86-64, the products with quantized weights keep a block of a panel, unpacked, in registers (16 of them: input
 //! `4 i + j` of row `r` in byte `4 r + j` of the pair `i`), and go over the tokens of the tile.
 //! - `sdot` (Cortex-A76) multiplies 4 rows by a group of 4 activations, taken from a register by its number: 16 products.
+//!   For many tokens, q4 is made q8 first (`level * q`), so that `sdot` is all there is to do for a token.
 //! - Without it (Cortex-A72), `smlal` multiplies 2 rows by such a group into 16 bits. A block of q4 fits there: 8 products
 //!   of at most 15 * 127, and the offset `-2 * sum` in each of a row's four sums, which makes `-8 * sum`: 23368 at most.
 //!   Of q8, two products of 127 * 127 fit, and then go to 32 bits.
@@ -11,7 +12,7 @@
 #![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use crate::activation::Activation;
-use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
+use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, Format, PANEL};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
@@ -60,15 +61,15 @@ fn sdot<const LANE: i32>(mut sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int
 /// The 8 pairs of vectors of a q4 block, as bytes 0..=15.
 ///
 /// # Safety
-/// A block's 128 bytes at `quants` must be readable.
+/// The operands must be as [`Operands::new`] gives them.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn unpack_q4(quants: *const u8) -> [int8x16_t; 16] {
+unsafe fn unpack_q4(operands: &Operands) -> [int8x16_t; 16] {
     let mut w = [vdupq_n_s8(0); 16];
     for v in 0..4 {
         for half in 0..2 {
             // SAFETY: eight vectors of 16 bytes, as promised by the caller.
-            let both = unsafe { vld1q_u8(quants.add(32 * v + 16 * half)) };
+            let both = unsafe { vld1q_u8(operands.quants.add(32 * v + 16 * half)) };
             w[4 * v + half] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
             w[4 * v + 2 + half] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(both));
         }
@@ -76,19 +77,72 @@ unsafe fn unpack_q4(quants: *const u8) -> [int8x16_t; 16] {
     w
 }
 
+/// The 8 pairs of vectors of a q4 block, multiplied with their levels.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn expand_q4(operands: &Operands) -> [int8x16_t; 16] {
+    // Every level four times.
+    let first = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3];
+    // SAFETY: the table is 16 bytes; the rest as promised by the caller.
+    let (first, levels, mut w) = unsafe {
+        (
+            vld1q_u8(first.as_ptr()),
+            vld1_s8(operands.levels.cast()),
+            unpack_q4(operands),
+        )
+    };
+    let table = vcombine_s8(levels, levels);
+    let levels = [
+        vqtbl1q_s8(table, first),
+        vqtbl1q_s8(table, vaddq_u8(first, vdupq_n_u8(4))),
+    ];
+    for (i, w) in w.iter_mut().enumerate() {
+        *w = vmulq_s8(vsubq_s8(*w, vdupq_n_s8(8)), levels[i % 2]);
+    }
+    w
+}
+
 /// The 8 pairs of vectors of a q8 block.
 ///
 /// # Safety
-/// A block's 256 bytes at `quants` must be readable.
+/// The operands must be as [`Operands::new`] gives them.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn load_q8(quants: *const u8) -> [int8x16_t; 16] {
+unsafe fn load_q8(operands: &Operands) -> [int8x16_t; 16] {
     let mut w = [vdupq_n_s8(0); 16];
     for (v, w) in w.iter_mut().enumerate() {
         // SAFETY: sixteen vectors of 16 bytes, as promised by the caller.
-        *w = unsafe { vld1q_s8(quants.add(16 * v).cast()) };
+        *w = unsafe { vld1q_s8(operands.quants.add(16 * v).cast()) };
     }
     w
+}
+
+/// The levels of a q4 block's 8 rows.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn load_levels(operands: &Operands) -> [int32x4_t; 2] {
+    // SAFETY: 8 bytes, as promised by the caller.
+    let levels = vmovl_s8(unsafe { vld1_s8(operands.levels.cast()) });
+    [
+        vmovl_s16(vget_low_s16(levels)),
+        vmovl_s16(vget_high_s16(levels)),
+    ]
+}
+
+/// Where the weights have no levels, or have been multiplied with them.
+///
+/// # Safety
+/// Always safe.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn no_levels(_: &Operands) -> [int32x4_t; 2] {
+    [vdupq_n_s32(1); 2]
 }
 
 /// 8 half-precision numbers.
@@ -107,14 +161,15 @@ unsafe fn load_halves(halves: *const u8) -> [float32x4_t; 2] {
     ]
 }
 
-/// Asks for the cache lines of `BYTES` bytes.
+/// Asks for the cache lines of `BYTES` bytes, into the second cache: they are needed only when the next panel has its
+/// turn.
 #[inline(always)]
 fn prefetch<const BYTES: usize>(address: *const u8) {
     for line in (0..BYTES).step_by(64) {
         let line = address.wrapping_add(line);
         // SAFETY: a prefetch of any address is harmless.
         unsafe {
-            asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(readonly, nostack, preserves_flags))
+            asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(readonly, nostack, preserves_flags))
         };
     }
 }
@@ -161,10 +216,13 @@ unsafe fn store_floats(address: *mut f32, floats: [float32x4_t; 2]) {
     }
 }
 
-/// Defines a module with the products of one format, from `unpack`, the vectors of a block, and `token`, the sums of
-/// products of these with the activations at an address, given the token's offset.
+/// Defines a module with the products of one format, for many tokens and for one, each from `unpack`, the vectors of a
+/// block, `levels`, its levels, and `add`, which adds the products of these with the activations at an address, given the
+/// token's offset, to the sums of the group.
 macro_rules! products {
-    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $token:ident) => {
+    ($name:ident, $features:literal, $bytes:literal,
+     $unpack_many:ident, $levels_many:ident, $add_many:ident,
+     $unpack_one:ident, $levels_one:ident, $add_one:ident) => {
         mod $name {
             use super::*;
 
@@ -189,20 +247,29 @@ macro_rules! products {
             #[inline]
             #[target_feature(enable = $features)]
             unsafe fn many_tokens(mut operands: Operands) {
+                let mut group = [[vdupq_n_s32(0); 2]; TILE_TOKENS];
                 // SAFETY: as promised by the caller.
                 unsafe {
                     while operands.blocks > 0 {
-                        prefetch::<$bytes>(operands.ahead());
-                        let w = $unpack(operands.quants);
+                        for _ in 0..operands.group_blocks() {
+                            prefetch::<$bytes>(operands.ahead(1));
+                            let w = $unpack_many(&operands);
+                            let levels = $levels_many(&operands);
+                            for (t, group) in group.iter_mut().enumerate().take(operands.tokens) {
+                                let (x, offset) =
+                                    (operands.x.add(BLOCK * t), *operands.x_offset.add(t));
+                                *group = $add_many(*group, &w, x, offset, levels);
+                            }
+                            operands.advance_block();
+                        }
                         let w_scale = load_halves(operands.scales);
-                        for t in 0..operands.tokens {
-                            let sums =
-                                $token(&w, operands.x.add(BLOCK * t), *operands.x_offset.add(t));
+                        for (t, group) in group.iter_mut().enumerate().take(operands.tokens) {
                             let acc = operands.acc.add(t * operands.stride);
                             let x_scale = *operands.x_scale.add(t);
-                            store_floats(acc, scaled(sums, w_scale, x_scale, load_floats(acc)));
+                            store_floats(acc, scaled(*group, w_scale, x_scale, load_floats(acc)));
+                            *group = [vdupq_n_s32(0); 2];
                         }
-                        operands.advance();
+                        operands.advance_group();
                     }
                 }
             }
@@ -218,11 +285,17 @@ macro_rules! products {
                 unsafe {
                     let mut acc = load_floats(operands.acc);
                     while operands.blocks > 0 {
-                        prefetch::<$bytes>(operands.ahead());
-                        let w = $unpack(operands.quants);
-                        let sums = $token(&w, operands.x, *operands.x_offset);
-                        acc = scaled(sums, load_halves(operands.scales), *operands.x_scale, acc);
-                        operands.advance();
+                        let mut group = [vdupq_n_s32(0); 2];
+                        for _ in 0..operands.group_blocks() {
+                            prefetch::<$bytes>(operands.ahead(1));
+                            let w = $unpack_one(&operands);
+                            let levels = $levels_one(&operands);
+                            group = $add_one(group, &w, operands.x, *operands.x_offset, levels);
+                            operands.advance_block();
+                        }
+                        let w_scale = load_halves(operands.scales);
+                        acc = scaled(group, w_scale, *operands.x_scale, acc);
+                        operands.advance_group();
                     }
                     store_floats(operands.acc, acc);
                 }
@@ -231,31 +304,89 @@ macro_rules! products {
     };
 }
 
-products!(q4_dotprod, "neon,dotprod", 128, unpack_q4, token_dotprod);
-products!(q8_dotprod, "neon,dotprod", 256, load_q8, token_dotprod);
-products!(q4_neon, "neon", 128, unpack_q4, token_q4);
-products!(q8_neon, "neon", 256, load_q8, token_q8);
+products!(
+    q4_dotprod,
+    "neon,dotprod",
+    128,
+    expand_q4,
+    no_levels,
+    add_dotprod,
+    unpack_q4,
+    load_levels,
+    add_dotprod_q4
+);
+products!(
+    q8_dotprod,
+    "neon,dotprod",
+    256,
+    load_q8,
+    no_levels,
+    add_dotprod,
+    load_q8,
+    no_levels,
+    add_dotprod
+);
+products!(
+    q4_neon,
+    "neon",
+    128,
+    unpack_q4,
+    load_levels,
+    add_q4,
+    unpack_q4,
+    load_levels,
+    add_q4
+);
+products!(
+    q8_neon, "neon", 256, load_q8, no_levels, add_q8, load_q8, no_levels, add_q8
+);
 
-/// One token with `sdot`.
+/// A block of signed weights with `sdot`.
 ///
 /// # Safety
 /// 32 bytes at `x` must be readable.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn token_dotprod(w: &[int8x16_t; 16], x: *const u8, offset: i32) -> [int32x4_t; 2] {
+unsafe fn add_dotprod(
+    mut group: [int32x4_t; 2],
+    w: &[int8x16_t; 16],
+    x: *const u8,
+    _: i32,
+    _: [int32x4_t; 2],
+) -> [int32x4_t; 2] {
     // SAFETY: as promised by the caller.
     let x = unsafe { [vld1q_s8(x.cast()), vld1q_s8(x.add(16).cast())] };
-    let mut sums = [vdupq_n_s32(offset); 2];
     for part in 0..2 {
         for half in 0..2 {
-            let w = |group: usize| w[8 * part + 2 * group + half];
-            sums[half] = sdot::<0>(sums[half], w(0), x[part]);
-            sums[half] = sdot::<1>(sums[half], w(1), x[part]);
-            sums[half] = sdot::<2>(sums[half], w(2), x[part]);
-            sums[half] = sdot::<3>(sums[half], w(3), x[part]);
+            let w = |i: usize| w[8 * part + 2 * i + half];
+            group[half] = sdot::<0>(group[half], w(0), x[part]);
+            group[half] = sdot::<1>(group[half], w(1), x[part]);
+            group[half] = sdot::<2>(group[half], w(2), x[part]);
+            group[half] = sdot::<3>(group[half], w(3), x[part]);
         }
     }
-    sums
+    group
+}
+
+/// A block of nibbles with `sdot`.
+///
+/// # Safety
+/// 32 bytes at `x` must be readable.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn add_dotprod_q4(
+    group: [int32x4_t; 2],
+    w: &[int8x16_t; 16],
+    x: *const u8,
+    offset: i32,
+    levels: [int32x4_t; 2],
+) -> [int32x4_t; 2] {
+    // SAFETY: as promised by the caller.
+    let sums = unsafe { add_dotprod([vdupq_n_s32(offset); 2], w, x, offset, levels) };
+    [
+        vmlaq_s32(group[0], sums[0], levels[0]),
+        vmlaq_s32(group[1], sums[1], levels[1]),
+    ]
 }
 
 /// The four activations at `x`, four times.
@@ -269,13 +400,19 @@ unsafe fn repeat4(x: *const u8) -> int8x16_t {
     vreinterpretq_s8_s32(vdupq_n_s32(unsafe { x.cast::<i32>().read_unaligned() }))
 }
 
-/// One token of q4 with `smlal`.
+/// A block of nibbles with `smlal`.
 ///
 /// # Safety
 /// 32 bytes at `x` must be readable.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn token_q4(w: &[int8x16_t; 16], x: *const u8, offset: i32) -> [int32x4_t; 2] {
+unsafe fn add_q4(
+    group: [int32x4_t; 2],
+    w: &[int8x16_t; 16],
+    x: *const u8,
+    offset: i32,
+    levels: [int32x4_t; 2],
+) -> [int32x4_t; 2] {
     // Two rows in each.
     let mut sums = [vdupq_n_s16(offset as i16); 4];
     for i in 0..8 {
@@ -289,16 +426,25 @@ unsafe fn token_q4(w: &[int8x16_t; 16], x: *const u8, offset: i32) -> [int32x4_t
     }
     let rows =
         |half: usize| vpaddq_s32(vpaddlq_s16(sums[2 * half]), vpaddlq_s16(sums[2 * half + 1]));
-    [rows(0), rows(1)]
+    [
+        vmlaq_s32(group[0], rows(0), levels[0]),
+        vmlaq_s32(group[1], rows(1), levels[1]),
+    ]
 }
 
-/// One token of q8 with `smull` and `smlal`.
+/// A block of q8 with `smull` and `smlal`.
 ///
 /// # Safety
 /// 32 bytes at `x` must be readable.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn token_q8(w: &[int8x16_t; 16], x: *const u8, _: i32) -> [int32x4_t; 2] {
+unsafe fn add_q8(
+    group: [int32x4_t; 2],
+    w: &[int8x16_t; 16],
+    x: *const u8,
+    _: i32,
+    _: [int32x4_t; 2],
+) -> [int32x4_t; 2] {
     // Two rows in each.
     let mut sums = [vdupq_n_s32(0); 4];
     for i in (0..8).step_by(2) {
@@ -313,7 +459,10 @@ unsafe fn token_q8(w: &[int8x16_t; 16], x: *const u8, _: i32) -> [int32x4_t; 2] 
             sums[2 * half + 1] = vpadalq_s16(sums[2 * half + 1], high);
         }
     }
-    [vpaddq_s32(sums[0], sums[1]), vpaddq_s32(sums[2], sums[3])]
+    [
+        vaddq_s32(group[0], vpaddq_s32(sums[0], sums[1])),
+        vaddq_s32(group[1], vpaddq_s32(sums[2], sums[3])),
+    ]
 }
 
 /// `R` rows and `V` vectors of 4 columns of a product, in registers.
@@ -470,6 +619,162 @@ fn widen(halves: &[u8], out: &mut [f32]) {
     crate::generic::widen(&halves[2 * whole..], &mut out[whole..]);
 }
 
+/// `smlal` into 16 bits.
+#[target_feature(enable = "neon")]
+fn spin_q4_neon(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "smlal v0.8h, v14.8b, v15.8b",
+            "smlal2 v0.8h, v14.16b, v15.16b",
+            "smlal v1.8h, v14.8b, v15.8b",
+            "smlal2 v1.8h, v14.16b, v15.16b",
+            "smlal v2.8h, v14.8b, v15.8b",
+            "smlal2 v2.8h, v14.16b, v15.16b",
+            "smlal v3.8h, v14.8b, v15.8b",
+            "smlal2 v3.8h, v14.16b, v15.16b",
+            "smlal v4.8h, v14.8b, v15.8b",
+            "smlal2 v4.8h, v14.16b, v15.16b",
+            "smlal v5.8h, v14.8b, v15.8b",
+            "smlal2 v5.8h, v14.16b, v15.16b",
+            "smlal v6.8h, v14.8b, v15.8b",
+            "smlal2 v6.8h, v14.16b, v15.16b",
+            "smlal v7.8h, v14.8b, v15.8b",
+            "smlal2 v7.8h, v14.16b, v15.16b",
+            "smlal v8.8h, v14.8b, v15.8b",
+            "smlal2 v8.8h, v14.16b, v15.16b",
+            "smlal v9.8h, v14.8b, v15.8b",
+            "smlal2 v9.8h, v14.16b, v15.16b",
+            "smlal v10.8h, v14.8b, v15.8b",
+            "smlal2 v10.8h, v14.16b, v15.16b",
+            "smlal v11.8h, v14.8b, v15.8b",
+            "smlal2 v11.8h, v14.16b, v15.16b",
+            "subs {rounds:w}, {rounds:w}, #1",
+            "b.ne 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("v14") vdupq_n_s8(3), in("v15") vdupq_n_s8(5),
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 384
+}
+
+/// `smull`, `smlal` and `sadalp` into 32 bits.
+#[target_feature(enable = "neon")]
+fn spin_q8_neon(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v0.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v1.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v2.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v3.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v4.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v5.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v6.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v7.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v8.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v9.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v10.4s, v13.8h",
+            "smull v13.8h, v14.8b, v15.8b",
+            "smlal2 v13.8h, v14.16b, v15.16b",
+            "sadalp v11.4s, v13.8h",
+            "subs {rounds:w}, {rounds:w}, #1",
+            "b.ne 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("v14") vdupq_n_s8(3), in("v15") vdupq_n_s8(5),
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v13") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 384
+}
+
+/// Dot products of 16 bytes.
+#[target_feature(enable = "neon,dotprod")]
+fn spin_dotprod(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "sdot v0.4s, v14.16b, v15.16b",
+            "sdot v1.4s, v14.16b, v15.16b",
+            "sdot v2.4s, v14.16b, v15.16b",
+            "sdot v3.4s, v14.16b, v15.16b",
+            "sdot v4.4s, v14.16b, v15.16b",
+            "sdot v5.4s, v14.16b, v15.16b",
+            "sdot v6.4s, v14.16b, v15.16b",
+            "sdot v7.4s, v14.16b, v15.16b",
+            "sdot v8.4s, v14.16b, v15.16b",
+            "sdot v9.4s, v14.16b, v15.16b",
+            "sdot v10.4s, v14.16b, v15.16b",
+            "sdot v11.4s, v14.16b, v15.16b",
+            "subs {rounds:w}, {rounds:w}, #1",
+            "b.ne 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("v14") vdupq_n_s8(3), in("v15") vdupq_n_s8(5),
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 384
+}
+
+/// Fused multiply-adds of 4 floats.
+#[target_feature(enable = "neon")]
+fn spin_float(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "fmla v0.4s, v14.4s, v15.4s",
+            "fmla v1.4s, v14.4s, v15.4s",
+            "fmla v2.4s, v14.4s, v15.4s",
+            "fmla v3.4s, v14.4s, v15.4s",
+            "fmla v4.4s, v14.4s, v15.4s",
+            "fmla v5.4s, v14.4s, v15.4s",
+            "fmla v6.4s, v14.4s, v15.4s",
+            "fmla v7.4s, v14.4s, v15.4s",
+            "fmla v8.4s, v14.4s, v15.4s",
+            "fmla v9.4s, v14.4s, v15.4s",
+            "fmla v10.4s, v14.4s, v15.4s",
+            "fmla v11.4s, v14.4s, v15.4s",
+            "subs {rounds:w}, {rounds:w}, #1",
+            "b.ne 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("v14") vdupq_n_f32(0.5), in("v15") vdupq_n_f32(0.25),
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 96
+}
+
 /// The methods that both have in common.
 macro_rules! neon_kernels {
     () => {
@@ -540,6 +845,17 @@ impl Kernels for Neon {
     }
 
     neon_kernels!();
+
+    fn spin(&self, format: Format, rounds: u32) -> Option<u64> {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        Some(unsafe {
+            match format {
+                Format::Q4 => spin_q4_neon(rounds),
+                Format::Q8 => spin_q8_neon(rounds),
+                Format::F16 | Format::F32 => spin_float(rounds),
+            }
+        })
+    }
 }
 
 impl Kernels for NeonDotprod {
@@ -569,4 +885,15 @@ impl Kernels for NeonDotprod {
     }
 
     neon_kernels!();
+
+    fn spin(&self, format: Format, rounds: u32) -> Option<u64> {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        Some(unsafe {
+            match format {
+                Format::Q4 => spin_dotprod(rounds),
+                Format::Q8 => spin_dotprod(rounds),
+                Format::F16 | Format::F32 => spin_float(rounds),
+            }
+        })
+    }
 }

@@ -8,10 +8,12 @@
 //! not depend on which other queries, or how many threads, take part.
 
 mod cache;
+mod integer;
 mod layout;
 mod step;
 
 pub use cache::{CacheError, KvCache};
+pub use integer::integer_attention;
 
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};

@@ -146,9 +146,9 @@ pub struct UnknownIsa(pub String);
 
 /// How activations are turned into bytes for a product with quantized weights.
 ///
-/// Per token and block of 32 inputs, with `scale = max |x| / limit`, the byte of `x` is
-/// `round(x / scale) + bias`, and the token's offset is `sum of round(x / scale) * offset`, which the kernel adds
-/// to the sum of products of bytes.
+/// Per token and group of 128 inputs, with `scale = max |x| / limit`, the byte of `x` is `round(x / scale) + bias`. For
+/// each block of 32 inputs there is an offset, `sum of round(x / scale) * offset`, with which a kernel undoes what it
+/// adds to weights to make them unsigned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActivationCode {
     /// Largest magnitude of a quant.
@@ -181,16 +181,20 @@ impl Panels<'_> {
     }
 }
 
-/// The quantized activations of a few tokens: entry `b * tokens + t` belongs to block `b` of token `t`.
+/// Tokens of a tile at most.
+pub const TILE_TOKENS: usize = 64;
+
+/// The quantized activations of at most [`TILE_TOKENS`] tokens: entry `b * tokens + t` belongs to block (or group) `b` of
+/// token `t`.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile<'a> {
     /// Number of tokens.
     pub tokens: usize,
-    /// 32 bytes per entry.
+    /// 32 bytes per block.
     pub quants: &'a [u8],
-    /// One scale per entry.
+    /// One scale per group.
     pub scales: &'a [f32],
-    /// One offset per entry.
+    /// One offset per block.
     pub offsets: &'a [i32],
 }
 
@@ -211,11 +215,20 @@ pub trait Kernels: Send + Sync {
     /// The instruction set.
     fn isa(&self) -> Isa;
 
+    /// Whether products of bytes are so much faster than those of floats that attention gains from them, too.
+    fn has_dot_product(&self) -> bool {
+        matches!(
+            self.isa(),
+            Isa::AvxVnni | Isa::Avx512Vnni | Isa::NeonDotprod
+        )
+    }
+
     /// How activations are quantized for weights of `format`.
     fn code(&self, format: Format) -> ActivationCode;
 
-    /// Quantizes one token's activations `x`; block `b` becomes entry `b * step` of `quants` (32 bytes), `scales`
-    /// and `offsets`. A block with a NaN or an infinity gets a NaN or infinite scale, so that the result shows it.
+    /// Quantizes one token's activations `x`; block `b` becomes entry `b * step` of `quants` (32 bytes) and `offsets`, group
+    /// `g` entry `g * step` of `scales`. A group with a NaN or an infinity gets a NaN or infinite scale, so that the result
+    /// shows it. Returns the sum of all quants.
     fn quantize(
         &self,
         code: ActivationCode,
@@ -224,10 +237,11 @@ pub trait Kernels: Send + Sync {
         scales: &mut [f32],
         offsets: &mut [i32],
         step: usize,
-    );
+    ) -> i32;
 
-    /// Adds the products of `panels` with `tile` over the blocks in `range`, in their order, to
-    /// `acc[(token * panels + panel) * 8 + row]`.
+    /// Adds the products of `panels` with `tile` over the groups in `range`, in their order, to
+    /// `acc[(token * panels + panel) * 8 + row]`: a group's products are summed in integers, then multiplied with the
+    /// product of the two scales.
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]);
 
     /// `c[i, j] = sum over p of a[i, p] * b[p, j]`, `p` ascending, for `i < m`, `j < n`, `p < k`; added to what is in `c`
@@ -276,6 +290,12 @@ pub trait Kernels: Send + Sync {
 
     /// `low, high = low * cos - high * sin, high * cos + low * sin`.
     fn rotate(&self, low: &mut [f32], high: &mut [f32], cos: &[f32], sin: &[f32]);
+
+    /// Multiplies and adds registers as fast as this instruction set can for weights of `format`, reading nothing from
+    /// memory; returns the number of operations, two for a product and its addition. `None` where that is not known.
+    fn spin(&self, _format: Format, _rounds: u32) -> Option<u64> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -4,27 +4,36 @@
 //! missing rows of the last panel are zero. The bytes are the same on every CPU (little endian), so a
 //! record stores them and the kernels read them straight from the mapped file.
 //!
-//! With `nb = ceil(cols / 32)` *blocks* of 32 inputs per row, a panel holds
+//! Inputs come in *blocks* of 32 and *groups* of 4 blocks (128 inputs). With `nb = ceil(cols / 32)` blocks and
+//! `ng = ceil(nb / 4)` groups per row, a panel holds
 //!
 //! | format | panel, then zero bytes up to a multiple of 64 |
 //! |---|---|
 //! | `f32` | `cols` times the 8 rows' weights of one input |
 //! | `f16` | the same in half precision |
-//! | `q8` | `nb * 256` quants, then `nb * 8` half-precision scales |
-//! | `q4` | `nb * 128` bytes of quants, then `nb * 8` half-precision scales |
+//! | `q8` | a header, then `nb * 256` quants |
+//! | `q4` | a header, then `nb * 128` bytes of quants |
+//!
+//! The header is `ng * 8` half-precision scales, in q4 `nb * 8` signed bytes of levels, and zero bytes up to a multiple of
+//! 64. So a product reads the matrix from its first byte to its last.
 //!
 //! The quants of a block are cut into vectors of 32 bytes, byte `r * 4 + j` belonging to row `r`:
 //! - `q8`, vectors `v = 0..8`: the signed weight (-127..=127) of input `4 v + j`;
 //! - `q4`, vectors `v = 0..4`: in the low nibble the weight of input `8 v + j`, in the high nibble
 //!   that of input `8 v + 4 + j`, each stored as `q + 8` with `q` in -8..=7.
 //!
-//! A weight is `q * scale`, the scale being that of its row and block (scale `b * 8 + r`). The inputs
-//! that fill up the last block are zero (`q = 0`).
+//! A weight is `q * scale` in q8 and `q * level * scale` in q4: the scale is that of its row and group (scale
+//! `g * 8 + r`), the level an integer in -15..=15, that of its row and block (level `b * 8 + r`). The inputs that fill
+//! up the last block are zero (`q = 0`).
+//!
+//! The two levels of scales (as the K-quants of llama.cpp have them, and QServe: Lin et al. 2024,
+//! [arXiv:2405.04532](https://arxiv.org/abs/2405.04532)) keep the products of 128 inputs in integers: `q * level` fits a
+//! signed byte, so that a block of q4 that is unpacked for many tokens becomes one of q8.
 //!
 //! The arrangement serves every instruction set alike: four bytes of a row stand together, as the dot
 //! product instructions want them (`sdot`, `vpdpbusd`, and `vpmaddubsw` in pairs), and the four
 //! activations they meet are one 32-bit broadcast. One 32-byte load of q4 gives two such vectors with a
-//! mask and a shift, in the order of the inputs. Inside a block every q4 sum fits 16 bits: 8 additions
+//! mask and a shift, in the order of the inputs. Inside a block every sum of q4 quants fits 16 bits: 8 additions
 //! of at most 2 * 15 * 127 = 3810 make 30480.
 
 use half::f16;
@@ -34,8 +43,14 @@ use thiserror::Error;
 
 /// Rows of a panel.
 pub const PANEL: usize = 8;
-/// Inputs that share a scale in `q8` and `q4`.
+/// Inputs that share a level in `q4`; the inputs of a row are padded to whole blocks.
 pub const BLOCK: usize = 32;
+/// Blocks that share a scale in `q8` and `q4`.
+pub const GROUP: usize = 4;
+/// Largest magnitude of a level.
+pub const MAX_LEVEL: i8 = 15;
+/// Bytes of the scales of one group of one panel.
+pub(crate) const SCALES_BYTES: usize = 2 * PANEL;
 /// Panels start at multiples of this many bytes.
 pub const PANEL_ALIGN: usize = 64;
 
@@ -46,9 +61,9 @@ pub enum Format {
     F32,
     /// Half precision (IEEE binary16).
     F16,
-    /// 8-bit integers, a half-precision scale per row and 32 inputs: 8.5 bits per weight.
+    /// 8-bit integers, a half-precision scale per row and 128 inputs: 8.125 bits per weight.
     Q8,
-    /// 4-bit integers, a half-precision scale per row and 32 inputs: 4.5 bits per weight.
+    /// 4-bit integers, an integer level per row and 32 inputs, a half-precision scale per row and 128 inputs: 4.375 bits per weight.
     Q4,
 }
 
@@ -61,13 +76,18 @@ impl Format {
         matches!(self, Format::Q8 | Format::Q4)
     }
 
-    /// Bytes of one block of one panel without its scales; 0 for the float formats.
+    /// Bytes of the quants of one block of one panel; 0 for the float formats.
     pub(crate) fn block_bytes(self) -> usize {
         match self {
             Format::Q8 => PANEL * BLOCK,
             Format::Q4 => PANEL * BLOCK / 2,
             Format::F32 | Format::F16 => 0,
         }
+    }
+
+    /// Bytes of the levels of one block of one panel.
+    pub(crate) fn level_bytes(self) -> usize {
+        if self == Format::Q4 { PANEL } else { 0 }
     }
 }
 
@@ -135,16 +155,18 @@ pub enum FormatError {
         /// Number of weights given.
         found: usize,
     },
-    /// Quants and scales given for packing do not belong together.
-    #[error("{rows} rows of {cols} quantized weights need {expected} scales, found {found}")]
+    /// Quants, levels and scales given for packing do not belong together.
+    #[error("{rows} rows of {cols} quantized weights need {expected} {what}, found {found}")]
     Scales {
+        /// Levels or scales.
+        what: &'static str,
         /// Rows given.
         rows: usize,
         /// Inputs.
         cols: usize,
-        /// Scales needed.
+        /// Number needed.
         expected: usize,
-        /// Scales given.
+        /// Number given.
         found: usize,
     },
     /// A weight is NaN or infinite.
@@ -205,6 +227,11 @@ impl MatrixShape {
         self.cols.div_ceil(BLOCK)
     }
 
+    /// Groups of 4 blocks in a row, the last one possibly partial.
+    pub fn groups(&self) -> usize {
+        self.blocks().div_ceil(GROUP)
+    }
+
     /// Bytes of one panel; `usize::MAX` if that number is larger than the address space.
     pub fn panel_bytes(&self) -> usize {
         self.checked_panel_bytes().unwrap_or(usize::MAX)
@@ -216,9 +243,18 @@ impl MatrixShape {
             Format::F16 => self.cols.checked_mul(2 * PANEL)?,
             Format::Q8 | Format::Q4 => self
                 .blocks()
-                .checked_mul(self.format.block_bytes() + 2 * PANEL)?,
+                .checked_mul(self.format.block_bytes())?
+                // A header is smaller than the quants, so this cannot be far beyond them.
+                .checked_add(self.level_and_quant_offsets().1)?,
         };
         bytes.checked_next_multiple_of(PANEL_ALIGN)
+    }
+
+    /// Where in a quantized panel, after the scales, the levels begin, and where the quants.
+    pub(crate) fn level_and_quant_offsets(&self) -> (usize, usize) {
+        let levels = self.groups() * SCALES_BYTES;
+        let header = levels + self.blocks() * self.format.level_bytes();
+        (levels, header.next_multiple_of(PANEL_ALIGN))
     }
 
     /// Bytes of the whole matrix, `None` if that is larger than the address space allows.
@@ -287,13 +323,7 @@ impl<'a> Matrix<'a> {
         match format {
             Format::F32 => {
                 for (i, out) in out.iter_mut().enumerate() {
-                    let at = (i * PANEL + r) * 4;
-                    *out = f32::from_le_bytes([
-                        panel[at],
-                        panel[at + 1],
-                        panel[at + 2],
-                        panel[at + 3],
-                    ]);
+                    *out = single_at(panel, i * PANEL + r);
                 }
             }
             Format::F16 => {
@@ -302,10 +332,13 @@ impl<'a> Matrix<'a> {
                 }
             }
             Format::Q8 | Format::Q4 => {
-                let scales = &panel[self.shape.blocks() * format.block_bytes()..];
+                let (levels, quants) = self.shape.level_and_quant_offsets();
                 for (b, out) in out.chunks_mut(BLOCK).enumerate() {
-                    let scale = half_at(scales, b * PANEL + r).to_f32();
-                    let block = &panel[b * format.block_bytes()..];
+                    let mut scale = half_at(panel, b / GROUP * PANEL + r).to_f32();
+                    if format == Format::Q4 {
+                        scale *= f32::from(panel[levels + b * PANEL + r] as i8);
+                    }
+                    let block = &panel[quants + b * format.block_bytes()..];
                     for (i, out) in out.iter_mut().enumerate() {
                         *out = f32::from(quant_at(format, block, r, i)) * scale;
                     }
@@ -313,6 +346,13 @@ impl<'a> Matrix<'a> {
             }
         }
     }
+}
+
+/// Number `index` of a byte slice.
+#[inline(always)]
+pub(crate) fn single_at(bytes: &[u8], index: usize) -> f32 {
+    let at = 4 * index;
+    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// Half-precision number `index` of a byte slice.
@@ -351,10 +391,18 @@ mod tests {
 
     #[test]
     fn sizes() {
-        // One block: 128 bytes of quants and 16 of scales make 144, padded to 192.
+        // One block: 16 bytes of scales and 8 of levels, padded to 64, and 128 of quants.
         assert_eq!(MatrixShape::new(Format::Q4, 9, 20).panel_bytes(), 192);
         assert_eq!(MatrixShape::new(Format::Q4, 9, 20).byte_len(), Some(384));
-        assert_eq!(MatrixShape::new(Format::Q8, 8, 64).byte_len(), Some(576));
+        // Five blocks, two groups: 32 bytes of scales and, in q4, 40 of levels.
+        assert_eq!(
+            MatrixShape::new(Format::Q8, 8, 130).byte_len(),
+            Some(64 + 1280)
+        );
+        assert_eq!(
+            MatrixShape::new(Format::Q4, 8, 130).byte_len(),
+            Some(128 + 640)
+        );
         assert_eq!(MatrixShape::new(Format::F16, 1, 5).byte_len(), Some(128));
         assert_eq!(MatrixShape::new(Format::F32, 16, 3).byte_len(), Some(256));
         assert_eq!(MatrixShape::new(Format::F32, 0, 3).byte_len(), Some(0));
@@ -400,8 +448,9 @@ mod tests {
     fn layout_is_as_documented() {
         // One q4 panel, one block; every byte distinct in its pair of nibbles.
         let mut bytes = vec![0u8; 192];
-        bytes[2 * 32 + 5 * 4 + 3] = 0x1f; // vector 2, row 5, j = 3
-        bytes[128 + 2 * 5..][..2].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
+        bytes[64 + 2 * 32 + 5 * 4 + 3] = 0x1f; // vector 2, row 5, j = 3
+        bytes[16 + 5] = -2i8 as u8;
+        bytes[2 * 5..][..2].copy_from_slice(&f16::from_f32(-0.25).to_le_bytes());
         let matrix = Matrix::new(MatrixShape::new(Format::Q4, 8, 32), &bytes).unwrap();
         let mut row = [0.0; 32];
         matrix.row_into(5, &mut row);

@@ -9,7 +9,7 @@
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
-use crate::format::{BLOCK, Format, PANEL, half_at, quant_at};
+use crate::format::{BLOCK, Format, GROUP, MatrixShape, PANEL, half_at, quant_at, single_at};
 use std::ops::Range;
 
 /// Partial sums of a reduction. Fixed, so that the order of additions is the same for every instruction set.
@@ -302,53 +302,65 @@ pub(crate) fn quantize(
     scales: &mut [f32],
     offsets: &mut [i32],
     step: usize,
-) {
-    for (b, x) in x.chunks(BLOCK).enumerate() {
-        let at = b * step;
-        let quants: &mut [u8; BLOCK] = (&mut quants[at * BLOCK..][..BLOCK])
-            .try_into()
-            .expect("32 bytes");
-        let sum = if let Ok(x) = x.try_into() {
-            quantize_block(code, x, quants, &mut scales[at])
+) -> i32 {
+    let mut total = 0;
+    for (g, x) in x.chunks(GROUP * BLOCK).enumerate() {
+        let mut padded = [0f32; GROUP * BLOCK];
+        let blocks = x.len().div_ceil(BLOCK);
+        let x = if let Ok(whole) = x.try_into() {
+            whole
         } else {
-            let mut padded = [0f32; BLOCK];
             padded[..x.len()].copy_from_slice(x);
-            quantize_block(code, &padded, quants, &mut scales[at])
+            &padded
         };
-        let offset = sum * code.offset;
-        offsets[at] = if code.pairs {
-            offset & 0xffff | offset << 16
-        } else {
-            offset
-        };
+        let (inverse, scale) = group_scale(code.limit, x);
+        scales[g * step] = scale;
+        let (x, _) = x.as_chunks::<BLOCK>();
+        for (b, x) in (g * GROUP..).zip(&x[..blocks]) {
+            let quants: &mut [u8; BLOCK] = (&mut quants[b * step * BLOCK..][..BLOCK])
+                .try_into()
+                .expect("32 bytes");
+            let sum = quantize_block(code.bias, inverse, x, quants);
+            total += sum;
+            let offset = sum * code.offset;
+            offsets[b * step] = if code.pairs {
+                offset & 0xffff | offset << 16
+            } else {
+                offset
+            };
+        }
     }
+    total
 }
 
-/// Quantizes one block; returns the sum of its quants.
+/// What to multiply a group's activations with to quantize them, and its reciprocal.
 #[inline(always)]
-fn quantize_block(
-    code: ActivationCode,
-    x: &[f32; BLOCK],
-    quants: &mut [u8; BLOCK],
-    scale: &mut f32,
-) -> i32 {
+fn group_scale(limit: f32, x: &[f32; GROUP * BLOCK]) -> (f32, f32) {
     // The bits of a magnitude compare like the magnitude, and NaN is above everything.
     let mut max = 0u32;
     for x in x {
         max = max.max(x.to_bits() & 0x7fff_ffff);
     }
     let max = f32::from_bits(max);
-    // Below, the reciprocal would overflow; such a block is as good as zero.
-    let inverse = if max < 1e-36 { 0.0 } else { code.limit / max };
-    *scale = if max < 1e-36 { 0.0 } else { max / code.limit };
+    // Below, the reciprocal would overflow; such a group is as good as zero.
+    if max < 1e-36 {
+        (0.0, 0.0)
+    } else {
+        (limit / max, max / limit)
+    }
+}
+
+/// Quantizes one block; returns the sum of its quants.
+#[inline(always)]
+fn quantize_block(bias: u8, inverse: f32, x: &[f32; BLOCK], quants: &mut [u8; BLOCK]) -> i32 {
     let mut sum = 0;
     for (quant, x) in quants.iter_mut().zip(x) {
-        // NaN and infinity give some byte: their block's scale is not finite either.
+        // NaN and infinity give some byte: their group's scale is not finite either.
         let q = (x * inverse + ROUND)
             .to_bits()
             .wrapping_sub(ROUND.to_bits()) as i8;
         sum += i32::from(q);
-        *quant = (q as u8).wrapping_add(code.bias);
+        *quant = (q as u8).wrapping_add(bias);
     }
     sum
 }
@@ -371,12 +383,7 @@ pub(crate) fn float_gemv<const FMA: bool>(
                 let at = i * PANEL + r;
                 let w = match format {
                     Format::F16 => half_at(panel, at).to_f32(),
-                    _ => f32::from_le_bytes([
-                        panel[4 * at],
-                        panel[4 * at + 1],
-                        panel[4 * at + 2],
-                        panel[4 * at + 3],
-                    ]),
+                    _ => single_at(panel, at),
                 };
                 *acc = fma::<FMA>(w, *x, *acc);
             }
@@ -425,9 +432,9 @@ macro_rules! row_kernels {
             scales: &mut [f32],
             offsets: &mut [i32],
             step: usize,
-        ) {
+        ) -> i32 {
             $crate::generic::compiled!($($features)?; (code: ActivationCode, x: &[f32], quants: &mut [u8],
-                scales: &mut [f32], offsets: &mut [i32], step: usize) =>
+                scales: &mut [f32], offsets: &mut [i32], step: usize) -> i32 =>
                 $crate::generic::quantize(code, x, quants, scales, offsets, step))
         }
 
@@ -485,38 +492,45 @@ impl Kernels for Generic {
         Isa::Generic
     }
 
-    fn code(&self, format: Format) -> ActivationCode {
-        let offset = if format == Format::Q4 { -8 } else { 0 };
+    fn code(&self, _: Format) -> ActivationCode {
         ActivationCode {
             limit: 127.0,
             bias: 0,
-            offset,
+            offset: 0,
             pairs: false,
         }
     }
 
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]) {
-        let (block_bytes, count) = (panels.format.block_bytes(), panels.count());
-        let nibble_bias = if panels.format == Format::Q4 { 8 } else { 0 };
+        let Panels { format, blocks, .. } = panels;
+        let (count, tokens) = (panels.count(), tile.tokens);
+        let shape = MatrixShape::new(format, count * PANEL, blocks * BLOCK);
+        let (levels, quants) = shape.level_and_quant_offsets();
         for (p, panel) in panels.bytes.chunks_exact(panels.panel_bytes).enumerate() {
-            let scales = &panel[panels.blocks * block_bytes..];
-            for b in range.clone() {
-                let block = &panel[b * block_bytes..][..block_bytes];
-                for r in 0..PANEL {
-                    let scale = half_at(scales, b * PANEL + r).to_f32();
-                    let mut w = [0i32; BLOCK];
+            for (g, r) in range.clone().flat_map(|g| (0..PANEL).map(move |r| (g, r))) {
+                let scale = half_at(panel, g * PANEL + r).to_f32();
+                let group = g * GROUP..blocks.min((g + 1) * GROUP);
+                let mut w = [[0i32; BLOCK]; GROUP];
+                for (b, w) in group.clone().zip(&mut w) {
+                    let block = &panel[quants + b * format.block_bytes()..][..format.block_bytes()];
+                    let level = match format {
+                        Format::Q4 => panel[levels + b * PANEL + r] as i8,
+                        _ => 1,
+                    };
                     for (i, w) in w.iter_mut().enumerate() {
-                        *w = i32::from(quant_at(panels.format, block, r, i)) + nibble_bias;
+                        *w = i32::from(quant_at(format, block, r, i)) * i32::from(level);
                     }
-                    for t in 0..tile.tokens {
-                        let at = b * tile.tokens + t;
-                        let x = &tile.quants[at * BLOCK..][..BLOCK];
-                        let mut sum = tile.offsets[at];
+                }
+                for t in 0..tokens {
+                    let mut sum = 0;
+                    for (b, w) in group.clone().zip(&w) {
+                        let x = &tile.quants[(b * tokens + t) * BLOCK..][..BLOCK];
                         for (w, x) in w.iter().zip(x) {
                             sum += w * i32::from(*x as i8);
                         }
-                        acc[(t * count + p) * PANEL + r] += sum as f32 * (scale * tile.scales[at]);
                     }
+                    let scale = scale * tile.scales[g * tokens + t];
+                    acc[(t * count + p) * PANEL + r] += sum as f32 * scale;
                 }
             }
         }

@@ -10,6 +10,7 @@
 //! | [`pool`] | the threads that share the work |
 //! | [`cpu`] | which instruction set is used |
 //! | [`memory`] | counting heap bytes |
+//! | [`ceiling`] | what this machine could reach at most |
 //!
 //! # Reproducibility
 //! On one machine an output depends only on the operands: not on the number of threads, nor on how
@@ -21,6 +22,7 @@
 mod aarch64;
 pub mod activation;
 pub mod attention;
+pub mod ceiling;
 pub mod cpu;
 pub mod format;
 mod generic;
@@ -37,7 +39,9 @@ mod tile;
 mod x86_64;
 
 pub use activation::{Activation, activate, gated};
-pub use attention::{CacheError, Heads, KvCache, Mask, Rows, attention, cached_attention};
+pub use attention::{
+    CacheError, Heads, KvCache, Mask, Rows, attention, cached_attention, integer_attention,
+};
 pub use cpu::Isa;
 pub use format::{Format, FormatError, Matrix, MatrixShape};
 pub use linear::{Epilogue, linear};

@@ -1,7 +1,7 @@
 //! Products with packed weights.
 
 use crate::activation::Activation;
-use crate::cpu::{Kernels, Panels, Strided, Tile};
+use crate::cpu::{Kernels, Panels, Strided, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, Format, Matrix, MatrixShape, PANEL};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};
@@ -20,7 +20,7 @@ pub struct Epilogue<'a> {
 
 /// `out = epilogue(x w^T)`, for one token or many.
 ///
-/// With `q8` and `q4` weights the activations are quantized to 8 bits with a scale per token and 32 inputs.
+/// With `q8` and `q4` weights the activations are quantized to 8 bits with a scale per token and 128 inputs.
 /// An output is bitwise the same for any number of threads and whatever tokens are computed with it.
 ///
 /// # Shapes
@@ -96,13 +96,11 @@ impl Output<'_> {
     }
 }
 
-/// Tokens of a tile: what a block's weights are unpacked for.
-const TILE: usize = 32;
 /// Tokens that a task works on, and panels: the activations of a task's tile and its weights stay in the caches.
-const TASK_TOKENS: usize = 128;
+const TASK_TOKENS: usize = 256;
 const TASK_PANELS: usize = 16;
-/// Blocks after which a task turns to the next tile, so that a tile's activations stay in the first cache.
-const CHUNK_BLOCKS: usize = 16;
+/// Groups after which a task turns to the next tile, so that a tile's activations stay in the first cache.
+const CHUNK_GROUPS: usize = 2;
 /// Bytes of weights per task when there is only one tile.
 const GEMV_BYTES: usize = 64 * 1024;
 
@@ -110,6 +108,7 @@ const GEMV_BYTES: usize = 64 * 1024;
 struct Quantized<'a> {
     tokens: usize,
     blocks: usize,
+    groups: usize,
     quants: &'a [u8],
     scales: &'a [f32],
     offsets: &'a [i32],
@@ -117,13 +116,13 @@ struct Quantized<'a> {
 
 impl Quantized<'_> {
     fn tile(&self, first: usize) -> Tile<'_> {
-        let tokens = TILE.min(self.tokens - first);
-        let entries = first * self.blocks..(first + tokens) * self.blocks;
+        let tokens = TILE_TOKENS.min(self.tokens - first);
+        let blocks = first * self.blocks..(first + tokens) * self.blocks;
         Tile {
             tokens,
-            quants: &self.quants[entries.start * BLOCK..entries.end * BLOCK],
-            scales: &self.scales[entries.clone()],
-            offsets: &self.offsets[entries],
+            quants: &self.quants[blocks.start * BLOCK..blocks.end * BLOCK],
+            scales: &self.scales[first * self.groups..(first + tokens) * self.groups],
+            offsets: &self.offsets[blocks],
         }
     }
 }
@@ -135,23 +134,23 @@ fn cut(index: usize, pieces: usize, len: usize, size: usize) -> (usize, Range<us
 }
 
 fn quantized(pool: &ThreadPool, w: &Matrix, x: &[f32], tokens: usize, output: &Output) {
-    let blocks = w.shape().blocks();
-    let entries = tokens * blocks;
-    // One buffer of words: 8 words of quants, a scale and an offset per entry.
-    scratch::with(entries * 10, |buffer| {
-        let (quants, rest) = buffer.split_at_mut(entries * 8);
-        let (scales, offsets) = rest.split_at_mut(entries);
+    let (blocks, groups) = (w.shape().blocks(), w.shape().groups());
+    // One buffer of words: for each block 8 words of quants and an offset, for each group a scale.
+    scratch::with(tokens * (blocks * 9 + groups), |buffer| {
+        let (quants, rest) = buffer.split_at_mut(tokens * blocks * 8);
+        let (scales, offsets) = rest.split_at_mut(tokens * groups);
         let (quants, offsets) = (scratch::as_bytes(quants), scratch::as_ints(offsets));
         quantize(pool, w.shape(), x, tokens, quants, scales, offsets);
         let x = Quantized {
             tokens,
             blocks,
+            groups,
             quants,
             scales,
             offsets,
         };
         let panels = w.shape().panels();
-        let task_panels = if tokens <= TILE {
+        let task_panels = if tokens <= TILE_TOKENS {
             (GEMV_BYTES / w.shape().panel_bytes().max(1))
                 .clamp(1, panels.div_ceil(2 * pool.threads()))
         } else {
@@ -175,26 +174,27 @@ fn quantize(
     scales: &mut [f32],
     offsets: &mut [i32],
 ) {
-    let (cols, blocks) = (shape.cols, shape.blocks());
+    let (cols, blocks, groups) = (shape.cols, shape.blocks(), shape.groups());
     if cols == 0 {
         return;
     }
     let code = pool.kernels().code(shape.format);
     let (quants, scales, offsets) = (Parts::new(quants), Parts::new(scales), Parts::new(offsets));
     pool.run_ranges(
-        tokens.div_ceil(TILE),
-        (32 * 1024 / (TILE * cols.max(1))).max(1),
+        tokens.div_ceil(TILE_TOKENS),
+        (16 * 1024 / (TILE_TOKENS * cols)).max(1),
         |tiles| {
             for tile in tiles {
-                let (first, count) = (tile * TILE, TILE.min(tokens - tile * TILE));
-                let entries = first * blocks..(first + count) * blocks;
+                let first = tile * TILE_TOKENS;
+                let count = TILE_TOKENS.min(tokens - first);
+                let of_tile = |size: usize| first * size..(first + count) * size;
                 // SAFETY: every tile has its own entries, and one task.
                 #[allow(unsafe_code)]
                 let (quants, scales, offsets) = unsafe {
                     (
-                        quants.part(entries.start * BLOCK..entries.end * BLOCK),
-                        scales.part(entries.clone()),
-                        offsets.part(entries),
+                        quants.part(of_tile(blocks * BLOCK)),
+                        scales.part(of_tile(groups)),
+                        offsets.part(of_tile(blocks)),
                     )
                 };
                 for t in 0..count {
@@ -229,14 +229,14 @@ fn quantized_task(
     };
     scratch::with(tokens.len() * count * PANEL, |acc| {
         acc.fill(0.0);
-        let chunk = if tokens.len() <= TILE {
-            x.blocks.max(1)
+        let chunk = if tokens.len() <= TILE_TOKENS {
+            x.groups.max(1)
         } else {
-            CHUNK_BLOCKS
+            CHUNK_GROUPS
         };
-        for start in (0..x.blocks).step_by(chunk) {
-            let range = start..(start + chunk).min(x.blocks);
-            for first in tokens.clone().step_by(TILE) {
+        for start in (0..x.groups).step_by(chunk) {
+            let range = start..(start + chunk).min(x.groups);
+            for first in tokens.clone().step_by(TILE_TOKENS) {
                 let tile = x.tile(first);
                 let acc = &mut acc[(first - tokens.start) * count * PANEL..]
                     [..tile.tokens * count * PANEL];

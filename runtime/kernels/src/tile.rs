@@ -1,18 +1,17 @@
 //! What the kernels of all instruction sets share: finding and checking the operands of a tile.
 
-use crate::cpu::{Panels, Strided, Tile};
-use crate::format::{BLOCK, PANEL};
+use crate::cpu::{Panels, Strided, TILE_TOKENS, Tile};
+use crate::format::{BLOCK, GROUP, MatrixShape, PANEL, SCALES_BYTES};
 use std::ops::Range;
 
-/// Blocks of weights to fetch ahead of their use.
-const AHEAD: usize = 8;
-
-/// Where the operands of a panel's next block are.
+/// Where the operands of a panel's next block and group are.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands {
-    /// Weights: `block_bytes` of quants.
+    /// Weights: the quants of the next block.
     pub(crate) quants: *const u8,
-    /// 8 half-precision scales.
+    /// 8 levels of the next block, in q4.
+    pub(crate) levels: *const u8,
+    /// 8 half-precision scales of the group.
     pub(crate) scales: *const u8,
     /// Activations of the first token, 32 bytes per token.
     pub(crate) x: *const u8,
@@ -20,6 +19,7 @@ pub(crate) struct Operands {
     pub(crate) x_scale: *const f32,
     /// Offset of the first token.
     pub(crate) x_offset: *const i32,
+    /// [`TILE_TOKENS`] at most.
     pub(crate) tokens: usize,
     /// Sums of the first token.
     pub(crate) acc: *mut f32,
@@ -28,15 +28,14 @@ pub(crate) struct Operands {
     /// Blocks there are left.
     pub(crate) blocks: usize,
     block_bytes: usize,
+    level_bytes: usize,
     panel_bytes: usize,
-    /// Bytes from the end of this panel's blocks to the first block of the next panel.
-    gap: usize,
 }
 
 impl Operands {
     /// The operands of the first panel, after checking that those of all panels lie in the slices: the pointers are
-    /// readable for `blocks` blocks of `tokens` tokens (`acc`: writable for `tokens` tokens), and so are those of
-    /// [`panel`](Self::panel).
+    /// readable for the blocks of the groups in `range` and `tokens` tokens (`acc`: writable for `tokens` tokens), and so
+    /// are those of [`panel`](Self::panel).
     pub(crate) fn new(
         panels: Panels<'_>,
         range: Range<usize>,
@@ -49,46 +48,52 @@ impl Operands {
             panel_bytes,
             blocks,
         } = panels;
-        let (block_bytes, count, tokens) = (format.block_bytes(), panels.count(), tile.tokens);
+        let (count, tokens) = (panels.count(), tile.tokens);
+        let shape = MatrixShape::new(format, count * PANEL, blocks * BLOCK);
+        let groups = shape.groups();
         assert!(
-            range.start <= range.end && range.end <= blocks,
-            "{range:?} of {blocks} blocks"
+            range.start <= range.end && range.end <= groups,
+            "{range:?} of {groups} groups"
         );
         assert!(
-            panel_bytes >= blocks * (block_bytes + 2 * PANEL),
+            panel_bytes >= shape.panel_bytes(),
             "a panel of {panel_bytes} bytes"
         );
-        let entries = blocks * tokens;
+        assert!(tokens <= TILE_TOKENS, "{tokens} tokens in a tile");
         assert!(
-            tile.quants.len() >= entries * BLOCK,
-            "{} quantized activations",
-            tile.quants.len()
+            tile.quants.len() >= blocks * tokens * BLOCK && tile.offsets.len() >= blocks * tokens,
+            "{} quantized activations and {} offsets for {blocks} blocks of {tokens} tokens",
+            tile.quants.len(),
+            tile.offsets.len()
         );
         assert!(
-            tile.scales.len() >= entries && tile.offsets.len() >= entries,
-            "{entries} scales and offsets"
+            tile.scales.len() >= groups * tokens,
+            "{} scales for {groups} groups of {tokens} tokens",
+            tile.scales.len()
         );
         assert!(
             acc.len() >= tokens * count * PANEL,
             "{} sums for {tokens} tokens of {count} panels",
             acc.len()
         );
-        let first = range.start * tokens;
+        let first = range.start * GROUP;
+        let (levels, quants) = shape.level_and_quant_offsets();
+        let (block_bytes, level_bytes) = (format.block_bytes(), format.level_bytes());
+        let at = |offset: usize| bytes.as_ptr().wrapping_add(offset);
         Self {
-            quants: bytes.as_ptr().wrapping_add(range.start * block_bytes),
-            scales: bytes
-                .as_ptr()
-                .wrapping_add(blocks * block_bytes + range.start * 2 * PANEL),
-            x: tile.quants.as_ptr().wrapping_add(first * BLOCK),
-            x_scale: tile.scales.as_ptr().wrapping_add(first),
-            x_offset: tile.offsets.as_ptr().wrapping_add(first),
+            quants: at(quants + first * block_bytes),
+            levels: at(levels + first * level_bytes),
+            scales: at(range.start * SCALES_BYTES),
+            x: tile.quants.as_ptr().wrapping_add(first * tokens * BLOCK),
+            x_scale: tile.scales.as_ptr().wrapping_add(range.start * tokens),
+            x_offset: tile.offsets.as_ptr().wrapping_add(first * tokens),
             tokens,
             acc: acc.as_mut_ptr(),
             stride: count * PANEL,
-            blocks: range.len(),
+            blocks: blocks.min(range.end * GROUP).saturating_sub(first),
             block_bytes,
+            level_bytes,
             panel_bytes,
-            gap: panel_bytes - range.len() * block_bytes,
         }
     }
 
@@ -96,31 +101,42 @@ impl Operands {
     #[inline(always)]
     pub(crate) fn panel(&self, index: usize) -> Self {
         let at = index * self.panel_bytes;
-        let (quants, scales) = (self.quants.wrapping_add(at), self.scales.wrapping_add(at));
         Self {
-            quants,
-            scales,
+            quants: self.quants.wrapping_add(at),
+            levels: self.levels.wrapping_add(at),
+            scales: self.scales.wrapping_add(at),
             acc: self.acc.wrapping_add(index * PANEL),
             ..*self
         }
     }
 
+    /// Blocks of the group that is about to begin.
+    #[inline(always)]
+    pub(crate) fn group_blocks(&self) -> usize {
+        self.blocks.min(GROUP)
+    }
+
     /// Goes on to the next block, if there is one.
     #[inline(always)]
-    pub(crate) fn advance(&mut self) {
+    pub(crate) fn advance_block(&mut self) {
         self.blocks -= 1;
         self.quants = self.quants.wrapping_add(self.block_bytes);
-        self.scales = self.scales.wrapping_add(2 * PANEL);
+        self.levels = self.levels.wrapping_add(self.level_bytes);
         self.x = self.x.wrapping_add(BLOCK * self.tokens);
-        self.x_scale = self.x_scale.wrapping_add(self.tokens);
         self.x_offset = self.x_offset.wrapping_add(self.tokens);
     }
 
-    /// Where the block is that is needed some blocks later, in this panel or the next one. It need not exist.
+    /// Goes on to the next group, if there is one, after its blocks.
     #[inline(always)]
-    pub(crate) fn ahead(&self) -> *const u8 {
-        let gap = if self.blocks > AHEAD { 0 } else { self.gap };
-        self.quants.wrapping_add(AHEAD * self.block_bytes + gap)
+    pub(crate) fn advance_group(&mut self) {
+        self.scales = self.scales.wrapping_add(SCALES_BYTES);
+        self.x_scale = self.x_scale.wrapping_add(self.tokens);
+    }
+
+    /// Weights that are needed when the next `panels` panels have their turn. They need not exist.
+    #[inline(always)]
+    pub(crate) fn ahead(&self, panels: usize) -> *const u8 {
+        self.quants.wrapping_add(panels * self.panel_bytes)
     }
 }
 

@@ -2,23 +2,27 @@
 //!
 //! The products with quantized weights keep a block of a panel, unpacked, in 8 registers (input `4 i + j` of row `r` in
 //! byte `4 r + j` of register `i`), and go over the tokens of the tile: 4 activations are broadcast, multiplied with 8
-//! rows, and summed without leaving the integers until the block is done.
+//! rows, and summed without leaving the integers until the group is done.
 //! - AVX2, q4: weights as 0..=15, `vpmaddubsw` into 16 bits, where 8 additions fit: 2 instructions per 32 products. The
 //!   offset `-4 * sum` in each of a row's two 16-bit sums makes `-8 * sum`; with it, the final sums are at most
-//!   `11 * 127 * 16 + 4 * 127 * 16 = 30480`, and what happens in between wraps harmlessly.
+//!   `11 * 127 * 16 + 4 * 127 * 16 = 30480`, and what happens in between wraps harmlessly. `vpmaddwd` then multiplies with
+//!   the level where it has to add pairs anyway.
 //! - AVX2, q8: `vpmaddubsw` saturates at 32767, and weights take all 8 bits, so that activations are given 7:
 //!   `(x + 64) * w`, at most `2 * 127 * 127 = 32258`. The offset `-64 * sum(w)` is computed once per block. (Activations
 //!   of 8 bits would need `vpsignb` for each product, a third more instructions.)
-//! - VNNI: `vpdpbusd` with the weights as unsigned bytes (q8: `w + 128`), the offset as the initial sum.
+//! - VNNI: `vpdpbusd` with the weights as unsigned bytes (q4: 0..=15; q8: `w + 128`), the offset as the initial sum.
+//! - AVX-512 takes two panels in a register, and for many tokens makes q8 of q4 first (`level * q + 128`), so that a
+//!   product is nothing but one load and one `vpdpbusd`.
 #![allow(unsafe_code)]
 // Arrays of registers are indexed side by side; the operands of a tile are passed one by one to stay in registers.
 #![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use crate::activation::Activation;
-use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
+use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, Format, PANEL};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -122,12 +126,13 @@ unsafe fn load_scales(scales: *const u8) -> __m256 {
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.cast()) })
 }
 
-/// Asks for the cache lines of `BYTES` bytes.
+/// Asks for the cache lines of `BYTES` bytes, into the second cache: they are needed only when the next panels have their
+/// turn.
 #[inline(always)]
 fn prefetch<const BYTES: usize>(address: *const u8) {
     for line in (0..BYTES).step_by(64) {
         // SAFETY: a prefetch of any address is harmless, and SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.wrapping_add(line).cast()) };
     }
 }
 
@@ -142,15 +147,49 @@ fn scaled(sums: __m256i, w_scale: __m256, x_scale: f32, acc: __m256) -> __m256 {
     )
 }
 
+/// 8 levels, in 32 bits.
+///
+/// # Safety
+/// 8 bytes at `levels` must be readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_levels(levels: *const u8) -> __m256i {
+    // SAFETY: as promised by the caller.
+    _mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(levels.cast()) })
+}
+
+/// 8 levels, each twice in 16 bits.
+///
+/// # Safety
+/// 8 bytes at `levels` must be readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_level_pairs(levels: *const u8) -> __m256i {
+    // SAFETY: as promised by the caller.
+    let levels = unsafe { load_levels(levels) };
+    _mm256_blend_epi16::<0xaa>(levels, _mm256_slli_epi32::<16>(levels))
+}
+
+/// Of a format that has no levels.
+///
+/// # Safety
+/// Always safe.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn no_levels(_: *const u8) -> __m256i {
+    _mm256_setzero_si256()
+}
+
 /// Defines a module with the products of one format in 256-bit registers, from
 /// - `unpack`: the 8 vectors of a block,
+/// - `levels`: its levels,
 /// - `constant(w)`: what depends on the weights alone,
 /// - `start(constant, offset)`: the initial sums of a token,
 /// - `step(sums, w, x)`: adds the products of a vector and 4 activations,
-/// - `finish(a, b)`: the sums of the 8 rows, from two chains of steps (one alone would take too long for the dot product
-///   instructions, which wait for each other).
+/// - `finish(a, b, levels)`: the sums of the 8 rows, from two chains of steps (one alone would take too long for the dot
+///   product instructions, which wait for each other).
 macro_rules! products {
-    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $constant:expr, $start:expr, $step:expr, $finish:expr) => {
+    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $levels:ident, $constant:expr, $start:expr, $step:expr, $finish:expr) => {
         mod $name {
             use super::*;
 
@@ -183,31 +222,39 @@ macro_rules! products {
             #[inline]
             #[target_feature(enable = $features)]
             unsafe fn many_tokens(mut operands: Operands) {
+                let mut group = [_mm256_setzero_si256(); TILE_TOKENS];
                 // SAFETY: as promised by the caller.
                 unsafe {
                     while operands.blocks > 0 {
-                        prefetch::<$bytes>(operands.ahead());
-                        let w = $unpack(operands.quants);
-                        let w_scale = load_scales(operands.scales);
-                        let constant = $constant(w);
-                        for t in 0..operands.tokens {
-                            let x = operands.x.add(BLOCK * t);
-                            let offset = *operands.x_offset.add(t);
-                            let mut sums = [$start(constant, offset), _mm256_setzero_si256()];
-                            for (i, w) in w.into_iter().enumerate() {
-                                sums[i % 2] = $step(sums[i % 2], w, broadcast4(x.add(4 * i)));
+                        for block in 0..operands.group_blocks() {
+                            prefetch::<$bytes>(operands.ahead(1));
+                            let w = $unpack(operands.quants);
+                            let levels = $levels(operands.levels);
+                            let constant = $constant(w);
+                            for (t, group) in group.iter_mut().enumerate().take(operands.tokens) {
+                                let x = operands.x.add(BLOCK * t);
+                                let offset = *operands.x_offset.add(t);
+                                let mut sums = [$start(constant, offset), _mm256_setzero_si256()];
+                                for (i, w) in w.into_iter().enumerate() {
+                                    sums[i % 2] = $step(sums[i % 2], w, broadcast4(x.add(4 * i)));
+                                }
+                                let sums = $finish(sums[0], sums[1], levels);
+                                *group = if block == 0 {
+                                    sums
+                                } else {
+                                    _mm256_add_epi32(*group, sums)
+                                };
                             }
+                            operands.advance_block();
+                        }
+                        let w_scale = load_scales(operands.scales);
+                        for (t, group) in group.iter().enumerate().take(operands.tokens) {
                             let acc = operands.acc.add(t * operands.stride);
                             let x_scale = *operands.x_scale.add(t);
-                            let sum = scaled(
-                                $finish(sums[0], sums[1]),
-                                w_scale,
-                                x_scale,
-                                _mm256_loadu_ps(acc),
-                            );
+                            let sum = scaled(*group, w_scale, x_scale, _mm256_loadu_ps(acc));
                             _mm256_storeu_ps(acc, sum);
                         }
-                        operands.advance();
+                        operands.advance_group();
                     }
                 }
             }
@@ -226,26 +273,34 @@ macro_rules! products {
                         acc[p] = _mm256_loadu_ps(operands.acc.add(p * PANEL));
                     }
                     while operands.blocks > 0 {
-                        let mut sums = [[_mm256_setzero_si256(); 2]; N];
-                        let mut w = [[_mm256_setzero_si256(); 8]; N];
-                        for p in 0..N {
-                            let panel = operands.panel(p);
-                            prefetch::<$bytes>(panel.ahead());
-                            w[p] = $unpack(panel.quants);
-                            sums[p][0] = $start($constant(w[p]), *operands.x_offset);
-                        }
-                        for i in 0..8 {
-                            let x = broadcast4(operands.x.add(4 * i));
+                        let mut group = [_mm256_setzero_si256(); N];
+                        for _ in 0..operands.group_blocks() {
+                            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+                            let mut w = [[_mm256_setzero_si256(); 8]; N];
                             for p in 0..N {
-                                sums[p][i % 2] = $step(sums[p][i % 2], w[p][i], x);
+                                let panel = operands.panel(p);
+                                prefetch::<$bytes>(panel.ahead(N));
+                                w[p] = $unpack(panel.quants);
+                                sums[p][0] = $start($constant(w[p]), *operands.x_offset);
                             }
+                            for i in 0..8 {
+                                let x = broadcast4(operands.x.add(4 * i));
+                                for p in 0..N {
+                                    sums[p][i % 2] = $step(sums[p][i % 2], w[p][i], x);
+                                }
+                            }
+                            for p in 0..N {
+                                let levels = $levels(operands.panel(p).levels);
+                                let sums = $finish(sums[p][0], sums[p][1], levels);
+                                group[p] = _mm256_add_epi32(group[p], sums);
+                            }
+                            operands.advance_block();
                         }
                         for p in 0..N {
                             let w_scale = load_scales(operands.panel(p).scales);
-                            let sums = $finish(sums[p][0], sums[p][1]);
-                            acc[p] = scaled(sums, w_scale, *operands.x_scale, acc[p]);
+                            acc[p] = scaled(group[p], w_scale, *operands.x_scale, acc[p]);
                         }
-                        operands.advance();
+                        operands.advance_group();
                     }
                     for p in 0..N {
                         _mm256_storeu_ps(operands.acc.add(p * PANEL), acc[p]);
@@ -261,16 +316,18 @@ products!(
     "avx2,fma,f16c",
     128,
     unpack_q4,
+    load_level_pairs,
     |_| (),
     |_, offset| _mm256_set1_epi32(offset),
     |sums, w, x| _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x)),
-    |a, b| _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1))
+    |a, b, levels| _mm256_madd_epi16(_mm256_add_epi16(a, b), levels)
 );
 products!(
     q8_avx2,
     "avx2,fma,f16c",
     256,
     load_q8,
+    no_levels,
     |w: [__m256i; 8]| {
         let mut sums = _mm256_setzero_si256();
         for w in w {
@@ -283,47 +340,51 @@ products!(
         let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1));
         _mm256_add_epi32(sums, pairs)
     },
-    |a, b| _mm256_add_epi32(a, b)
+    |a, b, _| _mm256_add_epi32(a, b)
 );
 products!(
     q4_avxvnni,
     "avx2,fma,f16c,avxvnni",
     128,
     unpack_q4,
+    load_levels,
     |_| (),
     |_, offset| _mm256_set1_epi32(offset),
     |sums, w, x| _mm256_dpbusd_avx_epi32(sums, w, x),
-    |a, b| _mm256_add_epi32(a, b)
+    |a, b, levels| _mm256_mullo_epi32(_mm256_add_epi32(a, b), levels)
 );
 products!(
     q8_avxvnni,
     "avx2,fma,f16c,avxvnni",
     256,
     load_q8_unsigned,
+    no_levels,
     |_| (),
     |_, offset| _mm256_set1_epi32(offset),
     |sums, w, x| _mm256_dpbusd_avx_epi32(sums, w, x),
-    |a, b| _mm256_add_epi32(a, b)
+    |a, b, _| _mm256_add_epi32(a, b)
 );
 products!(
     q4_avx512,
     "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
     128,
     unpack_q4,
+    load_levels,
     |_| (),
     |_, offset| _mm256_set1_epi32(offset),
     |sums, w, x| _mm256_dpbusd_epi32(sums, w, x),
-    |a, b| _mm256_add_epi32(a, b)
+    |a, b, levels| _mm256_mullo_epi32(_mm256_add_epi32(a, b), levels)
 );
 products!(
     q8_avx512,
     "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
     256,
     load_q8_unsigned,
+    no_levels,
     |_| (),
     |_, offset| _mm256_set1_epi32(offset),
     |sums, w, x| _mm256_dpbusd_epi32(sums, w, x),
-    |a, b| _mm256_add_epi32(a, b)
+    |a, b, _| _mm256_add_epi32(a, b)
 );
 
 /// Two registers of 256 bits as one.
@@ -333,181 +394,240 @@ fn join(low: __m256i, high: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// The 8 vectors of a block of two panels, 16 rows, as unsigned bytes.
+/// A block of two panels, 16 rows: 64 bytes of each vector.
 ///
 /// # Safety
-/// A block's bytes at `quants` of both panels must be readable.
+/// The operands must be as [`Operands::new`] gives them, with one more panel after this one; `v` must be one of the
+/// block's vectors.
 #[inline]
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
-unsafe fn unpack_pair<const Q4: bool>(first: *const u8, second: *const u8) -> [__m512i; 8] {
-    let mut w = [_mm512_setzero_si512(); 8];
-    for v in 0..if Q4 { 4 } else { 8 } {
-        // SAFETY: 4 or 8 vectors of 32 bytes, as promised by the caller.
-        let both = unsafe {
-            join(
-                _mm256_loadu_si256(first.add(32 * v).cast()),
-                _mm256_loadu_si256(second.add(32 * v).cast()),
-            )
-        };
-        if Q4 {
-            let low = _mm512_set1_epi8(15);
-            w[2 * v] = _mm512_and_si512(both, low);
-            w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-        } else {
-            w[v] = _mm512_xor_si512(both, _mm512_set1_epi8(-128));
-        }
-    }
-    w
-}
-
-/// The scales of a block of two panels.
-///
-/// # Safety
-/// 16 bytes at both addresses must be readable.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512dq")]
-unsafe fn load_scales_pair(first: *const u8, second: *const u8) -> __m512 {
+#[target_feature(enable = "avx2,avx512f")]
+unsafe fn load_pair(operands: &Operands, v: usize) -> __m512i {
+    let (first, second) = (operands.quants, operands.panel(1).quants);
     // SAFETY: as promised by the caller.
     unsafe {
-        _mm512_insertf32x8::<1>(
-            _mm512_castps256_ps512(load_scales(first)),
-            load_scales(second),
+        join(
+            _mm256_loadu_si256(first.add(32 * v).cast()),
+            _mm256_loadu_si256(second.add(32 * v).cast()),
         )
     }
 }
 
-/// A block of `N` pairs of panels: weights and scales.
+/// The levels of a block of two panels, in 32 bits.
 ///
 /// # Safety
-/// The operands must be as [`Operands::new`] gives them, with `2 N - 1` more panels after this one.
+/// The operands must be as [`Operands::new`] gives them, with one more panel after this one.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn load_pairs<const Q4: bool, const N: usize>(
-    operands: &Operands,
-) -> ([[__m512i; 8]; N], [__m512; N]) {
-    let mut w = [[_mm512_setzero_si512(); 8]; N];
-    let mut w_scale = [_mm512_setzero_ps(); N];
-    for pair in 0..N {
-        let (first, second) = (operands.panel(2 * pair), operands.panel(2 * pair + 1));
-        if Q4 {
-            prefetch::<128>(first.ahead());
-            prefetch::<128>(second.ahead());
-        } else {
-            prefetch::<256>(first.ahead());
-            prefetch::<256>(second.ahead());
-        }
-        // SAFETY: as promised by the caller.
-        unsafe {
-            w[pair] = unpack_pair::<Q4>(first.quants, second.quants);
-            w_scale[pair] = load_scales_pair(first.scales, second.scales);
-        }
-    }
-    (w, w_scale)
-}
-
-/// Adds the products of a block of `N` pairs of panels with one token.
-///
-/// # Safety
-/// The activations of token `t` must be readable.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn add_token<const N: usize>(
-    operands: &Operands,
-    t: usize,
-    w: &[[__m512i; 8]; N],
-    w_scale: &[__m512; N],
-    acc: &mut [__m512; N],
-) {
-    // SAFETY: as promised by the caller; the reads are unaligned.
-    unsafe {
-        let x = operands.x.add(BLOCK * t).cast::<i32>();
-        let offset = _mm512_set1_epi32(*operands.x_offset.add(t));
-        // Two chains, as in 256 bits.
-        let mut sums = [[offset, _mm512_setzero_si512()]; N];
-        for i in 0..8 {
-            let x = _mm512_set1_epi32(x.add(i).read_unaligned());
-            for pair in 0..N {
-                sums[pair][i % 2] = _mm512_dpbusd_epi32(sums[pair][i % 2], w[pair][i], x);
-            }
-        }
-        let x_scale = _mm512_set1_ps(*operands.x_scale.add(t));
-        for pair in 0..N {
-            let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[pair][0], sums[pair][1]));
-            acc[pair] = _mm512_fmadd_ps(sums, _mm512_mul_ps(w_scale[pair], x_scale), acc[pair]);
-        }
-    }
-}
-
-/// # Safety
-/// `acc` must be readable for `16 N` floats.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn load_sums<const N: usize>(acc: *const f32) -> [__m512; N] {
-    let mut sums = [_mm512_setzero_ps(); N];
-    for (pair, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: as promised by the caller.
-        *sums = unsafe { _mm512_loadu_ps(acc.add(2 * PANEL * pair)) };
-    }
-    sums
-}
-
-/// # Safety
-/// `acc` must be writable for `16 N` floats.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn store_sums<const N: usize>(acc: *mut f32, sums: [__m512; N]) {
-    for (pair, sums) in sums.into_iter().enumerate() {
-        // SAFETY: as promised by the caller.
-        unsafe { _mm512_storeu_ps(acc.add(2 * PANEL * pair), sums) };
-    }
-}
-
-/// `N` pairs of panels.
-///
-/// # Safety
-/// The operands must be as [`Operands::new`] gives them, with `2 N - 1` more panels after this one.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn pairs_avx512<const Q4: bool, const N: usize>(mut operands: Operands) {
+#[target_feature(enable = "avx2,avx512f")]
+unsafe fn load_pair_levels(operands: &Operands) -> __m512i {
     // SAFETY: as promised by the caller.
     unsafe {
-        if operands.tokens == 1 {
-            let mut acc = load_sums::<N>(operands.acc);
-            while operands.blocks > 0 {
-                let (w, w_scale) = load_pairs::<Q4, N>(&operands);
-                add_token(&operands, 0, &w, &w_scale, &mut acc);
-                operands.advance();
-            }
-            return store_sums(operands.acc, acc);
-        }
-        while operands.blocks > 0 {
-            let (w, w_scale) = load_pairs::<Q4, N>(&operands);
-            for t in 0..operands.tokens {
-                let at = operands.acc.add(t * operands.stride);
-                let mut acc = load_sums::<N>(at);
-                add_token(&operands, t, &w, &w_scale, &mut acc);
-                store_sums(at, acc);
-            }
-            operands.advance();
+        join(
+            load_levels(operands.levels),
+            load_levels(operands.panel(1).levels),
+        )
+    }
+}
+
+/// The scales of a group of two panels.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, with one more panel after this one.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512dq")]
+unsafe fn load_pair_scales(operands: &Operands) -> __m512 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        _mm512_insertf32x8::<1>(
+            _mm512_castps256_ps512(load_scales(operands.scales)),
+            load_scales(operands.panel(1).scales),
+        )
+    }
+}
+
+/// Asks for the weights of two panels that are needed next.
+#[inline(always)]
+fn prefetch_pair<const Q4: bool>(operands: &Operands, panels: usize) {
+    for panel in [operands.ahead(panels), operands.panel(1).ahead(panels)] {
+        if Q4 {
+            prefetch::<128>(panel);
+        } else {
+            prefetch::<256>(panel);
         }
     }
 }
 
-/// All panels, four by four.
+/// The 8 vectors of a q4 block of two panels, as bytes 0..=15.
+///
+/// # Safety
+/// As [`load_pair`].
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw")]
+unsafe fn unpack_pair(operands: &Operands) -> [__m512i; 8] {
+    let low = _mm512_set1_epi8(15);
+    let mut w = [_mm512_setzero_si512(); 8];
+    for v in 0..4 {
+        // SAFETY: as promised by the caller.
+        let both = unsafe { load_pair(operands, v) };
+        w[2 * v] = _mm512_and_si512(both, low);
+        w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+    }
+    w
+}
+
+/// The 8 vectors of a block of two panels, as `w + 128`, those of q4 multiplied with their levels.
+///
+/// # Safety
+/// As [`load_pair`].
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw")]
+unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if Q4 {
+            // (n - 8) * level + 128 for every nibble n, modulo 256; the level stands in all four bytes of its row.
+            let levels = load_pair_levels(operands);
+            let levels = _mm512_or_si512(
+                _mm512_slli_epi32::<16>(levels),
+                _mm512_and_si512(levels, _mm512_set1_epi32(0xffff)),
+            );
+            let (even, odd) = (_mm512_set1_epi16(0xff), _mm512_set1_epi16(!0xff));
+            let times = |w: __m512i| {
+                let odd = _mm512_mullo_epi16(_mm512_and_si512(w, odd), levels);
+                let even = _mm512_mullo_epi16(_mm512_and_si512(w, even), levels);
+                _mm512_mask_blend_epi8(0x5555_5555_5555_5555, odd, even)
+            };
+            let bias = _mm512_sub_epi8(_mm512_set1_epi8(-128), times(_mm512_set1_epi8(8)));
+            unpack_pair(operands).map(|w| _mm512_add_epi8(times(w), bias))
+        } else {
+            let mut w = [_mm512_setzero_si512(); 8];
+            for (v, w) in w.iter_mut().enumerate() {
+                *w = _mm512_xor_si512(load_pair(operands, v), _mm512_set1_epi8(-128));
+            }
+            w
+        }
+    }
+}
+
+/// `N` pairs of panels with many tokens.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, with `2 N - 1` more panels after this one.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn pairs_many_tokens<const Q4: bool, const N: usize>(mut operands: Operands) {
+    let mut group = [[_mm512_setzero_si512(); N]; TILE_TOKENS];
+    // What a token's offsets have to be multiplied with to make -128 times the sum of its quants.
+    let offset_factor = if Q4 { 16 } else { 1 };
+    // SAFETY: as promised by the caller; the reads of activations are unaligned.
+    unsafe {
+        while operands.blocks > 0 {
+            let mut offsets = [0i32; TILE_TOKENS];
+            for block in 0..operands.group_blocks() {
+                let mut w = [[_mm512_setzero_si512(); 8]; N];
+                for (p, w) in w.iter_mut().enumerate() {
+                    let pair = operands.panel(2 * p);
+                    prefetch_pair::<Q4>(&pair, 2 * N);
+                    *w = expand_pair::<Q4>(&pair);
+                }
+                for t in 0..operands.tokens {
+                    let x = operands.x.add(BLOCK * t).cast::<i32>();
+                    offsets[t] += *operands.x_offset.add(t);
+                    let mut sums = if block == 0 {
+                        [_mm512_setzero_si512(); N]
+                    } else {
+                        group[t]
+                    };
+                    for i in 0..8 {
+                        let x = _mm512_set1_epi32(x.add(i).read_unaligned());
+                        for p in 0..N {
+                            sums[p] = _mm512_dpbusd_epi32(sums[p], w[p][i], x);
+                        }
+                    }
+                    group[t] = sums;
+                }
+                operands.advance_block();
+            }
+            let mut w_scale = [_mm512_setzero_ps(); N];
+            for (p, w_scale) in w_scale.iter_mut().enumerate() {
+                *w_scale = load_pair_scales(&operands.panel(2 * p));
+            }
+            for t in 0..operands.tokens {
+                let x_scale = _mm512_set1_ps(*operands.x_scale.add(t));
+                let offset = _mm512_set1_epi32(offsets[t] * offset_factor);
+                for p in 0..N {
+                    let acc = operands.acc.add(t * operands.stride + 2 * PANEL * p);
+                    let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(group[t][p], offset));
+                    let scale = _mm512_mul_ps(w_scale[p], x_scale);
+                    _mm512_storeu_ps(acc, _mm512_fmadd_ps(sums, scale, _mm512_loadu_ps(acc)));
+                }
+            }
+            operands.advance_group();
+        }
+    }
+}
+
+/// A pair of panels with one token: the sums stay in registers, and q4 needs no more than its nibbles.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, with one more panel after this one.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn pair_one_token<const Q4: bool>(mut operands: Operands) {
+    // SAFETY: as promised by the caller; the reads of activations are unaligned.
+    unsafe {
+        let mut acc = _mm512_loadu_ps(operands.acc);
+        while operands.blocks > 0 {
+            let mut group = _mm512_setzero_si512();
+            for _ in 0..operands.group_blocks() {
+                prefetch_pair::<Q4>(&operands, 2);
+                let x = operands.x.cast::<i32>();
+                let w = if Q4 {
+                    unpack_pair(&operands)
+                } else {
+                    expand_pair::<Q4>(&operands)
+                };
+                let offset = _mm512_set1_epi32(*operands.x_offset);
+                let mut sums = [offset, _mm512_setzero_si512()];
+                for (i, w) in w.into_iter().enumerate() {
+                    let x = _mm512_set1_epi32(x.add(i).read_unaligned());
+                    sums[i % 2] = _mm512_dpbusd_epi32(sums[i % 2], w, x);
+                }
+                let mut sum = _mm512_add_epi32(sums[0], sums[1]);
+                if Q4 {
+                    sum = _mm512_mullo_epi32(sum, load_pair_levels(&operands));
+                }
+                group = _mm512_add_epi32(group, sum);
+                operands.advance_block();
+            }
+            let x_scale = _mm512_set1_ps(*operands.x_scale);
+            let scale = _mm512_mul_ps(load_pair_scales(&operands), x_scale);
+            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(group), scale, acc);
+            operands.advance_group();
+        }
+        _mm512_storeu_ps(operands.acc, acc);
+    }
+}
+
+/// All panels, two by two, for many tokens four by four.
 ///
 /// # Safety
 /// The operands must be as [`Operands::new`] gives them, for `count` panels.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
+    let one = operands.tokens == 1;
     // SAFETY: as promised by the caller.
     unsafe {
         let mut panel = 0;
-        while panel + 4 <= count {
-            pairs_avx512::<Q4, 2>(operands.panel(panel));
+        while !one && panel + 4 <= count {
+            pairs_many_tokens::<Q4, 2>(operands.panel(panel));
             panel += 4;
         }
-        if panel + 2 <= count {
-            pairs_avx512::<Q4, 1>(operands.panel(panel));
+        while panel + 2 <= count {
+            if one {
+                pair_one_token::<Q4>(operands.panel(panel));
+            } else {
+                pairs_many_tokens::<Q4, 1>(operands.panel(panel));
+            }
             panel += 2;
         }
         if panel < count && Q4 {
@@ -753,6 +873,202 @@ fn widen(halves: &[u8], out: &mut [f32]) {
     crate::generic::widen(&halves[2 * whole..], &mut out[whole..]);
 }
 
+/// `vpmaddubsw` and additions in 16 bits.
+#[target_feature(enable = "avx2")]
+fn spin_q4_avx2(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm0, ymm0, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm1, ymm1, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm2, ymm2, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm3, ymm3, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm4, ymm4, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm5, ymm5, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm6, ymm6, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpaddw ymm7, ymm7, ymm13",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("ymm14") _mm256_set1_epi8(3), in("ymm15") _mm256_set1_epi8(5),
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _, out("ymm13") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 512
+}
+
+/// `vpmaddubsw`, `vpmaddwd` and additions in 32 bits.
+#[target_feature(enable = "avx2")]
+fn spin_q8_avx2(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm0, ymm0, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm1, ymm1, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm2, ymm2, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm3, ymm3, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm4, ymm4, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm5, ymm5, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm6, ymm6, ymm13",
+            "vpmaddubsw ymm13, ymm14, ymm15",
+            "vpmaddwd ymm13, ymm13, ymm14",
+            "vpaddd ymm7, ymm7, ymm13",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("ymm14") _mm256_set1_epi8(3), in("ymm15") _mm256_set1_epi8(5),
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _, out("ymm13") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 512
+}
+
+/// Fused multiply-adds of 8 floats.
+#[target_feature(enable = "avx2,fma")]
+fn spin_float_avx2(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "vfmadd231ps ymm0, ymm14, ymm15",
+            "vfmadd231ps ymm1, ymm14, ymm15",
+            "vfmadd231ps ymm2, ymm14, ymm15",
+            "vfmadd231ps ymm3, ymm14, ymm15",
+            "vfmadd231ps ymm4, ymm14, ymm15",
+            "vfmadd231ps ymm5, ymm14, ymm15",
+            "vfmadd231ps ymm6, ymm14, ymm15",
+            "vfmadd231ps ymm7, ymm14, ymm15",
+            "vfmadd231ps ymm8, ymm14, ymm15",
+            "vfmadd231ps ymm9, ymm14, ymm15",
+            "vfmadd231ps ymm10, ymm14, ymm15",
+            "vfmadd231ps ymm11, ymm14, ymm15",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("ymm14") _mm256_set1_ps(0.5), in("ymm15") _mm256_set1_ps(0.25),
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 192
+}
+
+/// Dot products of 32 bytes.
+#[target_feature(enable = "avx2,avxvnni")]
+fn spin_avxvnni(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "{{vex}} vpdpbusd ymm0, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm1, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm2, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm3, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm4, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm5, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm6, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm7, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm8, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm9, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm10, ymm14, ymm15",
+            "{{vex}} vpdpbusd ymm11, ymm14, ymm15",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("ymm14") _mm256_set1_epi8(3), in("ymm15") _mm256_set1_epi8(5),
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 768
+}
+
+/// Dot products of 64 bytes.
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn spin_avx512vnni(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "vpdpbusd zmm0, zmm14, zmm15",
+            "vpdpbusd zmm1, zmm14, zmm15",
+            "vpdpbusd zmm2, zmm14, zmm15",
+            "vpdpbusd zmm3, zmm14, zmm15",
+            "vpdpbusd zmm4, zmm14, zmm15",
+            "vpdpbusd zmm5, zmm14, zmm15",
+            "vpdpbusd zmm6, zmm14, zmm15",
+            "vpdpbusd zmm7, zmm14, zmm15",
+            "vpdpbusd zmm8, zmm14, zmm15",
+            "vpdpbusd zmm9, zmm14, zmm15",
+            "vpdpbusd zmm10, zmm14, zmm15",
+            "vpdpbusd zmm11, zmm14, zmm15",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("zmm14") _mm512_set1_epi8(3), in("zmm15") _mm512_set1_epi8(5),
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 1536
+}
+
+/// Fused multiply-adds of 16 floats.
+#[target_feature(enable = "avx512f")]
+fn spin_float_avx512(rounds: u32) -> u64 {
+    // SAFETY: instructions on registers, of features that this function requires.
+    unsafe {
+        asm!(
+            "2:",
+            "vfmadd231ps zmm0, zmm14, zmm15",
+            "vfmadd231ps zmm1, zmm14, zmm15",
+            "vfmadd231ps zmm2, zmm14, zmm15",
+            "vfmadd231ps zmm3, zmm14, zmm15",
+            "vfmadd231ps zmm4, zmm14, zmm15",
+            "vfmadd231ps zmm5, zmm14, zmm15",
+            "vfmadd231ps zmm6, zmm14, zmm15",
+            "vfmadd231ps zmm7, zmm14, zmm15",
+            "vfmadd231ps zmm8, zmm14, zmm15",
+            "vfmadd231ps zmm9, zmm14, zmm15",
+            "vfmadd231ps zmm10, zmm14, zmm15",
+            "vfmadd231ps zmm11, zmm14, zmm15",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            in("zmm14") _mm512_set1_ps(0.5), in("zmm15") _mm512_set1_ps(0.25),
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            options(nomem, nostack),
+        );
+    }
+    u64::from(rounds.max(1)) * 384
+}
+
 /// The methods that all three have in common.
 macro_rules! avx2_kernels {
     () => {
@@ -830,6 +1146,17 @@ impl Kernels for Avx2 {
 
     avx2_kernels!();
     row_kernels!(true, "avx2,fma");
+
+    fn spin(&self, format: Format, rounds: u32) -> Option<u64> {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        Some(unsafe {
+            match format {
+                Format::Q4 => spin_q4_avx2(rounds),
+                Format::Q8 => spin_q8_avx2(rounds),
+                Format::F16 | Format::F32 => spin_float_avx2(rounds),
+            }
+        })
+    }
 }
 
 /// For the dot product instructions: signed activations, weights `w + 8` or `w + 128`.
@@ -878,6 +1205,17 @@ impl Kernels for AvxVnni {
 
     avx2_kernels!();
     row_kernels!(true, "avx2,fma");
+
+    fn spin(&self, format: Format, rounds: u32) -> Option<u64> {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        Some(unsafe {
+            match format {
+                Format::Q4 => spin_avxvnni(rounds),
+                Format::Q8 => spin_avxvnni(rounds),
+                Format::F16 | Format::F32 => spin_float_avx2(rounds),
+            }
+        })
+    }
 }
 
 impl Kernels for Avx512Vnni {
@@ -915,4 +1253,15 @@ impl Kernels for Avx512Vnni {
 
     avx2_kernels!();
     row_kernels!(true, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma");
+
+    fn spin(&self, format: Format, rounds: u32) -> Option<u64> {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        Some(unsafe {
+            match format {
+                Format::Q4 => spin_avx512vnni(rounds),
+                Format::Q8 => spin_avx512vnni(rounds),
+                Format::F16 | Format::F32 => spin_float_avx512(rounds),
+            }
+        })
+    }
 }

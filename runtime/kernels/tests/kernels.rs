@@ -20,11 +20,11 @@ struct Quantized {
 
 fn quantize(kernels: &dyn Kernels, format: Format, x: &[f32], tokens: usize) -> Quantized {
     let cols = x.len() / tokens;
-    let entries = tokens * cols.div_ceil(32);
+    let (blocks, groups) = (tokens * cols.div_ceil(32), tokens * cols.div_ceil(128));
     let mut out = Quantized {
-        quants: vec![0; entries * 32],
-        scales: vec![0.0; entries],
-        offsets: vec![0; entries],
+        quants: vec![0; blocks * 32],
+        scales: vec![0.0; groups],
+        offsets: vec![0; blocks],
     };
     for (t, x) in x.chunks(cols).enumerate() {
         let Quantized {
@@ -48,7 +48,7 @@ proptest! {
     #![proptest_config(support::cases(48))]
 
     #[test]
-    fn quants_are_the_nearest(cols in 1usize..200, tokens in 1usize..5, exponent in -20i32..20, seed: u64) {
+    fn quants_are_the_nearest(cols in 1usize..400, tokens in 1usize..5, exponent in -20i32..20, seed: u64) {
         let mut random = Random(seed);
         let x: Vec<f32> = random.normals(tokens * cols).into_iter().map(|x| x * 2f32.powi(exponent)).collect();
         for isa in isas() {
@@ -57,10 +57,10 @@ proptest! {
                 let code = kernels.code(format);
                 let q = quantize(kernels, format, &x, tokens);
                 for (t, x) in x.chunks(cols).enumerate() {
+                    let max = |g: usize| x.chunks(128).nth(g).unwrap().iter().fold(0f32, |m, x| m.max(x.abs()));
                     for (b, x) in x.chunks(32).enumerate() {
-                        let entry = b * tokens + t;
-                        let max = x.iter().fold(0f32, |m, x| m.max(x.abs()));
-                        prop_assert_eq!(q.scales[entry], max / code.limit);
+                        let (entry, max) = (b * tokens + t, max(b / 4));
+                        prop_assert_eq!(q.scales[b / 4 * tokens + t], max / code.limit);
                         let mut sum = 0;
                         for i in 0..32 {
                             let quant = i32::from(q.quants[entry * 32 + i].wrapping_sub(code.bias) as i8);
@@ -81,13 +81,14 @@ proptest! {
     #[test]
     fn integer_products_are_exact(
         panels in 1usize..8,
-        cols in 1usize..150,
-        tokens in 1usize..40,
+        cols in 1usize..400,
+        tokens in 1usize..64,
         extreme: bool,
         seed: u64,
     ) {
-        // With weight scales of 1 and activations that are whole numbers up to the limit in every block (so that their
-        // scale is 1), every product, sum and rounding is exact: below 150 * 127 * 127 < 2^24.
+        // With weight scales of 1 and activations that are whole numbers up to the limit in every group (so that their
+        // scale is 1), the sums of a group are exact integers, below 128 * 127 * 127 < 2^24, and then added in the order
+        // of the groups: every instruction set must find the same floats.
         let mut random = Random(seed);
         for format in [Format::Q8, Format::Q4] {
             let (low, high) = if format == Format::Q4 { (-8.0, 7.0) } else { (-127.0, 127.0) };
@@ -98,28 +99,36 @@ proptest! {
                 (low + u * (high - low)).round()
             };
             let w: Vec<i8> = (0..shape.rows * cols).map(|_| pick(low, high) as i8).collect();
+            let level_count = if format == Format::Q4 { shape.rows * shape.blocks() } else { 0 };
+            let levels: Vec<i8> = (0..level_count).map(|_| pick(-15.0, 15.0) as i8).collect();
+            let level = |r: usize, i: usize| levels.get(r * shape.blocks() + i / 32).map_or(1, |level| i64::from(*level));
             let mut bytes = Vec::new();
-            pack_quants(shape, &w, &vec![f16::ONE; shape.rows * shape.blocks()], &mut bytes).unwrap();
+            pack_quants(shape, &w, &levels, &vec![f16::ONE; shape.rows * shape.groups()], &mut bytes).unwrap();
             for isa in isas() {
                 let kernels = isa.kernels();
                 let limit = kernels.code(format).limit;
                 let mut x: Vec<f32> = (0..tokens * cols).map(|_| pick(-127.0, 127.0) as f32).collect();
-                for x in x.chunks_mut(cols).flat_map(|x| x.chunks_mut(32)) {
+                for x in x.chunks_mut(cols).flat_map(|x| x.chunks_mut(128)) {
                     x.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
                     x[0] = limit * x[0].signum();
                 }
                 let q = quantize(kernels, format, &x, tokens);
                 let tile = Tile { tokens, quants: &q.quants, scales: &q.scales, offsets: &q.offsets };
-                let blocks = shape.blocks();
+                let (blocks, groups) = (shape.blocks(), shape.groups());
                 let all = Panels { format, bytes: &bytes, panel_bytes: shape.panel_bytes(), blocks };
                 // In two steps, adding to what is there.
                 let mut acc = vec![5.0; tokens * shape.rows];
-                kernels.quantized(all, 0..blocks / 2, tile, &mut acc);
-                kernels.quantized(all, blocks / 2..blocks, tile, &mut acc);
+                kernels.quantized(all, 0..groups / 2, tile, &mut acc);
+                kernels.quantized(all, groups / 2..groups, tile, &mut acc);
                 for (t, x) in x.chunks(cols).enumerate() {
                     for (r, w) in w.chunks(cols).enumerate() {
-                        let exact: i64 = w.iter().zip(x).map(|(w, x)| i64::from(*w) * *x as i64).sum();
-                        prop_assert_eq!(acc[t * shape.rows + r], exact as f32 + 5.0, "{} {} row {} token {}", isa, format, r, t);
+                        let mut exact = 5.0;
+                        for (g, (w, x)) in w.chunks(128).zip(x.chunks(128)).enumerate() {
+                            let terms = w.iter().zip(x).enumerate();
+                            let sum: i64 = terms.map(|(i, (w, x))| i64::from(*w) * level(r, g * 128 + i) * *x as i64).sum();
+                            exact += sum as f32;
+                        }
+                        prop_assert_eq!(acc[t * shape.rows + r], exact, "{} {} row {} token {}", isa, format, r, t);
                     }
                 }
             }

@@ -43,11 +43,11 @@ impl Weights {
 ///
 /// With float weights that is the rounding of `cols` multiply-adds, each at most `2 u` of a partial sum that is never
 /// larger than the sum of magnitudes (Higham 2002, section 3.1). With quantized weights, the activations are rounded
-/// by half a step, `max |x| / limit / 2`, and there is one multiply-add per block besides the products of scales.
+/// by half a step, `max |x| / limit / 2`, and there is one multiply-add per group besides the products of scales.
 fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
     let unit = f64::from(f32::EPSILON) / 2.0;
     let (mut sum, mut magnitude, mut step_error) = (0.0, 0.0, 0.0);
-    for (w, x) in row.chunks(32).zip(x.chunks(32)) {
+    for (w, x) in row.chunks(128).zip(x.chunks(128)) {
         let max = x.iter().fold(0f32, |m, x| m.max(x.abs()));
         for (w, x) in w.iter().zip(x) {
             let (w, x) = (f64::from(*w), f64::from(*x));
@@ -58,10 +58,10 @@ fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
         }
     }
     if format.is_quantized() {
-        let blocks = row.len().div_ceil(32) as f64;
+        let groups = row.len().div_ceil(128) as f64;
         (
             sum,
-            step_error + (blocks + 8.0) * 2.0 * unit * (magnitude + step_error),
+            step_error + (groups + 8.0) * 2.0 * unit * (magnitude + step_error),
         )
     } else {
         (sum, row.len() as f64 * 2.0 * unit * magnitude)
@@ -98,7 +98,7 @@ proptest! {
         format in prop::sample::select(&Format::ALL[..]),
         rows in 1usize..70,
         cols in 1usize..300,
-        tokens in 1usize..40,
+        tokens in 1usize..80,
         seed: u64,
     ) {
         check(format, rows, cols, tokens, seed);
@@ -109,7 +109,7 @@ proptest! {
         format in prop::sample::select(&Format::ALL[..]),
         rows in 1usize..200,
         cols in 1usize..1500,
-        tokens in 2usize..60,
+        tokens in 2usize..80,
         seed: u64,
     ) {
         let mut random = Random(seed);
@@ -211,18 +211,30 @@ fn nan_and_infinity_show_in_the_result() {
 
 #[test]
 fn extreme_quants_are_exact() {
-    // All quants and all activations at their limits: the largest sums that can occur. Scales are powers of two, so
+    // All quants, levels and activations at their limits: the largest sums that can occur. Scales are powers of two, so
     // the result has no rounding at all.
     use edge_lmm_kernels::pack::pack_quants;
-    let (rows, cols) = (16, 64);
-    for (format, levels) in [(Format::Q4, [-8i8, 7]), (Format::Q8, [-127, 127])] {
-        for level in levels {
+    let (rows, cols) = (16, 256);
+    for (format, quants, levels) in [
+        (Format::Q4, [-8i8, 7], &[-15i8, 15][..]),
+        (Format::Q8, [-127, 127], &[1][..]),
+    ] {
+        for (quant, level) in quants
+            .iter()
+            .flat_map(|q| levels.iter().map(move |l| (*q, *l)))
+        {
             let shape = MatrixShape::new(format, rows, cols);
+            let level_count = if format == Format::Q4 {
+                rows * shape.blocks()
+            } else {
+                0
+            };
             let mut bytes = Vec::new();
             pack_quants(
                 shape,
-                &vec![level; rows * cols],
-                &vec![half::f16::ONE; rows * 2],
+                &vec![quant; rows * cols],
+                &vec![level; level_count],
+                &vec![half::f16::ONE; rows * shape.groups()],
                 &mut bytes,
             )
             .unwrap();
@@ -230,14 +242,14 @@ fn extreme_quants_are_exact() {
             for isa in isas() {
                 let pool = pool(isa);
                 let limit = pool.kernels().code(format).limit;
-                for sign in [-1.0, 1.0] {
-                    let x = vec![sign * limit; 3 * cols];
-                    let mut out = vec![0.0; 3 * rows];
+                for (sign, tokens) in [(-1.0, 1), (-1.0, 3), (1.0, 1), (1.0, 3)] {
+                    let x = vec![sign * limit; tokens * cols];
+                    let mut out = vec![0.0; tokens * rows];
                     linear(&pool, &matrix, &x, &Epilogue::default(), &mut out);
-                    let exact = f32::from(level) * sign * limit * cols as f32;
+                    let exact = f32::from(quant) * f32::from(level) * sign * limit * cols as f32;
                     assert!(
                         out.iter().all(|v| *v == exact),
-                        "{isa} {format} {level} {sign}: {:?}, not {exact}",
+                        "{isa} {format} {quant} {level} {sign}: {:?}, not {exact}",
                         out[0]
                     );
                 }

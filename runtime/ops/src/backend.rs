@@ -154,6 +154,23 @@ pub trait KernelBackend: Backend {
         scale: f32,
     ) -> FloatTensor<Self>;
 
+    /// As [`fused_attention`](Self::fused_attention) among the tokens of an encoder whose weights are
+    /// 8 bits or fewer anyway: a device that gains from it may round queries, keys, values and
+    /// shares to 8 bits, too.
+    ///
+    /// # Shapes
+    /// - as there; mask: full or segments
+    fn quantized_attention(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        v: Part<'_, Self>,
+        heads: Heads,
+        mask: Mask<'_>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        Self::fused_attention(q, k, v, heads, mask, None, scale)
+    }
+
     /// An empty cache with all its memory.
     ///
     /// # Errors

@@ -124,20 +124,45 @@ pub fn attention<B: KernelBackend>(
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    let [(q, q_column), (k, k_column), (v, v_column)] =
-        [q.into(), k.into(), v.into()].map(|part| (float(part.tensor), part.column));
-    fn part<B: KernelBackend>(tensor: &B::FloatTensorPrimitive, column: usize) -> Part<'_, B> {
-        Part { tensor, column }
-    }
-    tensor(B::fused_attention(
-        part(&q, q_column),
-        part(&k, k_column),
-        part(&v, v_column),
-        heads,
-        mask,
-        bias.map(float).as_ref(),
-        scale,
-    ))
+    let bias = bias.map(float);
+    with_parts(q.into(), k.into(), v.into(), |q, k, v| {
+        B::fused_attention(q, k, v, heads, mask, bias.as_ref(), scale)
+    })
+}
+
+/// Attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its weights
+/// are `quantized`, or else [`KernelBackend::fused_attention`].
+pub fn encoder_attention<B: KernelBackend>(
+    q: impl Into<Columns<B>>,
+    k: impl Into<Columns<B>>,
+    v: impl Into<Columns<B>>,
+    heads: Heads,
+    mask: Mask<'_>,
+    scale: f32,
+    quantized: bool,
+) -> Tensor<B, 2> {
+    with_parts(q.into(), k.into(), v.into(), |q, k, v| {
+        if quantized {
+            B::quantized_attention(q, k, v, heads, mask, scale)
+        } else {
+            B::fused_attention(q, k, v, heads, mask, None, scale)
+        }
+    })
+}
+
+fn with_parts<B: KernelBackend>(
+    q: Columns<B>,
+    k: Columns<B>,
+    v: Columns<B>,
+    attend: impl FnOnce(Part<'_, B>, Part<'_, B>, Part<'_, B>) -> B::FloatTensorPrimitive,
+) -> Tensor<B, 2> {
+    let columns = [q.column, k.column, v.column];
+    let tensors = [q, k, v].map(|part| float(part.tensor));
+    let part = |i: usize| Part {
+        tensor: &tensors[i],
+        column: columns[i],
+    };
+    tensor(attend(part(0), part(1), part(2)))
 }
 
 /// See [`KernelBackend::cached_attention`].

@@ -21,6 +21,6 @@ pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use functional::{
-    Columns, attention, cached_attention, gated, gather_rows, layer_norm, linear, rms_norm, rope,
-    select_rows,
+    Columns, attention, cached_attention, encoder_attention, gated, gather_rows, layer_norm,
+    linear, rms_norm, rope, select_rows,
 };

@@ -263,6 +263,44 @@ impl KernelBackend for Cpu {
         tensor(out, [q_len, width])
     }
 
+    fn quantized_attention(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        v: Part<'_, Self>,
+        heads: Heads,
+        mask: Mask<'_>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let [len, q_stride] = size(q.tensor);
+        let whole = [0, len];
+        let segments = match mask {
+            Mask::Full => &whole,
+            Mask::Segments(ends) => ends,
+            Mask::Causal => return Self::fused_attention(q, k, v, heads, mask, None, scale),
+        };
+        let pool = pool::global();
+        let [kv_len, _] = size(k.tensor);
+        if kv_len != len || !pool.kernels().has_dot_product() {
+            return Self::fused_attention(q, k, v, heads, mask, None, scale);
+        }
+        let ([_, k_stride], [_, v_stride]) = (size(k.tensor), size(v.tensor));
+        let (q_values, k_values, v_values) = (floats(q.tensor), floats(k.tensor), floats(v.tensor));
+        let width = heads.heads * heads.head_dim;
+        let mut out = vec![0.0; len * width];
+        attention::integer_attention(
+            &pool,
+            heads,
+            rows(&q_values, q_stride, q.column),
+            rows(&k_values, k_stride, k.column),
+            rows(&v_values, v_stride, v.column),
+            len,
+            segments,
+            scale,
+            &mut out,
+        );
+        tensor(out, [len, width])
+    }
+
     fn kv_cache(shape: CacheShape, _device: &NdArrayDevice) -> Result<KvCache, CacheError> {
         KvCache::new(shape.layers, shape.kv_heads, shape.head_dim, shape.capacity)
             .map_err(|error| CacheError(error.to_string()))

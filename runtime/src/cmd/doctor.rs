@@ -4,6 +4,7 @@ use clap::Args;
 use edge_lmm::health::{Health, System};
 use edge_lmm::report::bytes;
 use edge_lmm_kernels::cpu::Isa;
+use edge_lmm_models::record::FORMAT_VERSION;
 use serde::Serialize;
 
 use super::options::print_now;
@@ -86,7 +87,7 @@ fn text(report: &Report) -> String {
         ("CUDA", report.cuda.to_owned()),
         (
             "records",
-            "packed layout 1, the same for every CPU".to_owned(),
+            format!("packed layout {FORMAT_VERSION}, the same for every CPU"),
         ),
         ("board", report.health.board.clone().unwrap_or_else(unknown)),
         ("clock", clock(&report.health)),

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod bench;
 mod bundle;
 pub mod bundled;
 mod chat;
@@ -24,6 +25,7 @@ pub enum Command {
     Chat(chat::Cmd),
     Eval(eval::Cmd),
     Profile(profile::Cmd),
+    Bench(bench::Cmd),
     Inspect(inspect::Cmd),
     Demo(demo::Cmd),
     Doctor(doctor::Cmd),
@@ -41,6 +43,7 @@ impl Command {
             Self::Chat(cmd) => cmd.run(),
             Self::Eval(cmd) => cmd.run(),
             Self::Profile(cmd) => cmd.run(),
+            Self::Bench(cmd) => cmd.run(),
             Self::Inspect(cmd) => cmd.run(),
             Self::Demo(cmd) => cmd.run(),
             Self::Doctor(cmd) => cmd.run(),

@@ -1,0 +1,62 @@
+//! `edge-lmm bench`: repeatable measurements.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use edge_lmm::experiment::kernels;
+use edge_lmm_kernels::pool;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::options::print_now;
+
+/// Runs an experiment and prints its table.
+///
+/// `kernels` needs no model: it times the products and attention of Qwen2-VL-2B and CLIP in their
+/// real shapes and compares them with what this machine can do at most: its memory bandwidth, and
+/// its multiplications on registers. EDGE_LMM_ISA chooses the instruction set.
+#[derive(Args)]
+pub struct Cmd {
+    /// The experiment: kernels
+    experiment: String,
+    /// Records, for experiments with models
+    models: Vec<PathBuf>,
+    /// Media, questions and answers, for experiments with models
+    #[arg(long, value_name = "FILE.csv")]
+    manifest: Option<PathBuf>,
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        if self.experiment != "kernels" {
+            bail!(
+                "the experiment {:?} is not in this version: it has kernels",
+                self.experiment
+            );
+        }
+        if !self.models.is_empty() || self.manifest.is_some() {
+            bail!("the experiment kernels takes neither records nor a manifest");
+        }
+        if let Some(threads) = self.threads {
+            pool::set_global_threads(threads);
+        }
+        let bar = ProgressBar::new_spinner()
+            .with_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        let report = kernels::run(&pool::global(), |what| bar.set_message(what.to_owned()))?;
+        bar.finish_and_clear();
+        let text = if self.json {
+            serde_json::to_string(&report)?
+        } else {
+            report.table()
+        };
+        print_now(&format!("{text}\n"))
+    }
+}

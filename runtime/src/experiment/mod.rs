@@ -1,0 +1,3 @@
+//! Measurements that a command repeats: `edge-lmm bench`.
+
+pub mod kernels;

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Estimates, without a board, how many cycles the AArch64 kernels take: compiles them, finds the innermost loops that
+do the products, and asks llvm-mca how fast a core could run them. An estimate: it knows the core's pipelines, and
+nothing of caches, memory or branch prediction.
+
+    eval "$(targets/aarch64-toolchain.sh)"      # the compiler's library and linker for AArch64
+    python3 targets/mca.py                      # needs llvm-mca (Debian: llvm-19), --llvm-mca names another one
+    python3 targets/mca.py --ggml DIR           # and ggml's kernels for the same core: DIR holds ggml/src of llama.cpp
+
+"share" is the part of the core's peak: two multiply-accumulate instructions per cycle, of 16 products with `sdot`, or
+one of 8 with `smlal` (Cortex-A72 has one multiplier). LLVM describes the Cortex-A76 with the pipelines of the older
+Cortex-A57; Neoverse N1 is the same core as the A76 with a description of its own.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = "aarch64-unknown-linux-gnu"
+# Products of one instruction, by its name and the arrangement of its result.
+PRODUCTS = {"sdot": 16, "udot": 16, "smlal": 8, "smlal2": 8, "smull": 8, "smull2": 8, "fmla": 4}
+# Core: what it is, and the products of bytes at its peak per cycle.
+CORES = {
+    "cortex-a76": ("Raspberry Pi 5", 32),
+    "neoverse-n1": ("the same core, described for itself", 32),
+    "cortex-a72": ("Raspberry Pi 4", 8),
+}
+# Which functions are whose, and for which cores.
+OURS = {
+    "q4 gemm": (r"q4_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "many"),
+    "q4 gemv": (r"q4_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "one"),
+    "q8 gemm": (r"q8_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "many"),
+    "q8 gemv": (r"q8_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "one"),
+    "q4 gemm, no sdot": (r"q4_neon.*panels", ["cortex-a72"], "many"),
+    "q4 gemv, no sdot": (r"q4_neon.*panels", ["cortex-a72"], "one"),
+    "q8 gemm, no sdot": (r"q8_neon.*panels", ["cortex-a72"], "many"),
+    "q8 gemv, no sdot": (r"q8_neon.*panels", ["cortex-a72"], "one"),
+}
+GGML = {
+    "ggml q4_0 4x4 gemm": ("arch/arm/repack.cpp", r"ggml_gemm_q4_0_4x4_q8_0"),
+    "ggml q4_0 4x4 gemv": ("arch/arm/repack.cpp", r"ggml_gemv_q4_0_4x4_q8_0"),
+    "ggml q4_0 dot": ("arch/arm/quants.c", r"ggml_vec_dot_q4_0_q8_0"),
+    "ggml q8_0 dot": ("arch/arm/quants.c", r"ggml_vec_dot_q8_0_q8_0"),
+}
+
+
+def run(command, **options):
+    result = subprocess.run(command, capture_output=True, text=True, **options)
+    if result.returncode:
+        sys.exit(f"error: {' '.join(map(str, command))} failed:\n{result.stderr[-2000:]}")
+    return result.stdout
+
+
+def compile_ours():
+    """The assembly of the kernels, as cargo builds them for release."""
+    directory = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mca"
+    flags = os.environ.get("EDGE_LMM_CARGO_FLAGS", "").split()
+    command = ["cargo", "rustc", "--release", "-q", "--locked", *flags, "--target", TARGET, "-p", "edge-lmm-kernels"]
+    run([*command, "--", "--emit", "asm", "-C", "codegen-units=1"], cwd=ROOT, env={**os.environ, "CARGO_TARGET_DIR": str(directory)})
+    files = (directory / TARGET / "release/deps").glob("edge_lmm_kernels-*.s")
+    return max(files, key=lambda file: file.stat().st_mtime).read_text()
+
+
+def compile_ggml(folder, source):
+    """The assembly of one of ggml's files for the Cortex-A76."""
+    base = Path(folder) / "ggml/src"
+    path = base / "ggml-cpu" / source
+    if not path.exists():
+        sys.exit(f"error: {path} does not exist: --ggml takes the folder that holds ggml/src")
+    compiler = "aarch64-linux-gnu-g++" if path.suffix == ".cpp" else "aarch64-linux-gnu-gcc"
+    includes = [base, base / "ggml-cpu", base / "../include"]
+    flags = ["-O3", "-mcpu=cortex-a76", "-DNDEBUG", "-D_GNU_SOURCE", "-S", "-o", "-"]
+    return run([compiler, *flags, *[f"-I{include}" for include in includes], path])
+
+
+def functions(assembly):
+    """Name and lines of every function."""
+    name, lines = None, []
+    for line in assembly.splitlines():
+        label = re.match(r"^([A-Za-z_$][\w$.]*):", line)
+        if label and not label[1].startswith(".L"):
+            if name:
+                yield name, lines
+            name, lines = label[1], []
+        elif name:
+            lines.append(line)
+            if re.match(r"\s*\.size\s", line):
+                yield name, lines
+                name = None
+
+
+def loops(lines):
+    """The innermost loops: from a label to a branch back to it, without another such pair inside."""
+    places = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"^(\.?L?[\w.$]+):", line))}
+    numbered = [(int(m[1]), i) for i, line in enumerate(lines) if (m := re.match(r"^\s*(\d+):", line))]
+    found = []
+    for i, line in enumerate(lines):
+        branch = re.match(r"\s*(?:b\.?\w+|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,)\s+([\w.$]+)", line)
+        if not branch:
+            continue
+        start = places.get(branch[1])
+        if start is None and (m := re.fullmatch(r"(\d+)b", branch[1])):
+            start = max((at for number, at in numbered if number == int(m[1]) and at < i), default=None)
+        if start is not None and start < i:
+            found.append((start, i + 1))
+    inner = [a for a in found if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in found)]
+    return [lines[start:end] for start, end in inner]
+
+
+def products(loop):
+    count = 0
+    for line in loop:
+        instruction = re.match(r"\s*([a-z]\w*)\s", line)
+        count += PRODUCTS.get(instruction[1], 0) if instruction and not line.strip().startswith("fm") else 0
+    return count
+
+
+def clean(loop):
+    """Instructions alone: no comments, directives, or labels but as branch targets."""
+    lines = [re.sub(r"//.*|/\*.*?\*/", "", line).strip() for line in loop]
+    lines = [line for line in lines if line and not line.startswith((".", "#")) and not line.endswith(":")]
+    return "\n".join(re.sub(r"\s(\.L\w+|\d+b)$", " .Lnext", line) for line in lines) + "\n.Lnext:\n"
+
+
+def cycles(llvm_mca, core, loop):
+    """Cycles of one iteration in the long run."""
+    command = [llvm_mca, "-mtriple=aarch64", f"-mcpu={core}", "-mattr=+dotprod,+fullfp16", "-iterations=200"]
+    text = run(command, input=clean(loop))
+    return int(re.search(r"Total Cycles:\s+(\d+)", text)[1]) / 200
+
+
+def best_loop(assembly, pattern, kind=None):
+    """Of the loops in matching functions: the one with the most products; for one token, the one that also loads and
+    unpacks the weights, so the one with more other instructions per product."""
+    candidates = []
+    for name, lines in functions(assembly):
+        if re.search(pattern, name):
+            candidates += [loop for loop in loops(lines) if products(loop) >= 32]
+    if not candidates:
+        return None
+    density = lambda loop: products(loop) / len(clean(loop).splitlines())
+    return min(candidates, key=density) if kind == "one" else max(candidates, key=density)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llvm-mca", default=None, help="the program (default: llvm-mca-19 or llvm-mca)")
+    parser.add_argument("--ggml", metavar="DIR", help="a llama.cpp source folder to compare with")
+    parser.add_argument("--show", metavar="KERNEL", help="print the loop of a kernel instead")
+    arguments = parser.parse_args()
+    names = [arguments.llvm_mca] if arguments.llvm_mca else ["llvm-mca-19", "llvm-mca"]
+    llvm_mca = next((name for name in names if subprocess.run(["which", name], capture_output=True).returncode == 0), None)
+    if not llvm_mca:
+        sys.exit("error: llvm-mca is missing: on Debian, apt-get install llvm-19")
+
+    assembly = compile_ours()
+    kernels = {name: (best_loop(assembly, pattern, kind), cores) for name, (pattern, cores, kind) in OURS.items()}
+    if arguments.ggml:
+        compiled = {}
+        for name, (source, pattern) in GGML.items():
+            if source not in compiled:
+                compiled[source] = compile_ggml(arguments.ggml, source)
+            kernels[name] = (best_loop(compiled[source], pattern), ["cortex-a76", "neoverse-n1"])
+    if arguments.show:
+        loop, _ = kernels[arguments.show]
+        print(clean(loop))
+        return
+    print(f"{'kernel':22} {'core':12} {'products':>9} {'cycles':>8} {'per cycle':>10} {'share':>7}")
+    for name, (loop, cores) in kernels.items():
+        if loop is None:
+            sys.exit(f"error: no loop with products was found for {name}: has the function another name?")
+        for core in cores:
+            count, time = products(loop), cycles(llvm_mca, core, loop)
+            share = count / time / CORES[core][1]
+            print(f"{name:22} {core:12} {count:9} {time:8.1f} {count / time:10.1f} {share:7.0%}")
+
+
+if __name__ == "__main__":
+    main()
