@@ -29,16 +29,16 @@ CORES = {
     "neoverse-n1": ("the same core, described for itself", 32),
     "cortex-a72": ("Raspberry Pi 4", 8),
 }
-# Which functions are whose, and for which cores.
+# Ours: the function, how many products of which instructions the loop has, the cores, and whether it is the loop that
+# also loads the weights (for one token) or the one that does not.
 OURS = {
-    "q4 gemm": (r"q4_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "many"),
-    "q4 gemv": (r"q4_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "one"),
-    "q8 gemm": (r"q8_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "many"),
-    "q8 gemv": (r"q8_dotprod.*panels", ["cortex-a76", "neoverse-n1"], "one"),
-    "q4 gemm, no sdot": (r"q4_neon.*panels", ["cortex-a72"], "many"),
-    "q4 gemv, no sdot": (r"q4_neon.*panels", ["cortex-a72"], "one"),
-    "q8 gemm, no sdot": (r"q8_neon.*panels", ["cortex-a72"], "many"),
-    "q8 gemv, no sdot": (r"q8_neon.*panels", ["cortex-a72"], "one"),
+    "q4 and q8 gemm": (r"panels_dotprod", {"sdot": 96}, ["cortex-a76", "neoverse-n1"], "many"),
+    "q4 gemv": (r"panels_dotprod", {"sdot": 16, "mla": 2}, ["cortex-a76", "neoverse-n1"], "one"),
+    "q8 gemv": (r"panels_dotprod", {"sdot": 16, "mla": 0}, ["cortex-a76", "neoverse-n1"], "one"),
+    "q4 gemm, no sdot": (r"Kernels.*quantized", {"smlal": 32}, ["cortex-a72"], "many"),
+    "q4 gemv, no sdot": (r"Kernels.*quantized", {"smlal": 32}, ["cortex-a72"], "one"),
+    "q8 gemm, no sdot": (r"Kernels.*quantized", {"smlal": 16, "smull": 16}, ["cortex-a72"], "many"),
+    "q8 gemv, no sdot": (r"Kernels.*quantized", {"smlal": 16, "smull": 16}, ["cortex-a72"], "one"),
 }
 GGML = {
     "ggml q4_0 4x4 gemm": ("arch/arm/repack.cpp", r"ggml_gemm_q4_0_4x4_q8_0"),
@@ -133,17 +133,30 @@ def cycles(llvm_mca, core, loop):
     return int(re.search(r"Total Cycles:\s+(\d+)", text)[1]) / 200
 
 
-def best_loop(assembly, pattern, kind=None):
-    """Of the loops in matching functions: the one with the most products; for one token, the one that also loads and
-    unpacks the weights, so the one with more other instructions per product."""
+def count(loop, instruction):
+    """How often an instruction occurs; `smlal` stands for `smlal2`, too."""
+    return sum(bool(re.match(rf"\s*{instruction}2?\s", line)) for line in loop)
+
+
+def loads(loop):
+    return sum(bool(re.match(r"\s*ld", line)) for line in loop)
+
+
+def find_loop(assembly, pattern, instructions=None, kind=None):
+    """The loop with products in a matching function: with these instructions, and most loads for one token, or fewest for
+    many; or else the one with most products for its length."""
     candidates = []
     for name, lines in functions(assembly):
         if re.search(pattern, name):
             candidates += [loop for loop in loops(lines) if products(loop) >= 32]
+    if instructions:
+        fits = lambda loop: all(count(loop, name) == n for name, n in instructions.items())
+        candidates = [loop for loop in candidates if fits(loop)]
     if not candidates:
         return None
-    density = lambda loop: products(loop) / len(clean(loop).splitlines())
-    return min(candidates, key=density) if kind == "one" else max(candidates, key=density)
+    if kind:
+        return max(candidates, key=loads) if kind == "one" else min(candidates, key=loads)
+    return max(candidates, key=lambda loop: products(loop) / len(clean(loop).splitlines()))
 
 
 def main():
@@ -158,13 +171,15 @@ def main():
         sys.exit("error: llvm-mca is missing: on Debian, apt-get install llvm-19")
 
     assembly = compile_ours()
-    kernels = {name: (best_loop(assembly, pattern, kind), cores) for name, (pattern, cores, kind) in OURS.items()}
+    kernels = {}
+    for name, (pattern, instructions, cores, kind) in OURS.items():
+        kernels[name] = (find_loop(assembly, pattern, instructions, kind), cores)
     if arguments.ggml:
         compiled = {}
         for name, (source, pattern) in GGML.items():
             if source not in compiled:
                 compiled[source] = compile_ggml(arguments.ggml, source)
-            kernels[name] = (best_loop(compiled[source], pattern), ["cortex-a76", "neoverse-n1"])
+            kernels[name] = (find_loop(compiled[source], pattern), ["cortex-a76", "neoverse-n1"])
     if arguments.show:
         loop, _ = kernels[arguments.show]
         print(clean(loop))

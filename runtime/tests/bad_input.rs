@@ -111,7 +111,7 @@ fn records_of_other_versions() {
     newer[4] = 9;
     let file = files.write("newer.bpk", &newer);
     expect_error(&["inspect", path(&file)], &["version 9", "version 1"]);
-    let text = br#""format_version":1"#;
+    let text = br#""format_version":2"#;
     let at = whole
         .windows(text.len())
         .position(|window| window == text)
@@ -121,7 +121,7 @@ fn records_of_other_versions() {
     let file = files.write("newer.bpk", &newer);
     expect_error(
         &["inspect", path(&file)],
-        &["record version 7", "version 1"],
+        &["record version 7", "version 2"],
     );
 }
 

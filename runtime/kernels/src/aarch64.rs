@@ -1,9 +1,10 @@
 //! Kernels for AArch64: Advanced SIMD, with and without the dot product instruction.
 //!
-//! As on x86-64, the products with quantized weights keep a block of a panel, unpacked, in registers (16 of them: input
-//! `4 i + j` of row `r` in byte `4 r + j` of the pair `i`), and go over the tokens of the tile.
-//! - `sdot` (Cortex-A76) multiplies 4 rows by a group of 4 activations, taken from a register by its number: 16 products.
-//!   For many tokens, q4 is made q8 first (`level * q`), so that `sdot` is all there is to do for a token.
+//! As on x86-64, the products with quantized weights have input `4 i + j` of row `r` in byte `4 r + j` of the pair `i` of
+//! a block's 16 registers.
+//! - `sdot` (Cortex-A76) multiplies 4 rows by 4 activations, taken from a register by their number: 16 products. With many
+//!   tokens it is the sums that stay in registers, 6 tokens by 8 rows, and the weights come from the first cache, q4 as q8
+//!   (`level * q`), so that a group has little but `sdot`.
 //! - Without it (Cortex-A72), `smlal` multiplies 2 rows by such a group into 16 bits. A block of q4 fits there: 8 products
 //!   of at most 15 * 127, and the offset `-2 * sum` in each of a row's four sums, which makes `-8 * sum`: 23368 at most.
 //!   Of q8, two products of 127 * 127 fit, and then go to 32 bits.
@@ -13,7 +14,7 @@
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
-use crate::format::{BLOCK, Format, PANEL};
+use crate::format::{BLOCK, Format, GROUP, PANEL};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
 use std::arch::aarch64::*;
@@ -216,19 +217,17 @@ unsafe fn store_floats(address: *mut f32, floats: [float32x4_t; 2]) {
     }
 }
 
-/// Defines a module with the products of one format, for many tokens and for one, each from `unpack`, the vectors of a
-/// block, `levels`, its levels, and `add`, which adds the products of these with the activations at an address, given the
-/// token's offset, to the sums of the group.
+/// Defines a module with the products of one format without `sdot`, from `unpack`, the vectors of a block, `levels`, its
+/// levels, and `add`, which adds the products of these with the activations at an address, given the token's offset, to the
+/// sums of the group.
 macro_rules! products {
-    ($name:ident, $features:literal, $bytes:literal,
-     $unpack_many:ident, $levels_many:ident, $add_many:ident,
-     $unpack_one:ident, $levels_one:ident, $add_one:ident) => {
+    ($name:ident, $bytes:literal, $unpack:ident, $levels:ident, $add:ident) => {
         mod $name {
             use super::*;
 
             /// # Safety
             /// The operands must be as [`Operands::new`] gives them, for `count` panels.
-            #[target_feature(enable = $features)]
+            #[target_feature(enable = "neon")]
             pub(super) unsafe fn panels(operands: Operands, count: usize) {
                 // SAFETY: as promised by the caller.
                 unsafe {
@@ -245,7 +244,7 @@ macro_rules! products {
             /// # Safety
             /// The operands must be as [`Operands::new`] gives them.
             #[inline]
-            #[target_feature(enable = $features)]
+            #[target_feature(enable = "neon")]
             unsafe fn many_tokens(mut operands: Operands) {
                 let mut group = [[vdupq_n_s32(0); 2]; TILE_TOKENS];
                 // SAFETY: as promised by the caller.
@@ -253,12 +252,12 @@ macro_rules! products {
                     while operands.blocks > 0 {
                         for _ in 0..operands.group_blocks() {
                             prefetch::<$bytes>(operands.ahead(1));
-                            let w = $unpack_many(&operands);
-                            let levels = $levels_many(&operands);
+                            let w = $unpack(&operands);
+                            let levels = $levels(&operands);
                             for (t, group) in group.iter_mut().enumerate().take(operands.tokens) {
                                 let (x, offset) =
                                     (operands.x.add(BLOCK * t), *operands.x_offset.add(t));
-                                *group = $add_many(*group, &w, x, offset, levels);
+                                *group = $add(*group, &w, x, offset, levels);
                             }
                             operands.advance_block();
                         }
@@ -279,7 +278,7 @@ macro_rules! products {
             /// # Safety
             /// The operands must be as [`Operands::new`] gives them.
             #[inline]
-            #[target_feature(enable = $features)]
+            #[target_feature(enable = "neon")]
             unsafe fn one_token(mut operands: Operands) {
                 // SAFETY: as promised by the caller.
                 unsafe {
@@ -288,9 +287,9 @@ macro_rules! products {
                         let mut group = [vdupq_n_s32(0); 2];
                         for _ in 0..operands.group_blocks() {
                             prefetch::<$bytes>(operands.ahead(1));
-                            let w = $unpack_one(&operands);
-                            let levels = $levels_one(&operands);
-                            group = $add_one(group, &w, operands.x, *operands.x_offset, levels);
+                            let w = $unpack(&operands);
+                            let levels = $levels(&operands);
+                            group = $add(group, &w, operands.x, *operands.x_offset, levels);
                             operands.advance_block();
                         }
                         let w_scale = load_halves(operands.scales);
@@ -304,89 +303,179 @@ macro_rules! products {
     };
 }
 
-products!(
-    q4_dotprod,
-    "neon,dotprod",
-    128,
-    expand_q4,
-    no_levels,
-    add_dotprod,
-    unpack_q4,
-    load_levels,
-    add_dotprod_q4
-);
-products!(
-    q8_dotprod,
-    "neon,dotprod",
-    256,
-    load_q8,
-    no_levels,
-    add_dotprod,
-    load_q8,
-    no_levels,
-    add_dotprod
-);
-products!(
-    q4_neon,
-    "neon",
-    128,
-    unpack_q4,
-    load_levels,
-    add_q4,
-    unpack_q4,
-    load_levels,
-    add_q4
-);
-products!(
-    q8_neon, "neon", 256, load_q8, no_levels, add_q8, load_q8, no_levels, add_q8
-);
+products!(q4_neon, 128, unpack_q4, load_levels, add_q4);
+products!(q8_neon, 256, load_q8, no_levels, add_q8);
 
-/// A block of signed weights with `sdot`.
+/// The products with `sdot`.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, for `count` panels.
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn panels_dotprod<const Q4: bool>(operands: Operands, count: usize) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        for panel in 0..count {
+            if operands.tokens == 1 {
+                one_token_dotprod::<Q4>(operands.panel(panel));
+            } else {
+                many_tokens_dotprod::<Q4>(operands.panel(panel));
+            }
+        }
+    }
+}
+
+/// One token: the sums stay in registers.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn one_token_dotprod<const Q4: bool>(mut operands: Operands) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut acc = load_floats(operands.acc);
+        while operands.blocks > 0 {
+            let mut group = [vdupq_n_s32(0); 2];
+            for _ in 0..operands.group_blocks() {
+                if Q4 {
+                    prefetch::<128>(operands.ahead(1));
+                    let start = [vdupq_n_s32(*operands.x_offset); 2];
+                    let sums = add_dotprod(start, &unpack_q4(&operands), operands.x);
+                    let levels = load_levels(&operands);
+                    group[0] = vmlaq_s32(group[0], sums[0], levels[0]);
+                    group[1] = vmlaq_s32(group[1], sums[1], levels[1]);
+                } else {
+                    prefetch::<256>(operands.ahead(1));
+                    group = add_dotprod(group, &load_q8(&operands), operands.x);
+                }
+                operands.advance_block();
+            }
+            let w_scale = load_halves(operands.scales);
+            acc = scaled(group, w_scale, *operands.x_scale, acc);
+            operands.advance_group();
+        }
+        store_floats(operands.acc, acc);
+    }
+}
+
+/// Many tokens, six at a time, each with a whole group: their sums stay in registers, and the group's weights, of q4
+/// multiplied with their levels, come from the first cache.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn many_tokens_dotprod<const Q4: bool>(mut operands: Operands) {
+    let mut expanded = [[vdupq_n_s8(0); 16]; GROUP];
+    // SAFETY: as promised by the caller.
+    unsafe {
+        while operands.blocks > 0 {
+            let first = operands;
+            let blocks = operands.group_blocks();
+            for expanded in &mut expanded[..blocks] {
+                if Q4 {
+                    prefetch::<128>(operands.ahead(1));
+                    *expanded = expand_q4(&operands);
+                } else {
+                    prefetch::<256>(operands.ahead(1));
+                }
+                operands.advance_block();
+            }
+            let w = if Q4 {
+                expanded.as_ptr().cast()
+            } else {
+                first.quants.cast()
+            };
+            let mut t = 0;
+            while t + 6 <= first.tokens {
+                tokens_dotprod::<6>(&first, t, w, blocks);
+                t += 6;
+            }
+            while t + 2 <= first.tokens {
+                tokens_dotprod::<2>(&first, t, w, blocks);
+                t += 2;
+            }
+            if t < first.tokens {
+                tokens_dotprod::<1>(&first, t, w, blocks);
+            }
+            operands.advance_group();
+        }
+    }
+}
+
+/// `T` tokens from `first` on with a group of signed weights.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, with so many tokens; `w` must be readable for `blocks` blocks of
+/// q8.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn tokens_dotprod<const T: usize>(
+    operands: &Operands,
+    first: usize,
+    w: *const i8,
+    blocks: usize,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut sums = [[vdupq_n_s32(0); 2]; T];
+        let (mut x, mut w) = (operands.x.wrapping_add(first * BLOCK), w);
+        for _ in 0..blocks {
+            for half in 0..2 {
+                let mut inputs = [vdupq_n_s8(0); T];
+                for (t, inputs) in inputs.iter_mut().enumerate() {
+                    *inputs = vld1q_s8(x.add(t * BLOCK + 16 * half).cast());
+                }
+                macro_rules! lane {
+                    ($lane:literal) => {
+                        let w = w.add(128 * half + 32 * $lane);
+                        let w = [vld1q_s8(w), vld1q_s8(w.add(16))];
+                        for t in 0..T {
+                            sums[t][0] = sdot::<$lane>(sums[t][0], w[0], inputs[t]);
+                            sums[t][1] = sdot::<$lane>(sums[t][1], w[1], inputs[t]);
+                        }
+                    };
+                }
+                lane!(0);
+                lane!(1);
+                lane!(2);
+                lane!(3);
+            }
+            x = x.wrapping_add(operands.tokens * BLOCK);
+            w = w.wrapping_add(BLOCK * PANEL);
+        }
+        let w_scale = load_halves(operands.scales);
+        for (t, sums) in sums.into_iter().enumerate() {
+            let acc = operands.acc.add((first + t) * operands.stride);
+            let x_scale = *operands.x_scale.add(first + t);
+            store_floats(acc, scaled(sums, w_scale, x_scale, load_floats(acc)));
+        }
+    }
+}
+
+/// A block with one token.
 ///
 /// # Safety
 /// 32 bytes at `x` must be readable.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn add_dotprod(
-    mut group: [int32x4_t; 2],
+    mut sums: [int32x4_t; 2],
     w: &[int8x16_t; 16],
     x: *const u8,
-    _: i32,
-    _: [int32x4_t; 2],
 ) -> [int32x4_t; 2] {
     // SAFETY: as promised by the caller.
     let x = unsafe { [vld1q_s8(x.cast()), vld1q_s8(x.add(16).cast())] };
     for part in 0..2 {
         for half in 0..2 {
             let w = |i: usize| w[8 * part + 2 * i + half];
-            group[half] = sdot::<0>(group[half], w(0), x[part]);
-            group[half] = sdot::<1>(group[half], w(1), x[part]);
-            group[half] = sdot::<2>(group[half], w(2), x[part]);
-            group[half] = sdot::<3>(group[half], w(3), x[part]);
+            sums[half] = sdot::<0>(sums[half], w(0), x[part]);
+            sums[half] = sdot::<1>(sums[half], w(1), x[part]);
+            sums[half] = sdot::<2>(sums[half], w(2), x[part]);
+            sums[half] = sdot::<3>(sums[half], w(3), x[part]);
         }
     }
-    group
-}
-
-/// A block of nibbles with `sdot`.
-///
-/// # Safety
-/// 32 bytes at `x` must be readable.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn add_dotprod_q4(
-    group: [int32x4_t; 2],
-    w: &[int8x16_t; 16],
-    x: *const u8,
-    offset: i32,
-    levels: [int32x4_t; 2],
-) -> [int32x4_t; 2] {
-    // SAFETY: as promised by the caller.
-    let sums = unsafe { add_dotprod([vdupq_n_s32(offset); 2], w, x, offset, levels) };
-    [
-        vmlaq_s32(group[0], sums[0], levels[0]),
-        vmlaq_s32(group[1], sums[1], levels[1]),
-    ]
+    sums
 }
 
 /// The four activations at `x`, four times.
@@ -878,8 +967,8 @@ impl Kernels for NeonDotprod {
         // SAFETY: the operands are checked, and `find` hands these kernels out only on machines with `sdot`.
         unsafe {
             match panels.format {
-                Format::Q4 => q4_dotprod::panels(operands, panels.count()),
-                _ => q8_dotprod::panels(operands, panels.count()),
+                Format::Q4 => panels_dotprod::<true>(operands, panels.count()),
+                _ => panels_dotprod::<false>(operands, panels.count()),
             }
         }
     }

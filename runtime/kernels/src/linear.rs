@@ -102,7 +102,7 @@ const TASK_PANELS: usize = 16;
 /// Groups after which a task turns to the next tile, so that a tile's activations stay in the first cache.
 const CHUNK_GROUPS: usize = 2;
 /// Bytes of weights per task when there is only one tile.
-const GEMV_BYTES: usize = 64 * 1024;
+const GEMV_BYTES: usize = 256 * 1024;
 
 /// The quantized activations of all tokens, tile after tile.
 struct Quantized<'a> {

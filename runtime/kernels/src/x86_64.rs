@@ -24,6 +24,7 @@ use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// AVX2 with FMA and F16C.
@@ -515,10 +516,12 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn pairs_many_tokens<const Q4: bool, const N: usize>(mut operands: Operands) {
-    let mut group = [[_mm512_setzero_si512(); N]; TILE_TOKENS];
+    // The sums of each token; the first block sets them.
+    let mut group = [[const { MaybeUninit::<__m512i>::uninit() }; N]; TILE_TOKENS];
     // What a token's offsets have to be multiplied with to make -128 times the sum of its quants.
     let offset_factor = if Q4 { 16 } else { 1 };
-    // SAFETY: as promised by the caller; the reads of activations are unaligned.
+    // SAFETY: as promised by the caller; the reads of activations are unaligned, and a group has at least one block, so
+    // that its sums are set.
     unsafe {
         while operands.blocks > 0 {
             let mut offsets = [0i32; TILE_TOKENS];
@@ -535,7 +538,7 @@ unsafe fn pairs_many_tokens<const Q4: bool, const N: usize>(mut operands: Operan
                     let mut sums = if block == 0 {
                         [_mm512_setzero_si512(); N]
                     } else {
-                        group[t]
+                        group[t].map(|sums| sums.assume_init())
                     };
                     for i in 0..8 {
                         let x = _mm512_set1_epi32(x.add(i).read_unaligned());
@@ -543,7 +546,7 @@ unsafe fn pairs_many_tokens<const Q4: bool, const N: usize>(mut operands: Operan
                             sums[p] = _mm512_dpbusd_epi32(sums[p], w[p][i], x);
                         }
                     }
-                    group[t] = sums;
+                    group[t] = sums.map(MaybeUninit::new);
                 }
                 operands.advance_block();
             }
@@ -556,7 +559,8 @@ unsafe fn pairs_many_tokens<const Q4: bool, const N: usize>(mut operands: Operan
                 let offset = _mm512_set1_epi32(offsets[t] * offset_factor);
                 for p in 0..N {
                     let acc = operands.acc.add(t * operands.stride + 2 * PANEL * p);
-                    let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(group[t][p], offset));
+                    let sums = _mm512_add_epi32(group[t][p].assume_init(), offset);
+                    let sums = _mm512_cvtepi32_ps(sums);
                     let scale = _mm512_mul_ps(w_scale[p], x_scale);
                     _mm512_storeu_ps(acc, _mm512_fmadd_ps(sums, scale, _mm512_loadu_ps(acc)));
                 }
