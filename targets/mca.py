@@ -32,7 +32,7 @@ CORES = {
 # Ours: the function, how many products of which instructions the loop has, the cores, and whether it is the loop that
 # also loads the weights (for one token) or the one that does not.
 OURS = {
-    "q4 and q8 gemm": (r"panels_dotprod", {"sdot": 96}, ["cortex-a76", "neoverse-n1"], "many"),
+    "q4 and q8 gemm": (r"tokens_dotprod", {}, ["cortex-a76", "neoverse-n1"], None),
     "q4 gemv": (r"panels_dotprod", {"sdot": 16, "mla": 2}, ["cortex-a76", "neoverse-n1"], "one"),
     "q8 gemv": (r"panels_dotprod", {"sdot": 16, "mla": 0}, ["cortex-a76", "neoverse-n1"], "one"),
     "q4 gemm, no sdot": (r"Kernels.*quantized", {"smlal": 32}, ["cortex-a72"], "many"),
@@ -74,7 +74,9 @@ def compile_ggml(folder, source):
     compiler = "aarch64-linux-gnu-g++" if path.suffix == ".cpp" else "aarch64-linux-gnu-gcc"
     includes = [base, base / "ggml-cpu", base / "../include"]
     flags = ["-O3", "-mcpu=cortex-a76", "-DNDEBUG", "-D_GNU_SOURCE", "-S", "-o", "-"]
-    return run([compiler, *flags, *[f"-I{include}" for include in includes], path])
+    text = run([compiler, *flags, *[f"-I{include}" for include in includes], path])
+    # Instructions that are written as numbers, with their names in a comment.
+    return re.sub(r"\.inst\s+0x[0-9a-f]+\s*//\s*", "", text)
 
 
 def functions(assembly):
