@@ -11,6 +11,33 @@ use serde::Serialize;
 /// Above this, boards with a passive cooler are about to slow down (a Raspberry Pi does at 80).
 const HOT_CELSIUS: f64 = 75.0;
 
+/// Where control groups show their memory.
+struct GroupFiles {
+    mount: &'static str,
+    limit: &'static str,
+    used: &'static str,
+    /// Lines of `memory.stat` that count pages of files.
+    pages: [&'static str; 2],
+}
+
+const GROUPS_2: GroupFiles = GroupFiles {
+    mount: "sys/fs/cgroup",
+    limit: "memory.max",
+    used: "memory.current",
+    pages: ["inactive_file ", "active_file "],
+};
+
+/// Version 1, as JetPack 5 has it.
+const GROUPS_1: GroupFiles = GroupFiles {
+    mount: "sys/fs/cgroup/memory",
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+    pages: ["total_inactive_file ", "total_active_file "],
+};
+
+/// A group of version 1 without a limit has one of nearly 2^63.
+const NO_LIMIT: u64 = 1 << 62;
+
 /// Where the system shows its state. Other roots than `/` serve tests.
 #[derive(Debug, Clone)]
 pub struct System {
@@ -155,29 +182,46 @@ impl System {
         })
     }
 
-    /// What the tightest of this process's control groups (version 2) leaves. Pages of files that
-    /// a group has read count as used there, but are given back when needed.
+    /// What the tightest of this process's control groups leaves.
     fn group_memory(&self) -> Option<u64> {
         let groups = self.read("proc/self/cgroup")?;
-        let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let mount = Path::new("sys/fs/cgroup");
-        Path::new(path)
-            .ancestors()
-            .filter_map(|group| {
-                let group = mount.join(group);
-                let limit = self.number(group.join("memory.max"))?;
-                let used = self.number(group.join("memory.current"))?;
-                let statistics = self.read(group.join("memory.stat")).unwrap_or_default();
-                let files: u64 = ["inactive_file ", "active_file "]
-                    .iter()
-                    .filter_map(|name| {
-                        let line = statistics.lines().find_map(|l| l.strip_prefix(name))?;
-                        line.trim().parse::<u64>().ok()
-                    })
-                    .sum();
-                Some(limit.saturating_sub(used.saturating_sub(files)))
+        groups
+            .lines()
+            .filter_map(|line| {
+                // hierarchy:controllers:/path, without controllers in version 2
+                let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+                let files = match controllers {
+                    "" => &GROUPS_2,
+                    _ if controllers.split(',').any(|name| name == "memory") => &GROUPS_1,
+                    _ => return None,
+                };
+                self.left_by(files, Path::new(path.trim_start_matches('/')))
             })
             .min()
+    }
+
+    /// What the tightest of a group and those above it leaves. Pages of files that a group has read
+    /// count as used there, but are given back when needed.
+    fn left_by(&self, files: &GroupFiles, path: &Path) -> Option<u64> {
+        let left = |group: &Path| {
+            let group = Path::new(files.mount).join(group);
+            let limit = self.number(group.join(files.limit))?;
+            if limit >= NO_LIMIT {
+                return None;
+            }
+            let used = self.number(group.join(files.used))?;
+            let statistics = self.read(group.join("memory.stat")).unwrap_or_default();
+            let pages: u64 = files
+                .pages
+                .iter()
+                .filter_map(|name| {
+                    let line = statistics.lines().find_map(|l| l.strip_prefix(name))?;
+                    line.trim().parse::<u64>().ok()
+                })
+                .sum();
+            Some(limit.saturating_sub(used.saturating_sub(pages)))
+        };
+        path.ancestors().filter_map(left).min()
     }
 
     /// Bytes of swap that are compressed memory.
@@ -363,6 +407,32 @@ mod tests {
             ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
         ]);
         assert_eq!(system.memory().unwrap().usable(), 3 << 30);
+    }
+
+    #[test]
+    fn groups_of_version_1_limit_too() {
+        let (_root, system) = system(&[
+            MEMINFO,
+            ("proc/self/cgroup", "9:cpu:/a\n4:cpuset,memory:/a/b\n0::/\n"),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "99\n"),
+            (
+                "sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+                "1073741824\n",
+            ),
+            (
+                "sys/fs/cgroup/memory/a/memory.usage_in_bytes",
+                "536870912\n",
+            ),
+            (
+                "sys/fs/cgroup/memory/a/memory.stat",
+                "inactive_file 1\ntotal_inactive_file 268435456\n",
+            ),
+        ]);
+        assert_eq!(system.memory().unwrap().group, Some(768 << 20));
     }
 
     #[test]

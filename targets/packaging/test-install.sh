@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs a package into a fresh Debian root of its own architecture (amd64 on an x86-64 machine, arm64 under
-# emulation) and shows that it works: the program answers, the unit file is sound and well confined, and the service's
-# command answers a request over its socket as the service's user. Needs root, and installs debootstrap if it is missing.
+# emulation) and shows that it works: the program answers, the unit file is sound and well confined, and the service
+# answers a request over its socket: started by systemd in a container, or under emulation by this script as the
+# service's user. Needs root, and installs debootstrap and systemd's tools if they are missing.
 #
 # Usage: targets/packaging/test-install.sh PACKAGE.deb [ROOT]
 #   ROOT is kept and used again, if given.
@@ -12,27 +13,28 @@ mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 suite=${DEBIAN_SUITE:-bookworm}
 architecture=$(dpkg-deb -f "$package" Architecture)
 
-command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq debootstrap >/dev/null; }
+missing=
+command -v debootstrap >/dev/null || missing="$missing debootstrap debian-archive-keyring"
+command -v systemd-analyze >/dev/null || missing="$missing systemd"
+command -v systemd-nspawn >/dev/null || missing="$missing systemd-container"
+# shellcheck disable=SC2086 # a list of words
+[ -z "$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing >/dev/null; }
 work=$(mktemp -d)
 root=$(realpath -m "${2:-$work/root}")
 server=
 cleanup() {
     [ -z "$server" ] || kill "$server" 2>/dev/null || true
     umount "$root/proc" 2>/dev/null || true
-    rm -rf "$work"
+    rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
 
+if [ "$architecture" = "$(dpkg --print-architecture)" ]; then native=1; else native=; fi
 if [ ! -e "$root/etc/debian_version" ]; then
     echo "== a Debian root for $architecture"
-    if [ "$architecture" = "$(dpkg --print-architecture)" ]; then
-        debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/debootstrap.log" ||
-            { tail -n 20 "$work/debootstrap.log"; exit 1; }
-    else
-        # Foreign programs start by themselves where binfmt knows the emulator.
-        debootstrap --variant=minbase --arch="$architecture" "$suite" "$root" "$mirror" >"$work/debootstrap.log" ||
-            { tail -n 20 "$work/debootstrap.log"; exit 1; }
-    fi
+    # Programs for another architecture start by themselves where binfmt knows the emulator.
+    debootstrap --variant=minbase --arch="$architecture" --include=netcat-openbsd,systemd-sysv "$suite" "$root" \
+        "$mirror" >"$work/debootstrap.log" || { tail -n 20 "$work/debootstrap.log"; exit 1; }
 fi
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 
@@ -58,35 +60,58 @@ tail -n 1 "$work/security.txt"
 
 echo "== service"
 cp models/demo/qwen2vl-tiny.bpk "$root/var/lib/edge-lmm/test.bpk"
-install -d -o "$(chroot "$root" id -u edge-lmm)" -g "$(chroot "$root" id -g edge-lmm)" -m 750 "$root/run/edge-lmm/test"
-# What the unit starts, as the user that it names.
-# shellcheck disable=SC2016 # the variable is in the file
-command=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/$unit" | sed 's/%i/test/g; s/ \$EDGE_LMM_OPTIONS//')
-# shellcheck disable=SC2086 # a command line
-chroot "$root" setpriv --reuid=edge-lmm --regid=edge-lmm --clear-groups --no-new-privs $command &
-server=$!
-python3 - "$root/run/edge-lmm/test/socket" models/demo/shapes.png <<'PYTHON'
-import base64, json, socket, sys, time
+python3 - models/demo/shapes.png >"$root/root/request.json" <<'PYTHON'
+import base64, json, sys
 
-path, picture = sys.argv[1:]
-client = socket.socket(socket.AF_UNIX)
-for attempt in range(300):
-    try:
-        client.connect(path)
-        break
-    except OSError:
-        time.sleep(0.1)
-else:
-    sys.exit(f"no server on {path}")
-image = base64.b64encode(open(picture, "rb").read()).decode()
-request = {"id": 1, "prompt": "how many shapes are there?", "images": [{"base64": image}]}
-client.sendall(json.dumps(request).encode() + b"\n")
-reply = json.loads(client.makefile().readline())
+image = base64.b64encode(open(sys.argv[1], "rb").read()).decode()
+print(json.dumps({"id": 1, "prompt": "how many shapes are there?", "images": [{"base64": image}]}))
+PYTHON
+rm -f "$root/root/reply.json"
+if [ -n "$native" ]; then
+    # systemd itself starts the unit, with all its confinement; a second unit is its client, and ends the machine.
+    echo 'EDGE_LMM_OPTIONS=--mlock --prefault' >"$root/etc/edge-lmm/test.conf"
+    cat >"$root/etc/systemd/system/check.service" <<'UNIT'
+[Unit]
+Wants=edge-lmm@test.service
+After=edge-lmm@test.service
+SuccessAction=poweroff
+FailureAction=poweroff
+
+[Service]
+Type=oneshot
+TimeoutStartSec=60
+ExecStart=/bin/sh -c 'nc -U -N /run/edge-lmm/test/socket </root/request.json >/root/reply.json'
+ExecStopPost=/bin/sh -c 'systemctl status --no-pager --lines=20 edge-lmm@test >/root/status.txt'
+UNIT
+    timeout 300 systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --boot \
+        systemd.unit=check.service >"$work/boot.log" 2>&1 || { cat "$work/boot.log"; exit 1; }
+    sed -n 1,12p "$root/root/status.txt"
+    rm "$root/etc/systemd/system/check.service" "$root/etc/edge-lmm/test.conf"
+else
+    # Emulated programs cannot be confined by systemd: what the unit starts, as the user that it names.
+    install -d -o "$(chroot "$root" id -u edge-lmm)" -g "$(chroot "$root" id -g edge-lmm)" -m 750 \
+        "$root/run/edge-lmm/test"
+    # shellcheck disable=SC2016 # the variable is in the file
+    command=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/$unit" |
+        sed 's/%i/test/g; s/ \$EDGE_LMM_OPTIONS//')
+    # shellcheck disable=SC2086 # a command line
+    chroot "$root" setpriv --reuid=edge-lmm --regid=edge-lmm --clear-groups --no-new-privs $command &
+    server=$!
+    for _ in $(seq 300); do
+        [ ! -S "$root/run/edge-lmm/test/socket" ] || break
+        sleep 0.1
+    done
+    chroot "$root" sh -c 'nc -U -N /run/edge-lmm/test/socket </root/request.json >/root/reply.json'
+    kill "$server"
+    server=
+fi
+python3 - "$root/root/reply.json" <<'PYTHON'
+import json, sys
+
+reply = json.load(open(sys.argv[1]))
 assert reply.get("text") == "two", reply
 print("the service answers", repr(reply["text"]))
 PYTHON
-kill "$server"
-server=
 
 echo "== remove"
 chroot "$root" dpkg -r edge-lmm

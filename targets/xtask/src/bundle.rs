@@ -7,8 +7,9 @@ use anyhow::ensure;
 use clap::Args;
 use edge_lmm_targets::bundle;
 
+use crate::cross::{self, BuildOptions};
 use crate::emulate::Emulator;
-use crate::{cross, shell};
+use crate::shell;
 
 /// Builds edge-lmm for a device and puts a record into it.
 ///
@@ -27,12 +28,8 @@ pub struct Cmd {
     /// Use this program instead of building one
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
-    /// Cargo profile
-    #[arg(long, value_name = "PROFILE", default_value = "dist")]
-    profile: String,
-    /// Build a program that needs no shared library (musl)
-    #[arg(long = "static")]
-    fixed: bool,
+    #[command(flatten)]
+    build: BuildOptions,
     /// Do not check the finished file by running it (under emulation where needed)
     #[arg(long)]
     no_check: bool,
@@ -52,7 +49,7 @@ impl Cmd {
         let program = match self.program {
             Some(program) => program,
             None => {
-                let built = cross::build(&[&self.target], &self.profile, self.fixed)?;
+                let built = cross::build(&[&self.target], &self.build)?;
                 built[0].program.clone()
             }
         };

@@ -19,30 +19,55 @@ const MAX_BYTES: u64 = 12_000_000;
 /// Libraries that belong to the GNU C library: before 2.34 it was in several pieces, whose names
 /// later ones still provide.
 const C_LIBRARY: [&str; 3] = ["libpthread.so.0", "libdl.so.2", "librt.so.1"];
-/// What `--check` and a build without `--target` are about.
-const BOARDS: [&str; 3] = ["raspberry-pi-4", "raspberry-pi-5", "jetson-orin"];
 
 /// Builds edge-lmm for devices.
 ///
-/// The programs come to lie in target/dist/DEVICE/edge-lmm. AArch64 boards get the same program:
-/// it asks for nothing newer than the oldest C library among them and chooses its kernels when it
-/// runs. CUDA is not part of this version: on a Jetson it computes on the CPU.
+/// The programs come to lie in target/devices/DEVICE/edge-lmm, static ones in
+/// target/devices/DEVICE-static/edge-lmm. AArch64 boards get the same program: it asks for nothing
+/// newer than the oldest C library among them and chooses its kernels when it runs. Prints the size
+/// of each, the C library and the shared libraries that it needs.
 #[derive(Args)]
 pub struct Cmd {
-    /// A device, such as raspberry-pi-5 or host; repeat for several [default: raspberry-pi-4,
-    /// raspberry-pi-5, jetson-orin]
+    /// A device, such as raspberry-pi-5 or host; repeat for several [default: every board]
     #[arg(long, value_name = "DEVICE")]
     target: Vec<String>,
+    #[command(flatten)]
+    build: BuildOptions,
+    /// Run it under emulation: --version, doctor, demo, a bundle, and the reference values of the
+    /// tiny Qwen2-VL
+    #[arg(long)]
+    check: bool,
+}
+
+/// How edge-lmm is built, for devices, bundles and packages.
+#[derive(Args)]
+pub struct BuildOptions {
     /// Build a program that needs no shared library at all (musl)
     #[arg(long = "static")]
     fixed: bool,
-    /// Run it under emulation: --version, doctor, demo, a bundle, and the reference values of the
-    /// tiny Qwen2-VL; check size and shared libraries
-    #[arg(long)]
-    check: bool,
+    /// Cargo features of edge-lmm to build with; repeat for several
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub features: Vec<String>,
     /// Cargo profile: dist (the smallest), release, or cross-check, which builds in less time
     #[arg(long, value_name = "PROFILE", default_value = "dist")]
     profile: String,
+}
+
+impl BuildOptions {
+    /// The Rust target of a program for a device.
+    pub fn triple(&self, device: &Device) -> String {
+        if self.fixed {
+            device.triple.replace("-gnu", "-musl")
+        } else {
+            device.triple.clone()
+        }
+    }
+
+    /// Most bytes of the program, if it is one that is shipped. What computes on more than the CPU
+    /// is larger.
+    fn limit(&self) -> Option<u64> {
+        (self.profile == "dist" && self.features.is_empty()).then_some(MAX_BYTES)
+    }
 }
 
 /// A program for a device.
@@ -55,16 +80,11 @@ pub struct Built {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let names: Vec<&str> = match self.target.as_slice() {
-            [] => BOARDS.to_vec(),
-            names => names.iter().map(String::as_str).collect(),
+        let names = match self.target.is_empty() {
+            true => boards()?,
+            false => self.target,
         };
-        let built = build(&names, &self.profile, self.fixed)?;
-        // What is built in a hurry is larger than what is shipped.
-        let limit = (self.profile != "cross-check").then_some(MAX_BYTES);
-        for built in &built {
-            report(built, self.fixed, limit)?;
-        }
+        let built = build(&names, &self.build)?;
         if self.check {
             check(&built)?;
         }
@@ -72,55 +92,58 @@ impl Cmd {
     }
 }
 
-/// Builds for each device; devices of the same triple share one build.
-pub fn build(names: &[&str], profile: &str, fixed: bool) -> anyhow::Result<Vec<Built>> {
+/// Every board that there is a profile of.
+fn boards() -> anyhow::Result<Vec<String>> {
+    let mut boards: Vec<String> = devices()?.into_iter().map(|device| device.board).collect();
+    boards.dedup();
+    Ok(boards)
+}
+
+/// Builds for each device; devices of the same triple share one build. Fails if a device could not
+/// load its program, or if it is too large.
+pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Result<Vec<Built>> {
     let mut programs: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut built = Vec::new();
-    for name in names {
+    for name in names.iter().map(AsRef::as_ref) {
         let device = device(name)?;
-        let triple = triple(&device, fixed);
+        let triple = options.triple(&device);
         let program = match programs.get(&triple) {
             Some(program) => program.clone(),
             None => {
-                let program = build_triple(&triple, profile, device.name == "host")?;
+                let program = build_triple(&triple, options, device.name == "host")?;
                 programs.insert(triple, program.clone());
                 program
             }
         };
-        let folder = shell::target_dir().join("dist").join(name);
+        let suffix = if options.fixed { "-static" } else { "" };
+        let folder = shell::target_dir()
+            .join("devices")
+            .join(format!("{name}{suffix}"));
         fs::create_dir_all(&folder)?;
         let copy = folder.join("edge-lmm");
         fs::copy(&program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
-        built.push(Built {
+        let program = Built {
             device,
             program: copy,
-        });
+        };
+        report(&program, options.fixed, options.limit())?;
+        built.push(program);
     }
     Ok(built)
 }
 
-fn triple(device: &Device, fixed: bool) -> String {
-    if fixed {
-        device.triple.replace("-gnu", "-musl")
-    } else {
-        device.triple.clone()
-    }
-}
-
-fn build_triple(triple: &str, profile: &str, host: bool) -> anyhow::Result<PathBuf> {
+fn build_triple(triple: &str, options: &BuildOptions, host: bool) -> anyhow::Result<PathBuf> {
     let start = Instant::now();
+    let profile = options.profile.as_str();
     let folder = if profile == "dev" { "debug" } else { profile };
-    let package = [
-        "-p",
-        "edge-lmm",
-        "--bin",
-        "edge-lmm",
-        "--locked",
-        "--profile",
-    ];
+    let mut arguments = vec!["--package", "edge-lmm", "--bin", "edge-lmm", "--locked"];
+    arguments.extend(["--profile", profile]);
+    for feature in &options.features {
+        arguments.extend(["--features", feature]);
+    }
     let program = if host && !triple.ends_with("-musl") {
         let mut cargo = Command::new("cargo");
-        cargo.arg("build").args(package).arg(profile);
+        cargo.arg("build").args(arguments);
         shell::run(cargo.current_dir(shell::root()))?;
         shell::target_dir().join(folder).join("edge-lmm")
     } else {
@@ -128,7 +151,7 @@ fn build_triple(triple: &str, profile: &str, host: bool) -> anyhow::Result<PathB
             triple.starts_with("aarch64-"),
             "there is no cross build for {triple}, only for AArch64 and for the host"
         );
-        cross_build(triple, profile, &package)?;
+        cross_build(triple, &arguments)?;
         shell::target_dir()
             .join(triple)
             .join(folder)
@@ -139,7 +162,7 @@ fn build_triple(triple: &str, profile: &str, host: bool) -> anyhow::Result<PathB
 }
 
 /// Builds with zig as the linker, in the environment that targets/aarch64-toolchain.sh makes.
-fn cross_build(triple: &str, profile: &str, package: &[&str]) -> anyhow::Result<()> {
+fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let environment = shell::output(
         Command::new("sh")
             .args(["targets/aarch64-toolchain.sh", "--zig", triple])
@@ -149,13 +172,14 @@ fn cross_build(triple: &str, profile: &str, package: &[&str]) -> anyhow::Result<
         Some(version) => format!("{triple}.{version}"),
         None => triple.to_owned(),
     };
+    // The arguments go past the script's text, so that the shell takes none of them for its own.
     let script = format!(
-        "{environment}\nexec cargo zigbuild $EDGE_LMM_CARGO_FLAGS --target {suffix} {} {profile}",
-        package.join(" ")
+        "{environment}\nexec cargo zigbuild $EDGE_LMM_CARGO_FLAGS --target {suffix} \"$@\""
     );
     shell::run(
         Command::new("sh")
-            .args(["-c", &script])
+            .args(["-c", &script, "cargo"])
+            .args(arguments)
             .current_dir(shell::root()),
     )
 }
@@ -174,7 +198,7 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
     let Built { device, program } = built;
     let demands = Demands::of(program)?;
     println!(
-        "{:18} {:>5.2} MB, glibc {}, libraries: {}{}",
+        "{:18} {:>5.2} MB, glibc {}, libraries: {}",
         device.board,
         demands.bytes as f64 / 1e6,
         demands.glibc.map_or("none".to_owned(), |v| v.to_string()),
@@ -182,11 +206,6 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
             "none".to_owned()
         } else {
             demands.libraries.join(" ")
-        },
-        if device.gpu.is_some() {
-            " (CPU only: this version has no CUDA)"
-        } else {
-            ""
         },
     );
     if let Some(limit) = limit {
@@ -250,4 +269,45 @@ fn check(built: &[Built]) -> anyhow::Result<()> {
         cores.push(core);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        build: BuildOptions,
+    }
+
+    fn options(arguments: &[&str]) -> BuildOptions {
+        let line = ["cross"].iter().chain(arguments);
+        Line::try_parse_from(line).expect("valid arguments").build
+    }
+
+    #[test]
+    fn what_is_shipped_for_the_cpu_has_a_limit_of_size() {
+        assert_eq!(options(&[]).limit(), Some(MAX_BYTES));
+        assert_eq!(options(&["--profile", "cross-check"]).limit(), None);
+        let two = options(&["--features", "one,two"]);
+        assert_eq!((two.features.len(), two.limit()), (2, None));
+    }
+
+    #[test]
+    fn a_static_program_has_another_c_library() {
+        let pi = device("raspberry-pi-5").unwrap();
+        assert_eq!(options(&[]).triple(&pi), "aarch64-unknown-linux-gnu");
+        let fixed = options(&["--static"]);
+        assert_eq!(fixed.triple(&pi), "aarch64-unknown-linux-musl");
+    }
+
+    #[test]
+    fn every_board_is_built_once() {
+        let boards = boards().unwrap();
+        assert_eq!(boards.len(), 5, "{boards:?}");
+        assert!(boards.iter().all(|board| device(board).is_ok()));
+    }
 }

@@ -2,18 +2,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use edge_lmm_targets::Device;
 use sha2::{Digest, Sha256};
 
+use crate::cross::{self, BuildOptions};
 use crate::deb::{Entry, gzip, package, tar};
 use crate::elf::Demands;
 use crate::emulate::Emulator;
-use crate::{cross, sbom, shell};
+use crate::{sbom, shell};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+const MAINTAINER: &str = "The Edge-LMM developers <edge-lmm@localhost>";
 
 /// Makes a Debian package, a tarball to unpack over an image's root, a list of components (SBOM)
 /// and checksums.
@@ -29,9 +32,8 @@ pub struct Cmd {
     /// Use this program instead of building one
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
-    /// Cargo profile
-    #[arg(long, value_name = "PROFILE", default_value = "dist")]
-    profile: String,
+    #[command(flatten)]
+    build: BuildOptions,
     /// The folder to write to
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
@@ -43,15 +45,17 @@ impl Cmd {
         let program = match &self.program {
             Some(program) => program.clone(),
             None => {
-                let built = cross::build(&[&self.target], &self.profile, false)?;
+                let built = cross::build(&[&self.target], &self.build)?;
                 built[0].program.clone()
             }
         };
         let time = build_time()?;
-        let packages = sbom::packages(&device.triple)?;
-        let components = sbom::cyclonedx(&packages, &device.triple)?;
+        let triple = self.build.triple(&device);
+        let packages = sbom::packages(&triple, &self.build.features)?;
+        let components = sbom::cyclonedx(&packages, &triple)?;
         let mut content = from_program(&device, &program)?;
         content.extend(own_files(&device, &self.target, &packages, &components)?);
+        content.push(changelog(time)?);
         content.sort_by(|a, b| a.path.cmp(&b.path));
 
         let architecture = architecture(&device)?;
@@ -86,7 +90,7 @@ fn build_time() -> anyhow::Result<u64> {
             .parse()
             .with_context(|| format!("SOURCE_DATE_EPOCH is {time:?}, expected seconds")),
         Err(_) => {
-            let mut git = std::process::Command::new("git");
+            let mut git = Command::new("git");
             git.args(["log", "-1", "--format=%ct"])
                 .current_dir(shell::root());
             // Without git, as in a source archive, the start of time does.
@@ -148,6 +152,10 @@ fn own_files(
     let document = |name: &str| format!("usr/share/doc/edge-lmm/{name}");
     Ok(vec![
         Entry::file("usr/lib/systemd/system/edge-lmm@.service", unit),
+        Entry::file(
+            "usr/lib/sysusers.d/edge-lmm.conf",
+            fs::read(packaging.join("edge-lmm.sysusers"))?,
+        ),
         Entry::folder("var/lib/edge-lmm"),
         Entry::folder("etc/edge-lmm"),
         Entry::file(document("copyright"), licence),
@@ -157,6 +165,23 @@ fn own_files(
         ),
         Entry::file(document("sbom.cdx.json"), components),
     ])
+}
+
+/// What Debian asks every package for.
+fn changelog(time: u64) -> anyhow::Result<Entry> {
+    let date = shell::output(Command::new("date").env("LC_ALL", "C").args([
+        "--utc",
+        "--rfc-email",
+        &format!("--date=@{time}"),
+    ]))?;
+    let text = format!(
+        "edge-lmm ({VERSION}) stable; urgency=medium\n\n  * Release {VERSION}.\n\n \
+         -- {MAINTAINER}  {date}"
+    );
+    Ok(Entry::file(
+        "usr/share/doc/edge-lmm/changelog.gz",
+        gzip(text.as_bytes())?,
+    ))
 }
 
 /// Bytes for a device of a known size; for a board of several sizes the share that is right for
@@ -196,7 +221,7 @@ fn control_files(
         "Package: edge-lmm\n\
          Version: {VERSION}\n\
          Architecture: {architecture}\n\
-         Maintainer: The Edge-LMM developers <edge-lmm@localhost>\n\
+         Maintainer: {MAINTAINER}\n\
          Installed-Size: {}\n\
          Depends: {}\n\
          Section: science\n\

@@ -30,9 +30,9 @@ struct Metadata {
     packages: Vec<Package>,
 }
 
-/// All that is linked into edge-lmm for a Rust target, edge-lmm first: tools, macros and tests are
-/// left out.
-pub fn packages(triple: &str) -> anyhow::Result<Vec<Package>> {
+/// All that is linked into edge-lmm with these features for a Rust target, edge-lmm first: tools,
+/// macros and tests are left out.
+pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package>> {
     let text = shell::output(
         Command::new("cargo")
             .args([
@@ -40,6 +40,7 @@ pub fn packages(triple: &str) -> anyhow::Result<Vec<Package>> {
                 "--format-version",
                 "1",
                 "--locked",
+                "--all-features",
                 "--filter-platform",
             ])
             .arg(triple)
@@ -59,6 +60,7 @@ pub fn packages(triple: &str) -> anyhow::Result<Vec<Package>> {
                 "{p}",
             ])
             .args(["--target", triple])
+            .args(features.iter().flat_map(|feature| ["--features", feature]))
             .current_dir(shell::root()),
     )?;
     let linked: BTreeSet<(&str, &str)> = tree.lines().filter_map(name_and_version).collect();
@@ -122,7 +124,8 @@ fn expression(license: &str) -> String {
 /// Name, version, licence and authors of each library, and each licence's text once.
 pub fn licences(packages: &[Package]) -> String {
     let mut text = String::from(
-        "edge-lmm is made of the following libraries, each under the licence named.\n\n",
+        "edge-lmm is made of the following libraries, each under the licence named, and of the Rust\n\
+         standard library (MIT OR Apache-2.0). A static program contains musl (MIT), too.\n\n",
     );
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for package in packages.iter().filter(|package| package.source.is_some()) {
