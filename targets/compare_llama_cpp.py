@@ -6,8 +6,8 @@
         --llm qwen2-vl-2b-q4_0.gguf --llm qwen2-vl-2b-q4_k_m.gguf --mmproj mmproj-qwen2-vl-2b-f16.gguf
 
 The record and the GGUF files should come from the same checkpoint; only time and memory are compared, so random weights
-of real shapes do as well. llama.cpp is given the best figure of all --llm files for prefill, and that of the first one
-for decoding and for the time to the first token. Every measurement is a process of its own; its models are loaded before
+of real shapes do as well. llama.cpp is given the best figure of all --llm files for prefill, with and without repacking
+its weights, and that of the first one, as it runs by default, for decoding and for the time to the first token. Every measurement is a process of its own; its models are loaded before
 the clock starts.
 """
 
@@ -47,13 +47,13 @@ def picture(path, side):
 # --- llama.cpp, in a process of its own ---------------------------------------------------------------------------
 
 
-def peer_context(model, threads):
+def peer_context(model, threads, repack=True):
     import llama_cpp
 
     silent = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers = 0
+    parameters.n_gpu_layers, parameters.use_extra_bufts = 0, repack
     weights = llama_cpp.llama_model_load_from_file(os.fsencode(model), parameters)
     if not weights:
         sys.exit(f"error: llama.cpp cannot load {model}")
@@ -73,8 +73,8 @@ def peer_decode(llama_cpp, context, tokens):
     return time.perf_counter() - start
 
 
-def peer_text(model, threads):
-    llama_cpp, _, context, _keep = peer_context(model, threads)
+def peer_text(model, threads, repack):
+    llama_cpp, _, context, _keep = peer_context(model, threads, repack)
     ids = random.Random(1)
     prompt = [ids.randrange(1000) for _ in range(PROMPT_TOKENS)]
     peer_decode(llama_cpp, context, prompt[:32])
@@ -207,10 +207,11 @@ def main():
     print(f"{arguments.threads} threads, medians of {arguments.repeat} runs in turn\n")
     print("| what | llama.cpp | edge-lmm | ratio |\n|---|---|---|---|")
     if not arguments.only_vision:
-        theirs, our = [[] for _ in arguments.llm], []
+        ways = [(model, repack) for model in arguments.llm for repack in (True, False)]
+        theirs, our = [[] for _ in ways], []
         for _ in range(arguments.repeat):
-            for runs, model in zip(theirs, arguments.llm):
-                runs.append(peer("text", model, arguments.threads))
+            for runs, (model, repack) in zip(theirs, ways):
+                runs.append(peer("text", model, arguments.threads, repack))
                 our.append(our_text(arguments))
         best = max(median(runs, "prefill") for runs in theirs)
         row(f"prefill, {PROMPT_TOKENS} tokens", "tok/s", best, median(our, "prefill"), True)

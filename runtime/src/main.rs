@@ -5,7 +5,7 @@ mod cmd;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use edge_lmm_kernels::memory::CountingAllocator;
+use edge_lmm_kernels::memory::{self, CountingAllocator};
 
 /// Counts heap bytes, so that the timing table can say what a stage needed.
 #[global_allocator]
@@ -25,6 +25,7 @@ pub struct Cli {
 }
 
 fn main() -> ExitCode {
+    memory::keep_large_blocks();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let arguments = cmd::bundled::arguments(&Cli::command(), std::env::args_os());
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
