@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
-use edge_lmm_ops::cube::{self, Products, Vulkan};
+use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
     attention, cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
@@ -343,6 +343,36 @@ fn heads_of_real_models() {
     }
 }
 
+/// Heads that fit no tile are computed slowly, and have no cache.
+#[test]
+fn heads_that_are_too_large() {
+    let heads = Heads {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 600,
+    };
+    attend(heads, 5, 7, || Mask::Causal, true).unwrap();
+    let shape = CacheShape {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 600,
+        capacity: 4,
+    };
+    let error = G::kv_cache(shape, &Default::default())
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("600"), "{error}");
+    let shape = CacheShape {
+        head_dim: 64,
+        capacity: 1 << 40,
+        ..shape
+    };
+    let error = G::kv_cache(shape, &Default::default())
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("shorter context"), "{error}");
+}
+
 /// One query and many keys: the keys are split among cubes and the results merged.
 #[test]
 fn one_query_of_many_keys() {
@@ -436,4 +466,17 @@ fn both_kinds_of_products_agree() {
     };
     let found = cube::multiply(x_gpu, weight.gpu, weight.shape, chosen);
     close(found, x.matmul(weight.dense.transpose()), bound).unwrap();
+}
+
+/// Every kernel runs once and takes some time.
+#[test]
+fn trials() {
+    let trials =
+        cube::trials::<WgpuRuntime>(&gpu(&random([1, 1])).device(), 64, 8).expect("trials");
+    assert!(trials.len() > 15, "{trials:?}");
+    assert!(
+        trials
+            .iter()
+            .all(|trial| trial.bytes > 0 && !trial.call.is_zero())
+    );
 }

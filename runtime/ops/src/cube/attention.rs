@@ -41,7 +41,8 @@ struct Tile {
 }
 
 impl Tile {
-    /// The largest tile with no more than so many unused rows that fits the device.
+    /// The largest tile that fits the device and has less than half of its rows unused; `None`
+    /// where heads are too large for any.
     fn of<R: CubeRuntime>(client: &ComputeClient<R>, rows: usize, head_dim: usize) -> Option<Self> {
         let limit = client
             .properties()
@@ -408,6 +409,11 @@ fn merge_kernel(
     }
 }
 
+/// Whether heads of that size fit the device's shared memory.
+pub(super) fn fits<R: CubeRuntime>(client: &ComputeClient<R>, head_dim: usize) -> bool {
+    Tile::of(client, 1, head_dim).is_some()
+}
+
 /// A tensor of queries, keys or values and the column it begins at.
 type Part<'a, R> = (&'a CubeTensor<R>, usize);
 
@@ -510,7 +516,7 @@ impl<R: CubeRuntime> Step<'_, R> {
         let client = self.out.client().clone();
         let rows = self.queries * heads / kv_heads;
         let tile = Tile::of(&client, rows, head_dim).unwrap_or_else(|| {
-            panic!("heads of {head_dim} elements do not fit this device's shared memory")
+            panic!("heads of {head_dim} elements, which do not fit, were to be refused before")
         });
         let tiles = rows.div_ceil(tile.rows());
         let part = self.part(tiles * kv_heads, tile);

@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use edge_lmm_kernels::attention::Heads;
 
+use super::attention;
 use super::tensor::{Rows, array, cubes};
 use crate::backend::{CacheError, CacheShape, KvStore};
 
@@ -25,6 +26,12 @@ impl<R: CubeRuntime> CubeCache<R> {
     /// Takes the memory.
     pub(super) fn new(shape: CacheShape, device: &R::Device) -> Result<Self, CacheError> {
         let client = R::client(device);
+        if !attention::fits(&client, shape.head_dim) {
+            return Err(CacheError(format!(
+                "heads of {} elements are too large for this device's kernels; use --device cpu",
+                shape.head_dim
+            )));
+        }
         let largest = client.properties().memory.max_page_size;
         let too_large = |reason: String| {
             CacheError(format!(

@@ -8,6 +8,7 @@
 //! | `attention`, `cache` | flash attention, keys and values of past positions |
 //! | `norm`, `rope`, `activation` | the rest of a transformer block |
 //! | `tensor` | how burn's tensors go into kernels |
+//! | `trial` | every kernel compiled and timed once |
 //!
 //! burn gives tensors, memory and the queue of work; its fusion and autotuning are off. No
 //! operation waits for the device: only reading a tensor does.
@@ -23,6 +24,7 @@ mod norm;
 mod packed;
 mod rope;
 mod tensor;
+mod trial;
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorPrimitive};
@@ -32,18 +34,41 @@ use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
 
 use crate::backend::{CacheError, CacheShape, KernelBackend, Part};
+use crate::reference;
+#[cfg(feature = "cuda")]
+pub use burn_cuda::CudaDevice;
+#[cfg(feature = "vulkan")]
+pub use burn_wgpu::WgpuRuntime;
 pub use cache::CubeCache;
+#[cfg(feature = "cuda")]
+pub use cubecl::cuda::CudaRuntime;
 pub use gemm::Products;
+pub use trial::{Trial, trials};
 
 /// The backend of a CubeCL runtime: f32 activations, 32-bit integers and truth values, so that
 /// any device can hold them.
 pub type Cube<R> = CubeBackend<R, f32, i32, u32>;
 /// NVIDIA GPUs.
 #[cfg(feature = "cuda")]
-pub type Cuda = Cube<cubecl::cuda::CudaRuntime>;
+pub type Cuda = Cube<CudaRuntime>;
 /// GPUs through Vulkan.
 #[cfg(feature = "vulkan")]
-pub type Vulkan = Cube<burn_wgpu::WgpuRuntime>;
+pub type Vulkan = Cube<WgpuRuntime>;
+
+/// Keeps compiled kernels in a folder, so that the next start need not compile them; to be called
+/// before any device is used. The folder must belong to this very program: what is kept is known
+/// by the kernels' names and options, not by their code.
+#[cfg(feature = "cuda")]
+pub fn keep_compiled(folder: &std::path::Path) {
+    use cubecl::config::cache::CacheConfig;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    // It can be set only before anybody reads it.
+    if CubeClRuntimeConfig::storage().lock().is_none() {
+        let mut config = CubeClRuntimeConfig::default();
+        config.compilation.cache = Some(CacheConfig::File(folder.to_owned()));
+        CubeClRuntimeConfig::set(config);
+    }
+}
 
 /// How the device that holds `x` multiplies tiles.
 pub fn products<R: CubeRuntime>(x: &Tensor<Cube<R>, 2>) -> Products {
@@ -137,6 +162,23 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
+        if !attention::fits(&q.tensor.client, heads.head_dim) {
+            let part = |part: Part<'_, Self>, heads_of: usize| {
+                let tensor = TensorPrimitive::Float(part.tensor.clone());
+                let tensor = Tensor::<Self, 2>::from_primitive(tensor);
+                tensor.narrow(1, part.column, heads_of * heads.head_dim)
+            };
+            let [q, k, v] = [
+                part(q, heads.heads),
+                part(k, heads.kv_heads),
+                part(v, heads.kv_heads),
+            ];
+            let bias = bias.map(|bias| {
+                Tensor::<Self, 3>::from_primitive(TensorPrimitive::Float(bias.clone()))
+            });
+            let out = reference::attention(q, k, v, heads, mask, bias, scale);
+            return out.into_primitive().tensor();
+        }
         attention::fused(
             (q.tensor, q.column),
             (k.tensor, k.column),
