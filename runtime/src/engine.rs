@@ -123,14 +123,18 @@ impl<B: KernelBackend> Engine<B> {
                 .map(|format| format.0)
                 .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
         });
-        let mut model = family::build(&info.files, &weights)?;
+        let model = family::build(&info.files, &weights)?;
         record.check_weights(&weights.into_specs())?;
-        model
-            .load(&mut record.store())
-            .map_err(|error| crate::RecordError::Damaged {
-                path: record.path().to_owned(),
-                reason: error.to_string(),
-            })?;
+        // Memory of exactly the weights' sizes, where a device keeps pools of other sizes.
+        let (model, loaded) =
+            B::memory_persistent_allocations(&device, (model, record), |(mut model, record)| {
+                let loaded = model.load(&mut record.store());
+                (model, loaded.map_err(|error| error.to_string()))
+            });
+        loaded.map_err(|reason| crate::RecordError::Damaged {
+            path: record.path().to_owned(),
+            reason,
+        })?;
         let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?
             .with_config(&info.files.config);
         Ok(Self {
@@ -146,6 +150,11 @@ impl<B: KernelBackend> Engine<B> {
     /// Positions that the model can hold.
     pub fn context_length(&self) -> usize {
         self.model.language().context_length()
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &B::Device {
+        &self.device
     }
 
     /// Bytes of the language model's state at the moment.
@@ -220,7 +229,7 @@ impl<B: KernelBackend> Engine<B> {
             } else {
                 self.start_again(&prompt, &media, &hashes, &answer.tokens)
             };
-            logits = scores(self.model.language(), hidden);
+            logits = scores(self.model.language(), hidden)?;
             let past = self.past.as_mut().expect("a step leaves the state there");
             past.keys.push(TokenKey { id, medium: None });
             position += 1;
@@ -382,15 +391,21 @@ impl<B: KernelBackend> Engine<B> {
         let past = self.past.as_mut().expect("reuse has made the state");
         let language = self.model.language();
         let hidden = language.prefill(embeddings, positions, &mut past.state);
-        let logits = scores(language, hidden);
+        let logits = scores(language, hidden)?;
         probe::capture_values("logits_first", &[logits.len()], &logits);
         Ok(logits)
     }
 }
 
-fn scores<B: KernelBackend>(language: &dyn LanguageModel<B>, hidden: Tensor<B, 2>) -> Vec<f32> {
-    let scores = language.logits(hidden).into_data();
-    scores.into_vec().expect("scores are f32")
+/// Scores of the next token. Reading them is where a device that works asynchronously says what
+/// went wrong before.
+fn scores<B: KernelBackend>(
+    language: &dyn LanguageModel<B>,
+    hidden: Tensor<B, 2>,
+) -> Result<Vec<f32>, EngineError> {
+    let scores = language.logits(hidden).try_into_data();
+    let scores = scores.map_err(|error| EngineError::Compute(error.to_string()))?;
+    Ok(scores.into_vec().expect("scores are f32"))
 }
 
 /// The tokens at which an answer ends, from `generation_config.json` or else `config.json`, its

@@ -2,6 +2,7 @@
 
 use edge_lmm_models::ModelError;
 
+use crate::device::DeviceError;
 use crate::media::MediaError;
 use crate::record::RecordError;
 
@@ -17,6 +18,12 @@ pub enum EngineError {
     /// A picture, video or sound.
     #[error(transparent)]
     Media(#[from] MediaError),
+    /// The device that was asked for.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device, while it computed.
+    #[error("the device failed, perhaps for want of memory: {0}")]
+    Compute(String),
     /// The prompt is longer than the model can take.
     #[error(
         "the prompt has {tokens} tokens ({visual} of them for pictures, video or sound), the \

@@ -1,6 +1,9 @@
 //! What *runs* a model: maps its record, prepares media and prompts, drives prefill and decode,
 //! and times every stage. The `edge-lmm` command is a thin shell over this library.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 pub mod dump;
 pub mod engine;
 mod error;
@@ -18,9 +21,14 @@ pub mod serve;
 pub mod target;
 pub mod trace;
 
+pub use device::{AnyEngine, Device, Devices};
 pub use engine::{Answer, Engine, Media, Request};
 pub use error::EngineError;
 pub use record::{Record, RecordError};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.
 pub type Cpu = burn_ndarray::NdArray<f32, i64, i8>;
+#[cfg(feature = "cuda")]
+pub use edge_lmm_ops::cube::Cuda;
+#[cfg(feature = "vulkan")]
+pub use edge_lmm_ops::cube::Vulkan;

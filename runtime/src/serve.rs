@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::media::{FrameSelection, decode_image, load_audio, load_image, load_video};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
-use crate::{Cpu, Engine, Media, Request};
+use crate::{AnyEngine, Media, Request};
 
 /// Longest request in bytes: room for some pictures in base64.
 pub const MAX_LINE: usize = 64 << 20;
@@ -124,12 +124,7 @@ pub struct Limits {
 }
 
 /// Answers one line; `reply` gets the lines to send.
-pub fn answer(
-    engine: &mut Engine<Cpu>,
-    line: &[u8],
-    limits: &Limits,
-    mut reply: impl FnMut(Reply),
-) {
+pub fn answer(engine: &mut AnyEngine, line: &[u8], limits: &Limits, mut reply: impl FnMut(Reply)) {
     let question: Question = match serde_json::from_slice(line) {
         Ok(question) => question,
         Err(error) => {
@@ -157,13 +152,13 @@ fn id_of(line: &[u8]) -> Value {
 }
 
 fn try_answer(
-    engine: &mut Engine<Cpu>,
+    engine: &mut AnyEngine,
     question: Question,
     limits: &Limits,
     reply: &mut impl FnMut(Reply),
 ) -> anyhow::Result<()> {
     let sampling = sampling(&question)?;
-    stage::record(None);
+    stage::record(engine.device().synchronize());
     let media = media(&question, limits)?;
     let messages = messages(&question, &media);
     let wanted = question.max_tokens.unwrap_or(limits.max_tokens);

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{F32, Golden, ask, engine, goldens, relative};
-use edge_lmm::{Cpu, Engine, Request};
+use edge_lmm::{Engine, Request};
 use edge_lmm_models::model::MediaOptions;
+use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
 /// What the project promises for f32 records: norm of the difference over the norm.
@@ -23,8 +24,8 @@ const NOT_CAPTURED: [&str; 5] = [
 ];
 
 /// Everything captured on the way to an answer that equals the golden one.
-pub fn check_sample(
-    engine: &mut Engine<Cpu>,
+pub fn check_sample<B: KernelBackend>(
+    engine: &mut Engine<B>,
     golden: &Golden,
     options: &MediaOptions,
 ) -> BTreeMap<String, Captured> {

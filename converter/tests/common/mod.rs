@@ -12,7 +12,7 @@ use edge_lmm::{Cpu, Engine, Media, Record, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
 use edge_lmm_models::prompt::{Content, Message, Role};
-use edge_lmm_ops::Format;
+use edge_lmm_ops::{Format, KernelBackend};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -68,6 +68,11 @@ pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine
 
 /// Converts and loads an open checkpoint.
 pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Engine<Cpu> {
+    engine_on(checkpoint, options)
+}
+
+/// Converts an open checkpoint and loads it on a device of any kind.
+pub fn engine_on<B: KernelBackend>(checkpoint: Checkpoint, options: &Options) -> Engine<B> {
     let converted = convert_checkpoint(checkpoint, options).expect("the checkpoint converts");
     let record = Record::open(&converted.path).expect("the record opens");
     record.verify().expect("the record's checksums are right");

@@ -250,8 +250,8 @@ impl MatrixShape {
         bytes.checked_next_multiple_of(PANEL_ALIGN)
     }
 
-    /// Where in a quantized panel, after the scales, the levels begin, and where the quants.
-    pub(crate) fn level_and_quant_offsets(&self) -> (usize, usize) {
+    /// Where in a quantized panel, after the scales, the levels begin, and where the quants: bytes from its beginning.
+    pub fn level_and_quant_offsets(&self) -> (usize, usize) {
         let levels = self.groups() * SCALES_BYTES;
         let header = levels + self.blocks() * self.format.level_bytes();
         (levels, header.next_multiple_of(PANEL_ALIGN))

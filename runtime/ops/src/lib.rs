@@ -10,6 +10,8 @@
 //! measurable while nobody listens.
 
 mod backend;
+#[cfg(feature = "cube")]
+pub mod cube;
 mod functional;
 mod ndarray;
 pub mod probe;

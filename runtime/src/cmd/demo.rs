@@ -41,7 +41,7 @@ impl Cmd {
         if let Some(path) = &self.save_picture {
             std::fs::write(path, PICTURE)?;
         }
-        stage::record(None);
+        self.device.record_stages()?;
         let record = {
             let _stage = stage::top("load");
             Record::from_static(MODEL, "the embedded model")?

@@ -1,6 +1,7 @@
 //! `edge-lmm doctor`: what this machine can do.
 
 use clap::Args;
+use edge_lmm::Device;
 use edge_lmm::health::{Health, System};
 use edge_lmm::report::bytes;
 use edge_lmm_kernels::cpu::Isa;
@@ -16,6 +17,9 @@ pub struct Cmd {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Compile every GPU kernel, run and time it, and say what was found
+    #[arg(long)]
+    cuda: bool,
 }
 
 #[derive(Serialize)]
@@ -29,12 +33,15 @@ struct Report {
     available_bytes: Option<u64>,
     swap_bytes: Option<u64>,
     health: Health,
-    cuda: &'static str,
+    cuda: String,
     devices: &'static [&'static str],
 }
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
+        if self.cuda {
+            return super::gpu::try_kernels(self.json);
+        }
         let health = System::default().health();
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -46,8 +53,8 @@ impl Cmd {
             available_bytes: health.memory.map(|memory| memory.usable()),
             swap_bytes: health.memory.map(|memory| memory.swap),
             health,
-            cuda: "not in this binary",
-            devices: &["cpu"],
+            cuda: super::gpu::summary(),
+            devices: Device::BUILT,
         };
         let text = if self.json {
             serde_json::to_string(&report)?
@@ -84,10 +91,10 @@ fn text(report: &Report) -> String {
             ),
         ),
         ("memory", memory),
-        ("CUDA", report.cuda.to_owned()),
+        ("CUDA", report.cuda.clone()),
         (
             "records",
-            format!("packed layout {FORMAT_VERSION}, the same for every CPU"),
+            format!("packed layout {FORMAT_VERSION}, the same for every device"),
         ),
         ("board", report.health.board.clone().unwrap_or_else(unknown)),
         ("clock", clock(&report.health)),

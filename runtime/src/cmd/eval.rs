@@ -123,7 +123,7 @@ impl Cmd {
 
     fn ask(
         &self,
-        engine: &mut edge_lmm::Engine<edge_lmm::Cpu>,
+        engine: &mut edge_lmm::AnyEngine,
         manifest: &Manifest,
         question: &Question,
         options: &MediaOptions,

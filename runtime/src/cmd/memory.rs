@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::bail;
 use clap::Args;
-use edge_lmm::Record;
 use edge_lmm::health::{Memory, System};
 use edge_lmm::map::Mapping;
 use edge_lmm::needs::{Demand, Scenario};
 use edge_lmm::report::bytes;
+use edge_lmm::{Device, Record};
 
 /// Positions that an answer is taken to need before its prompt is known.
 const CONTEXT: usize = 2048;
@@ -28,8 +28,8 @@ pub struct MemoryOptions {
 }
 
 impl MemoryOptions {
-    /// Opens a record, if it fits into the memory that there is.
-    pub fn open(&self, path: &Path) -> anyhow::Result<Record> {
+    /// Opens a record, if it fits into the memory that the device has.
+    pub fn open(&self, path: &Path, device: Device) -> anyhow::Result<Record> {
         let mapping = Mapping {
             prefault: self.prefault,
             lock: self.mlock,
@@ -41,14 +41,37 @@ impl MemoryOptions {
                 trust: true,
                 ..Mapping::default()
             };
-            check(&Record::open_with(path, trust)?, System::default().memory())?;
+            let (owner, memory) = match own_memory(device) {
+                Some(memory) => ("the GPU", Some(memory)),
+                None => ("the machine", System::default().memory()),
+            };
+            check(&Record::open_with(path, trust)?, owner, memory)?;
         }
         Ok(Record::open_with(path, mapping)?)
     }
 }
 
-/// Refuses a record that cannot fit, with the numbers.
-fn check(record: &Record, memory: Option<Memory>) -> anyhow::Result<()> {
+/// The memory of a device that has its own; that of a Jetson's GPU is the machine's.
+fn own_memory(device: Device) -> Option<Memory> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let gpu = edge_lmm::cuda::gpu(index).ok()?;
+            let available = edge_lmm::cuda::free_memory(index).ok()?;
+            (!gpu.integrated).then_some(Memory {
+                total: gpu.memory,
+                available,
+                group: None,
+                swap: 0,
+                zram: 0,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Refuses a record that cannot fit, with the numbers; `owner` has the memory.
+fn check(record: &Record, owner: &str, memory: Option<Memory>) -> anyhow::Result<()> {
     // A system that does not tell is trusted.
     let Some(memory) = memory else {
         return Ok(());
@@ -64,8 +87,8 @@ fn check(record: &Record, memory: Option<Memory>) -> anyhow::Result<()> {
     }
     let size = |n: u64| bytes(n as usize);
     let limit = match memory.group {
-        Some(group) if group < memory.available => "this process's control group leaves",
-        _ => "the machine has available",
+        Some(group) if group < memory.available => "this process's control group leaves".to_owned(),
+        _ => format!("{owner} has available"),
     };
     bail!(
         "{} does not fit into memory: it needs about {} (weights {}, keys and values of {} \
@@ -100,7 +123,7 @@ mod tests {
             swap: 0,
             zram: 0,
         };
-        check(&record, Some(memory))
+        check(&record, "the machine", Some(memory))
             .err()
             .map(|error| error.to_string())
     }

@@ -8,6 +8,7 @@ mod completions;
 mod demo;
 mod doctor;
 mod eval;
+mod gpu;
 mod inspect;
 mod man;
 mod memory;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{Cpu, Engine, Media, Record};
+use edge_lmm::{AnyEngine, Device, Devices, Media, Record};
 use edge_lmm_kernels::pool;
 use edge_lmm_models::model::{AudioPadding, MediaKind, MediaOptions};
 use edge_lmm_models::prompt::{Content, Message, Role};
@@ -15,37 +15,13 @@ use edge_lmm_ops::stage;
 
 use super::memory::MemoryOptions;
 
-/// Where to compute.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Device {
-    /// The processor.
-    Cpu,
-    /// A CUDA device by its index.
-    Cuda(usize),
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", index)) => index
-                .parse()
-                .map(Self::Cuda)
-                .map_err(|_| format!("{index:?} is no device index")),
-            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
 /// Device and threads.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceOptions {
-    /// Where to compute: cpu, cuda or cuda:N
+    /// Where to compute: cpu, cuda, cuda:N (an NVIDIA GPU by its index) or vulkan (experimental);
+    /// several, as in cuda,cpu: the first that this program and this machine have
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    device: Device,
+    device: Devices,
     /// Threads on the CPU [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -54,24 +30,33 @@ pub struct DeviceOptions {
 }
 
 impl DeviceOptions {
+    /// Begins to record stages; on a device that works asynchronously a stage then ends when its
+    /// work is done.
+    pub fn record_stages(&self) -> anyhow::Result<()> {
+        stage::record(self.device.choose()?.synchronize());
+        Ok(())
+    }
+
     /// Opens a record and loads its model.
-    pub fn load(&self, model: &std::path::Path) -> anyhow::Result<Engine<Cpu>> {
+    pub fn load(&self, model: &std::path::Path) -> anyhow::Result<AnyEngine> {
+        let device = self.device.choose()?;
         let record = {
             let _stage = stage::top("load");
-            self.memory.open(model)?
+            self.memory.open(model, device)?
         };
-        self.load_record(&record)
+        self.load_on(device, &record)
     }
 
     /// Loads the model of an open record.
-    pub fn load_record(&self, record: &Record) -> anyhow::Result<Engine<Cpu>> {
-        if let Device::Cuda(_) = self.device {
-            bail!("this binary was built without CUDA; use --device cpu");
-        }
+    pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
+        self.load_on(self.device.choose()?, record)
+    }
+
+    fn load_on(&self, device: Device, record: &Record) -> anyhow::Result<AnyEngine> {
         if let Some(threads) = self.threads {
             pool::set_global_threads(threads);
         }
-        Ok(Engine::load(record, Default::default())?)
+        Ok(device.load(record)?)
     }
 }
 

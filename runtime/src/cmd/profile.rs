@@ -41,7 +41,7 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        stage::record(None);
+        self.device.record_stages()?;
         let mut engine = self.device.load(&self.model)?;
         let media = self.files.open(&self.media)?;
         let messages = [user_message(&media, &self.prompt)];

@@ -49,7 +49,7 @@ impl Cmd {
         let sampling = self.generation.sampling()?;
         let options = self.media.options()?;
         if self.timing || self.json {
-            stage::record(None);
+            self.device.record_stages()?;
         }
         let mut engine = self.device.load(&self.model)?;
         let media = self.files.open(&self.media)?;

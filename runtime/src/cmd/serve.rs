@@ -12,8 +12,8 @@ use std::thread;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use edge_lmm::AnyEngine;
 use edge_lmm::serve::{Limits, MAX_LINE, Reply, answer};
-use edge_lmm::{Cpu, Engine};
 use serde_json::Value;
 
 use super::options::{DeviceOptions, MediaArgs};
@@ -82,7 +82,7 @@ impl Cmd {
     }
 }
 
-fn serve_standard_input(engine: &mut Engine<Cpu>, limits: &Limits) -> anyhow::Result<()> {
+fn serve_standard_input(engine: &mut AnyEngine, limits: &Limits) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     while let Some(line) = read_line(&mut input)? {
         let mut written = Ok(());
@@ -144,7 +144,7 @@ fn notify_ready() -> anyhow::Result<()> {
 /// One thread per client reads requests and writes replies; this thread, where the model is,
 /// answers.
 fn serve_socket(
-    engine: &mut Engine<Cpu>,
+    engine: &mut AnyEngine,
     limits: &Limits,
     listener: UnixListener,
 ) -> anyhow::Result<()> {

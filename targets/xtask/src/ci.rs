@@ -7,13 +7,16 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
-/// Checks formatting, lints, tests and documentation, and for AArch64, under emulation, the kernels
-/// and the program.
+/// Checks formatting, lints, tests and documentation; the GPU kernels on a device in software; and
+/// for AArch64, under emulation, the kernels and the program.
 #[derive(Args)]
 pub struct Cmd {
     /// Leave out AArch64, which installs an emulator and cross linkers
     #[arg(long)]
     no_cross: bool,
+    /// Leave out the GPU kernels, for which a Vulkan driver is installed
+    #[arg(long)]
+    no_gpu: bool,
 }
 
 /// A step: what it is called, the command, and environment on top of the caller's.
@@ -42,6 +45,8 @@ const STEPS: &[Step<'_>] = &[
     ("tests", &["cargo", "test", "--workspace"], &[]),
 ];
 
+const GPU: &[Step<'_>] = &[("GPU kernels", &["sh", "targets/test-gpu-kernels.sh"], &[])];
+
 const CROSS: &[Step<'_>] = &[
     ("AArch64 kernels", &["sh", "targets/test-aarch64.sh"], &[]),
     (
@@ -62,7 +67,8 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let cross = if self.no_cross { &[] } else { CROSS };
-        for step in STEPS.iter().chain(cross) {
+        let gpu = if self.no_gpu { &[] } else { GPU };
+        for step in STEPS.iter().chain(gpu).chain(cross) {
             run(step, &root)?;
         }
         Ok(())

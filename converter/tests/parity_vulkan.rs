@@ -1,0 +1,72 @@
+//! Every stage of every family on a Vulkan device, a software one among them, against the
+//! reference implementation's values: the kernels are those of CUDA.
+
+mod common;
+
+use common::check::check_sample;
+use common::{F32, data, engine_on, goldens};
+use edge_lmm::Vulkan;
+use edge_lmm_convert::source::Checkpoint;
+use edge_lmm_models::model::{AudioPadding, MediaOptions};
+
+/// Checks some samples of a checkpoint.
+fn check(checkpoint: &str, folder: &str, samples: &[usize]) {
+    let source = Checkpoint::open(&data().join(checkpoint), None).expect("a checkpoint");
+    let mut engine = engine_on::<Vulkan>(source, &F32);
+    let goldens = goldens(&data().join(folder));
+    // The reference pads sounds.
+    let options = MediaOptions {
+        audio_padding: AudioPadding::Window,
+        ..MediaOptions::default()
+    };
+    for &sample in samples {
+        check_sample(&mut engine, &goldens[sample], &options);
+    }
+}
+
+/// A picture and a video.
+#[test]
+fn qwen2_vl() {
+    check("qwen2vl-tiny", "goldens/qwen2vl-tiny", &[0, 7]);
+    check("qwen2vl-odd", "qwen2vl-odd/goldens", &[0, 1]);
+}
+
+/// Attention in windows.
+#[test]
+fn qwen2_5_vl() {
+    check("qwen25vl-tiny", "goldens/qwen25vl-tiny", &[0]);
+    check("qwen25vl-odd", "qwen25vl-odd/goldens", &[0, 1]);
+}
+
+#[test]
+fn llava() {
+    check("llava-tiny", "goldens/llava-tiny", &[0]);
+    check("llava-odd", "llava-odd/goldens", &[0]);
+}
+
+/// Over OPT, and over Flan-T5 with its biased attention.
+#[test]
+fn blip2() {
+    check("blip2-tiny", "goldens/blip2-tiny", &[0]);
+    check("blip2-t5-odd", "blip2-t5-odd/goldens", &[0]);
+}
+
+#[test]
+fn phi3_vision() {
+    check("phi35v-tiny", "goldens/phi35v-tiny", &[0]);
+    check("phi35v-odd", "phi35v-odd/goldens", &[0]);
+}
+
+#[test]
+fn qwen2_audio() {
+    check("qwen2audio-tiny", "goldens/qwen2audio-tiny", &[0]);
+    check("qwen2audio-odd", "qwen2audio-odd/goldens", &[0]);
+}
+
+/// Language models alone, one with scaled and one with partly rotated heads.
+#[test]
+fn text() {
+    for name in ["llama3-odd", "qwen2-odd", "phi3-odd"] {
+        check(name, &format!("{name}/goldens"), &[0]);
+    }
+}

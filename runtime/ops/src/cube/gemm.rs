@@ -1,0 +1,406 @@
+//! Many tokens times a packed matrix: a cube computes a tile of 64 tokens by 64 rows. For every 32
+//! inputs (a block) the tile's activations and dequantized weights are brought into shared memory,
+//! then multiplied.
+//!
+//! How they are multiplied is the only difference between devices ([`Products`]): multiply-adds in
+//! f32 anywhere, or the matrix operations of tensor cores, with operands in half precision and
+//! sums in f32.
+
+use burn::tensor::f16;
+use burn_cubecl::CubeRuntime;
+use cubecl::client::ComputeClient;
+use cubecl::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use edge_lmm_kernels::format::{BLOCK, Format, PANEL};
+
+use super::linear::{Epilogue, Operands, Output};
+use super::packed::{
+    Load, Packed, QUAD, Quad, first_input, inputs_of_load, loads_of_inputs, packed, quads_of_load,
+    weights,
+};
+
+const UNITS: usize = 128;
+/// Tokens and rows of a tile.
+const TILE: usize = 64;
+/// Vectors of four elements from one input to the next in shared memory. Two more than the tile
+/// is wide: units that write the same tokens of successive inputs then meet other banks.
+const PITCH: usize = TILE / QUAD + 2;
+/// Tokens that a unit multiplies with one quad of rows.
+const UNIT_TOKENS: usize = TILE * TILE / QUAD / UNITS;
+/// Side of a matrix operation.
+const FRAGMENT: usize = 16;
+/// Units that carry out a matrix operation together.
+const PLANE: usize = 32;
+/// Side of the part of a tile that a plane computes, in fragments.
+const PLANE_FRAGMENTS: usize = TILE / 2 / FRAGMENT;
+
+/// How a tile is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// Multiply-adds in f32.
+    Plain,
+    /// 16 x 16 x 16 matrix operations: half-precision operands, sums in f32.
+    Matrix,
+}
+
+impl Products {
+    /// What suits the device.
+    pub fn of<R: CubeRuntime>(client: &ComputeClient<R>) -> Self {
+        let properties = client.properties();
+        let half: cubecl::ir::StorageType = ElemType::Float(FloatKind::F16).into();
+        let config = MmaConfig {
+            a_type: half,
+            b_type: half,
+            cd_type: ElemType::Float(FloatKind::F32).into(),
+            m: FRAGMENT as u32,
+            n: FRAGMENT as u32,
+            k: FRAGMENT as u32,
+        };
+        let plane = PLANE as u32;
+        let hardware = &properties.hardware;
+        let planes = [hardware.plane_size_min, hardware.plane_size_max] == [plane; 2];
+        if planes && properties.features.matmul.cmma.contains(&config) {
+            Self::Matrix
+        } else {
+            Self::Plain
+        }
+    }
+}
+
+/// Four elements in shared memory.
+type Four<S> = Vector<S, Const<4>>;
+
+#[cube(launch_unchecked)]
+fn gemm_kernel<S: Float>(
+    weight: &Packed,
+    x: &Array<f32>,
+    x_stride: usize,
+    output: &mut Output,
+    tiles: usize,
+    #[comptime] products: Products,
+    #[comptime] format: Format,
+    #[comptime] epilogue: Epilogue,
+) {
+    // Neighbouring cubes share the weights, which are more than the activations.
+    let (token, row) = (CUBE_POS % tiles * TILE, CUBE_POS / tiles * TILE);
+    if row >= weight.rows {
+        terminate!();
+    }
+    // Element `[input, token]` and `[input, row]`.
+    let mut tokens = SharedMemory::<Four<S>>::new(comptime!(BLOCK * PITCH));
+    let mut rows = SharedMemory::<Four<S>>::new(comptime!(BLOCK * PITCH));
+    match products {
+        Products::Plain => {
+            let mut sums = Array::<Quad>::new(UNIT_TOKENS);
+            #[unroll]
+            for i in 0..UNIT_TOKENS {
+                sums[i] = Quad::new(0.0f32);
+            }
+            for block in 0..weight.cols.div_ceil(BLOCK) {
+                fill_tokens::<S>(
+                    &mut tokens,
+                    x,
+                    x_stride,
+                    token,
+                    output.tokens,
+                    block,
+                    weight.cols,
+                );
+                fill_rows::<S>(&mut rows, weight, row / PANEL, block, format);
+                sync_cube();
+                multiply::<S>(&tokens, &rows, &mut sums);
+                sync_cube();
+            }
+            store(&sums, output, token, row, weight.rows, epilogue);
+        }
+        Products::Matrix => {
+            let sums = no_sums();
+            for block in 0..weight.cols.div_ceil(BLOCK) {
+                fill_tokens::<S>(
+                    &mut tokens,
+                    x,
+                    x_stride,
+                    token,
+                    output.tokens,
+                    block,
+                    weight.cols,
+                );
+                fill_rows::<S>(&mut rows, weight, row / PANEL, block, format);
+                sync_cube();
+                multiply_matrices::<S>(&tokens, &rows, &sums);
+                sync_cube();
+            }
+            store_matrices(&sums, output, token, row, weight.rows, epilogue);
+        }
+    }
+}
+
+/// Activations of the tile's tokens for the inputs of a block; zeros for those that do not exist.
+#[cube]
+fn fill_tokens<S: Float>(
+    shared: &mut SharedMemory<Four<S>>,
+    x: &Array<f32>,
+    x_stride: usize,
+    token: usize,
+    tokens: usize,
+    block: usize,
+    cols: usize,
+) {
+    // Neighbouring units read neighbouring inputs.
+    let input = UNIT_POS as usize % BLOCK;
+    let col = block * BLOCK + input;
+    for group in range_stepped(
+        UNIT_POS as usize / BLOCK,
+        comptime!(TILE / QUAD),
+        comptime!(UNITS / BLOCK),
+    ) {
+        let mut four = Four::<S>::new(S::new(0.0));
+        #[unroll]
+        for i in 0..QUAD {
+            let t = token + group * QUAD + i;
+            if t < tokens && col < cols {
+                four[i] = S::cast_from(x[t * x_stride + col]);
+            }
+        }
+        shared[input * PITCH + group] = four;
+    }
+}
+
+/// Weights of the tile's rows for the inputs of a block; zeros for those that do not exist.
+#[cube]
+fn fill_rows<S: Float>(
+    shared: &mut SharedMemory<Four<S>>,
+    weight: &Packed,
+    panel: usize,
+    block: usize,
+    #[comptime] format: Format,
+) {
+    let inputs = comptime!(inputs_of_load(format));
+    let quads = comptime!(quads_of_load(format));
+    let together = comptime!(loads_of_inputs(format));
+    let of_panel = comptime!(BLOCK / inputs * together);
+    for at in range_stepped(UNIT_POS as usize, comptime!(TILE / PANEL * of_panel), UNITS) {
+        let (place, local) = (at / of_panel, at % of_panel);
+        let index = block * of_panel + local;
+        let first = first_input(local, format);
+        let exists = panel + place < weight.panels && index < weight.loads;
+        let mut load = zero_weights(format);
+        let mut scale = Quad::new(1.0f32);
+        if exists {
+            load = weight.load(panel + place, index);
+            if comptime!(format.is_quantized()) {
+                scale = weight.scale(panel + place, block, index, format);
+            }
+        }
+        #[unroll]
+        for i in 0..inputs {
+            #[unroll]
+            for quad in 0..quads {
+                let column = place * comptime!(PANEL / QUAD) + local % together + quad;
+                let quad = weights(load, i, quad, format) * scale;
+                shared[(first + i) * PITCH + column] = Four::<S>::cast_from(quad);
+            }
+        }
+    }
+}
+
+/// A load of weights that are zero.
+#[cube]
+fn zero_weights(#[comptime] format: Format) -> Load {
+    match format {
+        Format::Q4 => Load::new(0x8888_8888u32),
+        Format::Q8 | Format::F16 | Format::F32 => Load::new(0u32),
+    }
+}
+
+/// Where the unit's sums are in the tile: its first token and its quad of rows.
+#[cube]
+fn place_of_unit() -> (usize, usize) {
+    let unit = UNIT_POS as usize;
+    (
+        unit / comptime!(TILE / QUAD) * UNIT_TOKENS,
+        unit % comptime!(TILE / QUAD),
+    )
+}
+
+/// Adds a block's products, every unit those of its tokens and quad.
+#[cube]
+fn multiply<S: Float>(
+    tokens: &SharedMemory<Four<S>>,
+    rows: &SharedMemory<Four<S>>,
+    sums: &mut Array<Quad>,
+) {
+    let (first, quad) = place_of_unit();
+    for input in 0..BLOCK {
+        let weight = Quad::cast_from(rows[input * PITCH + quad]);
+        #[unroll]
+        for group in 0..comptime!(UNIT_TOKENS / QUAD) {
+            let values = tokens[input * PITCH + first / QUAD + group];
+            #[unroll]
+            for i in 0..QUAD {
+                sums[group * QUAD + i] += weight * Quad::new(f32::cast_from(values[i]));
+            }
+        }
+    }
+}
+
+/// Stores the unit's sums.
+#[cube]
+fn store(
+    sums: &Array<Quad>,
+    output: &mut Output,
+    token: usize,
+    row: usize,
+    rows: usize,
+    #[comptime] epilogue: Epilogue,
+) {
+    let (first, quad) = place_of_unit();
+    #[unroll]
+    for i in 0..UNIT_TOKENS {
+        let token = token + first + i;
+        #[unroll]
+        for lane in 0..QUAD {
+            let row = row + quad * QUAD + lane;
+            if token < output.tokens && row < rows {
+                output.store(token, row, sums[i][lane], epilogue);
+            }
+        }
+    }
+}
+
+/// The plane's sums, a quarter of the tile, as fragments.
+#[cube]
+fn no_sums() -> Sequence<cmma::Matrix<f32>> {
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..comptime!(PLANE_FRAGMENTS * PLANE_FRAGMENTS) {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            FRAGMENT,
+            FRAGMENT,
+            FRAGMENT,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    sums
+}
+
+/// Where the plane's quarter of the tile begins: token and row.
+#[cube]
+fn place_of_plane() -> (usize, usize) {
+    let plane = UNIT_POS as usize / PLANE;
+    (
+        plane / 2 * comptime!(TILE / 2),
+        plane % 2 * comptime!(TILE / 2),
+    )
+}
+
+/// Adds a block's products, every plane those of its quarter.
+#[cube]
+fn multiply_matrices<S: Float>(
+    tokens: &SharedMemory<Four<S>>,
+    rows: &SharedMemory<Four<S>>,
+    sums: &Sequence<cmma::Matrix<f32>>,
+) {
+    let (token, row) = place_of_plane();
+    let end = comptime!(BLOCK * PITCH);
+    let pitch = comptime!((PITCH * QUAD) as u32);
+    #[unroll]
+    for step in 0..comptime!(BLOCK / FRAGMENT) {
+        let line = step * FRAGMENT * PITCH;
+        #[unroll]
+        for t in 0..PLANE_FRAGMENTS {
+            let a = cmma::Matrix::<Four<S>>::from_slice(
+                cmma::MatrixIdent::A,
+                FRAGMENT,
+                FRAGMENT,
+                FRAGMENT,
+                cmma::MatrixLayout::ColMajor,
+                &tokens.slice(line + (token + t * FRAGMENT) / QUAD, end),
+                pitch,
+            );
+            #[unroll]
+            for r in 0..PLANE_FRAGMENTS {
+                let b = cmma::Matrix::<Four<S>>::from_slice(
+                    cmma::MatrixIdent::B,
+                    FRAGMENT,
+                    FRAGMENT,
+                    FRAGMENT,
+                    cmma::MatrixLayout::RowMajor,
+                    &rows.slice(line + (row + r * FRAGMENT) / QUAD, end),
+                    pitch,
+                );
+                let sum = sums.index(comptime!(t * PLANE_FRAGMENTS + r));
+                cmma::execute(&a, &b, sum, sum);
+            }
+        }
+    }
+}
+
+/// Stores the planes' sums, by way of shared memory: how a fragment lies in registers is not
+/// known.
+#[cube]
+fn store_matrices(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    output: &mut Output,
+    token: usize,
+    row: usize,
+    rows: usize,
+    #[comptime] epilogue: Epilogue,
+) {
+    let mut shared = SharedMemory::<f32>::new(comptime!(TILE * TILE));
+    let (plane_token, plane_row) = place_of_plane();
+    #[unroll]
+    for t in 0..PLANE_FRAGMENTS {
+        #[unroll]
+        for r in 0..PLANE_FRAGMENTS {
+            let at = (plane_token + t * FRAGMENT) * TILE + plane_row + r * FRAGMENT;
+            cmma::store(
+                &mut shared.slice_mut(at, comptime!(TILE * TILE)),
+                sums.index(comptime!(t * PLANE_FRAGMENTS + r)),
+                comptime!(TILE as u32),
+                cmma::MatrixLayout::RowMajor,
+            );
+        }
+    }
+    sync_cube();
+    for at in range_stepped(UNIT_POS as usize, comptime!(TILE * TILE), UNITS) {
+        let (token, row) = (token + at / TILE, row + at % TILE);
+        if token < output.tokens && row < rows {
+            output.store(token, row, shared[at], epilogue);
+        }
+    }
+}
+
+/// Computes the product of any number of tokens.
+pub(super) fn launch<R: CubeRuntime>(operands: &Operands<'_, R>, products: Products) {
+    match products {
+        Products::Plain => launch_with::<R, f32>(operands, products),
+        Products::Matrix => launch_with::<R, f16>(operands, products),
+    }
+}
+
+fn launch_with<R: CubeRuntime, S: Float>(operands: &Operands<'_, R>, products: Products) {
+    let Operands { x, shape, .. } = operands;
+    let tiles = x.rows.div_ceil(TILE);
+    // SAFETY: cubes whose tile has rows read loads, inputs and tokens that exist, and store the
+    // same tokens and rows.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm_kernel::launch_unchecked::<S, R>(
+            x.client(),
+            super::tensor::cubes(tiles * shape.rows.div_ceil(TILE)),
+            CubeDim::new_1d(UNITS as u32),
+            packed(operands.weight, *shape),
+            x.arg(),
+            x.stride,
+            operands.output(),
+            tiles,
+            products,
+            shape.format,
+            operands.epilogue,
+        );
+    }
+}

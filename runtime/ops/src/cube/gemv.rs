@@ -1,0 +1,161 @@
+//! One token, or a few, times a packed matrix: bound by the bytes of the weights, so every weight
+//! is read once, 16 bytes at a time, and dequantized in registers.
+
+use burn_cubecl::CubeRuntime;
+use cubecl::prelude::*;
+use edge_lmm_kernels::format::{Format, PANEL};
+
+use super::linear::{Epilogue, Operands, Output};
+use super::packed::{
+    Packed, QUAD, Quad, block_of_load, first_input, inputs_of_load, loads_of_inputs, packed,
+    quads_of_load, weights,
+};
+use super::tensor::cubes;
+
+/// Most tokens: their sums must fit the registers.
+pub(super) const TOKENS: usize = 4;
+const UNITS: usize = 128;
+
+/// A cube for each panel. Its units take the panel's loads in turn and add their sums at the end.
+#[cube(launch_unchecked)]
+fn gemv_kernel<N: Size>(
+    weight: &Packed,
+    x: &Array<Vector<f32, N>>,
+    x_stride: usize,
+    output: &mut Output,
+    #[comptime] tokens: usize,
+    #[comptime] format: Format,
+    #[comptime] epilogue: Epilogue,
+) {
+    let panel = CUBE_POS;
+    if panel >= weight.panels {
+        terminate!();
+    }
+    let quads = comptime!(quads_of_load(format));
+    let count = comptime!(tokens * quads);
+    let unit = UNIT_POS as usize;
+    let mut sums = Array::<Quad>::new(count);
+    #[unroll]
+    for i in 0..count {
+        sums[i] = Quad::new(0.0f32);
+    }
+    for index in range_stepped(unit, weight.loads, UNITS) {
+        add_load(weight, panel, index, x, x_stride, &mut sums, tokens, format);
+    }
+
+    let mut shared = SharedMemory::<Quad>::new(comptime!(count * UNITS));
+    #[unroll]
+    for i in 0..count {
+        shared[i * UNITS + unit] = sums[i];
+    }
+    sync_cube();
+    // Units that differ by a multiple of `together` have sums of the same rows.
+    let together = comptime!(loads_of_inputs(format));
+    let halvings = comptime!((UNITS / together).ilog2() as usize);
+    #[unroll]
+    for h in 0..halvings {
+        let half = comptime!(UNITS >> (h + 1));
+        if unit < half {
+            #[unroll]
+            for i in 0..count {
+                let other = shared[i * UNITS + unit + half];
+                shared[i * UNITS + unit] += other;
+            }
+        }
+        sync_cube();
+    }
+    if unit < comptime!(tokens * PANEL) {
+        let (token, row) = (unit / PANEL, unit % PANEL);
+        let (quad, lane) = (row / QUAD, row % QUAD);
+        // With one quad in a load, quad 1 is with unit 1; with two, it is unit 0's second sum.
+        let at = (token * quads + quad / together) * UNITS + quad % together;
+        if panel * PANEL + row < weight.rows {
+            output.store(token, panel * PANEL + row, shared[at][lane], epilogue);
+        }
+    }
+}
+
+/// Adds the products of one load with all tokens.
+#[cube]
+fn add_load<N: Size>(
+    weight: &Packed,
+    panel: usize,
+    index: usize,
+    x: &Array<Vector<f32, N>>,
+    x_stride: usize,
+    sums: &mut Array<Quad>,
+    #[comptime] tokens: usize,
+    #[comptime] format: Format,
+) {
+    let inputs = comptime!(inputs_of_load(format));
+    let quads = comptime!(quads_of_load(format));
+    let load = weight.load(panel, index);
+    let first = first_input(index, format);
+    let mut scale = Quad::new(1.0f32);
+    if comptime!(format.is_quantized()) {
+        scale = weight.scale(panel, block_of_load(index, format), index, format);
+    }
+    #[unroll]
+    for token in 0..tokens {
+        let values = inputs_at::<N>(x, token * x_stride, first, weight.cols, inputs);
+        #[unroll]
+        for quad in 0..quads {
+            let mut product = Quad::new(0.0f32);
+            #[unroll]
+            for i in 0..inputs {
+                product += weights(load, i, quad, format) * Quad::new(values[i]);
+            }
+            sums[token * quads + quad] += product * scale;
+        }
+    }
+}
+
+/// `count` inputs of a token from `first` on; zeros beyond the last one.
+#[cube]
+fn inputs_at<N: Size>(
+    x: &Array<Vector<f32, N>>,
+    row: usize,
+    first: usize,
+    cols: usize,
+    #[comptime] count: usize,
+) -> Array<f32> {
+    let size = N::value();
+    let mut values = Array::<f32>::new(count);
+    #[unroll]
+    for v in 0..comptime!(count / size) {
+        let at = first + v * size;
+        let mut vector = Vector::<f32, N>::new(0.0f32);
+        if at < cols {
+            vector = x[(row + at) / size];
+        }
+        #[unroll]
+        for j in 0..size {
+            values[v * size + j] = vector[j];
+        }
+    }
+    values
+}
+
+/// Computes the product of at most [`TOKENS`] tokens.
+pub(super) fn launch<R: CubeRuntime>(operands: &Operands<'_, R>) {
+    let Operands { x, shape, .. } = operands;
+    let by_four = x.by_four() && inputs_of_load(shape.format).is_multiple_of(4);
+    // SAFETY: cubes below the number of panels read whole loads of their panel and inputs below
+    // `cols`, and store rows below `rows`.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemv_kernel::launch_unchecked::<R>(
+            x.client(),
+            cubes(shape.panels()),
+            CubeDim::new_1d(UNITS as u32),
+            if by_four { 4 } else { 1 },
+            packed(operands.weight, *shape),
+            x.arg(),
+            x.stride,
+            operands.output(),
+            x.rows,
+            shape.format,
+            operands.epilogue,
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Norms: a cube for each row.
+
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::tensor::{Rows, cubes, elements};
+
+const UNITS: usize = 256;
+/// Halvings that leave one of [`UNITS`] sums.
+const HALVINGS: usize = UNITS.ilog2() as usize;
+
+/// The sum of a value over all units of the cube, for every unit.
+#[cube]
+fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    #[unroll]
+    for i in 0..HALVINGS {
+        let half = comptime!(UNITS >> (i + 1));
+        if unit < half {
+            let other = shared[unit + half];
+            shared[unit] += other;
+        }
+        sync_cube();
+    }
+    let sum = shared[0];
+    // Nobody may write the next sum before everybody has read this one.
+    sync_cube();
+    sum
+}
+
+#[cube(launch_unchecked)]
+fn rms_norm_kernel(
+    x: &Array<f32>,
+    gamma: &Array<f32>,
+    out: &mut Array<f32>,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    eps: f32,
+) {
+    if CUBE_POS >= rows {
+        terminate!();
+    }
+    let mut shared = SharedMemory::<f32>::new(UNITS);
+    let (row, unit) = (CUBE_POS * stride, UNIT_POS as usize);
+    let mut sum = 0.0f32;
+    for i in range_stepped(unit, width, UNITS) {
+        sum += x[row + i] * x[row + i];
+    }
+    let mean_square = sum_over_cube(sum, &mut shared) / f32::cast_from(width);
+    let factor = 1.0f32 / f32::sqrt(mean_square + eps);
+    for i in range_stepped(unit, width, UNITS) {
+        out[CUBE_POS * width + i] = x[row + i] * factor * gamma[i];
+    }
+}
+
+#[cube(launch_unchecked)]
+fn layer_norm_kernel(
+    x: &Array<f32>,
+    gamma: &Array<f32>,
+    beta: &Array<f32>,
+    out: &mut Array<f32>,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    eps: f32,
+) {
+    if CUBE_POS >= rows {
+        terminate!();
+    }
+    let mut shared = SharedMemory::<f32>::new(UNITS);
+    let (row, unit) = (CUBE_POS * stride, UNIT_POS as usize);
+    let mut sum = 0.0f32;
+    for i in range_stepped(unit, width, UNITS) {
+        sum += x[row + i];
+    }
+    let mean = sum_over_cube(sum, &mut shared) / f32::cast_from(width);
+    // In a pass of its own: the difference of two large sums would cancel.
+    let mut squares = 0.0f32;
+    for i in range_stepped(unit, width, UNITS) {
+        let centred = x[row + i] - mean;
+        squares += centred * centred;
+    }
+    let variance = sum_over_cube(squares, &mut shared) / f32::cast_from(width);
+    let factor = 1.0f32 / f32::sqrt(variance + eps);
+    for i in range_stepped(unit, width, UNITS) {
+        out[CUBE_POS * width + i] = (x[row + i] - mean) * factor * gamma[i] + beta[i];
+    }
+}
+
+/// See [`KernelBackend::fused_rms_norm`](crate::KernelBackend::fused_rms_norm).
+pub(super) fn rms_norm<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    gamma: &CubeTensor<R>,
+    eps: f32,
+) -> CubeTensor<R> {
+    let x = Rows::of(x);
+    let out = Rows::empty(&x, x.rows, x.width);
+    if x.rows > 0 {
+        // SAFETY: cubes below `rows` read and write one row each.
+        #[allow(unsafe_code)]
+        unsafe {
+            rms_norm_kernel::launch_unchecked::<R>(
+                x.client(),
+                cubes(x.rows),
+                CubeDim::new_1d(UNITS as u32),
+                x.arg(),
+                elements(gamma),
+                out.arg(),
+                x.rows,
+                x.width,
+                x.stride,
+                eps,
+            );
+        }
+    }
+    out.into_tensor()
+}
+
+/// See [`KernelBackend::fused_layer_norm`](crate::KernelBackend::fused_layer_norm).
+pub(super) fn layer_norm<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    gamma: &CubeTensor<R>,
+    beta: &CubeTensor<R>,
+    eps: f32,
+) -> CubeTensor<R> {
+    let x = Rows::of(x);
+    let out = Rows::empty(&x, x.rows, x.width);
+    if x.rows > 0 {
+        // SAFETY: cubes below `rows` read and write one row each.
+        #[allow(unsafe_code)]
+        unsafe {
+            layer_norm_kernel::launch_unchecked::<R>(
+                x.client(),
+                cubes(x.rows),
+                CubeDim::new_1d(UNITS as u32),
+                x.arg(),
+                elements(gamma),
+                elements(beta),
+                out.arg(),
+                x.rows,
+                x.width,
+                x.stride,
+                eps,
+            );
+        }
+    }
+    out.into_tensor()
+}

@@ -1,0 +1,482 @@
+//! The GPU's operations against their plain burn twins on the CPU, on random shapes. Any Vulkan
+//! device does, a software one (Mesa's llvmpipe) among them.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use burn_ndarray::NdArray;
+use edge_lmm_kernels::pack::pack_rows;
+use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
+use edge_lmm_ops::{
+    Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
+    attention, cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
+    select_rows,
+};
+use proptest::prelude::*;
+
+type C = NdArray<f32, i64, i8>;
+type G = Vulkan;
+
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::None,
+    Activation::Relu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Silu,
+];
+
+/// Half the distance from 1 to the next f32: what rounding is off by at most, relatively.
+const ROUNDING: f32 = 1.0 / (1u32 << 24) as f32;
+
+/// What Vulkan lets `exp(x)` be off by, relatively (3 + 2 |x| units in the last place; "Precision
+/// and operation of SPIR-V instructions").
+fn exp_error(x: f32) -> f32 {
+    (3.0 + 2.0 * x.abs()) * 2.0 * ROUNDING
+}
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<C, D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Default::default())
+}
+
+fn gpu<const D: usize>(x: &Tensor<C, D>) -> Tensor<G, D> {
+    Tensor::from_data(x.to_data(), &Default::default())
+}
+
+fn cpu<const D: usize>(x: Tensor<G, D>) -> Tensor<C, D> {
+    Tensor::from_data(x.into_data(), &Default::default())
+}
+
+fn packed<B: Backend>(bytes: &[u8]) -> Tensor<B, 1, Int> {
+    let data = TensorData::new(bytes.to_vec(), [bytes.len()]);
+    let dtype = data.dtype;
+    Tensor::from_data(data, (&B::Device::default(), dtype))
+}
+
+/// A packed matrix for both devices, and what its weights are.
+struct Weight {
+    shape: MatrixShape,
+    gpu: Tensor<G, 1, Int>,
+    dense: Tensor<C, 2>,
+}
+
+impl Weight {
+    fn random(format: Format, rows: usize, cols: usize) -> Self {
+        let shape = MatrixShape { format, rows, cols };
+        let mut bytes = Vec::new();
+        let values = random([rows, cols]).to_data().to_vec::<f32>().unwrap();
+        pack_rows(shape, &values, &mut bytes).unwrap();
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        Self {
+            shape,
+            gpu: packed(&bytes),
+            dense: gather_rows::<C>(packed(&bytes), shape, &ids),
+        }
+    }
+}
+
+fn largest<const D: usize>(x: Tensor<C, D>) -> f32 {
+    x.abs().max().into_scalar()
+}
+
+/// Fails if an element is off by more than `bound`.
+fn close<const D: usize>(
+    found: Tensor<G, D>,
+    expected: Tensor<C, D>,
+    bound: f32,
+) -> Result<(), TestCaseError> {
+    let found = cpu(found);
+    prop_assert_eq!(found.dims(), expected.dims());
+    let error = largest(found - expected);
+    prop_assert!(error <= bound, "off by {error}, allowed {bound}");
+    Ok(())
+}
+
+fn format() -> impl Strategy<Value = Format> {
+    prop::sample::select(Format::ALL.to_vec())
+}
+
+/// What an element of the product may be off by: two sums of so many products, each rounded.
+fn product_error(x: &Tensor<C, 2>, weight: &Tensor<C, 2>) -> f32 {
+    let cols = x.dims()[1];
+    let sizes = x.clone().abs().matmul(weight.clone().abs().transpose());
+    2.0 * cols as f32 * ROUNDING * largest(sizes)
+}
+
+/// What an activation adds to that: no slope is steeper than 1.2, and the function itself is off
+/// by what its exponential is, or by 2e-7 where it is made of `erf`.
+fn activation_error(error: f32, size: f32) -> f32 {
+    1.2 * error + size * (exp_error(1.702 * size) + 2e-7)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn products_of_a_few_tokens(format in format(), tokens in 1usize..5, rows in 1usize..70, cols in 1usize..300, act in 0usize..6, bias: bool, residual: bool) {
+        product(format, tokens, rows, cols, act, bias, residual)?;
+    }
+
+    /// Whole blocks are read four inputs at a time.
+    #[test]
+    fn products_of_whole_blocks(format in format(), tokens in 1usize..5, panels in 1usize..5, blocks in 1usize..40) {
+        product(format, tokens, 8 * panels, 32 * blocks, 0, false, false)?;
+    }
+
+    #[test]
+    fn products_of_many_tokens(format in format(), tokens in 5usize..150, rows in 1usize..150, cols in 1usize..200, act in 0usize..6, bias: bool, residual: bool) {
+        product(format, tokens, rows, cols, act, bias, residual)?;
+    }
+
+    #[test]
+    fn embeddings(format in format(), rows in 1usize..70, cols in 1usize..200, seed in 0usize..1000) {
+        let weight = Weight::random(format, rows, cols);
+        let ids: Vec<u32> = (0..5).map(|i| ((seed + i * i * 7) % rows) as u32).collect();
+        let found = gather_rows::<G>(weight.gpu, weight.shape, &ids);
+        // One product of a small integer and a half: the same bits everywhere.
+        close(found, select_rows(weight.dense, &ids), 0.0)?;
+    }
+
+    #[test]
+    fn norms(tokens in 1usize..6, width in 2usize..600) {
+        let x = random([tokens, width]) * 3.0 + 0.5;
+        let (gamma, beta) = (random([width]), random([width]));
+        // Sums of squares of positive terms; the root halves their relative error.
+        let relative = (width as f32 + 8.0) * ROUNDING;
+        let expected = reference::rms_norm(x.clone(), gamma.clone(), 1e-6);
+        let bound = relative * largest(expected.clone());
+        close(rms_norm(gpu(&x), gpu(&gamma), 1e-6), expected, bound)?;
+        let expected = reference::layer_norm(x.clone(), gamma.clone(), beta.clone(), 1e-5);
+        // The mean is off by a share of the largest element, and is divided by the deviation.
+        let deviation = 1e-3 + x.clone().var(1).sqrt().min().into_scalar();
+        let bound = 2.0 * relative * (largest(expected.clone()) + largest(gamma.clone()) * largest(x.clone()) / deviation);
+        close(layer_norm(gpu(&x), gpu(&gamma), gpu(&beta), 1e-5), expected, bound)?;
+    }
+
+    #[test]
+    fn gates(tokens in 1usize..6, width in 1usize..300, act in 0usize..6) {
+        let x = random([tokens, 2 * width]);
+        let size = largest(x.clone());
+        let expected = reference::gated(x.clone(), ACTIVATIONS[act]);
+        close(gated(gpu(&x), ACTIVATIONS[act]), expected, size * activation_error(0.0, size) + 2.0 * ROUNDING)?;
+    }
+
+    #[test]
+    fn rotations(tokens in 1usize..6, heads in 1usize..5, half in 1usize..40, rest in 0usize..5, column in 0usize..9) {
+        let head_dim = 2 * half + rest;
+        let width = heads * head_dim;
+        let x = random([tokens, column + width + 3]);
+        let (cos, sin) = (random([tokens, half]), random([tokens, half]));
+        let rotated = reference::rope(x.clone().narrow(1, column, width), heads, head_dim, cos.clone(), sin.clone());
+        let after = column + width;
+        // What lies beside the heads stays as it was.
+        let mut parts = vec![rotated, x.clone().narrow(1, after, 3)];
+        if column > 0 {
+            parts.insert(0, x.clone().narrow(1, 0, column));
+        }
+        let bound = 4.0 * ROUNDING * largest(x.clone()) * largest(cos.clone()).max(largest(sin.clone()));
+        let held = gpu(&x);
+        close(rope(held.clone(), column, heads, head_dim, &gpu(&cos), &gpu(&sin)), Tensor::cat(parts, 1), bound)?;
+        // Somebody else holds the tensor, so it is not changed.
+        close(held, x, 0.0)?;
+    }
+
+    #[test]
+    fn attentions(q_len in 1usize..90, extra in 0usize..90, kv_heads in 1usize..4, group in 1usize..4, head_dim in 1usize..40, kind in 0usize..3, cut in 0usize..90, biased: bool) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let kv_len = if kind == 2 { q_len } else { q_len + extra };
+        let segments = [0, cut.min(q_len), q_len];
+        let mask = || match kind {
+            0 => Mask::Full,
+            1 => Mask::Causal,
+            _ => Mask::Segments(&segments),
+        };
+        attend(heads, q_len, kv_len, mask, biased)?;
+    }
+
+    /// Prefill in pieces and token by token gives what one causal pass gives.
+    #[test]
+    fn cached_attentions(first in 1usize..40, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33, biased: bool) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let pieces: Vec<usize> = [first, second].into_iter().chain(std::iter::repeat_n(1, steps)).collect();
+        attend_cached(heads, &pieces, biased)?;
+    }
+}
+
+fn product(
+    format: Format,
+    tokens: usize,
+    rows: usize,
+    cols: usize,
+    act: usize,
+    bias: bool,
+    residual: bool,
+) -> Result<(), TestCaseError> {
+    let (x, weight) = (random([tokens, cols]), Weight::random(format, rows, cols));
+    let bias = bias.then(|| random([rows]));
+    let residual = residual.then(|| random([tokens, rows]));
+    let found = linear(
+        gpu(&x),
+        weight.gpu,
+        weight.shape,
+        bias.as_ref().map(gpu),
+        ACTIVATIONS[act],
+        residual.as_ref().map(gpu),
+    );
+    let error = product_error(&x, &weight.dense);
+    let before = reference::linear(
+        x.clone(),
+        weight.dense.clone(),
+        bias.clone(),
+        Activation::None,
+        None,
+    );
+    let bound = activation_error(error + ROUNDING, largest(before));
+    let expected = reference::linear(x, weight.dense, bias, ACTIVATIONS[act], residual);
+    close(found, expected, bound)
+}
+
+/// What a weighted mean of values may be off by: the scores by their products' rounding and the
+/// exponential, the sums over keys by theirs.
+fn attention_error(q: &Tensor<C, 2>, k: &Tensor<C, 2>, v: &Tensor<C, 2>, heads: Heads) -> f32 {
+    let d = heads.head_dim as f32;
+    let score = largest(q.clone()) * largest(k.clone()) * d.sqrt();
+    let weights = 2.0 * d * ROUNDING * score + exp_error(2.0 * score);
+    2.0 * largest(v.clone()) * (weights + k.dims()[0] as f32 * ROUNDING)
+}
+
+fn attend<'a>(
+    heads: Heads,
+    q_len: usize,
+    kv_len: usize,
+    mask: impl Fn() -> Mask<'a>,
+    biased: bool,
+) -> Result<(), TestCaseError> {
+    let (q_width, kv_width) = (
+        heads.heads * heads.head_dim,
+        heads.kv_heads * heads.head_dim,
+    );
+    let (q, kv) = (random([q_len, q_width]), random([kv_len, 2 * kv_width]));
+    let bias = biased.then(|| random([heads.heads, q_len, kv_len]));
+    let scale = (heads.head_dim as f32).powf(-0.5);
+    let both = gpu(&kv);
+    let found = attention(
+        gpu(&q),
+        both.clone(),
+        Columns {
+            tensor: both,
+            column: kv_width,
+        },
+        heads,
+        mask(),
+        bias.as_ref().map(gpu),
+        scale,
+    );
+    let (k, v) = (
+        kv.clone().narrow(1, 0, kv_width),
+        kv.narrow(1, kv_width, kv_width),
+    );
+    let bound = attention_error(&q, &k, &v, heads);
+    let expected = reference::attention(q, k, v, heads, mask(), bias, scale);
+    close(found, expected, bound)
+}
+
+fn attend_cached(heads: Heads, pieces: &[usize], biased: bool) -> Result<(), TestCaseError> {
+    let (q_width, kv_width) = (
+        heads.heads * heads.head_dim,
+        heads.kv_heads * heads.head_dim,
+    );
+    let total: usize = pieces.iter().sum();
+    let qkv = random([total, q_width + 2 * kv_width]);
+    let bias = biased.then(|| random([heads.heads, total, total]));
+    let scale = (heads.head_dim as f32).powf(-0.5);
+    let shape = CacheShape {
+        layers: 2,
+        kv_heads: heads.kv_heads,
+        head_dim: heads.head_dim,
+        capacity: total + 1,
+    };
+    let mut cache = G::kv_cache(shape, &Default::default()).expect("memory");
+    let (all, mut found, mut start) = (gpu(&qkv), Vec::new(), 0);
+    for &tokens in pieces {
+        let piece = all.clone().narrow(0, start, tokens);
+        let bias = bias.as_ref().map(|bias| {
+            let bias = bias.clone().narrow(1, start, tokens);
+            gpu(&bias.narrow(2, 0, start + tokens))
+        });
+        cached_attention::<G>(piece.clone() * 0.5, heads, &mut cache, 0, None, scale);
+        found.push(cached_attention::<G>(
+            piece, heads, &mut cache, 1, bias, scale,
+        ));
+        cache.advance(tokens);
+        start += tokens;
+    }
+    prop_assert_eq!(cache.len(), total);
+    let part = |column: usize, width: usize| qkv.clone().narrow(1, column, width);
+    let (q, k, v) = (
+        part(0, q_width),
+        part(q_width, kv_width),
+        part(q_width + kv_width, kv_width),
+    );
+    let bound = attention_error(&q, &k, &v, heads);
+    let expected = reference::attention(q, k, v, heads, Mask::Causal, bias, scale);
+    close(Tensor::cat(found, 0), expected, bound)
+}
+
+/// Heads of real models: whole tiles, and with several of their windows.
+#[test]
+fn heads_of_real_models() {
+    for head_dim in [64, 72, 80, 88, 96, 128, 256] {
+        let heads = Heads {
+            heads: 4,
+            kv_heads: 2,
+            head_dim,
+        };
+        attend(heads, 70, 70, || Mask::Causal, false).unwrap();
+        attend(
+            heads,
+            70,
+            70,
+            || Mask::Segments(&[0, 16, 16, 64, 70]),
+            false,
+        )
+        .unwrap();
+    }
+}
+
+/// Heads that fit no tile are computed slowly, and have no cache.
+#[test]
+fn heads_that_are_too_large() {
+    let heads = Heads {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 600,
+    };
+    attend(heads, 5, 7, || Mask::Causal, true).unwrap();
+    let shape = CacheShape {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 600,
+        capacity: 4,
+    };
+    let error = G::kv_cache(shape, &Default::default())
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("600"), "{error}");
+    let shape = CacheShape {
+        head_dim: 64,
+        capacity: 1 << 40,
+        ..shape
+    };
+    let error = G::kv_cache(shape, &Default::default())
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("shorter context"), "{error}");
+}
+
+/// One query and many keys: the keys are split among cubes and the results merged.
+#[test]
+fn one_query_of_many_keys() {
+    let heads = Heads {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 64,
+    };
+    attend_cached(heads, &[700, 1, 1], false).unwrap();
+    attend_cached(heads, &[300, 2, 1], true).unwrap();
+    attend(heads, 3, 1000, || Mask::Full, true).unwrap();
+}
+
+#[test]
+fn a_table_of_dense_rows() {
+    let table = random([7, 5]);
+    let ids = [6, 0, 6, 3];
+    close(
+        select_rows(gpu(&table), &ids),
+        select_rows(table, &ids),
+        0.0,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_shared_residual_is_not_changed() {
+    let (x, residual) = (random([2, 8]), random([2, 4]));
+    let weight = Weight::random(Format::F32, 4, 8);
+    let held = gpu(&residual);
+    linear(
+        gpu(&x),
+        weight.gpu,
+        weight.shape,
+        None,
+        Activation::None,
+        Some(held.clone()),
+    );
+    close(held, residual, 0.0).unwrap();
+}
+
+/// Operands that are views of other tensors.
+#[test]
+fn views() {
+    let (x, weight) = (random([9, 40]), Weight::random(Format::Q8, 16, 12));
+    let part = |x: Tensor<C, 2>| x.narrow(0, 2, 6).narrow(1, 5, 12);
+    let view = gpu(&x).narrow(0, 2, 6).narrow(1, 5, 12);
+    let bound = product_error(&part(x.clone()), &weight.dense);
+    let found = linear(
+        view,
+        weight.gpu.clone(),
+        weight.shape,
+        None,
+        Activation::None,
+        None,
+    );
+    close(
+        found,
+        part(x).matmul(weight.dense.clone().transpose()),
+        bound,
+    )
+    .unwrap();
+    let x = random([12, 7]);
+    let bound = product_error(&x.clone().transpose(), &weight.dense);
+    let found = linear(
+        gpu(&x).transpose(),
+        weight.gpu,
+        weight.shape,
+        None,
+        Activation::None,
+        None,
+    );
+    close(found, x.transpose().matmul(weight.dense.transpose()), bound).unwrap();
+}
+
+/// Tensor cores, where the device has them, give what multiply-adds give, up to operands in half
+/// precision: every product is off by 2^-11 for each of them.
+#[test]
+fn both_kinds_of_products_agree() {
+    let (x, weight) = (random([100, 96]), Weight::random(Format::Q4, 70, 96));
+    let sizes = x
+        .clone()
+        .abs()
+        .matmul(weight.dense.clone().abs().transpose());
+    let half = largest(sizes) / 1024.0 + product_error(&x, &weight.dense);
+    let x_gpu = gpu(&x);
+    let chosen = cube::products(&x_gpu);
+    let bound = match chosen {
+        Products::Plain => product_error(&x, &weight.dense),
+        Products::Matrix => half,
+    };
+    let found = cube::multiply(x_gpu, weight.gpu, weight.shape, chosen);
+    close(found, x.matmul(weight.dense.transpose()), bound).unwrap();
+}
+
+/// Every kernel runs once and takes some time.
+#[test]
+fn trials() {
+    let trials =
+        cube::trials::<WgpuRuntime>(&gpu(&random([1, 1])).device(), 64, 8).expect("trials");
+    assert!(trials.len() > 15, "{trials:?}");
+    assert!(
+        trials
+            .iter()
+            .all(|trial| trial.bytes > 0 && !trial.call.is_zero())
+    );
+}
