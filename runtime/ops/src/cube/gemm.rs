@@ -34,6 +34,9 @@ const FRAGMENT: usize = 16;
 const PLANE: usize = 32;
 /// Side of the part of a tile that a plane computes, in fragments.
 const PLANE_FRAGMENTS: usize = TILE / 2 / FRAGMENT;
+/// The largest half-precision number. A few activations of language models are beyond it; as
+/// infinity they would spoil everything behind them.
+const HALF_MAX: f32 = 65_504.0;
 
 /// How a tile is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +109,7 @@ fn gemm_kernel<S: Float>(
                     output.tokens,
                     block,
                     weight.cols,
+                    products,
                 );
                 fill_rows::<S>(&mut rows, weight, row / PANEL, block, format);
                 sync_cube();
@@ -125,6 +129,7 @@ fn gemm_kernel<S: Float>(
                     output.tokens,
                     block,
                     weight.cols,
+                    products,
                 );
                 fill_rows::<S>(&mut rows, weight, row / PANEL, block, format);
                 sync_cube();
@@ -146,6 +151,7 @@ fn fill_tokens<S: Float>(
     tokens: usize,
     block: usize,
     cols: usize,
+    #[comptime] products: Products,
 ) {
     // Neighbouring units read neighbouring inputs.
     let input = UNIT_POS as usize % BLOCK;
@@ -160,7 +166,11 @@ fn fill_tokens<S: Float>(
         for i in 0..QUAD {
             let t = token + group * QUAD + i;
             if t < tokens && col < cols {
-                four[i] = S::cast_from(x[t * x_stride + col]);
+                let mut value = x[t * x_stride + col];
+                if comptime!(products == Products::Matrix) {
+                    value = clamp(value, -HALF_MAX, HALF_MAX);
+                }
+                four[i] = S::cast_from(value);
             }
         }
         shared[input * PITCH + group] = four;

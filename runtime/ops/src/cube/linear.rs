@@ -7,7 +7,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::format::{Format, MatrixShape};
 
 use super::activation::activate;
 use super::gemm::{self, Products};
@@ -113,7 +113,11 @@ pub(super) fn linear<R: CubeRuntime>(
         0 => {}
         tokens if tokens <= gemv::TOKENS => gemv::launch(&operands),
         _ => {
-            let products = products.unwrap_or_else(|| Products::of(operands.x.client()));
+            let products = products.unwrap_or_else(|| match shape.format {
+                // Whoever keeps weights in f32 wants products as exact as that.
+                Format::F32 => Products::Plain,
+                _ => Products::of(operands.x.client()),
+            });
             gemm::launch(&operands, products);
         }
     }

@@ -63,7 +63,12 @@ impl<R: CubeRuntime> Bench<R> {
     }
 
     fn wait(&self, name: &str) -> Result<(), String> {
-        Cube::<R>::sync(&self.device).map_err(|error| format!("{name}: {error}"))
+        Cube::<R>::sync(&self.device).map_err(|error| {
+            let error = error.to_string();
+            // A compiler's message is followed by all of the kernel's code.
+            let message = error.split("[Source]").next().unwrap_or_default().trim();
+            format!("{name}: {message}")
+        })
     }
 
     /// Times `call`, which moves so many f32 elements besides `bytes`.

@@ -1,0 +1,73 @@
+#!/bin/sh
+# Compiles every GPU kernel for an Orin (compute capability 8.7) with NVIDIA's own compilers, without a GPU: the CUDA
+# runtime is given a driver that does nothing (targets/cuda-stub.c), NVRTC compiles to PTX, ptxas to machine code. Says
+# how many registers each kernel takes, and fails if one does not compile, or spills registers to memory. The compilers
+# come from PyPI, for x86-64.
+#
+# Usage: targets/compile-cuda-kernels.sh [PROGRAM]    edge-lmm with CUDA [default: a development build of it]
+set -eu
+cd "$(dirname "$0")/.."
+
+version=12.6.77
+export CUDARC_CUDA_VERSION=12060
+tools=${CARGO_TARGET_DIR:-target}/cuda-tools
+mkdir -p "$tools"
+tools=$(cd "$tools" && pwd)
+
+if [ ! -e "$tools/ready" ]; then
+    for package in nvrtc runtime nvcc; do
+        python3 -m pip download -q --disable-pip-version-check --no-deps -d "$tools" \
+            "nvidia-cuda-$package-cu12==$version"
+    done
+    for wheel in "$tools"/*.whl; do python3 -m zipfile -e "$wheel" "$tools"; done
+    mkdir -p "$tools/root/include" "$tools/lib"
+    cp -r "$tools"/nvidia/cuda_runtime/include/* "$tools/root/include/"
+    cp -r "$tools"/nvidia/cuda_nvcc/include/* "$tools/root/include/"
+    cp "$tools"/nvidia/cuda_nvrtc/lib/libnvrtc* "$tools/lib/"
+    ln -sf libnvrtc.so.12 "$tools/lib/libnvrtc.so"
+    chmod +x "$tools/nvidia/cuda_nvcc/bin/ptxas"
+    rm "$tools"/*.whl
+    touch "$tools/ready"
+fi
+cc -shared -fPIC -O1 -o "$tools/lib/libcuda.so.1" targets/cuda-stub.c
+ln -sf libcuda.so.1 "$tools/lib/libcuda.so"
+
+program=${1:-}
+if [ -z "$program" ]; then
+    cargo build --locked -p edge-lmm --features cuda
+    program=${CARGO_TARGET_DIR:-target}/debug/edge-lmm
+fi
+
+work=$(mktemp -d)
+trap 'rm -r "$work"' EXIT
+mkdir "$work/ptx"
+# Nothing is compiled that is in the cache already: a new one.
+run() {
+    env LD_LIBRARY_PATH="$tools/lib" CUDA_PATH="$tools/root" XDG_CACHE_HOME="$work" CUDA_STUB_PTX="$work/ptx" "$@"
+}
+run "$program" doctor --cuda >"$work/kernels"
+grep -q 'matrix' "$work/kernels" || {
+    echo "error: no kernel uses matrix operations"
+    exit 1
+}
+
+count=0
+for ptx in "$work"/ptx/*.ptx; do
+    name=$(grep -m1 -o 'entry [A-Za-z0-9_]*' "$ptx" | cut -d' ' -f2)
+    "$tools/nvidia/cuda_nvcc/bin/ptxas" -arch=sm_87 -v "$ptx" -o /dev/null 2>"$work/log" || {
+        cat "$work/log"
+        exit 1
+    }
+    registers=$(grep -o 'Used [0-9]* registers' "$work/log")
+    echo "$name: $registers"
+    case $name in
+    *_kernel*)
+        if ! grep -q ' 0 bytes spill stores, 0 bytes spill loads' "$work/log"; then
+            echo "error: $name spills registers"
+            exit 1
+        fi
+        ;;
+    esac
+    count=$((count + 1))
+done
+echo "$count kernels compile for compute capability 8.7"
