@@ -81,12 +81,16 @@ FailureAction=poweroff
 Type=oneshot
 TimeoutStartSec=60
 ExecStart=/bin/sh -c 'nc -U -N /run/edge-lmm/test/socket </root/request.json >/root/reply.json'
-ExecStopPost=/bin/sh -c 'systemctl status --no-pager --lines=20 edge-lmm@test >/root/status.txt'
+ExecStopPost=/bin/sh -c '(systemctl status --no-pager edge-lmm@test; journalctl --no-pager --boot --unit=edge-lmm@test) >/root/status.txt'
 UNIT
-    timeout 300 systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --boot \
+    # The container has a /proc of its own; in this machine's it would see processes that are not its. It may lock
+    # memory, for --mlock.
+    umount "$root/proc"
+    timeout 300 systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --system-call-filter=@memlock --boot \
         systemd.unit=check.service >"$work/boot.log" 2>&1 || { cat "$work/boot.log"; exit 1; }
     sed -n 1,12p "$root/root/status.txt"
     rm "$root/etc/systemd/system/check.service" "$root/etc/edge-lmm/test.conf"
+    mount -t proc proc "$root/proc"
 else
     # Emulated programs cannot be confined by systemd: what the unit starts, as the user that it names.
     install -d -o "$(chroot "$root" id -u edge-lmm)" -g "$(chroot "$root" id -g edge-lmm)" -m 750 \
