@@ -63,10 +63,11 @@ impl BuildOptions {
         }
     }
 
-    /// Most bytes of the program, if it is one that is shipped. What computes on more than the CPU
-    /// is larger.
-    fn limit(&self) -> Option<u64> {
-        (self.profile == "dist" && self.features.is_empty()).then_some(MAX_BYTES)
+    /// Most bytes of the program for a Rust target, if it is one that is shipped on a board. What
+    /// computes on more than the CPU is larger, and so is x86-64 with its many instruction sets.
+    fn limit(&self, triple: &str) -> Option<u64> {
+        let shipped = self.profile == "dist" && self.features.is_empty();
+        (shipped && triple.starts_with("aarch64")).then_some(MAX_BYTES)
     }
 }
 
@@ -111,7 +112,7 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
             Some(program) => program.clone(),
             None => {
                 let program = build_triple(&triple, options, device.name == "host")?;
-                programs.insert(triple, program.clone());
+                programs.insert(triple.clone(), program.clone());
                 program
             }
         };
@@ -126,7 +127,7 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
             device,
             program: copy,
         };
-        report(&program, options.fixed, options.limit())?;
+        report(&program, options.fixed, options.limit(&triple))?;
         built.push(program);
     }
     Ok(built)
@@ -290,10 +291,12 @@ mod tests {
 
     #[test]
     fn what_is_shipped_for_the_cpu_has_a_limit_of_size() {
-        assert_eq!(options(&[]).limit(), Some(MAX_BYTES));
-        assert_eq!(options(&["--profile", "cross-check"]).limit(), None);
+        let board = "aarch64-unknown-linux-gnu";
+        assert_eq!(options(&[]).limit(board), Some(MAX_BYTES));
+        assert_eq!(options(&[]).limit("x86_64-unknown-linux-gnu"), None);
+        assert_eq!(options(&["--profile", "cross-check"]).limit(board), None);
         let two = options(&["--features", "one,two"]);
-        assert_eq!((two.features.len(), two.limit()), (2, None));
+        assert_eq!((two.features.len(), two.limit(board)), (2, None));
     }
 
     #[test]
