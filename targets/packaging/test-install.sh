@@ -9,7 +9,13 @@
 set -eu
 package=$(realpath "$1")
 cd "$(dirname "$0")/../.."
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# The mirror that this machine uses itself, unless another one is named.
+# shellcheck disable=SC2016 # apt's own variable
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' | grep -v security | sort -u | head -n 1)}
+[ -n "$mirror" ] || {
+    echo "error: no Debian mirror is configured: name one in DEBIAN_MIRROR" >&2
+    exit 1
+}
 suite=${DEBIAN_SUITE:-bookworm}
 architecture=$(dpkg-deb -f "$package" Architecture)
 
