@@ -13,7 +13,7 @@ mod layout;
 mod step;
 
 pub use cache::{CacheError, KvCache};
-pub use integer::integer_attention;
+pub use integer::{MAX_INTEGER_HEAD_DIM, integer_attention};
 
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};

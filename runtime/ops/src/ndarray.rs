@@ -280,7 +280,8 @@ impl KernelBackend for Cpu {
         };
         let pool = pool::global();
         let [kv_len, _] = size(k.tensor);
-        if kv_len != len || !pool.kernels().has_dot_product() {
+        let fits = kv_len == len && heads.head_dim <= attention::MAX_INTEGER_HEAD_DIM;
+        if !fits || !pool.kernels().has_dot_product() {
             return Self::fused_attention(q, k, v, heads, mask, None, scale);
         }
         let ([_, k_stride], [_, v_stride]) = (size(k.tensor), size(v.tensor));

@@ -5,8 +5,8 @@ use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, attention,
-    cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
-    select_rows,
+    cached_attention, encoder_attention, gated, gather_rows, layer_norm, linear, reference,
+    rms_norm, rope, select_rows,
 };
 use proptest::prelude::*;
 
@@ -195,4 +195,23 @@ fn a_shared_residual_is_not_changed() {
     let kept = residual.clone();
     linear(x, packed, shape, None, Activation::None, Some(residual));
     assert_eq!(kept.to_data(), before);
+}
+
+/// What the integer kernels do not take, heads that are too large and queries of other keys, is
+/// computed in floats, to the last bit.
+#[test]
+fn quantized_encoders_take_every_size() {
+    for (q_len, kv_len, head_dim) in [(3, 3, 1025), (5, 3, 8)] {
+        let heads = Heads {
+            heads: 1,
+            kv_heads: 1,
+            head_dim,
+        };
+        let (q, kv) = (random([q_len, head_dim]), random([kv_len, head_dim]));
+        let (mask, scale) = (Mask::Full, 0.1);
+        let (k, v) = (kv.clone(), kv.clone());
+        let found = encoder_attention(q.clone(), k, v, heads, mask, scale, true);
+        let expected = attention(q, kv.clone(), kv, heads, Mask::Full, None, scale);
+        assert_eq!(found.to_data(), expected.to_data());
+    }
 }

@@ -20,8 +20,8 @@ use std::ops::Range;
 /// Bytes of keys and values that are laid out at a time.
 const PACK_BYTES: usize = 8 << 20;
 
-/// Largest size of a head.
-const MOST_HEAD_DIM: usize = 1024;
+/// Largest size of a head that [`integer_attention`] takes.
+pub const MAX_INTEGER_HEAD_DIM: usize = 1024;
 
 /// How keys and values are quantized.
 const WEIGHTS: ActivationCode = ActivationCode {
@@ -56,7 +56,7 @@ pub fn integer_attention(
 ) {
     heads.check();
     assert!(
-        heads.head_dim <= MOST_HEAD_DIM,
+        heads.head_dim <= MAX_INTEGER_HEAD_DIM,
         "heads of {} elements",
         heads.head_dim
     );
@@ -283,7 +283,7 @@ impl<'a> Packer<'a> {
 
     /// Quantizes a row; the sum of what it has become.
     fn row(&mut self, kernels: &dyn Kernels, row: usize, x: &[f32]) -> f32 {
-        const MOST_BLOCKS: usize = MOST_HEAD_DIM / BLOCK;
+        const MOST_BLOCKS: usize = MAX_INTEGER_HEAD_DIM / BLOCK;
         let blocks = self.shape.blocks();
         let (mut quants, mut scales, mut offsets) = (
             [0; MOST_BLOCKS * BLOCK],
@@ -466,7 +466,7 @@ impl Step<'_> {
         self.kernels
             .quantized(panels(shape, values), 0..1, shares.tile(), product);
 
-        let mut value_mean = [0.0; MOST_HEAD_DIM];
+        let mut value_mean = [0.0; MAX_INTEGER_HEAD_DIM];
         let value_mean = &mut value_mean[..padded];
         for (mean, bytes) in value_mean
             .iter_mut()
