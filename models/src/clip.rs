@@ -299,10 +299,9 @@ impl<B: KernelBackend> ClipBlock<B> {
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");
-        let up = self
-            .up
-            .forward_activated(self.mlp_norm.forward(x.clone()), self.activation);
-        self.down.forward_residual(up, x)
+        let normed = self.mlp_norm.forward(x.clone());
+        self.up
+            .feed_forward(normed, self.activation, &self.down, Some(x))
     }
 }
 

@@ -6,7 +6,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use edge_lmm_ops::{
-    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, gated, probe, stage,
+    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, probe, stage,
 };
 
 use crate::error::ModelError;
@@ -286,14 +286,14 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             let _layer = stage::scope(format_args!("layers.{i}"));
-            x = layer.forward(x, &table, &mut state.cache, i, self.config.heads());
-            if i + 1 < self.layers.len() {
+            let last = i + 1 == self.layers.len();
+            x = layer.forward(x, &table, &mut state.cache, i, self.config.heads(), last);
+            if !last {
                 capture_last(&x);
             }
         }
         state.cache.advance(positions.len());
-        let last = positions.len() - 1;
-        let hidden = self.norm.forward(x.narrow(0, last, 1));
+        let hidden = self.norm.forward(x);
         probe::capture("lm_hidden_last", &hidden);
         hidden
     }
@@ -308,11 +308,18 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
     }
 }
 
+/// The last token of a step, which alone is left after the last layer's attention: nobody sees the others' outputs.
+pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match x.dims()[0] {
+        1 => x,
+        tokens => x.narrow(0, tokens - 1, 1),
+    }
+}
+
 /// Captures the last row of what enters a layer.
 pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
     if probe::active() {
-        let last = x.dims()[0] - 1;
-        probe::capture("lm_hidden_last", &x.clone().narrow(0, last, 1));
+        probe::capture("lm_hidden_last", &last_row(x.clone()));
     }
 }
 
@@ -372,6 +379,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
         cache: &mut B::KvCache,
         layer: usize,
         heads: Heads,
+        last: bool,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
@@ -379,11 +387,15 @@ impl<B: KernelBackend> DecoderLayer<B> {
             let qkv = table.rotate(qkv, 0, heads.heads + heads.kv_heads, heads.head_dim);
             let scale = (heads.head_dim as f32).powf(-0.5);
             let attended = cached_attention::<B>(qkv, heads, cache, layer, None, scale);
-            self.out.forward_residual(attended, x)
+            if last {
+                self.out.forward_residual(last_row(attended), last_row(x))
+            } else {
+                self.out.forward_residual(attended, x)
+            }
         };
         let _stage = stage::module("mlp");
-        let gate_up = self.gate_up.forward(self.mlp_norm.forward(x.clone()));
-        self.down
-            .forward_residual(gated(gate_up, Activation::Silu), x)
+        let normed = self.mlp_norm.forward(x.clone());
+        self.gate_up
+            .gated_feed_forward(normed, Activation::Silu, &self.down, Some(x))
     }
 }

@@ -3,7 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use edge_lmm_ops::{
-    Activation, KernelBackend, MatrixShape, gather_rows, layer_norm, linear, rms_norm,
+    Activation, KernelBackend, MatrixShape, PackedLinear, feed_forward, gather_rows, layer_norm,
+    linear, rms_norm,
 };
 
 use crate::error::ModelError;
@@ -69,14 +70,55 @@ impl<B: KernelBackend> Linear<B> {
         self.apply(x, Activation::None, Some(residual))
     }
 
+    /// A feed-forward that begins with this layer: `down(activation(self(x)))`, added to `residual`.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, inputs]`, residual and output: `[tokens, outputs of down]`
+    pub fn feed_forward(
+        &self,
+        x: Tensor<B, 2>,
+        activation: Activation,
+        down: &Self,
+        residual: Option<Tensor<B, 2>>,
+    ) -> Tensor<B, 2> {
+        feed_forward(x, self.packed(), activation, false, down.packed(), residual)
+    }
+
+    /// A gated feed-forward that begins with this layer, whose first half of outputs is the gate:
+    /// `down(activation(gate(x)) * up(x))`, added to `residual`.
+    ///
+    /// # Shapes
+    /// - as for [`Self::feed_forward`]
+    pub fn gated_feed_forward(
+        &self,
+        x: Tensor<B, 2>,
+        activation: Activation,
+        down: &Self,
+        residual: Option<Tensor<B, 2>>,
+    ) -> Tensor<B, 2> {
+        feed_forward(x, self.packed(), activation, true, down.packed(), residual)
+    }
+
+    fn packed(&self) -> PackedLinear<B> {
+        PackedLinear {
+            weight: self.weight.val(),
+            shape: self.shape,
+            bias: self.bias.as_ref().map(Param::val),
+        }
+    }
+
     fn apply(
         &self,
         x: Tensor<B, 2>,
         activation: Activation,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
-        let bias = self.bias.as_ref().map(Param::val);
-        linear(x, self.weight.val(), self.shape, bias, activation, residual)
+        let PackedLinear {
+            weight,
+            shape,
+            bias,
+        } = self.packed();
+        linear(x, weight, shape, bias, activation, residual)
     }
 }
 

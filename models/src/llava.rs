@@ -277,7 +277,6 @@ impl<B: KernelBackend> Projector<B> {
     }
 
     fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.down
-            .forward(self.up.forward_activated(x, Activation::Gelu))
+        self.up.feed_forward(x, Activation::Gelu, &self.down, None)
     }
 }

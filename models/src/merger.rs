@@ -77,7 +77,6 @@ impl<B: KernelBackend, N: Module<B> + Norm<B>> Merger<B, N> {
             .norm
             .forward(x)
             .reshape([patches / self.group, width * self.group]);
-        self.down
-            .forward(self.up.forward_activated(x, Activation::Gelu))
+        self.up.feed_forward(x, Activation::Gelu, &self.down, None)
     }
 }

@@ -14,7 +14,7 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::decoder::capture_last;
+use crate::decoder::{capture_last, last_row};
 use crate::error::ModelError;
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
 use crate::model::{DecoderState, LanguageModel, Position};
@@ -238,13 +238,14 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             let _layer = stage::scope(format_args!("layers.{i}"));
-            x = layer.forward(x, &mut state.cache, i, self.config.heads());
-            if i + 1 < self.layers.len() {
+            let last = i + 1 == self.layers.len();
+            x = layer.forward(x, &mut state.cache, i, self.config.heads(), last);
+            if !last {
                 capture_last(&x);
             }
         }
         state.cache.advance(positions.len());
-        let hidden = self.norm.forward(x.narrow(0, positions.len() - 1, 1));
+        let hidden = self.norm.forward(x);
         probe::capture("lm_hidden_last", &hidden);
         hidden
     }
@@ -301,19 +302,23 @@ impl<B: KernelBackend> OptLayer<B> {
         cache: &mut B::KvCache,
         layer: usize,
         heads: Heads,
+        last: bool,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let scale = (heads.head_dim as f32).powf(-0.5);
             let attended = cached_attention::<B>(qkv, heads, cache, layer, None, scale);
-            self.out.forward_residual(attended, x)
+            if last {
+                self.out.forward_residual(last_row(attended), last_row(x))
+            } else {
+                self.out.forward_residual(attended, x)
+            }
         };
         let _stage = stage::module("mlp");
-        let up = self
-            .up
-            .forward_activated(self.mlp_norm.forward(x.clone()), self.activation);
-        self.down.forward_residual(up, x)
+        let normed = self.mlp_norm.forward(x.clone());
+        self.up
+            .feed_forward(normed, self.activation, &self.down, Some(x))
     }
 }
 

@@ -360,8 +360,7 @@ impl<B: KernelBackend> Projector<B> {
         parts.push(self.separator.val());
         parts.push(self.end_rows(whole, side));
         let x = Tensor::cat(parts, 0);
-        self.down
-            .forward(self.up.forward_activated(x, Activation::Gelu))
+        self.up.feed_forward(x, Activation::Gelu, &self.down, None)
     }
 
     /// A row of crops with the end of row behind each of its rows of tokens.

@@ -223,8 +223,10 @@ impl<B: KernelBackend> QFormerLayer<B> {
             x = cross_attention.forward(x, features, heads);
         }
         let _stage = stage::module("mlp");
-        let up = self.up.forward_activated(x.clone(), self.activation);
-        self.mlp_norm.forward(self.down.forward_residual(up, x))
+        let added = self
+            .up
+            .feed_forward(x.clone(), self.activation, &self.down, Some(x));
+        self.mlp_norm.forward(added)
     }
 }
 

@@ -11,7 +11,7 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use edge_lmm_ops::{
-    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, gated, probe, stage,
+    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, probe, stage,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -477,9 +477,9 @@ impl<B: KernelBackend> VisionBlock<B> {
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");
-        let gate_up = self.gate_up.forward(self.mlp_norm.forward(x.clone()));
-        self.down
-            .forward_residual(gated(gate_up, Activation::Silu), x)
+        let normed = self.mlp_norm.forward(x.clone());
+        self.gate_up
+            .gated_feed_forward(normed, Activation::Silu, &self.down, Some(x))
     }
 }
 

@@ -354,9 +354,8 @@ impl<B: KernelBackend> VisionBlock<B> {
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");
-        let up = self
-            .up
-            .forward_activated(self.mlp_norm.forward(x.clone()), Activation::QuickGelu);
-        self.down.forward_residual(up, x)
+        let normed = self.mlp_norm.forward(x.clone());
+        self.up
+            .feed_forward(normed, Activation::QuickGelu, &self.down, Some(x))
     }
 }

@@ -12,7 +12,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Heads, KernelBackend, KvStore, Mask, attention,
-    cached_attention, gated, probe, select_rows, stage,
+    cached_attention, probe, select_rows, stage,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -495,9 +495,9 @@ impl<B: KernelBackend> FeedForward<B> {
 
     fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let _stage = stage::module("mlp");
-        let gate_up = self.gate_up.forward(self.norm.forward(x.clone()));
-        self.down
-            .forward_residual(gated(gate_up, self.activation), x)
+        let normed = self.norm.forward(x.clone());
+        self.gate_up
+            .gated_feed_forward(normed, self.activation, &self.down, Some(x))
     }
 }
 

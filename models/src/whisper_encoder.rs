@@ -296,10 +296,9 @@ impl<B: KernelBackend> EncoderLayer<B> {
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");
-        let up = self
-            .up
-            .forward_activated(self.mlp_norm.forward(x.clone()), Activation::Gelu);
-        self.down.forward_residual(up, x)
+        let normed = self.mlp_norm.forward(x.clone());
+        self.up
+            .feed_forward(normed, Activation::Gelu, &self.down, Some(x))
     }
 }
 

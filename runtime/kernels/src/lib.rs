@@ -44,7 +44,7 @@ pub use attention::{
 };
 pub use cpu::Isa;
 pub use format::{Format, FormatError, Matrix, MatrixShape};
-pub use linear::{Epilogue, linear};
+pub use linear::{Epilogue, FeedForward, feed_forward, linear, product};
 pub use norm::{layer_norm, rms_norm};
 pub use pack::{PackStats, pack_rows};
 pub use pool::{ThreadPool, global, set_global_threads};

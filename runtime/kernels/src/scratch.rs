@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 thread_local! {
@@ -77,5 +78,11 @@ pub(crate) fn as_bytes(floats: &mut [f32]) -> &mut [u8] {
 /// The same memory as integers.
 pub(crate) fn as_ints(floats: &mut [f32]) -> &mut [i32] {
     // SAFETY: the types have the same size and alignment, and any bits are valid in both.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
+}
+
+/// The same memory, as what may be written before it is read. Nothing uninitialized may be written to it.
+pub(crate) fn as_uninit(floats: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the types have the same layout; this module's users only ever write floats.
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
 }

@@ -19,12 +19,11 @@
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
-use crate::format::{BLOCK, Format, PANEL};
+use crate::format::{BLOCK, Format, GROUP, PANEL};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// AVX2 with FMA and F16C.
@@ -509,63 +508,100 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
     }
 }
 
-/// `N` pairs of panels with many tokens.
+/// `P` pairs of panels with many tokens, six at a time, each with a whole group: their sums stay in registers, and the
+/// group's weights, of q4 multiplied with their levels, come from the first cache.
 ///
 /// # Safety
-/// The operands must be as [`Operands::new`] gives them, with `2 N - 1` more panels after this one.
+/// The operands must be as [`Operands::new`] gives them, with `2 P - 1` more panels after this one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn pairs_many_tokens<const Q4: bool, const N: usize>(mut operands: Operands) {
-    // The sums of each token; the first block sets them.
-    let mut group = [[const { MaybeUninit::<__m512i>::uninit() }; N]; TILE_TOKENS];
-    // What a token's offsets have to be multiplied with to make -128 times the sum of its quants.
-    let offset_factor = if Q4 { 16 } else { 1 };
-    // SAFETY: as promised by the caller; the reads of activations are unaligned, and a group has at least one block, so
-    // that its sums are set.
+unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operands) {
+    let mut expanded = [[[_mm512_setzero_si512(); P]; 8]; GROUP];
+    // SAFETY: as promised by the caller.
     unsafe {
         while operands.blocks > 0 {
-            let mut offsets = [0i32; TILE_TOKENS];
-            for block in 0..operands.group_blocks() {
-                let mut w = [[_mm512_setzero_si512(); 8]; N];
-                for (p, w) in w.iter_mut().enumerate() {
-                    let pair = operands.panel(2 * p);
-                    prefetch_pair::<Q4>(&pair, 2 * N);
-                    *w = expand_pair::<Q4>(&pair);
-                }
-                for t in 0..operands.tokens {
-                    let x = operands.x.add(BLOCK * t).cast::<i32>();
-                    offsets[t] += *operands.x_offset.add(t);
-                    let mut sums = if block == 0 {
-                        [_mm512_setzero_si512(); N]
-                    } else {
-                        group[t].map(|sums| sums.assume_init())
-                    };
-                    for i in 0..8 {
-                        let x = _mm512_set1_epi32(x.add(i).read_unaligned());
-                        for p in 0..N {
-                            sums[p] = _mm512_dpbusd_epi32(sums[p], w[p][i], x);
-                        }
-                    }
-                    group[t] = sums.map(MaybeUninit::new);
-                }
-                operands.advance_block();
-            }
-            let mut w_scale = [_mm512_setzero_ps(); N];
+            let first = operands;
+            let blocks = operands.group_blocks();
+            let mut w_scale = [_mm512_setzero_ps(); P];
             for (p, w_scale) in w_scale.iter_mut().enumerate() {
                 *w_scale = load_pair_scales(&operands.panel(2 * p));
             }
-            for t in 0..operands.tokens {
-                let x_scale = _mm512_set1_ps(*operands.x_scale.add(t));
-                let offset = _mm512_set1_epi32(offsets[t] * offset_factor);
-                for p in 0..N {
-                    let acc = operands.acc.add(t * operands.stride + 2 * PANEL * p);
-                    let sums = _mm512_add_epi32(group[t][p].assume_init(), offset);
-                    let sums = _mm512_cvtepi32_ps(sums);
-                    let scale = _mm512_mul_ps(w_scale[p], x_scale);
-                    _mm512_storeu_ps(acc, _mm512_fmadd_ps(sums, scale, _mm512_loadu_ps(acc)));
+            for expanded in &mut expanded[..blocks] {
+                for p in 0..P {
+                    let pair = operands.panel(2 * p);
+                    prefetch_pair::<Q4>(&pair, 2 * P);
+                    let w = expand_pair::<Q4>(&pair);
+                    for i in 0..8 {
+                        expanded[i][p] = w[i];
+                    }
                 }
+                operands.advance_block();
+            }
+            let w = &expanded[..blocks];
+            let mut t = 0;
+            while t + 6 <= first.tokens {
+                pairs_tokens::<Q4, P, 6>(&first, t, w, &w_scale);
+                t += 6;
+            }
+            while t + 2 <= first.tokens {
+                pairs_tokens::<Q4, P, 2>(&first, t, w, &w_scale);
+                t += 2;
+            }
+            if t < first.tokens {
+                pairs_tokens::<Q4, P, 1>(&first, t, w, &w_scale);
             }
             operands.advance_group();
+        }
+    }
+}
+
+/// `T` tokens from `first` on with a group of weights, as [`expand_pair`] gives them.
+///
+/// # Safety
+/// The operands must be as [`Operands::new`] gives them, with so many tokens and `2 P - 1` more panels after this one.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn pairs_tokens<const Q4: bool, const P: usize, const T: usize>(
+    operands: &Operands,
+    first: usize,
+    w: &[[[__m512i; P]; 8]],
+    w_scale: &[__m512; P],
+) {
+    // What a token's offsets have to be multiplied with to make -128 times the sum of its quants.
+    let offset_factor = if Q4 { 16 } else { 1 };
+    // SAFETY: as promised by the caller; the reads of activations are unaligned.
+    unsafe {
+        let x = operands.x.add(BLOCK * first);
+        let mut sums = [[_mm512_setzero_si512(); P]; T];
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let mut offset = 0;
+            for block in 0..w.len() {
+                offset += *operands.x_offset.add(block * operands.tokens + first + t);
+            }
+            *sums = [_mm512_set1_epi32(offset * offset_factor); P];
+        }
+        for (block, w) in w.iter().enumerate() {
+            let x = x.add(block * BLOCK * operands.tokens);
+            for (i, w) in w.iter().enumerate() {
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let x = x.add(BLOCK * t + 4 * i).cast::<i32>().read_unaligned();
+                    let x = _mm512_set1_epi32(x);
+                    for p in 0..P {
+                        sums[p] = _mm512_dpbusd_epi32(sums[p], w[p], x);
+                    }
+                }
+            }
+        }
+        for (t, sums) in sums.iter().enumerate() {
+            let x_scale = _mm512_set1_ps(*operands.x_scale.add(first + t));
+            for p in 0..P {
+                let acc = operands
+                    .acc
+                    .add((first + t) * operands.stride + 2 * PANEL * p);
+                let sums = _mm512_cvtepi32_ps(sums[p]);
+                let scale = _mm512_mul_ps(w_scale[p], x_scale);
+                _mm512_storeu_ps(acc, _mm512_fmadd_ps(sums, scale, _mm512_loadu_ps(acc)));
+            }
         }
     }
 }
@@ -612,7 +648,7 @@ unsafe fn pair_one_token<const Q4: bool>(mut operands: Operands) {
     }
 }
 
-/// All panels, two by two, for many tokens four by four.
+/// All panels, two by two, for many tokens eight by eight.
 ///
 /// # Safety
 /// The operands must be as [`Operands::new`] gives them, for `count` panels.
@@ -622,9 +658,9 @@ unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
     // SAFETY: as promised by the caller.
     unsafe {
         let mut panel = 0;
-        while !one && panel + 4 <= count {
-            pairs_many_tokens::<Q4, 2>(operands.panel(panel));
-            panel += 4;
+        while !one && panel + 8 <= count {
+            pairs_many_tokens::<Q4, 4>(operands.panel(panel));
+            panel += 8;
         }
         while panel + 2 <= count {
             if one {

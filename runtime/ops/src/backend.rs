@@ -15,6 +15,16 @@ pub struct Part<'a, B: Backend> {
     pub column: usize,
 }
 
+/// A packed matrix with its bias.
+pub struct Packed<'a, B: Backend> {
+    /// The packed bytes.
+    pub weight: &'a IntTensor<B>,
+    /// What they hold.
+    pub shape: MatrixShape,
+    /// `[shape.rows]`
+    pub bias: Option<&'a FloatTensor<B>>,
+}
+
 /// The size of a key-value cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
@@ -123,6 +133,29 @@ pub trait KernelBackend: Backend {
 
     /// `activation(gate) * up` for rows `gate | up`: `[tokens, 2 width]` to `[tokens, width]`.
     fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+
+    /// The feed-forward part of a layer: `down(activation(up(x))) + residual`, or, where the rows of
+    /// `up` are `gate | up`, `down(activation(gate(x)) * up(x)) + residual`. A device may keep what
+    /// lies between the products in its own form.
+    ///
+    /// # Shapes
+    /// - x: `[tokens, up.cols]`, residual and result: `[tokens, down.rows]`
+    fn feed_forward(
+        x: &FloatTensor<Self>,
+        up: Packed<'_, Self>,
+        activation: Activation,
+        gated: bool,
+        down: Packed<'_, Self>,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let first = if gated { Activation::None } else { activation };
+        let mut hidden = Self::packed_linear(x, up.weight, up.shape, up.bias, first, None);
+        if gated {
+            hidden = Self::gated(&hidden, activation);
+        }
+        let none = Activation::None;
+        Self::packed_linear(&hidden, down.weight, down.shape, down.bias, none, residual)
+    }
 
     /// Rotates `heads` heads from column `column` on, in place: rotate-half convention, the
     /// first `2 * cos_width` elements of each head.

@@ -5,7 +5,7 @@ use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
 
-use crate::backend::{KernelBackend, Part};
+use crate::backend::{KernelBackend, Packed, Part};
 
 fn float<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
     tensor.into_primitive().tensor()
@@ -46,6 +46,44 @@ pub fn linear<B: KernelBackend>(
         bias.map(float).as_ref(),
         activation,
         residual.map(float),
+    ))
+}
+
+/// A packed matrix with its bias: see [`Packed`].
+pub struct PackedLinear<B: KernelBackend> {
+    /// The packed bytes.
+    pub weight: Tensor<B, 1, Int>,
+    /// What they hold.
+    pub shape: MatrixShape,
+    /// `[shape.rows]`
+    pub bias: Option<Tensor<B, 1>>,
+}
+
+/// See [`KernelBackend::feed_forward`].
+pub fn feed_forward<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    up: PackedLinear<B>,
+    activation: Activation,
+    gated: bool,
+    down: PackedLinear<B>,
+    residual: Option<Tensor<B, 2>>,
+) -> Tensor<B, 2> {
+    let shapes = [up.shape, down.shape];
+    let weights = [up.weight, down.weight].map(Tensor::into_primitive);
+    let biases = [up.bias, down.bias].map(|bias| bias.map(float));
+    let packed = |i: usize| Packed {
+        weight: &weights[i],
+        shape: shapes[i],
+        bias: biases[i].as_ref(),
+    };
+    let residual = residual.map(float);
+    tensor(B::feed_forward(
+        &float(x),
+        packed(0),
+        activation,
+        gated,
+        packed(1),
+        residual,
     ))
 }
 

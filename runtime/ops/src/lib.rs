@@ -18,11 +18,11 @@ pub mod probe;
 pub mod reference;
 pub mod stage;
 
-pub use backend::{CacheError, CacheShape, KernelBackend, KvStore, Part};
+pub use backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Part};
 pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use functional::{
-    Columns, attention, cached_attention, encoder_attention, gated, gather_rows, layer_norm,
-    linear, rms_norm, rope, select_rows,
+    Columns, PackedLinear, attention, cached_attention, encoder_attention, feed_forward, gated,
+    gather_rows, layer_norm, linear, rms_norm, rope, select_rows,
 };

@@ -11,10 +11,10 @@ use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
 use edge_lmm_kernels::activation::{self, Activation};
 use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows};
 use edge_lmm_kernels::format::{Matrix, MatrixShape};
-use edge_lmm_kernels::linear::{self, Epilogue};
+use edge_lmm_kernels::linear::{self, Epilogue, FeedForward};
 use edge_lmm_kernels::{norm, pool, rope};
 
-use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Part};
+use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Part};
 
 type Cpu = NdArray<f32, i64, i8>;
 
@@ -119,18 +119,55 @@ impl KernelBackend for Cpu {
         let [tokens, _] = size(x);
         let (x, packed, bias) = (floats(x), bytes(weight), bias.map(floats));
         let weight = matrix(shape, &packed);
-        let epilogue = Epilogue {
-            bias: bias.as_deref(),
+        let pool = pool::global();
+        match residual {
+            Some(residual) => {
+                let epilogue = Epilogue {
+                    bias: bias.as_deref(),
+                    activation,
+                    accumulate: true,
+                };
+                update(residual, |out| {
+                    linear::linear(&pool, &weight, &x, &epilogue, out);
+                })
+            }
+            None => {
+                let bias = bias.as_deref();
+                let out = linear::product(&pool, &weight, &x, tokens, bias, activation);
+                tensor(out, [tokens, shape.rows])
+            }
+        }
+    }
+
+    fn feed_forward(
+        x: &FloatTensor<Self>,
+        up: Packed<'_, Self>,
+        activation: Activation,
+        gated: bool,
+        down: Packed<'_, Self>,
+        residual: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let [tokens, _] = size(x);
+        let (x, packed) = (floats(x), [bytes(up.weight), bytes(down.weight)]);
+        let (up_bias, down_bias) = (up.bias.map(floats), down.bias.map(floats));
+        let layers = FeedForward {
+            up: matrix(up.shape, &packed[0]),
+            up_bias: up_bias.as_deref(),
             activation,
-            accumulate: residual.is_some(),
+            gated,
+            down: matrix(down.shape, &packed[1]),
+            down_bias: down_bias.as_deref(),
         };
-        let run = |out: &mut [f32]| linear::linear(&pool::global(), &weight, &x, &epilogue, out);
+        let accumulate = residual.is_some();
+        let run = |out: &mut [f32]| {
+            linear::feed_forward(&pool::global(), &layers, &x, accumulate, out);
+        };
         match residual {
             Some(residual) => update(residual, run),
             None => {
-                let mut out = vec![0.0; tokens * shape.rows];
+                let mut out = vec![0.0; tokens * down.shape.rows];
                 run(&mut out);
-                tensor(out, [tokens, shape.rows])
+                tensor(out, [tokens, down.shape.rows])
             }
         }
     }
