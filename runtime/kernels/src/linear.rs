@@ -164,11 +164,6 @@ fn finish(kernels: &dyn Kernels, epilogue: &Epilogue, first: usize, acc: &mut [f
     }
 }
 
-/// Tokens that a task works on: the activations of a task's tile and its weights stay in the caches.
-const TASK_TOKENS: usize = 256;
-/// Bytes of weights per task when there are few tokens.
-const GEMV_BYTES: usize = 256 * 1024;
-
 /// The parts of a task: how many rows of tasks, and the ranges of one.
 fn cut(index: usize, pieces: usize, len: usize, size: usize) -> (usize, Range<usize>) {
     let start = index % pieces * size;

@@ -3,7 +3,7 @@
 use super::quantized::{
     Activations, Quantizer, TASK_PANELS, accumulate, multiply, quantize, with_activations,
 };
-use super::{Epilogue, Output, TASK_TOKENS, cut, finish, linear};
+use super::{Epilogue, Output, cut, finish, linear};
 use crate::activation::{Activation, gated};
 use crate::cpu::{Kernels, TILE_TOKENS};
 use crate::format::{BLOCK, GROUP, Matrix, PANEL};
@@ -139,29 +139,30 @@ fn one_by_one(
 /// What lies between the products, quantized.
 fn hidden(pool: &ThreadPool, layers: &FeedForward, x: &Activations, quantizer: &Quantizer) {
     let panels = layers.down.shape().cols.div_ceil(PANEL);
-    // As much memory for sums, gated or not.
-    let task_tokens = if layers.gated {
-        TASK_TOKENS / 2
-    } else {
-        TASK_TOKENS
-    };
     let groups = panels.div_ceil(TASK_PANELS);
-    pool.run(groups * x.tokens.div_ceil(task_tokens), |index| {
-        let (row, panels) = cut(index, groups, panels, TASK_PANELS);
-        let tokens = row * task_tokens..((row + 1) * task_tokens).min(x.tokens);
-        task(pool.kernels(), layers, x, panels, tokens, quantizer);
+    pool.run(groups * x.tokens.div_ceil(TILE_TOKENS), |index| {
+        let (tile, panels) = cut(index, groups, panels, TASK_PANELS);
+        task(
+            pool.kernels(),
+            layers,
+            x,
+            panels,
+            tile * TILE_TOKENS,
+            quantizer,
+        );
     });
 }
 
-/// One group of the hidden activations of some tokens.
+/// One group of the hidden activations of the tile that begins with token `start`.
 fn task(
     kernels: &dyn Kernels,
     layers: &FeedForward,
     x: &Activations,
     panels: Range<usize>,
-    tokens: Range<usize>,
+    start: usize,
     quantizer: &Quantizer,
 ) {
+    let tile = x.tile(start);
     let width = layers.down.shape().cols;
     let stride = panels.len() * PANEL;
     let first = panels.start * PANEL;
@@ -172,14 +173,14 @@ fn task(
         activation,
         accumulate: false,
     };
-    let size = tokens.len() * stride;
+    let size = tile.tokens * stride;
     scratch::with(if layers.gated { 2 * size } else { size }, |acc| {
         let (sums, ups) = acc.split_at_mut(size);
-        accumulate(kernels, &layers.up, x, panels.clone(), tokens.clone(), sums);
+        accumulate(kernels, &layers.up, tile, panels.clone(), sums);
         if layers.gated {
             let ahead = width / PANEL;
             let panels = panels.start + ahead..panels.end + ahead;
-            accumulate(kernels, &layers.up, x, panels, tokens.clone(), ups);
+            accumulate(kernels, &layers.up, tile, panels, ups);
         }
         for (token, sums) in sums.chunks_exact_mut(stride).enumerate() {
             let sums = &mut sums[..count];
@@ -192,12 +193,7 @@ fn task(
                 }
             }
         }
-        for start in tokens.clone().step_by(TILE_TOKENS) {
-            let end = tokens.end.min(start + TILE_TOKENS);
-            let rows = sums[(start - tokens.start) * stride..(end - tokens.start) * stride]
-                .chunks_exact(stride)
-                .map(|row| &row[..count]);
-            quantizer.put(start, group..group + 1, rows.enumerate());
-        }
+        let rows = sums.chunks_exact(stride).map(|row| &row[..count]);
+        quantizer.put(start, group..group + 1, rows.enumerate());
     });
 }

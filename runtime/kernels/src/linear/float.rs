@@ -1,6 +1,6 @@
 //! Products with f16 and f32 weights.
 
-use super::{GEMV_BYTES, Output, TASK_TOKENS, cut};
+use super::{Output, cut};
 use crate::cpu::{Kernels, Strided};
 use crate::format::{Format, Matrix, MatrixShape, PANEL};
 use crate::pool::ThreadPool;
@@ -9,6 +9,10 @@ use std::ops::Range;
 
 /// Tokens below which float weights are used straight from their panels.
 const FLOAT_GEMV_TOKENS: usize = 4;
+/// Tokens that a task works on.
+const TASK_TOKENS: usize = 256;
+/// Bytes of weights per task when there are few tokens.
+const GEMV_BYTES: usize = 256 * 1024;
 /// Panels that are brought into one matrix for many tokens.
 const WIDE: usize = 4;
 /// Inputs after which that matrix is done.

@@ -1,6 +1,6 @@
 //! Products with q4 and q8 weights: the activations are quantized, too.
 
-use super::{Output, TASK_TOKENS, cut};
+use super::{Output, cut};
 use crate::cpu::{ActivationCode, Kernels, Panels, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, GROUP, Matrix, MatrixShape, PANEL};
 use crate::pool::ThreadPool;
@@ -9,9 +9,9 @@ use std::ops::Range;
 
 /// Panels of a task.
 pub(super) const TASK_PANELS: usize = 16;
-/// Groups after which a task turns to the next tile, so that a tile's activations stay in the first cache.
-const CHUNK_GROUPS: usize = 2;
-/// Bytes of weights that are worth a task when there is only one tile.
+/// Tokens at most with which a product is bound by the memory's bandwidth.
+const FEW_TOKENS: usize = 8;
+/// Bytes of weights that are worth a task then.
 const LEAST_BYTES: usize = 48 * 1024;
 
 /// The product of all panels with all tokens.
@@ -36,7 +36,8 @@ pub(super) struct Activations<'a> {
 }
 
 impl Activations<'_> {
-    fn tile(&self, first: usize) -> Tile<'_> {
+    /// The tile that begins with token `first`.
+    pub(super) fn tile(&self, first: usize) -> Tile<'_> {
         let tokens = TILE_TOKENS.min(self.tokens - first);
         let blocks = first * self.blocks..(first + tokens) * self.blocks;
         Tile {
@@ -132,40 +133,43 @@ pub(super) fn with_activations(
     });
 }
 
+/// Inputs that make a task worth handing to another thread.
+const QUANTIZE_GRAIN: usize = 16 * 1024;
+
 /// Quantizes all of `x`, rows of `cols`.
 pub(super) fn quantize(pool: &ThreadPool, quantizer: &Quantizer, x: &[f32], cols: usize) {
-    if cols == 0 {
-        return;
-    }
-    let tokens = quantizer.tokens;
-    pool.run_ranges(
-        tokens.div_ceil(TILE_TOKENS),
-        (16 * 1024 / (TILE_TOKENS * cols)).max(1),
-        |tiles| {
-            for first in tiles.map(|tile| tile * TILE_TOKENS) {
-                let count = TILE_TOKENS.min(tokens - first);
-                let rows = x[first * cols..][..count * cols].chunks_exact(cols);
-                quantizer.put(first, 0..quantizer.groups, rows.enumerate());
-            }
-        },
-    );
+    let (tokens, groups) = (quantizer.tokens, quantizer.groups);
+    // The tasks are some groups of a tile.
+    let task_groups = (QUANTIZE_GRAIN / (TILE_TOKENS.min(tokens) * GROUP * BLOCK)).max(1);
+    let pieces = groups.div_ceil(task_groups);
+    pool.run(pieces * tokens.div_ceil(TILE_TOKENS), |index| {
+        let (tile, groups) = cut(index, pieces, groups, task_groups);
+        let first = tile * TILE_TOKENS;
+        let count = TILE_TOKENS.min(tokens - first);
+        let inputs = groups.start * GROUP * BLOCK..(groups.end * GROUP * BLOCK).min(cols);
+        let rows = x[first * cols..][..count * cols].chunks_exact(cols);
+        quantizer.put(
+            first,
+            groups,
+            rows.map(|row| &row[inputs.clone()]).enumerate(),
+        );
+    });
 }
 
 /// Stores all outputs of all tokens.
 pub(super) fn multiply(pool: &ThreadPool, w: &Matrix, x: &Activations, output: &Output) {
     let panels = w.shape().panels();
-    if x.tokens <= TILE_TOKENS {
+    if x.tokens <= FEW_TOKENS {
         let least = (LEAST_BYTES / w.shape().panel_bytes().max(1)).max(1);
         let starts = shares(panels, least, pool.threads());
         return pool.run(starts.len() - 1, |index| {
-            task(w, x, starts[index]..starts[index + 1], 0..x.tokens, output);
+            task(w, x, starts[index]..starts[index + 1], 0, output);
         });
     }
     let pieces = panels.div_ceil(TASK_PANELS);
-    pool.run(pieces * x.tokens.div_ceil(TASK_TOKENS), |index| {
-        let (row, panels) = cut(index, pieces, panels, TASK_PANELS);
-        let tokens = row * TASK_TOKENS..((row + 1) * TASK_TOKENS).min(x.tokens);
-        task(w, x, panels, tokens, output);
+    pool.run(pieces * x.tokens.div_ceil(TILE_TOKENS), |index| {
+        let (tile, panels) = cut(index, pieces, panels, TASK_PANELS);
+        task(w, x, panels, tile * TILE_TOKENS, output);
     });
 }
 
@@ -183,46 +187,40 @@ fn shares(len: usize, least: usize, threads: usize) -> Vec<usize> {
     starts
 }
 
-/// The products of some panels with some tokens.
-fn task(w: &Matrix, x: &Activations, panels: Range<usize>, tokens: Range<usize>, output: &Output) {
+/// The products of some panels with the tile that begins with token `first`.
+fn task(w: &Matrix, x: &Activations, panels: Range<usize>, first: usize, output: &Output) {
+    let tile = x.tile(first);
     let width = panels.len() * PANEL;
-    scratch::with(tokens.len() * width, |acc| {
-        accumulate(output.kernels, w, x, panels.clone(), tokens.clone(), acc);
-        for (token, acc) in tokens.zip(acc.chunks_exact_mut(width)) {
+    scratch::with(tile.tokens * width, |acc| {
+        accumulate(output.kernels, w, tile, panels.clone(), acc);
+        for (token, acc) in (first..).zip(acc.chunks_exact_mut(width)) {
             output.store(token, panels.start * PANEL, acc);
         }
     });
 }
 
-/// The products of some panels with some tokens (from the beginning of a tile on): `acc[token * panels * 8 + row]`.
+/// The products of some panels with a tile: `acc[token * panels * 8 + row]`.
 pub(super) fn accumulate(
     kernels: &dyn Kernels,
     w: &Matrix,
-    x: &Activations,
+    tile: Tile,
     panels: Range<usize>,
-    tokens: Range<usize>,
     acc: &mut [f32],
 ) {
-    let width = panels.len() * PANEL;
+    let groups = w.shape().groups();
     let weights = Panels {
         format: w.shape().format,
         bytes: w.panels(panels.start, panels.len()),
         panel_bytes: w.shape().panel_bytes(),
-        blocks: x.blocks,
+        blocks: w.shape().blocks(),
     };
     acc.fill(0.0);
-    let chunk = if tokens.len() <= TILE_TOKENS {
-        x.groups.max(1)
-    } else {
-        CHUNK_GROUPS
-    };
-    for start in (0..x.groups).step_by(chunk) {
-        let range = start..(start + chunk).min(x.groups);
-        for first in tokens.clone().step_by(TILE_TOKENS) {
-            let tile = x.tile(first);
-            let acc = &mut acc[(first - tokens.start) * width..][..tile.tokens * width];
-            kernels.quantized(weights, range.clone(), tile, acc);
-        }
+    if tile.tokens <= FEW_TOKENS && groups > 0 {
+        return kernels.quantized(weights, 0..groups, tile, acc);
+    }
+    // Group by group, so that the tile's activations stay in the first cache for all panels.
+    for group in 0..groups {
+        kernels.quantized(weights, group..group + 1, tile, acc);
     }
 }
 
