@@ -260,6 +260,7 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             capacity,
+            half: self.layers.iter().any(|layer| layer.qkv.is_quantized()),
         }
     }
 

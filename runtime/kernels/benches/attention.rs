@@ -80,8 +80,8 @@ fn text(c: &mut Criterion) {
     let mut group = c.benchmark_group("text");
     group.sample_size(10);
     for (q_len, kv_len) in [(512, 512), (1, 600)] {
-        let mut cache =
-            KvCache::new(layers, heads.kv_heads, heads.head_dim, kv_len).expect("little memory");
+        let mut cache = KvCache::new(layers, heads.kv_heads, heads.head_dim, kv_len, true)
+            .expect("little memory");
         let kv = noise(kv_len * kv_width);
         let kv = Rows {
             data: &kv,

@@ -14,9 +14,11 @@
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
+use crate::element::Element;
 use crate::format::{BLOCK, Format, GROUP, PANEL};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
+use half::f16;
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
@@ -554,17 +556,34 @@ unsafe fn add_q8(
     ]
 }
 
+/// 4 numbers in single precision.
+///
+/// # Safety
+/// They must be readable.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn load_4<T: Element>(numbers: *const T) -> float32x4_t {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if T::HALF {
+            vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(numbers.cast())))
+        } else {
+            vld1q_f32(numbers.cast())
+        }
+    }
+}
+
 /// `R` rows and `V` vectors of 4 columns of a product, in registers.
 ///
 /// # Safety
 /// `a` must be readable for `R` rows of `k`, `b` for `k` rows and `c` writable for `R` rows of `4 V` columns.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn tile_neon<const R: usize, const V: usize>(
+unsafe fn tile_neon<const R: usize, const V: usize, T: Element>(
     k: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const f32,
+    b: *const T,
     b_stride: usize,
     add: bool,
     c: *mut f32,
@@ -581,7 +600,7 @@ unsafe fn tile_neon<const R: usize, const V: usize>(
         for p in 0..k {
             let mut row = [vdupq_n_f32(0.0); V];
             for (v, row) in row.iter_mut().enumerate() {
-                *row = vld1q_f32(b.add(p * b_stride + 4 * v));
+                *row = load_4(b.add(p * b_stride + 4 * v));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = *a.add(r * a_stride + p);
@@ -599,10 +618,10 @@ unsafe fn tile_neon<const R: usize, const V: usize>(
 }
 
 #[target_feature(enable = "neon")]
-fn matmul_neon(
+fn matmul_neon<T: Element>(
     size: [usize; 3],
     a: Strided<'_>,
-    b: Strided<'_>,
+    b: Strided<'_, T>,
     add: bool,
     c: &mut [f32],
     c_stride: usize,
@@ -614,11 +633,11 @@ fn matmul_neon(
     // SAFETY: checked above.
     unsafe {
         while j + 16 <= n {
-            row_tiles!(tile_neon, 4, [1 2 3 4 5 6], 6, m, k, a, b, add, c, j);
+            row_tiles!(tile_neon, T, 4, [1 2 3 4 5 6], 6, m, k, a, b, add, c, j);
             j += 16;
         }
         if j < n {
-            row_tiles!(tile_neon, 2, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
+            row_tiles!(tile_neon, T, 2, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
         }
     }
 }
@@ -878,6 +897,18 @@ macro_rules! neon_kernels {
         ) {
             // SAFETY: every AArch64 has these features.
             unsafe { matmul_neon(size, a, b, add, c, c_stride) }
+        }
+
+        fn matmul_half(
+            &self,
+            size: [usize; 3],
+            a: Strided<'_>,
+            b: Strided<'_, f16>,
+            c: &mut [f32],
+            c_stride: usize,
+        ) {
+            // SAFETY: every AArch64 has Advanced SIMD.
+            unsafe { matmul_neon(size, a, b, false, c, c_stride) }
         }
 
         fn float_gemv(

@@ -12,6 +12,7 @@ mod integer;
 mod layout;
 mod step;
 
+use cache::CachedKeys;
 pub use cache::{CacheError, KvCache};
 pub use integer::{MAX_INTEGER_HEAD_DIM, integer_attention};
 
@@ -139,7 +140,7 @@ pub fn attention(
     }
     let layout = ChunkLayout::new(heads.head_dim);
     let chunks = kv_len.div_ceil(CHUNK);
-    let head_floats = chunks * layout.floats();
+    let head_floats = chunks * layout.len();
     let batch = (PACK_FLOATS / head_floats.max(1)).clamp(1, heads.kv_heads);
     let out = Parts::new(out);
     scratch::with(batch * head_floats, |packed| {
@@ -149,15 +150,14 @@ pub fn attention(
             pool.run(count * chunks, |index| {
                 // SAFETY: every chunk has a place and a task of its own.
                 #[allow(unsafe_code)]
-                let chunk =
-                    unsafe { parts.part(index * layout.floats()..(index + 1) * layout.floats()) };
+                let chunk = unsafe { parts.part(index * layout.len()..(index + 1) * layout.len()) };
                 let (head, from) = (first + index / chunks, index % chunks * CHUNK);
                 let positions = from..(from + CHUNK).min(kv_len);
                 layout.fill(chunk, k, v, head * heads.head_dim, positions);
             });
             let keys = Keys {
                 data: packed,
-                head_floats,
+                head_len: head_floats,
                 layout,
                 first,
             };
@@ -233,7 +233,6 @@ pub fn cached_attention(
     if let Some(bias) = bias {
         assert_eq!(bias.len(), heads.heads * q_len * kv_len, "bias");
     }
-    let keys = cache.keys(layer);
     let out = Parts::new(out);
     let mask = Mask::Causal;
     let step = Step {
@@ -247,5 +246,8 @@ pub fn cached_attention(
         out: &out,
         kernels: pool.kernels(),
     };
-    step.run(pool, keys, 0..heads.kv_heads);
+    match cache.keys(layer) {
+        CachedKeys::Single(keys) => step.run(pool, keys, 0..heads.kv_heads),
+        CachedKeys::Half(keys) => step.run(pool, keys, 0..heads.kv_heads),
+    }
 }

@@ -3,6 +3,7 @@
 use crate::activation::Activation;
 use crate::format::Format;
 use crate::generic::Generic;
+use half::f16;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -201,9 +202,9 @@ pub struct Tile<'a> {
 
 /// A view of a row-major matrix of floats.
 #[derive(Clone, Copy, Debug)]
-pub struct Strided<'a> {
+pub struct Strided<'a, T = f32> {
     /// Row `i` begins at element `i * stride`.
-    pub data: &'a [f32],
+    pub data: &'a [T],
     /// Elements from one row to the next.
     pub stride: usize,
 }
@@ -253,6 +254,17 @@ pub trait Kernels: Send + Sync {
         a: Strided<'_>,
         b: Strided<'_>,
         add: bool,
+        c: &mut [f32],
+        c_stride: usize,
+    );
+
+    /// As [`matmul`](Self::matmul) from zero, with half-precision numbers in `b`, which are widened on the way: the same
+    /// numbers as with `b` in single precision.
+    fn matmul_half(
+        &self,
+        size: [usize; 3],
+        a: Strided<'_>,
+        b: Strided<'_, f16>,
         c: &mut [f32],
         c_stride: usize,
     );

@@ -9,7 +9,9 @@
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, Tile};
+use crate::element::Element;
 use crate::format::{BLOCK, Format, GROUP, MatrixShape, PANEL, half_at, quant_at, single_at};
+use half::f16;
 use std::ops::Range;
 
 /// Partial sums of a reduction. Fixed, so that the order of additions is the same for every instruction set.
@@ -392,10 +394,10 @@ pub(crate) fn float_gemv<const FMA: bool>(
 }
 
 #[inline(always)]
-pub(crate) fn matmul<const FMA: bool>(
+pub(crate) fn matmul<const FMA: bool, T: Element>(
     [m, n, k]: [usize; 3],
     a: Strided<'_>,
-    b: Strided<'_>,
+    b: Strided<'_, T>,
     add: bool,
     c: &mut [f32],
     c_stride: usize,
@@ -408,11 +410,11 @@ pub(crate) fn matmul<const FMA: bool>(
                 .expect("8 columns");
             let mut sums = if add { *c } else { [0.0; PANEL] };
             for (p, a) in a.iter().enumerate() {
-                let b: &[f32; PANEL] = b.data[p * b.stride + j..][..PANEL]
+                let b: &[T; PANEL] = b.data[p * b.stride + j..][..PANEL]
                     .try_into()
                     .expect("8 columns");
                 for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = fma::<FMA>(*a, *b, *sum);
+                    *sum = fma::<FMA>(*a, b.to_f32(), *sum);
                 }
             }
             *c = sums;
@@ -545,7 +547,18 @@ impl Kernels for Generic {
         c: &mut [f32],
         c_stride: usize,
     ) {
-        matmul::<false>(size, a, b, add, c, c_stride)
+        matmul::<false, f32>(size, a, b, add, c, c_stride)
+    }
+
+    fn matmul_half(
+        &self,
+        size: [usize; 3],
+        a: Strided<'_>,
+        b: Strided<'_, f16>,
+        c: &mut [f32],
+        c_stride: usize,
+    ) {
+        matmul::<false, f16>(size, a, b, false, c, c_stride)
     }
 
     fn float_gemv(

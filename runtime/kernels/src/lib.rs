@@ -24,6 +24,7 @@ pub mod activation;
 pub mod attention;
 pub mod ceiling;
 pub mod cpu;
+mod element;
 pub mod format;
 mod generic;
 pub mod linear;

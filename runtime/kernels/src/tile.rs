@@ -141,10 +141,10 @@ impl Operands {
 }
 
 /// Checks that a product's operands are as large as its size says.
-pub(crate) fn check_matmul(
+pub(crate) fn check_matmul<T>(
     [m, n, k]: [usize; 3],
     a: Strided<'_>,
-    b: Strided<'_>,
+    b: Strided<'_, T>,
     c: &[f32],
     c_stride: usize,
 ) {
@@ -170,7 +170,7 @@ pub(crate) fn check_matmul(
 
 /// Calls `$tile` with as many rows as there are left, `$max` (the length of the list) at most.
 macro_rules! row_tiles {
-    ($tile:ident, $vectors:literal, [$($rows:literal)+], $max:literal, $m:expr, $k:expr, $a:expr, $b:expr, $add:expr, $c:expr, $j:expr) => {{
+    ($tile:ident, $element:ty, $vectors:literal, [$($rows:literal)+], $max:literal, $m:expr, $k:expr, $a:expr, $b:expr, $add:expr, $c:expr, $j:expr) => {{
         let mut i = 0;
         while i < $m {
             let a = $a.data.as_ptr().wrapping_add(i * $a.stride);
@@ -178,7 +178,7 @@ macro_rules! row_tiles {
             let c = $c.0.add(i * $c.1 + $j);
             let rows = ($m - i).min($max);
             match rows {
-                $($rows => $tile::<$rows, $vectors>($k, a, $a.stride, b, $b.stride, $add, c, $c.1),)+
+                $($rows => $tile::<$rows, $vectors, $element>($k, a, $a.stride, b, $b.stride, $add, c, $c.1),)+
                 _ => unreachable!("at most {} rows", $max),
             }
             i += rows;

@@ -19,9 +19,11 @@
 
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
+use crate::element::Element;
 use crate::format::{BLOCK, Format, GROUP, PANEL};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
+use half::f16;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -678,17 +680,51 @@ unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
     }
 }
 
+/// 8 numbers in single precision.
+///
+/// # Safety
+/// They must be readable.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_8<T: Element>(numbers: *const T) -> __m256 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if T::HALF {
+            load_scales(numbers.cast())
+        } else {
+            _mm256_loadu_ps(numbers.cast())
+        }
+    }
+}
+
+/// 16 numbers in single precision.
+///
+/// # Safety
+/// They must be readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_16<T: Element>(numbers: *const T) -> __m512 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if T::HALF {
+            _mm512_cvtph_ps(_mm256_loadu_si256(numbers.cast()))
+        } else {
+            _mm512_loadu_ps(numbers.cast())
+        }
+    }
+}
+
 /// `R` rows and `V` vectors of 8 columns of a product, in registers.
 ///
 /// # Safety
 /// `a` must be readable for `R` rows of `k`, `b` for `k` rows and `c` writable for `R` rows of `8 V` columns.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const R: usize, const V: usize>(
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile_avx2<const R: usize, const V: usize, T: Element>(
     k: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const f32,
+    b: *const T,
     b_stride: usize,
     add: bool,
     c: *mut f32,
@@ -705,7 +741,7 @@ unsafe fn tile_avx2<const R: usize, const V: usize>(
         for p in 0..k {
             let mut row = [_mm256_setzero_ps(); V];
             for (v, row) in row.iter_mut().enumerate() {
-                *row = _mm256_loadu_ps(b.add(p * b_stride + 8 * v));
+                *row = load_8(b.add(p * b_stride + 8 * v));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*a.add(r * a_stride + p));
@@ -728,11 +764,11 @@ unsafe fn tile_avx2<const R: usize, const V: usize>(
 /// `a` must be readable for `R` rows of `k`, `b` for `k` rows and `c` writable for `R` rows of `16 V` columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_avx512<const R: usize, const V: usize>(
+unsafe fn tile_avx512<const R: usize, const V: usize, T: Element>(
     k: usize,
     a: *const f32,
     a_stride: usize,
-    b: *const f32,
+    b: *const T,
     b_stride: usize,
     add: bool,
     c: *mut f32,
@@ -749,7 +785,7 @@ unsafe fn tile_avx512<const R: usize, const V: usize>(
         for p in 0..k {
             let mut row = [_mm512_setzero_ps(); V];
             for (v, row) in row.iter_mut().enumerate() {
-                *row = _mm512_loadu_ps(b.add(p * b_stride + 16 * v));
+                *row = load_16(b.add(p * b_stride + 16 * v));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(r * a_stride + p));
@@ -766,11 +802,11 @@ unsafe fn tile_avx512<const R: usize, const V: usize>(
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
-fn matmul_avx2(
+#[target_feature(enable = "avx2,fma,f16c")]
+fn matmul_avx2<T: Element>(
     size: [usize; 3],
     a: Strided<'_>,
-    b: Strided<'_>,
+    b: Strided<'_, T>,
     add: bool,
     c: &mut [f32],
     c_stride: usize,
@@ -782,20 +818,20 @@ fn matmul_avx2(
     // SAFETY: checked above.
     unsafe {
         while j + 16 <= n {
-            row_tiles!(tile_avx2, 2, [1 2 3 4 5 6], 6, m, k, a, b, add, c, j);
+            row_tiles!(tile_avx2, T, 2, [1 2 3 4 5 6], 6, m, k, a, b, add, c, j);
             j += 16;
         }
         if j < n {
-            row_tiles!(tile_avx2, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
+            row_tiles!(tile_avx2, T, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
         }
     }
 }
 
-#[target_feature(enable = "avx512f,avx2,fma")]
-fn matmul_avx512(
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn matmul_avx512<T: Element>(
     size: [usize; 3],
     a: Strided<'_>,
-    b: Strided<'_>,
+    b: Strided<'_, T>,
     add: bool,
     c: &mut [f32],
     c_stride: usize,
@@ -807,15 +843,15 @@ fn matmul_avx512(
     // SAFETY: checked above.
     unsafe {
         while j + 32 <= n {
-            row_tiles!(tile_avx512, 2, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, add, c, j);
+            row_tiles!(tile_avx512, T, 2, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, add, c, j);
             j += 32;
         }
         while j + 16 <= n {
-            row_tiles!(tile_avx512, 1, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, add, c, j);
+            row_tiles!(tile_avx512, T, 1, [1 2 3 4 5 6 7 8 9 10 11 12], 12, m, k, a, b, add, c, j);
             j += 16;
         }
         if j < n {
-            row_tiles!(tile_avx2, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
+            row_tiles!(tile_avx2, T, 1, [1 2 3 4 5 6 7 8], 8, m, k, a, b, add, c, j);
         }
     }
 }
@@ -1184,6 +1220,18 @@ impl Kernels for Avx2 {
         unsafe { matmul_avx2(size, a, b, add, c, c_stride) }
     }
 
+    fn matmul_half(
+        &self,
+        size: [usize; 3],
+        a: Strided<'_>,
+        b: Strided<'_, f16>,
+        c: &mut [f32],
+        c_stride: usize,
+    ) {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        unsafe { matmul_avx2(size, a, b, false, c, c_stride) }
+    }
+
     avx2_kernels!();
     row_kernels!(true, "avx2,fma");
 
@@ -1243,6 +1291,18 @@ impl Kernels for AvxVnni {
         unsafe { matmul_avx2(size, a, b, add, c, c_stride) }
     }
 
+    fn matmul_half(
+        &self,
+        size: [usize; 3],
+        a: Strided<'_>,
+        b: Strided<'_, f16>,
+        c: &mut [f32],
+        c_stride: usize,
+    ) {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        unsafe { matmul_avx2(size, a, b, false, c, c_stride) }
+    }
+
     avx2_kernels!();
     row_kernels!(true, "avx2,fma");
 
@@ -1289,6 +1349,18 @@ impl Kernels for Avx512Vnni {
     ) {
         // SAFETY: `find` hands these kernels out only on machines with these features.
         unsafe { matmul_avx512(size, a, b, add, c, c_stride) }
+    }
+
+    fn matmul_half(
+        &self,
+        size: [usize; 3],
+        a: Strided<'_>,
+        b: Strided<'_, f16>,
+        c: &mut [f32],
+        c_stride: usize,
+    ) {
+        // SAFETY: `find` hands these kernels out only on machines with these features.
+        unsafe { matmul_avx512(size, a, b, false, c, c_stride) }
     }
 
     avx2_kernels!();

@@ -231,7 +231,7 @@ proptest! {
             }
             // Token by token over the cache: the same bits.
             let pool = pool(isa);
-            let mut cache = KvCache::new(2, heads.kv_heads, heads.head_dim, past + q_len + 3).unwrap();
+            let mut cache = KvCache::new(2, heads.kv_heads, heads.head_dim, past + q_len + 3, false).unwrap();
             let mut out = vec![f32::NAN; problem.width()];
             for token in 0..past + q_len {
                 let at = token * problem.kv_stride();
@@ -247,6 +247,99 @@ proptest! {
                 cache.advance(1);
             }
         }
+    }
+}
+
+/// A cache in half precision gives, bit for bit, what one in single precision gives for the rounded keys and values.
+#[test]
+fn half_precision_is_single_precision_of_rounded_numbers() {
+    for (heads, kv_heads, head_dim) in [(12, 2, 128), (3, 3, 80), (4, 2, 12), (2, 1, 7)] {
+        let heads = Heads {
+            heads,
+            kv_heads,
+            head_dim,
+        };
+        let total = 300;
+        let problem = Problem::random(heads, total, total, &mut Random(head_dim as u64));
+        let mut rounded = problem.kv.clone();
+        for x in &mut rounded {
+            *x = half::f16::from_f32(*x).to_f32();
+        }
+        let rounded = Problem {
+            kv: rounded,
+            q: problem.q.clone(),
+            ..problem
+        };
+        for isa in isas() {
+            let pool = pool(isa);
+            let [single, half] = [false, true].map(|half| {
+                let mut cache = KvCache::new(2, kv_heads, head_dim, total, half).unwrap();
+                // The half precision cache rounds by itself; what is rounded already stays as it is.
+                let problem = if half { &problem } else { &rounded };
+                let mut out = vec![f32::NAN; total * problem.width()];
+                for (start, end) in [(0, 257), (257, 258), (258, total)] {
+                    let row = |rows: Rows, start: usize| rows.data[start * rows.stride..].to_vec();
+                    let (k, v) = (row(problem.k(), start), row(problem.v(), start));
+                    let stride = problem.kv_stride();
+                    let [k, v] = [&k, &v].map(|data| Rows { data, stride });
+                    cache.append(1, k, v, end - start);
+                    let q = Rows {
+                        data: &problem.q[start * problem.q().stride..],
+                        ..problem.q()
+                    };
+                    let out = &mut out[start * problem.width()..end * problem.width()];
+                    let scale = problem.scale;
+                    cached_attention(
+                        &pool,
+                        heads,
+                        q,
+                        end - start,
+                        &cache,
+                        1,
+                        end,
+                        None,
+                        scale,
+                        out,
+                    );
+                    cache.advance(end - start);
+                }
+                out
+            });
+            assert_eq!(half, single, "{isa} {heads:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_too_large_for_half_precision_stays_finite() {
+    let heads = Heads {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 8,
+    };
+    let large = Rows {
+        data: &[1e6; 8],
+        stride: 0,
+    };
+    let nan = Rows {
+        data: &[f32::NAN; 8],
+        stride: 0,
+    };
+    let pool = pool(isas()[0]);
+    for (v, shows) in [(large, false), (nan, true)] {
+        let mut cache = KvCache::new(1, 1, 8, 1, true).unwrap();
+        cache.append(0, large, v, 1);
+        let mut out = [0.0; 8];
+        let q = Rows {
+            data: &[0.0; 8],
+            stride: 0,
+        };
+        cached_attention(&pool, heads, q, 1, &cache, 0, 1, None, 1.0, &mut out);
+        assert!(
+            out.iter()
+                .all(|x| if shows { x.is_nan() } else { *x == 65504.0 }),
+            "{out:?}"
+        );
     }
 }
 
@@ -308,7 +401,7 @@ fn a_prefill_may_be_cut_into_pieces() {
     for isa in isas() {
         let pool = pool(isa);
         let whole = problem.run(&pool, Mask::Causal, None);
-        let mut cache = KvCache::new(1, 2, 64, 300).unwrap();
+        let mut cache = KvCache::new(1, 2, 64, 300, false).unwrap();
         let mut out = vec![0.0; 300 * problem.width()];
         for (start, end) in [(0, 1), (1, 100), (100, 260), (260, 300)] {
             let (k, v) = (
@@ -354,7 +447,7 @@ fn truncated_positions_are_forgotten() {
     };
     let problem = Problem::random(heads, 40, 40, &mut Random(6));
     let pool = pool(isas()[0]);
-    let mut cache = KvCache::new(1, 1, 16, 200).unwrap();
+    let mut cache = KvCache::new(1, 1, 16, 200, false).unwrap();
     let junk = vec![1e3; 150 * problem.kv_stride()];
     let junk = Rows {
         data: &junk,
@@ -385,20 +478,22 @@ fn truncated_positions_are_forgotten() {
 fn a_cache_too_large_is_an_error() {
     for capacity in [usize::MAX, usize::MAX / 1024, 1 << 50] {
         assert!(matches!(
-            KvCache::new(28, 2, 128, capacity),
+            KvCache::new(28, 2, 128, capacity, capacity % 2 == 0),
             Err(CacheError::TooLarge { .. })
         ));
     }
     assert!(matches!(
-        KvCache::new(1, 1, usize::MAX, 1),
+        KvCache::new(1, 1, usize::MAX, 1, false),
         Err(CacheError::TooLarge { .. })
     ));
-    let cache = KvCache::new(28, 2, 128, 1000).unwrap();
-    assert_eq!(
-        cache.bytes(),
-        28 * 2 * 1000usize.next_multiple_of(CHUNK) * 2 * 128 * 4
-    );
-    assert_eq!((cache.len(), cache.capacity()), (0, 1000));
+    for (half, size) in [(false, 4), (true, 2)] {
+        let cache = KvCache::new(28, 2, 128, 1000, half).unwrap();
+        assert_eq!(
+            cache.bytes(),
+            28 * 2 * 1000usize.next_multiple_of(CHUNK) * 2 * 128 * size
+        );
+        assert_eq!((cache.len(), cache.capacity()), (0, 1000));
+    }
 }
 
 #[test]

@@ -36,13 +36,16 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// Positions that fit.
     pub capacity: usize,
+    /// Whether half precision is enough: for weights that are quantized anyway. A device may hold
+    /// single precision nevertheless.
+    pub half: bool,
 }
 
 impl CacheShape {
-    /// Bytes of the keys and values, in f32.
+    /// Bytes of the keys and values.
     pub fn bytes(&self) -> usize {
         let elements = self.layers * self.kv_heads * self.head_dim * self.capacity;
-        2 * size_of::<f32>() * elements
+        2 * if self.half { 2 } else { 4 } * elements
     }
 }
 

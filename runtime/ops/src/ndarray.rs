@@ -340,8 +340,14 @@ impl KernelBackend for Cpu {
     }
 
     fn kv_cache(shape: CacheShape, _device: &NdArrayDevice) -> Result<KvCache, CacheError> {
-        KvCache::new(shape.layers, shape.kv_heads, shape.head_dim, shape.capacity)
-            .map_err(|error| CacheError(error.to_string()))
+        KvCache::new(
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim,
+            shape.capacity,
+            shape.half,
+        )
+        .map_err(|error| CacheError(error.to_string()))
     }
 
     fn cached_attention(

@@ -294,6 +294,7 @@ fn attend_cached(heads: Heads, pieces: &[usize], biased: bool) -> Result<(), Tes
         kv_heads: heads.kv_heads,
         head_dim: heads.head_dim,
         capacity: total + 1,
+        half: false,
     };
     let mut cache = G::kv_cache(shape, &Default::default()).expect("memory");
     let (all, mut found, mut start) = (gpu(&qkv), Vec::new(), 0);
@@ -357,6 +358,7 @@ fn heads_that_are_too_large() {
         kv_heads: 1,
         head_dim: 600,
         capacity: 4,
+        half: false,
     };
     let error = G::kv_cache(shape, &Default::default())
         .err()

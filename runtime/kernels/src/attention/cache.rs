@@ -2,7 +2,9 @@
 
 use super::layout::{ChunkLayout, Keys};
 use super::{CHUNK, Rows};
+use crate::element::Element;
 use crate::format::PANEL;
+use half::f16;
 use std::alloc::Layout;
 use std::ops::Range;
 use thiserror::Error;
@@ -28,12 +30,13 @@ pub enum CacheError {
     },
 }
 
-/// The keys and values of past tokens, for all layers. Memory is reserved at once and touched when it is used.
+/// The keys and values of past tokens, for all layers, in single or half precision. Memory is reserved at once and touched
+/// when it is used.
 ///
 /// A step appends its tokens to every layer, computes [`cached_attention`](super::cached_attention) with them, and at the end calls
 /// [`advance`](Self::advance).
 pub struct KvCache {
-    data: Vec<f32>,
+    data: Data,
     pub(super) layers: usize,
     pub(super) kv_heads: usize,
     pub(super) layout: ChunkLayout,
@@ -41,8 +44,19 @@ pub struct KvCache {
     len: usize,
 }
 
+enum Data {
+    Single(Vec<f32>),
+    Half(Vec<f16>),
+}
+
+/// The keys and values of a layer.
+pub(super) enum CachedKeys<'a> {
+    Single(Keys<'a, f32>),
+    Half(Keys<'a, f16>),
+}
+
 impl KvCache {
-    /// An empty cache for `capacity` positions.
+    /// An empty cache for `capacity` positions, in half precision or single.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -51,6 +65,7 @@ impl KvCache {
         kv_heads: usize,
         head_dim: usize,
         capacity: usize,
+        half: bool,
     ) -> Result<Self, CacheError> {
         let error = CacheError::TooLarge {
             layers,
@@ -58,7 +73,7 @@ impl KvCache {
             head_dim,
             capacity,
         };
-        let floats = || {
+        let len = || {
             let padded = head_dim.checked_next_multiple_of(PANEL)?;
             let chunk = head_dim.checked_add(padded)?.checked_mul(CHUNK)?;
             layers
@@ -66,7 +81,12 @@ impl KvCache {
                 .checked_mul(capacity.div_ceil(CHUNK))?
                 .checked_mul(chunk)
         };
-        let data = floats().and_then(zeroed).ok_or(error)?;
+        let data = if half {
+            len().and_then(zeroed).map(Data::Half)
+        } else {
+            len().and_then(zeroed).map(Data::Single)
+        };
+        let data = data.ok_or(error)?;
         Ok(Self {
             data,
             layers,
@@ -94,25 +114,34 @@ impl KvCache {
 
     /// Bytes reserved.
     pub fn bytes(&self) -> usize {
-        self.data.len() * 4
+        match &self.data {
+            Data::Single(data) => size_of_val(&data[..]),
+            Data::Half(data) => size_of_val(&data[..]),
+        }
     }
 
-    /// Floats of one head.
-    fn head_floats(&self) -> usize {
-        self.capacity.div_ceil(CHUNK) * self.layout.floats()
+    /// Numbers of one head.
+    fn head_len(&self) -> usize {
+        self.capacity.div_ceil(CHUNK) * self.layout.len()
     }
 
-    /// Where a layer's floats are.
+    /// Where a layer's numbers are.
     fn layer(&self, layer: usize) -> Range<usize> {
-        let size = self.kv_heads * self.head_floats();
+        let size = self.kv_heads * self.head_len();
         layer * size..(layer + 1) * size
     }
 
-    /// The keys and values of a layer.
-    pub(super) fn keys(&self, layer: usize) -> Keys<'_> {
+    pub(super) fn keys(&self, layer: usize) -> CachedKeys<'_> {
+        match &self.data {
+            Data::Single(data) => CachedKeys::Single(self.keys_in(data, layer)),
+            Data::Half(data) => CachedKeys::Half(self.keys_in(data, layer)),
+        }
+    }
+
+    fn keys_in<'a, T>(&self, data: &'a [T], layer: usize) -> Keys<'a, T> {
         Keys {
-            data: &self.data[self.layer(layer)],
-            head_floats: self.head_floats(),
+            data: &data[self.layer(layer)],
+            head_len: self.head_len(),
             layout: self.layout,
             first: 0,
         }
@@ -133,22 +162,16 @@ impl KvCache {
             self.len,
             self.capacity
         );
-        let (head_dim, layout, len) = (self.layout.head_dim, self.layout, self.len);
-        k.check("keys", tokens, self.kv_heads * head_dim);
-        v.check("values", tokens, self.kv_heads * head_dim);
+        k.check("keys", tokens, self.kv_heads * self.layout.head_dim);
+        v.check("values", tokens, self.kv_heads * self.layout.head_dim);
         if tokens == 0 {
             return;
         }
-        let (range, head_floats) = (self.layer(layer), self.head_floats());
-        for (head, data) in self.data[range].chunks_exact_mut(head_floats).enumerate() {
-            let mut done = 0;
-            while done < tokens {
-                let at = (len + done) % CHUNK;
-                let count = (CHUNK - at).min(tokens - done);
-                let chunk = &mut data[(len + done) / CHUNK * layout.floats()..][..layout.floats()];
-                layout.put(chunk, at, k, v, head * head_dim, done..done + count);
-                done += count;
-            }
+        let (range, head_len) = (self.layer(layer), self.head_len());
+        let (layout, len) = (self.layout, self.len);
+        match &mut self.data {
+            Data::Single(data) => append(&mut data[range], head_len, layout, len, k, v, tokens),
+            Data::Half(data) => append(&mut data[range], head_len, layout, len, k, v, tokens),
         }
     }
 
@@ -188,17 +211,40 @@ impl std::fmt::Debug for KvCache {
     }
 }
 
-/// Zeroed floats that the system provides when they are touched; `None` if there is no memory for them.
-fn zeroed(floats: usize) -> Option<Vec<f32>> {
-    let layout = Layout::array::<f32>(floats).ok()?;
-    if floats == 0 {
+/// Stores tokens in a layer, whose heads have `head_len` numbers each, from position `len` on.
+fn append<T: Element>(
+    layer: &mut [T],
+    head_len: usize,
+    layout: ChunkLayout,
+    len: usize,
+    k: Rows,
+    v: Rows,
+    tokens: usize,
+) {
+    for (head, data) in layer.chunks_exact_mut(head_len).enumerate() {
+        let mut done = 0;
+        while done < tokens {
+            let at = (len + done) % CHUNK;
+            let count = (CHUNK - at).min(tokens - done);
+            let chunk = &mut data[(len + done) / CHUNK * layout.len()..][..layout.len()];
+            let column = head * layout.head_dim;
+            layout.put(chunk, at, k, v, column, done..done + count);
+            done += count;
+        }
+    }
+}
+
+/// Zeros that the system provides when they are touched; `None` if there is no memory for them.
+fn zeroed<T: Element>(len: usize) -> Option<Vec<T>> {
+    let layout = Layout::array::<T>(len).ok()?;
+    if len == 0 {
         return Some(Vec::new());
     }
     // SAFETY: the layout is not empty; the vector takes over memory from the same allocator with exactly this
-    // layout, filled with zeros, which are floats.
+    // layout, filled with zeros, which are numbers of both kinds.
     #[allow(unsafe_code)]
     unsafe {
         let pointer = std::alloc::alloc_zeroed(layout);
-        (!pointer.is_null()).then(|| Vec::from_raw_parts(pointer.cast(), floats, floats))
+        (!pointer.is_null()).then(|| Vec::from_raw_parts(pointer.cast(), len, len))
     }
 }

@@ -1,6 +1,7 @@
 //! How keys and values lie in memory for the products of attention.
 
 use super::{CHUNK, Rows};
+use crate::element::Element;
 use crate::format::PANEL;
 use std::ops::Range;
 
@@ -24,7 +25,8 @@ impl ChunkLayout {
         }
     }
 
-    pub(super) fn floats(self) -> usize {
+    /// Numbers of a chunk.
+    pub(super) fn len(self) -> usize {
         CHUNK * (self.head_dim + self.padded)
     }
 
@@ -37,24 +39,24 @@ impl ChunkLayout {
     }
 
     /// Copies positions into a chunk and clears the rest of it.
-    pub(super) fn fill(
+    pub(super) fn fill<T: Element>(
         self,
-        chunk: &mut [f32],
+        chunk: &mut [T],
         k: Rows,
         v: Rows,
         column: usize,
         positions: Range<usize>,
     ) {
         if positions.len() < CHUNK || self.padded > self.head_dim {
-            chunk.fill(0.0);
+            chunk.fill(T::ZERO);
         }
         self.put(chunk, 0, k, v, column, positions);
     }
 
     /// Copies positions into a chunk, the first at `at`.
-    pub(super) fn put(
+    pub(super) fn put<T: Element>(
         self,
-        chunk: &mut [f32],
+        chunk: &mut [T],
         at: usize,
         k: Rows,
         v: Rows,
@@ -66,12 +68,15 @@ impl ChunkLayout {
             let key = k.at(position, column, self.head_dim);
             let strip = &mut keys[i / STRIP * STRIP * self.head_dim..][..STRIP * self.head_dim];
             for (row, key) in strip.chunks_exact_mut(STRIP).zip(key) {
-                row[i % STRIP] = *key;
+                row[i % STRIP] = T::from_f32(*key);
             }
             let value = v.at(position, column, self.head_dim);
             for (column, width) in self.strips() {
                 let value = &value[column..self.head_dim.min(column + width)];
-                values[CHUNK * column + i * width..][..value.len()].copy_from_slice(value);
+                let place = &mut values[CHUNK * column + i * width..];
+                for (place, value) in place.iter_mut().zip(value) {
+                    *place = T::from_f32(*value);
+                }
             }
         }
     }
@@ -79,17 +84,18 @@ impl ChunkLayout {
 
 /// The laid out keys and values of some heads.
 #[derive(Clone, Copy)]
-pub(super) struct Keys<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) head_floats: usize,
+pub(super) struct Keys<'a, T> {
+    pub(super) data: &'a [T],
+    /// Numbers of one head.
+    pub(super) head_len: usize,
     pub(super) layout: ChunkLayout,
     /// The head that `data` begins with.
     pub(super) first: usize,
 }
 
-impl<'a> Keys<'a> {
-    pub(super) fn chunk(&self, head: usize, chunk: usize) -> (&'a [f32], &'a [f32]) {
-        let at = (head - self.first) * self.head_floats + chunk * self.layout.floats();
-        self.data[at..][..self.layout.floats()].split_at(self.layout.head_dim * CHUNK)
+impl<'a, T> Keys<'a, T> {
+    pub(super) fn chunk(&self, head: usize, chunk: usize) -> (&'a [T], &'a [T]) {
+        let at = (head - self.first) * self.head_len + chunk * self.layout.len();
+        self.data[at..][..self.layout.len()].split_at(self.layout.head_dim * CHUNK)
     }
 }

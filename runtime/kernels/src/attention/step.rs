@@ -3,6 +3,7 @@
 use super::layout::{Keys, STRIP};
 use super::{CHUNK, Heads, Mask, Rows};
 use crate::cpu::{Kernels, Strided};
+use crate::element::Element;
 use crate::format::PANEL;
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};
@@ -51,7 +52,12 @@ struct Work<'a> {
 
 impl Step<'_> {
     /// Computes the results of the heads that share the key heads `kv_heads`.
-    pub(super) fn run(&self, pool: &ThreadPool, keys: Keys, kv_heads: Range<usize>) {
+    pub(super) fn run<T: Element>(
+        &self,
+        pool: &ThreadPool,
+        keys: Keys<'_, T>,
+        kv_heads: Range<usize>,
+    ) {
         let chunks = self.kv_len.div_ceil(CHUNK);
         let tiles = self.tiles();
         if tiles.len() == 1 && kv_heads.len() < 4 * pool.threads() && chunks > 1 {
@@ -163,7 +169,7 @@ impl Step<'_> {
     }
 
     /// Some tiles, over all chunks that they see.
-    fn run_tiles(&self, keys: Keys, head: usize, ranges: &[Range<usize>]) {
+    fn run_tiles<T: Element>(&self, keys: Keys<'_, T>, head: usize, ranges: &[Range<usize>]) {
         let padded = keys.layout.padded;
         self.with_tiles(padded, head, ranges, |mut tiles, mut work| {
             let first = tiles.iter().map(|tile| tile.keys.start).min().unwrap_or(0);
@@ -207,7 +213,14 @@ impl Step<'_> {
 
     /// The softmax of one chunk of keys: each row's maximum (-inf if it sees nothing of the chunk), sum and weighted
     /// values, in `work`.
-    fn chunk(&self, keys: Keys, head: usize, chunk: usize, tile: &Tile, work: &mut Work) {
+    fn chunk<T: Element>(
+        &self,
+        keys: Keys<'_, T>,
+        head: usize,
+        chunk: usize,
+        tile: &Tile,
+        work: &mut Work,
+    ) {
         let start = chunk * CHUNK;
         let local = |keys: Range<usize>| {
             let within = |key: usize| key.clamp(start, start + CHUNK) - start;
@@ -246,19 +259,20 @@ impl Step<'_> {
                 data: &v[CHUNK * column + seen.start * width..],
                 stride: width,
             };
-            self.kernels.matmul(
-                [rows, width, seen.len()],
-                s,
-                v,
-                false,
-                &mut work.o[column..],
-                padded,
-            );
+            let o = &mut work.o[column..];
+            T::matmul(self.kernels, [rows, width, seen.len()], s, v, o, padded);
         }
     }
 
     /// The scores of the keys `seen` (and perhaps some around them).
-    fn scores(&self, k: &[f32], tile: &Tile, rows: usize, seen: Range<usize>, s: &mut [f32]) {
+    fn scores<T: Element>(
+        &self,
+        k: &[T],
+        tile: &Tile,
+        rows: usize,
+        seen: Range<usize>,
+        s: &mut [f32],
+    ) {
         let head_dim = self.heads.head_dim;
         let (from, to) = (seen.start / STRIP * STRIP, seen.end.next_multiple_of(PANEL));
         let q = Strided {
@@ -271,14 +285,8 @@ impl Step<'_> {
                 stride: STRIP,
             };
             let width = STRIP.min(to - column);
-            self.kernels.matmul(
-                [rows, width, head_dim],
-                q,
-                k,
-                false,
-                &mut s[column..],
-                CHUNK,
-            );
+            let s = &mut s[column..];
+            T::matmul(self.kernels, [rows, width, head_dim], q, k, s, CHUNK);
         }
     }
 
@@ -305,7 +313,13 @@ impl Step<'_> {
 
     /// One tile, many keys: the tasks are chunks, merged in their order afterwards. The same operations as
     /// [`run_tiles`](Self::run_tiles) does.
-    fn run_by_chunks(&self, pool: &ThreadPool, keys: Keys, kv_heads: Range<usize>, chunks: usize) {
+    fn run_by_chunks<T: Element>(
+        &self,
+        pool: &ThreadPool,
+        keys: Keys<'_, T>,
+        kv_heads: Range<usize>,
+        chunks: usize,
+    ) {
         let padded = keys.layout.padded;
         let queries = 0..self.q_len;
         let rows = self.q_len * self.heads.group();
