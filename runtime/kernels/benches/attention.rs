@@ -3,26 +3,12 @@
 //! `cargo bench -p edge-lmm-kernels --bench attention [FILTER]`; `EDGE_LMM_ISA` chooses the instruction set, `THREADS` the
 //! number of threads (default: all). Elements are floating-point operations; bytes are those of the keys and values.
 
+mod common;
+
+use common::{noise, pool};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use edge_lmm_kernels::{Heads, KvCache, Mask, Rows, ThreadPool, attention, cached_attention};
+use edge_lmm_kernels::{Heads, KvCache, Mask, Rows, attention, cached_attention};
 use std::hint::black_box;
-use std::num::NonZeroUsize;
-
-fn pool() -> ThreadPool {
-    let threads = std::env::var("THREADS").ok().and_then(|n| n.parse().ok());
-    let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    ThreadPool::new(threads.unwrap_or(all))
-}
-
-/// Numbers that look random, from -1 to 1.
-fn noise(len: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 /// All tokens attend to all, queries, keys and values lying side by side as a fused projection leaves them.
 fn vision(c: &mut Criterion) {
@@ -93,7 +79,7 @@ fn text(c: &mut Criterion) {
         let q = noise(q_len * width);
         let mut out = vec![0.0; q_len * width];
         group.throughput(if q_len == 1 {
-            Throughput::Bytes((layers * kv_len * kv_width * 8) as u64)
+            Throughput::Bytes((layers * kv_len * kv_width * 4) as u64)
         } else {
             Throughput::Elements((layers * 2 * q_len * kv_len * width) as u64)
         });

@@ -3,10 +3,14 @@
 //! `cargo bench -p edge-lmm-kernels --bench products [FILTER]`; `EDGE_LMM_ISA` chooses the instruction set, `THREADS` the
 //! number of threads (default: all). Elements are operations, two per weight and token; bytes are those of the weights.
 
+mod common;
+
+use common::{noise, pool};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use edge_lmm_kernels::{Epilogue, Format, Matrix, MatrixShape, ThreadPool, linear, pack_rows};
+use edge_lmm_kernels::{
+    Activation, Epilogue, FeedForward, Format, Matrix, MatrixShape, feed_forward, linear, pack_rows,
+};
 use std::hint::black_box;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// Outputs and inputs of the language model's layers: attention output, QKV, gate and up, down, head.
@@ -21,22 +25,6 @@ const TEXT: [(usize, usize); 5] = [
 const VISION: [(usize, usize); 4] = [(3840, 1280), (1280, 1280), (5120, 1280), (1280, 5120)];
 /// Weights of a decode step must come from memory: at least this many bytes in turn.
 const COLD_BYTES: usize = 512 << 20;
-
-fn pool() -> ThreadPool {
-    let threads = std::env::var("THREADS").ok().and_then(|n| n.parse().ok());
-    let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    ThreadPool::new(threads.unwrap_or(all))
-}
-
-/// Numbers that look random, from -1 to 1.
-fn noise(len: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 /// Packed weights: a few panels of noise, again and again.
 fn weights(shape: MatrixShape, copies: usize) -> Vec<u8> {
@@ -116,6 +104,42 @@ fn vision(c: &mut Criterion) {
     }
 }
 
+/// Both products of a layer's feed-forward part, as the models compute them.
+fn feed_forwards(c: &mut Criterion) {
+    let pool = pool();
+    let mut group = c.benchmark_group("feed_forward");
+    group.sample_size(10);
+    for (what, format, gated, inputs, width, tokens) in [
+        ("prefill", Format::Q4, true, 1536, 8960, 512),
+        ("vision", Format::Q8, false, 1280, 5120, 2304),
+    ] {
+        let rows = if gated { 2 * width } else { width };
+        let (up, down) = (
+            MatrixShape::new(format, rows, inputs),
+            MatrixShape::new(format, inputs, width),
+        );
+        let bytes = [weights(up, 1), weights(down, 1)];
+        let layers = FeedForward {
+            up: Matrix::new(up, &bytes[0]).expect("whole matrices"),
+            up_bias: None,
+            activation: Activation::Silu,
+            gated,
+            down: Matrix::new(down, &bytes[1]).expect("whole matrices"),
+            down_bias: None,
+        };
+        let x = noise(tokens * inputs);
+        let mut out = vec![0.0; tokens * inputs];
+        let products = if gated { 3 } else { 2 };
+        group.throughput(Throughput::Elements(
+            (2 * inputs * width * products * tokens) as u64,
+        ));
+        group.bench_function(BenchmarkId::new(what, tokens), |b| {
+            b.iter(|| feed_forward(&pool, &layers, black_box(&x), true, &mut out))
+        });
+    }
+    group.finish();
+}
+
 fn packing(c: &mut Criterion) {
     let mut group = c.benchmark_group("pack");
     group.sample_size(10);
@@ -135,5 +159,5 @@ fn packing(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, prefill, vision, packing);
+criterion_group!(benches, decode, prefill, vision, feed_forwards, packing);
 criterion_main!(benches);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use comfy_table::{CellAlignment, Table, presets};
 use edge_lmm_kernels::attention::Heads;
 use edge_lmm_kernels::{
-    Epilogue, Format, Mask, Matrix, MatrixShape, Rows, ThreadPool, attention, ceiling,
-    integer_attention, linear, pack_rows,
+    Activation, Epilogue, FeedForward, Format, FormatError, Mask, Matrix, MatrixShape, Rows,
+    ThreadPool, attention, ceiling, feed_forward, integer_attention, linear, pack_rows,
 };
 use serde::Serialize;
 
@@ -52,6 +52,14 @@ const fn product(
         tokens,
     }
 }
+
+/// Feed-forward parts, whose two products and what lies between them are one operation: what, format, gated, inputs, width,
+/// tokens.
+const FEED_FORWARD: [(&str, Format, bool, usize, usize, usize); 3] = [
+    ("decode, feed-forward", Format::Q4, true, 1536, 8960, 1),
+    ("prefill, feed-forward", Format::Q4, true, 1536, 8960, 512),
+    ("vision, feed-forward", Format::Q8, false, 1280, 5120, 2304),
+];
 
 /// Attention of the vision towers: what, heads, elements of a head, tokens.
 const ATTENTION: [(&str, usize, usize, usize); 3] = [
@@ -105,10 +113,7 @@ pub struct Report {
 ///
 /// # Errors
 /// Never in practice: the shapes and weights are known to be good.
-pub fn run(
-    pool: &ThreadPool,
-    mut progress: impl FnMut(&str),
-) -> Result<Report, edge_lmm_kernels::FormatError> {
+pub fn run(pool: &ThreadPool, mut progress: impl FnMut(&str)) -> Result<Report, FormatError> {
     progress("memory bandwidth");
     let bandwidth = ceiling::read_bandwidth(pool);
     progress("ceilings");
@@ -121,6 +126,16 @@ pub fn run(
     for product in PRODUCTS {
         progress(&format!("{} {}", product.what, product.format));
         measurements.push(product.measure(pool, bandwidth, ceiling(product.format))?);
+    }
+    for (what, format, gated, inputs, width, tokens) in FEED_FORWARD {
+        progress(what);
+        let (time, bytes) = time_feed_forward(pool, format, gated, inputs, width, tokens)?;
+        let operations = 2 * inputs * width * if gated { 3 } else { 2 } * tokens;
+        let shape = format!("{inputs}x{width}x{tokens}");
+        let limits = (tokens == 1, bandwidth, ceiling(format));
+        measurements.push(measurement(
+            what, format, shape, time, operations, bytes, limits,
+        ));
     }
     for (what, heads, head_dim, tokens) in ATTENTION {
         progress(&format!("attention, {what}"));
@@ -177,7 +192,7 @@ impl Product {
         pool: &ThreadPool,
         bandwidth: f64,
         ceiling: Option<f64>,
-    ) -> Result<Measurement, edge_lmm_kernels::FormatError> {
+    ) -> Result<Measurement, FormatError> {
         let Self {
             format,
             rows,
@@ -186,16 +201,9 @@ impl Product {
             ..
         } = *self;
         let shape = MatrixShape::new(format, rows, cols);
-        // A few panels of noise, again and again: packing takes longer than computing.
-        let mut few = Vec::new();
-        pack_rows(shape, &noise(8 * 8 * cols), &mut few)?;
         let len = shape.panel_bytes() * shape.panels();
-        let copies = if tokens == 1 {
-            COLD_BYTES.div_ceil(len)
-        } else {
-            1
-        };
-        let bytes: Vec<u8> = few.iter().copied().cycle().take(len * copies).collect();
+        let copies = copies(tokens, len);
+        let bytes = weights(shape, copies)?;
         let matrices = bytes
             .chunks(len)
             .map(|bytes| Matrix::new(shape, bytes))
@@ -209,25 +217,102 @@ impl Product {
             black_box(&mut out);
         });
         let seconds = time.as_secs_f64() / matrices.len() as f64;
-        let (gops, gbs) = (
-            2e-9 * (rows * cols * tokens) as f64 / seconds,
-            1e-9 * len as f64 / seconds,
-        );
-        let share = if tokens == 1 {
+        let limits = (tokens == 1, bandwidth, ceiling);
+        let (operations, size) = (2 * rows * cols * tokens, format!("{rows}x{cols}x{tokens}"));
+        Ok(measurement(
+            self.what, format, size, seconds, operations, len, limits,
+        ))
+    }
+}
+
+/// How many matrices take turns, so that weights which one token reads come from memory.
+fn copies(tokens: usize, len: usize) -> usize {
+    if tokens == 1 {
+        COLD_BYTES.div_ceil(len)
+    } else {
+        1
+    }
+}
+
+/// Packed matrices: a few panels of noise, again and again, because packing takes longer than computing.
+fn weights(shape: MatrixShape, copies: usize) -> Result<Vec<u8>, FormatError> {
+    let mut few = Vec::new();
+    pack_rows(shape, &noise(8 * 8 * shape.cols), &mut few)?;
+    let len = shape.panel_bytes() * shape.panels() * copies;
+    Ok(few.iter().copied().cycle().take(len).collect())
+}
+
+/// A line of the table; `limits`: whether the bandwidth binds, the bandwidth, the ceiling of operations.
+fn measurement(
+    what: &str,
+    format: Format,
+    shape: String,
+    seconds: f64,
+    operations: usize,
+    bytes: usize,
+    (by_memory, bandwidth, ceiling): (bool, f64, Option<f64>),
+) -> Measurement {
+    let (gops, gbs) = (
+        1e-9 * operations as f64 / seconds,
+        1e-9 * bytes as f64 / seconds,
+    );
+    Measurement {
+        what: what.to_owned(),
+        format: format.to_string(),
+        shape,
+        ms: 1e3 * seconds,
+        gops,
+        gbs,
+        share: if by_memory {
             Some(1e9 * gbs / bandwidth)
         } else {
             ceiling.map(|ceiling| 1e9 * gops / ceiling)
-        };
-        Ok(Measurement {
-            what: self.what.to_owned(),
-            format: format.to_string(),
-            shape: format!("{rows}x{cols}x{tokens}"),
-            ms: 1e3 * seconds,
-            gops,
-            gbs,
-            share,
-        })
+        },
     }
+}
+
+/// Seconds that a feed-forward part takes, and bytes of its weights.
+fn time_feed_forward(
+    pool: &ThreadPool,
+    format: Format,
+    gated: bool,
+    inputs: usize,
+    width: usize,
+    tokens: usize,
+) -> Result<(f64, usize), FormatError> {
+    let rows = if gated { 2 * width } else { width };
+    let shapes =
+        [(rows, inputs), (inputs, width)].map(|(rows, cols)| MatrixShape::new(format, rows, cols));
+    let lens = shapes.map(|shape| shape.panel_bytes() * shape.panels());
+    let copies = copies(tokens, lens[0] + lens[1]);
+    let (ups, downs) = (weights(shapes[0], copies)?, weights(shapes[1], copies)?);
+    let layers = ups
+        .chunks(lens[0])
+        .zip(downs.chunks(lens[1]))
+        .map(|(up, down)| {
+            Ok(FeedForward {
+                up: Matrix::new(shapes[0], up)?,
+                up_bias: None,
+                activation: if gated {
+                    Activation::Silu
+                } else {
+                    Activation::QuickGelu
+                },
+                gated,
+                down: Matrix::new(shapes[1], down)?,
+                down_bias: None,
+            })
+        })
+        .collect::<Result<Vec<_>, FormatError>>()?;
+    let x = noise(tokens * inputs);
+    let mut out = vec![0.0; tokens * inputs];
+    let time = median_time(|| {
+        for layers in &layers {
+            feed_forward(pool, layers, black_box(&x), false, &mut out);
+        }
+        black_box(&mut out);
+    });
+    Ok((time.as_secs_f64() / layers.len() as f64, lens[0] + lens[1]))
 }
 
 /// All tokens attend to all, queries, keys and values lying side by side as a fused projection leaves them.
@@ -260,16 +345,19 @@ fn measure_attention(
         black_box(&mut out);
     })
     .as_secs_f64();
-    let gops = 4e-9 * (tokens * tokens * width) as f64 / seconds;
-    Measurement {
-        what: format!("attention, {what}"),
-        format: format.to_string(),
-        shape: format!("{tokens}x{}x{}", heads.heads, heads.head_dim),
-        ms: 1e3 * seconds,
-        gops,
-        gbs: 1e-9 * (2 * tokens * width * size_of::<f32>()) as f64 / seconds,
-        share: ceiling.map(|ceiling| 1e9 * gops / ceiling),
-    }
+    let (operations, bytes) = (
+        4 * tokens * tokens * width,
+        2 * tokens * width * size_of::<f32>(),
+    );
+    measurement(
+        &format!("attention, {what}"),
+        format,
+        format!("{tokens}x{}x{}", heads.heads, heads.head_dim),
+        seconds,
+        operations,
+        bytes,
+        (false, 0.0, ceiling),
+    )
 }
 
 impl Report {
