@@ -177,6 +177,14 @@ fn prefetch<const BYTES: usize>(address: *const u8) {
     }
 }
 
+/// Asks for the levels and scales of a group of the next panel.
+#[inline(always)]
+fn prefetch_header(operands: &Operands) {
+    for address in operands.header_ahead(1) {
+        prefetch::<64>(address);
+    }
+}
+
 /// The sums so far plus `sums * (w_scale * x_scale)`, for 8 rows.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -287,6 +295,7 @@ macro_rules! products {
                     let mut acc = load_floats(operands.acc);
                     while operands.blocks > 0 {
                         let mut group = [vdupq_n_s32(0); 2];
+                        prefetch_header(&operands);
                         for _ in 0..operands.group_blocks() {
                             prefetch::<$bytes>(operands.ahead(1));
                             let w = $unpack(&operands);
@@ -338,6 +347,7 @@ unsafe fn one_token_dotprod<const Q4: bool>(mut operands: Operands) {
         let mut acc = load_floats(operands.acc);
         while operands.blocks > 0 {
             let mut group = [vdupq_n_s32(0); 2];
+            prefetch_header(&operands);
             for _ in 0..operands.group_blocks() {
                 if Q4 {
                     prefetch::<128>(operands.ahead(1));

@@ -138,6 +138,13 @@ impl Operands {
     pub(crate) fn ahead(&self, panels: usize) -> *const u8 {
         self.quants.wrapping_add(panels * self.panel_bytes)
     }
+
+    /// Their levels and scales, for which it is enough to ask once per group.
+    #[inline(always)]
+    pub(crate) fn header_ahead(&self, panels: usize) -> [*const u8; 2] {
+        let at = panels * self.panel_bytes;
+        [self.levels.wrapping_add(at), self.scales.wrapping_add(at)]
+    }
 }
 
 /// Checks that a product's operands are as large as its size says.

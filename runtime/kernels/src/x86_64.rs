@@ -138,6 +138,14 @@ fn prefetch<const BYTES: usize>(address: *const u8) {
     }
 }
 
+/// Asks for the levels and scales of a group of a panel that is needed later.
+#[inline(always)]
+fn prefetch_header(operands: &Operands, panels: usize) {
+    for address in operands.header_ahead(panels) {
+        prefetch::<64>(address);
+    }
+}
+
 /// The sum so far plus `sums * (w_scale * x_scale)`, for 8 rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -276,6 +284,9 @@ macro_rules! products {
                     }
                     while operands.blocks > 0 {
                         let mut group = [_mm256_setzero_si256(); N];
+                        for p in 0..N {
+                            prefetch_header(&operands.panel(p), N);
+                        }
                         for _ in 0..operands.group_blocks() {
                             let mut sums = [[_mm256_setzero_si256(); 2]; N];
                             let mut w = [[_mm256_setzero_si256(); 8]; N];
@@ -620,6 +631,8 @@ unsafe fn pair_one_token<const Q4: bool>(mut operands: Operands) {
         let mut acc = _mm512_loadu_ps(operands.acc);
         while operands.blocks > 0 {
             let mut group = _mm512_setzero_si512();
+            prefetch_header(&operands, 2);
+            prefetch_header(&operands.panel(1), 2);
             for _ in 0..operands.group_blocks() {
                 prefetch_pair::<Q4>(&operands, 2);
                 let x = operands.x.cast::<i32>();
