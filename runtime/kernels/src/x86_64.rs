@@ -26,6 +26,7 @@ use crate::tile::{Operands, check_matmul, row_tiles};
 use half::f16;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// AVX2 with FMA and F16C.
@@ -529,8 +530,8 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operands) {
-    let mut expanded = [[[_mm512_setzero_si512(); P]; 8]; GROUP];
-    // SAFETY: as promised by the caller.
+    let mut expanded = [[[const { MaybeUninit::<__m512i>::uninit() }; P]; 8]; GROUP];
+    // SAFETY: as promised by the caller; the vectors of `blocks` blocks are written before they are read.
     unsafe {
         while operands.blocks > 0 {
             let first = operands;
@@ -545,12 +546,12 @@ unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operan
                     prefetch_pair::<Q4>(&pair, 2 * P);
                     let w = expand_pair::<Q4>(&pair);
                     for i in 0..8 {
-                        expanded[i][p] = w[i];
+                        expanded[i][p].write(w[i]);
                     }
                 }
                 operands.advance_block();
             }
-            let w = &expanded[..blocks];
+            let w = std::slice::from_raw_parts(expanded.as_ptr().cast(), blocks);
             let mut t = 0;
             while t + 6 <= first.tokens {
                 pairs_tokens::<Q4, P, 6>(&first, t, w, &w_scale);

@@ -166,9 +166,13 @@ pub(super) fn multiply(pool: &ThreadPool, w: &Matrix, x: &Activations, output: &
             task(w, x, starts[index]..starts[index + 1], 0, output);
         });
     }
-    let pieces = panels.div_ceil(TASK_PANELS);
-    pool.run(pieces * x.tokens.div_ceil(TILE_TOKENS), |index| {
-        let (tile, panels) = cut(index, pieces, panels, TASK_PANELS);
+    let tiles = x.tokens.div_ceil(TILE_TOKENS);
+    // Smaller tasks where there are so few that threads would wait for the last one.
+    let few = panels.div_ceil(TASK_PANELS) * tiles < 16 * pool.threads();
+    let task_panels = if few { TASK_PANELS / 2 } else { TASK_PANELS };
+    let pieces = panels.div_ceil(task_panels);
+    pool.run(pieces * tiles, |index| {
+        let (tile, panels) = cut(index, pieces, panels, task_panels);
         task(w, x, panels, tile * TILE_TOKENS, output);
     });
 }
