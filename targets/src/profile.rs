@@ -79,6 +79,13 @@ pub struct Build {
     pub environment: BTreeMap<String, String>,
 }
 
+impl Build {
+    /// Whether the program has a feature.
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|name| name == feature)
+    }
+}
+
 /// A processor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -306,8 +313,7 @@ mod tests {
                 "{device:?}"
             );
             assert_eq!(device.gpu.is_some(), device.board.starts_with("jetson"));
-            let cuda = device.build.features.iter().any(|name| name == "cuda");
-            assert_eq!(device.gpu.is_some(), cuda, "{device:?}");
+            assert_eq!(device.gpu.is_some(), device.build.has("cuda"));
         }
     }
 

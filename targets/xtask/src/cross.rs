@@ -75,7 +75,7 @@ impl BuildOptions {
             false => device.build.clone(),
         };
         for feature in &self.features {
-            if !build.features.contains(feature) {
+            if !build.has(feature) {
                 build.features.push(feature.clone());
             }
         }
@@ -94,8 +94,8 @@ impl BuildOptions {
 pub struct Built {
     /// The device.
     pub device: Device,
-    /// The Cargo features that it was built with.
-    features: Vec<String>,
+    /// How it was built.
+    pub build: Build,
     /// The program.
     pub program: PathBuf,
 }
@@ -121,8 +121,8 @@ fn boards() -> anyhow::Result<Vec<String>> {
     Ok(boards)
 }
 
-/// Builds for each device; devices of the same triple and features share one build. Fails if a device could not
-/// load its program, or if it is too large.
+/// Builds for each device; devices of the same triple and features share one build. Fails if a
+/// device could not load its program, or if it is too large.
 pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Result<Vec<Built>> {
     let mut programs: BTreeMap<(String, Build), PathBuf> = BTreeMap::new();
     let mut built = Vec::new();
@@ -143,7 +143,7 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
         let limit = options.limit(&device);
         let one = Built {
             device,
-            features: kind.1.features.clone(),
+            build: kind.1.clone(),
             program: program.clone(),
         };
         report(&one, options.fixed, limit)?;
@@ -221,14 +221,15 @@ fn oldest_glibc(triple: &str) -> anyhow::Result<Option<Version>> {
 fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> {
     let Built {
         device,
-        features,
+        build,
         program,
     } = built;
     let demands = Demands::of(program)?;
     println!(
         "{:18} {}{:>5.2} MB, glibc {}, libraries: {}",
         device.board,
-        features
+        build
+            .features
             .iter()
             .map(|feature| format!("with {feature}, "))
             .collect::<String>(),
@@ -297,7 +298,7 @@ fn check(built: &[Built]) -> anyhow::Result<()> {
         }
         println!("== {} as {}", built.device.board, core.0);
         emulator.check(&built.program, work.path())?;
-        if built.features.iter().any(|feature| feature == "cuda") {
+        if built.build.has("cuda") {
             emulator.check_without_cuda(&built.program)?;
         }
         goldens::check(&emulator, &built.program, &record, work.path())?;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use edge_lmm_targets::Device;
+use edge_lmm_targets::{Build, Device};
 use sha2::{Digest, Sha256};
 
 use crate::cross::{self, BuildOptions};
@@ -72,17 +72,17 @@ impl Cmd {
             None => default_maintainer()?,
         };
         let triple = self.build.triple(&device);
-        let features = self.build.build(&device).features;
-        let packages = sbom::packages(&triple, &features)?;
+        let build = self.build.build(&device);
+        let packages = sbom::packages(&triple, &build.features)?;
         let components = sbom::cyclonedx(&packages, &triple)?;
         let mut content = from_program(&device, &program)?;
         content.extend(own_files(&packages, &components)?);
-        content.extend(service(&device, &self.target, &features)?);
+        content.extend(service(&device, &self.target, &build)?);
         content.push(changelog(time, &maintainer)?);
         content.sort_by(|a, b| a.path.cmp(&b.path));
 
         let architecture = architecture(&device)?;
-        let control = control_files(&program, &features, architecture, &maintainer, &content)?;
+        let control = control_files(&program, &build, architecture, &maintainer, &content)?;
         fs::create_dir_all(&self.output)
             .with_context(|| format!("cannot make {}", self.output.display()))?;
         let stem = format!("edge-lmm-{VERSION}-{}", self.target);
@@ -134,10 +134,15 @@ fn default_maintainer() -> anyhow::Result<String> {
             let mut git = Command::new("git");
             git.args(["log", "-1", "--format=%an <%ae>"])
                 .current_dir(shell::root());
-            shell::output(&mut git)?.trim().to_owned()
+            shell::output(&mut git)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
         }
     };
-    parse_maintainer(&maintainer).map_err(anyhow::Error::msg)
+    parse_maintainer(&maintainer)
+        .map_err(anyhow::Error::msg)
+        .context("nobody answers for the package: name somebody with --maintainer")
 }
 
 fn architecture(device: &Device) -> anyhow::Result<&'static str> {
@@ -172,12 +177,8 @@ fn from_program(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn has_cuda(features: &[String]) -> bool {
-    features.iter().any(|feature| feature == "cuda")
-}
-
 /// The service, with what its devices need, its user and its folders.
-fn service(device: &Device, target: &str, features: &[String]) -> anyhow::Result<Vec<Entry>> {
+fn service(device: &Device, target: &str, build: &Build) -> anyhow::Result<Vec<Entry>> {
     let packaging = shell::root().join("targets/packaging");
     let unit = fs::read_to_string(packaging.join("edge-lmm@.service"))?;
     let unit = unit.replace("@MEMORY_MAX@", &memory_limit(device, target));
@@ -194,7 +195,7 @@ fn service(device: &Device, target: &str, features: &[String]) -> anyhow::Result
         Entry::folder("var/lib/edge-lmm"),
         Entry::folder("etc/edge-lmm"),
     ];
-    if has_cuda(features) {
+    if build.has("cuda") {
         entries.push(Entry::file(
             "usr/lib/systemd/system/edge-lmm@.service.d/cuda.conf",
             fs::read(packaging.join("cuda.conf"))?,
@@ -248,7 +249,7 @@ fn memory_limit(device: &Device, target: &str) -> String {
 
 fn control_files(
     program: &Path,
-    features: &[String],
+    build: &Build,
     architecture: &str,
     maintainer: &str,
     content: &[Entry],
@@ -269,7 +270,7 @@ fn control_files(
     {
         depends.push("libgcc-s1".to_owned());
     }
-    if has_cuda(features) {
+    if build.has("cuda") {
         // It makes the group `render`, without which systemd starts no server.
         depends.push("udev".to_owned());
     }
@@ -317,16 +318,16 @@ mod tests {
     #[test]
     fn the_gpu_is_opened_to_services_that_can_use_it() {
         let jetson = edge_lmm_targets::device("jetson-orin-nano-8gb").unwrap();
-        let files = |features: &[String]| {
-            let entries = service(&jetson, &jetson.name, features).unwrap();
+        let files = |build: &Build| {
+            let entries = service(&jetson, &jetson.name, build).unwrap();
             entries
                 .into_iter()
                 .map(|entry| entry.path)
                 .collect::<Vec<_>>()
         };
         let opened = "usr/lib/systemd/system/edge-lmm@.service.d/cuda.conf".to_owned();
-        assert!(files(&jetson.build.features).contains(&opened));
-        assert!(!files(&[]).contains(&opened));
+        assert!(files(&jetson.build).contains(&opened));
+        assert!(!files(&Build::default()).contains(&opened));
     }
 
     #[test]
