@@ -39,7 +39,7 @@ if [ "$architecture" = "$(dpkg --print-architecture)" ]; then native=1; else nat
 if [ ! -e "$root/etc/debian_version" ]; then
     echo "== a Debian root for $architecture"
     # Programs for another architecture start by themselves where binfmt knows the emulator.
-    debootstrap --variant=minbase --arch="$architecture" --include=netcat-openbsd,systemd-sysv "$suite" "$root" \
+    debootstrap --variant=minbase --arch="$architecture" --include=netcat-openbsd,systemd-sysv,udev "$suite" "$root" \
         "$mirror" >"$work/debootstrap.log" || { tail -n 20 "$work/debootstrap.log"; exit 1; }
 fi
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
@@ -54,10 +54,12 @@ chroot "$root" id edge-lmm
 
 echo "== unit file"
 unit="edge-lmm@.service"
+units="$root/usr/lib/systemd/system"
 # The unit is checked outside of the root, where its program is elsewhere.
 mkdir -p "$work/units"
-sed "s,/usr/bin/edge-lmm,$root/usr/bin/edge-lmm,; /^Documentation=/d" "$root/usr/lib/systemd/system/$unit" \
+sed "s,/usr/bin/edge-lmm,$root/usr/bin/edge-lmm,; /^Documentation=/d" "$units/$unit" \
     >"$work/units/edge-lmm@test.service"
+[ ! -d "$units/$unit.d" ] || cp -r "$units/$unit.d" "$work/units/edge-lmm@test.service.d"
 systemd-analyze verify "$work/units/edge-lmm@test.service"
 # Exposure of at most 2.0 of 10 ("OK" to "safe" in systemd's words).
 systemd-analyze security --offline=yes --threshold=20 "$work/units/edge-lmm@test.service" >"$work/security.txt" ||
@@ -101,9 +103,10 @@ else
     # Emulated programs cannot be confined by systemd: what the unit starts, as the user that it names.
     install -d -o "$(chroot "$root" id -u edge-lmm)" -g "$(chroot "$root" id -g edge-lmm)" -m 750 \
         "$root/run/edge-lmm/test"
-    # shellcheck disable=SC2016 # the variable is in the file
-    command=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/$unit" |
-        sed 's/%i/test/g; s/ \$EDGE_LMM_OPTIONS//')
+    device=$(find "$units/$unit" "$units/$unit.d" -type f -exec sed -n 's/^Environment=EDGE_LMM_DEVICE=//p' {} + \
+        2>/dev/null | tail -n 1)
+    command=$(sed -n 's/^ExecStart=//p' "$units/$unit" |
+        sed "s/%i/test/g; s/\${EDGE_LMM_DEVICE}/$device/; s/ \$EDGE_LMM_OPTIONS//")
     # shellcheck disable=SC2086 # a command line
     chroot "$root" setpriv --reuid=edge-lmm --regid=edge-lmm --clear-groups --no-new-privs $command &
     server=$!

@@ -10,5 +10,5 @@ pub mod profile;
 pub mod roofline;
 
 pub use fit::{Fit, Needs};
-pub use profile::{Device, ProfileError, device, devices};
+pub use profile::{Build, Device, ProfileError, device, devices};
 pub use roofline::{Estimate, Work};

@@ -1,5 +1,7 @@
 //! The device profiles.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 const MIB: u64 = 1 << 20;
@@ -51,6 +53,8 @@ pub struct Device {
     pub emulator_cpu: Option<String>,
     /// Shared libraries that a program may need.
     pub libraries: Vec<String>,
+    /// How its program is built.
+    pub build: Build,
     /// Layout of packed weights.
     pub record_layout: u32,
     /// Processor.
@@ -63,6 +67,23 @@ pub struct Device {
     pub bandwidth: Option<f64>,
     /// Graphics processor.
     pub gpu: Option<Gpu>,
+}
+
+/// How the program of a device is built.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    /// Cargo features of `edge-lmm`, for what it computes on beside the CPU.
+    pub features: Vec<String>,
+    /// What the build of these features reads from the environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Build {
+    /// Whether the program has a feature.
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|name| name == feature)
+    }
 }
 
 /// A processor.
@@ -132,6 +153,8 @@ struct Board {
     glibc: Option<String>,
     emulator_cpu: Option<String>,
     libraries: Vec<String>,
+    #[serde(default)]
+    build: Build,
     record_layout: u32,
     cpu: Cpu,
     memory: Memory,
@@ -168,6 +191,7 @@ impl Board {
             glibc: self.glibc.clone(),
             emulator_cpu: self.emulator_cpu.clone(),
             libraries: self.libraries.clone(),
+            build: self.build.clone(),
             record_layout: self.record_layout,
             cpu: Cpu {
                 cores: variant.cores.unwrap_or(self.cpu.cores),
@@ -240,6 +264,7 @@ fn host() -> Device {
         libraries: ["libc.so.6", "libm.so.6", "libgcc_s.so.1"]
             .map(str::to_owned)
             .to_vec(),
+        build: Build::default(),
         record_layout: 1,
         cpu: Cpu {
             core: std::env::consts::ARCH.to_owned(),
@@ -288,6 +313,7 @@ mod tests {
                 "{device:?}"
             );
             assert_eq!(device.gpu.is_some(), device.board.starts_with("jetson"));
+            assert_eq!(device.gpu.is_some(), device.build.has("cuda"));
         }
     }
 

@@ -277,11 +277,13 @@ pub fn user_message(media: &[Media], prompt: &str) -> Message {
     }
 }
 
-/// Writes to standard output at once; a closed pipe ends the program quietly.
+/// Writes to standard output at once; a closed pipe, as `| head` leaves it, ends the program quietly.
 pub fn print_now(text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
+    use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Nobody reads on: what would follow is computed in vain.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("cannot write to standard output"),
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use edge_lmm_targets::{Device, device, devices};
+use edge_lmm_targets::{Build, Device, device, devices};
 
 use crate::elf::{Demands, Version};
 use crate::emulate::Emulator;
@@ -23,9 +23,10 @@ const C_LIBRARY: [&str; 3] = ["libpthread.so.0", "libdl.so.2", "librt.so.1"];
 /// Builds edge-lmm for devices.
 ///
 /// The programs come to lie in target/devices/DEVICE/edge-lmm, static ones in
-/// target/devices/DEVICE-static/edge-lmm. AArch64 boards get the same program: it asks for nothing
-/// newer than the oldest C library among them and chooses its kernels when it runs. Prints the size
-/// of each, the C library and the shared libraries that it needs.
+/// target/devices/DEVICE-static/edge-lmm. AArch64 boards get the same program, those with an NVIDIA
+/// GPU one with CUDA: it asks for nothing newer than the oldest C library among them and chooses its
+/// kernels when it runs. Prints the size of each, the C library and the shared libraries that it
+/// needs.
 #[derive(Args)]
 pub struct Cmd {
     /// A device, such as raspberry-pi-5 or host; repeat for several [default: every board]
@@ -42,12 +43,16 @@ pub struct Cmd {
 /// How edge-lmm is built, for devices, bundles and packages.
 #[derive(Args)]
 pub struct BuildOptions {
-    /// Build a program that needs no shared library at all (musl)
+    /// Build a program that needs no shared library at all (musl); it can load none either, so it
+    /// computes on the CPU alone
     #[arg(long = "static")]
     fixed: bool,
-    /// Cargo features of edge-lmm to build with; repeat for several
+    /// Leave out what the device's profile adds to the CPU: CUDA, on a Jetson
+    #[arg(long)]
+    cpu_only: bool,
+    /// Further Cargo features of edge-lmm to build with; repeat for several
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
-    pub features: Vec<String>,
+    features: Vec<String>,
     /// Cargo profile: dist (the smallest), release, or cross-check, which builds in less time
     #[arg(long, value_name = "PROFILE", default_value = "dist")]
     profile: String,
@@ -63,11 +68,25 @@ impl BuildOptions {
         }
     }
 
-    /// Most bytes of the program for a Rust target, if it is one that is shipped on a board. What
+    /// What the profile of a device says, with the features asked for.
+    pub fn build(&self, device: &Device) -> Build {
+        let mut build = match self.cpu_only || self.fixed {
+            true => Build::default(),
+            false => device.build.clone(),
+        };
+        for feature in &self.features {
+            if !build.has(feature) {
+                build.features.push(feature.clone());
+            }
+        }
+        build
+    }
+
+    /// Most bytes of the program for a device, if it is one that is shipped on a board. What
     /// computes on more than the CPU is larger, and so is x86-64 with its many instruction sets.
-    fn limit(&self, triple: &str) -> Option<u64> {
-        let shipped = self.profile == "dist" && self.features.is_empty();
-        (shipped && triple.starts_with("aarch64")).then_some(MAX_BYTES)
+    fn limit(&self, device: &Device) -> Option<u64> {
+        let shipped = self.profile == "dist" && self.build(device).features.is_empty();
+        (shipped && device.triple.starts_with("aarch64")).then_some(MAX_BYTES)
     }
 }
 
@@ -75,6 +94,8 @@ impl BuildOptions {
 pub struct Built {
     /// The device.
     pub device: Device,
+    /// How it was built.
+    pub build: Build,
     /// The program.
     pub program: PathBuf,
 }
@@ -100,70 +121,75 @@ fn boards() -> anyhow::Result<Vec<String>> {
     Ok(boards)
 }
 
-/// Builds for each device; devices of the same triple share one build. Fails if a device could not
-/// load its program, or if it is too large.
+/// Builds for each device; devices of the same triple and features share one build. Fails if a
+/// device could not load its program, or if it is too large.
 pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Result<Vec<Built>> {
-    let mut programs: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut programs: BTreeMap<(String, Build), PathBuf> = BTreeMap::new();
     let mut built = Vec::new();
     for name in names.iter().map(AsRef::as_ref) {
         let device = device(name)?;
-        let triple = options.triple(&device);
-        let program = match programs.get(&triple) {
-            Some(program) => program.clone(),
-            None => {
-                let program = build_triple(&triple, options, device.name == "host")?;
-                programs.insert(triple.clone(), program.clone());
-                program
-            }
-        };
+        let kind = (options.triple(&device), options.build(&device));
         let suffix = if options.fixed { "-static" } else { "" };
         let folder = shell::target_dir()
             .join("devices")
             .join(format!("{name}{suffix}"));
         fs::create_dir_all(&folder)?;
-        let copy = folder.join("edge-lmm");
-        fs::copy(&program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
-        let program = Built {
-            device,
-            program: copy,
+        let program = folder.join("edge-lmm");
+        let source = match programs.get(&kind) {
+            Some(same) => same.clone(),
+            None => build_program(&kind.0, &kind.1, &options.profile, device.name == "host")?,
         };
-        report(&program, options.fixed, options.limit(&triple))?;
-        built.push(program);
+        fs::copy(&source, &program).with_context(|| format!("cannot copy {}", source.display()))?;
+        let limit = options.limit(&device);
+        let one = Built {
+            device,
+            build: kind.1.clone(),
+            program: program.clone(),
+        };
+        report(&one, options.fixed, limit)?;
+        // The copy, because the next build overwrites cargo's own.
+        programs.entry(kind).or_insert(program);
+        built.push(one);
     }
     Ok(built)
 }
 
-fn build_triple(triple: &str, options: &BuildOptions, host: bool) -> anyhow::Result<PathBuf> {
+/// Builds with cargo and says where it put the program.
+fn build_program(
+    triple: &str,
+    build: &Build,
+    profile: &str,
+    host: bool,
+) -> anyhow::Result<PathBuf> {
     let start = Instant::now();
-    let profile = options.profile.as_str();
     let folder = if profile == "dev" { "debug" } else { profile };
     let mut arguments = vec!["--package", "edge-lmm", "--bin", "edge-lmm", "--locked"];
     arguments.extend(["--profile", profile]);
-    for feature in &options.features {
+    for feature in &build.features {
         arguments.extend(["--features", feature]);
     }
-    let program = if host && !triple.ends_with("-musl") {
+    let (mut cargo, program) = if host && !triple.ends_with("-musl") {
         let mut cargo = Command::new("cargo");
         cargo.arg("build").args(arguments);
-        shell::run(cargo.current_dir(shell::root()))?;
-        shell::target_dir().join(folder).join("edge-lmm")
+        (cargo, shell::target_dir().join(folder))
     } else {
         ensure!(
             triple.starts_with("aarch64-"),
             "there is no cross build for {triple}, only for AArch64 and for the host"
         );
-        cross_build(triple, &arguments)?;
-        shell::target_dir()
-            .join(triple)
-            .join(folder)
-            .join("edge-lmm")
+        let cargo = cross_build(triple, &arguments)?;
+        (cargo, shell::target_dir().join(triple).join(folder))
     };
+    // Whoever sets a variable means it.
+    let unset = |(name, _): &(&String, &String)| std::env::var_os(name).is_none();
+    cargo.envs(build.environment.iter().filter(unset));
+    shell::run(cargo.current_dir(shell::root()))?;
     println!("{triple}: built in {:.0} s", start.elapsed().as_secs_f64());
-    Ok(program)
+    Ok(program.join("edge-lmm"))
 }
 
-/// Builds with zig as the linker, in the environment that targets/aarch64-toolchain.sh makes.
-fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<()> {
+/// The build with zig as the linker, in the environment that targets/aarch64-toolchain.sh makes.
+fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<Command> {
     let environment = shell::output(
         Command::new("sh")
             .args(["targets/aarch64-toolchain.sh", "--zig", triple])
@@ -177,12 +203,9 @@ fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let script = format!(
         "{environment}\nexec cargo zigbuild $EDGE_LMM_CARGO_FLAGS --target {suffix} \"$@\""
     );
-    shell::run(
-        Command::new("sh")
-            .args(["-c", &script, "cargo"])
-            .args(arguments)
-            .current_dir(shell::root()),
-    )
+    let mut cargo = Command::new("sh");
+    cargo.args(["-c", &script, "cargo"]).args(arguments);
+    Ok(cargo)
 }
 
 /// The oldest C library among the devices of a triple.
@@ -196,11 +219,20 @@ fn oldest_glibc(triple: &str) -> anyhow::Result<Option<Version>> {
 
 /// Prints size and libraries, and refuses what a device cannot load.
 fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> {
-    let Built { device, program } = built;
+    let Built {
+        device,
+        build,
+        program,
+    } = built;
     let demands = Demands::of(program)?;
     println!(
-        "{:18} {:>5.2} MB, glibc {}, libraries: {}",
+        "{:18} {}{:>5.2} MB, glibc {}, libraries: {}",
         device.board,
+        build
+            .features
+            .iter()
+            .map(|feature| format!("with {feature}, "))
+            .collect::<String>(),
         demands.bytes as f64 / 1e6,
         demands.glibc.map_or("none".to_owned(), |v| v.to_string()),
         if demands.libraries.is_empty() {
@@ -266,6 +298,9 @@ fn check(built: &[Built]) -> anyhow::Result<()> {
         }
         println!("== {} as {}", built.device.board, core.0);
         emulator.check(&built.program, work.path())?;
+        if built.build.has("cuda") {
+            emulator.check_without_cuda(&built.program)?;
+        }
         goldens::check(&emulator, &built.program, &record, work.path())?;
         cores.push(core);
     }
@@ -291,12 +326,29 @@ mod tests {
 
     #[test]
     fn what_is_shipped_for_the_cpu_has_a_limit_of_size() {
-        let board = "aarch64-unknown-linux-gnu";
-        assert_eq!(options(&[]).limit(board), Some(MAX_BYTES));
-        assert_eq!(options(&[]).limit("x86_64-unknown-linux-gnu"), None);
-        assert_eq!(options(&["--profile", "cross-check"]).limit(board), None);
-        let two = options(&["--features", "one,two"]);
-        assert_eq!((two.features.len(), two.limit(board)), (2, None));
+        let limit = |arguments, name| options(arguments).limit(&device(name).unwrap());
+        let pi = "raspberry-pi-5";
+        assert_eq!(limit(&[], pi), Some(MAX_BYTES));
+        assert_eq!(limit(&["--profile", "cross-check"], pi), None);
+        assert_eq!(limit(&["--features", "one"], pi), None);
+        let jetson = "jetson-orin-nano";
+        assert_eq!(limit(&[], jetson), None);
+        assert_eq!(limit(&["--cpu-only"], jetson), Some(MAX_BYTES));
+    }
+
+    #[test]
+    fn features_are_those_of_the_profile_and_those_asked_for() {
+        let features = |arguments: &[&str], name| {
+            let build = options(arguments).build(&device(name).unwrap());
+            (build.features.join(" "), build.environment.len())
+        };
+        let jetson = "jetson-agx-orin-64gb";
+        assert_eq!(features(&[], "raspberry-pi-5"), (String::new(), 0));
+        assert_eq!(features(&[], jetson), ("cuda".to_owned(), 1));
+        let more = ["--features", "vulkan,cuda"];
+        assert_eq!(features(&more, jetson), ("cuda vulkan".to_owned(), 1));
+        assert_eq!(features(&["--cpu-only"], jetson), (String::new(), 0));
+        assert_eq!(features(&["--static"], jetson), (String::new(), 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -79,6 +79,42 @@ impl Emulator {
         // The demo compares its answers with the right ones itself.
         print!("{}", self.output(program, &["demo"])?);
         self.check_bundle(program, work)
+    }
+
+    /// A program with CUDA runs without CUDA's libraries: asked for the GPU it says what is missing,
+    /// and computes on the CPU if that is allowed. Only emulation has surely none of them.
+    pub fn check_without_cuda(&self, program: &Path) -> anyhow::Result<()> {
+        if self.cpu.is_none() {
+            return Ok(());
+        }
+        let demo = |device: &str| {
+            let mut command = self.command(program);
+            shell::attempt(command.args(["demo", "--device", device]))
+        };
+        let missing = |output: &Output| {
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(
+                message.contains("libcuda.so.1 cannot be opened"),
+                "libcuda.so.1 is not said to be missing: {message}"
+            );
+            Ok(message)
+        };
+        let refused = demo("cuda")?;
+        let message = missing(&refused)?;
+        ensure!(
+            refused.status.code() == Some(1) && message.starts_with("error: "),
+            "--device cuda without CUDA ends with {}: {message}",
+            refused.status
+        );
+        let answered = demo("cuda,cpu")?;
+        missing(&answered)?;
+        ensure!(
+            answered.status.success(),
+            "--device cuda,cpu without CUDA ends with {}",
+            answered.status
+        );
+        println!("  without CUDA: --device cuda is refused, cuda,cpu answers on the CPU");
+        Ok(())
     }
 
     /// A bundle answers without naming a record, and is refused once a byte has changed.

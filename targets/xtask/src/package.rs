@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use edge_lmm_targets::Device;
+use edge_lmm_targets::{Build, Device};
 use sha2::{Digest, Sha256};
 
 use crate::cross::{self, BuildOptions};
@@ -16,7 +16,6 @@ use crate::emulate::Emulator;
 use crate::{sbom, shell};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const MAINTAINER: &str = "The Edge-LMM developers <edge-lmm@localhost>";
 
 /// Makes a Debian package, a tarball to unpack over an image's root, a list of components (SBOM)
 /// and checksums.
@@ -34,9 +33,27 @@ pub struct Cmd {
     program: Option<PathBuf>,
     #[command(flatten)]
     build: BuildOptions,
+    /// Who answers for the package [default: DEBFULLNAME and DEBEMAIL, or else the author of the
+    /// newest commit]
+    #[arg(long, value_name = "NAME <ADDRESS>", value_parser = parse_maintainer)]
+    maintainer: Option<String>,
     /// The folder to write to
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
+}
+
+fn parse_maintainer(text: &str) -> Result<String, String> {
+    let parts = text
+        .strip_suffix('>')
+        .and_then(|text| text.split_once(" <"))
+        .and_then(|(name, address)| Some((name, address.split_once('@')?)));
+    let plain = |part: &str| !part.is_empty() && !part.contains(['<', '>', '@', '\n']);
+    match parts {
+        Some((name, (user, host))) if [name, user, host].into_iter().all(plain) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("expected \"Name <user@host>\", not {text:?}")),
+    }
 }
 
 impl Cmd {
@@ -50,16 +67,22 @@ impl Cmd {
             }
         };
         let time = build_time()?;
+        let maintainer = match self.maintainer {
+            Some(maintainer) => maintainer,
+            None => default_maintainer()?,
+        };
         let triple = self.build.triple(&device);
-        let packages = sbom::packages(&triple, &self.build.features)?;
+        let build = self.build.build(&device);
+        let packages = sbom::packages(&triple, &build.features)?;
         let components = sbom::cyclonedx(&packages, &triple)?;
         let mut content = from_program(&device, &program)?;
-        content.extend(own_files(&device, &self.target, &packages, &components)?);
-        content.push(changelog(time)?);
+        content.extend(own_files(&packages, &components)?);
+        content.extend(service(&device, &self.target, &build)?);
+        content.push(changelog(time, &maintainer)?);
         content.sort_by(|a, b| a.path.cmp(&b.path));
 
         let architecture = architecture(&device)?;
-        let control = control_files(&program, architecture, &content)?;
+        let control = control_files(&program, &build, architecture, &maintainer, &content)?;
         fs::create_dir_all(&self.output)
             .with_context(|| format!("cannot make {}", self.output.display()))?;
         let stem = format!("edge-lmm-{VERSION}-{}", self.target);
@@ -102,6 +125,26 @@ fn build_time() -> anyhow::Result<u64> {
     }
 }
 
+/// As Debian's own tools know the maintainer, or else whoever made what is packaged.
+fn default_maintainer() -> anyhow::Result<String> {
+    let named = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let maintainer = match (named("DEBFULLNAME"), named("DEBEMAIL")) {
+        (Some(name), Some(address)) => format!("{name} <{address}>"),
+        _ => {
+            let mut git = Command::new("git");
+            git.args(["log", "-1", "--format=%an <%ae>"])
+                .current_dir(shell::root());
+            shell::output(&mut git)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        }
+    };
+    parse_maintainer(&maintainer)
+        .map_err(anyhow::Error::msg)
+        .context("nobody answers for the package: name somebody with --maintainer")
+}
+
 fn architecture(device: &Device) -> anyhow::Result<&'static str> {
     match device.triple.split('-').next() {
         Some("aarch64") => Ok("arm64"),
@@ -134,13 +177,8 @@ fn from_program(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The service, its folder, and documents.
-fn own_files(
-    device: &Device,
-    target: &str,
-    packages: &[sbom::Package],
-    components: &str,
-) -> anyhow::Result<Vec<Entry>> {
+/// The service, with what its devices need, its user and its folders.
+fn service(device: &Device, target: &str, build: &Build) -> anyhow::Result<Vec<Entry>> {
     let packaging = shell::root().join("targets/packaging");
     let unit = fs::read_to_string(packaging.join("edge-lmm@.service"))?;
     let unit = unit.replace("@MEMORY_MAX@", &memory_limit(device, target));
@@ -148,9 +186,7 @@ fn own_files(
         !unit.contains("@MEMORY_MAX@"),
         "the memory limit is not filled in"
     );
-    let licence = fs::read_to_string(shell::root().join("LICENSE"))?;
-    let document = |name: &str| format!("usr/share/doc/edge-lmm/{name}");
-    Ok(vec![
+    let mut entries = vec![
         Entry::file("usr/lib/systemd/system/edge-lmm@.service", unit),
         Entry::file(
             "usr/lib/sysusers.d/edge-lmm.conf",
@@ -158,6 +194,21 @@ fn own_files(
         ),
         Entry::folder("var/lib/edge-lmm"),
         Entry::folder("etc/edge-lmm"),
+    ];
+    if build.has("cuda") {
+        entries.push(Entry::file(
+            "usr/lib/systemd/system/edge-lmm@.service.d/cuda.conf",
+            fs::read(packaging.join("cuda.conf"))?,
+        ));
+    }
+    Ok(entries)
+}
+
+/// Documents.
+fn own_files(packages: &[sbom::Package], components: &str) -> anyhow::Result<Vec<Entry>> {
+    let licence = fs::read_to_string(shell::root().join("LICENSE"))?;
+    let document = |name: &str| format!("usr/share/doc/edge-lmm/{name}");
+    Ok(vec![
         Entry::file(document("copyright"), licence),
         Entry::file(
             document("third-party-licences.txt.gz"),
@@ -168,7 +219,7 @@ fn own_files(
 }
 
 /// What Debian asks every package for.
-fn changelog(time: u64) -> anyhow::Result<Entry> {
+fn changelog(time: u64, maintainer: &str) -> anyhow::Result<Entry> {
     let date = shell::output(Command::new("date").env("LC_ALL", "C").args([
         "--utc",
         "--rfc-email",
@@ -176,7 +227,7 @@ fn changelog(time: u64) -> anyhow::Result<Entry> {
     ]))?;
     let text = format!(
         "edge-lmm ({VERSION}) stable; urgency=medium\n\n  * Release {VERSION}.\n\n \
-         -- {MAINTAINER}  {date}"
+         -- {maintainer}  {date}"
     );
     Ok(Entry::file(
         "usr/share/doc/edge-lmm/changelog.gz",
@@ -198,7 +249,9 @@ fn memory_limit(device: &Device, target: &str) -> String {
 
 fn control_files(
     program: &Path,
+    build: &Build,
     architecture: &str,
+    maintainer: &str,
     content: &[Entry],
 ) -> anyhow::Result<Vec<Entry>> {
     let demands = Demands::of(program)?;
@@ -217,11 +270,15 @@ fn control_files(
     {
         depends.push("libgcc-s1".to_owned());
     }
+    if build.has("cuda") {
+        // It makes the group `render`, without which systemd starts no server.
+        depends.push("udev".to_owned());
+    }
     let control = format!(
         "Package: edge-lmm\n\
          Version: {VERSION}\n\
          Architecture: {architecture}\n\
-         Maintainer: {MAINTAINER}\n\
+         Maintainer: {maintainer}\n\
          Installed-Size: {}\n\
          Depends: {}\n\
          Section: science\n\
@@ -256,5 +313,36 @@ mod tests {
         // 8 GiB without 512 MiB; 3.5 of 4 GiB.
         assert_eq!(limit("raspberry-pi-5-8gb"), (8053063680u64).to_string());
         assert_eq!(limit("raspberry-pi-5"), "87%");
+    }
+
+    #[test]
+    fn the_gpu_is_opened_to_services_that_can_use_it() {
+        let jetson = edge_lmm_targets::device("jetson-orin-nano-8gb").unwrap();
+        let files = |build: &Build| {
+            let entries = service(&jetson, &jetson.name, build).unwrap();
+            entries
+                .into_iter()
+                .map(|entry| entry.path)
+                .collect::<Vec<_>>()
+        };
+        let opened = "usr/lib/systemd/system/edge-lmm@.service.d/cuda.conf".to_owned();
+        assert!(files(&jetson.build).contains(&opened));
+        assert!(!files(&Build::default()).contains(&opened));
+    }
+
+    #[test]
+    fn a_maintainer_has_a_name_and_an_address() {
+        assert!(parse_maintainer("Ada Lovelace <ada@analytical.engine>").is_ok());
+        for text in [
+            "",
+            "Ada",
+            "<ada@x.org>",
+            "Ada <ada>",
+            "Ada <@x>",
+            "Ada\nX <a@x>",
+            "A <a@x> B",
+        ] {
+            assert!(parse_maintainer(text).is_err(), "{text:?}");
+        }
     }
 }
