@@ -18,7 +18,6 @@ fn vision(c: &mut Criterion) {
     for (heads, head_dim, len) in [(16, 80, 576), (16, 80, 2304), (16, 64, 577)] {
         let width = heads * head_dim;
         let qkv = noise(len * 3 * width);
-        let mut out = vec![0.0; len * width];
         let rows = |part: usize| Rows {
             data: &qkv[part * width..],
             stride: 3 * width,
@@ -34,19 +33,7 @@ fn vision(c: &mut Criterion) {
             |b| {
                 b.iter(|| {
                     let (q, k, v) = (black_box(rows(0)), rows(1), rows(2));
-                    attention(
-                        &pool,
-                        heads,
-                        q,
-                        len,
-                        k,
-                        v,
-                        len,
-                        Mask::Full,
-                        None,
-                        0.1,
-                        &mut out,
-                    );
+                    attention(&pool, heads, q, len, k, v, len, Mask::Full, None, 0.1)
                 })
             },
         );
@@ -77,7 +64,6 @@ fn text(c: &mut Criterion) {
             cache.append(layer, kv, kv, kv_len);
         }
         let q = noise(q_len * width);
-        let mut out = vec![0.0; q_len * width];
         group.throughput(if q_len == 1 {
             Throughput::Bytes((layers * kv_len * kv_width * 4) as u64)
         } else {
@@ -92,9 +78,9 @@ fn text(c: &mut Criterion) {
                             data: black_box(&q),
                             stride: width,
                         };
-                        cached_attention(
-                            &pool, heads, q, q_len, &cache, layer, kv_len, None, 0.1, &mut out,
-                        );
+                        black_box(cached_attention(
+                            &pool, heads, q, q_len, &cache, layer, kv_len, None, 0.1,
+                        ));
                     }
                 })
             },

@@ -17,8 +17,9 @@ pub use cache::{CacheError, KvCache};
 pub use integer::{MAX_INTEGER_HEAD_DIM, integer_attention};
 
 use crate::pool::ThreadPool;
-use crate::scratch::{self, Parts};
+use crate::scratch::{self, Parts, fresh};
 use layout::{ChunkLayout, Keys};
+use std::mem::MaybeUninit;
 use step::Step;
 
 /// Positions of a chunk.
@@ -106,10 +107,10 @@ pub enum Mask<'a> {
 ///
 /// # Shapes
 /// `q`: `q_len` rows of `heads * head_dim`; `k`, `v`: `kv_len` rows of `kv_heads * head_dim`;
-/// `bias`: `[heads, q_len, kv_len]`; `out`: `[q_len, heads * head_dim]`
+/// `bias`: `[heads, q_len, kv_len]`; result: `[q_len, heads * head_dim]`
 ///
 /// # Panics
-/// If the heads are impossible, a slice is too short, `out` has another length, `Causal` has more queries than keys,
+/// If the heads are impossible, a slice is too short, `Causal` has more queries than keys,
 /// or segments are not ascending from 0 to `kv_len == q_len`.
 #[allow(clippy::too_many_arguments)]
 pub fn attention(
@@ -123,8 +124,7 @@ pub fn attention(
     mask: Mask,
     bias: Option<&[f32]>,
     scale: f32,
-    out: &mut [f32],
-) {
+) -> Vec<f32> {
     heads.check();
     let (width, kv_width) = (
         heads.heads * heads.head_dim,
@@ -133,7 +133,6 @@ pub fn attention(
     q.check("queries", q_len, width);
     k.check("keys", kv_len, kv_width);
     v.check("values", kv_len, kv_width);
-    assert_eq!(out.len(), q_len * width, "output of {q_len} queries");
     check_mask(mask, q_len, kv_len);
     if let Some(bias) = bias {
         assert_eq!(bias.len(), heads.heads * q_len * kv_len, "bias");
@@ -142,39 +141,46 @@ pub fn attention(
     let chunks = kv_len.div_ceil(CHUNK);
     let head_floats = chunks * layout.len();
     let batch = (PACK_FLOATS / head_floats.max(1)).clamp(1, heads.kv_heads);
-    let out = Parts::new(out);
-    scratch::with(batch * head_floats, |packed| {
-        for first in (0..heads.kv_heads).step_by(batch) {
-            let count = batch.min(heads.kv_heads - first);
-            let parts = Parts::new(packed);
-            pool.run(count * chunks, |index| {
-                // SAFETY: every chunk has a place and a task of its own.
-                #[allow(unsafe_code)]
-                let chunk = unsafe { parts.part(index * layout.len()..(index + 1) * layout.len()) };
-                let (head, from) = (first + index / chunks, index % chunks * CHUNK);
-                let positions = from..(from + CHUNK).min(kv_len);
-                layout.fill(chunk, k, v, head * heads.head_dim, positions);
-            });
-            let keys = Keys {
-                data: packed,
-                head_len: head_floats,
-                layout,
-                first,
-            };
-            let step = Step {
-                heads,
-                q,
-                q_len,
-                kv_len,
-                mask,
-                bias,
-                scale,
-                out: &out,
-                kernels: pool.kernels(),
-            };
-            step.run(pool, keys, first..first + count);
-        }
-    });
+    let fill = |out: &Parts<MaybeUninit<f32>>| {
+        scratch::with(batch * head_floats, |packed| {
+            for first in (0..heads.kv_heads).step_by(batch) {
+                let count = batch.min(heads.kv_heads - first);
+                let parts = Parts::new(packed);
+                pool.run(count * chunks, |index| {
+                    let at = index * layout.len()..(index + 1) * layout.len();
+                    // SAFETY: every chunk has a place and a task of its own.
+                    #[allow(unsafe_code)]
+                    let chunk = unsafe { parts.part(at) };
+                    let (head, from) = (first + index / chunks, index % chunks * CHUNK);
+                    let positions = from..(from + CHUNK).min(kv_len);
+                    layout.fill(chunk, k, v, head * heads.head_dim, positions);
+                });
+                let keys = Keys {
+                    data: packed,
+                    head_len: head_floats,
+                    layout,
+                    first,
+                };
+                let step = Step {
+                    heads,
+                    q,
+                    q_len,
+                    kv_len,
+                    mask,
+                    bias,
+                    scale,
+                    out,
+                    kernels: pool.kernels(),
+                };
+                step.run(pool, keys, first..first + count);
+            }
+        });
+    };
+    // SAFETY: the steps store the results of all queries and heads.
+    #[allow(unsafe_code)]
+    unsafe {
+        fresh(q_len * width, fill)
+    }
 }
 
 fn check_mask(mask: Mask, q_len: usize, kv_len: usize) {
@@ -197,7 +203,7 @@ fn check_mask(mask: Mask, q_len: usize, kv_len: usize) {
 ///
 /// # Shapes
 /// `q`: `q_len` rows of `heads * head_dim`; `bias`, added to the scaled scores: `[heads, q_len, kv_len]`;
-/// `out`: `[q_len, heads * head_dim]`
+/// result: `[q_len, heads * head_dim]`
 ///
 /// # Panics
 /// If the heads differ from the cache's, `layer` or `kv_len` is beyond it, there are more queries than positions, or
@@ -213,8 +219,7 @@ pub fn cached_attention(
     kv_len: usize,
     bias: Option<&[f32]>,
     scale: f32,
-    out: &mut [f32],
-) {
+) -> Vec<f32> {
     heads.check();
     let width = heads.heads * heads.head_dim;
     assert!(
@@ -228,26 +233,30 @@ pub fn cached_attention(
         cache.capacity()
     );
     q.check("queries", q_len, width);
-    assert_eq!(out.len(), q_len * width, "output of {q_len} queries");
     check_mask(Mask::Causal, q_len, kv_len);
     if let Some(bias) = bias {
         assert_eq!(bias.len(), heads.heads * q_len * kv_len, "bias");
     }
-    let out = Parts::new(out);
     let mask = Mask::Causal;
-    let step = Step {
-        heads,
-        q,
-        q_len,
-        kv_len,
-        mask,
-        bias,
-        scale,
-        out: &out,
-        kernels: pool.kernels(),
-    };
-    match cache.keys(layer) {
-        CachedKeys::Single(keys) => step.run(pool, keys, 0..heads.kv_heads),
-        CachedKeys::Half(keys) => step.run(pool, keys, 0..heads.kv_heads),
+    // SAFETY: the step stores the results of all queries and heads.
+    #[allow(unsafe_code)]
+    unsafe {
+        fresh(q_len * width, |out| {
+            let step = Step {
+                heads,
+                q,
+                q_len,
+                kv_len,
+                mask,
+                bias,
+                scale,
+                out,
+                kernels: pool.kernels(),
+            };
+            match cache.keys(layer) {
+                CachedKeys::Single(keys) => step.run(pool, keys, 0..heads.kv_heads),
+                CachedKeys::Half(keys) => step.run(pool, keys, 0..heads.kv_heads),
+            }
+        })
     }
 }

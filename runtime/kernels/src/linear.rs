@@ -10,7 +10,7 @@ use crate::activation::Activation;
 use crate::cpu::Kernels;
 use crate::format::Matrix;
 use crate::pool::ThreadPool;
-use crate::scratch::{Parts, as_uninit};
+use crate::scratch::{Parts, as_uninit, fresh};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -46,7 +46,8 @@ pub fn linear(pool: &ThreadPool, w: &Matrix, x: &[f32], epilogue: &Epilogue, out
         out.len()
     );
     let tokens = out.len() / rows;
-    let output = Output::new(pool, rows, *epilogue, as_uninit(out));
+    let out = Parts::new(as_uninit(out));
+    let output = Output::new(pool, rows, *epilogue, &out);
     multiply(pool, w, x, tokens, &output);
 }
 
@@ -67,23 +68,18 @@ pub fn product(
     activation: Activation,
 ) -> Vec<f32> {
     let rows = w.shape().rows;
-    let len = tokens * rows;
-    let mut out = Vec::with_capacity(len);
-    if len > 0 {
-        let epilogue = Epilogue {
-            bias,
-            activation,
-            accumulate: false,
-        };
-        let output = Output::new(pool, rows, epilogue, &mut out.spare_capacity_mut()[..len]);
-        multiply(pool, w, x, tokens, &output);
-    }
-    // SAFETY: `multiply` stores every output of every token, and what it does not accumulate it does not read.
+    let epilogue = Epilogue {
+        bias,
+        activation,
+        accumulate: false,
+    };
+    // SAFETY: `multiply` stores every output of every token.
     #[allow(unsafe_code)]
     unsafe {
-        out.set_len(len);
+        fresh(tokens * rows, |out| {
+            multiply(pool, w, x, tokens, &Output::new(pool, rows, epilogue, out));
+        })
     }
-    out
 }
 
 /// Stores all outputs of all tokens.
@@ -105,7 +101,7 @@ fn multiply(pool: &ThreadPool, w: &Matrix, x: &[f32], tokens: usize, output: &Ou
 struct Output<'a> {
     epilogue: Epilogue<'a>,
     rows: usize,
-    out: Parts<'a, MaybeUninit<f32>>,
+    out: &'a Parts<'a, MaybeUninit<f32>>,
     kernels: &'static dyn Kernels,
 }
 
@@ -115,7 +111,7 @@ impl<'a> Output<'a> {
         pool: &ThreadPool,
         rows: usize,
         epilogue: Epilogue<'a>,
-        out: &'a mut [MaybeUninit<f32>],
+        out: &'a Parts<'a, MaybeUninit<f32>>,
     ) -> Self {
         if let Some(bias) = epilogue.bias {
             assert_eq!(bias.len(), rows, "bias of a matrix with {rows} rows");
@@ -123,7 +119,7 @@ impl<'a> Output<'a> {
         Self {
             epilogue,
             rows,
-            out: Parts::new(out),
+            out,
             kernels: pool.kernels(),
         }
     }

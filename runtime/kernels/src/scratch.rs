@@ -69,6 +69,28 @@ impl<'a, T> Parts<'a, T> {
     }
 }
 
+/// A new vector of `len` floats, all of which `fill` writes. Its memory is not cleared before: that would take as long as
+/// much of what is done with it.
+///
+/// # Safety
+/// `fill` must write every element.
+pub(crate) unsafe fn fresh(len: usize, fill: impl FnOnce(&Parts<MaybeUninit<f32>>)) -> Vec<f32> {
+    let mut out = Vec::with_capacity(len);
+    fill(&Parts::new(&mut out.spare_capacity_mut()[..len]));
+    // SAFETY: they have just been written, as the caller promises.
+    unsafe { out.set_len(len) };
+    out
+}
+
+/// Clears what was not initialized, where it is about to be written anyway and stays in the cache.
+pub(crate) fn zeroed(floats: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    for float in &mut *floats {
+        float.write(0.0);
+    }
+    // SAFETY: written just now.
+    unsafe { floats.assume_init_mut() }
+}
+
 /// The same memory as bytes.
 pub(crate) fn as_bytes(floats: &mut [f32]) -> &mut [u8] {
     // SAFETY: any four bytes are a float and a float is four bytes; alignment 1 is less than 4.

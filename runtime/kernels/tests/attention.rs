@@ -64,7 +64,6 @@ impl Problem {
     }
 
     fn run(&self, pool: &ThreadPool, mask: Mask, bias: Option<&[f32]>) -> Vec<f32> {
-        let mut out = vec![f32::NAN; self.q_len * self.width()];
         let (q, k, v) = (self.q(), self.k(), self.v());
         attention(
             pool,
@@ -77,9 +76,7 @@ impl Problem {
             mask,
             bias,
             self.scale,
-            &mut out,
-        );
-        out
+        )
     }
 
     /// Compares with the definition. The bound: an error `e` of the scores changes every weight by at most the factor
@@ -232,7 +229,6 @@ proptest! {
             // Token by token over the cache: the same bits.
             let pool = pool(isa);
             let mut cache = KvCache::new(2, heads.kv_heads, heads.head_dim, past + q_len + 3, false).unwrap();
-            let mut out = vec![f32::NAN; problem.width()];
             for token in 0..past + q_len {
                 let at = token * problem.kv_stride();
                 let k = Rows { data: &problem.k().data[at..], stride: 0 };
@@ -241,7 +237,7 @@ proptest! {
                 if token >= past {
                     let i = token - past;
                     let q = Rows { data: &problem.q[i * problem.q().stride..], stride: 0 };
-                    cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, None, problem.scale, &mut out);
+                    let out = cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, None, problem.scale);
                     prop_assert_eq!(&out[..], &one[i * problem.width()..][..problem.width()], "token {}", token);
                 }
                 cache.advance(1);
@@ -276,7 +272,7 @@ fn half_precision_is_single_precision_of_rounded_numbers() {
                 let mut cache = KvCache::new(2, kv_heads, head_dim, total, half).unwrap();
                 // The half precision cache rounds by itself; what is rounded already stays as it is.
                 let problem = if half { &problem } else { &rounded };
-                let mut out = vec![f32::NAN; total * problem.width()];
+                let mut out = Vec::new();
                 for (start, end) in [(0, 257), (257, 258), (258, total)] {
                     let row = |rows: Rows, start: usize| rows.data[start * rows.stride..].to_vec();
                     let (k, v) = (row(problem.k(), start), row(problem.v(), start));
@@ -287,9 +283,8 @@ fn half_precision_is_single_precision_of_rounded_numbers() {
                         data: &problem.q[start * problem.q().stride..],
                         ..problem.q()
                     };
-                    let out = &mut out[start * problem.width()..end * problem.width()];
                     let scale = problem.scale;
-                    cached_attention(
+                    out.extend(cached_attention(
                         &pool,
                         heads,
                         q,
@@ -299,8 +294,7 @@ fn half_precision_is_single_precision_of_rounded_numbers() {
                         end,
                         None,
                         scale,
-                        out,
-                    );
+                    ));
                     cache.advance(end - start);
                 }
                 out
@@ -329,12 +323,11 @@ fn what_is_too_large_for_half_precision_stays_finite() {
     for (v, shows) in [(large, false), (nan, true)] {
         let mut cache = KvCache::new(1, 1, 8, 1, true).unwrap();
         cache.append(0, large, v, 1);
-        let mut out = [0.0; 8];
         let q = Rows {
             data: &[0.0; 8],
             stride: 0,
         };
-        cached_attention(&pool, heads, q, 1, &cache, 0, 1, None, 1.0, &mut out);
+        let out = cached_attention(&pool, heads, q, 1, &cache, 0, 1, None, 1.0);
         assert!(
             out.iter()
                 .all(|x| if shows { x.is_nan() } else { *x == 65504.0 }),
@@ -402,7 +395,7 @@ fn a_prefill_may_be_cut_into_pieces() {
         let pool = pool(isa);
         let whole = problem.run(&pool, Mask::Causal, None);
         let mut cache = KvCache::new(1, 2, 64, 300, false).unwrap();
-        let mut out = vec![0.0; 300 * problem.width()];
+        let mut out = Vec::new();
         for (start, end) in [(0, 1), (1, 100), (100, 260), (260, 300)] {
             let (k, v) = (
                 &problem.k().data[start * problem.kv_stride()..],
@@ -419,8 +412,7 @@ fn a_prefill_may_be_cut_into_pieces() {
                 data: &problem.q[start * problem.q().stride..],
                 ..problem.q()
             };
-            let out = &mut out[start * problem.width()..end * problem.width()];
-            cached_attention(
+            out.extend(cached_attention(
                 &pool,
                 heads,
                 q,
@@ -430,8 +422,7 @@ fn a_prefill_may_be_cut_into_pieces() {
                 end,
                 None,
                 problem.scale,
-                out,
-            );
+            ));
             cache.advance(end - start);
         }
         assert_eq!(out, whole, "{isa}");
@@ -458,8 +449,7 @@ fn truncated_positions_are_forgotten() {
     cache.truncate(0);
     assert_eq!(cache.len(), 0);
     cache.append(0, problem.k(), problem.v(), 40);
-    let mut out = vec![0.0; 40 * problem.width()];
-    cached_attention(
+    let out = cached_attention(
         &pool,
         heads,
         problem.q(),
@@ -469,7 +459,6 @@ fn truncated_positions_are_forgotten() {
         40,
         None,
         problem.scale,
-        &mut out,
     );
     assert_eq!(out, problem.run(&pool, Mask::Causal, None));
 }

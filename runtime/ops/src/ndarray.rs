@@ -208,8 +208,7 @@ impl KernelBackend for Cpu {
         eps: f32,
     ) -> FloatTensor<Self> {
         let shape = size(x);
-        let mut out = vec![0.0; shape[0] * shape[1]];
-        norm::rms_norm(&pool::global(), &floats(x), &floats(gamma), eps, &mut out);
+        let out = norm::rms_norm(&pool::global(), &floats(x), &floats(gamma), eps);
         tensor(out, shape)
     }
 
@@ -220,15 +219,8 @@ impl KernelBackend for Cpu {
         eps: f32,
     ) -> FloatTensor<Self> {
         let shape = size(x);
-        let mut out = vec![0.0; shape[0] * shape[1]];
-        norm::layer_norm(
-            &pool::global(),
-            &floats(x),
-            &floats(gamma),
-            &floats(beta),
-            eps,
-            &mut out,
-        );
+        let (x, gamma, beta) = (floats(x), floats(gamma), floats(beta));
+        let out = norm::layer_norm(&pool::global(), &x, &gamma, &beta, eps);
         tensor(out, shape)
     }
 
@@ -283,8 +275,7 @@ impl KernelBackend for Cpu {
         let (q_values, k_values, v_values) = (floats(q.tensor), floats(k.tensor), floats(v.tensor));
         let bias = bias.map(floats);
         let width = heads.heads * heads.head_dim;
-        let mut out = vec![0.0; q_len * width];
-        attention::attention(
+        let out = attention::attention(
             &pool::global(),
             heads,
             rows(&q_values, q_stride, q.column),
@@ -295,7 +286,6 @@ impl KernelBackend for Cpu {
             mask,
             bias.as_deref(),
             scale,
-            &mut out,
         );
         tensor(out, [q_len, width])
     }
@@ -324,8 +314,7 @@ impl KernelBackend for Cpu {
         let ([_, k_stride], [_, v_stride]) = (size(k.tensor), size(v.tensor));
         let (q_values, k_values, v_values) = (floats(q.tensor), floats(k.tensor), floats(v.tensor));
         let width = heads.heads * heads.head_dim;
-        let mut out = vec![0.0; len * width];
-        attention::integer_attention(
+        let out = attention::integer_attention(
             &pool,
             heads,
             rows(&q_values, q_stride, q.column),
@@ -334,7 +323,6 @@ impl KernelBackend for Cpu {
             len,
             segments,
             scale,
-            &mut out,
         );
         tensor(out, [len, width])
     }
@@ -368,8 +356,7 @@ impl KernelBackend for Cpu {
             rows(&values, stride, width + kv_width),
             tokens,
         );
-        let mut out = vec![0.0; tokens * width];
-        attention::cached_attention(
+        let out = attention::cached_attention(
             &pool::global(),
             heads,
             rows(&values, stride, 0),
@@ -379,7 +366,6 @@ impl KernelBackend for Cpu {
             cache.len() + tokens,
             bias.as_deref(),
             scale,
-            &mut out,
         );
         tensor(out, [tokens, width])
     }

@@ -330,19 +330,16 @@ fn measure_attention(
         data: &qkv[part * width..],
         stride: 3 * width,
     };
-    let mut out = vec![0.0; tokens * width];
     let scale = (heads.head_dim as f32).powf(-0.5);
     let seconds = median_time(|| {
         let (q, k, v) = (black_box(part(0)), part(1), part(2));
-        if format == Format::F32 {
+        let out = if format == Format::F32 {
             let mask = Mask::Full;
-            attention(
-                pool, heads, q, tokens, k, v, tokens, mask, None, scale, &mut out,
-            );
+            attention(pool, heads, q, tokens, k, v, tokens, mask, None, scale)
         } else {
-            integer_attention(pool, heads, q, k, v, tokens, &[0, tokens], scale, &mut out);
-        }
-        black_box(&mut out);
+            integer_attention(pool, heads, q, k, v, tokens, &[0, tokens], scale)
+        };
+        black_box(out);
     })
     .as_secs_f64();
     let (operations, bytes) = (

@@ -13,8 +13,9 @@ use super::{CHUNK, Heads, Mask, Rows, check_mask};
 use crate::cpu::{ActivationCode, Kernels, Panels, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, Format, GROUP, MatrixShape, PANEL};
 use crate::pool::ThreadPool;
-use crate::scratch::{self, Parts};
+use crate::scratch::{self, Parts, fresh};
 use half::f16;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Bytes of keys and values that are laid out at a time.
@@ -37,10 +38,10 @@ const WEIGHTS: ActivationCode = ActivationCode {
 ///
 /// # Shapes
 /// `q`, `k`, `v`: `len` rows of `heads * head_dim`; `segments`: cumulative lengths from 0 to `len`;
-/// `out`: `[len, heads * head_dim]`
+/// result: `[len, heads * head_dim]`
 ///
 /// # Panics
-/// If the heads are impossible or have more than 1024 elements, a slice is too short, `out` has another length, or segments are not ascending from 0 to
+/// If the heads are impossible or have more than 1024 elements, a slice is too short, or segments are not ascending from 0 to
 /// `len`.
 #[allow(clippy::too_many_arguments)]
 pub fn integer_attention(
@@ -52,8 +53,7 @@ pub fn integer_attention(
     len: usize,
     segments: &[usize],
     scale: f32,
-    out: &mut [f32],
-) {
+) -> Vec<f32> {
     heads.check();
     assert!(
         heads.head_dim <= MAX_INTEGER_HEAD_DIM,
@@ -65,65 +65,72 @@ pub fn integer_attention(
     q.check("queries", len, width);
     k.check("keys", len, kv_width);
     v.check("values", len, kv_width);
-    assert_eq!(out.len(), len * width, "output of {len} queries");
     check_mask(Mask::Segments(segments), len, len);
     let plan = Plan::new(heads, segments);
     let head_bytes = plan.chunks.len() * plan.chunk_bytes();
     let batch = (PACK_BYTES / head_bytes.max(1)).clamp(1, heads.kv_heads);
     let head_means = plan.segments.len() * heads.head_dim;
-    let out = Parts::new(out);
     let floats = batch * (head_bytes / 4 + head_means);
-    scratch::with(floats, |buffer| {
-        let (packed, means) = buffer.split_at_mut(batch * head_bytes / 4);
-        for first in (0..heads.kv_heads).step_by(batch) {
-            let count = batch.min(heads.kv_heads - first);
-            let parts = Parts::new(means);
-            pool.run(count * plan.segments.len(), |index| {
-                let (head, segment) = (index / plan.segments.len(), index % plan.segments.len());
-                let at = index * heads.head_dim;
-                // SAFETY: every head and segment has a place and a task of its own.
-                #[allow(unsafe_code)]
-                let mean = unsafe { parts.part(at..at + heads.head_dim) };
-                let column = (first + head) * heads.head_dim;
-                mean_of_rows(k, column, plan.segments[segment].clone(), mean);
-            });
-            let means = &*means;
-            let parts = Parts::new(scratch::as_bytes(packed));
-            pool.run(count * plan.chunks.len(), |index| {
-                let (head, chunk) = (
-                    index / plan.chunks.len(),
-                    &plan.chunks[index % plan.chunks.len()],
-                );
-                let at = index * plan.chunk_bytes();
-                // SAFETY: every head and chunk has a place and a task of its own.
-                #[allow(unsafe_code)]
-                let packed = unsafe { parts.part(at..at + plan.chunk_bytes()) };
-                let mean = &means[(head * plan.segments.len() + chunk.segment) * heads.head_dim..]
-                    [..heads.head_dim];
-                let column = (first + head) * heads.head_dim;
-                plan.pack(pool.kernels(), k, v, column, &chunk.positions, mean, packed);
-            });
-            let packed = &*scratch::as_bytes(packed);
-            let group = heads.group();
-            pool.run(count * group * plan.tiles.len(), |index| {
-                let (head, tile) = (
-                    index / plan.tiles.len(),
-                    &plan.tiles[index % plan.tiles.len()],
-                );
-                let step = Step {
-                    plan: &plan,
-                    kernels: pool.kernels(),
-                    packed: &packed[head / group * head_bytes..][..head_bytes],
-                    q,
-                    column: (first * group + head) * heads.head_dim,
-                    width,
-                    scale,
-                    out: &out,
-                };
-                step.tile(tile);
-            });
-        }
-    });
+    let fill = |out: &Parts<MaybeUninit<f32>>| {
+        scratch::with(floats, |buffer| {
+            let (packed, means) = buffer.split_at_mut(batch * head_bytes / 4);
+            for first in (0..heads.kv_heads).step_by(batch) {
+                let count = batch.min(heads.kv_heads - first);
+                let parts = Parts::new(means);
+                pool.run(count * plan.segments.len(), |index| {
+                    let (head, segment) =
+                        (index / plan.segments.len(), index % plan.segments.len());
+                    let at = index * heads.head_dim;
+                    // SAFETY: every head and segment has a place and a task of its own.
+                    #[allow(unsafe_code)]
+                    let mean = unsafe { parts.part(at..at + heads.head_dim) };
+                    let column = (first + head) * heads.head_dim;
+                    mean_of_rows(k, column, plan.segments[segment].clone(), mean);
+                });
+                let means = &*means;
+                let parts = Parts::new(scratch::as_bytes(packed));
+                pool.run(count * plan.chunks.len(), |index| {
+                    let (head, chunk) = (
+                        index / plan.chunks.len(),
+                        &plan.chunks[index % plan.chunks.len()],
+                    );
+                    let at = index * plan.chunk_bytes();
+                    // SAFETY: every head and chunk has a place and a task of its own.
+                    #[allow(unsafe_code)]
+                    let packed = unsafe { parts.part(at..at + plan.chunk_bytes()) };
+                    let mean = &means
+                        [(head * plan.segments.len() + chunk.segment) * heads.head_dim..]
+                        [..heads.head_dim];
+                    let column = (first + head) * heads.head_dim;
+                    plan.pack(pool.kernels(), k, v, column, &chunk.positions, mean, packed);
+                });
+                let packed = &*scratch::as_bytes(packed);
+                let group = heads.group();
+                pool.run(count * group * plan.tiles.len(), |index| {
+                    let (head, tile) = (
+                        index / plan.tiles.len(),
+                        &plan.tiles[index % plan.tiles.len()],
+                    );
+                    let step = Step {
+                        plan: &plan,
+                        kernels: pool.kernels(),
+                        packed: &packed[head / group * head_bytes..][..head_bytes],
+                        q,
+                        column: (first * group + head) * heads.head_dim,
+                        width,
+                        scale,
+                        out,
+                    };
+                    step.tile(tile);
+                });
+            }
+        })
+    };
+    // SAFETY: the steps store the results of all queries and heads.
+    #[allow(unsafe_code)]
+    unsafe {
+        fresh(len * width, fill)
+    }
 }
 
 /// The mean of `positions` of a head.
@@ -328,7 +335,7 @@ struct Step<'a> {
     column: usize,
     width: usize,
     scale: f32,
-    out: &'a Parts<'a, f32>,
+    out: &'a Parts<'a, MaybeUninit<f32>>,
 }
 
 /// A tile's activations: quants, scales and offsets.
@@ -416,7 +423,7 @@ impl Step<'_> {
                 let out = unsafe { self.out.part(at..at + self.plan.head_dim) };
                 let inverse = 1.0 / stats[2 * token + 1];
                 for (out, acc) in out.iter_mut().zip(&acc[token * padded..]) {
-                    *out = acc * inverse;
+                    out.write(acc * inverse);
                 }
             }
         });

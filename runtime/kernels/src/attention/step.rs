@@ -7,6 +7,7 @@ use crate::element::Element;
 use crate::format::PANEL;
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Rows of a tile: queries, times the heads that share keys. Their scores of a chunk stay in the first cache.
@@ -23,7 +24,7 @@ pub(super) struct Step<'a> {
     pub(super) mask: Mask<'a>,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) scale: f32,
-    pub(super) out: &'a Parts<'a, f32>,
+    pub(super) out: &'a Parts<'a, MaybeUninit<f32>>,
     pub(super) kernels: &'static dyn Kernels,
 }
 
@@ -200,7 +201,7 @@ impl Step<'_> {
     }
 
     #[allow(clippy::mut_from_ref)]
-    fn out_row(&self, head: usize, queries: &Range<usize>, row: usize) -> &mut [f32] {
+    fn out_row(&self, head: usize, queries: &Range<usize>, row: usize) -> &mut [MaybeUninit<f32>] {
         let (group, head_dim) = (self.heads.group(), self.heads.head_dim);
         let at = ((queries.start + row / group) * self.heads.heads + head * group + row % group)
             * head_dim;
@@ -386,10 +387,10 @@ fn merge(kernels: &dyn Kernels, stats: &mut [f32], acc: &mut [f32], new: &[f32],
     kernels.merge(acc, alpha, o, beta);
 }
 
-fn finish(acc: &[f32], sum: f32, out: &mut [f32]) {
+fn finish(acc: &[f32], sum: f32, out: &mut [MaybeUninit<f32>]) {
     // A sum is at least 1, the share of the maximum, unless no key was seen.
     let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
     for (out, acc) in out.iter_mut().zip(acc) {
-        *out = acc * inverse;
+        out.write(acc * inverse);
     }
 }

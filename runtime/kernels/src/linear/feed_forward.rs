@@ -8,7 +8,7 @@ use crate::activation::{Activation, gated};
 use crate::cpu::{Kernels, TILE_TOKENS};
 use crate::format::{BLOCK, GROUP, Matrix, PANEL};
 use crate::pool::ThreadPool;
-use crate::scratch::{self, as_uninit};
+use crate::scratch::{self, Parts, as_uninit};
 use std::ops::Range;
 
 // A task's outputs are one group of inputs of the product that follows.
@@ -85,7 +85,8 @@ pub fn feed_forward(
     if !quantized || layers.gated && !width.is_multiple_of(PANEL) {
         return one_by_one(pool, layers, x, tokens, &epilogue, out);
     }
-    let output = Output::new(pool, outputs, epilogue, as_uninit(out));
+    let out = Parts::new(as_uninit(out));
+    let output = Output::new(pool, outputs, epilogue, &out);
     let kernels = pool.kernels();
     with_activations(
         kernels,
