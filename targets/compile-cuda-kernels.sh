@@ -46,10 +46,12 @@ run() {
     env LD_LIBRARY_PATH="$tools/lib" CUDA_PATH="$tools/root" XDG_CACHE_HOME="$work" CUDA_STUB_PTX="$work/ptx" "$@"
 }
 run "$program" doctor --cuda >"$work/kernels"
-grep -q 'matrix' "$work/kernels" || {
-    echo "error: no kernel uses matrix operations"
-    exit 1
-}
+for kind in 'product q4' 'encoder attention' 'prefill attention'; do
+    grep -q "^| $kind.*matrix" "$work/kernels" || {
+        echo "error: no kernel of '$kind' uses matrix operations"
+        exit 1
+    }
+done
 
 count=0
 for ptx in "$work"/ptx/*.ptx; do

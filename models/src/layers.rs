@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use edge_lmm_ops::{
-    Activation, KernelBackend, MatrixShape, gather_rows, layer_norm, linear, rms_norm,
+    Activation, KernelBackend, MatrixShape, gated_linear, gather_rows, layer_norm, linear, rms_norm,
 };
 
 use crate::error::ModelError;
@@ -62,6 +62,15 @@ impl<B: KernelBackend> Linear<B> {
     /// As [`Self::forward`], followed by an activation.
     pub fn forward_activated(&self, x: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
         self.apply(x, activation, None)
+    }
+
+    /// Of outputs `gate | up`, `activation(gate) * up`, for a layer without bias.
+    ///
+    /// # Shapes
+    /// - input: `[tokens, inputs]`, output: `[tokens, outputs / 2]`
+    pub fn forward_gated(&self, x: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
+        assert!(self.bias.is_none(), "a gated layer has no bias");
+        gated_linear(x, self.weight.val(), self.shape, activation)
     }
 
     /// As [`Self::forward`], added to `residual` (in place when it is not shared).

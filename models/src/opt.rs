@@ -216,6 +216,7 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
             kv_heads: heads.kv_heads,
             head_dim: heads.head_dim,
             capacity,
+            quantized: self.layers.iter().all(|layer| layer.qkv.is_quantized()),
         }
     }
 

@@ -231,6 +231,11 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
             kv_heads: self.config.num_heads,
             head_dim: self.config.d_kv,
             capacity,
+            quantized: self
+                .decoder
+                .layers
+                .iter()
+                .all(|layer| layer.qkv.is_quantized()),
         }
     }
 

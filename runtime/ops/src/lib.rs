@@ -18,11 +18,13 @@ pub mod probe;
 pub mod reference;
 pub mod stage;
 
-pub use backend::{CacheError, CacheShape, KernelBackend, KvStore, Part};
+pub use backend::{
+    CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Part, highest_score,
+};
 pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use functional::{
-    Columns, attention, cached_attention, encoder_attention, gated, gather_rows, layer_norm,
-    linear, rms_norm, rope, select_rows,
+    Columns, attention, cached_attention, encoder_attention, gated, gated_linear, gather_rows,
+    highest, layer_norm, linear, rms_norm, rope, rotated_attention, select_rows,
 };
