@@ -165,13 +165,13 @@ def goldens(check, family, record, work):
 
 
 def launches(report):
-    """Kernels that were launched for a decoded token, and for each of the language model's layers."""
+    """Kernels that a GPU was given for a decoded token, and for each of the language model's layers."""
     steps = max(len(report["tokens"]) - 1, 1)
     decode = [s for s in report["stages"] if s["stage"] == "decode"]
     total = sum(s["launches"] for s in decode if s["name"] == "decode")
     layers, of_layers = set(), 0
     for s in decode:
-        found = re.match(r"text\.layers\.(\d+)\.", s["name"])
+        found = re.match(r"text\.(?:decoder\.)?layers\.(\d+)\.", s["name"])
         if found:
             layers.add(found[1])
             of_layers += s["launches"]
