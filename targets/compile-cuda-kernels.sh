@@ -1,8 +1,8 @@
 #!/bin/sh
 # Compiles every GPU kernel for an Orin (compute capability 8.7) with NVIDIA's own compilers, without a GPU: the CUDA
 # runtime is given a driver that does nothing (targets/cuda-stub.c), NVRTC compiles to PTX, ptxas to machine code. Says
-# how many registers each kernel takes, and fails if one does not compile, or spills registers to memory. The compilers
-# come from PyPI, for x86-64.
+# how many registers each kernel takes, and fails if one does not compile, or spills registers to memory. Then a model
+# answers, once with enough memory and once without, which must be told. The compilers come from PyPI, for x86-64.
 #
 # Usage: targets/compile-cuda-kernels.sh [PROGRAM]    edge-lmm with CUDA [default: a development build of it]
 set -eu
@@ -46,10 +46,12 @@ run() {
     env LD_LIBRARY_PATH="$tools/lib" CUDA_PATH="$tools/root" XDG_CACHE_HOME="$work" CUDA_STUB_PTX="$work/ptx" "$@"
 }
 run "$program" doctor --cuda >"$work/kernels"
-grep -q 'matrix' "$work/kernels" || {
-    echo "error: no kernel uses matrix operations"
-    exit 1
-}
+for kind in 'product q4' 'encoder attention' 'prefill attention'; do
+    grep -q "^| $kind.*matrix" "$work/kernels" || {
+        echo "error: no kernel of '$kind' uses matrix operations"
+        exit 1
+    }
+done
 
 count=0
 for ptx in "$work"/ptx/*.ptx; do
@@ -70,4 +72,21 @@ for ptx in "$work"/ptx/*.ptx; do
     esac
     count=$((count + 1))
 done
-echo "$count kernels compile for compute capability 8.7"
+
+model=models/demo/qwen2vl-tiny.bpk
+answer() {
+    run "$program" run "$model" --device cuda --prompt 'what is this?' --max-tokens 4 --ignore-eos "$@"
+}
+answer >"$work/answer" || exit 1
+for bytes in 1000000 8000000; do
+    if CUDA_STUB_MEMORY=$bytes answer --ignore-memory >"$work/answer" 2>"$work/error"; then
+        echo "error: a device of $bytes bytes is enough for $model"
+        exit 1
+    fi
+    grep -q 'bytes were asked for, .* are held' "$work/error" || {
+        cat "$work/error"
+        echo "error: the end of $bytes bytes is not told"
+        exit 1
+    }
+done
+echo "$count kernels compile for compute capability 8.7; a model answers, and says when memory ends"

@@ -1,6 +1,8 @@
 /* A stand-in for libcuda.so.1: a driver of one Orin that remembers what it is given and runs nothing. Memory is the
  * machine's own, so copies work; kernels are accepted and written to the folder that CUDA_STUB_PTX names. With it the
- * whole way through the CUDA runtime is gone without a GPU, the real run-time compiler included. Results are zeros. */
+ * whole way through the CUDA runtime is gone without a GPU, the real run-time compiler included. Results are zeros. It
+ * has as many bytes of memory as CUDA_STUB_MEMORY says [default: 4 GiB]. */
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +41,12 @@ int cuEventRecord(void *event, void *stream) { return SUCCESS; }
 int cuEventSynchronize(void *event) { return SUCCESS; }
 int cuEventDestroy_v2(void *event) { free(event); return SUCCESS; }
 
+static size_t used;
+static size_t left(void) {
+    const char *text = getenv("CUDA_STUB_MEMORY");
+    size_t all = text ? strtoull(text, NULL, 10) : 4ull << 30;
+    return all > used ? all - used : 0;
+}
 static void *zeros(size_t bytes) {
     size_t rounded = (bytes + 511) / 512 * 512;
     void *memory = aligned_alloc(512, rounded);
@@ -46,11 +54,18 @@ static void *zeros(size_t bytes) {
     return memory;
 }
 int cuMemAlloc_v2(Address *address, size_t bytes) {
-    *address = (Address)zeros(bytes);
-    return *address ? SUCCESS : OUT_OF_MEMORY;
+    if (bytes > left()) return OUT_OF_MEMORY;
+    void *memory = zeros(bytes);
+    if (memory) used += malloc_usable_size(memory);
+    *address = (Address)memory;
+    return memory ? SUCCESS : OUT_OF_MEMORY;
 }
 int cuMemAllocAsync(Address *address, size_t bytes, void *stream) { return cuMemAlloc_v2(address, bytes); }
-int cuMemFree_v2(Address address) { free((void *)address); return SUCCESS; }
+int cuMemFree_v2(Address address) {
+    used -= malloc_usable_size((void *)address);
+    free((void *)address);
+    return SUCCESS;
+}
 int cuMemFreeAsync(Address address, void *stream) { return cuMemFree_v2(address); }
 int cuMemAllocHost_v2(void **memory, size_t bytes) {
     *memory = zeros(bytes);
@@ -58,7 +73,7 @@ int cuMemAllocHost_v2(void **memory, size_t bytes) {
 }
 int cuMemFreeHost(void *memory) { free(memory); return SUCCESS; }
 int cuMemGetInfo_v2(size_t *available, size_t *total) {
-    *available = 4ull << 30;
+    *available = left();
     *total = 8ull << 30;
     return SUCCESS;
 }

@@ -3,6 +3,7 @@
 
 import argparse
 import array
+import importlib.util
 import json
 import pathlib
 import re
@@ -42,7 +43,8 @@ class Check:
     def run(self, *command, peak=None):
         """What a command prints, or None in a dry run."""
         if self.dry:
-            print("  would run:", " ".join(map(str, command)))
+            words = [word if len(word) < 100 else word[:20] + "..." for word in map(str, command)]
+            print("  would run:", " ".join(words))
             return None
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
         watch = Watch(process.pid) if peak is not None else None
@@ -129,6 +131,7 @@ def goldens(check, family, record, work):
     folder = DATA / "goldens" / family
     worst = (0.0, "nothing")
     stages = 0
+    counted = ""
     samples = json.loads((folder / "index.json").read_text())["samples"]
     # A video is several files, which the command line takes as a folder.
     single = [sample for sample in samples if len(sample.get("media", [])) == 1]
@@ -142,7 +145,8 @@ def goldens(check, family, record, work):
         )
         if out is None:
             continue
-        tokens = json.loads(out)["tokens"]
+        report = json.loads(out)
+        tokens, counted = report["tokens"], launches(report)
         if tokens != sample["greedy16"]:
             raise RuntimeError(f"sample {sample['id']}: tokens {tokens}, expected {sample['greedy16']}")
         found = tensors(dump)
@@ -155,9 +159,24 @@ def goldens(check, family, record, work):
     if not check.dry:
         if stages == 0:
             raise RuntimeError("no stage was compared")
-        print(f"  tokens identical; {stages} stages, largest difference {worst[0]:.1e} ({worst[1]})")
+        print(f"  tokens identical; {stages} stages, largest difference {worst[0]:.1e} ({worst[1]}); {counted}")
         if not worst[0] <= STAGE_TOLERANCE:
             raise RuntimeError(f"{worst[1]} differs by {worst[0]:.1e}, allowed {STAGE_TOLERANCE}")
+
+
+def launches(report):
+    """Kernels that a GPU was given for a decoded token, and for each of the language model's layers."""
+    steps = max(len(report["tokens"]) - 1, 1)
+    decode = [s for s in report["stages"] if s["stage"] == "decode"]
+    total = sum(s["launches"] for s in decode if s["name"] == "decode")
+    layers, of_layers = set(), 0
+    for s in decode:
+        found = re.match(r"text\.(?:decoder\.)?layers\.(\d+)\.", s["name"])
+        if found:
+            layers.add(found[1])
+            of_layers += s["launches"]
+    each = of_layers / steps / max(len(layers), 1)
+    return f"{total / steps:.1f} launches a token, {each:.1f} a layer of {len(layers)}"
 
 
 def convert(check, family, record, *options):
@@ -221,60 +240,82 @@ def times(check, record, work):
         else:
             result |= {"tokens": report["prompt_tokens"], "prefill": stage["prefill"]}
             result["decode"] = stage["decode"] / max(len(report["tokens"]) - 1, 1)
+            print(f"  {launches(report)}")
     return result, max(peak, default=0)
 
 
 def torch_times(check, checkpoint, tokens):
-    """The same of PyTorch: `transformers` in bfloat16 with SDPA, random weights of the checkpoint's sizes."""
+    """The same of PyTorch, in a process of its own, whose memory is watched and given back like edge-lmm's."""
+    device = "cpu" if check.device == "cpu" else "cuda"
+    peak = []
+    out = check.run(
+        sys.executable, __file__, "--torch", checkpoint, "--torch-tokens", tokens, "--torch-device", device, peak=peak,
+    )
+    result = json.loads(out.splitlines()[-1])
+    return result["ms"], peak[0], result["bandwidth"]
+
+
+def torch_main(checkpoint, tokens, device):
+    """Prints PyTorch's times: `transformers` in bfloat16 with SDPA, random weights of the checkpoint's sizes."""
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(call, repeat):
+        call()
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeat):
+            last = call()
+        wait()
+        return (time.perf_counter() - start) * 1e3 / repeat, last
 
     config = AutoConfig.from_pretrained(checkpoint)
     kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = kind.from_config(config, attn_implementation="sdpa").eval()
+    with torch.device(device):
+        # What a configuration says of its own number format goes before the default.
+        model = kind.from_config(config, attn_implementation="sdpa").to(torch.bfloat16).eval()
+    # Nothing ends an answer early.
+    model.generation_config.eos_token_id = None
     result = {}
-
-    def timed(call, repeat=5):
-        call()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(repeat):
-            call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) * 1e3 / repeat
-
     with torch.inference_mode():
         if config.model_type in ("qwen2_vl", "qwen2_5_vl"):
             vision = config.vision_config
             side = PICTURE // vision.patch_size
             width = 3 * vision.temporal_patch_size * vision.patch_size**2
-            pixels = torch.randn(side * side, width, device="cuda")
-            grid = torch.tensor([[1, side, side]], device="cuda")
-            visual = getattr(model, "visual", None) or model.model.visual
-            result["vision"] = timed(lambda: visual(pixels, grid_thw=grid))
-        ids = torch.ones(1, tokens, dtype=torch.long, device="cuda")
+            pixels = torch.randn(side * side, width, device=device)
+            grid = torch.tensor([[1, side, side]], device=device)
+            visual = getattr(model, "visual", None)
+            visual = model.model.visual if visual is None else visual
+            result["vision"], _ = timed(lambda: visual(pixels, grid_thw=grid), 5)
+        ids = torch.ones(1, tokens, dtype=torch.long, device=device)
         # The scores of the last token only, as this project computes them.
-        result["prefill"] = timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
-        options = dict(do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None)
-        one = timed(lambda: model.generate(ids, max_new_tokens=1, **options), 1)
-        all_of_them = timed(lambda: model.generate(ids, max_new_tokens=DECODE, **options), 1)
+        result["prefill"], _ = timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), 5)
+        options = dict(do_sample=False, use_cache=True, pad_token_id=0, attention_mask=torch.ones_like(ids))
+        one, _ = timed(lambda: model.generate(ids, max_new_tokens=1, **options), 1)
+        all_of_them, answer = timed(lambda: model.generate(ids, max_new_tokens=DECODE, **options), 1)
+        steps = answer.shape[1] - tokens
+        if steps != DECODE:
+            raise RuntimeError(f"PyTorch ended after {steps} of {DECODE} tokens")
         result["decode"] = (all_of_them - one) / (DECODE - 1)
-    peak = torch.cuda.max_memory_allocated()
-    return result, peak, copy_bandwidth(torch)
+        bandwidth = copy_bandwidth(torch, device, wait)
+    print(json.dumps({"ms": result, "bandwidth": bandwidth}))
 
 
-def copy_bandwidth(torch):
+def copy_bandwidth(torch, device, wait):
     """Bytes per second that a copy reads and writes."""
-    source = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
+    source = torch.zeros(256 << 20, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
     target.copy_(source)
-    torch.cuda.synchronize()
+    wait()
     start = time.perf_counter()
     for _ in range(20):
         target.copy_(source)
-    torch.cuda.synchronize()
+    wait()
     return 2 * 20 * source.numel() / (time.perf_counter() - start)
 
 
@@ -288,6 +329,10 @@ def compare(check, pair, work):
     weights = json.loads(inspected)["parts"]["text"]["bytes"]
     print(f"  {record}: {own}, peak {peak / 2**20:.0f} MiB, text weights {weights / 2**20:.0f} MiB")
     if not checkpoint:
+        return
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"  not compared with PyTorch: python3 has no {' and no '.join(missing)}")
         return
     theirs, their_peak, bandwidth = torch_times(check, checkpoint, own["tokens"])
     rows = []
@@ -311,7 +356,12 @@ def main():
     parser.add_argument("--device", default="cuda", help="device of edge-lmm (a test of this script: cpu)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     parser.add_argument("records", nargs="*", metavar="RECORD.bpk=CHECKPOINT")
+    parser.add_argument("--torch", metavar="CHECKPOINT", help=argparse.SUPPRESS)
+    parser.add_argument("--torch-tokens", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--torch-device", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.torch:
+        return torch_main(options.torch, options.torch_tokens, options.torch_device)
     check = Check(options)
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)

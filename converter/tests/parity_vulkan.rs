@@ -4,10 +4,13 @@
 mod common;
 
 use common::check::check_sample;
-use common::{F32, data, engine_on, goldens};
-use edge_lmm::Vulkan;
+use common::{F32, ask, data, engine_on, goldens};
+use edge_lmm::{Request, Vulkan};
+use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm_ops::Format;
+use edge_lmm_ops::stage::{self, StageRecord};
 
 /// Checks some samples of a checkpoint.
 fn check(checkpoint: &str, folder: &str, samples: &[usize]) {
@@ -69,4 +72,57 @@ fn text() {
     for name in ["llama3-odd", "qwen2-odd", "phi3-odd"] {
         check(name, &format!("{name}/goldens"), &[0]);
     }
+}
+
+/// With quantized weights a token of an answer takes 8 kernels for each layer, or 9 where keys are
+/// split, and a few around the layers.
+#[test]
+fn launches_of_a_token() {
+    let source = Checkpoint::open(&data().join("qwen2vl-tiny"), None).expect("a checkpoint");
+    let options = Options {
+        text: Format::Q4,
+        vision: Format::Q8,
+        audio: Format::Q8,
+    };
+    let mut engine = engine_on::<Vulkan>(source, &options);
+    let golden = &goldens(&data().join("goldens/qwen2vl-tiny"))[0];
+    stage::record(None);
+    let request = Request {
+        messages: &ask(&golden.media, &golden.question),
+        media: &golden.media,
+        options: MediaOptions::default(),
+        max_tokens: 5,
+        ignore_eos: true,
+        sampling: Default::default(),
+    };
+    let answer = engine.answer(&request, |_| {}).expect("an answer");
+    let steps = answer.tokens.len() - 1;
+    let stages = stage::finish();
+    let of_step = |found: &StageRecord| {
+        assert_eq!(found.launches % steps, 0, "{}: {found:?}", found.name);
+        found.launches / steps
+    };
+    let decode = || stages.iter().filter(|found| found.stage == "decode");
+    let layers: Vec<&StageRecord> = decode()
+        .filter(|found| found.name.starts_with("text.layers."))
+        .collect();
+    assert!(!layers.is_empty());
+    for module in &layers {
+        let wanted: &[usize] = match module.name.ends_with("attention") {
+            true => &[5, 6],
+            false => &[3],
+        };
+        assert!(wanted.contains(&of_step(module)), "{module:?}");
+    }
+    let inside: usize = layers.iter().map(|module| of_step(module)).sum();
+    let all = decode()
+        .find(|found| found.name == "decode")
+        .expect("decoding");
+    println!(
+        "{} launches a token, {inside} of them in {} modules",
+        of_step(all),
+        layers.len()
+    );
+    // The embedding, the norm, the head, and the best score by way of several cubes.
+    assert!((4..=5).contains(&(of_step(all) - inside)), "{all:?}");
 }

@@ -5,9 +5,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{
-    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, probe, stage,
-};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, probe, stage};
 
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
@@ -260,7 +258,7 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             capacity,
-            half: self.layers.iter().any(|layer| layer.qkv.is_quantized()),
+            quantized: self.layers.iter().all(|layer| layer.qkv.is_quantized()),
         }
     }
 
@@ -385,9 +383,8 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let qkv = table.rotate(qkv, 0, heads.heads + heads.kv_heads, heads.head_dim);
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = cached_attention::<B>(qkv, heads, cache, layer, None, scale);
+            let attended = table.attend(qkv, heads, cache, layer, scale);
             if last {
                 self.out.forward_residual(last_row(attended), last_row(x))
             } else {

@@ -216,7 +216,7 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
             kv_heads: heads.kv_heads,
             head_dim: heads.head_dim,
             capacity,
-            half: self.layers.iter().any(|layer| layer.qkv.is_quantized()),
+            quantized: self.layers.iter().all(|layer| layer.qkv.is_quantized()),
         }
     }
 

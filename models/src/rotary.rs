@@ -2,7 +2,7 @@
 //! ways to scale their frequencies for longer texts than a model was first trained on.
 
 use burn::tensor::{Tensor, TensorData};
-use edge_lmm_ops::{KernelBackend, rope};
+use edge_lmm_ops::{Heads, KernelBackend, rope, rotated_attention};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -57,6 +57,22 @@ impl<B: KernelBackend> RotaryTable<B> {
         head_dim: usize,
     ) -> Tensor<B, 2> {
         rope(x, column, heads, head_dim, &self.cos, &self.sin)
+    }
+
+    /// Rotates queries and keys, appends keys and values to `layer` of the cache, and lets every
+    /// token attend to all positions up to its own.
+    ///
+    /// # Shapes
+    /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
+    pub fn attend(
+        &self,
+        qkv: Tensor<B, 2>,
+        heads: Heads,
+        cache: &mut B::KvCache,
+        layer: usize,
+        scale: f32,
+    ) -> Tensor<B, 2> {
+        rotated_attention(qkv, heads, &self.cos, &self.sin, cache, layer, scale)
     }
 }
 

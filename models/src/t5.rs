@@ -231,11 +231,11 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
             kv_heads: self.config.num_heads,
             head_dim: self.config.d_kv,
             capacity,
-            half: self
+            quantized: self
                 .decoder
                 .layers
                 .iter()
-                .any(|layer| layer.qkv.is_quantized()),
+                .all(|layer| layer.qkv.is_quantized()),
         }
     }
 

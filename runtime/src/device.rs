@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use edge_lmm_ops::MemoryFailure;
+
 use crate::Cpu;
 use crate::engine::{Answer, Engine, Request};
 use crate::error::EngineError;
@@ -128,6 +130,7 @@ impl Device {
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => {
                 crate::cuda::compile_cache(&crate::cuda::gpu(index)?);
+                edge_lmm_ops::cube::memory::watch();
                 Ok(())
             }
             #[cfg(not(feature = "cuda"))]
@@ -197,8 +200,20 @@ fn check_vulkan() -> Result<(), DeviceError> {
     let opened = std::panic::catch_unwind(|| crate::Vulkan::sync(&Default::default()));
     std::panic::set_hook(hook);
     match opened {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => {
+            edge_lmm_ops::cube::memory::watch();
+            Ok(())
+        }
         _ => Err(DeviceError::Vulkan),
+    }
+}
+
+/// Bytes that are free in the memory of a GPU, where that can be asked.
+fn free_memory(device: Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => crate::cuda::free_memory(index).ok(),
+        _ => None,
     }
 }
 
@@ -237,7 +252,25 @@ impl AnyEngine {
         request: &Request<'_>,
         on_text: impl FnMut(&str),
     ) -> Result<Answer, EngineError> {
-        each!(self, engine => engine.answer(request, on_text))
+        let answer = each!(self, engine => engine.answer(request, on_text));
+        answer.map_err(|error| self.after(error))
+    }
+
+    /// What is left to do after a failure of the device: what the engine remembers may be
+    /// incomplete, and the device knows how much memory is free.
+    fn after(&mut self, error: EngineError) -> EngineError {
+        match error {
+            EngineError::Memory(failure) => {
+                self.forget();
+                let free = free_memory(self.device());
+                EngineError::Memory(MemoryFailure { free, ..failure })
+            }
+            EngineError::Compute(_) => {
+                self.forget();
+                error
+            }
+            error => error,
+        }
     }
 
     /// See [`Engine::forget`].

@@ -6,13 +6,11 @@ use std::rc::Rc;
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::{self, BuiltModel};
-use edge_lmm_models::model::{
-    DecoderState, LanguageModel, MediaInput, MediaKind, MediaOptions, Prompt,
-};
+use edge_lmm_models::model::{DecoderState, MediaInput, MediaKind, MediaOptions, Prompt};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
 use edge_lmm_models::weights::Weights;
-use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
+use edge_lmm_ops::{KernelBackend, KvStore, highest, probe, stage};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -184,10 +182,10 @@ impl<B: KernelBackend> Engine<B> {
         let keys = token_keys(&prompt, &hashes);
         let reused = self.reuse(&keys, capacity)?;
         let embeddings = self.embed(&prompt, &media, &hashes, reused);
-        let mut logits = self.prefill(embeddings, &prompt, reused)?;
+        let mut sampler = Sampler::new(request.sampling.clone());
+        let mut next = self.prefill(embeddings, &prompt, reused, &mut sampler)?;
         self.keep_features(&hashes);
 
-        let mut sampler = Sampler::new(request.sampling.clone());
         let mut stream = TextStream::default();
         let mut answer = Answer {
             text: String::new(),
@@ -207,9 +205,7 @@ impl<B: KernelBackend> Engine<B> {
         while answer.tokens.len() < request.max_tokens {
             let _stage = stage::top("decode");
             let count = answer.tokens.len();
-            let id = sampler
-                .pick(&logits)
-                .ok_or(EngineError::NotANumber(prompt.ids.len() + count))?;
+            let id = next.ok_or(EngineError::NotANumber(prompt.ids.len() + count))?;
             answer.tokens.push(id);
             let ended = self.end_tokens.contains(&id);
             if ended && !request.ignore_eos {
@@ -229,7 +225,7 @@ impl<B: KernelBackend> Engine<B> {
             } else {
                 self.start_again(&prompt, &media, &hashes, &answer.tokens)
             };
-            logits = scores(self.model.language(), hidden)?;
+            next = self.pick(self.model.language().logits(hidden), &mut sampler)?;
             let past = self.past.as_mut().expect("a step leaves the state there");
             past.keys.push(TokenKey { id, medium: None });
             position += 1;
@@ -379,33 +375,46 @@ impl<B: KernelBackend> Engine<B> {
         self.features.retain(|hash, _| hashes.contains(hash));
     }
 
-    /// Takes the prompt into the state (stage `prefill`); the scores of the first token.
+    /// Takes the prompt into the state (stage `prefill`); the first token, see
+    /// [`Self::pick`].
     fn prefill(
         &mut self,
         embeddings: Tensor<B, 2>,
         prompt: &Prompt,
         from: usize,
-    ) -> Result<Vec<f32>, EngineError> {
+        sampler: &mut Sampler,
+    ) -> Result<Option<u32>, EngineError> {
         let _stage = stage::top("prefill");
         let positions = &prompt.positions[from..];
         let past = self.past.as_mut().expect("reuse has made the state");
         let language = self.model.language();
         let hidden = language.prefill(embeddings, positions, &mut past.state);
-        let logits = scores(language, hidden)?;
-        probe::capture_values("logits_first", &[logits.len()], &logits);
-        Ok(logits)
+        let logits = language.logits(hidden);
+        if probe::active() {
+            let shown = logits.clone().flatten::<1>(0, 1);
+            probe::capture("logits_first", &shown);
+        }
+        self.pick(logits, sampler)
     }
-}
 
-/// Scores of the next token. Reading them is where a device that works asynchronously says what
-/// went wrong before.
-fn scores<B: KernelBackend>(
-    language: &dyn LanguageModel<B>,
-    hidden: Tensor<B, 2>,
-) -> Result<Vec<f32>, EngineError> {
-    let scores = language.logits(hidden).try_into_data();
-    let scores = scores.map_err(|error| EngineError::Compute(error.to_string()))?;
-    Ok(scores.into_vec().expect("scores are f32"))
+    /// The next token by its scores; `None` if one is not a number. Reading is where a device that
+    /// works asynchronously says what went wrong before.
+    fn pick(
+        &self,
+        scores: Tensor<B, 2>,
+        sampler: &mut Sampler,
+    ) -> Result<Option<u32>, EngineError> {
+        let picked = if sampler.is_greedy() {
+            highest(scores)
+        } else {
+            let scores = scores.try_into_data();
+            scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32")))
+        };
+        if let Some(failure) = B::memory_failure(&self.device) {
+            return Err(EngineError::Memory(failure));
+        }
+        picked.map_err(|error| EngineError::Compute(error.to_string()))
+    }
 }
 
 /// The tokens at which an answer ends, from `generation_config.json` or else `config.json`, its

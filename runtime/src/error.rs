@@ -1,6 +1,7 @@
 //! Why a request fails.
 
 use edge_lmm_models::ModelError;
+use edge_lmm_ops::MemoryFailure;
 
 use crate::device::DeviceError;
 use crate::media::MediaError;
@@ -22,8 +23,15 @@ pub enum EngineError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The device, while it computed.
-    #[error("the device failed, perhaps for want of memory: {0}")]
+    #[error("the device failed: {0}")]
     Compute(String),
+    /// The device has no more memory.
+    #[error(
+        "no memory is left on the device: {0}; use a shorter context (fewer --max-tokens, a shorter \
+         prompt), smaller or fewer pictures (--image-tokens), or a more strongly quantized record, \
+         or end other programs"
+    )]
+    Memory(MemoryFailure),
     /// The prompt is longer than the model can take.
     #[error(
         "the prompt has {tokens} tokens ({visual} of them for pictures, video or sound), the \

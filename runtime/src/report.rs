@@ -21,6 +21,8 @@ pub struct StageTime {
     pub calls: usize,
     /// Highest heap use while it ran.
     pub peak_bytes: usize,
+    /// GPU kernels launched while it ran (0 on the CPU).
+    pub launches: usize,
 }
 
 impl From<&StageRecord> for StageTime {
@@ -31,6 +33,7 @@ impl From<&StageRecord> for StageTime {
             ms: record.time.as_secs_f64() * 1e3,
             calls: record.calls,
             peak_bytes: record.peak_bytes,
+            launches: record.launches,
         }
     }
 }
@@ -222,6 +225,7 @@ mod tests {
             time: Duration::from_millis(ms),
             calls: 1,
             peak_bytes: 2048,
+            launches: 0,
             spans: Vec::new(),
         }
     }

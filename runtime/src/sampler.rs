@@ -1,5 +1,6 @@
 //! Picks the next token from the scores.
 
+use edge_lmm_ops::highest_score;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -28,6 +29,13 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    /// Whether the best token is always picked.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0
+    }
+}
+
 /// A running choice of tokens.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -42,13 +50,18 @@ impl Sampler {
         Self { sampling, random }
     }
 
+    /// Whether the best token is always picked.
+    pub fn is_greedy(&self) -> bool {
+        self.sampling.is_greedy()
+    }
+
     /// The next token; `None` if a score is not a number.
     pub fn pick(&mut self, scores: &[f32]) -> Option<u32> {
+        if self.sampling.is_greedy() {
+            return highest_score(scores);
+        }
         if scores.iter().any(|score| score.is_nan()) {
             return None;
-        }
-        if self.sampling.temperature <= 0.0 {
-            return best(scores);
         }
         let mut candidates: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
         // Ties go to the lower id, so that the order is total.
@@ -91,14 +104,6 @@ impl Sampler {
         }
         candidates.get(count.checked_sub(1)?).map(|&(id, _)| id)
     }
-}
-
-/// The id of the highest score, the lowest id among equals.
-fn best(scores: &[f32]) -> Option<u32> {
-    (0..)
-        .zip(scores)
-        .reduce(|best, next| if next.1 > best.1 { next } else { best })
-        .map(|(id, _)| id)
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ mod tests {
             time: Duration::from_millis(3),
             calls: 2,
             peak_bytes: 0,
+            launches: 0,
             spans: vec![
                 (Duration::from_millis(1), Duration::from_millis(1)),
                 (Duration::from_millis(5), Duration::from_millis(2)),

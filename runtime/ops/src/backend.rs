@@ -1,8 +1,8 @@
 //! The trait that a device implements to run the models.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
@@ -36,16 +36,43 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// Positions that fit.
     pub capacity: usize,
-    /// Whether half precision is enough: for weights that are quantized anyway. A device may hold
-    /// single precision nevertheless.
-    pub half: bool,
+    /// Whether the weights that make keys and values are 8 bits or fewer anyway: a device may keep
+    /// keys and values in half precision then, and round queries to it.
+    pub quantized: bool,
 }
 
 impl CacheShape {
     /// Bytes of the keys and values.
     pub fn bytes(&self) -> usize {
         let elements = self.layers * self.kv_heads * self.head_dim * self.capacity;
-        2 * if self.half { 2 } else { 4 } * elements
+        2 * if self.quantized { 2 } else { 4 } * elements
+    }
+}
+
+/// An allocation that failed on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryFailure {
+    /// Bytes asked for, where the device tells.
+    pub asked: Option<u64>,
+    /// Bytes that this program holds on the device, where the device tells.
+    pub held: Option<u64>,
+    /// Bytes that are free on the device, where somebody has asked it.
+    pub free: Option<u64>,
+}
+
+impl std::fmt::Display for MemoryFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bytes = |n: Option<u64>| n.map_or("an unknown number of".to_owned(), |n| n.to_string());
+        write!(
+            f,
+            "{} bytes were asked for, {} are held",
+            bytes(self.asked),
+            bytes(self.held)
+        )?;
+        match self.free {
+            Some(free) => write!(f, ", {free} are free"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -60,6 +87,18 @@ impl std::fmt::Display for CacheError {
 }
 
 impl std::error::Error for CacheError {}
+
+/// The place of the highest of some scores, the first one among equals; `None` if one is not a
+/// number, or there is none.
+pub fn highest_score(scores: &[f32]) -> Option<u32> {
+    if scores.iter().any(|score| score.is_nan()) {
+        return None;
+    }
+    (0..)
+        .zip(scores)
+        .reduce(|best, next| if next.1 > best.1 { next } else { best })
+        .map(|(id, _)| id)
+}
 
 /// Keys and values of past positions, allocated once and filled in place.
 pub trait KvStore {
@@ -88,6 +127,12 @@ pub trait KernelBackend: Backend {
     /// The key-value cache of this device.
     type KvCache: KvStore + Send;
 
+    /// The first allocation for this thread that has failed since it last asked. Devices that work
+    /// asynchronously tell so nowhere else; what was computed since then is worthless.
+    fn memory_failure(_device: &Self::Device) -> Option<MemoryFailure> {
+        None
+    }
+
     /// `activation(x Wᵀ + bias) + residual` with packed `W` (`[rows, cols]`).
     ///
     /// # Shapes
@@ -100,6 +145,20 @@ pub trait KernelBackend: Backend {
         activation: Activation,
         residual: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self>;
+
+    /// `activation(gate) * up`, where rows `gate | up` are `x Wᵀ` with packed `W` (`[rows, cols]`).
+    ///
+    /// # Shapes
+    /// - x: `[tokens, cols]`, result: `[tokens, rows / 2]`
+    fn gated_linear(
+        x: &FloatTensor<Self>,
+        weight: &IntTensor<Self>,
+        shape: MatrixShape,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let gate_up = Self::packed_linear(x, weight, shape, None, Activation::None, None);
+        Self::gated(&gate_up, activation)
+    }
 
     /// Rows `ids` of a packed matrix, dequantized: `[ids.len(), cols]`.
     fn gather_rows(
@@ -117,6 +176,19 @@ pub trait KernelBackend: Backend {
     ) -> FloatTensor<Self> {
         let ids = Tensor::<Self, 1, Int>::from_data(TensorData::from(ids), device);
         Self::float_select(table.clone(), 0, ids.into_primitive())
+    }
+
+    /// See [`highest_score`]; reads no more from the device than it has to.
+    ///
+    /// # Shapes
+    /// - scores: `[1, vocabulary]`
+    ///
+    /// # Errors
+    /// What the device says that went wrong, now or before.
+    fn highest(scores: FloatTensor<Self>) -> Result<Option<u32>, ExecutionError> {
+        let scores = Tensor::<Self, 2>::from_primitive(TensorPrimitive::Float(scores));
+        let data = scores.try_into_data()?;
+        Ok(highest_score(data.as_slice().expect("scores are f32")))
     }
 
     /// Root mean square norm of every row (Zhang & Sennrich 2019, eq. 4).
@@ -151,12 +223,15 @@ pub trait KernelBackend: Backend {
         down: Packed<'_, Self>,
         residual: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        let first = if gated { Activation::None } else { activation };
-        let mut hidden = Self::packed_linear(x, up.weight, up.shape, up.bias, first, None);
-        if gated {
-            hidden = Self::gated(&hidden, activation);
-        }
         let none = Activation::None;
+        let hidden = match up.bias {
+            None if gated => Self::gated_linear(x, up.weight, up.shape, activation),
+            bias if gated => {
+                let gate_up = Self::packed_linear(x, up.weight, up.shape, bias, none, None);
+                Self::gated(&gate_up, activation)
+            }
+            bias => Self::packed_linear(x, up.weight, up.shape, bias, activation, None),
+        };
         Self::packed_linear(&hidden, down.weight, down.shape, down.bias, none, residual)
     }
 
@@ -228,4 +303,23 @@ pub trait KernelBackend: Backend {
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self>;
+
+    /// As [`cached_attention`](Self::cached_attention) without bias, after queries and keys were
+    /// rotated as [`rope`](Self::rope) does.
+    ///
+    /// # Shapes
+    /// - qkv and result: as there; cos and sin: `[tokens, rotary_dim / 2]`
+    fn rotated_attention(
+        qkv: FloatTensor<Self>,
+        heads: Heads,
+        cos: &FloatTensor<Self>,
+        sin: &FloatTensor<Self>,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let rotated = heads.heads + heads.kv_heads;
+        let qkv = Self::rope(qkv, 0, rotated, heads.head_dim, cos, sin);
+        Self::cached_attention(&qkv, heads, cache, layer, None, scale)
+    }
 }

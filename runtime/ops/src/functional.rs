@@ -1,5 +1,6 @@
 //! The operations of [`KernelBackend`] on typed tensors, as the models call them.
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
@@ -87,6 +88,17 @@ pub fn feed_forward<B: KernelBackend>(
     ))
 }
 
+/// See [`KernelBackend::gated_linear`].
+pub fn gated_linear<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1, Int>,
+    shape: MatrixShape,
+    activation: Activation,
+) -> Tensor<B, 2> {
+    let weight = weight.into_primitive();
+    tensor(B::gated_linear(&float(x), &weight, shape, activation))
+}
+
 /// See [`KernelBackend::gather_rows`].
 pub fn gather_rows<B: KernelBackend>(
     weight: Tensor<B, 1, Int>,
@@ -106,6 +118,14 @@ pub fn gather_rows<B: KernelBackend>(
 pub fn select_rows<B: KernelBackend>(table: Tensor<B, 2>, ids: &[u32]) -> Tensor<B, 2> {
     let device = table.device();
     tensor(B::select_rows(&float(table), ids, &device))
+}
+
+/// See [`KernelBackend::highest`].
+///
+/// # Errors
+/// As there.
+pub fn highest<B: KernelBackend>(scores: Tensor<B, 2>) -> Result<Option<u32>, ExecutionError> {
+    B::highest(float(scores))
 }
 
 /// See [`KernelBackend::fused_rms_norm`].
@@ -218,6 +238,27 @@ pub fn cached_attention<B: KernelBackend>(
         cache,
         layer,
         bias.map(float).as_ref(),
+        scale,
+    ))
+}
+
+/// See [`KernelBackend::rotated_attention`].
+pub fn rotated_attention<B: KernelBackend>(
+    qkv: Tensor<B, 2>,
+    heads: Heads,
+    cos: &Tensor<B, 2>,
+    sin: &Tensor<B, 2>,
+    cache: &mut B::KvCache,
+    layer: usize,
+    scale: f32,
+) -> Tensor<B, 2> {
+    tensor(B::rotated_attention(
+        float(qkv),
+        heads,
+        &float(cos.clone()),
+        &float(sin.clone()),
+        cache,
+        layer,
         scale,
     ))
 }

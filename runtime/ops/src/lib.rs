@@ -18,11 +18,14 @@ pub mod probe;
 pub mod reference;
 pub mod stage;
 
-pub use backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Part};
+pub use backend::{
+    CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, highest_score,
+};
 pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use functional::{
     Columns, PackedLinear, attention, cached_attention, encoder_attention, feed_forward, gated,
-    gather_rows, layer_norm, linear, rms_norm, rope, select_rows,
+    gated_linear, gather_rows, highest, layer_norm, linear, rms_norm, rope, rotated_attention,
+    select_rows,
 };

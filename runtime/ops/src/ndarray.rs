@@ -333,7 +333,7 @@ impl KernelBackend for Cpu {
             shape.kv_heads,
             shape.head_dim,
             shape.capacity,
-            shape.half,
+            shape.quantized,
         )
         .map_err(|error| CacheError(error.to_string()))
     }

@@ -38,6 +38,8 @@ pub struct StageRecord {
     pub calls: usize,
     /// Highest heap use while it ran, in bytes (0 where the counting allocator is not installed).
     pub peak_bytes: usize,
+    /// GPU kernels launched by this crate while it ran (0 on the CPU).
+    pub launches: usize,
     /// Every call as (start since recording began, duration); kept for traces.
     pub spans: Vec<(Duration, Duration)>,
 }
@@ -52,6 +54,7 @@ struct Recorder {
 }
 
 thread_local! {
+    static LAUNCHES: Cell<usize> = const { Cell::new(0) };
     static ON: Cell<bool> = const { Cell::new(false) };
     static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
@@ -77,6 +80,12 @@ pub fn recording() -> bool {
     ON.get()
 }
 
+/// Counts a kernel that this thread has launched on a GPU.
+#[cfg(feature = "cube")]
+pub(crate) fn launched() {
+    LAUNCHES.set(LAUNCHES.get() + 1);
+}
+
 /// Ends recording; the stages in the order in which they were first entered.
 pub fn finish() -> Vec<StageRecord> {
     ON.set(false);
@@ -96,6 +105,7 @@ enum Running {
     Timed {
         slot: usize,
         start: Instant,
+        launches: usize,
         outer_peak: usize,
         outer_top: &'static str,
     },
@@ -154,6 +164,7 @@ fn enter(slot: impl FnOnce(&mut Recorder) -> (usize, &'static str)) -> Guard {
             Running::Timed {
                 slot,
                 start: Instant::now(),
+                launches: LAUNCHES.get(),
                 outer_peak,
                 outer_top,
             }
@@ -173,6 +184,7 @@ impl Recorder {
                     time: Duration::ZERO,
                     calls: 0,
                     peak_bytes: 0,
+                    launches: 0,
                     spans: Vec::new(),
                 });
                 self.records.len() - 1
@@ -190,6 +202,7 @@ impl Drop for Guard {
                 Running::Timed {
                     slot,
                     start,
+                    launches,
                     outer_peak,
                     outer_top,
                 } => {
@@ -206,6 +219,7 @@ impl Drop for Guard {
                     };
                     record.time += time;
                     record.calls += 1;
+                    record.launches += LAUNCHES.get() - launches;
                     record.peak_bytes = record.peak_bytes.max(peak);
                     record
                         .spans

@@ -156,7 +156,7 @@ proptest! {
         let qkv = random([total, q_width + 2 * kv_width]);
         let bias = biased.then(|| random([heads.heads, total, total]));
         let scale = (head_dim as f32).powf(-0.5);
-        let shape = CacheShape { layers: 2, kv_heads, head_dim, capacity: total, half: false };
+        let shape = CacheShape { layers: 2, kv_heads, head_dim, capacity: total, quantized: false };
         let mut cache = B::kv_cache(shape, &Default::default()).unwrap();
         let mut found = Vec::new();
         let mut start = 0;

@@ -4,12 +4,13 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
+use cubecl::Runtime;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
-    attention, cached_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
-    select_rows,
+    attention, cached_attention, gated, gated_linear, gather_rows, highest, layer_norm, linear,
+    reference, rms_norm, rope, rotated_attention, select_rows,
 };
 use proptest::prelude::*;
 
@@ -294,7 +295,7 @@ fn attend_cached(heads: Heads, pieces: &[usize], biased: bool) -> Result<(), Tes
         kv_heads: heads.kv_heads,
         head_dim: heads.head_dim,
         capacity: total + 1,
-        half: false,
+        quantized: false,
     };
     let mut cache = G::kv_cache(shape, &Default::default()).expect("memory");
     let (all, mut found, mut start) = (gpu(&qkv), Vec::new(), 0);
@@ -358,7 +359,7 @@ fn heads_that_are_too_large() {
         kv_heads: 1,
         head_dim: 600,
         capacity: 4,
-        half: false,
+        quantized: false,
     };
     let error = G::kv_cache(shape, &Default::default())
         .err()
@@ -373,6 +374,140 @@ fn heads_that_are_too_large() {
         .err()
         .expect("an error");
     assert!(error.to_string().contains("shorter context"), "{error}");
+}
+
+fn highest_on<B: KernelBackend>(scores: &[f32]) -> Option<u32> {
+    let data = TensorData::new(scores.to_vec(), [1, scores.len()]);
+    highest(Tensor::<B, 2>::from_data(data, &Default::default())).expect("a result")
+}
+
+/// The next token is the same on every device: the first among equals, also where cubes share the
+/// work, and none where a score is not a number.
+#[test]
+fn the_highest_score() {
+    let agree = |scores: &[f32]| {
+        let expected = highest_on::<C>(scores);
+        assert_eq!(highest_on::<G>(scores), expected, "of {}", scores.len());
+        expected
+    };
+    for len in [1, 2, 255, 256, 257, 1023, 1025, 5000, 151_937] {
+        let mut scores = random([1, len]).to_data().to_vec::<f32>().unwrap();
+        let best = agree(&scores).expect("numbers") as usize;
+        // A tie behind and one before.
+        scores[len - 1] = scores[best];
+        assert_eq!(agree(&scores), Some(best as u32));
+        scores[0] = scores[best];
+        assert_eq!(agree(&scores), Some(0));
+        scores[len / 2] = f32::NAN;
+        assert_eq!(agree(&scores), None);
+    }
+    assert_eq!(agree(&[-3.0, -1.0, -1.0, -2.0]), Some(1));
+    assert_eq!(agree(&[-0.0, 0.0]), Some(0));
+    assert_eq!(agree(&[-1.0, 0.0, -0.0]), Some(1));
+    let infinite = f32::INFINITY;
+    assert_eq!(agree(&[-infinite, -infinite]), Some(0));
+    assert_eq!(agree(&[1.0, infinite, f32::MAX]), Some(1));
+    assert_eq!(agree(&[1.0, -f32::NAN]), None);
+}
+
+/// What half precision adds to [`attention_error`]: operands, and weights of the sum, are off by
+/// 2^-11 each.
+fn half_error(q: &Tensor<C, 2>, k: &Tensor<C, 2>, v: &Tensor<C, 2>, heads: Heads) -> f32 {
+    let dot = largest(q.clone()) * largest(k.clone()) * heads.head_dim as f32;
+    let score = dot * (heads.head_dim as f32).powf(-0.5);
+    2.0 * largest(v.clone()) * (2.0 * score + 3.0) / 2048.0
+}
+
+/// Attention by the steps of tensor cores, with multiply-adds in place of their operations: all
+/// head sizes of the supported models, tiles of every size, windows, and keys in parts.
+#[test]
+fn attention_by_fragments() {
+    let (full, causal, segments) = (0, 1, 2);
+    for (head_dim, tokens, group, kind) in [
+        (64, 70, 1, full),
+        (64, 70, 1, causal),
+        (72, 40, 2, segments),
+        (80, 130, 1, segments),
+        (88, 33, 1, full),
+        (96, 20, 3, causal),
+        (128, 65, 1, full),
+        (20, 9, 1, causal),
+        (64, 300, 1, full),
+    ] {
+        let heads = Heads {
+            heads: 2 * group,
+            kv_heads: 2,
+            head_dim,
+        };
+        let (width, kv_width) = (heads.heads * head_dim, 2 * head_dim);
+        let qkv = random([tokens, width + 2 * kv_width]);
+        let part = |column: usize, width: usize| qkv.clone().narrow(1, column, width);
+        let (q, k) = (part(0, width), part(width, kv_width));
+        let v = part(width + kv_width, kv_width);
+        let scale = (head_dim as f32).powf(-0.5);
+        let error = attention_error(&q, &k, &v, heads) + half_error(&q, &k, &v, heads);
+        let ends = [0, tokens / 3, tokens / 3, tokens];
+        let mask = || match kind {
+            0 => Mask::Full,
+            1 => Mask::Causal,
+            _ => Mask::Segments(&ends),
+        };
+        let found = cube::attention_by(gpu(&qkv), heads, mask(), scale, Products::Emulated);
+        let expected = reference::attention(q, k, v, heads, mask(), None, scale);
+        close(found, expected, error).unwrap();
+    }
+}
+
+/// Keys and values in half precision, where the device has it: prefill, also by fragments, then
+/// steps.
+#[test]
+fn a_cache_in_half_precision() {
+    let heads = Heads {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 40,
+    };
+    let (width, kv_width) = (240, 80);
+    let pieces = [150, 30, 1, 2];
+    let total = pieces.iter().sum();
+    let qkv = random([total, width + 2 * kv_width]);
+    let bias = random([6, total, total]);
+    let scale = 40f32.powf(-0.5);
+    let shape = CacheShape {
+        layers: 1,
+        kv_heads: 2,
+        head_dim: 40,
+        capacity: total,
+        quantized: true,
+    };
+    for products in [Products::Plain, Products::Emulated] {
+        let cache = G::kv_cache(shape, &Default::default()).expect("memory");
+        let mut cache = cache.with_products(products);
+        assert!([1, 2].contains(&(shape.bytes() / cache.bytes())));
+        let (mut found, mut start) = (Vec::new(), 0);
+        for tokens in pieces {
+            let piece = gpu(&qkv.clone().narrow(0, start, tokens));
+            let bias = bias.clone().narrow(1, start, tokens);
+            let bias = gpu(&bias.narrow(2, 0, start + tokens));
+            found.push(cached_attention::<G>(
+                piece,
+                heads,
+                &mut cache,
+                0,
+                Some(bias),
+                scale,
+            ));
+            cache.advance(tokens);
+            start += tokens;
+        }
+        let part = |column: usize, width: usize| qkv.clone().narrow(1, column, width);
+        let (q, k) = (part(0, width), part(width, kv_width));
+        let v = part(width + kv_width, kv_width);
+        let error = attention_error(&q, &k, &v, heads) + half_error(&q, &k, &v, heads);
+        let bias = Some(bias.clone());
+        let expected = reference::attention(q, k, v, heads, Mask::Causal, bias, scale);
+        close(Tensor::cat(found, 0), expected, error).unwrap();
+    }
 }
 
 /// One query and many keys: the keys are split among cubes and the results merged.
@@ -451,23 +586,133 @@ fn views() {
 }
 
 /// Tensor cores, where the device has them, give what multiply-adds give, up to operands in half
-/// precision: every product is off by 2^-11 for each of them.
+/// precision: every product is off by 2^-11 for each of them. Elsewhere the same steps are
+/// emulated.
 #[test]
-fn both_kinds_of_products_agree() {
-    let (x, weight) = (random([100, 96]), Weight::random(Format::Q4, 70, 96));
-    let sizes = x
-        .clone()
-        .abs()
-        .matmul(weight.dense.clone().abs().transpose());
-    let half = largest(sizes) / 1024.0 + product_error(&x, &weight.dense);
-    let x_gpu = gpu(&x);
-    let chosen = cube::products(&x_gpu);
-    let bound = match chosen {
-        Products::Plain => product_error(&x, &weight.dense),
-        Products::Matrix => half,
-    };
-    let found = cube::multiply(x_gpu, weight.gpu, weight.shape, chosen);
-    close(found, x.matmul(weight.dense.transpose()), bound).unwrap();
+fn all_kinds_of_products_agree() {
+    for (format, [tokens, rows, cols]) in [
+        (Format::Q4, [100, 70, 96]),
+        (Format::Q8, [64, 64, 64]),
+        (Format::F16, [65, 129, 40]),
+        (Format::Q4, [5, 9, 33]),
+    ] {
+        let (x, weight) = (random([tokens, cols]), Weight::random(format, rows, cols));
+        let dense = weight.dense.clone();
+        let sizes = x.clone().abs().matmul(dense.clone().abs().transpose());
+        let exact = product_error(&x, &dense);
+        let half = largest(sizes) / 1024.0 + exact;
+        let expected = x.clone().matmul(dense.transpose());
+        let x = gpu(&x);
+        for products in [cube::products(&x), Products::Plain, Products::Emulated] {
+            let bound = match products {
+                Products::Plain => exact,
+                Products::Matrix | Products::Emulated => half,
+            };
+            let found = cube::multiply(x.clone(), weight.gpu.clone(), weight.shape, products);
+            close(found, expected.clone(), bound).unwrap();
+        }
+    }
+}
+
+/// In one kernel where both halves begin with a panel and tokens are few, else in two.
+#[test]
+fn gated_products() {
+    for format in Format::ALL {
+        for (tokens, half, cols) in [(1, 16, 70), (4, 8, 33), (3, 12, 64), (6, 16, 40)] {
+            let (x, weight) = (
+                random([tokens, cols]),
+                Weight::random(format, 2 * half, cols),
+            );
+            let error = product_error(&x, &weight.dense);
+            let before = x.clone().matmul(weight.dense.clone().transpose());
+            let size = largest(before.clone());
+            let expected = reference::gated(before, Activation::Silu);
+            let found = gated_linear(gpu(&x), weight.gpu, weight.shape, Activation::Silu);
+            let bound = size * (activation_error(error, size) + error) + 2.0 * ROUNDING;
+            close(found, expected, bound).unwrap();
+        }
+    }
+}
+
+/// What is rotated on its way into the cache, step by step, is what is rotated before.
+#[test]
+fn rotated_attentions() {
+    for (head_dim, half, group, pieces) in [
+        (16, 8, 2, [7, 1, 1]),
+        (20, 6, 1, [40, 3, 1]),
+        (64, 32, 6, [3, 1, 2]),
+    ] {
+        let heads = Heads {
+            heads: 2 * group,
+            kv_heads: 2,
+            head_dim,
+        };
+        let (width, kv_width) = (heads.heads * head_dim, 2 * head_dim);
+        let total: usize = pieces.iter().sum();
+        let qkv = random([total, width + 2 * kv_width]);
+        let (cos, sin) = (random([total, half]), random([total, half]));
+        let shape = CacheShape {
+            layers: 1,
+            kv_heads: 2,
+            head_dim,
+            capacity: total,
+            quantized: false,
+        };
+        let mut cache = G::kv_cache(shape, &Default::default()).expect("memory");
+        let (mut found, mut start) = (Vec::new(), 0);
+        for tokens in pieces {
+            let piece = |x: &Tensor<C, 2>| gpu(&x.clone().narrow(0, start, tokens));
+            let held = piece(&qkv);
+            let scale = (head_dim as f32).powf(-0.5);
+            found.push(rotated_attention::<G>(
+                held.clone(),
+                heads,
+                &piece(&cos),
+                &piece(&sin),
+                &mut cache,
+                0,
+                scale,
+            ));
+            // Somebody else holds the tensor, so it is not changed.
+            close(held, qkv.clone().narrow(0, start, tokens), 0.0).unwrap();
+            cache.advance(tokens);
+            start += tokens;
+        }
+        let part = |column: usize, width: usize| qkv.clone().narrow(1, column, width);
+        let turn = |x: Tensor<C, 2>, count: usize| {
+            reference::rope(x, count, head_dim, cos.clone(), sin.clone())
+        };
+        let q = turn(part(0, width), heads.heads);
+        let k = turn(part(width, kv_width), 2);
+        let v = part(width + kv_width, kv_width);
+        let bound = attention_error(&q, &k, &v, heads);
+        let scale = (head_dim as f32).powf(-0.5);
+        let expected = reference::attention(q, k, v, heads, Mask::Causal, None, scale);
+        close(Tensor::cat(found, 0), expected, bound).unwrap();
+    }
+}
+
+/// Memory that cannot be had is told with its size, and what comes after works again.
+#[test]
+fn memory_that_cannot_be_had() {
+    cube::memory::watch();
+    let device = Default::default();
+    let largest = WgpuRuntime::client(&device)
+        .properties()
+        .memory
+        .max_page_size;
+    let asked = 2 * largest as usize;
+    let scores = Tensor::<G, 2>::empty([1, asked / 4], &device);
+    // The result is worthless, whether it is an error or not.
+    let _ = highest(scores);
+    let failure = G::memory_failure(&device).expect("a failure");
+    assert_eq!(failure.asked, Some(asked as u64));
+    assert!(
+        failure.to_string().contains(&asked.to_string()),
+        "{failure}"
+    );
+    assert_eq!(G::memory_failure(&device), None);
+    assert_eq!(highest_on::<G>(&[1.0, 3.0, 2.0]), Some(1));
 }
 
 /// Every kernel runs once and takes some time.

@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 use edge_lmm_kernels::activation::Activation;
 
 use super::tensor::{Rows, cubes};
+use crate::stage;
 
 const UNITS: usize = 256;
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -58,6 +59,7 @@ pub(super) fn gated<R: CubeRuntime>(
     let out = Rows::empty(&x, x.rows, width);
     let len = x.rows * width;
     if len > 0 {
+        stage::launched();
         // SAFETY: units below `len` read and write within `rows` rows of `2 width` and `width`.
         #[allow(unsafe_code)]
         unsafe {

@@ -5,16 +5,25 @@
 //! A tile's rows are queries times the heads that share a key head, so that keys are read once for
 //! all of them. A few queries with many keys, as in decoding, do not fill a GPU: then the keys are
 //! split among cubes and the parts' results are merged.
+//!
+//! Many queries that may be rounded to half precision go through tensor cores, where the device has
+//! them ([`attention_tiles`](super::attention_tiles)); all others, and steps of decoding, which are
+//! bound by the bytes of keys and values, through multiply-adds in f32.
 
+use burn::tensor::f16;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::prelude::*;
 use edge_lmm_kernels::attention::{Heads, Mask};
 
-use super::cache::CubeCache;
+use super::attention_tiles::{self, tiles_kernel};
+use super::cache::{CubeCache, Layer};
+use super::fragments::SIDE;
+use super::products::Products;
 use super::tensor::{Rows, array, cubes, elements, indices};
 use crate::backend::KvStore;
+use crate::stage;
 
 /// Units side by side over keys, then over the elements of a head.
 const ACROSS: usize = 16;
@@ -26,9 +35,12 @@ const ENOUGH_CUBES: usize = 128;
 /// Fewest keys that are worth a cube of their own.
 const SPLIT_KEYS: usize = 128;
 /// Score of a key that is not seen; nothing lower is told apart.
-const UNSEEN: f32 = -1e30;
+pub(super) const UNSEEN: f32 = -1e30;
 /// Shared memory that every CUDA device gives a cube without being asked for more.
 const SHARED_BYTES: usize = 48 << 10;
+/// Shared memory of a cube that uses tensor cores: of the 164 KiB of an Orin's multiprocessor,
+/// three cubes have so much each. Devices with tensor cores give it when asked.
+const TILES_SHARED_BYTES: usize = 52 << 10;
 
 /// The size of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,11 +56,7 @@ impl Tile {
     /// The largest tile that fits the device and has less than half of its rows unused; `None`
     /// where heads are too large for any.
     fn of<R: CubeRuntime>(client: &ComputeClient<R>, rows: usize, head_dim: usize) -> Option<Self> {
-        let limit = client
-            .properties()
-            .hardware
-            .max_shared_memory_size
-            .min(SHARED_BYTES);
+        let limit = shared_bytes(client).min(SHARED_BYTES);
         [(4, 2), (4, 1), (2, 1), (1, 1)]
             .into_iter()
             .map(|(unit_rows, unit_keys)| Self {
@@ -91,9 +99,14 @@ impl Tile {
     }
 }
 
+/// Shared memory that the device can give a cube.
+fn shared_bytes<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
+    client.properties().hardware.max_shared_memory_size
+}
+
 /// Which keys a query sees; see [`Mask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Sight {
+pub(super) enum Sight {
     Full,
     Segments,
     Causal,
@@ -101,62 +114,61 @@ enum Sight {
 
 /// Options of the kernel that are known when it is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Options {
-    tile: Tile,
-    sight: Sight,
-    biased: bool,
+pub(super) struct Options {
+    pub(super) sight: Sight,
+    pub(super) biased: bool,
     /// Whether results are those of a part of the keys.
-    split: bool,
+    pub(super) split: bool,
 }
 
 /// Heads in memory: element `d` of head `h` at position `p` is
 /// `data[column + h * head + p * position + d]`.
 #[derive(CubeType, CubeLaunch)]
-struct Operand {
-    data: Array<f32>,
+pub(super) struct Operand<E: Float> {
+    pub(super) data: Array<E>,
     column: usize,
     head: usize,
     position: usize,
 }
 
 #[cube]
-impl Operand {
-    fn at(&self, head: usize, position: usize) -> usize {
+impl<E: Float> Operand<E> {
+    pub(super) fn at(&self, head: usize, position: usize) -> usize {
         self.column + head * self.head + position * self.position
     }
 }
 
 /// Sizes of a step.
 #[derive(CubeType, CubeLaunch)]
-struct Sizes {
-    queries: usize,
-    keys: usize,
+pub(super) struct Sizes {
+    pub(super) queries: usize,
+    pub(super) keys: usize,
     /// Query heads.
-    heads: usize,
+    pub(super) heads: usize,
     /// Query heads that share a key head.
-    group: usize,
+    pub(super) group: usize,
     /// Keys of a part.
-    part: usize,
+    pub(super) part: usize,
     /// Elements of the segments' ends.
     ends: usize,
-    scale: f32,
+    pub(super) scale: f32,
 }
 
 /// A tile's rows: grouped queries `row` is query `row / group` of head `row % group` of the group.
 /// Cube `[x, y, z]` has tile `x` of key head `y` and part `z` of the keys.
 #[cube(launch_unchecked)]
-fn attention_kernel(
-    q: &Operand,
-    k: &Operand,
-    v: &Operand,
+fn attention_kernel<E: Float>(
+    q: &Operand<f32>,
+    k: &Operand<E>,
+    v: &Operand<E>,
     bias: &Array<f32>,
     ends: &Array<u32>,
     out: &mut Array<f32>,
     stats: &mut Array<f32>,
     sizes: &Sizes,
+    #[comptime] tile: Tile,
     #[comptime] options: Options,
 ) {
-    let tile = comptime!(options.tile);
     let (unit_rows, unit_keys) = comptime!((tile.unit_rows, tile.unit_keys));
     let (rows, keys, head_dim) = comptime!((tile.rows(), tile.keys(), tile.head_dim));
     let (columns, pitch) = comptime!((tile.unit_columns(), tile.pitch()));
@@ -333,7 +345,7 @@ fn attention_kernel(
 
 /// The keys that a query sees: the first, and the one behind the last.
 #[cube]
-fn seen(
+pub(super) fn seen(
     query: usize,
     ends: &Array<u32>,
     sizes: &Sizes,
@@ -360,9 +372,9 @@ fn seen(
 
 /// Brings a tile of keys or values into shared memory; zeros from `end` on.
 #[cube]
-fn fill(
+fn fill<E: Float>(
     side: &mut SharedMemory<f32>,
-    source: &Operand,
+    source: &Operand<E>,
     head: usize,
     first: usize,
     end: usize,
@@ -373,7 +385,7 @@ fn fill(
         let (key, d) = (at / head_dim, at % head_dim);
         let mut value = 0.0f32;
         if first + key < end {
-            value = source.data[source.at(head, first + key) + d];
+            value = f32::cast_from(source.data[source.at(head, first + key) + d]);
         }
         side[key * pitch + d] = value;
     }
@@ -417,11 +429,20 @@ pub(super) fn fits<R: CubeRuntime>(client: &ComputeClient<R>, head_dim: usize) -
 /// A tensor of queries, keys or values and the column it begins at.
 type Part<'a, R> = (&'a CubeTensor<R>, usize);
 
-fn operand<R: CubeRuntime>(rows: &Rows<R>, column: usize, head_dim: usize) -> OperandLaunch<R> {
+fn operand<R: CubeRuntime>(
+    rows: &Rows<R>,
+    column: usize,
+    head_dim: usize,
+) -> OperandLaunch<f32, R> {
     OperandLaunch::new(rows.arg(), column, head_dim, rows.stride)
 }
 
-/// See [`KernelBackend::fused_attention`](crate::KernelBackend::fused_attention).
+/// See [`KernelBackend::fused_attention`](crate::KernelBackend::fused_attention); `products` is how
+/// tiles of many queries are multiplied.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the operation's own and one more"
+)]
 pub(super) fn fused<R: CubeRuntime>(
     q: Part<'_, R>,
     k: Part<'_, R>,
@@ -430,6 +451,7 @@ pub(super) fn fused<R: CubeRuntime>(
     mask: Mask<'_>,
     bias: Option<&CubeTensor<R>>,
     scale: f32,
+    products: Products,
 ) -> CubeTensor<R> {
     let [(q, q_column), (k, k_column), (v, v_column)] =
         [q, k, v].map(|(tensor, column)| (Rows::of(tensor), column));
@@ -454,9 +476,10 @@ pub(super) fn fused<R: CubeRuntime>(
         mask,
         bias,
         scale,
+        products,
         out: Rows::empty(&q, q.rows, q_width),
     };
-    step.run(
+    step.run::<f32>(
         operand(&q, q_column, heads.head_dim),
         operand(&k, k_column, heads.head_dim),
         operand(&v, v_column, heads.head_dim),
@@ -475,7 +498,6 @@ pub(super) fn cached<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let q = Rows::of(qkv);
     let head = cache.shape.capacity * heads.head_dim;
-    let (keys, values) = cache.layer(layer);
     let step = Step {
         heads,
         queries: q.rows,
@@ -483,13 +505,24 @@ pub(super) fn cached<R: CubeRuntime>(
         mask: Mask::Causal,
         bias,
         scale,
+        products: cache.products(),
         out: Rows::empty(&q, q.rows, heads.heads * heads.head_dim),
     };
-    step.run(
-        operand(&q, 0, heads.head_dim),
-        OperandLaunch::new(keys, 0, head, heads.head_dim),
-        OperandLaunch::new(values, 0, head, heads.head_dim),
-    )
+    let q = operand(&q, 0, heads.head_dim);
+    let Layer { keys, values, half } = cache.layer(layer);
+    if half {
+        step.run::<f16>(
+            q,
+            OperandLaunch::new(keys, 0, head, heads.head_dim),
+            OperandLaunch::new(values, 0, head, heads.head_dim),
+        )
+    } else {
+        step.run::<f32>(
+            q,
+            OperandLaunch::new(keys, 0, head, heads.head_dim),
+            OperandLaunch::new(values, 0, head, heads.head_dim),
+        )
+    }
 }
 
 /// What all launches of a step have in common.
@@ -500,11 +533,40 @@ struct Step<'a, R: CubeRuntime> {
     mask: Mask<'a>,
     bias: Option<&'a CubeTensor<R>>,
     scale: f32,
+    products: Products,
     out: Rows<R>,
 }
 
+/// Which kernel computes a step, and its tiles.
+#[derive(Clone, Copy)]
+enum Kernel {
+    Plain(Tile),
+    Tiles(attention_tiles::Tile),
+}
+
+impl Kernel {
+    fn rows(self) -> usize {
+        match self {
+            Self::Plain(tile) => tile.rows(),
+            Self::Tiles(tile) => tile.rows(),
+        }
+    }
+
+    fn keys(self) -> usize {
+        match self {
+            Self::Plain(tile) => tile.keys(),
+            Self::Tiles(tile) => tile.keys(),
+        }
+    }
+}
+
 impl<R: CubeRuntime> Step<'_, R> {
-    fn run(self, q: OperandLaunch<R>, k: OperandLaunch<R>, v: OperandLaunch<R>) -> CubeTensor<R> {
+    fn run<E: Float>(
+        self,
+        q: OperandLaunch<f32, R>,
+        k: OperandLaunch<E, R>,
+        v: OperandLaunch<E, R>,
+    ) -> CubeTensor<R> {
         let Heads {
             heads,
             kv_heads,
@@ -515,22 +577,19 @@ impl<R: CubeRuntime> Step<'_, R> {
         }
         let client = self.out.client().clone();
         let rows = self.queries * heads / kv_heads;
-        let tile = Tile::of(&client, rows, head_dim).unwrap_or_else(|| {
-            panic!("heads of {head_dim} elements, which do not fit, were to be refused before")
-        });
-        let tiles = rows.div_ceil(tile.rows());
-        let part = self.part(tiles * kv_heads, tile);
+        let kernel = self.kernel(&client, rows);
+        let tiles = rows.div_ceil(kernel.rows());
+        let part = self.part(tiles * kv_heads, kernel.keys());
         let parts = self.keys.div_ceil(part).max(1);
         let (sight, ends) = match self.mask {
-            Mask::Full => (Sight::Full, vec![0]),
-            Mask::Causal => (Sight::Causal, vec![0]),
-            Mask::Segments(ends) => (
-                Sight::Segments,
-                ends.iter().map(|&end| end as u32).collect(),
-            ),
+            Mask::Full => (Sight::Full, None),
+            Mask::Causal => (Sight::Causal, None),
+            Mask::Segments(ends) => {
+                let ends: Vec<u32> = ends.iter().map(|&end| end as u32).collect();
+                (Sight::Segments, Some(ends))
+            }
         };
         let options = Options {
-            tile,
             sight,
             biased: self.bias.is_some(),
             split: parts > 1,
@@ -554,28 +613,35 @@ impl<R: CubeRuntime> Step<'_, R> {
             heads,
             heads / kv_heads,
             part,
-            ends.len(),
+            ends.as_ref().map_or(0, Vec::len),
             self.scale,
         );
-        // SAFETY: rows below `queries * group` are read and stored, and keys below `keys`.
-        #[allow(unsafe_code)]
-        unsafe {
-            attention_kernel::launch_unchecked::<R>(
-                &client,
-                CubeCount::Static(tiles as u32, kv_heads as u32, parts as u32),
-                CubeDim::new_1d(UNITS as u32),
-                q,
-                k,
-                v,
-                self.bias.map_or_else(unused, elements),
-                indices(&client, &ends),
-                out,
-                stats,
-                sizes,
-                options,
-            );
+        let bias = self.bias.map_or_else(unused, elements);
+        let ends = ends.map_or_else(unused, |ends| indices(&client, &ends));
+        let count = CubeCount::Static(tiles as u32, kv_heads as u32, parts as u32);
+        stage::launched();
+        match kernel {
+            // SAFETY: rows below `queries * group` are read and stored, and keys below `keys`.
+            #[allow(unsafe_code)]
+            Kernel::Plain(tile) => unsafe {
+                let dim = CubeDim::new_1d(UNITS as u32);
+                attention_kernel::launch_unchecked::<E, R>(
+                    &client, count, dim, q, k, v, bias, ends, out, stats, sizes, tile, options,
+                );
+            },
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            Kernel::Tiles(tile) => unsafe {
+                let dim = CubeDim::new_1d(tile.units() as u32);
+                let products = self.products;
+                tiles_kernel::launch_unchecked::<f16, E, R>(
+                    &client, count, dim, q, k, v, bias, ends, out, stats, sizes, tile, options,
+                    products,
+                );
+            },
         }
         if let Some((sums, stats)) = partial {
+            stage::launched();
             // SAFETY: units below `rows * head_dim` read all parts of their element and store it.
             #[allow(unsafe_code)]
             unsafe {
@@ -595,13 +661,31 @@ impl<R: CubeRuntime> Step<'_, R> {
         self.out.into_tensor()
     }
 
-    /// Keys of a part, if `cubes` cubes would go through all keys otherwise.
-    fn part(&self, cubes: usize, tile: Tile) -> usize {
+    /// The kernel for `rows` rows.
+    fn kernel(&self, client: &ComputeClient<R>, rows: usize) -> Kernel {
+        let head_dim = self.heads.head_dim;
+        let limit = shared_bytes(client).min(TILES_SHARED_BYTES);
+        let tile = match self.products {
+            Products::Plain => None,
+            // Half of a fragment or more would be unused, as in steps of decoding.
+            _ if rows <= SIDE / 2 => None,
+            _ => attention_tiles::Tile::of(limit, rows, head_dim),
+        };
+        let plain = || {
+            Tile::of(client, rows, head_dim).unwrap_or_else(|| {
+                panic!("heads of {head_dim} elements, which do not fit, were to be refused before")
+            })
+        };
+        tile.map_or_else(|| Kernel::Plain(plain()), Kernel::Tiles)
+    }
+
+    /// Keys of a part, if `cubes` cubes would go through all keys otherwise, `tile` at once.
+    fn part(&self, cubes: usize, tile: usize) -> usize {
         let wanted = ENOUGH_CUBES.div_ceil(cubes.max(1));
         let part = match self.mask {
             Mask::Segments(_) => self.keys,
             Mask::Full | Mask::Causal => self.keys.div_ceil(wanted).max(SPLIT_KEYS),
         };
-        part.max(1).next_multiple_of(tile.keys())
+        part.max(1).next_multiple_of(tile)
     }
 }

@@ -1,30 +1,46 @@
 //! The keys and values of past positions, in device memory.
 
+use burn::tensor::{TensorMetadata, f16};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
+use cubecl::ir::features::TypeUsage;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use edge_lmm_kernels::attention::Heads;
 
-use super::attention;
-use super::tensor::{Rows, array, cubes};
+use super::products::{HALF_MAX, Products, half};
+use super::tensor::{Rows, array, array_of, cubes, elements};
+use super::{attention, memory};
 use crate::backend::{CacheError, CacheShape, KvStore};
+use crate::stage;
 
 const UNITS: usize = 256;
 
-/// Keys and values, each `[kv_heads, capacity, head_dim]` per layer. All memory is taken at the
-/// beginning; new positions are written where they belong and nothing is ever moved.
+/// Keys and values, each `[kv_heads, capacity, head_dim]` per layer; in half precision where the
+/// shape allows it and the device has it. All memory is taken at the beginning; new positions are
+/// written where they belong and nothing is ever moved.
 pub struct CubeCache<R: CubeRuntime> {
     pub(super) client: ComputeClient<R>,
     layers: Vec<(Handle, Handle)>,
     pub(super) shape: CacheShape,
+    half: bool,
+    products: Products,
     len: usize,
+}
+
+/// Keys and values of a layer.
+pub(super) struct Layer<R: CubeRuntime> {
+    pub(super) keys: ArrayArg<R>,
+    pub(super) values: ArrayArg<R>,
+    /// Whether they are in half precision, or else in f32.
+    pub(super) half: bool,
 }
 
 impl<R: CubeRuntime> CubeCache<R> {
     /// Takes the memory.
     pub(super) fn new(shape: CacheShape, device: &R::Device) -> Result<Self, CacheError> {
+        memory::watch();
         let client = R::client(device);
         if !attention::fits(&client, shape.head_dim) {
             return Err(CacheError(format!(
@@ -32,34 +48,53 @@ impl<R: CubeRuntime> CubeCache<R> {
                 shape.head_dim
             )));
         }
+        let usage = client.properties().type_usage(half());
+        let half = shape.quantized && usage.contains(TypeUsage::Buffer);
         let largest = client.properties().memory.max_page_size;
         let too_large = |reason: String| {
             CacheError(format!(
-                "no memory on the device for keys and values of {} positions ({} bytes in {} \
-                 layers): {reason}; use a shorter context",
-                shape.capacity,
-                shape.bytes(),
-                shape.layers,
+                "no memory on the device for keys and values of {} positions in {} layers: \
+                 {reason}; use a shorter context",
+                shape.capacity, shape.layers,
             ))
         };
         let bytes = (shape.kv_heads * shape.head_dim)
             .checked_mul(shape.capacity)
-            .and_then(|elements| elements.checked_mul(size_of::<f32>()))
+            .and_then(|elements| elements.checked_mul(element_bytes(half)))
             .filter(|bytes| *bytes as u64 <= largest)
             .ok_or_else(|| too_large(format!("one buffer holds at most {largest} bytes")))?;
         let layers = (0..shape.layers)
             .map(|_| (client.empty(bytes), client.empty(bytes)))
             .collect();
-        // Memory is taken asynchronously; this asks whether it could be had.
-        client
-            .flush()
-            .map_err(|error| too_large(format!("{error:?}")))?;
+        // Memory is taken asynchronously; this waits until it has been, or could not be.
+        let taken = client.flush();
+        if let Some(failure) = memory::failure(&client) {
+            let all = 2 * bytes * shape.layers;
+            return Err(too_large(format!("{all} bytes in all, {failure}")));
+        }
+        taken.map_err(|error| too_large(format!("{error:?}")))?;
+        let products = match shape.quantized {
+            true => Products::of(&client),
+            false => Products::Plain,
+        };
         Ok(Self {
             client,
             layers,
             shape,
+            half,
+            products,
             len: 0,
         })
+    }
+
+    /// Multiplies tiles in a way of one's own choice.
+    pub fn with_products(self, products: Products) -> Self {
+        Self { products, ..self }
+    }
+
+    /// How tiles are multiplied.
+    pub(super) fn products(&self) -> Products {
+        self.products
     }
 
     fn elements(&self) -> usize {
@@ -67,14 +102,25 @@ impl<R: CubeRuntime> CubeCache<R> {
     }
 
     /// Keys and values of a layer.
-    pub(super) fn layer(&self, layer: usize) -> (ArrayArg<R>, ArrayArg<R>) {
+    pub(super) fn layer(&self, layer: usize) -> Layer<R> {
         let (keys, values) = &self.layers[layer];
-        (array(keys, self.elements()), array(values, self.elements()))
+        let (len, size) = (self.elements(), element_bytes(self.half));
+        Layer {
+            keys: array_of(keys, len, size),
+            values: array_of(values, len, size),
+            half: self.half,
+        }
     }
 
-    /// Writes keys and values of new tokens behind the positions held.
-    pub(super) fn append(&mut self, qkv: &CubeTensor<R>, heads: Heads, layer: usize) {
-        let qkv = Rows::of(qkv);
+    /// Writes keys and values of new tokens behind the positions held, keys rotated with `rotation`
+    /// (cosines and sines) if there is one; then queries are rotated, too, in place.
+    pub(super) fn append(
+        &mut self,
+        qkv: &Rows<R>,
+        heads: Heads,
+        layer: usize,
+        rotation: Option<(&CubeTensor<R>, &CubeTensor<R>)>,
+    ) {
         let shape = self.shape;
         assert!(
             heads.kv_heads == shape.kv_heads && heads.head_dim == shape.head_dim,
@@ -90,33 +136,55 @@ impl<R: CubeRuntime> CubeCache<R> {
         let width = shape.kv_heads * shape.head_dim;
         let column = heads.heads * heads.head_dim;
         assert!(column + 2 * width <= qkv.width, "rows of {}", qkv.width);
-        let count = qkv.rows * width;
+        let half = rotation.map_or(0, |(cos, _)| cos.shape()[1]);
+        assert!(2 * half <= shape.head_dim, "{half} pairs in {heads:?}");
+        let pairs = heads.heads * half;
+        let count = qkv.rows * (pairs + width);
         if count == 0 {
             return;
         }
-        let (keys, values) = self.layer(layer);
+        let unused = || array(&self.client.empty(size_of::<f32>()), 1);
+        let (cos, sin) = match rotation {
+            Some((cos, sin)) => (elements(cos), elements(sin)),
+            None => (unused(), unused()),
+        };
+        let place = PlaceLaunch::new(
+            qkv.stride,
+            column,
+            width,
+            shape.head_dim,
+            half,
+            pairs,
+            shape.capacity,
+            self.len,
+            count,
+        );
+        let Layer { keys, values, .. } = self.layer(layer);
+        let (cubes, dim) = (cubes(count.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32));
+        let (client, qkv, rotated) = (&self.client, qkv.arg(), rotation.is_some());
+        stage::launched();
         // SAFETY: units below `count` write keys and values of one element at positions below the
-        // capacity, as asserted above, and read rows that hold both.
+        // capacity, as asserted above, and read rows that hold both, or turn a pair of a query.
         #[allow(unsafe_code)]
         unsafe {
-            append_kernel::launch_unchecked::<R>(
-                &self.client,
-                cubes(count.div_ceil(UNITS)),
-                CubeDim::new_1d(UNITS as u32),
-                qkv.arg(),
-                keys,
-                values,
-                PlaceLaunch::new(
-                    qkv.stride,
-                    column,
-                    width,
-                    shape.head_dim,
-                    shape.capacity,
-                    self.len,
-                    count,
-                ),
-            );
+            if self.half {
+                append_kernel::launch_unchecked::<f16, R>(
+                    client, cubes, dim, qkv, cos, sin, keys, values, place, rotated, true,
+                );
+            } else {
+                append_kernel::launch_unchecked::<f32, R>(
+                    client, cubes, dim, qkv, cos, sin, keys, values, place, rotated, false,
+                );
+            }
         }
+    }
+}
+
+const fn element_bytes(half: bool) -> usize {
+    if half {
+        size_of::<f16>()
+    } else {
+        size_of::<f32>()
     }
 }
 
@@ -130,7 +198,7 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
     }
 
     fn bytes(&self) -> usize {
-        self.shape.bytes()
+        2 * self.shape.layers * self.elements() * element_bytes(self.half)
     }
 
     fn advance(&mut self, tokens: usize) {
@@ -154,22 +222,69 @@ struct Place {
     /// Elements of a token's keys.
     width: usize,
     head_dim: usize,
+    /// Pairs of a head that are rotated.
+    half: usize,
+    /// Pairs of a token's queries that are rotated.
+    pairs: usize,
     capacity: usize,
     /// Positions held.
     len: usize,
-    /// Elements to copy.
+    /// Pairs to turn and elements to copy.
     count: usize,
 }
 
+/// A unit for each pair of a query, and for each element of a key and the value's beside it.
 #[cube(launch_unchecked)]
-fn append_kernel(qkv: &Array<f32>, keys: &mut Array<f32>, values: &mut Array<f32>, place: &Place) {
+fn append_kernel<E: Float>(
+    qkv: &mut Array<f32>,
+    cos: &Array<f32>,
+    sin: &Array<f32>,
+    keys: &mut Array<E>,
+    values: &mut Array<E>,
+    place: &Place,
+    #[comptime] rotated: bool,
+    #[comptime] rounded: bool,
+) {
     let at = CUBE_POS * UNITS + UNIT_POS as usize;
-    if at < place.count {
-        let (token, element) = (at / place.width, at % place.width);
+    if at >= place.count {
+        terminate!();
+    }
+    let of_token = place.pairs + place.width;
+    let (token, item) = (at / of_token, at % of_token);
+    let row = token * place.stride;
+    if item < place.pairs {
+        let (head, i) = (item / place.half, item % place.half);
+        let angle = token * place.half + i;
+        let first = row + head * place.head_dim + i;
+        let second = first + place.half;
+        let (a, b) = (qkv[first], qkv[second]);
+        qkv[first] = a * cos[angle] - b * sin[angle];
+        qkv[second] = b * cos[angle] + a * sin[angle];
+    } else {
+        let element = item - place.pairs;
         let (head, d) = (element / place.head_dim, element % place.head_dim);
-        let from = token * place.stride + place.column + element;
+        let from = row + place.column + element;
         let to = (head * place.capacity + place.len + token) * place.head_dim + d;
-        keys[to] = qkv[from];
-        values[to] = qkv[from + place.width];
+        let mut key = qkv[from];
+        if comptime!(rotated) {
+            if d < place.half {
+                let angle = token * place.half + d;
+                key = key * cos[angle] - qkv[from + place.half] * sin[angle];
+            } else if d < 2 * place.half {
+                let angle = token * place.half + d - place.half;
+                key = key * cos[angle] + qkv[from - place.half] * sin[angle];
+            }
+        }
+        keys[to] = stored::<E>(key, rounded);
+        values[to] = stored::<E>(qkv[from + place.width], rounded);
+    }
+}
+
+#[cube]
+fn stored<E: Float>(value: f32, #[comptime] rounded: bool) -> E {
+    if comptime!(rounded) {
+        E::cast_from(clamp(value, -HALF_MAX, HALF_MAX))
+    } else {
+        E::cast_from(value)
     }
 }

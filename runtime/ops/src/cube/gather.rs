@@ -10,6 +10,7 @@ use super::packed::{
     quads_of_load, weights,
 };
 use super::tensor::{cubes, empty, indices};
+use crate::stage;
 
 const UNITS: usize = 128;
 
@@ -67,6 +68,7 @@ pub(super) fn gather_rows<R: CubeRuntime>(
             "row {last} of {}",
             shape.rows
         );
+        stage::launched();
         // SAFETY: every id is a row, and of a load only inputs below `cols` are written.
         #[allow(unsafe_code)]
         unsafe {

@@ -2,23 +2,21 @@
 //! inputs (a block) the tile's activations and dequantized weights are brought into shared memory,
 //! then multiplied.
 //!
-//! How they are multiplied is the only difference between devices ([`Products`]): multiply-adds in
-//! f32 anywhere, or the matrix operations of tensor cores, with operands in half precision and
-//! sums in f32.
+//! How they are multiplied is the only difference between devices ([`Products`]).
 
 use burn::tensor::f16;
 use burn_cubecl::CubeRuntime;
-use cubecl::client::ComputeClient;
-use cubecl::features::MmaConfig;
-use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use edge_lmm_kernels::format::{BLOCK, Format, PANEL};
 
+use super::fragments::{self, ALIGNMENT, Four, Order, PLANE, SIDE, Sums};
 use super::linear::{Epilogue, Operands, Output};
 use super::packed::{
     Load, Packed, QUAD, Quad, first_input, inputs_of_load, loads_of_inputs, packed, quads_of_load,
     weights,
 };
+use super::products::{HALF_MAX, Products};
+use crate::stage;
 
 const UNITS: usize = 128;
 /// Tokens and rows of a tile.
@@ -28,51 +26,11 @@ const TILE: usize = 64;
 const PITCH: usize = TILE / QUAD + 2;
 /// Tokens that a unit multiplies with one quad of rows.
 const UNIT_TOKENS: usize = TILE * TILE / QUAD / UNITS;
-/// Side of a matrix operation.
-const FRAGMENT: usize = 16;
-/// Units that carry out a matrix operation together.
-const PLANE: usize = 32;
 /// Side of the part of a tile that a plane computes, in fragments.
-const PLANE_FRAGMENTS: usize = TILE / 2 / FRAGMENT;
-/// The largest half-precision number. A few activations of language models are beyond it; as
-/// infinity they would spoil everything behind them.
-const HALF_MAX: f32 = 65_504.0;
-
-/// How a tile is multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Products {
-    /// Multiply-adds in f32.
-    Plain,
-    /// 16 x 16 x 16 matrix operations: half-precision operands, sums in f32.
-    Matrix,
-}
-
-impl Products {
-    /// What suits the device.
-    pub fn of<R: CubeRuntime>(client: &ComputeClient<R>) -> Self {
-        let properties = client.properties();
-        let half: cubecl::ir::StorageType = ElemType::Float(FloatKind::F16).into();
-        let config = MmaConfig {
-            a_type: half,
-            b_type: half,
-            cd_type: ElemType::Float(FloatKind::F32).into(),
-            m: FRAGMENT as u32,
-            n: FRAGMENT as u32,
-            k: FRAGMENT as u32,
-        };
-        let plane = PLANE as u32;
-        let hardware = &properties.hardware;
-        let planes = [hardware.plane_size_min, hardware.plane_size_max] == [plane; 2];
-        if planes && properties.features.matmul.cmma.contains(&config) {
-            Self::Matrix
-        } else {
-            Self::Plain
-        }
-    }
-}
-
-/// Four elements in shared memory.
-type Four<S> = Vector<S, Const<4>>;
+const PLANE_FRAGMENTS: usize = TILE / 2 / SIDE;
+/// Elements from one token to the next in a tile of sums: as many more than the tile is wide as
+/// keep fragments aligned and units that read successive tokens at different banks.
+const SUMS_PITCH: usize = TILE + 8;
 
 #[cube(launch_unchecked)]
 fn gemm_kernel<S: Float>(
@@ -91,8 +49,8 @@ fn gemm_kernel<S: Float>(
         terminate!();
     }
     // Element `[input, token]` and `[input, row]`.
-    let mut tokens = SharedMemory::<Four<S>>::new(comptime!(BLOCK * PITCH));
-    let mut rows = SharedMemory::<Four<S>>::new(comptime!(BLOCK * PITCH));
+    let mut tokens = SharedMemory::<Four<S>>::new_aligned(comptime!(BLOCK * PITCH), ALIGNMENT);
+    let mut rows = SharedMemory::<Four<S>>::new_aligned(comptime!(BLOCK * PITCH), ALIGNMENT);
     match products {
         Products::Plain => {
             let mut sums = Array::<Quad>::new(UNIT_TOKENS);
@@ -118,8 +76,8 @@ fn gemm_kernel<S: Float>(
             }
             store(&sums, output, token, row, weight.rows, epilogue);
         }
-        Products::Matrix => {
-            let sums = no_sums();
+        Products::Matrix | Products::Emulated => {
+            let mut sums = fragments::zeros(comptime!(PLANE_FRAGMENTS * PLANE_FRAGMENTS), products);
             for block in 0..weight.cols.div_ceil(BLOCK) {
                 fill_tokens::<S>(
                     &mut tokens,
@@ -133,10 +91,10 @@ fn gemm_kernel<S: Float>(
                 );
                 fill_rows::<S>(&mut rows, weight, row / PANEL, block, format);
                 sync_cube();
-                multiply_matrices::<S>(&tokens, &rows, &sums);
+                multiply_matrices::<S>(&tokens, &rows, &mut sums, products);
                 sync_cube();
             }
-            store_matrices(&sums, output, token, row, weight.rows, epilogue);
+            store_matrices(&sums, output, token, row, weight.rows, products, epilogue);
         }
     }
 }
@@ -167,7 +125,7 @@ fn fill_tokens<S: Float>(
             let t = token + group * QUAD + i;
             if t < tokens && col < cols {
                 let mut value = x[t * x_stride + col];
-                if comptime!(products == Products::Matrix) {
+                if comptime!(products != Products::Plain) {
                     value = clamp(value, -HALF_MAX, HALF_MAX);
                 }
                 four[i] = S::cast_from(value);
@@ -279,24 +237,6 @@ fn store(
     }
 }
 
-/// The plane's sums, a quarter of the tile, as fragments.
-#[cube]
-fn no_sums() -> Sequence<cmma::Matrix<f32>> {
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
-    #[unroll]
-    for _ in 0..comptime!(PLANE_FRAGMENTS * PLANE_FRAGMENTS) {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator,
-            FRAGMENT,
-            FRAGMENT,
-            FRAGMENT,
-            cmma::MatrixLayout::Undefined,
-            0.0f32,
-        ));
-    }
-    sums
-}
-
 /// Where the plane's quarter of the tile begins: token and row.
 #[cube]
 fn place_of_plane() -> (usize, usize) {
@@ -312,38 +252,23 @@ fn place_of_plane() -> (usize, usize) {
 fn multiply_matrices<S: Float>(
     tokens: &SharedMemory<Four<S>>,
     rows: &SharedMemory<Four<S>>,
-    sums: &Sequence<cmma::Matrix<f32>>,
+    sums: &mut Sums,
+    #[comptime] products: Products,
 ) {
     let (token, row) = place_of_plane();
-    let end = comptime!(BLOCK * PITCH);
-    let pitch = comptime!((PITCH * QUAD) as u32);
+    let pitch = comptime!(PITCH * QUAD);
     #[unroll]
-    for step in 0..comptime!(BLOCK / FRAGMENT) {
-        let line = step * FRAGMENT * PITCH;
+    for step in 0..comptime!(BLOCK / SIDE) {
+        let line = step * SIDE * pitch;
         #[unroll]
         for t in 0..PLANE_FRAGMENTS {
-            let a = cmma::Matrix::<Four<S>>::from_slice(
-                cmma::MatrixIdent::A,
-                FRAGMENT,
-                FRAGMENT,
-                FRAGMENT,
-                cmma::MatrixLayout::ColMajor,
-                &tokens.slice(line + (token + t * FRAGMENT) / QUAD, end),
-                pitch,
-            );
+            let at = line + token + t * SIDE;
+            let a = fragments::left::<S>(tokens, at, pitch, Order::Columns, products);
             #[unroll]
             for r in 0..PLANE_FRAGMENTS {
-                let b = cmma::Matrix::<Four<S>>::from_slice(
-                    cmma::MatrixIdent::B,
-                    FRAGMENT,
-                    FRAGMENT,
-                    FRAGMENT,
-                    cmma::MatrixLayout::RowMajor,
-                    &rows.slice(line + (row + r * FRAGMENT) / QUAD, end),
-                    pitch,
-                );
-                let sum = sums.index(comptime!(t * PLANE_FRAGMENTS + r));
-                cmma::execute(&a, &b, sum, sum);
+                let at = line + row + r * SIDE;
+                let b = fragments::right::<S>(rows, at, pitch, Order::Rows, products);
+                sums.add::<S>(comptime!(t * PLANE_FRAGMENTS + r), &a, &b, products);
             }
         }
     }
@@ -353,33 +278,32 @@ fn multiply_matrices<S: Float>(
 /// known.
 #[cube]
 fn store_matrices(
-    sums: &Sequence<cmma::Matrix<f32>>,
+    sums: &Sums,
     output: &mut Output,
     token: usize,
     row: usize,
     rows: usize,
+    #[comptime] products: Products,
     #[comptime] epilogue: Epilogue,
 ) {
-    let mut shared = SharedMemory::<f32>::new(comptime!(TILE * TILE));
+    let size = comptime!(TILE * SUMS_PITCH / QUAD);
+    let mut shared = SharedMemory::<Quad>::new_aligned(size, ALIGNMENT);
     let (plane_token, plane_row) = place_of_plane();
     #[unroll]
     for t in 0..PLANE_FRAGMENTS {
         #[unroll]
         for r in 0..PLANE_FRAGMENTS {
-            let at = (plane_token + t * FRAGMENT) * TILE + plane_row + r * FRAGMENT;
-            cmma::store(
-                &mut shared.slice_mut(at, comptime!(TILE * TILE)),
-                sums.index(comptime!(t * PLANE_FRAGMENTS + r)),
-                comptime!(TILE as u32),
-                cmma::MatrixLayout::RowMajor,
-            );
+            let at = (plane_token + t * SIDE) * SUMS_PITCH + plane_row + r * SIDE;
+            let index = comptime!(t * PLANE_FRAGMENTS + r);
+            sums.store(index, &mut shared, at, SUMS_PITCH, products);
         }
     }
     sync_cube();
     for at in range_stepped(UNIT_POS as usize, comptime!(TILE * TILE), UNITS) {
+        let place = at / TILE * SUMS_PITCH + at % TILE;
         let (token, row) = (token + at / TILE, row + at % TILE);
         if token < output.tokens && row < rows {
-            output.store(token, row, shared[at], epilogue);
+            output.store(token, row, shared[place / QUAD][place % QUAD], epilogue);
         }
     }
 }
@@ -388,13 +312,14 @@ fn store_matrices(
 pub(super) fn launch<R: CubeRuntime>(operands: &Operands<'_, R>, products: Products) {
     match products {
         Products::Plain => launch_with::<R, f32>(operands, products),
-        Products::Matrix => launch_with::<R, f16>(operands, products),
+        Products::Matrix | Products::Emulated => launch_with::<R, f16>(operands, products),
     }
 }
 
 fn launch_with<R: CubeRuntime, S: Float>(operands: &Operands<'_, R>, products: Products) {
     let Operands { x, shape, .. } = operands;
     let tiles = x.rows.div_ceil(TILE);
+    stage::launched();
     // SAFETY: cubes whose tile has rows read loads, inputs and tokens that exist, and store the
     // same tokens and rows.
     #[allow(unsafe_code)]

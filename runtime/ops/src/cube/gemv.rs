@@ -11,12 +11,13 @@ use super::packed::{
     quads_of_load, weights,
 };
 use super::tensor::cubes;
+use crate::stage;
 
 /// Most tokens: their sums must fit the registers.
 pub(super) const TOKENS: usize = 4;
 const UNITS: usize = 128;
 
-/// A cube for each panel. Its units take the panel's loads in turn and add their sums at the end.
+/// A cube for each panel, or for each pair of panels of gate and up.
 #[cube(launch_unchecked)]
 fn gemv_kernel<N: Size>(
     weight: &Packed,
@@ -28,9 +29,53 @@ fn gemv_kernel<N: Size>(
     #[comptime] epilogue: Epilogue,
 ) {
     let panel = CUBE_POS;
-    if panel >= weight.panels {
+    let parts = comptime!(if epilogue.gated { 2usize } else { 1usize });
+    let panels = weight.panels / parts;
+    if panel >= panels {
         terminate!();
     }
+    let count = comptime!(tokens * quads_of_load(format) * UNITS);
+    let mut shared = SharedMemory::<Quad>::new(count);
+    let product = products_of_panel(weight, panel, x, x_stride, &mut shared, tokens, format);
+    let mut up = 0.0f32;
+    if comptime!(epilogue.gated) {
+        // Nobody may write the next sums before everybody has read these.
+        sync_cube();
+        up = products_of_panel(
+            weight,
+            panel + panels,
+            x,
+            x_stride,
+            &mut shared,
+            tokens,
+            format,
+        );
+    }
+    let unit = UNIT_POS as usize;
+    if unit < comptime!(tokens * PANEL) {
+        let (token, row) = (unit / PANEL, panel * PANEL + unit % PANEL);
+        if row < weight.rows / parts {
+            if comptime!(epilogue.gated) {
+                output.store_gated(token, row, product, up, epilogue);
+            } else {
+                output.store(token, row, product, epilogue);
+            }
+        }
+    }
+}
+
+/// The products of a panel: unit `token * PANEL + row` gets that token's with that row. All units
+/// take the panel's loads in turn and add their sums at the end.
+#[cube]
+fn products_of_panel<N: Size>(
+    weight: &Packed,
+    panel: usize,
+    x: &Array<Vector<f32, N>>,
+    x_stride: usize,
+    shared: &mut SharedMemory<Quad>,
+    #[comptime] tokens: usize,
+    #[comptime] format: Format,
+) -> f32 {
     let quads = comptime!(quads_of_load(format));
     let count = comptime!(tokens * quads);
     let unit = UNIT_POS as usize;
@@ -42,8 +87,6 @@ fn gemv_kernel<N: Size>(
     for index in range_stepped(unit, weight.loads, UNITS) {
         add_load(weight, panel, index, x, x_stride, &mut sums, tokens, format);
     }
-
-    let mut shared = SharedMemory::<Quad>::new(comptime!(count * UNITS));
     #[unroll]
     for i in 0..count {
         shared[i * UNITS + unit] = sums[i];
@@ -64,15 +107,15 @@ fn gemv_kernel<N: Size>(
         }
         sync_cube();
     }
+    let mut product = 0.0f32;
     if unit < comptime!(tokens * PANEL) {
         let (token, row) = (unit / PANEL, unit % PANEL);
         let (quad, lane) = (row / QUAD, row % QUAD);
         // With one quad in a load, quad 1 is with unit 1; with two, it is unit 0's second sum.
         let at = (token * quads + quad / together) * UNITS + quad % together;
-        if panel * PANEL + row < weight.rows {
-            output.store(token, panel * PANEL + row, shared[at][lane], epilogue);
-        }
+        product = shared[at][lane];
     }
+    product
 }
 
 /// Adds the products of one load with all tokens.
@@ -139,14 +182,16 @@ fn inputs_at<N: Size>(
 /// Computes the product of at most [`TOKENS`] tokens.
 pub(super) fn launch<R: CubeRuntime>(operands: &Operands<'_, R>) {
     let Operands { x, shape, .. } = operands;
+    let cube_count = shape.panels() / if operands.epilogue.gated { 2 } else { 1 };
     let by_four = x.by_four() && inputs_of_load(shape.format).is_multiple_of(4);
+    stage::launched();
     // SAFETY: cubes below the number of panels read whole loads of their panel and inputs below
     // `cols`, and store rows below `rows`.
     #[allow(unsafe_code)]
     unsafe {
         gemv_kernel::launch_unchecked::<R>(
             x.client(),
-            cubes(shape.panels()),
+            cubes(cube_count),
             CubeDim::new_1d(UNITS as u32),
             if by_four { 4 } else { 1 },
             packed(operands.weight, *shape),

@@ -7,12 +7,13 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::format::{Format, MatrixShape};
+use edge_lmm_kernels::format::{Format, MatrixShape, PANEL};
 
 use super::activation::activate;
-use super::gemm::{self, Products};
 use super::gemv;
+use super::products::Products;
 use super::tensor::{Rows, elements};
+use super::{activation, gemm, tensor};
 
 /// What happens to a product on its way out; the residual is what the output holds before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,6 +21,8 @@ pub(super) struct Epilogue {
     pub(super) bias: bool,
     pub(super) activation: Activation,
     pub(super) accumulate: bool,
+    /// Products come in pairs, gate and up: stored is the gate's activation times the other.
+    pub(super) gated: bool,
 }
 
 /// Where products go: `[tokens, rows]`.
@@ -55,6 +58,19 @@ impl Output {
         }
         self.out[at] = value;
     }
+
+    /// Finishes a pair of products.
+    pub(super) fn store_gated(
+        &mut self,
+        token: usize,
+        row: usize,
+        gate: f32,
+        up: f32,
+        #[comptime] epilogue: Epilogue,
+    ) {
+        let gate = activate(gate, comptime!(epilogue.activation));
+        self.out[token * self.stride + row] = gate * up;
+    }
 }
 
 /// The operands of a product.
@@ -72,7 +88,7 @@ impl<R: CubeRuntime> Operands<'_, R> {
     pub(super) fn output(&self) -> OutputLaunch<R> {
         let bias = match self.bias {
             Some(bias) => elements(bias),
-            None => super::tensor::array(&self.x.client().empty(size_of::<f32>()), 1),
+            None => tensor::array(&self.x.client().empty(size_of::<f32>()), 1),
         };
         OutputLaunch::new(self.out.arg(), bias, self.out.stride, self.out.rows)
     }
@@ -95,6 +111,7 @@ pub(super) fn linear<R: CubeRuntime>(
         bias: bias.is_some(),
         activation,
         accumulate: residual.is_some(),
+        gated: false,
     };
     let out = match residual {
         Some(residual) => Rows::owned(residual),
@@ -121,5 +138,38 @@ pub(super) fn linear<R: CubeRuntime>(
             gemm::launch(&operands, products);
         }
     }
+    operands.out.into_tensor()
+}
+
+/// See [`KernelBackend::gated_linear`](crate::KernelBackend::gated_linear): in one kernel for a few
+/// tokens, whose rows of gate and up can be taken together where both begin with a panel.
+pub(super) fn gated<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    shape: MatrixShape,
+    activation: Activation,
+) -> CubeTensor<R> {
+    let rows = Rows::of(x);
+    let few = (1..=gemv::TOKENS).contains(&rows.rows);
+    if !few || !shape.rows.is_multiple_of(2 * PANEL) {
+        let gate_up = linear(x, weight, shape, None, Activation::None, None, None);
+        return activation::gated(&gate_up, activation);
+    }
+    assert_eq!(rows.width, shape.cols, "inputs of {shape:?}");
+    let out = Rows::empty(&rows, rows.rows, shape.rows / 2);
+    let operands = Operands {
+        x: rows,
+        weight,
+        shape,
+        bias: None,
+        out,
+        epilogue: Epilogue {
+            bias: false,
+            activation,
+            accumulate: false,
+            gated: true,
+        },
+    };
+    gemv::launch(&operands);
     operands.out.into_tensor()
 }

@@ -4,8 +4,11 @@
 //! |---|---|
 //! | `packed` | packed weights as a GPU reads them |
 //! | `linear`, `gemv`, `gemm` | products with packed weights, a few tokens or many |
-//! | `gather` | embeddings |
-//! | `attention`, `cache` | flash attention, keys and values of past positions |
+//! | `products`, `fragments` | how tiles are multiplied: multiply-adds or tensor cores |
+//! | `gather`, `highest` | embeddings, the next token of a greedy answer |
+//! | `attention`, `attention_tiles` | flash attention, plain and by tensor cores |
+//! | `cache` | keys and values of past positions |
+//! | `memory` | what happens when there is none left |
 //! | `norm`, `rope`, `activation` | the rest of a transformer block |
 //! | `tensor` | how burn's tensors go into kernels |
 //! | `trial` | every kernel compiled and timed once |
@@ -15,25 +18,32 @@
 
 mod activation;
 mod attention;
+mod attention_tiles;
 mod cache;
+mod fragments;
 mod gather;
 mod gemm;
 mod gemv;
+mod highest;
 mod linear;
+pub mod memory;
 mod norm;
 mod packed;
+mod products;
 mod rope;
 mod tensor;
 mod trial;
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorPrimitive};
+use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime};
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
 
-use crate::backend::{CacheError, CacheShape, KernelBackend, Part};
+use crate::backend::{CacheError, CacheShape, KernelBackend, MemoryFailure, Part};
 use crate::reference;
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
@@ -42,7 +52,8 @@ pub use burn_wgpu::WgpuRuntime;
 pub use cache::CubeCache;
 #[cfg(feature = "cuda")]
 pub use cubecl::cuda::CudaRuntime;
-pub use gemm::Products;
+pub use products::Products;
+use tensor::Rows;
 pub use trial::{Trial, trials};
 
 /// The backend of a CubeCL runtime: f32 activations, 32-bit integers and truth values, so that
@@ -98,8 +109,33 @@ pub fn multiply<R: CubeRuntime>(
     Tensor::from_primitive(TensorPrimitive::Float(out))
 }
 
+/// Attention among the tokens of `qkv`, multiplied in a way of one's own choice.
+///
+/// # Shapes
+/// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
+pub fn attention_by<R: CubeRuntime>(
+    qkv: Tensor<Cube<R>, 2>,
+    heads: Heads,
+    mask: Mask<'_>,
+    scale: f32,
+    products: Products,
+) -> Tensor<Cube<R>, 2> {
+    let tensor = &qkv.into_primitive().tensor();
+    let part = |heads_before: usize| Part {
+        tensor,
+        column: heads_before * heads.head_dim,
+    };
+    let (k, v) = (part(heads.heads), part(heads.heads + heads.kv_heads));
+    let out = attend::<R, u32>(part(0), k, v, heads, mask, None, scale, products);
+    Tensor::from_primitive(TensorPrimitive::Float(out))
+}
+
 impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, T> {
     type KvCache = CubeCache<R>;
+
+    fn memory_failure(device: &Self::Device) -> Option<MemoryFailure> {
+        memory::failure(&R::client(device))
+    }
 
     fn packed_linear(
         x: &FloatTensor<Self>,
@@ -112,6 +148,15 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         linear::linear(x, weight, shape, bias, activation, residual, None)
     }
 
+    fn gated_linear(
+        x: &FloatTensor<Self>,
+        weight: &IntTensor<Self>,
+        shape: MatrixShape,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        linear::gated(x, weight, shape, activation)
+    }
+
     fn gather_rows(
         weight: &IntTensor<Self>,
         shape: MatrixShape,
@@ -119,6 +164,10 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         _device: &Self::Device,
     ) -> FloatTensor<Self> {
         gather::gather_rows(weight, shape, ids)
+    }
+
+    fn highest(scores: FloatTensor<Self>) -> Result<Option<u32>, ExecutionError> {
+        highest::highest(&scores)
     }
 
     fn fused_rms_norm(
@@ -162,32 +211,19 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
-        if !attention::fits(&q.tensor.client, heads.head_dim) {
-            let part = |part: Part<'_, Self>, heads_of: usize| {
-                let tensor = TensorPrimitive::Float(part.tensor.clone());
-                let tensor = Tensor::<Self, 2>::from_primitive(tensor);
-                tensor.narrow(1, part.column, heads_of * heads.head_dim)
-            };
-            let [q, k, v] = [
-                part(q, heads.heads),
-                part(k, heads.kv_heads),
-                part(v, heads.kv_heads),
-            ];
-            let bias = bias.map(|bias| {
-                Tensor::<Self, 3>::from_primitive(TensorPrimitive::Float(bias.clone()))
-            });
-            let out = reference::attention(q, k, v, heads, mask, bias, scale);
-            return out.into_primitive().tensor();
-        }
-        attention::fused(
-            (q.tensor, q.column),
-            (k.tensor, k.column),
-            (v.tensor, v.column),
-            heads,
-            mask,
-            bias,
-            scale,
-        )
+        attend(q, k, v, heads, mask, bias, scale, Products::Plain)
+    }
+
+    fn quantized_attention(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        v: Part<'_, Self>,
+        heads: Heads,
+        mask: Mask<'_>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let products = Products::of(&q.tensor.client);
+        attend(q, k, v, heads, mask, None, scale, products)
     }
 
     fn kv_cache(shape: CacheShape, device: &Self::Device) -> Result<Self::KvCache, CacheError> {
@@ -202,7 +238,67 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
-        cache.append(qkv, heads, layer);
+        cache.append(&Rows::of(qkv), heads, layer, None);
         attention::cached(qkv, heads, cache, layer, bias, scale)
     }
+
+    fn rotated_attention(
+        qkv: FloatTensor<Self>,
+        heads: Heads,
+        cos: &FloatTensor<Self>,
+        sin: &FloatTensor<Self>,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let qkv = Rows::owned(qkv);
+        cache.append(&qkv, heads, layer, Some((cos, sin)));
+        attention::cached(&qkv.into_tensor(), heads, cache, layer, None, scale)
+    }
+}
+
+/// Attention without a matrix of scores, or with one where heads are too large for the kernels.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the operation's own and one more"
+)]
+fn attend<R: CubeRuntime, T: BoolElement>(
+    q: Part<'_, CubeBackend<R, f32, i32, T>>,
+    k: Part<'_, CubeBackend<R, f32, i32, T>>,
+    v: Part<'_, CubeBackend<R, f32, i32, T>>,
+    heads: Heads,
+    mask: Mask<'_>,
+    bias: Option<&CubeTensor<R>>,
+    scale: f32,
+    products: Products,
+) -> CubeTensor<R> {
+    if !attention::fits(&q.tensor.client, heads.head_dim) {
+        let part = |part: Part<'_, CubeBackend<R, f32, i32, T>>, heads_of: usize| {
+            let tensor = TensorPrimitive::Float(part.tensor.clone());
+            let tensor = Tensor::<CubeBackend<R, f32, i32, T>, 2>::from_primitive(tensor);
+            tensor.narrow(1, part.column, heads_of * heads.head_dim)
+        };
+        let [q, k, v] = [
+            part(q, heads.heads),
+            part(k, heads.kv_heads),
+            part(v, heads.kv_heads),
+        ];
+        let bias = bias.map(|bias| {
+            Tensor::<CubeBackend<R, f32, i32, T>, 3>::from_primitive(TensorPrimitive::Float(
+                bias.clone(),
+            ))
+        });
+        let out = reference::attention(q, k, v, heads, mask, bias, scale);
+        return out.into_primitive().tensor();
+    }
+    attention::fused(
+        (q.tensor, q.column),
+        (k.tensor, k.column),
+        (v.tensor, v.column),
+        heads,
+        mask,
+        bias,
+        scale,
+        products,
+    )
 }

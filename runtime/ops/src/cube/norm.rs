@@ -5,6 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::tensor::{Rows, cubes, elements};
+use crate::stage;
 
 const UNITS: usize = 256;
 /// Halvings that leave one of [`UNITS`] sums.
@@ -100,6 +101,7 @@ pub(super) fn rms_norm<R: CubeRuntime>(
     let x = Rows::of(x);
     let out = Rows::empty(&x, x.rows, x.width);
     if x.rows > 0 {
+        stage::launched();
         // SAFETY: cubes below `rows` read and write one row each.
         #[allow(unsafe_code)]
         unsafe {
@@ -130,6 +132,7 @@ pub(super) fn layer_norm<R: CubeRuntime>(
     let x = Rows::of(x);
     let out = Rows::empty(&x, x.rows, x.width);
     if x.rows > 0 {
+        stage::launched();
         // SAFETY: cubes below `rows` read and write one row each.
         #[allow(unsafe_code)]
         unsafe {

@@ -6,6 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::tensor::{Rows, cubes, elements};
+use crate::stage;
 
 const UNITS: usize = 256;
 
@@ -56,6 +57,7 @@ pub(super) fn rope<R: CubeRuntime>(
     let pairs = x.rows * heads * half;
     if pairs > 0 {
         let place = PlaceLaunch::new(x.stride, column, heads, head_dim, half, pairs);
+        stage::launched();
         // SAFETY: units below `pairs` change one pair each, inside its row as asserted above.
         #[allow(unsafe_code)]
         unsafe {

@@ -116,8 +116,13 @@ pub(super) fn empty<R: CubeRuntime>(
 
 /// `len` elements of four bytes.
 pub(super) fn array<R: CubeRuntime>(handle: &Handle, len: usize) -> ArrayArg<R> {
+    array_of(handle, len, 4)
+}
+
+/// `len` elements of `size` bytes.
+pub(super) fn array_of<R: CubeRuntime>(handle: &Handle, len: usize, size: usize) -> ArrayArg<R> {
     assert!(
-        len as u64 * 4 <= handle.size_in_used(),
+        (len * size) as u64 <= handle.size_in_used(),
         "{len} elements in {} bytes",
         handle.size_in_used()
     );

@@ -9,12 +9,17 @@ use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::{Format, MatrixShape};
 
-use super::{Cube, products};
+use super::{Cube, Products, products};
 use crate::backend::{CacheShape, KernelBackend, KvStore};
 use crate::functional::{
-    Columns, attention, cached_attention, gated, gather_rows, layer_norm, linear, rms_norm, rope,
+    Columns, attention, encoder_attention, gated, gated_linear, gather_rows, highest, layer_norm,
+    linear, rms_norm, rope, rotated_attention,
 };
 
+/// Scores of a token: a usual vocabulary.
+const SCORES: usize = 151_936;
+/// Head sizes of the supported models.
+const HEADS: [usize; 6] = [64, 72, 80, 88, 96, 128];
 /// Calls that are timed, after the first one.
 const CALLS: u32 = 10;
 
@@ -122,6 +127,13 @@ impl<R: CubeRuntime> Bench<R> {
                     linear(x, weight, shape, None, Activation::None, None)
                 })?;
             }
+            if shape.format == Format::Q4 {
+                let name = format!("gated product {format}, 1 x {width} x {width}");
+                let x = self.random([1, width]);
+                self.time(name, 2 * width, bytes, width * width, || {
+                    gated_linear(x.clone(), weight.clone(), shape, Activation::Silu)
+                })?;
+            }
             let ids: Vec<u32> = (0..width as u32).collect();
             let name = format!("embedding {format}, {width} rows of {width}");
             self.time(name, width * width, bytes, 0, || {
@@ -148,6 +160,13 @@ impl<R: CubeRuntime> Bench<R> {
             0,
             || gated(x.clone(), Activation::Silu),
         )?;
+        let scores = self.random([1, SCORES]);
+        let name = format!("highest of {SCORES}");
+        self.time(name, SCORES, 0, 0, || {
+            // A failure of the device is told by the next wait.
+            let _ = highest(scores.clone());
+            scores.clone()
+        })?;
         let angles = self.random([tokens, 32]);
         self.time(format!("rotation, {size}"), 2 * elements, 0, 0, || {
             rope(x.clone(), 0, width / 64, 64, &angles, &angles)
@@ -170,19 +189,98 @@ impl<R: CubeRuntime> Bench<R> {
         self.time(name, 4 * tokens * width, 0, products, || {
             attention(part(0), part(1), part(2), heads, Mask::Full, None, 0.125)
         })?;
+        for head_dim in HEADS {
+            self.encoder_attention(width, tokens, head_dim)?;
+        }
+        for quantized in [false, true] {
+            self.decoding_attention(heads, tokens, quantized)?;
+        }
+        let count = (width / 128).max(1);
+        let grouped = Heads {
+            heads: count,
+            kv_heads: if count.is_multiple_of(2) { 2 } else { 1 },
+            head_dim: 128,
+        };
+        self.decoding_attention(grouped, tokens, true)
+    }
+
+    /// Among the tokens of an encoder with quantized weights.
+    fn encoder_attention(
+        &mut self,
+        width: usize,
+        tokens: usize,
+        head_dim: usize,
+    ) -> Result<(), String> {
+        let count = (width / head_dim).max(1);
+        let heads = Heads {
+            heads: count,
+            kv_heads: count,
+            head_dim,
+        };
+        let width = count * head_dim;
+        let qkv = self.random([tokens, 3 * width]);
+        let part = |i: usize| Columns {
+            tensor: qkv.clone(),
+            column: i * width,
+        };
+        let kind = self.kind();
+        let name = format!("encoder attention, {tokens} x {tokens}, {heads:?}{kind}");
+        let products = 2 * tokens * tokens * width;
+        self.time(name, 4 * tokens * width, 0, products, || {
+            let (q, k, v) = (part(0), part(1), part(2));
+            encoder_attention(q, k, v, heads, Mask::Full, 0.125, true)
+        })
+    }
+
+    /// A prefill of so many tokens, and one token behind them.
+    fn decoding_attention(
+        &mut self,
+        heads: Heads,
+        tokens: usize,
+        quantized: bool,
+    ) -> Result<(), String> {
         let shape = CacheShape {
             layers: 1,
             kv_heads: heads.kv_heads,
             head_dim: heads.head_dim,
             capacity: tokens + 1,
+            quantized,
         };
+        let width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let q_width = heads.heads * heads.head_dim;
+        let kv_width = heads.kv_heads * heads.head_dim;
         let mut cache = Cube::<R>::kv_cache(shape, &self.device).map_err(|e| e.to_string())?;
-        cached_attention::<Cube<R>>(qkv.clone(), heads, &mut cache, 0, None, 0.125);
+        let kept = 2 * (tokens * kv_width) * (cache.bytes() / 2 / (tokens + 1) / kv_width);
+        let of = if quantized { "quantized" } else { "f32" };
+        let kind = if quantized {
+            self.kind()
+        } else {
+            String::new()
+        };
+        let angles = |tokens: usize| self.random([tokens, heads.head_dim / 2]);
+        let (many, one) = (self.random([tokens, width]), self.random([1, width]));
+        let (of_many, of_one) = (angles(tokens), angles(1));
+        let name = format!("prefill attention, {of}, {tokens} x {tokens}, {heads:?}{kind}");
+        let products = 2 * tokens * tokens * q_width;
+        let elements = tokens * (width + q_width);
+        self.time(name, elements, kept, products, || {
+            let (qkv, angles) = (many.clone(), &of_many);
+            rotated_attention::<Cube<R>>(qkv, heads, angles, angles, &mut cache, 0, 0.125)
+        })?;
         cache.advance(tokens);
-        let one = self.random([1, 3 * width]);
-        let name = format!("decoding attention, 1 x {tokens}, {heads:?}");
-        self.time(name, 2 * tokens * width, 0, 2 * tokens * width, || {
-            cached_attention::<Cube<R>>(one.clone(), heads, &mut cache, 0, None, 0.125)
+        let name = format!("decoding attention, {of}, 1 x {tokens}, {heads:?}");
+        let products = 2 * tokens * q_width;
+        self.time(name, width + q_width, kept, products, || {
+            let (qkv, angles) = (one.clone(), &of_one);
+            rotated_attention::<Cube<R>>(qkv, heads, angles, angles, &mut cache, 0, 0.125)
         })
+    }
+
+    /// How tiles are multiplied, as names have it.
+    fn kind(&self) -> String {
+        match products(&self.random([1, 4])) {
+            Products::Matrix => ", matrix".to_owned(),
+            _ => String::new(),
+        }
     }
 }
