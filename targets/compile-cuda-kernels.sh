@@ -89,4 +89,9 @@ for bytes in 1000000 8000000; do
         exit 1
     }
 done
+if CUDA_STUB_VERSION=11040 answer >"$work/answer" 2>"$work/error" || ! grep -q 'CUDA 11.4' "$work/error"; then
+    cat "$work/error"
+    echo "error: a driver that is too old is not told"
+    exit 1
+fi
 echo "$count kernels compile for compute capability 8.7; a model answers, and says when memory ends"

@@ -1,7 +1,8 @@
 /* A stand-in for libcuda.so.1: a driver of one Orin that remembers what it is given and runs nothing. Memory is the
  * machine's own, so copies work; kernels are accepted and written to the folder that CUDA_STUB_PTX names. With it the
  * whole way through the CUDA runtime is gone without a GPU, the real run-time compiler included. Results are zeros. It
- * has as many bytes of memory as CUDA_STUB_MEMORY says [default: 4 GiB]. */
+ * has as many bytes of memory as CUDA_STUB_MEMORY says [default: 4 GiB], and CUDA in the version of CUDA_STUB_VERSION
+ * [default: 12060]. */
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,11 @@ typedef unsigned long long Address;
 enum { SUCCESS = 0, OUT_OF_MEMORY = 2 };
 
 int cuInit(unsigned flags) { return SUCCESS; }
+int cuDriverGetVersion(int *version) {
+    const char *text = getenv("CUDA_STUB_VERSION");
+    *version = text ? atoi(text) : 12060;
+    return SUCCESS;
+}
 int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
 int cuDeviceGet(int *device, int index) { *device = index; return SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 8ull << 30; return SUCCESS; }

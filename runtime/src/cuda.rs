@@ -17,6 +17,9 @@ const COMPILER: &[&str] = &[
 /// A header that the kernels include.
 const HEADER: &str = "cuda_fp16.h";
 
+/// The oldest CUDA that the bindings know how to use, as the driver counts: 1000 for a major version, 10 for a minor one.
+const OLDEST: c_int = 12_000;
+
 /// Attributes of a device, by their numbers in `cuda.h`.
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
@@ -65,6 +68,16 @@ pub enum CudaError {
         call: &'static str,
         /// What it returned.
         code: c_int,
+    },
+    /// The driver is too old.
+    #[error(
+        "the driver has CUDA {}.{}, this program needs {}.{} or newer: update the driver (on a Jetson, to JetPack 6), or use \
+         --device cpu",
+        found / 1000, found % 1000 / 10, OLDEST / 1000, OLDEST % 1000 / 10
+    )]
+    Version {
+        /// The version that it says it has.
+        found: c_int,
     },
     /// There are not so many GPUs.
     #[error("there is no CUDA device {index}, the machine has {count}")]
@@ -241,6 +254,7 @@ impl Library {
 
     fn gpus(&self) -> Result<Vec<Gpu>, CudaError> {
         type Init = extern "C" fn(u32) -> c_int;
+        type Version = extern "C" fn(*mut c_int) -> c_int;
         type Count = extern "C" fn(*mut c_int) -> c_int;
         type Device = extern "C" fn(*mut c_int, c_int) -> c_int;
         type Name = extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
@@ -248,9 +262,10 @@ impl Library {
         type Attribute = extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
         // SAFETY: these are the functions' types in `cuda.h`.
         #[allow(unsafe_code)]
-        let (init, count, device, name, memory, attribute) = unsafe {
+        let (init, version, count, device, name, memory, attribute) = unsafe {
             (
                 std::mem::transmute::<*mut c_void, Init>(self.symbol(c"cuInit")?),
+                std::mem::transmute::<*mut c_void, Version>(self.symbol(c"cuDriverGetVersion")?),
                 std::mem::transmute::<*mut c_void, Count>(self.symbol(c"cuDeviceGetCount")?),
                 std::mem::transmute::<*mut c_void, Device>(self.symbol(c"cuDeviceGet")?),
                 std::mem::transmute::<*mut c_void, Name>(self.symbol(c"cuDeviceGetName")?),
@@ -260,6 +275,11 @@ impl Library {
                 ),
             )
         };
+        let mut found = 0;
+        check("cuDriverGetVersion", version(&mut found))?;
+        if found < OLDEST {
+            return Err(CudaError::Version { found });
+        }
         check("cuInit", init(0))?;
         let mut number = 0;
         check("cuDeviceGetCount", count(&mut number))?;
