@@ -235,7 +235,7 @@ impl<B: KernelBackend> Engine<B> {
     }
 
     /// Computes everything again for a sequence that has become long (see
-    /// [`LanguageModel::is_long`]); the hidden state of the last of the `generated` tokens.
+    /// [`is_long`](edge_lmm_models::model::LanguageModel::is_long)); the hidden state of the last of the `generated` tokens.
     fn start_again(
         &mut self,
         prompt: &Prompt,
