@@ -177,10 +177,10 @@ fn prefetch<const BYTES: usize>(address: *const u8) {
     }
 }
 
-/// Asks for the levels and scales of a group of the next panel.
+/// Asks for the levels and scales of a group of a panel that is needed later.
 #[inline(always)]
-fn prefetch_header(operands: &Operands) {
-    for address in operands.header_ahead(1) {
+fn prefetch_header(operands: &Operands, panels: usize) {
+    for address in operands.header_ahead(panels) {
         prefetch::<64>(address);
     }
 }
@@ -243,7 +243,7 @@ macro_rules! products {
                 unsafe {
                     for panel in 0..count {
                         if operands.tokens == 1 {
-                            one_token(operands.panel(panel));
+                            one_token(operands.panel(panel), usize::from(panel + 1 < count));
                         } else {
                             many_tokens(operands.panel(panel));
                         }
@@ -283,21 +283,22 @@ macro_rules! products {
                 }
             }
 
-            /// The sums stay in registers.
+            /// The sums stay in registers. The panel that is needed next is `ahead` panels further on; 0 if none is, because
+            /// what others need should not be read here.
             ///
             /// # Safety
             /// The operands must be as [`Operands::new`] gives them.
             #[inline]
             #[target_feature(enable = "neon")]
-            unsafe fn one_token(mut operands: Operands) {
+            unsafe fn one_token(mut operands: Operands, ahead: usize) {
                 // SAFETY: as promised by the caller.
                 unsafe {
                     let mut acc = load_floats(operands.acc);
                     while operands.blocks > 0 {
                         let mut group = [vdupq_n_s32(0); 2];
-                        prefetch_header(&operands);
+                        prefetch_header(&operands, ahead);
                         for _ in 0..operands.group_blocks() {
-                            prefetch::<$bytes>(operands.ahead(1));
+                            prefetch::<$bytes>(operands.ahead(ahead));
                             let w = $unpack(&operands);
                             let levels = $levels(&operands);
                             group = $add(group, &w, operands.x, *operands.x_offset, levels);
@@ -327,7 +328,7 @@ unsafe fn panels_dotprod<const Q4: bool>(operands: Operands, count: usize) {
     unsafe {
         for panel in 0..count {
             if operands.tokens == 1 {
-                one_token_dotprod::<Q4>(operands.panel(panel));
+                one_token_dotprod::<Q4>(operands.panel(panel), usize::from(panel + 1 < count));
             } else {
                 many_tokens_dotprod::<Q4>(operands.panel(panel));
             }
@@ -335,29 +336,30 @@ unsafe fn panels_dotprod<const Q4: bool>(operands: Operands, count: usize) {
     }
 }
 
-/// One token: the sums stay in registers.
+/// One token: the sums stay in registers. The panel that is needed next is `ahead` panels further on; 0 if none is, because
+/// what others need should not be read here.
 ///
 /// # Safety
 /// The operands must be as [`Operands::new`] gives them.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn one_token_dotprod<const Q4: bool>(mut operands: Operands) {
+unsafe fn one_token_dotprod<const Q4: bool>(mut operands: Operands, ahead: usize) {
     // SAFETY: as promised by the caller.
     unsafe {
         let mut acc = load_floats(operands.acc);
         while operands.blocks > 0 {
             let mut group = [vdupq_n_s32(0); 2];
-            prefetch_header(&operands);
+            prefetch_header(&operands, ahead);
             for _ in 0..operands.group_blocks() {
                 if Q4 {
-                    prefetch::<128>(operands.ahead(1));
+                    prefetch::<128>(operands.ahead(ahead));
                     let start = [vdupq_n_s32(*operands.x_offset); 2];
                     let sums = add_dotprod(start, &unpack_q4(&operands), operands.x);
                     let levels = load_levels(&operands);
                     group[0] = vmlaq_s32(group[0], sums[0], levels[0]);
                     group[1] = vmlaq_s32(group[1], sums[1], levels[1]);
                 } else {
-                    prefetch::<256>(operands.ahead(1));
+                    prefetch::<256>(operands.ahead(ahead));
                     group = add_dotprod(group, &load_q8(&operands), operands.x);
                 }
                 operands.advance_block();

@@ -141,9 +141,11 @@ fn prefetch<const BYTES: usize>(address: *const u8) {
 
 /// Asks for the levels and scales of a group of a panel that is needed later.
 #[inline(always)]
-fn prefetch_header(operands: &Operands, panels: usize) {
-    for address in operands.header_ahead(panels) {
-        prefetch::<64>(address);
+fn prefetch_header<const AHEAD: usize>(operands: &Operands) {
+    if AHEAD > 0 {
+        for address in operands.header_ahead(AHEAD) {
+            prefetch::<64>(address);
+        }
     }
 }
 
@@ -213,11 +215,15 @@ macro_rules! products {
                     let mut panel = 0;
                     if operands.tokens == 1 {
                         while panel + 2 <= count {
-                            one_token::<2>(operands.panel(panel));
+                            if panel + 4 <= count {
+                                one_token::<2, 2>(operands.panel(panel));
+                            } else {
+                                one_token::<2, 0>(operands.panel(panel));
+                            }
                             panel += 2;
                         }
                         if panel < count {
-                            one_token::<1>(operands.panel(panel));
+                            one_token::<1, 0>(operands.panel(panel));
                         }
                     } else {
                         while panel < count {
@@ -270,13 +276,14 @@ macro_rules! products {
                 }
             }
 
-            /// `N` panels with one token: the sums stay in registers.
+            /// `N` panels with one token: the sums stay in registers. The panels that are needed next are `AHEAD` panels
+            /// further on; 0 if none are, because what others need should not be read here.
             ///
             /// # Safety
             /// The operands must be as [`Operands::new`] gives them, with `N - 1` panels after this one.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn one_token<const N: usize>(mut operands: Operands) {
+            unsafe fn one_token<const N: usize, const AHEAD: usize>(mut operands: Operands) {
                 // SAFETY: as promised by the caller.
                 unsafe {
                     let mut acc = [_mm256_setzero_ps(); N];
@@ -286,14 +293,16 @@ macro_rules! products {
                     while operands.blocks > 0 {
                         let mut group = [_mm256_setzero_si256(); N];
                         for p in 0..N {
-                            prefetch_header(&operands.panel(p), N);
+                            prefetch_header::<AHEAD>(&operands.panel(p));
                         }
                         for _ in 0..operands.group_blocks() {
                             let mut sums = [[_mm256_setzero_si256(); 2]; N];
                             let mut w = [[_mm256_setzero_si256(); 8]; N];
                             for p in 0..N {
                                 let panel = operands.panel(p);
-                                prefetch::<$bytes>(panel.ahead(N));
+                                if AHEAD > 0 {
+                                    prefetch::<$bytes>(panel.ahead(AHEAD));
+                                }
                                 w[p] = $unpack(panel.quants);
                                 sums[p][0] = $start($constant(w[p]), *operands.x_offset);
                             }
@@ -460,12 +469,14 @@ unsafe fn load_pair_scales(operands: &Operands) -> __m512 {
 
 /// Asks for the weights of two panels that are needed next.
 #[inline(always)]
-fn prefetch_pair<const Q4: bool>(operands: &Operands, panels: usize) {
-    for panel in [operands.ahead(panels), operands.panel(1).ahead(panels)] {
-        if Q4 {
-            prefetch::<128>(panel);
-        } else {
-            prefetch::<256>(panel);
+fn prefetch_pair<const Q4: bool, const AHEAD: usize>(operands: &Operands) {
+    if AHEAD > 0 {
+        for panel in [operands.ahead(AHEAD), operands.panel(1).ahead(AHEAD)] {
+            if Q4 {
+                prefetch::<128>(panel);
+            } else {
+                prefetch::<256>(panel);
+            }
         }
     }
 }
@@ -543,7 +554,6 @@ unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operan
             for expanded in &mut expanded[..blocks] {
                 for p in 0..P {
                     let pair = operands.panel(2 * p);
-                    prefetch_pair::<Q4>(&pair, 2 * P);
                     let w = expand_pair::<Q4>(&pair);
                     for i in 0..8 {
                         expanded[i][p].write(w[i]);
@@ -620,22 +630,23 @@ unsafe fn pairs_tokens<const Q4: bool, const P: usize, const T: usize>(
     }
 }
 
-/// A pair of panels with one token: the sums stay in registers, and q4 needs no more than its nibbles.
+/// A pair of panels with one token: the sums stay in registers, and q4 needs no more than its nibbles. The panels that are
+/// needed next are `AHEAD` panels further on; 0 if none are, because what others need should not be read here.
 ///
 /// # Safety
 /// The operands must be as [`Operands::new`] gives them, with one more panel after this one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn pair_one_token<const Q4: bool>(mut operands: Operands) {
+unsafe fn pair_one_token<const Q4: bool, const AHEAD: usize>(mut operands: Operands) {
     // SAFETY: as promised by the caller; the reads of activations are unaligned.
     unsafe {
         let mut acc = _mm512_loadu_ps(operands.acc);
         while operands.blocks > 0 {
             let mut group = _mm512_setzero_si512();
-            prefetch_header(&operands, 2);
-            prefetch_header(&operands.panel(1), 2);
+            prefetch_header::<AHEAD>(&operands);
+            prefetch_header::<AHEAD>(&operands.panel(1));
             for _ in 0..operands.group_blocks() {
-                prefetch_pair::<Q4>(&operands, 2);
+                prefetch_pair::<Q4, AHEAD>(&operands);
                 let x = operands.x.cast::<i32>();
                 let w = if Q4 {
                     unpack_pair(&operands)
@@ -680,7 +691,11 @@ unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
         }
         while panel + 2 <= count {
             if one {
-                pair_one_token::<Q4>(operands.panel(panel));
+                if panel + 4 <= count {
+                    pair_one_token::<Q4, 2>(operands.panel(panel));
+                } else {
+                    pair_one_token::<Q4, 0>(operands.panel(panel));
+                }
             } else {
                 pairs_many_tokens::<Q4, 1>(operands.panel(panel));
             }

@@ -1,7 +1,8 @@
 //! Two products with an activation between them.
 
 use super::quantized::{
-    Activations, Quantizer, TASK_PANELS, accumulate, multiply, quantize, with_activations,
+    Activations, FEW_TOKENS, Quantizer, TASK_PANELS, accumulate, multiply, quantize, shares,
+    with_activations,
 };
 use super::{Epilogue, Output, cut, finish, linear};
 use crate::activation::{Activation, gated};
@@ -11,7 +12,7 @@ use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts, as_uninit};
 use std::ops::Range;
 
-// A task's outputs are one group of inputs of the product that follows.
+// A task's outputs are whole groups of inputs of the product that follows.
 const _: () = assert!(TASK_PANELS * PANEL == GROUP * BLOCK);
 
 /// The feed-forward part of a transformer's layer: `down(a(up(x)))`, or gated, `down(a(gate(x)) * up(x))` (Shazeer 2020,
@@ -141,6 +142,13 @@ fn one_by_one(
 fn hidden(pool: &ThreadPool, layers: &FeedForward, x: &Activations, quantizer: &Quantizer) {
     let panels = layers.down.shape().cols.div_ceil(PANEL);
     let groups = panels.div_ceil(TASK_PANELS);
+    if x.tokens <= FEW_TOKENS {
+        let starts = shares(groups, 1, pool.threads());
+        return pool.run(starts.len() - 1, |index| {
+            let panels = starts[index] * TASK_PANELS..panels.min(starts[index + 1] * TASK_PANELS);
+            task(pool.kernels(), layers, x, panels, 0, quantizer);
+        });
+    }
     pool.run(groups * x.tokens.div_ceil(TILE_TOKENS), |index| {
         let (tile, panels) = cut(index, groups, panels, TASK_PANELS);
         task(
@@ -154,7 +162,7 @@ fn hidden(pool: &ThreadPool, layers: &FeedForward, x: &Activations, quantizer: &
     });
 }
 
-/// One group of the hidden activations of the tile that begins with token `start`.
+/// Some groups of the hidden activations of the tile that begins with token `start`.
 fn task(
     kernels: &dyn Kernels,
     layers: &FeedForward,
@@ -168,7 +176,7 @@ fn task(
     let stride = panels.len() * PANEL;
     let first = panels.start * PANEL;
     let count = stride.min(width - first);
-    let group = panels.start / TASK_PANELS;
+    let groups = panels.start / TASK_PANELS..panels.end.div_ceil(TASK_PANELS);
     let epilogue = |activation| Epilogue {
         bias: layers.up_bias,
         activation,
@@ -195,6 +203,6 @@ fn task(
             }
         }
         let rows = sums.chunks_exact(stride).map(|row| &row[..count]);
-        quantizer.put(start, group..group + 1, rows.enumerate());
+        quantizer.put(start, groups, rows.enumerate());
     });
 }

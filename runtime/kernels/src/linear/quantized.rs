@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Panels of a task.
 pub(super) const TASK_PANELS: usize = 16;
 /// Tokens at most with which a product is bound by the memory's bandwidth.
-const FEW_TOKENS: usize = 8;
+pub(super) const FEW_TOKENS: usize = 8;
 /// Bytes of weights that are worth a task then.
 const LEAST_BYTES: usize = 48 * 1024;
 
@@ -180,7 +180,7 @@ pub(super) fn multiply(pool: &ThreadPool, w: &Matrix, x: &Activations, output: &
 /// Cuts `0..len` into shares that become smaller and smaller, so that all threads end at the same time although one may
 /// have begun late: each is half of what every thread would get of the rest, but at least `least`, and even where possible,
 /// because some kernels take panels two by two. Returns where they begin, and `len`.
-fn shares(len: usize, least: usize, threads: usize) -> Vec<usize> {
+pub(super) fn shares(len: usize, least: usize, threads: usize) -> Vec<usize> {
     let mut starts = vec![0];
     let mut start = 0;
     while start < len {
