@@ -27,9 +27,9 @@ pub(crate) struct Operands {
     pub(crate) stride: usize,
     /// Blocks there are left.
     pub(crate) blocks: usize,
-    block_bytes: usize,
-    level_bytes: usize,
-    panel_bytes: usize,
+    pub(crate) block_bytes: usize,
+    pub(crate) level_bytes: usize,
+    pub(crate) panel_bytes: usize,
 }
 
 impl Operands {

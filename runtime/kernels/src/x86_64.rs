@@ -20,7 +20,7 @@
 use crate::activation::Activation;
 use crate::cpu::{ActivationCode, Isa, Kernels, Panels, Strided, TILE_TOKENS, Tile};
 use crate::element::Element;
-use crate::format::{BLOCK, Format, GROUP, PANEL};
+use crate::format::{BLOCK, Format, GROUP, PANEL, SCALES_BYTES};
 use crate::generic::row_kernels;
 use crate::tile::{Operands, check_matmul, row_tiles};
 use half::f16;
@@ -534,13 +534,17 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
 }
 
 /// `P` pairs of panels with many tokens, six at a time, each with a whole group: their sums stay in registers, and the
-/// group's weights, of q4 multiplied with their levels, come from the first cache.
+/// group's weights, of q4 multiplied with their levels, come from the first cache. `next` has the panels and the group that
+/// are needed next, and is only read ahead.
 ///
 /// # Safety
 /// The operands must be as [`Operands::new`] gives them, with `2 P - 1` more panels after this one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operands) {
+unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(
+    mut operands: Operands,
+    mut next: Operands,
+) {
     let mut expanded = [[[const { MaybeUninit::<__m512i>::uninit() }; P]; 8]; GROUP];
     // SAFETY: as promised by the caller; the vectors of `blocks` blocks are written before they are read.
     unsafe {
@@ -551,15 +555,28 @@ unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operan
             for (p, w_scale) in w_scale.iter_mut().enumerate() {
                 *w_scale = load_pair_scales(&operands.panel(2 * p));
             }
+            for panel in 0..2 * P {
+                prefetch::<64>(next.panel(panel).levels);
+                prefetch::<64>(next.panel(panel).scales);
+            }
             for expanded in &mut expanded[..blocks] {
                 for p in 0..P {
                     let pair = operands.panel(2 * p);
+                    for panel in 0..2 {
+                        let quants = next.panel(2 * p + panel).quants;
+                        if Q4 {
+                            prefetch::<128>(quants);
+                        } else {
+                            prefetch::<256>(quants);
+                        }
+                    }
                     let w = expand_pair::<Q4>(&pair);
                     for i in 0..8 {
                         expanded[i][p].write(w[i]);
                     }
                 }
                 operands.advance_block();
+                next.quants = next.quants.wrapping_add(next.block_bytes);
             }
             let w = std::slice::from_raw_parts(expanded.as_ptr().cast(), blocks);
             let mut t = 0;
@@ -575,6 +592,8 @@ unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(mut operands: Operan
                 pairs_tokens::<Q4, P, 1>(&first, t, w, &w_scale);
             }
             operands.advance_group();
+            next.levels = next.levels.wrapping_add(GROUP * next.level_bytes);
+            next.scales = next.scales.wrapping_add(SCALES_BYTES);
         }
     }
 }
@@ -685,8 +704,23 @@ unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
     // SAFETY: as promised by the caller.
     unsafe {
         let mut panel = 0;
+        // After the last panels, the first ones have their turn again with the next group, if that is another call's.
+        let next = |panel: usize, step: usize| {
+            if panel + 2 * step <= count {
+                operands.panel(panel + step)
+            } else if operands.blocks > GROUP {
+                operands.panel(panel)
+            } else {
+                Operands {
+                    quants: operands.quants.wrapping_add(GROUP * operands.block_bytes),
+                    levels: operands.levels.wrapping_add(GROUP * operands.level_bytes),
+                    scales: operands.scales.wrapping_add(SCALES_BYTES),
+                    ..operands
+                }
+            }
+        };
         while !one && panel + 8 <= count {
-            pairs_many_tokens::<Q4, 4>(operands.panel(panel));
+            pairs_many_tokens::<Q4, 4>(operands.panel(panel), next(panel, 8));
             panel += 8;
         }
         while panel + 2 <= count {
@@ -697,7 +731,7 @@ unsafe fn panels_avx512<const Q4: bool>(operands: Operands, count: usize) {
                     pair_one_token::<Q4, 0>(operands.panel(panel));
                 }
             } else {
-                pairs_many_tokens::<Q4, 1>(operands.panel(panel));
+                pairs_many_tokens::<Q4, 1>(operands.panel(panel), next(panel, 2));
             }
             panel += 2;
         }
