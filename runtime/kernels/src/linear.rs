@@ -37,15 +37,9 @@ pub struct Epilogue<'a> {
 /// If the lengths do not fit each other or the bias has not `w.rows` elements.
 pub fn linear(pool: &ThreadPool, w: &Matrix, x: &[f32], epilogue: &Epilogue, out: &mut [f32]) {
     let rows = w.shape().rows;
-    if out.is_empty() && (x.is_empty() || rows == 0) {
+    let Some(tokens) = tokens(x, rows, out) else {
         return;
-    }
-    assert!(
-        rows > 0 && out.len().is_multiple_of(rows),
-        "{} outputs are not rows of {rows}",
-        out.len()
-    );
-    let tokens = out.len() / rows;
+    };
     let out = Parts::new(as_uninit(out));
     let output = Output::new(pool, rows, *epilogue, &out);
     multiply(pool, w, x, tokens, &output);
@@ -80,6 +74,19 @@ pub fn product(
             multiply(pool, w, x, tokens, &Output::new(pool, rows, epilogue, out));
         })
     }
+}
+
+/// How many tokens `out` has, rows of `rows`; `None` if there is nothing to compute.
+fn tokens(x: &[f32], rows: usize, out: &[f32]) -> Option<usize> {
+    if out.is_empty() && (x.is_empty() || rows == 0) {
+        return None;
+    }
+    assert!(
+        rows > 0 && out.len().is_multiple_of(rows),
+        "{} outputs are not rows of {rows}",
+        out.len()
+    );
+    Some(out.len() / rows)
 }
 
 /// Stores all outputs of all tokens.

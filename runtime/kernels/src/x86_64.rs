@@ -118,15 +118,15 @@ unsafe fn load_q8_unsigned(quants: *const u8) -> [__m256i; 8] {
     w
 }
 
-/// 8 half-precision scales.
+/// 8 half-precision numbers.
 ///
 /// # Safety
-/// 16 bytes at `scales` must be readable.
+/// 16 bytes at `halves` must be readable.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_scales(scales: *const u8) -> __m256 {
+unsafe fn load_halves(halves: *const u8) -> __m256 {
     // SAFETY: as promised by the caller.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.cast()) })
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(halves.cast()) })
 }
 
 /// Asks for the cache lines of `BYTES` bytes, into the second cache: they are needed only when the next panels have their
@@ -264,7 +264,7 @@ macro_rules! products {
                             }
                             operands.advance_block();
                         }
-                        let w_scale = load_scales(operands.scales);
+                        let w_scale = load_halves(operands.scales);
                         for (t, group) in group.iter().enumerate().take(operands.tokens) {
                             let acc = operands.acc.add(t * operands.stride);
                             let x_scale = *operands.x_scale.add(t);
@@ -320,7 +320,7 @@ macro_rules! products {
                             operands.advance_block();
                         }
                         for p in 0..N {
-                            let w_scale = load_scales(operands.panel(p).scales);
+                            let w_scale = load_halves(operands.panel(p).scales);
                             acc[p] = scaled(group[p], w_scale, *operands.x_scale, acc[p]);
                         }
                         operands.advance_group();
@@ -461,8 +461,8 @@ unsafe fn load_pair_scales(operands: &Operands) -> __m512 {
     // SAFETY: as promised by the caller.
     unsafe {
         _mm512_insertf32x8::<1>(
-            _mm512_castps256_ps512(load_scales(operands.scales)),
-            load_scales(operands.panel(1).scales),
+            _mm512_castps256_ps512(load_halves(operands.scales)),
+            load_halves(operands.panel(1).scales),
         )
     }
 }
@@ -753,7 +753,7 @@ unsafe fn load_8<T: Element>(numbers: *const T) -> __m256 {
     // SAFETY: as promised by the caller.
     unsafe {
         if T::HALF {
-            load_scales(numbers.cast())
+            load_halves(numbers.cast())
         } else {
             _mm256_loadu_ps(numbers.cast())
         }
@@ -929,7 +929,7 @@ unsafe fn load_weights<const HALF: bool>(w: *const u8) -> __m256 {
     // SAFETY: as promised by the caller.
     unsafe {
         if HALF {
-            load_scales(w)
+            load_halves(w)
         } else {
             _mm256_loadu_ps(w.cast())
         }
@@ -1005,7 +1005,7 @@ fn widen(halves: &[u8], out: &mut [f32]) {
         unsafe {
             _mm256_storeu_ps(
                 out.as_mut_ptr().add(i),
-                load_scales(halves.as_ptr().add(2 * i)),
+                load_halves(halves.as_ptr().add(2 * i)),
             )
         };
     }

@@ -4,7 +4,7 @@ use super::quantized::{
     Activations, FEW_TOKENS, Quantizer, TASK_PANELS, accumulate, multiply, quantize, shares,
     with_activations,
 };
-use super::{Epilogue, Output, cut, finish, linear};
+use super::{Epilogue, Output, cut, finish, linear, tokens};
 use crate::activation::{Activation, gated};
 use crate::cpu::{Kernels, TILE_TOKENS};
 use crate::format::{BLOCK, GROUP, Matrix, PANEL};
@@ -58,15 +58,9 @@ pub fn feed_forward(
         "rows before a product with {width} inputs, gated: {}",
         layers.gated
     );
-    if out.is_empty() && (x.is_empty() || outputs == 0) {
+    let Some(tokens) = tokens(x, outputs, out) else {
         return;
-    }
-    assert!(
-        outputs > 0 && out.len().is_multiple_of(outputs),
-        "{} outputs are not rows of {outputs}",
-        out.len()
-    );
-    let tokens = out.len() / outputs;
+    };
     assert_eq!(
         x.len(),
         tokens * up.shape().cols,
