@@ -46,7 +46,9 @@ fn questions_in_a_row(checkpoint: &str, forget: bool) -> Vec<(Vec<u32>, usize)> 
                 engine.forget();
             }
             let answer = engine
-                .answer(&request(picture, &ask(picture, &golden.question)), |_| {})
+                .answer(&request(picture, &ask(picture, &golden.question)), |_| {
+                    std::ops::ControlFlow::Continue(())
+                })
                 .expect("an answer");
             (answer.tokens, answer.reused_tokens)
         })
@@ -85,11 +87,17 @@ fn number_of_pictures() {
     let mut engine = engine(&folder, None, &F32);
     let picture = goldens(&folder.join("goldens"))[0].media[0].clone();
     let messages = ask(&[], "How many?");
-    let answer = engine.answer(&request(&[], &messages), |_| {}).unwrap();
+    let answer = engine
+        .answer(&request(&[], &messages), |_| {
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
     assert_eq!((answer.visual_tokens, answer.tokens.len()), (0, 12));
     let two = [picture.clone(), picture];
     let error = engine
-        .answer(&request(&two, &ask(&two, "How many?")), |_| {})
+        .answer(&request(&two, &ask(&two, "How many?")), |_| {
+            std::ops::ControlFlow::Continue(())
+        })
         .unwrap_err();
     assert!(error.to_string().contains("at most one"), "{error}");
 }

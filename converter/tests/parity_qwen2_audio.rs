@@ -96,7 +96,7 @@ fn answer(engine: &mut Engine<edge_lmm::Cpu>, media: &[Media]) -> Result<String,
         ignore_eos: false,
         sampling: Default::default(),
     };
-    let answer = engine.answer(&request, |_| {});
+    let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
     answer.map(|a| a.text).map_err(|error| error.to_string())
 }
 

@@ -83,7 +83,9 @@ fn what_is_kept_fits_the_length() {
                 ignore_eos: true,
                 sampling: Default::default(),
             };
-            let answer = engine.answer(&request, |_| {}).expect("an answer");
+            let answer = engine
+                .answer(&request, |_| std::ops::ControlFlow::Continue(()))
+                .expect("an answer");
             last = (answer.tokens, answer.reused_tokens);
         }
         last

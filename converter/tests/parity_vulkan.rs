@@ -95,7 +95,9 @@ fn launches_of_a_token() {
         ignore_eos: true,
         sampling: Default::default(),
     };
-    let answer = engine.answer(&request, |_| {}).expect("an answer");
+    let answer = engine
+        .answer(&request, |_| std::ops::ControlFlow::Continue(()))
+        .expect("an answer");
     let steps = answer.tokens.len() - 1;
     let stages = stage::finish();
     let of_step = |found: &StageRecord| {

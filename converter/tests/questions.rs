@@ -55,7 +55,10 @@ fn answers(engine: &mut Engine<Cpu>, name: &str) -> Vec<(String, String, bool)> 
             sampling: Default::default(),
         };
         engine.forget();
-        let answer = engine.answer(&request, |_| {}).expect("an answer").text;
+        let answer = engine
+            .answer(&request, |_| std::ops::ControlFlow::Continue(()))
+            .expect("an answer")
+            .text;
         let right = is_right(&answer, &question.answer);
         answers.push((question.id.clone(), answer.trim().to_owned(), right));
     }

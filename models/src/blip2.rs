@@ -23,6 +23,7 @@ use crate::eva_vit::{EvaVit, EvaVitConfig};
 use crate::family::{BuiltModel, FamilyInfo, ModelFiles};
 use crate::layers::Linear;
 use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt, Span};
+use crate::monitor::Monitor;
 use crate::opt::{Opt, OptConfig};
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
@@ -168,8 +169,12 @@ impl<B: KernelBackend> Model<B> for Blip2<B> {
         self.0.prompt(text, messages, media)
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
-        self.0.encode(medium)
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        self.0.encode(medium, monitor)
     }
 }
 
@@ -250,7 +255,11 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Model<B> for Blip2Model<
         self.layout.prompt(&text.encode(&rendered)?, media)
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
@@ -258,12 +267,12 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Model<B> for Blip2Model<
             let patches = self.vision_config.cut_patches(&medium.values);
             let shape = self.vision_config.patches_shape();
             let patches = Tensor::from_data(TensorData::new(patches, shape), &device);
-            self.vision.forward(patches)
+            self.vision.forward(patches, monitor)?
         };
         probe::capture("vision_out", &features.clone().unsqueeze::<3>());
         let _stage = stage::top("projector");
         let _scope = stage::scope(format_args!("projector"));
-        self.projector.forward(features)
+        Ok(self.projector.forward(features))
     }
 }
 

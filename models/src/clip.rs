@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear};
+use crate::monitor::Monitor;
 use crate::weights::Scope;
 
 /// The tower's part of `config.json`; the reference's defaults where it says nothing.
@@ -223,7 +224,14 @@ impl<B: KernelBackend> ClipVisionTower<B> {
     /// # Shapes
     /// - patches: `[patches, channels * patch_size * patch_size]` as [`cut_patches`] gives them
     /// - result: `[1 + patches, hidden_size]`
-    pub fn forward(&self, patches: Tensor<B, 2>) -> Tensor<B, 2> {
+    ///
+    /// # Errors
+    /// If `monitor` cancels.
+    pub fn forward(
+        &self,
+        patches: Tensor<B, 2>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let mut x = {
             let _stage = stage::module("patch_embed");
             self.embed(patches)
@@ -231,10 +239,11 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         probe::capture("patch_embed", &x);
         x = self.pre_norm.forward(x);
         for (i, block) in self.blocks.iter().enumerate() {
+            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
             x = block.forward(x, self.config.heads());
         }
-        x
+        Ok(x)
     }
 
     fn embed(&self, patches: Tensor<B, 2>) -> Tensor<B, 2> {

@@ -10,6 +10,7 @@ use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, probe,
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::model::{DecoderState, LanguageModel, Position};
+use crate::monitor::Monitor;
 use crate::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
 use crate::text_config::TextKind;
 use crate::weights::{Part, Scope};
@@ -278,12 +279,14 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         embeddings: Tensor<B, 2>,
         positions: &[Position],
         state: &mut DecoderState<B>,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
         let table = self.rotary_table(positions, state.long, &embeddings.device());
         let mut x = embeddings;
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             let last = i + 1 == self.layers.len();
             x = layer.forward(x, &table, &mut state.cache, i, self.config.heads(), last);
@@ -294,7 +297,7 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         state.cache.advance(positions.len());
         let hidden = self.norm.forward(x);
         probe::capture("lm_hidden_last", &hidden);
-        hidden
+        Ok(hidden)
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {

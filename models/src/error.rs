@@ -38,9 +38,18 @@ pub enum ModelError {
         /// What was given.
         kind: &'static str,
     },
+    /// The number of an image's tokens cannot be chosen.
+    #[error(
+        "this model does not resize images to a number of tokens (--image-tokens): leave the \
+         option out, or use a model that takes images of any size"
+    )]
+    FixedImageTokens,
     /// The prompt cannot be put together.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// The computation was cancelled before its end.
+    #[error("cancelled")]
+    Cancelled,
     /// No memory for the key-value cache.
     #[error("key-value cache: {0}")]
     Cache(#[from] CacheError),

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
+use crate::monitor::Monitor;
 use crate::weights::Scope;
 
 /// Channels of a picture; the reference has them in its code.
@@ -186,17 +187,25 @@ impl<B: KernelBackend> EvaVit<B> {
     /// - patches: `[patches, 3 * patch_size * patch_size]` as [`EvaVitConfig::cut_patches`] gives
     ///   them
     /// - result: `[1 + patches, hidden_size]`
-    pub fn forward(&self, patches: Tensor<B, 2>) -> Tensor<B, 2> {
+    ///
+    /// # Errors
+    /// If `monitor` cancels.
+    pub fn forward(
+        &self,
+        patches: Tensor<B, 2>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let mut x = {
             let _stage = stage::module("patch_embed");
             self.embed(patches)
         };
         probe::capture("patch_embed", &x);
         for (i, block) in self.blocks.iter().enumerate() {
+            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
             x = block.forward(x, self.config.heads());
         }
-        self.norm.forward(x)
+        Ok(self.norm.forward(x))
     }
 
     fn embed(&self, patches: Tensor<B, 2>) -> Tensor<B, 2> {

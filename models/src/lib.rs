@@ -16,6 +16,7 @@ pub mod llama;
 pub mod llava;
 pub mod merger;
 pub mod model;
+pub mod monitor;
 mod multimodal_rope;
 pub mod opt;
 mod patch_grid;

@@ -20,6 +20,7 @@ use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::Linear;
 use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt};
+use crate::monitor::Monitor;
 use crate::placeholder::expand_placeholders;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
@@ -236,14 +237,19 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
         })
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
             let shape = [self.clip.patches(), self.clip.patch_width()];
             let patches = TensorData::new(cut_patches(&medium.values, &self.clip), shape);
-            let states = self.vision.forward(Tensor::from_data(patches, &device));
+            let patches = Tensor::from_data(patches, &device);
+            let states = self.vision.forward(patches, monitor)?;
             match self.keeps_class_token {
                 true => states,
                 false => states.narrow(0, 1, shape[0]),
@@ -253,7 +259,7 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out.clone().unsqueeze::<3>());
-        out
+        Ok(out)
     }
 }
 

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore};
 
 use crate::error::ModelError;
+use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
 
@@ -93,6 +94,11 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// Tokens that stand for media.
+    pub fn visual_tokens(&self) -> usize {
+        self.spans.iter().map(|span| span.len).sum()
+    }
+
     /// The position of the first generated token.
     pub fn next_position(&self) -> u32 {
         self.positions.iter().flatten().max().map_or(0, |p| p + 1)
@@ -103,6 +109,11 @@ impl Prompt {
 pub trait Model<B: KernelBackend>: Send {
     /// The language model.
     fn language(&self) -> &dyn LanguageModel<B>;
+
+    /// Whether the number of an image's tokens can be chosen ([`MediaOptions::image_tokens`]).
+    fn resizes_images(&self) -> bool {
+        false
+    }
 
     /// Prepares a picture for the encoder.
     ///
@@ -150,7 +161,14 @@ pub trait Model<B: KernelBackend>: Send {
     ) -> Result<Prompt, ModelError>;
 
     /// Encodes a medium (stages `vision` or `audio`, and `projector`): `[tokens, hidden_size]`.
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2>;
+    ///
+    /// # Errors
+    /// If `monitor` cancels.
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError>;
 }
 
 fn unsupported(kind: &'static str) -> ModelError {
@@ -234,31 +252,38 @@ pub trait LanguageModel<B: KernelBackend> {
 
     /// Takes the prompt (what is not in the state yet, at least one token); the hidden state that
     /// the first generated token is scored with: `[1, hidden]`.
+    ///
+    /// # Errors
+    /// If `monitor` cancels; the state then holds the chunks that are complete.
     fn prefill(
         &self,
         embeddings: Tensor<B, 2>,
         positions: &[Position],
         state: &mut DecoderState<B>,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         state.long = self.is_long(state.cache.len() + positions.len());
-        let mut rest = positions;
-        while rest.len() > PREFILL_CHUNK {
-            let start = positions.len() - rest.len();
-            let chunk = embeddings.clone().narrow(0, start, PREFILL_CHUNK);
-            self.step(chunk, &rest[..PREFILL_CHUNK], state);
-            rest = &rest[PREFILL_CHUNK..];
+        let chunks = positions.len().div_ceil(PREFILL_CHUNK);
+        let mut hidden = None;
+        for (i, chunk) in positions.chunks(PREFILL_CHUNK).enumerate() {
+            let rows = embeddings.clone().narrow(0, i * PREFILL_CHUNK, chunk.len());
+            let last = monitor.pass(i, chunks, |monitor| self.step(rows, chunk, state, monitor))?;
+            hidden = Some(last);
         }
-        let start = positions.len() - rest.len();
-        self.step(embeddings.narrow(0, start, rest.len()), rest, state)
+        hidden.ok_or_else(|| ModelError::Prompt("it is empty".to_owned()))
     }
 
     /// Takes further tokens into the state; the last one's normalised hidden state `[1, hidden]`.
+    ///
+    /// # Errors
+    /// If `monitor` cancels; the state is then as before.
     fn step(
         &self,
         embeddings: Tensor<B, 2>,
         positions: &[Position],
         state: &mut DecoderState<B>,
-    ) -> Tensor<B, 2>;
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError>;
 
     /// Scores of the next token: `[1, vocabulary]`.
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2>;

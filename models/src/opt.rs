@@ -18,6 +18,7 @@ use crate::decoder::{capture_last, last_row};
 use crate::error::ModelError;
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
 use crate::model::{DecoderState, LanguageModel, Position};
+use crate::monitor::Monitor;
 use crate::weights::{Part, Scope};
 
 /// Rows of the table of positions before that of position 0; the reference has it in its code.
@@ -229,7 +230,8 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
         embeddings: Tensor<B, 2>,
         positions: &[Position],
         state: &mut DecoderState<B>,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
         let rows: Vec<u32> = positions
             .iter()
@@ -238,6 +240,7 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
         let mut x = embeddings + select_rows(self.positions.val(), &rows);
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             let last = i + 1 == self.layers.len();
             x = layer.forward(x, &mut state.cache, i, self.config.heads(), last);
@@ -248,7 +251,7 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
         state.cache.advance(positions.len());
         let hidden = self.norm.forward(x);
         probe::capture("lm_hidden_last", &hidden);
-        hidden
+        Ok(hidden)
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {

@@ -21,6 +21,7 @@ use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::Linear;
 use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt, Span};
+use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::phi3_vision::PreprocessConfig;
 use crate::prompt::{Message, TextProcessor};
@@ -200,13 +201,20 @@ impl<B: KernelBackend> Phi3Vision<B> {
     }
 
     /// The tower's features of one crop, class token left out.
-    fn features(&self, crop: &[f32], device: &B::Device) -> Tensor<B, 2> {
+    fn features(
+        &self,
+        crop: &[f32],
+        device: &B::Device,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let shape = [self.clip.patches(), self.clip.patch_width()];
         let patches = TensorData::new(cut_patches(crop, &self.clip), shape);
-        let states = self.vision.forward(Tensor::from_data(patches, device));
+        let states = self
+            .vision
+            .forward(Tensor::from_data(patches, device), monitor)?;
         let features = states.narrow(0, 1, shape[0]);
         probe::capture("vision_out", &features.clone().unsqueeze::<3>());
-        features
+        Ok(features)
     }
 }
 
@@ -228,6 +236,10 @@ fn preprocess_config(
 impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
     fn language(&self) -> &dyn LanguageModel<B> {
         &self.text
+    }
+
+    fn resizes_images(&self) -> bool {
+        true
     }
 
     fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError> {
@@ -284,19 +296,29 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         })
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let crops: Vec<Tensor<B, 2>> = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
             let crops = medium.values.chunks_exact(self.clip.picture_len());
-            crops.map(|crop| self.features(crop, &device)).collect()
+            let count = crops.len();
+            crops
+                .enumerate()
+                .map(|(i, crop)| {
+                    monitor.pass(i, count, |monitor| self.features(crop, &device, monitor))
+                })
+                .collect::<Result<_, _>>()?
         };
         let _stage = stage::top("projector");
         let columns = medium.grid[2] / self.clip.side();
         let out = self.projector.forward(crops, columns, self.clip.side() / 2);
         probe::capture("projector_out", &out.clone().unsqueeze::<3>());
-        out
+        Ok(out)
     }
 }
 

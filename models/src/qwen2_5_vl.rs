@@ -22,6 +22,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::{Linear, RmsNorm};
 use crate::merger::{Merger, MergerConfig};
 use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
+use crate::monitor::Monitor;
 use crate::patch_grid::{patch_places, rotary_table};
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
@@ -236,6 +237,10 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         &self.text
     }
 
+    fn resizes_images(&self) -> bool {
+        true
+    }
+
     fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError> {
         self.input.image(image, options)
     }
@@ -263,7 +268,11 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         self.input.prompt(text, messages, media)
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let windows = self.vision.windows(medium.grid);
         let features = {
@@ -271,7 +280,8 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
             let _scope = stage::scope(format_args!("vision"));
             let shape = [medium.shape[0], medium.shape[1]];
             let pixels = Tensor::from_data(TensorData::new(medium.values.clone(), shape), &device);
-            self.vision.forward(pixels, medium.grid, &windows)
+            self.vision
+                .forward(pixels, medium.grid, &windows, monitor)?
         };
         if probe::active() {
             let group = self.vision.merge * self.vision.merge;
@@ -282,7 +292,7 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         let out = self.projector.forward(features);
         let out = reorder(out, 1, &windows.raster_order());
         probe::capture("projector_out", &out);
-        out
+        Ok(out)
     }
 }
 
@@ -397,7 +407,13 @@ impl<B: KernelBackend> VisionTransformer<B> {
     /// # Shapes
     /// - pixels: `[patches, channels * frames * height * width]` in merge order,
     ///   output: `[patches, hidden_size]`, window by window
-    fn forward(&self, pixels: Tensor<B, 2>, grid: [usize; 3], windows: &Windows) -> Tensor<B, 2> {
+    fn forward(
+        &self,
+        pixels: Tensor<B, 2>,
+        grid: [usize; 3],
+        windows: &Windows,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let group = self.merge * self.merge;
         let places = patch_places(grid, self.merge);
         let places: Vec<(usize, usize)> = (windows.order.iter())
@@ -415,6 +431,7 @@ impl<B: KernelBackend> VisionTransformer<B> {
         probe::capture("patch_embed", &x);
         x = reorder(x, group, &windows.order);
         for (i, block) in self.blocks.iter().enumerate() {
+            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
             let segments = match self.full_attention.contains(&i) {
                 true => &slices,
@@ -422,7 +439,7 @@ impl<B: KernelBackend> VisionTransformer<B> {
             };
             x = block.forward(x, &table, segments, self.heads);
         }
-        x
+        Ok(x)
     }
 }
 

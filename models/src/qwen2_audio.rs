@@ -20,6 +20,7 @@ use crate::layers::Linear;
 use crate::model::{
     AudioPadding, LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt,
 };
+use crate::monitor::Monitor;
 use crate::placeholder::expand_placeholders;
 use crate::preprocess::mel::{MelConfig, Padding};
 use crate::preprocess::sample_rate::resample;
@@ -145,15 +146,20 @@ impl<B: KernelBackend> Qwen2Audio<B> {
     ///
     /// # Shapes
     /// - output: `[positions / 2, d_model]`
-    fn hear(&self, spectrogram: Spectrogram<'_>, valid: usize) -> Tensor<B, 2> {
+    fn hear(
+        &self,
+        spectrogram: Spectrogram<'_>,
+        valid: usize,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let count = if spectrogram.frames == self.mel.frames() {
             positions(spectrogram.frames)
         } else {
             valid
         };
-        let x = self.audio.forward(spectrogram, count, valid);
+        let x = self.audio.forward(spectrogram, count, valid, monitor)?;
         let _stage = stage::module("pool");
-        self.audio.normalize(pool_by_two(x))
+        Ok(self.audio.normalize(pool_by_two(x)))
     }
 }
 
@@ -224,7 +230,11 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
         })
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let features = {
             let _stage = stage::top("audio");
             let _scope = stage::scope(format_args!("audio"));
@@ -232,14 +242,14 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
                 values: &medium.values,
                 frames: medium.shape[2],
             };
-            let features = self.hear(spectrogram, positions(medium.grid[0]));
+            let features = self.hear(spectrogram, positions(medium.grid[0]), monitor)?;
             features.narrow(0, 0, medium.tokens)
         };
         probe::capture("vision_out", &features);
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out);
-        out
+        Ok(out)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::{LayerNorm, Linear};
 use crate::merger::{Merger, MergerConfig};
 use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
+use crate::monitor::Monitor;
 use crate::patch_grid::{patch_places, rotary_table};
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
@@ -215,6 +216,10 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         &self.text
     }
 
+    fn resizes_images(&self) -> bool {
+        true
+    }
+
     fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError> {
         self.input.image(image, options)
     }
@@ -237,20 +242,24 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         self.input.prompt(text, messages, media)
     }
 
-    fn encode(&self, medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
             let shape = [medium.shape[0], medium.shape[1]];
             let pixels = Tensor::from_data(TensorData::new(medium.values.clone(), shape), &device);
-            self.vision.forward(pixels, medium.grid)
+            self.vision.forward(pixels, medium.grid, monitor)?
         };
         probe::capture("vision_out", &features);
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out);
-        out
+        Ok(out)
     }
 }
 
@@ -289,7 +298,12 @@ impl<B: KernelBackend> VisionTransformer<B> {
     /// # Shapes
     /// - pixels: `[patches, channels * frames * height * width]` in merge order,
     ///   output: `[patches, embed_dim]`
-    fn forward(&self, pixels: Tensor<B, 2>, grid: [usize; 3]) -> Tensor<B, 2> {
+    fn forward(
+        &self,
+        pixels: Tensor<B, 2>,
+        grid: [usize; 3],
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let places = patch_places(grid, self.merge);
         let table = rotary_table(&places, self.heads.head_dim, &pixels.device());
         // Every temporal slice attends to itself alone.
@@ -301,10 +315,11 @@ impl<B: KernelBackend> VisionTransformer<B> {
         };
         probe::capture("patch_embed", &x);
         for (i, block) in self.blocks.iter().enumerate() {
+            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
             x = block.forward(x, &table, &segments, self.heads);
         }
-        x
+        Ok(x)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::decoder::capture_last;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
 use crate::model::{DecoderState, LanguageModel, Position};
+use crate::monitor::Monitor;
 use crate::weights::{Part, Scope};
 
 /// Scores are not scaled: the reference's initialisation makes up for it.
@@ -259,15 +260,18 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         embeddings: Tensor<B, 2>,
         _positions: &[Position],
         state: &mut DecoderState<B>,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         {
             let _text = stage::scope(format_args!("text"));
-            let encoded = self.encoder.forward(embeddings, self.config.heads());
+            let encoded = self
+                .encoder
+                .forward(embeddings, self.config.heads(), monitor)?;
             probe::capture("encoder_out", &encoded.clone().unsqueeze::<3>());
             state.cross = self.decoder.cross_keys(encoded);
         }
         let start = self.embed(&[self.config.start_token()]);
-        self.step(start, &[[0; 3]], state)
+        self.step(start, &[[0; 3]], state, monitor)
     }
 
     /// Positions are those of the decoder and follow from the cache.
@@ -276,11 +280,14 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         embeddings: Tensor<B, 2>,
         _positions: &[Position],
         state: &mut DecoderState<B>,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
-        let hidden = self.decoder.forward(embeddings, state, self.config.heads());
+        let hidden = self
+            .decoder
+            .forward(embeddings, state, self.config.heads(), monitor)?;
         probe::capture("lm_hidden_last", &hidden);
-        hidden
+        Ok(hidden)
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -311,16 +318,22 @@ impl<B: KernelBackend> Encoder<B> {
         })
     }
 
-    fn forward(&self, embeddings: Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
+    fn forward(
+        &self,
+        embeddings: Tensor<B, 2>,
+        heads: Heads,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let _scope = stage::scope(format_args!("encoder"));
         let [tokens, _] = embeddings.dims();
         let bias = self.bias.forward(0..tokens, tokens);
         let mut x = embeddings;
         for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             x = layer.forward(x, &bias, heads);
         }
-        self.norm.forward(x)
+        Ok(self.norm.forward(x))
     }
 }
 
@@ -397,7 +410,8 @@ impl<B: KernelBackend> Decoder<B> {
         embeddings: Tensor<B, 2>,
         state: &mut DecoderState<B>,
         heads: Heads,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let _scope = stage::scope(format_args!("decoder"));
         let [tokens, _] = embeddings.dims();
         let past = state.cache.len();
@@ -405,6 +419,7 @@ impl<B: KernelBackend> Decoder<B> {
         let mut x = embeddings;
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             let attended = layer.attend(x, &bias, &mut state.cache, i, heads);
             x = layer
@@ -415,7 +430,7 @@ impl<B: KernelBackend> Decoder<B> {
             }
         }
         state.cache.advance(tokens);
-        self.norm.forward(x.narrow(0, tokens - 1, 1))
+        Ok(self.norm.forward(x.narrow(0, tokens - 1, 1)))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::decoder::{Decoder, DecoderNames, Projections};
 use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::model::{LanguageModel, MediaInput, Model, Prompt};
+use crate::monitor::Monitor;
 use crate::prompt::{Message, TextProcessor};
 use crate::text_config::{TextKind, decoder_config};
 use crate::weights::{Part, Weights};
@@ -68,8 +69,12 @@ impl<B: KernelBackend> Model<B> for TextModel<B> {
     }
 
     /// No medium gets here, since none is prepared.
-    fn encode(&self, _medium: &MediaInput) -> Tensor<B, 2> {
+    fn encode(
+        &self,
+        _medium: &MediaInput,
+        _monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         let embedded = self.text.embed(&[0]);
-        Tensor::empty([0, embedded.dims()[1]], &embedded.device())
+        Ok(Tensor::empty([0, embedded.dims()[1]], &embedded.device()))
     }
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear};
+use crate::monitor::Monitor;
 use crate::weights::Scope;
 
 /// Epsilon of the norms: PyTorch's default, which the reference takes.
@@ -168,17 +169,19 @@ impl<B: KernelBackend> WhisperEncoder<B> {
         spectrogram: Spectrogram<'_>,
         count: usize,
         valid: usize,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
         assert!(0 < valid && valid <= count, "{valid} of {count} positions");
         let mut x = {
             let _stage = stage::module("conv");
             self.convolve(spectrogram, count)
         };
         for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             x = layer.forward(x, valid, self.heads);
         }
-        x
+        Ok(x)
     }
 
     /// The norm after the blocks.

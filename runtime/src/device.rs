@@ -1,12 +1,13 @@
 //! Where a model runs.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::str::FromStr;
 
 use edge_lmm_ops::MemoryFailure;
 
 use crate::Cpu;
-use crate::engine::{Answer, Engine, Request};
+use crate::engine::{Answer, Engine, Event, Request};
 use crate::error::EngineError;
 use crate::record::Record;
 
@@ -250,9 +251,9 @@ impl AnyEngine {
     pub fn answer(
         &mut self,
         request: &Request<'_>,
-        on_text: impl FnMut(&str),
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
-        let answer = each!(self, engine => engine.answer(request, on_text));
+        let answer = each!(self, engine => engine.answer(request, on_event));
         answer.map_err(|error| self.after(error))
     }
 

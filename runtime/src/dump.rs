@@ -2,19 +2,21 @@
 //! dumps use.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Write;
 
 use edge_lmm_ops::probe::Captured;
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::output::OutputFile;
+
 /// Captured values that are whole numbers, stored as I32.
 const INTEGERS: [&str; 4] = ["input_ids", "position_ids", "rope_delta", "grid_thw"];
 
-/// Writes `captured` to `path`.
+/// Writes `captured` and finishes the file.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write(path: &Path, captured: &BTreeMap<String, Captured>) -> anyhow::Result<()> {
+pub fn write(mut file: OutputFile, captured: &BTreeMap<String, Captured>) -> anyhow::Result<()> {
     let bytes: Vec<(&str, Dtype, &[usize], Vec<u8>)> = captured
         .iter()
         .map(|(name, tensor)| {
@@ -35,6 +37,6 @@ pub fn write(path: &Path, captured: &BTreeMap<String, Captured>) -> anyhow::Resu
             Ok((*name, TensorView::new(*dtype, shape.to_vec(), bytes)?))
         })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    safetensors::serialize_to_file(views, None, path)?;
-    Ok(())
+    file.write_all(&safetensors::serialize(views, None)?)?;
+    Ok(file.finish()?)
 }

@@ -1,54 +1,28 @@
 //! From a request to an answer: media, prompt, vision, prefill, decode.
 
-use std::collections::HashMap;
-use std::rc::Rc;
+mod features;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::{self, BuiltModel};
 use edge_lmm_models::model::{DecoderState, MediaInput, MediaKind, MediaOptions, Prompt};
-use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_models::monitor::{Monitor, Progress};
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
-use edge_lmm_models::weights::Weights;
 use edge_lmm_ops::{KernelBackend, KvStore, highest, probe, stage};
+use serde::Serialize;
 use serde_json::Value;
-use xxhash_rust::xxh3::Xxh3;
 
+use self::features::{FEATURE_CACHE_BYTES, FeatureCache, MediumKey, medium_key};
 use crate::error::EngineError;
+use crate::media::Media;
 use crate::record::Record;
 use crate::sampler::{Sampler, Sampling};
 
-/// A decoded medium.
-#[derive(Debug, Clone)]
-pub enum Media {
-    /// A still picture.
-    Image(RgbImage),
-    /// A sequence of frames.
-    Video {
-        /// The frames.
-        frames: Vec<RgbImage>,
-        /// Their rate.
-        frames_per_second: f32,
-    },
-    /// A sound in one channel.
-    Audio {
-        /// Samples from -1 to 1.
-        samples: Vec<f32>,
-        /// Samples per second.
-        sample_rate: u32,
-    },
-}
-
-impl Media {
-    /// What it is.
-    pub fn kind(&self) -> MediaKind {
-        match self {
-            Self::Image(_) => MediaKind::Image,
-            Self::Video { .. } => MediaKind::Video,
-            Self::Audio { .. } => MediaKind::Audio,
-        }
-    }
-}
+/// The key-value cache grows in steps of this many positions.
+const CACHE_STEP: usize = 256;
 
 /// What to answer and how.
 #[derive(Debug, Clone)]
@@ -80,8 +54,47 @@ pub struct Answer {
     pub visual_tokens: usize,
     /// Prompt tokens that were still in the cache from the turn before.
     pub reused_tokens: usize,
-    /// Whether an end token ended it (or else the limit).
-    pub finished: bool,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Time from the request, with its media decoded, to the first token.
+    pub first_token: Duration,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model ended it with an end token.
+    Stop,
+    /// It reached the requested number of tokens.
+    Length,
+    /// It reached the end of the model's context.
+    Context,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// Reported while a request is answered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// Media are preprocessed and the prompt is in tokens; the encoders come next.
+    Prepared {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// The preprocessed media; without values where their features are held already.
+        media: &'a [MediaInput],
+    },
+    /// Further text of the answer.
+    Text(&'a str),
+    /// Progress within a stage: layers of `vision`, `audio` and `prefill`, tokens of `decode`.
+    Progress {
+        /// Name of the stage.
+        stage: &'static str,
+        /// Steps that are done.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+    },
 }
 
 /// A loaded model with what it remembers between turns.
@@ -91,7 +104,7 @@ pub struct Engine<B: KernelBackend> {
     end_tokens: Vec<u32>,
     device: B::Device,
     past: Option<Past<B>>,
-    features: HashMap<u128, Rc<Tensor<B, 2>>>,
+    features: FeatureCache<B>,
 }
 
 /// The language model's state and the tokens that made it.
@@ -104,7 +117,42 @@ struct Past<B: KernelBackend> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct TokenKey {
     id: u32,
-    medium: Option<u128>,
+    medium: Option<MediumKey>,
+}
+
+impl<B: KernelBackend> Past<B> {
+    /// Tokens at the beginning that are the same as in `keys`.
+    fn shared(&self, keys: &[TokenKey]) -> usize {
+        let pairs = self.keys.iter().zip(keys);
+        pairs.take_while(|(a, b)| a == b).count()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.state.cache.truncate(len);
+        self.keys.truncate(len);
+    }
+}
+
+/// A request whose media are ready for their encoders.
+struct Prepared {
+    media: Vec<MediaInput>,
+    keys: Vec<MediumKey>,
+    prompt: Prompt,
+}
+
+impl Answer {
+    /// Appends text and passes it on.
+    fn give(
+        &mut self,
+        text: &str,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if text.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        self.text.push_str(text);
+        on_event(Event::Text(text))
+    }
 }
 
 impl<B: KernelBackend> Engine<B> {
@@ -115,14 +163,13 @@ impl<B: KernelBackend> Engine<B> {
     pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
         let _stage = stage::top("load");
         let info = record.info();
-        let weights = Weights::<B>::new(device.clone(), |spec| {
-            let format = info.formats.get(&spec.name);
-            format
-                .map(|format| format.0)
-                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        });
-        let model = family::build(&info.files, &weights)?;
-        record.check_weights(&weights.into_specs())?;
+        let (model, weights) = record.skeleton::<B>(&device)?;
+        log::debug!(
+            "{}: {} with {} weights",
+            record.path().display(),
+            family::info(&info.files)?.title,
+            weights.len()
+        );
         // Memory of exactly the weights' sizes, where a device keeps pools of other sizes.
         let (model, loaded) =
             B::memory_persistent_allocations(&device, (model, record), |(mut model, record)| {
@@ -141,7 +188,7 @@ impl<B: KernelBackend> Engine<B> {
             text,
             device,
             past: None,
-            features: HashMap::new(),
+            features: FeatureCache::new(FEATURE_CACHE_BYTES),
         })
     }
 
@@ -160,90 +207,150 @@ impl<B: KernelBackend> Engine<B> {
         self.past.as_ref().map_or(0, |past| past.state.bytes())
     }
 
-    /// Forgets the turns before.
+    /// Forgets earlier turns and the features of their media.
     pub fn forget(&mut self) {
         self.past = None;
         self.features.clear();
     }
 
-    /// Answers; `on_text` gets the text as it comes.
+    /// Answers a request; `on_event` gets text and progress as they come, and cancels the request
+    /// by returning [`ControlFlow::Break`].
+    ///
+    /// Tokens that the prompt shares with the turn before are not computed again. A request that is
+    /// cancelled during decoding gives the answer so far.
     ///
     /// # Errors
-    /// If the prompt cannot be put together or does not fit.
+    /// If the prompt cannot be put together or does not fit, and [`ModelError::Cancelled`] if the
+    /// request is cancelled before the first token. The conversation so far is kept.
     pub fn answer(
         &mut self,
         request: &Request<'_>,
-        mut on_text: impl FnMut(&str),
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
-        let (media, prompt) = self.prepare(request)?;
-        let language = self.model.language();
-        let capacity = language.positions(prompt.ids.len(), request.max_tokens);
-        let hashes: Vec<u128> = media.iter().map(hash).collect();
-        let keys = token_keys(&prompt, &hashes);
-        let reused = self.reuse(&keys, capacity)?;
-        let embeddings = self.embed(&prompt, &media, &hashes, reused);
+        let start = Instant::now();
+        let prepared = self.prepare(request)?;
+        let event = Event::Prepared {
+            prompt_tokens: prepared.prompt.ids.len(),
+            media: &prepared.media,
+        };
+        if on_event(event).is_break() {
+            return Err(ModelError::Cancelled.into());
+        }
+        let answer = self.generate(request, &prepared, start, &mut on_event);
+        self.features.trim(&prepared.keys);
+        match &answer {
+            // A cancelled prefill leaves complete positions behind.
+            Ok(_) | Err(EngineError::Model(ModelError::Cancelled)) => {}
+            Err(_) => self.past = None,
+        }
+        answer
+    }
+
+    /// Encodes, prefills and decodes.
+    fn generate(
+        &mut self,
+        request: &Request<'_>,
+        prepared: &Prepared,
+        start: Instant,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, EngineError> {
+        let prompt = &prepared.prompt;
+        let reused = self.reuse(prepared, request.max_tokens)?;
         let mut sampler = Sampler::new(request.sampling.clone());
-        let mut next = self.prefill(embeddings, &prompt, reused, &mut sampler)?;
-        self.keep_features(&hashes);
+        let embeddings = self.embed(prepared, reused, on_event)?;
+        let mut next = self.prefill(embeddings, prepared, reused, &mut sampler, on_event)?;
 
         let mut stream = TextStream::default();
         let mut answer = Answer {
             text: String::new(),
             tokens: Vec::new(),
             prompt_tokens: prompt.ids.len(),
-            visual_tokens: prompt.spans.iter().map(|span| span.len).sum(),
+            visual_tokens: prompt.visual_tokens(),
             reused_tokens: reused,
-            finished: false,
+            finish_reason: FinishReason::Length,
+            first_token: start.elapsed(),
         };
         let mut position = prompt.next_position();
-        let mut give = |text: String, answer: &mut Answer| {
-            if !text.is_empty() {
-                on_text(&text);
-                answer.text.push_str(&text);
-            }
-        };
         while answer.tokens.len() < request.max_tokens {
             let _stage = stage::top("decode");
             let count = answer.tokens.len();
             let id = next.ok_or(EngineError::NotANumber(prompt.ids.len() + count))?;
             answer.tokens.push(id);
-            let ended = self.end_tokens.contains(&id);
-            if ended && !request.ignore_eos {
-                answer.finished = true;
+            if self.end_tokens.contains(&id) && !request.ignore_eos {
+                answer.finish_reason = FinishReason::Stop;
                 break;
             }
-            give(stream.push(&self.text, id)?, &mut answer);
-            let past = self.past.as_mut().expect("prefill has filled the state");
-            let cache = &past.state.cache;
-            if cache.len() == cache.capacity() || count + 1 == request.max_tokens {
+            let text = stream.push(&self.text, id)?;
+            let progress = Event::Progress {
+                stage: "decode",
+                done: count + 1,
+                total: request.max_tokens,
+            };
+            if answer.give(&text, on_event).is_break() || on_event(progress).is_break() {
+                answer.finish_reason = FinishReason::Cancelled;
                 break;
             }
-            let language = self.model.language();
-            let hidden = if language.is_long(cache.len() + 1) == past.state.long {
-                let embedding = language.embed(&[id]);
-                language.step(embedding, &[[position; 3]], &mut past.state)
-            } else {
-                self.start_again(&prompt, &media, &hashes, &answer.tokens)
+            if count + 1 == request.max_tokens {
+                break;
+            }
+            if self.state().cache.len() == self.state().cache.capacity() {
+                answer.finish_reason = FinishReason::Context;
+                break;
+            }
+            let step = self.step(id, position, prepared, &answer.tokens, on_event);
+            let hidden = match step {
+                Err(EngineError::Model(ModelError::Cancelled)) => {
+                    answer.finish_reason = FinishReason::Cancelled;
+                    break;
+                }
+                step => step?,
             };
             next = self.pick(self.model.language().logits(hidden), &mut sampler)?;
-            let past = self.past.as_mut().expect("a step leaves the state there");
-            past.keys.push(TokenKey { id, medium: None });
             position += 1;
         }
-        give(stream.finish(&self.text)?, &mut answer);
+        // Nothing more can be cancelled.
+        let _ = answer.give(&stream.finish(&self.text)?, on_event);
         Ok(answer)
     }
 
+    fn state(&mut self) -> &mut DecoderState<B> {
+        &mut self.past.as_mut().expect("prefill makes the state").state
+    }
+
+    /// Takes a generated token into the state; its hidden state.
+    fn step(
+        &mut self,
+        id: u32,
+        position: u32,
+        prepared: &Prepared,
+        generated: &[u32],
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        let language = self.model.language();
+        let past = self.past.as_mut().expect("prefill makes the state");
+        if language.is_long(past.state.cache.len() + 1) != past.state.long {
+            return self.start_again(prepared, generated, on_event);
+        }
+        let embedding = language.embed(&[id]);
+        // A step is short: it is not cancelled in the middle.
+        let mut report = |_| ControlFlow::Continue(());
+        let mut monitor = Monitor::new(&mut report);
+        let hidden = language.step(embedding, &[[position; 3]], &mut past.state, &mut monitor)?;
+        past.keys.push(TokenKey { id, medium: None });
+        Ok(hidden)
+    }
+
     /// Computes everything again for a sequence that has become long (see
-    /// [`is_long`](edge_lmm_models::model::LanguageModel::is_long)); the hidden state of the last of the `generated` tokens.
+    /// [`is_long`](edge_lmm_models::model::LanguageModel::is_long)); the hidden state of the last
+    /// of the `generated` tokens.
     fn start_again(
         &mut self,
-        prompt: &Prompt,
-        media: &[MediaInput],
-        hashes: &[u128],
+        prepared: &Prepared,
         generated: &[u32],
-    ) -> Tensor<B, 2> {
-        let prompt_embeddings = self.embed(prompt, media, hashes, 0);
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        let prompt = &prepared.prompt;
+        let prompt_embeddings = self.embed(prepared, 0, on_event)?;
         let language = self.model.language();
         let embeddings = Tensor::cat(vec![prompt_embeddings, language.embed(generated)], 0);
         let next = prompt.next_position();
@@ -252,31 +359,75 @@ impl<B: KernelBackend> Engine<B> {
             .chain((next..).take(generated.len()).map(|position| [position; 3]))
             .collect();
         let past = self.past.as_mut().expect("there is a state to start again");
-        past.state.cache.truncate(0);
-        language.prefill(embeddings, &positions, &mut past.state)
+        past.truncate(0);
+        let mut report = report("prefill", on_event);
+        let hidden = language.prefill(
+            embeddings,
+            &positions,
+            &mut past.state,
+            &mut Monitor::new(&mut report),
+        )?;
+        past.keys = token_keys(prompt, &prepared.keys);
+        let generated = generated.iter();
+        past.keys
+            .extend(generated.map(|&id| TokenKey { id, medium: None }));
+        Ok(hidden)
     }
 
-    /// Media and prompt, checked against the model (stage `preprocess`).
-    fn prepare(&self, request: &Request<'_>) -> Result<(Vec<MediaInput>, Prompt), EngineError> {
+    /// Media and prompt, checked against the model (stage `preprocess`). A medium whose features
+    /// are held is not prepared again.
+    fn prepare(&self, request: &Request<'_>) -> Result<Prepared, EngineError> {
         let _stage = stage::top("preprocess");
-        let media = request
-            .media
-            .iter()
-            .map(|medium| match medium {
-                Media::Image(image) => self.model.image(image, &request.options),
-                Media::Video {
-                    frames,
-                    frames_per_second,
-                } => self
-                    .model
-                    .video(frames, *frames_per_second, &request.options),
-                Media::Audio {
-                    samples,
-                    sample_rate,
-                } => self.model.audio(samples, *sample_rate, &request.options),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        if request.options.image_tokens.is_some() && !self.model.resizes_images() {
+            return Err(ModelError::FixedImageTokens.into());
+        }
+        let mut keys = Vec::with_capacity(request.media.len());
+        let mut media = Vec::with_capacity(request.media.len());
+        for medium in request.media {
+            let key = medium_key(medium, &request.options);
+            // A capture is to show what went into the encoder.
+            let held = self.features.input(key).filter(|_| !probe::active());
+            media.push(match held {
+                Some(input) => input,
+                None => self.prepare_medium(medium, &request.options)?,
+            });
+            keys.push(key);
+        }
         let prompt = self.model.prompt(&self.text, request.messages, &media)?;
+        self.check_prompt(&prompt)?;
+        log::debug!(
+            "prompt: {} tokens, {} of them of {} media",
+            prompt.ids.len(),
+            prompt.visual_tokens(),
+            media.len()
+        );
+        capture_inputs(&media, &prompt);
+        Ok(Prepared {
+            media,
+            keys,
+            prompt,
+        })
+    }
+
+    fn prepare_medium(
+        &self,
+        medium: &Media,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        match medium {
+            Media::Image(image) => self.model.image(image, options),
+            Media::Video {
+                frames,
+                frames_per_second,
+            } => self.model.video(frames, *frames_per_second, options),
+            Media::Audio {
+                samples,
+                sample_rate,
+            } => self.model.audio(samples, *sample_rate, options),
+        }
+    }
+
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), EngineError> {
         let tokens = prompt.ids.len();
         let context = self.context_length();
         if tokens == 0 {
@@ -285,7 +436,7 @@ impl<B: KernelBackend> Engine<B> {
         if tokens >= context {
             return Err(EngineError::TooLong {
                 tokens,
-                visual: prompt.spans.iter().map(|span| span.len).sum(),
+                visual: prompt.visual_tokens(),
                 context,
             });
         }
@@ -293,40 +444,43 @@ impl<B: KernelBackend> Engine<B> {
         if let Some(&id) = prompt.ids.iter().find(|&&id| id as usize >= vocabulary) {
             return Err(EngineError::TokenOutOfRange { id, vocabulary });
         }
-        capture_inputs(&media, &prompt);
-        Ok((media, prompt))
+        Ok(())
     }
 
-    /// Keeps what the state shares with the new prompt, or makes a new state; how many tokens
-    /// need not be computed again.
-    fn reuse(&mut self, keys: &[TokenKey], capacity: usize) -> Result<usize, EngineError> {
+    /// Makes room for the prompt and `max_tokens` more and keeps what the state shares with the
+    /// prompt; the number of tokens that need not be computed again.
+    fn reuse(&mut self, prepared: &Prepared, max_tokens: usize) -> Result<usize, EngineError> {
+        let language = self.model.language();
+        let tokens = prepared.prompt.ids.len();
+        let needed = language.positions(tokens, max_tokens);
         if let Some(past) = &mut self.past {
-            let shared = past
-                .keys
-                .iter()
-                .zip(keys)
-                .take_while(|(a, b)| a == b)
-                .count();
+            let keys = token_keys(&prepared.prompt, &prepared.keys);
+            let shared = past.shared(&keys);
             // The last token's hidden state is needed, so that one is always computed.
-            let language = self.model.language();
-            let shared = match language.is_long(keys.len()) == past.state.long {
-                true => language.reusable(shared.min(keys.len() - 1)),
+            let shared = match language.is_long(tokens) == past.state.long {
+                true => language.reusable(shared.min(tokens - 1)),
                 false => 0,
             };
-            if past.state.cache.capacity() >= capacity {
-                past.state.cache.truncate(shared);
-                past.keys.truncate(shared);
-                past.keys.extend(&keys[shared..]);
+            past.truncate(shared);
+            let capacity = past.state.cache.capacity();
+            let wanted = capacity_for(needed, capacity, language.context_length());
+            // Without memory for both caches, the old one goes first.
+            if capacity >= needed || (shared > 0 && past.state.cache.grow(wanted).is_ok()) {
+                log::debug!("{shared} of {tokens} prompt tokens are in the cache");
                 return Ok(shared);
             }
         }
-        // The old state goes first: both together may not fit.
         self.past = None;
-        let shape = self.model.language().cache_shape(capacity);
+        let capacity = capacity_for(needed, 0, language.context_length());
+        let shape = language.cache_shape(capacity);
+        log::debug!(
+            "key-value cache for {capacity} positions: {} bytes",
+            shape.bytes()
+        );
         let state = DecoderState::new(shape, &self.device).map_err(ModelError::from)?;
         self.past = Some(Past {
             state,
-            keys: keys.to_vec(),
+            keys: Vec::new(),
         });
         Ok(0)
     }
@@ -334,11 +488,11 @@ impl<B: KernelBackend> Engine<B> {
     /// Embeddings of the prompt from token `from` on, media encoded where they are needed.
     fn embed(
         &mut self,
-        prompt: &Prompt,
-        media: &[MediaInput],
-        hashes: &[u128],
+        prepared: &Prepared,
         from: usize,
-    ) -> Tensor<B, 2> {
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        let prompt = &prepared.prompt;
         let mut parts = Vec::new();
         let mut at = from;
         for span in &prompt.spans {
@@ -350,29 +504,36 @@ impl<B: KernelBackend> Engine<B> {
                 parts.push(self.model.language().embed(&prompt.ids[at..span.start]));
                 at = span.start;
             }
-            let features = self.encode(&media[span.medium], hashes[span.medium]);
-            parts.push((*features).clone().narrow(0, at - span.start, end - at));
+            let features = self.encode(prepared, span.medium, on_event)?;
+            parts.push(features.narrow(0, at - span.start, end - at));
             at = end;
         }
         if at < prompt.ids.len() {
             parts.push(self.model.language().embed(&prompt.ids[at..]));
         }
-        Tensor::cat(parts, 0)
+        Ok(Tensor::cat(parts, 0))
     }
 
     /// The features of a medium; the same medium is encoded once.
-    fn encode(&mut self, medium: &MediaInput, hash: u128) -> Rc<Tensor<B, 2>> {
-        if let Some(features) = self.features.get(&hash) {
-            return features.clone();
+    fn encode(
+        &mut self,
+        prepared: &Prepared,
+        medium: usize,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        let key = prepared.keys[medium];
+        if let Some(features) = self.features.get(key) {
+            return Ok(features);
         }
-        let features = Rc::new(self.model.encode(medium));
-        self.features.insert(hash, features.clone());
-        features
-    }
-
-    /// Features are kept for the media of the current conversation only.
-    fn keep_features(&mut self, hashes: &[u128]) {
-        self.features.retain(|hash, _| hashes.contains(hash));
+        let input = &prepared.media[medium];
+        let stage = match input.kind {
+            MediaKind::Image | MediaKind::Video => "vision",
+            MediaKind::Audio => "audio",
+        };
+        let mut report = report(stage, on_event);
+        let features = self.model.encode(input, &mut Monitor::new(&mut report))?;
+        self.features.insert(key, input, features.clone());
+        Ok(features)
     }
 
     /// Takes the prompt into the state (stage `prefill`); the first token, see
@@ -380,16 +541,24 @@ impl<B: KernelBackend> Engine<B> {
     fn prefill(
         &mut self,
         embeddings: Tensor<B, 2>,
-        prompt: &Prompt,
+        prepared: &Prepared,
         from: usize,
         sampler: &mut Sampler,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Option<u32>, EngineError> {
         let _stage = stage::top("prefill");
-        let positions = &prompt.positions[from..];
+        let positions = &prepared.prompt.positions[from..];
         let past = self.past.as_mut().expect("reuse has made the state");
         let language = self.model.language();
-        let hidden = language.prefill(embeddings, positions, &mut past.state);
-        let logits = language.logits(hidden);
+        let mut report = report("prefill", on_event);
+        let mut monitor = Monitor::new(&mut report);
+        past.keys = token_keys(&prepared.prompt, &prepared.keys);
+        let hidden = language.prefill(embeddings, positions, &mut past.state, &mut monitor);
+        // A cancelled prefill has taken in some of its chunks only.
+        if hidden.is_err() {
+            past.keys.truncate(past.state.cache.len());
+        }
+        let logits = language.logits(hidden?);
         if probe::active() {
             let shown = logits.clone().flatten::<1>(0, 1);
             probe::capture("logits_first", &shown);
@@ -439,22 +608,23 @@ fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
     .unwrap_or_default()
 }
 
-/// Identifies a prepared medium by its content.
-fn hash(medium: &MediaInput) -> u128 {
-    let mut hasher = Xxh3::new();
-    hasher.update(medium.kind.as_str().as_bytes());
-    for size in medium.grid.iter().chain(&medium.shape) {
-        hasher.update(&size.to_le_bytes());
-    }
-    hasher.update(&medium.time_step.to_le_bytes());
-    for chunk in medium.values.chunks(1024) {
-        let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
-        hasher.update(&bytes);
-    }
-    hasher.digest128()
+/// Positions to allocate where `needed` are needed and `current` are there: rounded up, and at
+/// least half as many again, so that a growing conversation copies its cache a few times only.
+fn capacity_for(needed: usize, current: usize, context: usize) -> usize {
+    let grown = needed.max(current + current / 2);
+    grown.next_multiple_of(CACHE_STEP).min(context).max(needed)
 }
 
-fn token_keys(prompt: &Prompt, hashes: &[u128]) -> Vec<TokenKey> {
+/// Passes the progress of a stage on.
+fn report(
+    stage: &'static str,
+    on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> impl FnMut(Progress) -> ControlFlow<()> {
+    move |Progress { done, total }| on_event(Event::Progress { stage, done, total })
+}
+
+/// The prompt's tokens, those of media with the medium's key.
+fn token_keys(prompt: &Prompt, media: &[MediumKey]) -> Vec<TokenKey> {
     let mut keys: Vec<TokenKey> = prompt
         .ids
         .iter()
@@ -462,7 +632,7 @@ fn token_keys(prompt: &Prompt, hashes: &[u128]) -> Vec<TokenKey> {
         .collect();
     for span in &prompt.spans {
         for key in &mut keys[span.start..span.start + span.len] {
-            key.medium = Some(hashes[span.medium]);
+            key.medium = Some(media[span.medium]);
         }
     }
     keys

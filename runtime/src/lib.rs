@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod map;
 pub mod media;
 pub mod needs;
+pub mod output;
 pub mod record;
 pub mod report;
 pub mod sampler;
@@ -22,8 +23,9 @@ pub mod target;
 pub mod trace;
 
 pub use device::{AnyEngine, Device, Devices};
-pub use engine::{Answer, Engine, Media, Request};
+pub use engine::{Answer, Engine, Event, FinishReason, Request};
 pub use error::EngineError;
+pub use media::Media;
 pub use record::{Record, RecordError};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.

@@ -27,19 +27,14 @@ pub struct Cli {
 fn main() -> ExitCode {
     memory::keep_large_blocks();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    if let Err(error) = cmd::signals::install() {
+        log::warn!("unfinished files stay behind when a signal ends the program: {error}");
+    }
     let arguments = cmd::bundled::arguments(&Cli::command(), std::env::args_os());
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line: what failed, then each cause, without repeating what a cause says.
-            let mut message = error.to_string();
-            for cause in error.chain().skip(1).map(ToString::to_string) {
-                if !message.contains(&cause) {
-                    message.push_str(": ");
-                    message.push_str(&cause);
-                }
-            }
-            eprintln!("error: {message}");
+            eprintln!("error: {}", cmd::errors::one_line(&error));
             ExitCode::FAILURE
         }
     }

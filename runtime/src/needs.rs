@@ -1,13 +1,13 @@
 //! What a model needs: memory, and work per stage, for a context and a picture of some size.
 
 use edge_lmm_models::ModelError;
-use edge_lmm_models::family::{self, BuiltModel};
-use edge_lmm_models::model::{MediaOptions, PREFILL_CHUNK};
+use edge_lmm_models::family::BuiltModel;
+use edge_lmm_models::model::{MediaInput, MediaOptions, PREFILL_CHUNK};
 use edge_lmm_models::preprocess::RgbImage;
-use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
+use edge_lmm_models::weights::{Part, Storage, WeightSpec};
 use edge_lmm_targets::{Needs, Work};
 
-use crate::{Cpu, Record};
+use crate::{Cpu, EngineError, Record};
 
 /// Tokens of a question and of the template around it.
 const QUESTION_TOKENS: u64 = 64;
@@ -91,29 +91,13 @@ impl Demand {
     /// # Errors
     /// If the record does not fit its model.
     pub fn of_record(record: &Record, scenario: &Scenario) -> anyhow::Result<Self> {
-        let info = record.info();
-        let weights = Weights::<Cpu>::new(Default::default(), |spec| {
-            let format = info.formats.get(&spec.name);
-            format
-                .map(|format| format.0)
-                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        });
-        let model = family::build(&info.files, &weights)?;
-        let specs = weights.into_specs();
-        record.check_weights(&specs)?;
-        let lengths: std::collections::BTreeMap<&str, usize> = record
-            .tensors()
-            .map(|(name, entry)| (name, entry.len))
-            .collect();
-        let weights: Vec<StoredWeight> = specs
-            .into_iter()
-            .map(|spec| StoredWeight {
-                bytes: lengths.get(spec.name.as_str()).copied().unwrap_or(0),
-                spec,
-            })
-            .collect();
-        let tokenizer = record.tokenizer().len();
-        Ok(Self::new(&*model, &weights, tokenizer, scenario)?)
+        let plan = Plan::new(record)?;
+        Ok(Self::new(
+            &*plan.model,
+            &plan.weights,
+            plan.tokenizer,
+            scenario,
+        )?)
     }
 
     /// Of a model with these weights and a tokenizer of so many bytes.
@@ -126,6 +110,32 @@ impl Demand {
         tokenizer: usize,
         scenario: &Scenario,
     ) -> Result<Self, ModelError> {
+        let takes_images = weights.iter().any(|w| w.spec.part == Part::Vision);
+        let visual = match scenario.picture.filter(|_| takes_images) {
+            Some(size) => Visual::of_blank_image(model, size)?,
+            None => Visual::default(),
+        };
+        let prompt = visual.tokens + QUESTION_TOKENS;
+        Ok(Self::of_prompt(
+            model,
+            weights,
+            tokenizer,
+            &visual,
+            prompt,
+            scenario.context,
+        ))
+    }
+
+    /// Of a prompt of `prompt` tokens, those of its media included, and a context of at least
+    /// `context` positions.
+    fn of_prompt(
+        model: &dyn BuiltModel<Cpu>,
+        weights: &[StoredWeight],
+        tokenizer: usize,
+        visual: &Visual,
+        prompt: u64,
+        context: usize,
+    ) -> Self {
         let language = model.language();
         let hidden = language.hidden_size() as u64;
         let vocabulary = language.vocabulary();
@@ -135,42 +145,34 @@ impl Demand {
         let text = PartSums::new(weights, Part::Text, is_table);
         let head = head(weights, vocabulary);
 
-        let takes_pictures = weights.iter().any(|w| w.spec.part == Part::Vision);
-        let picture = match scenario.picture.filter(|_| takes_pictures) {
-            Some(size) => Some(PreparedPicture::new(model, size)?),
-            None => None,
-        };
-        let patches = picture.as_ref().map_or(0, |picture| picture.patches);
-        let visual = picture.as_ref().map_or(0, |picture| picture.tokens);
-        let asked = (visual + QUESTION_TOKENS) as usize;
-        let context = scenario.context.max(asked).min(language.context_length());
+        let context = context.max(prompt as usize).min(language.context_length());
         let cache = language.cache_shape(context).bytes() as u64;
-        let prompt = asked.min(context) as u64;
+        let prompt = prompt.min(context as u64);
 
         let chunk = (PREFILL_CHUNK as u64).min(prompt);
-        let embeddings = 2 * (prompt + visual) * hidden * size_of::<f32>() as u64;
+        let embeddings = 2 * (prompt + visual.tokens) * hidden * size_of::<f32>() as u64;
         let scores = 2 * (vocabulary * size_of::<f32>()) as u64;
-        let activations = picture.as_ref().map_or(0, |picture| picture.bytes)
+        let activations = visual.bytes
             + embeddings
             + scores
             + encoder
-                .activations(patches, encoder.cols.min(hidden))
+                .activations(visual.largest, encoder.cols.min(hidden))
                 .max(text.activations(chunk, hidden));
         let record: u64 = weights.iter().map(|w| w.bytes as u64).sum();
         let tokenizer = tokenizer as u64;
         let mut stages = Vec::new();
-        if picture.is_some() {
+        if visual.patches > 0 {
             stages.push(work(
                 "vision",
-                patches,
+                visual.patches,
                 encoder.bytes,
-                encoder.macs * patches,
+                encoder.macs * visual.patches,
             ));
             stages.push(work(
                 "projector",
-                visual,
+                visual.tokens,
                 projector.bytes,
-                projector.macs * visual,
+                projector.macs * visual.tokens,
             ));
         }
         let passes = prompt.div_ceil(PREFILL_CHUNK as u64);
@@ -187,7 +189,7 @@ impl Demand {
             text.bytes + head.bytes + cache_per_token * prompt,
             text.macs + head.macs,
         ));
-        Ok(Self {
+        Self {
             needs: Needs {
                 weights: record + tokenizer,
                 cache,
@@ -196,8 +198,51 @@ impl Demand {
             },
             stages,
             context,
-            visual_tokens: visual as usize,
+            visual_tokens: visual.tokens as usize,
+        }
+    }
+}
+
+/// The model of a record without its weights, for estimates of many requests.
+pub struct Plan {
+    model: Box<dyn BuiltModel<Cpu>>,
+    weights: Vec<StoredWeight>,
+    tokenizer: usize,
+}
+
+impl Plan {
+    /// Reads what estimates need from a record.
+    ///
+    /// # Errors
+    /// If the record does not fit its model.
+    pub fn new(record: &Record) -> Result<Self, EngineError> {
+        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
+        let lengths: std::collections::BTreeMap<&str, usize> = record
+            .tensors()
+            .map(|(name, entry)| (name, entry.len))
+            .collect();
+        let weights = specs.into_iter().map(|spec| StoredWeight {
+            bytes: lengths.get(spec.name.as_str()).copied().unwrap_or(0),
+            spec,
+        });
+        Ok(Self {
+            model,
+            weights: weights.collect(),
+            tokenizer: record.tokenizer().len(),
         })
+    }
+
+    /// The demand of a request with preprocessed media, a prompt of `prompt` tokens and an answer
+    /// of up to `max_tokens`.
+    pub fn request(&self, media: &[MediaInput], prompt: usize, max_tokens: usize) -> Demand {
+        Demand::of_prompt(
+            &*self.model,
+            &self.weights,
+            self.tokenizer,
+            &Visual::of_media(media),
+            prompt as u64,
+            prompt.saturating_add(max_tokens),
+        )
     }
 }
 
@@ -221,29 +266,50 @@ fn head(weights: &[StoredWeight], vocabulary: usize) -> PartSums {
     })
 }
 
-/// What a family's own preprocessing makes of a picture.
-struct PreparedPicture {
+/// The work that preprocessed media make.
+#[derive(Debug, Clone, Copy, Default)]
+struct Visual {
+    /// Patches of all media.
     patches: u64,
+    /// Patches of the largest medium: media are encoded one after the other.
+    largest: u64,
+    /// Tokens of all media.
     tokens: u64,
-    /// The picture and its values.
+    /// Bytes of pixels and values.
     bytes: u64,
 }
 
-impl PreparedPicture {
-    fn new(
+impl Visual {
+    /// Preprocesses an image of the given width and height as the family does.
+    fn of_blank_image(
         model: &dyn BuiltModel<Cpu>,
         (width, height): (usize, usize),
     ) -> Result<Self, ModelError> {
         let pixels = RgbImage::bytes(width, height)?;
         let blank = RgbImage::new(width, height, vec![0; pixels])?;
         let medium = model.image(&blank, &MediaOptions::default())?;
-        let patches: usize = medium.grid.iter().product();
+        let visual = Self::of_media(&[medium]);
         Ok(Self {
-            // Families whose grid says nothing have about one patch per token or more.
-            patches: patches.max(medium.tokens) as u64,
-            tokens: medium.tokens as u64,
-            bytes: (pixels + 2 * medium.values.len() * size_of::<f32>()) as u64,
+            bytes: visual.bytes + pixels as u64,
+            ..visual
         })
+    }
+
+    /// Media whose features are held already have no values and cost no encoder work.
+    fn of_media(media: &[MediaInput]) -> Self {
+        let mut visual = Self::default();
+        for medium in media {
+            visual.tokens += medium.tokens as u64;
+            if medium.values.is_empty() {
+                continue;
+            }
+            // Families without a grid have about one patch per token or more.
+            let patches = medium.grid.iter().product::<usize>().max(medium.tokens) as u64;
+            visual.patches += patches;
+            visual.largest = visual.largest.max(patches);
+            visual.bytes += (2 * size_of_val(&medium.values[..])) as u64;
+        }
+        visual
     }
 }
 

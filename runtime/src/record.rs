@@ -13,16 +13,22 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{AllocationProperty, DType};
 use burn_store::BurnpackStore;
 use bytes::Bytes;
+use edge_lmm_models::ModelError;
+use edge_lmm_models::family::{self, BuiltModel};
 use edge_lmm_models::record::{
     CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY,
 };
-use edge_lmm_models::weights::{Storage, WeightSpec};
-use edge_lmm_ops::MatrixShape;
+use edge_lmm_models::weights::{Storage, WeightSpec, Weights};
+use edge_lmm_ops::{KernelBackend, MatrixShape};
 use edge_lmm_targets::bundle;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::error::EngineError;
 use crate::map::{Mapping, map_file};
+
+/// A model without its weights, and the weights it declares.
+pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
 
 const MAGIC: u32 = 0x4255_524E;
 const BURNPACK_VERSION: u16 = 1;
@@ -277,6 +283,27 @@ impl Record {
             }
         }
         Ok(())
+    }
+
+    /// Builds the model that the record describes, its weights declared but not filled, and checks
+    /// that the record has every one of them; the weights in the order of their declaration.
+    ///
+    /// # Errors
+    /// If the configuration makes no model, or a weight is missing or of another shape.
+    pub fn skeleton<B: KernelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<Skeleton<B>, EngineError> {
+        let weights = Weights::<B>::new(device.clone(), |spec| {
+            let format = self.info.formats.get(&spec.name);
+            format
+                .map(|format| format.0)
+                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
+        });
+        let model = family::build(&self.info.files, &weights)?;
+        let specs = weights.into_specs();
+        self.check_weights(&specs)?;
+        Ok((model, specs))
     }
 
     /// The weights for burn modules, borrowed from the mapping.

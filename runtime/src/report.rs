@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use edge_lmm_ops::stage::StageRecord;
 use serde::Serialize;
 
-use crate::engine::Answer;
+use crate::engine::{Answer, FinishReason};
 
 /// A stage as `--json` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,6 +49,12 @@ pub struct AnswerReport {
     pub prompt_tokens: usize,
     /// Tokens of the media among them.
     pub visual_tokens: usize,
+    /// Prompt tokens that were in the cache already.
+    pub reused_tokens: usize,
+    /// Why the answer ended.
+    pub finish_reason: FinishReason,
+    /// Milliseconds from the undecoded media to the first token.
+    pub first_token_ms: f64,
     /// All stages and modules.
     pub stages: Vec<StageTime>,
     /// Generated tokens per second of decoding (`null` without a decode step).
@@ -65,6 +71,9 @@ impl AnswerReport {
             tokens: answer.tokens.clone(),
             prompt_tokens: answer.prompt_tokens,
             visual_tokens: answer.visual_tokens,
+            reused_tokens: answer.reused_tokens,
+            finish_reason: answer.finish_reason,
+            first_token_ms: first_token(answer, stages).as_secs_f64() * 1e3,
             stages: stages.iter().map(StageTime::from).collect(),
             tokens_per_second: tokens_per_second(answer, stages),
             peak_resident_bytes: peak_resident_bytes(),
@@ -80,6 +89,30 @@ pub fn tokens_per_second(answer: &Answer, stages: &[StageRecord]) -> Option<f64>
         .find(|stage| stage.name == "decode" && stage.stage == "decode")?;
     let steps = answer.tokens.len().checked_sub(1).filter(|&n| n > 0)?;
     Some(steps as f64 / decode.time.as_secs_f64())
+}
+
+/// Time from the undecoded media to the first token: that of stage `media`, and the engine's.
+pub fn first_token(answer: &Answer, stages: &[StageRecord]) -> Duration {
+    let media = stages.iter().filter(|stage| stage.name == "media");
+    media.map(|stage| stage.time).sum::<Duration>() + answer.first_token
+}
+
+/// Tokens, speed and time to the first token, for people.
+pub fn summary(answer: &Answer, stages: &[StageRecord]) -> String {
+    let speed = tokens_per_second(answer, stages)
+        .map_or_else(String::new, |speed| format!(" at {speed:.1} tokens/s"));
+    let resident = peak_resident_bytes().map_or_else(String::new, |n| {
+        format!("; peak resident memory {}", bytes(n as usize))
+    });
+    format!(
+        "first token after {}; {} tokens generated{speed}\n\
+         prompt of {} tokens: {} visual, {} reused{resident}",
+        milliseconds(first_token(answer, stages)),
+        answer.tokens.len(),
+        answer.prompt_tokens,
+        answer.visual_tokens,
+        answer.reused_tokens,
+    )
 }
 
 /// The most memory this process has held (`VmHWM`), on Linux.
@@ -176,35 +209,28 @@ pub fn table(stages: &[StageRecord]) -> String {
     table
         .load_style(presets::ASCII_MARKDOWN)
         .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(["stage", "time", "share", "calls", "peak heap", ""]);
+        .set_header(["stage", "time", "share", "calls", "peak heap"]);
     for row in &rows {
         let share = 100.0 * row.time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
         let mark = row.top && Some(row.time) == largest;
         table.add_row([
-            if row.top {
-                row.name.clone()
-            } else {
-                format!("  {}", row.name)
+            match (row.top, mark) {
+                (true, true) => format!("{} <- bottleneck", row.name),
+                (true, false) => row.name.clone(),
+                (false, _) => format!(" {}", row.name),
             },
             milliseconds(row.time),
             format!("{share:.1} %"),
             row.calls.to_string(),
             bytes(row.peak_bytes),
-            if mark { "<- bottleneck" } else { "" }.to_owned(),
         ]);
     }
-    let resident = peak_resident_bytes().map_or(String::new(), |n| bytes(n as usize));
     table.add_row([
         "total".to_owned(),
         milliseconds(total),
         "100.0 %".to_owned(),
         String::new(),
         String::new(),
-        if resident.is_empty() {
-            resident
-        } else {
-            format!("peak resident {resident}")
-        },
     ]);
     for column in 1..=4 {
         if let Some(column) = table.column_mut(column) {
@@ -235,6 +261,7 @@ mod tests {
         let stages = [
             stage("vision", "vision", 1150),
             stage("vision.blocks.0.mlp", "vision", 300),
+            stage("text.decoder.layers.0.cross_attention", "decode", 90_000),
             stage("vision.blocks.1.mlp", "vision", 200),
             stage("projector", "projector", 5),
             stage("decode", "decode", 95),
@@ -250,6 +277,7 @@ mod tests {
         assert!(line("vision.blocks.*.mlp").contains("500.0 ms"), "{text}");
         assert!(!line("decode").contains("bottleneck"), "{text}");
         assert!(line("total").contains("1250.0 ms"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 
     #[test]

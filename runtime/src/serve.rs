@@ -3,31 +3,34 @@
 //! ```text
 //! {"id": 1, "prompt": "What is this?", "images": ["/data/cat.jpg"], "max_tokens": 64}
 //! {"id": 1, "done": true, "text": "A cat.", "tokens": [32, 8251, ...], ...}
-//! {"id": 2, "prompt": "And this?", "images": [{"base64": "iVBORw0K..."}], "stream": true}
+//! {"id": 2, "prompt": "And this?", "images": ["data:image/png;base64,iVBORw0K..."], "stream": true}
 //! {"id": 2, "delta": "A"}
 //! {"id": 2, "delta": " dog."}
 //! {"id": 2, "done": true, "text": "A dog.", ...}
 //! {"id": 3, "error": "..."}
 //! ```
-//! Requests do not see each other: each is a conversation of its own.
+//! Each request is a conversation of its own. The encoder's output of an image and the beginning of
+//! a prompt are computed once for requests that share them.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use data_encoding::BASE64;
+use anyhow::Context;
+use data_encoding::{BASE64, BASE64_NOPAD};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::media::{FrameSelection, decode_image, load_audio, load_image, load_video};
+use crate::media::{FrameSelection, MediaKind, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
-use crate::{AnyEngine, Media, Request};
+use crate::{AnyEngine, Event, Media, Request};
 
-/// Longest request in bytes: room for some pictures in base64.
+/// Longest request in bytes: room for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
-/// Most pictures of a request.
+/// Most images of a request.
 const MAX_IMAGES: usize = 64;
 
 /// A question.
@@ -37,11 +40,11 @@ pub struct Question {
     /// Comes back with every reply.
     pub id: Value,
     /// The question.
-    pub prompt: String,
+    pub prompt: Option<String>,
     /// Instructions for the model.
     pub system: Option<String>,
-    /// Pictures.
-    pub images: Vec<Picture>,
+    /// Images.
+    pub images: Vec<ImageSource>,
     /// A video file.
     pub video: Option<PathBuf>,
     /// A sound file.
@@ -62,15 +65,15 @@ pub struct Question {
     pub stream: bool,
 }
 
-/// A picture of a question.
+/// An image of a question.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
-pub enum Picture {
-    /// A file that the server can read.
-    File(PathBuf),
+pub enum ImageSource {
+    /// A file that the server can read, or a `data:` URL.
+    File(String),
     /// The file's content.
     Inline {
-        /// In base64.
+        /// In base64, also as a `data:` URL.
         base64: String,
     },
 }
@@ -121,10 +124,22 @@ pub struct Limits {
     pub files: bool,
     /// How media are prepared.
     pub media: MediaOptions,
+    /// Frames of a video that are used.
+    pub frames: FrameSelection,
 }
 
-/// Answers one line; `reply` gets the lines to send.
-pub fn answer(engine: &mut AnyEngine, line: &[u8], limits: &Limits, mut reply: impl FnMut(Reply)) {
+/// Answers one line; `reply` gets the lines to send. The work stops when `cancelled` says so: then
+/// nobody waits for the reply.
+pub fn answer(
+    engine: &mut AnyEngine,
+    line: &[u8],
+    limits: &Limits,
+    mut reply: impl FnMut(Reply),
+    cancelled: impl Fn() -> bool,
+) {
+    if cancelled() {
+        return;
+    }
     let question: Question = match serde_json::from_slice(line) {
         Ok(question) => question,
         Err(error) => {
@@ -135,7 +150,7 @@ pub fn answer(engine: &mut AnyEngine, line: &[u8], limits: &Limits, mut reply: i
         }
     };
     let id = question.id.clone();
-    if let Err(error) = try_answer(engine, question, limits, &mut reply) {
+    if let Err(error) = try_answer(engine, question, limits, &mut reply, cancelled) {
         // A measurement that was begun ends with its question.
         stage::finish();
         let error = format!("{error:#}");
@@ -156,11 +171,16 @@ fn try_answer(
     question: Question,
     limits: &Limits,
     reply: &mut impl FnMut(Reply),
+    cancelled: impl Fn() -> bool,
 ) -> anyhow::Result<()> {
+    let prompt = question
+        .prompt
+        .as_deref()
+        .context("the request has no \"prompt\": expected {\"prompt\": \"What is this?\", ...}")?;
     let sampling = sampling(&question)?;
     stage::record(engine.device().synchronize());
     let media = media(&question, limits)?;
-    let messages = messages(&question, &media);
+    let messages = messages(&question, prompt, &media);
     let wanted = question.max_tokens.unwrap_or(limits.max_tokens);
     let request = Request {
         messages: &messages,
@@ -170,13 +190,17 @@ fn try_answer(
         ignore_eos: question.ignore_eos,
         sampling,
     };
-    engine.forget();
-    let answer = engine.answer(&request, |delta| {
-        if question.stream {
-            reply(Reply::Delta {
+    let answer = engine.answer(&request, |event| {
+        match event {
+            Event::Text(delta) if question.stream => reply(Reply::Delta {
                 id: question.id.clone(),
                 delta: delta.to_owned(),
-            });
+            }),
+            _ => {}
+        }
+        match cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     })?;
     let report = AnswerReport::new(&answer, &stage::finish());
@@ -211,57 +235,75 @@ fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
     let _stage = stage::top("media");
     anyhow::ensure!(
         question.images.len() <= MAX_IMAGES,
-        "the request has {} pictures, at most {MAX_IMAGES} are taken",
+        "the request has {} images, at most {MAX_IMAGES} are accepted",
         question.images.len()
     );
-    let allow_file = || {
+    let open = |path: &PathBuf, kind| {
         anyhow::ensure!(
             limits.files,
-            "this server reads no files; send pictures as {{\"base64\": ...}}"
+            "files are not allowed: send images in base64 (the server runs with --no-files)"
         );
-        Ok(())
+        Ok(Media::open(path, kind, limits.frames)?)
     };
     let mut media = Vec::new();
-    for picture in &question.images {
-        media.push(Media::Image(match picture {
-            Picture::File(path) => {
-                allow_file()?;
-                load_image(path)?
-            }
-            Picture::Inline { base64 } => {
-                let bytes = BASE64.decode(base64.as_bytes());
-                let bytes =
-                    bytes.map_err(|error| anyhow::anyhow!("a picture is no base64: {error}"))?;
-                decode_image(&bytes)?
-            }
-        }));
-    }
-    if let Some(path) = &question.video {
-        allow_file()?;
-        let video = load_video(path, FrameSelection::All)?;
-        media.push(Media::Video {
-            frames: video.frames,
-            frames_per_second: video.frames_per_second,
+    for (i, image) in question.images.iter().enumerate() {
+        let inline = match image {
+            ImageSource::Inline { base64 } => Some(base64.as_str()),
+            ImageSource::File(text) => is_data_url(text).then_some(text.as_str()),
+        };
+        media.push(match (inline, image) {
+            (Some(text), _) => Media::Image(decode_image(&inline_bytes(text, i)?)?),
+            (None, ImageSource::File(path)) => open(&path.into(), MediaKind::Image)?,
+            (None, ImageSource::Inline { .. }) => unreachable!("inline images have text"),
         });
     }
-    if let Some(path) = &question.audio {
-        allow_file()?;
-        let audio = load_audio(path)?;
-        media.push(Media::Audio {
-            samples: audio.samples,
-            sample_rate: audio.sample_rate,
-        });
+    let files = [
+        (&question.video, MediaKind::Video),
+        (&question.audio, MediaKind::Audio),
+    ];
+    for (path, kind) in files {
+        if let Some(path) = path {
+            media.push(open(path, kind)?);
+        }
     }
     Ok(media)
 }
 
+fn is_data_url(text: &str) -> bool {
+    text.get(..5)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+}
+
+/// The bytes of image number `index`: base64, with or without line breaks and padding, possibly as
+/// a `data:` URL (RFC 2397).
+fn inline_bytes(text: &str, index: usize) -> anyhow::Result<Vec<u8>> {
+    let base64 = match is_data_url(text).then(|| text.split_once(',')) {
+        None => text,
+        Some(Some((header, data))) if header.to_ascii_lowercase().ends_with(";base64") => data,
+        Some(_) => anyhow::bail!(
+            "images[{index}] is a data: URL without base64: expected data:image/png;base64,..."
+        ),
+    };
+    let base64: Vec<u8> = base64
+        .bytes()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .collect();
+    let encoding = match base64.ends_with(b"=") {
+        true => BASE64,
+        false => BASE64_NOPAD,
+    };
+    encoding
+        .decode(&base64)
+        .with_context(|| format!("invalid base64 in images[{index}]"))
+}
+
 /// Instructions, and a turn that shows the media before it asks.
-fn messages(question: &Question, media: &[Media]) -> Vec<Message> {
+fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> {
     let mut content: Vec<Content> = media
         .iter()
         .map(|medium| Content::Media(medium.kind()))
         .collect();
-    content.push(Content::Text(question.prompt.clone()));
+    content.push(Content::Text(prompt.to_owned()));
     let system = question.system.clone();
     let system = system.map(|text| Message::text(Role::System, text));
     let user = Message {

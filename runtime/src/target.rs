@@ -95,13 +95,7 @@ impl TargetReport {
     fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN).set_header([
-            "stage",
-            "tokens",
-            "bytes read",
-            "10^9 MACs",
-            "at least",
-            "limited by",
-            "tokens/s at most",
+            "stage", "tokens", "read", "GMACs", "at least", "limit", "tokens/s",
         ]);
         for estimate in &self.estimates {
             let work = &estimate.work;

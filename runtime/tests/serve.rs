@@ -81,7 +81,7 @@ impl Client {
     }
 }
 
-fn picture() -> Value {
+fn image() -> Value {
     let bytes = std::fs::read(demo("shapes.png")).expect("the picture");
     json!({ "base64": data_encoding::BASE64.encode(&bytes) })
 }
@@ -100,7 +100,7 @@ fn clients_are_answered_over_a_socket() {
     let _silent = Client::connect(&socket);
     let mut client = Client::connect(&socket);
     let file = demo("shapes.png");
-    for image in [json!(file), picture()] {
+    for image in [json!(file), image()] {
         let reply = client.ask(json!({ "id": "a", "prompt": QUESTION, "images": [image] }));
         assert_eq!(reply["id"], "a");
         assert_eq!(reply["text"], "two", "{reply}");
@@ -115,7 +115,7 @@ fn text_can_come_piece_by_piece() {
     let socket = folder.path().join("socket");
     let _server = listen(&socket, &[]);
     let mut client = Client::connect(&socket);
-    let question = json!({ "prompt": "list the shapes.", "images": [picture()], "stream": true });
+    let question = json!({ "prompt": "list the shapes.", "images": [image()], "stream": true });
     client.send(&question.to_string());
     let mut text = String::new();
     let done = loop {
@@ -129,6 +129,90 @@ fn text_can_come_piece_by_piece() {
     assert_eq!(done["text"], text);
 }
 
+/// Clients send base64 in lines, without padding and as URLs.
+#[test]
+fn images_come_in_all_spellings_of_base64() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut client = Client::connect(&socket);
+    let bytes = std::fs::read(demo("shapes.png")).expect("the image");
+    let text = data_encoding::BASE64.encode(&bytes);
+    let lines: Vec<&str> = (0..text.len())
+        .step_by(76)
+        .map(|start| &text[start..text.len().min(start + 76)])
+        .collect();
+    let url = format!("data:image/png;base64,{text}");
+    for image in [
+        json!({ "base64": lines.join("\r\n") }),
+        json!({ "base64": text.trim_end_matches('=') }),
+        json!({ "base64": url }),
+        json!(url),
+    ] {
+        let reply = client.ask(json!({ "prompt": QUESTION, "images": [image] }));
+        assert_eq!(reply["text"], "two", "{reply}");
+        assert_eq!(reply["finish_reason"], "stop");
+    }
+}
+
+/// The encoder's output and the key-value cache survive from request to request.
+#[test]
+fn a_second_request_about_an_image_starts_at_its_question() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut ask = |prompt: &str| {
+        let mut client = Client::connect(&socket);
+        client.ask(json!({ "prompt": prompt, "images": [image()] }))
+    };
+    let first = ask(QUESTION);
+    let second = ask("list the shapes.");
+    assert_eq!(first["reused_tokens"], 0);
+    assert!(second["reused_tokens"].as_u64() > Some(16), "{second}");
+    assert_eq!(second["text"], "blue square, yellow cross");
+    let stages = second["stages"].as_array().expect("stages");
+    assert!(stages.iter().all(|stage| stage["name"] != "vision"));
+}
+
+/// A request whose client is gone does not keep others waiting.
+#[test]
+fn a_client_that_hangs_up_cancels_its_work() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &["--max-tokens", "30000"]);
+    let endless = |stream: bool| json!({ "prompt": "hi", "max_tokens": 30000, "ignore_eos": true, "stream": stream });
+    for stream in [false, true] {
+        let mut gone = Client::connect(&socket);
+        gone.send(&endless(stream).to_string());
+        std::thread::sleep(Duration::from_millis(100));
+        drop(gone);
+    }
+    let start = Instant::now();
+    let reply = Client::connect(&socket).ask(json!({ "prompt": "hi", "max_tokens": 1 }));
+    assert_eq!(reply["finish_reason"], "length");
+    // Two answers of 30 000 tokens take far more than a minute.
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// A client may close its sending side and still wait for the reply.
+#[test]
+fn a_client_that_has_finished_sending_is_answered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut client = Client::connect(&socket);
+    client.send(&json!({ "prompt": QUESTION, "images": [image()] }).to_string());
+    client
+        .output
+        .shutdown(std::net::Shutdown::Write)
+        .expect("the socket is open");
+    assert_eq!(client.receive()["text"], "two");
+}
+
 #[test]
 fn bad_requests_get_an_error_and_do_not_end_the_server() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -136,7 +220,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
     let _server = listen(&socket, &["--no-files"]);
     let mut client = Client::connect(&socket);
     let file = demo("shapes.png");
-    let bad: [(String, &str); 6] = [
+    let bad: [(String, &str); 8] = [
         ("not JSON".to_owned(), "cannot be read"),
         (
             json!({ "id": 7, "question": "?" }).to_string(),
@@ -144,16 +228,21 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
         ),
         (json!({ "id": 7, "prompt": 5 }).to_string(), "invalid type"),
         (
-            json!({ "id": 7, "images": [file] }).to_string(),
-            "reads no files",
+            json!({ "id": 7, "prompt": "x", "images": [file] }).to_string(),
+            "files are not allowed",
         ),
         (
-            json!({ "id": 7, "images": [{ "base64": "!" }] }).to_string(),
-            "base64",
+            json!({ "id": 7, "prompt": "x", "images": [{ "base64": "!" }] }).to_string(),
+            "invalid base64 in images[0]",
         ),
         (
             json!({ "id": 7, "prompt": "x", "temperature": -1 }).to_string(),
             "temperature",
+        ),
+        (json!({ "id": 7 }).to_string(), "no \"prompt\""),
+        (
+            json!({ "id": 7, "prompt": "x", "images": ["data:image/png,x"] }).to_string(),
+            "expected data:image/png;base64",
         ),
     ];
     for (request, word) in bad {
@@ -165,7 +254,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
             assert_eq!(reply["id"], 7);
         }
     }
-    let reply = client.ask(json!({ "prompt": QUESTION, "images": [picture()] }));
+    let reply = client.ask(json!({ "prompt": QUESTION, "images": [image()] }));
     assert_eq!(reply["text"], "two");
 }
 
@@ -213,7 +302,7 @@ fn standard_input_is_served_until_it_ends() {
         .spawn()
         .expect("the server starts");
     let mut input = child.stdin.take().expect("its input");
-    let question = json!({ "id": 1, "prompt": QUESTION, "images": [picture()] });
+    let question = json!({ "id": 1, "prompt": QUESTION, "images": [image()] });
     writeln!(input, "{question}\n\n{{\"id\": 2}}x").expect("requests are sent");
     drop(input);
     let output = child.wait_with_output().expect("it ends");

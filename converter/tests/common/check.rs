@@ -41,7 +41,9 @@ pub fn check_sample<B: KernelBackend>(
     };
     engine.forget();
     probe::start();
-    let answer = engine.answer(&request, |_| {}).expect(name);
+    let answer = engine
+        .answer(&request, |_| std::ops::ControlFlow::Continue(()))
+        .expect(name);
     let found = probe::finish();
     for (key, (shape, expected)) in &golden.tensors {
         let stage = key.trim_end_matches("_head");

@@ -116,6 +116,11 @@ pub trait KvStore {
     fn advance(&mut self, tokens: usize);
     /// Forgets every position from `len` on.
     fn truncate(&mut self, len: usize);
+    /// Makes room for `capacity` positions and keeps those held.
+    ///
+    /// # Errors
+    /// If there is not enough memory for the old and the new cache; the old one is then unchanged.
+    fn grow(&mut self, capacity: usize) -> Result<(), CacheError>;
 }
 
 /// A burn backend with the operations that the models run on.

@@ -103,6 +103,10 @@ impl KvStore for KvCache {
     fn truncate(&mut self, len: usize) {
         KvCache::truncate(self, len);
     }
+
+    fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
+        KvCache::grow(self, capacity).map_err(|error| CacheError(error.to_string()))
+    }
 }
 
 impl KernelBackend for Cpu {

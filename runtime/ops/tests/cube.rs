@@ -294,12 +294,13 @@ fn attend_cached(heads: Heads, pieces: &[usize], biased: bool) -> Result<(), Tes
         layers: 2,
         kv_heads: heads.kv_heads,
         head_dim: heads.head_dim,
-        capacity: total + 1,
+        capacity: pieces[0],
         quantized: false,
     };
     let mut cache = G::kv_cache(shape, &Default::default()).expect("memory");
     let (all, mut found, mut start) = (gpu(&qkv), Vec::new(), 0);
     for &tokens in pieces {
+        cache.grow(start + tokens).expect("memory");
         let piece = all.clone().narrow(0, start, tokens);
         let bias = bias.as_ref().map(|bias| {
             let bias = bias.clone().narrow(1, start, tokens);

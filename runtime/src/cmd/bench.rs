@@ -1,10 +1,8 @@
 //! `edge-lmm bench`: repeatable measurements.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
-use anyhow::bail;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use edge_lmm::experiment::kernels;
 use edge_lmm_kernels::pool;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,13 +16,9 @@ use super::options::print_now;
 /// its multiplications on registers. EDGE_LMM_ISA chooses the instruction set.
 #[derive(Args)]
 pub struct Cmd {
-    /// The experiment: kernels
-    experiment: String,
-    /// Records, for experiments with models
-    models: Vec<PathBuf>,
-    /// Media, questions and answers, for experiments with models
-    #[arg(long, value_name = "FILE.csv")]
-    manifest: Option<PathBuf>,
+    /// The experiment
+    #[arg(value_enum)]
+    experiment: Experiment,
     /// Threads [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -33,17 +27,16 @@ pub struct Cmd {
     json: bool,
 }
 
+/// The experiments.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Experiment {
+    /// Products and attention in the shapes of real models
+    Kernels,
+}
+
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        if self.experiment != "kernels" {
-            bail!(
-                "the experiment {:?} is not in this version: it has kernels",
-                self.experiment
-            );
-        }
-        if !self.models.is_empty() || self.manifest.is_some() {
-            bail!("the experiment kernels takes neither records nor a manifest");
-        }
+        let Experiment::Kernels = self.experiment;
         if let Some(threads) = self.threads {
             pool::set_global_threads(threads);
         }

@@ -1,7 +1,11 @@
 //! `edge-lmm demo`: a true answer without any file.
 
+use std::io::Write;
+use std::ops::ControlFlow;
+
 use anyhow::ensure;
 use clap::Args;
+use edge_lmm::output::OutputFile;
 use edge_lmm::report::table;
 use edge_lmm::{Media, Record, Request, media};
 use edge_lmm_models::model::MediaOptions;
@@ -11,35 +15,37 @@ use super::options::{DeviceOptions, print_now, user_message};
 
 /// A small trained Qwen2-VL: text q4, vision q8.
 static MODEL: &[u8] = include_bytes!("../../../models/demo/qwen2vl-tiny.bpk");
-static PICTURE: &[u8] = include_bytes!("../../../models/demo/shapes.png");
+static IMAGE: &[u8] = include_bytes!("../../../models/demo/shapes.png");
 
-/// Questions with the answers that the picture gives.
+/// Questions about the image, with their answers.
 const QUESTIONS: [(&str, &str); 2] = [
     ("how many shapes are there?", "two"),
     ("list the shapes.", "blue square, yellow cross"),
 ];
 
-/// Answers questions about an embedded picture with an embedded model, and shows the timing.
+/// Answers questions about an embedded image with an embedded model, and shows the timing.
 ///
 /// The model has 0.8 million parameters and knows coloured shapes only; it takes the same way
 /// through the program as a real one. --question asks it something else, such as "is there a red
-/// circle?"; --save-picture writes the picture to look at.
+/// circle?"; --save-image writes the image to look at.
 #[derive(Args)]
 pub struct Cmd {
     /// Ask this instead of the prepared questions
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
-    /// Write the picture to a file
+    /// Write the image to a file
     #[arg(long, value_name = "FILE.png")]
-    save_picture: Option<std::path::PathBuf>,
+    save_image: Option<std::path::PathBuf>,
     #[command(flatten)]
     device: DeviceOptions,
 }
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        if let Some(path) = &self.save_picture {
-            std::fs::write(path, PICTURE)?;
+        if let Some(path) = &self.save_image {
+            let mut file = OutputFile::create(path, [])?;
+            file.write_all(IMAGE)?;
+            file.finish()?;
         }
         self.device.record_stages()?;
         let record = {
@@ -47,9 +53,9 @@ impl Cmd {
             Record::from_static(MODEL, "the embedded model")?
         };
         let mut engine = self.device.load_record(&record)?;
-        let picture = {
+        let image = {
             let _stage = stage::top("media");
-            Media::Image(media::decode_image(PICTURE)?)
+            Media::Image(media::decode_image(IMAGE)?)
         };
         let prepared = self.question.is_none();
         let questions: Vec<(&str, &str)> = match &self.question {
@@ -59,7 +65,7 @@ impl Cmd {
         let mut wrong = Vec::new();
         for (question, expected) in questions {
             print_now(&format!("{question} "))?;
-            let media = [picture.clone()];
+            let media = [image.clone()];
             let messages = [user_message(&media, question)];
             let request = Request {
                 messages: &messages,
@@ -69,7 +75,7 @@ impl Cmd {
                 ignore_eos: false,
                 sampling: Default::default(),
             };
-            let answer = engine.answer(&request, |_| {})?;
+            let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
             print_now(&format!("{}\n", answer.text))?;
             if prepared && answer.text != expected {
                 wrong.push(format!("{question:?}: {:?}, not {expected:?}", answer.text));

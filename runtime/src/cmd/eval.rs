@@ -1,24 +1,28 @@
 //! `edge-lmm eval`: accuracy and latency over a question set.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use comfy_table::{Table, presets};
-use edge_lmm::Request;
 use edge_lmm::manifest::{Manifest, Question, is_right};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::output::OutputFile;
+use edge_lmm::{EngineError, Request};
+use edge_lmm_models::ModelError;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::errors::one_line;
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, print_now, user_message};
 
 /// Answers every question of a manifest and counts the right answers.
 ///
 /// The manifest is a CSV file with the columns id,media_path,question,answer,task. An answer is
-/// right if it equals the expected one but for case and surrounding blanks.
+/// right if it equals the expected one but for case and surrounding blanks. A question that cannot be
+/// answered is reported and counted apart, and the exit code is 1.
 #[derive(Args)]
 pub struct Cmd {
     /// The record, as edge-lmm-convert wrote it
@@ -29,7 +33,8 @@ pub struct Cmd {
     /// Only the first N questions of every task
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Skip questions whose media the model cannot take, instead of failing
+    /// Skip questions about kinds of media that the model does not take; missing or damaged files
+    /// still fail
     #[arg(long)]
     skip_unsupported: bool,
     /// Write `id,predicted` of every question to a file
@@ -58,6 +63,7 @@ struct Report {
     right: usize,
     questions: usize,
     skipped: usize,
+    failures: Vec<Failure>,
     tasks: BTreeMap<String, Score>,
     median_ms: f64,
     predictions: Vec<Prediction>,
@@ -71,10 +77,22 @@ struct Prediction {
     ms: f64,
 }
 
+/// A question that could not be answered.
+#[derive(Serialize)]
+struct Failure {
+    id: String,
+    error: String,
+}
+
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let options = self.media.options()?;
+        self.generation.sampling()?;
         let manifest = Manifest::open(&self.manifest)?;
+        let inputs = [self.model.as_path(), self.manifest.as_path()];
+        let predictions = self.predictions.as_deref();
+        let predictions = predictions
+            .map(|path| OutputFile::create(path, inputs))
+            .transpose()?;
         let mut engine = self.device.load(&self.model)?;
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(
@@ -86,17 +104,24 @@ impl Cmd {
             right: 0,
             questions: 0,
             skipped: 0,
+            failures: Vec::new(),
             tasks: BTreeMap::new(),
             median_ms: 0.0,
             predictions: Vec::new(),
         };
         for question in questions {
-            match self.ask(&mut engine, &manifest, question, &options) {
+            match self.ask(&mut engine, &manifest, question) {
                 Ok(prediction) => report.add(question, prediction),
-                Err(_) if self.skip_unsupported => report.skipped += 1,
+                Err(error) if self.skip_unsupported && is_unsupported(&error) => {
+                    report.skipped += 1;
+                }
                 Err(error) => {
-                    progress.finish_and_clear();
-                    return Err(error.context(format!("question {}", question.id)));
+                    let error = one_line(&error);
+                    progress.suspend(|| eprintln!("error: question {}: {error}", question.id));
+                    report.failures.push(Failure {
+                        id: question.id.clone(),
+                        error,
+                    });
                 }
             }
             progress.inc(1);
@@ -104,21 +129,25 @@ impl Cmd {
         }
         progress.finish_and_clear();
         report.finish();
-        if let Some(path) = &self.predictions {
-            let mut writer = csv::Writer::from_path(path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            writer.write_record(["id", "predicted"])?;
-            for prediction in &report.predictions {
-                writer.write_record([&prediction.id, &prediction.predicted])?;
-            }
-            writer.flush()?;
+        if let Some(file) = predictions {
+            report.write_predictions(file)?;
         }
         let text = if self.json {
             serde_json::to_string(&report)?
         } else {
             report.table()
         };
-        print_now(&format!("{text}\n"))
+        print_now(&format!("{text}\n"))?;
+        match report.failures.first() {
+            None => Ok(()),
+            Some(first) => bail!(
+                "{} of {} questions could not be answered; the first is {}: {}",
+                report.failures.len(),
+                report.failures.len() + report.questions + report.skipped,
+                first.id,
+                first.error
+            ),
+        }
     }
 
     fn ask(
@@ -126,7 +155,6 @@ impl Cmd {
         engine: &mut edge_lmm::AnyEngine,
         manifest: &Manifest,
         question: &Question,
-        options: &MediaOptions,
     ) -> anyhow::Result<Prediction> {
         let start = Instant::now();
         let media: Vec<_> = manifest
@@ -141,12 +169,12 @@ impl Cmd {
         let request = Request {
             messages: &messages,
             media: &media,
-            options: options.clone(),
+            options: self.media.options(),
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
         };
-        let answer = engine.answer(&request, |_| {})?;
+        let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
         Ok(Prediction {
             id: question.id.clone(),
             right: is_right(&answer.text, &question.answer),
@@ -154,6 +182,15 @@ impl Cmd {
             ms: start.elapsed().as_secs_f64() * 1e3,
         })
     }
+}
+
+/// Whether the model takes no media of the question's kind.
+fn is_unsupported(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<EngineError>();
+    matches!(
+        error,
+        Some(EngineError::Model(ModelError::Unsupported { .. }))
+    )
 }
 
 /// The first `limit` questions of every task, in their order.
@@ -177,6 +214,18 @@ impl Report {
         self.questions += 1;
         self.right += usize::from(prediction.right);
         self.predictions.push(prediction);
+    }
+
+    fn write_predictions(&self, file: OutputFile) -> anyhow::Result<()> {
+        let mut writer = csv::Writer::from_writer(file);
+        writer.write_record(["id", "predicted"])?;
+        for prediction in &self.predictions {
+            writer.write_record([&prediction.id, &prediction.predicted])?;
+        }
+        let file = writer
+            .into_inner()
+            .map_err(csv::IntoInnerError::into_error)?;
+        Ok(file.finish()?)
     }
 
     fn finish(&mut self) {
@@ -212,13 +261,15 @@ impl Report {
                 format!("{accuracy:.1} %"),
             ]);
         }
-        let skipped = match self.skipped {
+        let count = |n: usize, what: &str| match n {
             0 => String::new(),
-            n => format!(", {n} skipped"),
+            n => format!(", {n} {what}"),
         };
         format!(
-            "{table}\nmedian {:.1} ms per question{skipped}",
-            self.median_ms
+            "{table}\nmedian {:.1} ms per question{}{}",
+            self.median_ms,
+            count(self.skipped, "skipped"),
+            count(self.failures.len(), "failed"),
         )
     }
 }

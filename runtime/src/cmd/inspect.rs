@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::needs::{Demand, Scenario};
@@ -10,8 +11,8 @@ use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
 use edge_lmm_models::family;
-use edge_lmm_models::weights::{WeightSpec, Weights};
-use edge_lmm_models::{ModelError, model::LanguageModel};
+use edge_lmm_models::model::LanguageModel;
+use edge_lmm_models::weights::WeightSpec;
 use serde::Serialize;
 
 use super::options::print_now;
@@ -30,7 +31,7 @@ pub struct Cmd {
     /// List every weight
     #[arg(long)]
     tensors: bool,
-    /// Check whether it fits a device, and how fast that can be at best: raspberry-pi-5,
+    /// Check whether it fits a device (exit code 1 if not), and how fast that can be at best: raspberry-pi-5,
     /// raspberry-pi-5-8gb, jetson-orin-nano, host, ...
     #[arg(long, value_name = "DEVICE")]
     target: Option<String>,
@@ -90,7 +91,11 @@ impl Cmd {
         } else {
             self.text(&report)
         };
-        print_now(&format!("{text}\n"))
+        print_now(&format!("{text}\n"))?;
+        match &report.target {
+            Some(target) if !target.fit.fits => bail!("{}", target.verdict()),
+            _ => Ok(()),
+        }
     }
 
     fn target_report(&self, record: &Record) -> anyhow::Result<Option<TargetReport>> {
@@ -108,15 +113,7 @@ impl Cmd {
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
         let info = record.info();
-        let weights = Weights::<Cpu>::new(Default::default(), |spec| {
-            let format = info.formats.get(&spec.name);
-            format
-                .map(|format| format.0)
-                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        });
-        let model = family::build(&info.files, &weights)?;
-        let specs = weights.into_specs();
-        record.check_weights(&specs)?;
+        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
         let entries: BTreeMap<&str, usize> = record
             .tensors()
             .map(|(name, entry)| (name, entry.len))

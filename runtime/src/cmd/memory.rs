@@ -6,9 +6,11 @@ use anyhow::bail;
 use clap::Args;
 use edge_lmm::health::{Memory, System};
 use edge_lmm::map::Mapping;
-use edge_lmm::needs::{Demand, Scenario};
+use edge_lmm::needs::{Demand, Plan, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::{Device, Record};
+use edge_lmm_kernels::{Format, ceiling, pool};
+use edge_lmm_models::model::MediaInput;
 
 /// Positions that an answer is taken to need before its prompt is known.
 const CONTEXT: usize = 2048;
@@ -41,13 +43,39 @@ impl MemoryOptions {
                 trust: true,
                 ..Mapping::default()
             };
-            let (owner, memory) = match own_memory(device) {
-                Some(memory) => ("the GPU", Some(memory)),
-                None => ("the machine", System::default().memory()),
+            let scenario = Scenario {
+                context: CONTEXT,
+                picture: None,
             };
-            check(&Record::open_with(path, trust)?, owner, memory)?;
+            let demand = Demand::of_record(&Record::open_with(path, trust)?, &scenario)?;
+            let (owner, memory) = memory_of(device);
+            check(
+                &demand,
+                &path.display().to_string(),
+                "use a smaller or more strongly quantized record",
+                owner,
+                memory,
+            )?;
         }
         Ok(Record::open_with(path, mapping)?)
+    }
+
+    /// Prepares estimates of requests with answers of up to `max_tokens`.
+    pub fn estimate(
+        &self,
+        record: &Record,
+        device: Device,
+        max_tokens: usize,
+    ) -> anyhow::Result<RequestEstimate> {
+        let mut formats = record.info().formats.iter();
+        let vision = formats.find(|(name, _)| name.starts_with("vision."));
+        Ok(RequestEstimate {
+            plan: Plan::new(record)?,
+            device,
+            max_tokens,
+            ignore_memory: self.ignore_memory,
+            vision_format: vision.map(|(_, format)| format.0),
+        })
     }
 }
 
@@ -70,17 +98,90 @@ fn own_memory(device: Device) -> Option<Memory> {
     }
 }
 
-/// Refuses a record that cannot fit, with the numbers; `owner` has the memory.
-fn check(record: &Record, owner: &str, memory: Option<Memory>) -> anyhow::Result<()> {
+/// The owner of the memory that a device uses, and its state, where the system tells.
+fn memory_of(device: Device) -> (&'static str, Option<Memory>) {
+    match own_memory(device) {
+        Some(memory) => ("the GPU", Some(memory)),
+        None => ("the machine", System::default().memory()),
+    }
+}
+
+/// Estimates what a request costs before its encoders run.
+pub struct RequestEstimate {
+    plan: Plan,
+    device: Device,
+    max_tokens: usize,
+    ignore_memory: bool,
+    vision_format: Option<Format>,
+}
+
+/// Visual tokens from which on a request is announced with its cost.
+const LARGE_REQUEST: usize = 1024;
+/// Share of the processor's peak that the vision encoder reaches; what is missing is attention and
+/// memory traffic.
+const ENCODER_EFFICIENCY: f64 = 0.5;
+
+impl RequestEstimate {
+    /// Refuses a request that cannot fit into memory and passes a note about a large one on.
+    ///
+    /// # Errors
+    /// If memory is too small, with the numbers.
+    pub fn check(
+        &self,
+        prompt_tokens: usize,
+        media: &[MediaInput],
+        note: impl FnOnce(&str),
+    ) -> anyhow::Result<()> {
+        let demand = self.plan.request(media, prompt_tokens, self.max_tokens);
+        if !self.ignore_memory {
+            let (owner, memory) = memory_of(self.device);
+            let advice = "use smaller or fewer images (--image-tokens), fewer frames (--frames) or \
+                          fewer --max-tokens";
+            check(&demand, "the request", advice, owner, memory)?;
+        }
+        let tokens = |medium: &MediaInput| match medium.values.is_empty() {
+            true => 0,
+            false => medium.tokens,
+        };
+        let new_tokens: usize = media.iter().map(tokens).sum();
+        if new_tokens >= LARGE_REQUEST {
+            note(&self.note(&demand, new_tokens));
+        }
+        Ok(())
+    }
+
+    fn note(&self, demand: &Demand, tokens: usize) -> String {
+        let vision = demand.stages.iter().find(|work| work.stage == "vision");
+        let peak = match (self.device, self.vision_format) {
+            (Device::Cpu, Some(format)) => ceiling::operations_per_second(&pool::global(), format),
+            _ => None,
+        };
+        let time = match (vision, peak) {
+            (Some(work), Some(peak)) => format!(
+                ", whose encoding takes about {:.0} s on this machine",
+                2.0 * work.macs as f64 / (ENCODER_EFFICIENCY * peak)
+            ),
+            _ => String::new(),
+        };
+        format!(
+            "note: the media make {tokens} tokens{time}; --image-tokens MIN..MAX makes images \
+             smaller, --frames N takes fewer frames of a video"
+        )
+    }
+}
+
+/// Refuses what cannot fit, with the numbers; `owner` has the memory.
+fn check(
+    demand: &Demand,
+    what: &str,
+    advice: &str,
+    owner: &str,
+    memory: Option<Memory>,
+) -> anyhow::Result<()> {
     // A system that does not tell is trusted.
     let Some(memory) = memory else {
         return Ok(());
     };
-    let scenario = Scenario {
-        context: CONTEXT,
-        picture: None,
-    };
-    let demand = Demand::of_record(record, &scenario)?;
     let (needs, usable) = (demand.needs, memory.usable());
     if needs.total() <= usable {
         return Ok(());
@@ -91,10 +192,9 @@ fn check(record: &Record, owner: &str, memory: Option<Memory>) -> anyhow::Result
         _ => format!("{owner} has available"),
     };
     bail!(
-        "{} does not fit into memory: it needs about {} (weights {}, keys and values of {} \
-         positions {}, activations {}, program {}), {limit} {} of {}; use a smaller or more \
-         strongly quantized record, end other programs, or try anyway with --ignore-memory",
-        record.path().display(),
+        "{what} does not fit into memory: it needs about {} (weights {}, keys and values of {} \
+         positions {}, activations {}, program {}), {limit} {} of {}; {advice}, end other programs, \
+         or try anyway with --ignore-memory",
         size(needs.total()),
         size(needs.weights),
         demand.context,
@@ -123,9 +223,20 @@ mod tests {
             swap: 0,
             zram: 0,
         };
-        check(&record, "the machine", Some(memory))
-            .err()
-            .map(|error| error.to_string())
+        let scenario = Scenario {
+            context: CONTEXT,
+            picture: None,
+        };
+        let demand = Demand::of_record(&record, &scenario).expect("an estimate");
+        check(
+            &demand,
+            "the record",
+            "use less",
+            "the machine",
+            Some(memory),
+        )
+        .err()
+        .map(|error| error.to_string())
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod answer;
 mod bench;
 mod bundle;
 pub mod bundled;
@@ -7,6 +8,7 @@ mod chat;
 mod completions;
 mod demo;
 mod doctor;
+pub mod errors;
 mod eval;
 mod gpu;
 mod inspect;
@@ -14,8 +16,10 @@ mod man;
 mod memory;
 mod options;
 mod profile;
+mod progress;
 mod run;
 mod serve;
+pub mod signals;
 
 use clap::Subcommand;
 

@@ -1,19 +1,20 @@
 //! Options that several subcommands share.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use edge_lmm::media::{self, FrameSelection, MediaError};
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{AnyEngine, Device, Devices, Media, Record};
+use edge_lmm::{AnyEngine, Devices, Media, Record};
 use edge_lmm_kernels::pool;
 use edge_lmm_models::model::{AudioPadding, MediaKind, MediaOptions};
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
-use super::memory::MemoryOptions;
+use super::memory::{MemoryOptions, RequestEstimate};
 
 /// Device and threads.
 #[derive(Debug, Clone, Args)]
@@ -38,25 +39,28 @@ impl DeviceOptions {
     }
 
     /// Opens a record and loads its model.
-    pub fn load(&self, model: &std::path::Path) -> anyhow::Result<AnyEngine> {
+    pub fn load(&self, model: &Path) -> anyhow::Result<AnyEngine> {
+        self.load_record(&self.open(model)?)
+    }
+
+    /// Opens a record, if its model fits into memory.
+    pub fn open(&self, model: &Path) -> anyhow::Result<Record> {
+        let _stage = stage::top("load");
+        self.memory.open(model, self.device.choose()?)
+    }
+
+    /// Prepares estimates of requests with answers of up to `max_tokens`.
+    pub fn estimate(&self, record: &Record, max_tokens: usize) -> anyhow::Result<RequestEstimate> {
         let device = self.device.choose()?;
-        let record = {
-            let _stage = stage::top("load");
-            self.memory.open(model, device)?
-        };
-        self.load_on(device, &record)
+        self.memory.estimate(record, device, max_tokens)
     }
 
     /// Loads the model of an open record.
     pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
-        self.load_on(self.device.choose()?, record)
-    }
-
-    fn load_on(&self, device: Device, record: &Record) -> anyhow::Result<AnyEngine> {
         if let Some(threads) = self.threads {
             pool::set_global_threads(threads);
         }
-        Ok(device.load(record)?)
+        Ok(self.device.choose()?.load(record)?)
     }
 }
 
@@ -74,31 +78,6 @@ impl FromStr for TokenRange {
         match parsed {
             Some((min, max)) if 0 < min && min <= max => Ok(Self(min, max)),
             _ => Err("expected MIN..MAX with 0 < MIN <= MAX, for example 64..576".to_owned()),
-        }
-    }
-}
-
-/// Which frames of a video are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Frames {
-    /// So many, evenly spread.
-    Uniform(usize),
-    /// So many, where the scene changes.
-    Key(usize),
-}
-
-impl FromStr for Frames {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (make, count): (fn(usize) -> Self, &str) = match text.split_once(':') {
-            Some(("keyframes", count)) => (Self::Key, count),
-            Some(_) => return Err("expected N or keyframes:N".to_owned()),
-            None => (Self::Uniform, text),
-        };
-        match count.parse() {
-            Ok(count) if count > 0 => Ok(make(count)),
-            _ => Err(format!("{count:?} is no number of frames")),
         }
     }
 }
@@ -122,16 +101,13 @@ impl FromStr for PaddingChoice {
 /// How media are read and prepared.
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
-    /// Fewest and most tokens of a picture; it is scaled to fit, where the model allows
+    /// Fewest and most tokens of an image, which is resized to fit; for models that take images of
+    /// any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
-    /// Frames of a video to use: N evenly spread, or keyframes:N where the scene changes
-    /// [default: all]
-    #[arg(long, value_name = "N|keyframes:N")]
-    frames: Option<Frames>,
-    /// Share of a picture's tokens to keep after the encoder
-    #[arg(long, value_name = "RATIO", default_value_t = 1.0)]
-    keep_visual_tokens: f32,
+    /// Frames of a video to use, evenly spread [default: all]
+    #[arg(long, value_name = "N")]
+    frames: Option<NonZeroUsize>,
     /// What follows a sound: nothing, or silence up to the 30 seconds that encoders were trained
     /// on; the answers are the same
     #[arg(long, value_name = "none|30s", default_value = "none")]
@@ -140,62 +116,35 @@ pub struct MediaArgs {
 
 impl MediaArgs {
     /// The options for the engine.
-    pub fn options(&self) -> anyhow::Result<MediaOptions> {
-        if self.keep_visual_tokens != 1.0 {
-            bail!(
-                "--keep-visual-tokens {}: dropping tokens is not available in this version; \
-                 only 1 is accepted",
-                self.keep_visual_tokens
-            );
-        }
-        Ok(MediaOptions {
+    pub fn options(&self) -> MediaOptions {
+        MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
             audio_padding: self.audio_padding.0,
-        })
-    }
-
-    /// Reads a picture, a video or a sound, whichever the file holds.
-    pub fn open(&self, path: &std::path::Path) -> anyhow::Result<Media> {
-        let _stage = stage::top("media");
-        match edge_lmm::media::kind(path)? {
-            MediaKind::Image => Ok(Media::Image(edge_lmm::media::load_image(path)?)),
-            MediaKind::Video => self.open_video(path),
-            MediaKind::Audio => open_audio(path),
         }
     }
 
-    fn open_video(&self, path: &std::path::Path) -> anyhow::Result<Media> {
-        let selection = match self.frames {
-            None => edge_lmm::media::FrameSelection::All,
-            Some(Frames::Uniform(count)) => edge_lmm::media::FrameSelection::Uniform(count),
-            Some(Frames::Key(count)) => bail!(
-                "--frames keyframes:{count}: choosing frames by scene is not available in this \
-                 version; use --frames {count}"
-            ),
-        };
-        let video = edge_lmm::media::load_video(path, selection)?;
-        Ok(Media::Video {
-            frames: video.frames,
-            frames_per_second: video.frames_per_second,
-        })
+    /// Frames of a video to use.
+    pub fn frames(&self) -> FrameSelection {
+        match self.frames {
+            None => FrameSelection::All,
+            Some(count) => FrameSelection::Uniform(count.get()),
+        }
     }
-}
 
-fn open_audio(path: &std::path::Path) -> anyhow::Result<Media> {
-    let audio = edge_lmm::media::load_audio(path)?;
-    Ok(Media::Audio {
-        samples: audio.samples,
-        sample_rate: audio.sample_rate,
-    })
+    /// Reads an image, a video or a sound, whichever the file holds.
+    pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
+        let _stage = stage::top("media");
+        Media::open(path, media::kind(path)?, self.frames())
+    }
 }
 
 /// The media of a question, given by kind.
 #[derive(Debug, Clone, Args)]
 pub struct MediaFiles {
-    /// A picture (PNG, JPEG, WebP, BMP, GIF); repeat for several
+    /// An image (PNG, JPEG, WebP, BMP, GIF); repeat for several
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// A video (animated GIF, Y4M, a folder of pictures)
+    /// A video (animated GIF, Y4M, a folder of images)
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
     /// A sound (WAV, FLAC, MP3); repeat for several
@@ -204,22 +153,23 @@ pub struct MediaFiles {
 }
 
 impl MediaFiles {
-    /// Reads them all: pictures, then the video, then sounds.
-    pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
-        let mut media = Vec::new();
-        for path in &self.image {
-            let _stage = stage::top("media");
-            media.push(Media::Image(edge_lmm::media::load_image(path)?));
-        }
-        if let Some(path) = &self.video {
-            let _stage = stage::top("media");
-            media.push(args.open_video(path)?);
-        }
-        for path in &self.audio {
-            let _stage = stage::top("media");
-            media.push(open_audio(path)?);
-        }
-        Ok(media)
+    /// Reads them all: images, then the video, then sounds.
+    pub fn open(&self, args: &MediaArgs) -> Result<Vec<Media>, MediaError> {
+        self.paths()
+            .map(|(path, kind)| {
+                let _stage = stage::top("media");
+                Media::open(path, kind, args.frames())
+            })
+            .collect()
+    }
+
+    /// The files with the kind that the user gave them as.
+    pub fn paths(&self) -> impl Iterator<Item = (&Path, MediaKind)> {
+        let images = self.image.iter().map(|path| (path, MediaKind::Image));
+        let video = self.video.iter().map(|path| (path, MediaKind::Video));
+        let audio = self.audio.iter().map(|path| (path, MediaKind::Audio));
+        let all = images.chain(video).chain(audio);
+        all.map(|(path, kind)| (path.as_path(), kind))
     }
 }
 

@@ -1,13 +1,14 @@
 //! `edge-lmm profile`: time and memory of every module.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
-use edge_lmm::report::{AnswerReport, table};
+use edge_lmm::output::OutputFile;
+use edge_lmm::report::{AnswerReport, summary, table};
 use edge_lmm::{Request, trace};
 use edge_lmm_ops::stage;
 
+use super::answer::answer;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
 };
@@ -41,35 +42,38 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
+        let sampling = self.generation.sampling()?;
+        let inputs = self.files.paths().map(|(path, _)| path);
+        let inputs = inputs.chain([self.model.as_path()]);
+        let trace_file = self.chrome_trace.as_deref();
+        let trace_file = trace_file
+            .map(|path| OutputFile::create(path, inputs))
+            .transpose()?;
         self.device.record_stages()?;
-        let mut engine = self.device.load(&self.model)?;
+        let record = self.device.open(&self.model)?;
+        let mut engine = self.device.load_record(&record)?;
         let media = self.files.open(&self.media)?;
         let messages = [user_message(&media, &self.prompt)];
-        let answer = engine.answer(
-            &Request {
-                messages: &messages,
-                media: &media,
-                options: self.media.options()?,
-                max_tokens: self.generation.max_tokens,
-                ignore_eos: self.generation.ignore_eos,
-                sampling: self.generation.sampling()?,
-            },
-            |_| {},
-        )?;
+        let request = Request {
+            messages: &messages,
+            media: &media,
+            options: self.media.options(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling,
+        };
+        let estimate = self.device.estimate(&record, request.max_tokens)?;
+        let answer = answer(&mut engine, &request, &estimate, false)?;
         let stages = stage::finish();
-        if let Some(path) = &self.chrome_trace {
-            write_trace(path, &trace::chrome(&stages))?;
+        if let Some(mut file) = trace_file {
+            serde_json::to_writer(&mut file, &trace::chrome(&stages))?;
+            file.finish()?;
         }
         let text = if self.json {
             serde_json::to_string(&AnswerReport::new(&answer, &stages))?
         } else {
-            table(&stages)
+            format!("{}\n{}", table(&stages), summary(&answer, &stages))
         };
         print_now(&format!("{text}\n"))
     }
-}
-
-fn write_trace(path: &Path, trace: &serde_json::Value) -> anyhow::Result<()> {
-    std::fs::write(path, trace.to_string())
-        .with_context(|| format!("cannot write {}", path.display()))
 }

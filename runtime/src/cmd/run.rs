@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use edge_lmm::report::{AnswerReport, table};
+use edge_lmm::output::OutputFile;
+use edge_lmm::report::{AnswerReport, summary, table};
 use edge_lmm::{Request, dump};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::{probe, stage};
 
+use super::answer::answer;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
 };
 
-/// Answers one question, about pictures, a video or sounds if you give some.
+/// Answers one question, about images, a video or sounds if you give some.
 ///
 /// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
 #[derive(Args)]
@@ -47,11 +49,17 @@ pub struct Cmd {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let sampling = self.generation.sampling()?;
-        let options = self.media.options()?;
+        let inputs = self.files.paths().map(|(path, _)| path);
+        let inputs = inputs.chain([self.model.as_path()]);
+        let dump = self.dump_stages.as_deref();
+        let dump = dump
+            .map(|path| OutputFile::create(path, inputs))
+            .transpose()?;
         if self.timing || self.json {
             self.device.record_stages()?;
         }
-        let mut engine = self.device.load(&self.model)?;
+        let record = self.device.open(&self.model)?;
+        let mut engine = self.device.load_record(&record)?;
         let media = self.files.open(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);
@@ -59,23 +67,18 @@ impl Cmd {
         let request = Request {
             messages: &messages,
             media: &media,
-            options,
+            options: self.media.options(),
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling,
         };
-        if self.dump_stages.is_some() {
+        if dump.is_some() {
             probe::start();
         }
-        let mut written = Ok(());
-        let answer = engine.answer(&request, |text| {
-            if !self.json && written.is_ok() {
-                written = print_now(text);
-            }
-        })?;
-        written?;
-        if let Some(path) = &self.dump_stages {
-            dump::write(path, &probe::finish())?;
+        let estimate = self.device.estimate(&record, request.max_tokens)?;
+        let answer = answer(&mut engine, &request, &estimate, !self.json)?;
+        if let Some(dump) = dump {
+            dump::write(dump, &probe::finish())?;
         }
         let stages = stage::finish();
         if self.json {
@@ -85,13 +88,7 @@ impl Cmd {
             print_now("\n")?;
         }
         if self.timing {
-            eprintln!("{}", table(&stages));
-            eprintln!(
-                "{} prompt tokens, {} of them visual; {} generated",
-                answer.prompt_tokens,
-                answer.visual_tokens,
-                answer.tokens.len()
-            );
+            eprintln!("{}\n{}", table(&stages), summary(&answer, &stages));
         }
         Ok(())
     }

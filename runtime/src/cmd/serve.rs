@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -9,23 +10,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::AnyEngine;
 use edge_lmm::serve::{Limits, MAX_LINE, Reply, answer};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 
 use super::options::{DeviceOptions, MediaArgs};
 
+/// A client that takes no reply for this long is disconnected.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most clients at a time; each may have one request waiting.
 const MAX_CLIENTS: usize = 32;
 
 /// Answers requests from other programs until it is ended.
 ///
 /// A request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; the
-/// reply is one, too, with "text", "tokens" and the timing, or "error". "stream": true sends the
-/// text as it comes. Pictures may be {"base64": ...}. Requests are answered one after the other.
+/// reply is one, too, with "text", "tokens", "finish_reason" and the timing, or "error".
+/// "stream": true sends the text as it comes. Images may be {"base64": ...} or data: URLs. Requests
+/// are answered one after the other; one whose client hangs up is cancelled.
 /// Example: edge-lmm serve qwen2-vl-2b.bpk --socket /run/edge-lmm/qwen.sock
 #[derive(Args)]
 pub struct Cmd {
@@ -40,7 +46,7 @@ pub struct Cmd {
     /// Most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
-    /// Refuse requests that name files; pictures come as base64 then
+    /// Refuse requests that name files; images then come as base64
     #[arg(long)]
     no_files: bool,
     #[command(flatten)]
@@ -60,6 +66,7 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 struct Job {
     line: Vec<u8>,
     replies: Sender<Reply>,
+    client: Arc<UnixStream>,
 }
 
 impl Cmd {
@@ -67,15 +74,20 @@ impl Cmd {
         let limits = Limits {
             max_tokens: self.max_tokens,
             files: !self.no_files,
-            media: self.media.options()?,
+            media: self.media.options(),
+            frames: self.media.frames(),
         };
         let mut engine = self.device.load(&self.model)?;
+        let model = self.model.display();
         match &self.socket {
-            None => serve_standard_input(&mut engine, &limits),
+            None => {
+                eprintln!("{model} is ready and answers requests on standard input");
+                serve_standard_input(&mut engine, &limits)
+            }
             Some(path) => {
                 let listener = listen(path, self.socket_mode)?;
                 notify_ready()?;
-                log::info!("listening on {}", path.display());
+                eprintln!("{model} is ready and listens on {}", path.display());
                 serve_socket(&mut engine, &limits, listener)
             }
         }
@@ -92,7 +104,9 @@ fn serve_standard_input(engine: &mut AnyEngine, limits: &Limits) -> anyhow::Resu
             }
         };
         match line {
-            Line::Request(line) => answer(engine, &line, limits, send),
+            Line::Request(line) => {
+                answer(engine, &line, limits, send, || hung_up(&io::stdout()));
+            }
             Line::TooLong => send(too_long()),
         }
         written?;
@@ -151,10 +165,11 @@ fn serve_socket(
     let (jobs, queue): (SyncSender<Job>, Receiver<Job>) = sync_channel(MAX_CLIENTS);
     thread::spawn(move || accept(&listener, &jobs));
     for job in queue {
-        answer(engine, &job.line, limits, |reply| {
+        let send = |reply| {
             // A client that is gone gets no reply.
             let _ = job.replies.send(reply);
-        });
+        };
+        answer(engine, &job.line, limits, send, || hung_up(&*job.client));
     }
     bail!("the socket was closed")
 }
@@ -187,14 +202,31 @@ fn accept(listener: &UnixListener, jobs: &SyncSender<Job>) {
     }
 }
 
+/// Whether nobody reads what is written any more. A client that has only finished sending still
+/// reads.
+fn hung_up(output: &impl AsFd) -> bool {
+    let mut poll = [PollFd::new(output, PollFlags::empty())];
+    let now = Timespec::default();
+    rustix::event::poll(&mut poll, Some(&now)).is_ok()
+        && poll[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
 fn serve_client(stream: UnixStream, jobs: &SyncSender<Job>) -> io::Result<()> {
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let client = Arc::new(stream.try_clone()?);
     let mut input = BufReader::new(stream.try_clone()?);
     let mut output = stream;
     while let Some(line) = read_line(&mut input)? {
         let (replies, answers) = channel();
         match line {
             Line::Request(line) => {
-                let job = Job { line, replies };
+                let job = Job {
+                    line,
+                    replies,
+                    client: client.clone(),
+                };
                 jobs.send(job).map_err(|_| io::ErrorKind::BrokenPipe)?;
             }
             Line::TooLong => {

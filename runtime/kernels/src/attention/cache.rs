@@ -193,6 +193,30 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+
+    /// Makes room for `capacity` positions and keeps those in use. Old and new memory are held at
+    /// the same time while the positions are copied.
+    ///
+    /// # Errors
+    /// If there is not enough memory; the cache is then unchanged.
+    pub fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
+        if capacity <= self.capacity {
+            return Ok(());
+        }
+        let (layers, heads) = (self.layers, self.kv_heads);
+        let half = matches!(self.data, Data::Half(_));
+        let mut grown = Self::new(layers, heads, self.layout.head_dim, capacity, half)?;
+        let used = self.len.div_ceil(CHUNK) * self.layout.len();
+        let (from, to) = (self.head_len(), grown.head_len());
+        match (&self.data, &mut grown.data) {
+            (Data::Single(old), Data::Single(new)) => copy_heads(old, from, new, to, used),
+            (Data::Half(old), Data::Half(new)) => copy_heads(old, from, new, to, used),
+            _ => unreachable!("the precision is that of the old cache"),
+        }
+        grown.len = self.len;
+        *self = grown;
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for KvCache {
@@ -231,6 +255,16 @@ fn append<T: Element>(
             layout.put(chunk, at, k, v, column, done..done + count);
             done += count;
         }
+    }
+}
+
+/// Copies the first `used` numbers of every head, whose heads have `from` and `to` numbers each.
+fn copy_heads<T: Copy>(old: &[T], from: usize, new: &mut [T], to: usize, used: usize) {
+    if used == 0 {
+        return;
+    }
+    for (old, new) in old.chunks_exact(from).zip(new.chunks_exact_mut(to)) {
+        new[..used].copy_from_slice(&old[..used]);
     }
 }
 

@@ -41,7 +41,10 @@ impl<R: CubeRuntime> CubeCache<R> {
     /// Takes the memory.
     pub(super) fn new(shape: CacheShape, device: &R::Device) -> Result<Self, CacheError> {
         memory::watch();
-        let client = R::client(device);
+        Self::with_client(shape, R::client(device))
+    }
+
+    fn with_client(shape: CacheShape, client: ComputeClient<R>) -> Result<Self, CacheError> {
         if !attention::fits(&client, shape.head_dim) {
             return Err(CacheError(format!(
                 "heads of {} elements are too large for this device's kernels; use --device cpu",
@@ -180,6 +183,59 @@ impl<R: CubeRuntime> CubeCache<R> {
     }
 }
 
+impl<R: CubeRuntime> CubeCache<R> {
+    /// Copies the positions in use of a layer into a larger cache of the same shape.
+    fn copy_layer(&self, layer: usize, larger: &Self) {
+        let head_dim = self.shape.head_dim;
+        let used = self.len * head_dim;
+        let count = self.shape.kv_heads * used;
+        if count == 0 {
+            return;
+        }
+        let (old, new) = (self.layer(layer), larger.layer(layer));
+        let (from, to) = (
+            self.shape.capacity * head_dim,
+            larger.shape.capacity * head_dim,
+        );
+        let (cubes, dim) = (cubes(count.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32));
+        stage::launched();
+        // SAFETY: units below `count` copy one element of a head's positions in use, which both
+        // caches hold.
+        #[allow(unsafe_code)]
+        unsafe {
+            if self.half {
+                copy_heads_kernel::launch_unchecked::<f16, R>(
+                    &self.client,
+                    cubes,
+                    dim,
+                    old.keys,
+                    old.values,
+                    new.keys,
+                    new.values,
+                    used,
+                    from,
+                    to,
+                    count,
+                );
+            } else {
+                copy_heads_kernel::launch_unchecked::<f32, R>(
+                    &self.client,
+                    cubes,
+                    dim,
+                    old.keys,
+                    old.values,
+                    new.keys,
+                    new.values,
+                    used,
+                    from,
+                    to,
+                    count,
+                );
+            }
+        }
+    }
+}
+
 const fn element_bytes(half: bool) -> usize {
     if half {
         size_of::<f16>()
@@ -210,6 +266,47 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
     fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+
+    fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
+        if capacity <= self.shape.capacity {
+            return Ok(());
+        }
+        let shape = CacheShape {
+            capacity,
+            ..self.shape
+        };
+        let grown = Self::with_client(shape, self.client.clone())?;
+        for layer in 0..shape.layers {
+            self.copy_layer(layer, &grown);
+        }
+        *self = Self {
+            len: self.len,
+            products: self.products,
+            ..grown
+        };
+        Ok(())
+    }
+}
+
+/// Copies the first `used` elements of every head, whose heads have `from` and `to` elements.
+#[cube(launch_unchecked)]
+fn copy_heads_kernel<E: Float>(
+    old_keys: &Array<E>,
+    old_values: &Array<E>,
+    keys: &mut Array<E>,
+    values: &mut Array<E>,
+    used: usize,
+    from: usize,
+    to: usize,
+    count: usize,
+) {
+    let at = CUBE_POS * UNITS + UNIT_POS as usize;
+    if at >= count {
+        terminate!();
+    }
+    let (head, element) = (at / used, at % used);
+    keys[head * to + element] = old_keys[head * from + element];
+    values[head * to + element] = old_values[head * from + element];
 }
 
 /// Where new keys and values come from and go to.
