@@ -182,6 +182,76 @@ fn pictures() {
     expect_answer(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
+/// Missing and damaged files are failures; media that the model does not take can be skipped.
+#[test]
+fn question_sets_with_broken_files() {
+    let files = Files::new();
+    let png = fs::read(demo("shapes.png")).expect("the demo's image");
+    files.write("whole.png", &png);
+    files.write("damaged.png", &png[..png.len() / 2]);
+    let silence = [b"RIFF\x28\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\0\x7d\0\0\x02\0\x10\0data\x04\0\0\0\0\0\0\0" as &[u8]].concat();
+    files.write("sound.wav", &silence);
+    let rows = |names: &[&str]| {
+        let mut text = "id,media_path,question,answer,task\n".to_owned();
+        for name in names {
+            text += &format!("{name},{name},how many shapes are there?,two,count\n");
+        }
+        files.write("manifest.csv", text.as_bytes())
+    };
+    let model = demo("qwen2vl-tiny.bpk");
+    let eval = |manifest: &Path| {
+        let arguments = ["eval", path(&model), "--manifest", path(manifest)];
+        edge_lmm(&[&arguments[..], &["--skip-unsupported", "--json"]].concat())
+    };
+    let report = |output: &Output| -> serde_json::Value {
+        serde_json::from_slice(&output.stdout).expect("one JSON object")
+    };
+
+    let output = eval(&rows(&["whole.png", "sound.wav"]));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(report(&output)["skipped"], 1);
+    assert_eq!(report(&output)["right"], 1);
+
+    let output = eval(&rows(&["damaged.png", "whole.png", "absent.png"]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report = report(&output);
+    assert_eq!(report["questions"], 1);
+    assert_eq!(report["skipped"], 0);
+    let failures = report["failures"].as_array().expect("failures");
+    let ids: Vec<_> = failures.iter().map(|failure| &failure["id"]).collect();
+    assert_eq!(ids, ["damaged.png", "absent.png"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("2 of 3 questions"), "{message}");
+}
+
+/// A wrong path is found before the model is loaded, let alone run.
+#[test]
+fn outputs_that_cannot_be_written() {
+    let (files, model) = (Files::new(), demo("qwen2vl-tiny.bpk"));
+    let missing = files.0.path().join("missing/file");
+    let missing = path(&missing);
+    let manifest = files.write("m.csv", b"id,media_path,question,answer,task\n1,,hi,a,t\n");
+    let run = ["run", path(&model), "--prompt", "hi"];
+    for arguments in [
+        &[&run[..], &["--dump-stages", missing]].concat()[..],
+        &[&run[..], &["--dump-stages", path(&model)]].concat(),
+        &["profile", path(&model), "--chrome-trace", missing],
+        &["demo", "--save-image", missing],
+        &[
+            "eval",
+            path(&model),
+            "--manifest",
+            path(&manifest),
+            "--predictions",
+            path(&manifest),
+        ],
+    ] {
+        expect_error(arguments, &["cannot write"]);
+    }
+    let record = fs::read(&model).expect("the record");
+    assert!(record.starts_with(b"NRUB"), "the record is unharmed");
+}
+
 #[test]
 fn prompts_beyond_the_context() {
     let model = demo("qwen2vl-tiny.bpk");

@@ -161,7 +161,7 @@ fn a_second_request_about_an_image_starts_at_its_question() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("socket");
     let _server = listen(&socket, &[]);
-    let mut ask = |prompt: &str| {
+    let ask = |prompt: &str| {
         let mut client = Client::connect(&socket);
         client.ask(json!({ "prompt": prompt, "images": [image()] }))
     };

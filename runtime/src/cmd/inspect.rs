@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::ensure;
 use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::needs::{Demand, Scenario};
@@ -92,10 +92,7 @@ impl Cmd {
             self.text(&report)
         };
         print_now(&format!("{text}\n"))?;
-        match &report.target {
-            Some(target) if !target.fit.fits => bail!("{}", target.verdict()),
-            _ => Ok(()),
-        }
+        report.target.as_ref().map_or(Ok(()), check_fit)
     }
 
     fn target_report(&self, record: &Record) -> anyhow::Result<Option<TargetReport>> {
@@ -231,4 +228,37 @@ fn parts(tensors: &[TensorReport]) -> BTreeMap<String, PartReport> {
         *part.formats.entry(tensor.format.clone()).or_default() += 1;
     }
     parts
+}
+
+/// Fails for a record that does not fit its device, so that scripts can tell by the exit code.
+fn check_fit(target: &TargetReport) -> anyhow::Result<()> {
+    ensure!(target.fit.fits, "{}", target.verdict());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_does_not_fit_its_device_is_a_failure() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/demo/qwen2vl-tiny.bpk"
+        );
+        let record = Record::open(path.as_ref()).expect("the demo's record opens");
+        let report = |memory_bytes: u64| {
+            let scenario = Scenario {
+                context: 512,
+                picture: None,
+            };
+            let demand = Demand::of_record(&record, &scenario).expect("an estimate");
+            let mut device = edge_lmm_targets::device("raspberry-pi-5").expect("a device");
+            device.memory_bytes = memory_bytes;
+            TargetReport::new(device, demand, (0, 0))
+        };
+        assert!(check_fit(&report(4 << 30)).is_ok());
+        let error = check_fit(&report(1 << 20)).expect_err("it is too large");
+        assert!(error.to_string().contains("does not fit"), "{error}");
+    }
 }
