@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use edge_lmm::media::Source;
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{AnyEngine, Device, Devices, Media, Record};
 use edge_lmm_kernels::pool;
@@ -154,17 +155,18 @@ impl MediaArgs {
         })
     }
 
-    /// Reads a picture, a video or a sound, whichever the file holds.
+    /// Reads an image, a video or a sound, whichever the file holds.
     pub fn open(&self, path: &std::path::Path) -> anyhow::Result<Media> {
         let _stage = stage::top("media");
-        match edge_lmm::media::kind(path)? {
-            MediaKind::Image => Ok(Media::Image(edge_lmm::media::load_image(path)?)),
-            MediaKind::Video => self.open_video(path),
-            MediaKind::Audio => open_audio(path),
+        let source = Source::file(path)?;
+        match source.kind()? {
+            MediaKind::Image => Ok(Media::Image(source.image()?)),
+            MediaKind::Video => self.open_video(&source),
+            MediaKind::Audio => open_audio(&source),
         }
     }
 
-    fn open_video(&self, path: &std::path::Path) -> anyhow::Result<Media> {
+    fn open_video(&self, source: &Source) -> anyhow::Result<Media> {
         let selection = match self.frames {
             None => edge_lmm::media::FrameSelection::All,
             Some(Frames::Uniform(count)) => edge_lmm::media::FrameSelection::Uniform(count),
@@ -173,7 +175,7 @@ impl MediaArgs {
                  version; use --frames {count}"
             ),
         };
-        let video = edge_lmm::media::load_video(path, selection)?;
+        let video = source.video(selection)?;
         Ok(Media::Video {
             frames: video.frames,
             frames_per_second: video.frames_per_second,
@@ -181,8 +183,8 @@ impl MediaArgs {
     }
 }
 
-fn open_audio(path: &std::path::Path) -> anyhow::Result<Media> {
-    let audio = edge_lmm::media::load_audio(path)?;
+fn open_audio(source: &Source) -> anyhow::Result<Media> {
+    let audio = source.audio()?;
     Ok(Media::Audio {
         samples: audio.samples,
         sample_rate: audio.sample_rate,
@@ -192,32 +194,36 @@ fn open_audio(path: &std::path::Path) -> anyhow::Result<Media> {
 /// The media of a question, given by kind.
 #[derive(Debug, Clone, Args)]
 pub struct MediaFiles {
-    /// A picture (PNG, JPEG, WebP, BMP, GIF); repeat for several
+    /// An image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; repeat for several
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// A video (animated GIF, Y4M, a folder of pictures)
+    /// A video (animated GIF, Y4M, a folder of images), or - for standard input
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// A sound (WAV, FLAC, MP3); repeat for several
+    /// A sound (WAV, AIFF, FLAC, MP3), or - for standard input; repeat for several
     #[arg(long, value_name = "FILE")]
     audio: Vec<PathBuf>,
 }
 
 impl MediaFiles {
-    /// Reads them all: pictures, then the video, then sounds.
+    /// Reads them all: images, then the video, then sounds.
     pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
+        let files = self.image.iter().chain(&self.video).chain(&self.audio);
+        if files.filter(|path| path.as_os_str() == "-").count() > 1 {
+            bail!("only one of --image, --video and --audio can be -: standard input is read once");
+        }
         let mut media = Vec::new();
         for path in &self.image {
             let _stage = stage::top("media");
-            media.push(Media::Image(edge_lmm::media::load_image(path)?));
+            media.push(Media::Image(Source::open(path)?.image()?));
         }
         if let Some(path) = &self.video {
             let _stage = stage::top("media");
-            media.push(args.open_video(path)?);
+            media.push(args.open_video(&Source::open(path)?)?);
         }
         for path in &self.audio {
             let _stage = stage::top("media");
-            media.push(open_audio(path)?);
+            media.push(open_audio(&Source::open(path)?)?);
         }
         Ok(media)
     }
