@@ -63,6 +63,8 @@ pub struct Memory {
     pub available: u64,
     /// What the control group of this process leaves, if it has a limit.
     pub group: Option<u64>,
+    /// What the limit on this process's address space (`ulimit -v`) leaves, if there is one.
+    pub process: Option<u64>,
     /// Swap, all of it.
     pub swap: u64,
     /// Of it, compressed memory (zram).
@@ -72,7 +74,10 @@ pub struct Memory {
 impl Memory {
     /// What this process can have.
     pub fn usable(&self) -> u64 {
-        self.group.map_or(self.available, |g| g.min(self.available))
+        [self.group, self.process]
+            .into_iter()
+            .flatten()
+            .fold(self.available, u64::min)
     }
 }
 
@@ -177,9 +182,21 @@ impl System {
             total: meminfo(&text, "MemTotal")?,
             available: meminfo(&text, "MemAvailable")?,
             group: self.group_memory(),
+            process: self.process_memory(),
             swap: meminfo(&text, "SwapTotal").unwrap_or(0),
             zram: self.zram(),
         })
+    }
+
+    /// What the limit on this process's address space leaves.
+    fn process_memory(&self) -> Option<u64> {
+        let limits = self.read("proc/self/limits")?;
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max address space"))?;
+        let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
+        let used = meminfo(&self.read("proc/self/status")?, "VmSize")?;
+        Some(limit.saturating_sub(used))
     }
 
     /// What the tightest of this process's control groups leaves.
@@ -407,6 +424,18 @@ mod tests {
             ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
         ]);
         assert_eq!(system.memory().unwrap().usable(), 3 << 30);
+    }
+
+    #[test]
+    fn a_limit_on_the_address_space_limits_too() {
+        let limits = "Limit  Soft Limit  Hard Limit  Units\n\
+                      Max address space         1073741824           unlimited            bytes\n";
+        let status = ("proc/self/status", "Name: x\nVmSize:\t  524288 kB\n");
+        let (_root, system) = system(&[MEMINFO, ("proc/self/limits", limits), status]);
+        assert_eq!(system.memory().unwrap().usable(), 512 << 20);
+        let unlimited = "Max address space         unlimited            unlimited     bytes\n";
+        let (_root, system) = super::tests::system(&[MEMINFO, ("proc/self/limits", unlimited)]);
+        assert_eq!(system.memory().unwrap().process, None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use edge_lmm_ops::stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::media::{FrameSelection, MediaKind, decode_image};
+use crate::media::{FrameSelection, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
 use crate::{AnyEngine, Event, Media, Request};
@@ -243,7 +243,7 @@ fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
             limits.files,
             "files are not allowed: send images in base64 (the server runs with --no-files)"
         );
-        Ok(Media::open(path, kind, limits.frames)?)
+        Ok(Media::read(&Source::file(path)?, kind, limits.frames)?)
     };
     let mut media = Vec::new();
     for (i, image) in question.images.iter().enumerate() {

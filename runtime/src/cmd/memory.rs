@@ -90,6 +90,7 @@ fn own_memory(device: Device) -> Option<Memory> {
                 total: gpu.memory,
                 available,
                 group: None,
+                process: None,
                 swap: 0,
                 zram: 0,
             })
@@ -220,6 +221,7 @@ mod tests {
             total: 1 << 30,
             available,
             group,
+            process: None,
             swap: 0,
             zram: 0,
         };

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use edge_lmm::media::{self, FrameSelection, MediaError};
+use edge_lmm::media::{FrameSelection, MediaError, Source};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{AnyEngine, Devices, Media, Record};
 use edge_lmm_kernels::pool;
@@ -134,31 +134,40 @@ impl MediaArgs {
     /// Reads an image, a video or a sound, whichever the file holds.
     pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
         let _stage = stage::top("media");
-        Media::open(path, media::kind(path)?, self.frames())
+        let source = Source::file(path)?;
+        Media::read(&source, source.kind()?, self.frames())
     }
 }
 
 /// The media of a question, given by kind.
 #[derive(Debug, Clone, Args)]
 pub struct MediaFiles {
-    /// An image (PNG, JPEG, WebP, BMP, GIF); repeat for several
+    /// An image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; repeat for several
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// A video (animated GIF, Y4M, a folder of images)
+    /// A video (animated GIF, Y4M, a folder of images), or - for standard input
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// A sound (WAV, FLAC, MP3); repeat for several
+    /// A sound (WAV, AIFF, FLAC, MP3), or - for standard input; repeat for several
     #[arg(long, value_name = "FILE")]
     audio: Vec<PathBuf>,
 }
 
 impl MediaFiles {
     /// Reads them all: images, then the video, then sounds.
-    pub fn open(&self, args: &MediaArgs) -> Result<Vec<Media>, MediaError> {
+    pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
+        if self
+            .paths()
+            .filter(|(path, _)| path.as_os_str() == "-")
+            .count()
+            > 1
+        {
+            bail!("only one of --image, --video and --audio can be -: standard input is read once");
+        }
         self.paths()
             .map(|(path, kind)| {
                 let _stage = stage::top("media");
-                Media::open(path, kind, args.frames())
+                Ok(Media::read(&Source::open(path)?, kind, args.frames())?)
             })
             .collect()
     }

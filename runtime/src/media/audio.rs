@@ -1,4 +1,4 @@
-//! Sounds: WAV (integers of 8 to 32 bits, floats), FLAC and MP3, mixed down to one channel.
+//! Sounds: WAV, AIFF, FLAC and MP3, mixed down to one channel.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -12,11 +12,12 @@ use symphonia::core::meta::{Limit, MetadataOptions};
 use symphonia::core::probe::Hint;
 
 use super::error::MediaError;
-use super::kind::{self, Format, MediaKind};
-use super::{file, wav};
+use super::format::{Format, mp3_frame_len};
+use super::source::Source;
+use super::{budget, wav};
 
 /// Most samples of one channel: 35 minutes at 48 kHz.
-pub(super) const MAX_SAMPLES: usize = 100_000_000;
+const MAX_SAMPLES: usize = 100_000_000;
 
 /// A sound in one channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,52 +53,70 @@ impl Audio {
 /// Reads a sound.
 ///
 /// # Errors
-/// If the file cannot be read, is no sound of a readable format, is damaged from its beginning,
-/// or if the sound is longer than fits into memory.
+/// If the file cannot be read, is no sound of a supported format, is truncated or damaged from its
+/// beginning, or if the sound is longer than fits into memory.
 pub fn load_audio(path: &Path) -> Result<Audio, MediaError> {
-    let load = || {
-        let format = match kind::format(path, "sound")? {
-            format @ (Format::Wav | Format::Flac | Format::Mp3) => format,
-            Format::Other(MediaKind::Audio, name) => {
-                return Err(MediaError::Unsupported {
-                    format: name.to_owned(),
-                    advice: "convert the sound, for example ffmpeg -i IN -ar 16000 -ac 1 OUT.wav"
-                        .to_owned(),
-                });
-            }
-            other => {
-                return Err(MediaError::WrongKind {
-                    wanted: "sound",
-                    found: format!("a {} file", other.name()),
-                    expected: kind::expected("sound"),
-                });
-            }
-        };
-        let bytes = file::read(path, "sound")?;
-        match format {
-            Format::Wav => wav::decode(&bytes),
-            _ => decode(format.name(), bytes),
-        }
-    };
-    load().map_err(|error: MediaError| error.of(path))
+    Source::file(path)?.audio()
 }
 
-fn decode(format: &'static str, bytes: Vec<u8>) -> Result<Audio, MediaError> {
-    let damaged = |message: String| MediaError::damaged(format, message);
+/// Decodes a sound of that format.
+pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<Audio, MediaError> {
+    match format {
+        Format::Wav => wav::decode(bytes),
+        Format::Mp3 | Format::Flac | Format::Aiff => {
+            budget::check(bytes.len() as u64)?;
+            warn_of_cut_frame(format, bytes);
+            decode_stream(format.name(), bytes.to_vec())
+        }
+        other => Err(other.wrong("sound")),
+    }
+}
+
+/// The error for a sound of an unsupported format.
+pub(super) fn unsupported(name: &str) -> MediaError {
+    MediaError::Unsupported {
+        format: name.to_owned(),
+        advice: "convert the sound, for example ffmpeg -i IN -ar 16000 -ac 1 OUT.wav".to_owned(),
+    }
+}
+
+/// Checks that so many samples of one channel can be held.
+pub(super) fn check_len(samples: usize) -> Result<(), MediaError> {
+    if samples > MAX_SAMPLES {
+        return Err(MediaError::TooLong { limit: MAX_SAMPLES });
+    }
+    budget::check(samples as u64 * size_of::<f32>() as u64)
+}
+
+/// Warns of an MP3 that ends within a frame. Recordings of a stream do, so it is no error.
+fn warn_of_cut_frame(format: Format, bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Some(len) = mp3_frame_len(rest).filter(|_| format == Format::Mp3) {
+        let Some(next) = rest.get(len..) else {
+            log::warn!("the MP3 ends within a frame: it may be truncated");
+            return;
+        };
+        rest = next;
+    }
+}
+
+/// Decodes a sound with Symphonia.
+pub(super) fn decode_stream(format: &'static str, bytes: Vec<u8>) -> Result<Audio, MediaError> {
+    let failed = |error: Error| MediaError::decoding(format, &error);
     let source = Cursor::new(bytes);
     let stream = MediaSourceStream::new(Box::new(source), MediaSourceStreamOptions::default());
     let formats = FormatOptions {
         enable_gapless: true,
         ..FormatOptions::default()
     };
-    // Pictures and texts inside are of no use.
+    // Embedded images and texts are not used.
     let metadata = MetadataOptions {
         limit_metadata_bytes: Limit::Maximum(1 << 20),
         limit_visual_bytes: Limit::Maximum(0),
     };
     let probed = symphonia::default::get_probe()
         .format(&Hint::new(), stream, &formats, &metadata)
-        .map_err(|error| damaged(error.to_string()))?;
+        .map_err(failed)?;
     decode_track(format, probed.format)
 }
 
@@ -106,16 +125,18 @@ fn decode_track(
     mut reader: Box<dyn FormatReader>,
 ) -> Result<Audio, MediaError> {
     let damaged = |message: String| MediaError::damaged(format, message);
+    let failed = |error: Error| MediaError::decoding(format, &error);
     let track = reader
         .tracks()
         .iter()
         .find(|track| track.codec_params.codec != CODEC_TYPE_NULL)
         .ok_or_else(|| damaged("it holds no sound".to_owned()))?;
     let id = track.id;
+    let announced = track.codec_params.n_frames;
     let mut decoder = symphonia::default::get_codecs()
         .make(&track.codec_params, &DecoderOptions::default())
-        .map_err(|error| damaged(error.to_string()))?;
-    let mut mixer = Mixer::default();
+        .map_err(failed)?;
+    let mut mixer = Mixer::new();
     let mut lost = 0;
     loop {
         let packet = match reader.next_packet() {
@@ -123,7 +144,7 @@ fn decode_track(
             Ok(packet) => packet,
             // Also how the end of the file is told.
             Err(Error::IoError(_)) => break,
-            Err(error) if mixer.samples.is_empty() => return Err(damaged(error.to_string())),
+            Err(error) if mixer.samples.is_empty() => return Err(failed(error)),
             Err(_) => {
                 lost += 1;
                 break;
@@ -131,33 +152,69 @@ fn decode_track(
         };
         match decoder.decode(&packet) {
             Ok(buffer) => mixer.add(&buffer).map_err(|error| match error {
-                MixError::TooLong => MediaError::TooLong { limit: MAX_SAMPLES },
+                MixError::TooLong(limit) => MediaError::TooLong { limit },
                 MixError::Format(message) => damaged(message),
             })?,
             Err(Error::DecodeError(_) | Error::IoError(_)) => lost += 1,
-            Err(error) => return Err(damaged(error.to_string())),
+            Err(error) => return Err(failed(error)),
         }
     }
+    check_whole(format, announced, mixer.samples.len(), lost)?;
     if lost > 0 {
         log::warn!("{format}: {lost} damaged pieces of the sound were left out");
     }
     Audio::checked(format, mixer.samples, mixer.sample_rate)
 }
 
+/// Checks that no samples are missing that the header announces. Encoders count roughly: an MP3
+/// may lack a frame.
+fn check_whole(
+    format: &'static str,
+    announced: Option<u64>,
+    found: usize,
+    lost: usize,
+) -> Result<(), MediaError> {
+    const LARGEST_FRAME: u64 = 1152;
+    let Some(announced) = announced.filter(|_| lost == 0) else {
+        return Ok(());
+    };
+    let tolerated = if format == "MP3" { LARGEST_FRAME } else { 0 };
+    if found as u64 + tolerated < announced {
+        let message = format!(
+            "its header announces {announced} samples, {found} are there; to use these: \
+             ffmpeg -i IN OUT.wav"
+        );
+        return Err(MediaError::truncated(format, message));
+    }
+    Ok(())
+}
+
 /// Collects samples as one channel.
-#[derive(Default)]
 struct Mixer {
     samples: Vec<f32>,
+    /// Most samples.
+    limit: usize,
     sample_rate: u32,
     buffer: Option<SampleBuffer<f32>>,
 }
 
 enum MixError {
-    TooLong,
+    TooLong(usize),
     Format(String),
 }
 
 impl Mixer {
+    fn new() -> Self {
+        // The buffer doubles while it grows.
+        let fits = budget::limit() / (2 * size_of::<f32>() as u64);
+        Self {
+            samples: Vec::new(),
+            limit: usize::try_from(fits).map_or(MAX_SAMPLES, |fits| fits.min(MAX_SAMPLES)),
+            sample_rate: 0,
+            buffer: None,
+        }
+    }
+
     fn add(&mut self, decoded: &AudioBufferRef<'_>) -> Result<(), MixError> {
         let spec = *decoded.spec();
         let channels = spec.channels.count();
@@ -165,8 +222,8 @@ impl Mixer {
             let message = format!("{channels} channels at {} samples per second", spec.rate);
             return Err(MixError::Format(message));
         }
-        if self.samples.len() + decoded.frames() > MAX_SAMPLES {
-            return Err(MixError::TooLong);
+        if self.samples.len() + decoded.frames() > self.limit {
+            return Err(MixError::TooLong(self.limit));
         }
         if self.sample_rate != 0 && self.sample_rate != spec.rate {
             let message = format!(

@@ -1,28 +1,32 @@
 //! Why a file cannot be read.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 
-/// Why a picture, video or sound cannot be read.
+/// Why an image, video or sound cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {
-    /// Something is wrong with that file.
+    /// An error of that file.
     #[error("{}: {error}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         error: Box<MediaError>,
     },
     /// The file cannot be read at all.
     #[error("cannot be read: {0}")]
     Io(io::Error),
+    /// A pipe or device where only files are read.
+    #[error("not a file: found {0}, expected a regular file")]
+    NotAFile(&'static str),
     /// The content is not what was asked for.
-    #[error("not a {wanted}: found {found}, expected {expected}")]
+    #[error("not {} {wanted}: found {found}, expected {expected}", article(wanted))]
     WrongKind {
-        /// Picture, video or sound.
+        /// Image, video or sound.
         wanted: &'static str,
         /// What the file holds.
         found: String,
@@ -30,14 +34,22 @@ pub enum MediaError {
         expected: &'static str,
     },
     /// A format that is known but cannot be read.
-    #[error("{format} is not supported; {advice}")]
+    #[error("unsupported file format: {format}; {advice}")]
     Unsupported {
         /// The format.
         format: String,
         /// What to do.
         advice: String,
     },
-    /// The file contradicts its own format, or ends too early.
+    /// The file ends too early.
+    #[error("the {format} file is truncated: {message}")]
+    Truncated {
+        /// The format.
+        format: &'static str,
+        /// What is missing.
+        message: String,
+    },
+    /// The file contradicts its own format.
     #[error("damaged {format}: {message}")]
     Damaged {
         /// The format.
@@ -45,18 +57,36 @@ pub enum MediaError {
         /// What is wrong.
         message: String,
     },
+    /// The decoder panicked, with that message.
+    #[error("the decoder failed on this file, which is probably damaged ({0})")]
+    Decoder(String),
     /// A file of so many bytes is not read.
-    #[error("the file has more than {limit} bytes, which is too large for a {wanted}")]
+    #[error(
+        "the file has more than {limit} bytes, too many for {} {wanted}",
+        article(wanted)
+    )]
     FileSize {
         /// Most bytes.
         limit: u64,
-        /// Picture, video or sound.
+        /// Image, video or sound.
         wanted: &'static str,
+    },
+    /// Decoding needs more memory than may be used.
+    #[error(
+        "decoding needs {} of memory, at most {} may be used (half of what is available); scale \
+         it down, cut it, or take fewer frames",
+        mebibytes(*needed), mebibytes(*limit)
+    )]
+    Memory {
+        /// Bytes needed.
+        needed: u64,
+        /// Most bytes.
+        limit: u64,
     },
     /// More frames than fit into memory.
     #[error(
-        "{frames} frames of {width}x{height} pixels are too many: at most {} pixels can be held; \
-         take fewer frames (--frames N) or scale the video down",
+        "{frames} frames of {width}x{height} pixels are too many: at most {MAX_FRAMES} frames and \
+         {} pixels can be held; take fewer frames (--frames N) or scale the video down",
         RgbImage::MAX_PIXELS
     )]
     TooManyFrames {
@@ -73,9 +103,24 @@ pub enum MediaError {
         /// Most samples of one channel.
         limit: usize,
     },
-    /// A picture that cannot be held.
+    /// An image that cannot be held.
     #[error(transparent)]
-    Picture(#[from] PreprocessError),
+    Image(#[from] PreprocessError),
+}
+
+/// Most frames of a video. Models take far fewer; each frame costs memory however small it is.
+pub(super) const MAX_FRAMES: usize = 4096;
+
+fn article(noun: &str) -> &'static str {
+    if noun.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 impl MediaError {
@@ -96,4 +141,31 @@ impl MediaError {
             message: message.to_string(),
         }
     }
+
+    pub(super) fn truncated(format: &'static str, message: impl ToString) -> Self {
+        Self::Truncated {
+            format,
+            message: message.to_string(),
+        }
+    }
+
+    /// The error of a decoder, which may be the end of the file.
+    pub(super) fn decoding(format: &'static str, error: &(dyn Error + 'static)) -> Self {
+        if ends_too_early(error) {
+            Self::truncated(format, "its data ends too early")
+        } else {
+            Self::damaged(format, error)
+        }
+    }
+}
+
+fn ends_too_early(error: &(dyn Error + 'static)) -> bool {
+    let io = error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof);
+    let gif = matches!(
+        error.downcast_ref::<gif::DecodingError>(),
+        Some(gif::DecodingError::UnexpectedEof)
+    );
+    io || gif || error.source().is_some_and(ends_too_early)
 }

@@ -1,10 +1,8 @@
 //! A decoded image, video or sound.
 
-use std::path::Path;
-
 use edge_lmm_models::preprocess::RgbImage;
 
-use super::{FrameSelection, MediaError, MediaKind, load_audio, load_image, load_video};
+use super::{FrameSelection, MediaError, MediaKind, Source};
 
 /// A decoded medium.
 #[derive(Debug, Clone)]
@@ -28,22 +26,26 @@ pub enum Media {
 }
 
 impl Media {
-    /// Reads a file as a medium of `kind`; `frames` selects the frames of a video.
+    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
     ///
     /// # Errors
-    /// If the file cannot be read or holds something else.
-    pub fn open(path: &Path, kind: MediaKind, frames: FrameSelection) -> Result<Self, MediaError> {
+    /// If the source holds something else, is damaged, or needs more memory than may be used.
+    pub fn read(
+        source: &Source,
+        kind: MediaKind,
+        frames: FrameSelection,
+    ) -> Result<Self, MediaError> {
         Ok(match kind {
-            MediaKind::Image => Self::Image(load_image(path)?),
+            MediaKind::Image => Self::Image(source.image()?),
             MediaKind::Video => {
-                let video = load_video(path, frames)?;
+                let video = source.video(frames)?;
                 Self::Video {
                     frames: video.frames,
                     frames_per_second: video.frames_per_second,
                 }
             }
             MediaKind::Audio => {
-                let audio = load_audio(path)?;
+                let audio = source.audio()?;
                 Self::Audio {
                     samples: audio.samples,
                     sample_rate: audio.sample_rate,

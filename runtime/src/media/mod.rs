@@ -1,17 +1,22 @@
-//! Pictures, videos and sounds from files.
+//! Images, videos and sounds from files.
 //!
-//! What a file is, is decided by its content ([`kind()`]); names play no part but for frame strips
-//! (see [`video`]). Files are taken for hostile: sizes are checked before memory is taken, and
-//! damaged files give an error or what could be read, but no panic.
+//! The format of a file is decided by its content ([`kind()`]), not by its name; the name matters
+//! only for frame strips (see [`video`]). Files are untrusted: memory is compared with a budget
+//! before it is allocated (half of what the process can still have), truncated and damaged files
+//! give an error, and a panic of a decoder becomes an error.
 
 mod animation;
 pub mod audio;
+mod budget;
 mod error;
-mod file;
+mod format;
+mod guard;
 pub mod image;
 pub mod kind;
 mod medium;
 mod pieces;
+mod source;
+mod truncation;
 pub mod video;
 mod wav;
 mod y4m;
@@ -21,4 +26,5 @@ pub use error::MediaError;
 pub use image::{decode_image, load_image};
 pub use kind::{MediaKind, kind};
 pub use medium::Media;
+pub use source::Source;
 pub use video::{FrameSelection, Video, load_video};

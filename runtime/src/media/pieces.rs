@@ -11,19 +11,44 @@ impl<'a> Pieces<'a> {
         Some(piece)
     }
 
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
     /// The next byte.
     pub fn byte(&mut self) -> Option<u8> {
-        self.take(1).map(|b| b[0])
+        self.array().map(|[b]| b)
     }
+}
+
+/// The little-endian integer of four bytes at `offset`.
+pub(super) fn word(bytes: &[u8], offset: usize) -> Option<u32> {
+    let bytes = bytes.get(offset..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
 }
 
 /// The next chunk of a RIFF file: its name and its data, complete.
 pub(super) fn riff_chunk<'a>(pieces: &mut Pieces<'a>) -> Option<(&'a [u8; 4], &'a [u8])> {
-    let name = pieces.take(4)?.try_into().ok()?;
-    let len = u32::from_le_bytes(pieces.take(4)?.try_into().ok()?);
-    let len = usize::try_from(len).ok()?;
-    let data = pieces.take(len)?;
-    // Chunks begin at even offsets; the last one may lack its padding.
-    let _ = pieces.take(len % 2);
+    let mut ahead = Pieces(pieces.0);
+    let name = ahead.take(4)?.try_into().ok()?;
+    let len = usize::try_from(u32::from_le_bytes(ahead.array()?)).ok()?;
+    let data = ahead.take(len)?;
+    // Chunks begin at even offsets. Some writers forget the padding; no name begins with a zero.
+    if len % 2 == 1 && ahead.0.first() == Some(&0) {
+        ahead.byte();
+    }
+    pieces.0 = ahead.0;
+    Some((name, data))
+}
+
+/// The next chunk of a PNG file: its name and its data, complete.
+pub(super) fn png_chunk<'a>(pieces: &mut Pieces<'a>) -> Option<(&'a [u8; 4], &'a [u8])> {
+    let mut ahead = Pieces(pieces.0);
+    let len = usize::try_from(u32::from_be_bytes(ahead.array()?)).ok()?;
+    let name = ahead.take(4)?.try_into().ok()?;
+    let data = ahead.take(len)?;
+    ahead.take(4)?;
+    pieces.0 = ahead.0;
     Some((name, data))
 }

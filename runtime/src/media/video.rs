@@ -1,4 +1,4 @@
-//! Videos: animations, Y4M, folders of numbered pictures and frame strips.
+//! Videos: animations, Y4M, folders of numbered images and frame strips.
 //!
 //! A *frame strip* is one PNG named `NAME.stripN.png` that shows N frames of equal width side by
 //! side, the first one at the left.
@@ -6,17 +6,21 @@
 //! Compressed video (MP4, Matroska) cannot be decoded; the error says how to extract frames.
 
 use std::cmp::Ordering;
+use std::fs::File;
+use std::io::{self, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::RgbImage;
 
-use super::error::MediaError;
+use super::error::{MAX_FRAMES, MediaError};
+use super::format::{Format, HEAD};
 use super::image::load_image;
-use super::kind::{self, Format, MediaKind};
-use super::{animation, file, y4m};
+use super::kind::MediaKind;
+use super::source::{Content, Source};
+use super::{animation, budget, image, y4m};
 
 /// Frames per second where a video has none of its own: folders and strips. It is the rate that
-/// the reference's processors take for lists of pictures.
+/// the reference's processors take for lists of images.
 pub const DEFAULT_FRAME_RATE: f32 = 2.0;
 
 /// Most files in a folder that is taken for a video.
@@ -44,28 +48,32 @@ pub enum FrameSelection {
 /// Reads a video.
 ///
 /// # Errors
-/// If the file cannot be read, is no video of a readable format, is damaged, or if the frames do
-/// not fit into memory.
+/// If the file cannot be read, is no video of a supported format, is truncated or damaged, or if the
+/// frames do not fit into memory.
 pub fn load_video(path: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
-    let load = || {
-        if path.is_dir() {
-            return load_folder(path, selection);
+    Source::file(path)?.video(selection)
+}
+
+/// Decodes frames of a video; `path` is its name.
+pub(super) fn decode(
+    path: &Path,
+    content: &Content,
+    selection: FrameSelection,
+) -> Result<Video, MediaError> {
+    match content {
+        Content::Folder => load_folder(path, selection),
+        Content::Y4m(file) => y4m::load(BufReader::new(file), selection),
+        Content::Whole(Format::Y4m, bytes) => y4m::load(Cursor::new(bytes), selection),
+        Content::Whole(format @ Format::Png, bytes) => match strip_frames(path) {
+            Some(count) => cut_strip(&image::decode(*format, bytes)?, count, selection),
+            None => animation::load(*format, bytes, selection),
+        },
+        Content::Whole(format @ (Format::Gif | Format::WebP), bytes) => {
+            animation::load(*format, bytes, selection)
         }
-        match kind::format(path, "video")? {
-            Format::Png if strip_frames(path).is_some() => load_strip(path, selection),
-            format @ (Format::Gif | Format::Png | Format::WebP) => {
-                animation::load(format, &file::read(path, "video")?, selection)
-            }
-            Format::Y4m => y4m::load(file::open(path)?, selection),
-            Format::Other(MediaKind::Video, name) => Err(compressed(path, name)),
-            other => Err(MediaError::WrongKind {
-                wanted: "video",
-                found: format!("a {} file", other.name()),
-                expected: kind::expected("video"),
-            }),
-        }
-    };
-    load().map_err(|error: MediaError| error.of(path))
+        Content::Unsupported(Format::Other(MediaKind::Video, name)) => Err(compressed(path, name)),
+        other => Err(other.wrong("video")),
+    }
 }
 
 fn compressed(path: &Path, name: &str) -> MediaError {
@@ -143,14 +151,14 @@ impl Picker {
             FrameSelection::All => self.total,
         };
         let pixels = width.saturating_mul(height).saturating_mul(frames);
-        if pixels > RgbImage::MAX_PIXELS {
+        if pixels > RgbImage::MAX_PIXELS || frames > MAX_FRAMES {
             return Err(MediaError::TooManyFrames {
                 frames,
                 width,
                 height,
             });
         }
-        Ok(())
+        budget::check(3 * pixels as u64)
     }
 
     /// The video, given the rate of all frames.
@@ -177,9 +185,11 @@ pub(super) fn strip_frames(path: &Path) -> Option<usize> {
     count.parse().ok().filter(|&n| all_digits && n > 0)
 }
 
-fn load_strip(path: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
-    let strip = load_image(path)?;
-    let count = strip_frames(path).unwrap_or(1);
+fn cut_strip(
+    strip: &RgbImage,
+    count: usize,
+    selection: FrameSelection,
+) -> Result<Video, MediaError> {
     if !strip.width().is_multiple_of(count) {
         return Err(MediaError::damaged(
             "frame strip",
@@ -191,6 +201,7 @@ fn load_strip(path: &Path, selection: FrameSelection) -> Result<Video, MediaErro
     }
     let width = strip.width() / count;
     let mut picker = Picker::new(selection, count);
+    picker.check_room(width, strip.height())?;
     for i in 0..count {
         picker.offer(|| {
             let rows = 0..strip.height();
@@ -206,17 +217,17 @@ fn load_strip(path: &Path, selection: FrameSelection) -> Result<Video, MediaErro
 }
 
 fn load_folder(folder: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
-    let pictures = pictures_of(folder)?;
-    let mut picker = Picker::new(selection, pictures.len());
-    for picture in &pictures {
-        picker.offer(|| load_image(picture))?;
+    let images = images_of(folder)?;
+    let mut picker = Picker::new(selection, images.len());
+    for image in &images {
+        picker.offer(|| load_image(image))?;
     }
-    picker.finish("folder of pictures", DEFAULT_FRAME_RATE)
+    picker.finish("folder of images", DEFAULT_FRAME_RATE)
 }
 
-/// The folder's pictures in the order of their numbers; other files are passed over.
-fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
-    let mut pictures = Vec::new();
+/// The folder's images in the order of their numbers; other files are passed over.
+fn images_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
+    let mut images = Vec::new();
     for entry in folder.read_dir().map_err(MediaError::Io)?.take(MAX_FILES) {
         let path = entry.map_err(MediaError::Io)?.path();
         let hidden = |name: &str| name.starts_with('.');
@@ -224,21 +235,30 @@ fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
         if name.is_none_or(hidden) || !path.is_file() {
             continue;
         }
-        let head = file::head(&path).map_err(|error| error.of(&path))?;
+        let head = head(&path).map_err(|error| MediaError::Io(error).of(&path))?;
         use Format::{Bmp, Gif, Jpeg, Png, WebP};
         if let Some(Png | Jpeg | Gif | WebP | Bmp) = Format::of(&head) {
-            pictures.push(path);
+            images.push(path);
         }
     }
-    if pictures.is_empty() {
+    if images.is_empty() {
         return Err(MediaError::WrongKind {
             wanted: "video",
-            found: "a folder without pictures".to_owned(),
-            expected: "a folder of numbered pictures",
+            found: "a folder without images".to_owned(),
+            expected: "a folder of numbered images",
         });
     }
-    pictures.sort_by(|a, b| by_number(&a.to_string_lossy(), &b.to_string_lossy()));
-    Ok(pictures)
+    images.sort_by(|a, b| by_number(&a.to_string_lossy(), &b.to_string_lossy()));
+    Ok(images)
+}
+
+/// The first bytes of a file.
+fn head(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(HEAD);
+    File::open(path)?
+        .take(HEAD as u64)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Order of names in which numbers count by their value: `frame9` comes before `frame10`.

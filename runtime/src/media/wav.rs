@@ -1,9 +1,11 @@
-//! RIFF WAVE files with integer samples of 8, 16, 24 or 32 bits or floats of 32 or 64 bits
-//! (Microsoft's "Multiple channel audio data and WAVE files").
+//! RIFF WAVE files (Microsoft's "Multiple channel audio data and WAVE files"; RF64 and BW64 as in
+//! ITU-R BS.2088): integers of up to 32 bits, floats of 32 or 64 bits, A-law and mu-law. Samples in
+//! ADPCM and MP3 are left to Symphonia.
 
-use super::audio::{Audio, MAX_SAMPLES};
+use super::audio::{self, Audio};
+use super::budget;
 use super::error::MediaError;
-use super::pieces::{Pieces, riff_chunk};
+use super::pieces::{Pieces, riff_chunk, word};
 
 fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("WAV", message)
@@ -26,35 +28,85 @@ enum Sample {
     Signed(usize),
     Float32,
     Float64,
+    /// ITU-T G.711.
+    ALaw,
+    MuLaw,
+    /// Decoded by Symphonia.
+    Compressed(Compression),
 }
 
-/// Decodes a file; one that ends too early has the samples up to there.
+#[derive(Debug, Clone, Copy)]
+enum Compression {
+    Adpcm,
+    Mp3,
+}
+
+/// Decodes a file.
 pub(super) fn decode(bytes: &[u8]) -> Result<Audio, MediaError> {
-    let mut pieces = Pieces(
-        bytes
-            .get(12..)
-            .ok_or_else(|| damaged("it ends in its header"))?,
-    );
-    let mut layout = None;
+    let content = bytes
+        .get(12..)
+        .ok_or_else(|| MediaError::truncated("WAV", "it ends within its header"))?;
+    let mut pieces = Pieces(content);
+    let (mut layout, mut long_size) = (None, None);
     loop {
         let rest = pieces.0;
         match riff_chunk(&mut pieces) {
             Some((b"fmt ", data)) => layout = Some(Layout::parse(data)?),
-            Some((b"data", data)) => return samples(layout, data),
-            Some(_) => {}
-            // Recorders that cannot seek back leave a length beyond the end.
-            None if rest.starts_with(b"data") && rest.len() > 8 => {
-                return samples(layout, &rest[8..]);
+            // RF64: the sizes of the file and of its samples have 64 bits.
+            Some((b"ds64", &[_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, ..])) => {
+                long_size = Some(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
             }
-            None => return Err(damaged("it holds no samples")),
+            Some((b"data", [])) if !is_empty(bytes, pieces.0) => {
+                return samples(bytes, layout, pieces.0);
+            }
+            Some((b"data", data)) => return samples(bytes, layout, data),
+            Some(_) => {}
+            None if rest.starts_with(b"data") && rest.len() >= 8 => {
+                let data = unfinished(&rest[8..], word(rest, 4).unwrap_or(0), long_size)?;
+                return samples(bytes, layout, data);
+            }
+            None if rest.is_empty() => return Err(damaged("it holds no samples")),
+            None => {
+                let message = format!("it ends after {} bytes, within a chunk", bytes.len());
+                return Err(MediaError::truncated("WAV", message));
+            }
         }
     }
 }
 
+/// Whether a data chunk of length 0 is really empty. Programs that write to a pipe cannot fill in
+/// the lengths; their samples follow.
+fn is_empty(bytes: &[u8], rest: &[u8]) -> bool {
+    let announced = u64::from(word(bytes, 4).unwrap_or(0)) + 8;
+    let mut pieces = Pieces(rest);
+    while riff_chunk(&mut pieces).is_some() {}
+    pieces.0.is_empty() && (rest.is_empty() || announced == bytes.len() as u64)
+}
+
+/// The samples of a data chunk whose length goes beyond the end of the file.
+fn unfinished(data: &[u8], len: u32, long_size: Option<u64>) -> Result<&[u8], MediaError> {
+    /// Programs that write to a pipe announce 2 or 4 GiB, less a header. Whole files of that size
+    /// are not read.
+    const UNKNOWN: u32 = 0x7fff_0000;
+    let announced = match long_size {
+        Some(size) if len == u32::MAX => size,
+        _ if len >= UNKNOWN => return Ok(data),
+        _ => len.into(),
+    };
+    if (data.len() as u64) < announced && announced != u64::MAX {
+        let message = format!(
+            "its header announces {announced} bytes of samples, {} are there; to use these: \
+             ffmpeg -i IN.wav OUT.wav",
+            data.len()
+        );
+        return Err(MediaError::truncated("WAV", message));
+    }
+    let announced = usize::try_from(announced).unwrap_or(data.len());
+    Ok(&data[..announced.min(data.len())])
+}
+
 impl Layout {
     fn parse(data: &[u8]) -> Result<Self, MediaError> {
-        const PCM: u16 = 1;
-        const FLOAT: u16 = 3;
         const EXTENSIBLE: u16 = 0xfffe;
         let word = |at: usize| {
             data.get(at..at + 2)
@@ -69,19 +121,6 @@ impl Layout {
             EXTENSIBLE => word(24).ok_or_else(short)?,
             tag => tag,
         };
-        let sample = match (tag, bits) {
-            (PCM, 8) => Sample::Unsigned8,
-            (PCM, 16 | 24 | 32) => Sample::Signed(usize::from(bits / 8)),
-            (FLOAT, 32) => Sample::Float32,
-            (FLOAT, 64) => Sample::Float64,
-            _ => {
-                return Err(MediaError::Unsupported {
-                    format: format!("WAV with {bits}-bit samples of format {tag}"),
-                    advice: "convert it, for example with ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav"
-                        .to_owned(),
-                });
-            }
-        };
         let sample_rate = u32::from(high) << 16 | u32::from(low);
         if channels == 0 || sample_rate == 0 {
             return Err(damaged(format!(
@@ -91,18 +130,27 @@ impl Layout {
         Ok(Self {
             channels: usize::from(channels),
             sample_rate,
-            sample,
+            sample: Sample::of(tag, bits)?,
         })
     }
 }
 
-fn samples(layout: Option<Layout>, data: &[u8]) -> Result<Audio, MediaError> {
+fn samples(bytes: &[u8], layout: Option<Layout>, data: &[u8]) -> Result<Audio, MediaError> {
     let layout = layout.ok_or_else(|| damaged("its samples come before their description"))?;
+    match layout.sample {
+        Sample::Compressed(Compression::Mp3) => {
+            budget::check(data.len() as u64)?;
+            return audio::decode_stream("MP3", data.to_vec());
+        }
+        Sample::Compressed(Compression::Adpcm) => {
+            budget::check(bytes.len() as u64)?;
+            return audio::decode_stream("WAV", bytes.to_vec());
+        }
+        _ => {}
+    }
     let sample = layout.sample;
     let frame = sample.len() * layout.channels;
-    if data.len() / frame > MAX_SAMPLES {
-        return Err(MediaError::TooLong { limit: MAX_SAMPLES });
-    }
+    audio::check_len(data.len() / frame)?;
     let mix = |frame: &[u8]| {
         let sum: f32 = frame
             .chunks_exact(sample.len())
@@ -115,10 +163,39 @@ fn samples(layout: Option<Layout>, data: &[u8]) -> Result<Audio, MediaError> {
 }
 
 impl Sample {
+    /// The samples of a format tag.
+    fn of(tag: u16, bits: u16) -> Result<Self, MediaError> {
+        const PCM: u16 = 1;
+        const MS_ADPCM: u16 = 2;
+        const FLOAT: u16 = 3;
+        const A_LAW: u16 = 6;
+        const MU_LAW: u16 = 7;
+        const IMA_ADPCM: u16 = 0x11;
+        const MP3: u16 = 0x55;
+        Ok(match (tag, bits) {
+            (PCM, 1..=8) => Self::Unsigned8,
+            // Samples of other sizes fill their bytes from the most significant end.
+            (PCM, 9..=32) => Self::Signed(usize::from(bits.div_ceil(8))),
+            (FLOAT, 32) => Self::Float32,
+            (FLOAT, 64) => Self::Float64,
+            (A_LAW, 8) => Self::ALaw,
+            (MU_LAW, 8) => Self::MuLaw,
+            (MS_ADPCM | IMA_ADPCM, _) => Self::Compressed(Compression::Adpcm),
+            (MP3, _) => Self::Compressed(Compression::Mp3),
+            _ => {
+                return Err(MediaError::Unsupported {
+                    format: format!("WAV with {bits}-bit samples of format {tag}"),
+                    advice: "convert it, for example with ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav"
+                        .to_owned(),
+                });
+            }
+        })
+    }
+
     /// Bytes.
     fn len(self) -> usize {
         match self {
-            Self::Unsigned8 => 1,
+            Self::Unsigned8 | Self::ALaw | Self::MuLaw | Self::Compressed(_) => 1,
             Self::Signed(bytes) => bytes,
             Self::Float32 => 4,
             Self::Float64 => 8,
@@ -129,6 +206,8 @@ impl Sample {
     fn value(self, bytes: &[u8]) -> f32 {
         match (self, bytes) {
             (Self::Unsigned8, &[b]) => (f32::from(b) - 128.0) / 128.0,
+            (Self::ALaw, &[b]) => a_law(b),
+            (Self::MuLaw, &[b]) => mu_law(b),
             (Self::Signed(_), bytes) => {
                 // The bytes fill an integer from its most significant end.
                 let mut word = [0; 4];
@@ -142,4 +221,25 @@ impl Sample {
             _ => 0.0,
         }
     }
+}
+
+/// A-law (ITU-T G.711): sign, exponent and mantissa of a 13-bit sample, every other bit inverted.
+fn a_law(code: u8) -> f32 {
+    let code = code ^ 0x55;
+    let (exponent, mantissa) = (code >> 4 & 7, i16::from(code & 15));
+    let magnitude = match exponent {
+        0 => mantissa << 4 | 8,
+        _ => (mantissa << 4 | 0x108) << (exponent - 1),
+    };
+    let sign = if code & 0x80 == 0 { -1.0 } else { 1.0 };
+    sign * f32::from(magnitude) / 32_768.0
+}
+
+/// Mu-law (ITU-T G.711): sign, exponent and mantissa of a 14-bit sample, all bits inverted.
+fn mu_law(code: u8) -> f32 {
+    const BIAS: i16 = 0x84;
+    let code = !code;
+    let magnitude = ((i16::from(code & 15) << 3 | BIAS) << (code >> 4 & 7)) - BIAS;
+    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
+    sign * f32::from(magnitude) / 32_768.0
 }

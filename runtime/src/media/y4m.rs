@@ -9,6 +9,7 @@ use std::io::{BufRead, Read};
 
 use edge_lmm_models::preprocess::RgbImage;
 
+use super::budget;
 use super::error::MediaError;
 use super::video::{FrameSelection, Picker, Video};
 
@@ -40,7 +41,8 @@ pub(super) fn load(
     let header = Header::read(&mut reader)?;
     let start = reader.stream_position().map_err(MediaError::Io)?;
     let mut total = 0;
-    while next_frame(&mut reader)? && header.skip(&mut reader)? {
+    while next_frame(&mut reader)? {
+        header.skip(&mut reader)?;
         total += 1;
     }
     reader
@@ -48,6 +50,7 @@ pub(super) fn load(
         .map_err(MediaError::Io)?;
     let mut picker = Picker::new(selection, total);
     picker.check_room(header.width, header.height)?;
+    budget::check(header.frame_len() as u64)?;
     let mut planes = Vec::new();
     while !picker.is_done() && next_frame(&mut reader)? {
         if picker.wants() {
@@ -55,7 +58,7 @@ pub(super) fn load(
         } else {
             header.skip(&mut reader)?;
         }
-        picker.offer(|| header.picture(&planes))?;
+        picker.offer(|| header.image(&planes))?;
     }
     picker.finish("Y4M", header.frames_per_second)
 }
@@ -70,6 +73,9 @@ fn line(reader: &mut impl BufRead) -> Result<Option<String>, MediaError> {
     match line.pop() {
         None => Ok(None),
         Some(b'\n') => Ok(Some(String::from_utf8_lossy(&line).into_owned())),
+        Some(_) if (line.len() as u64) < MAX_LINE - 1 => {
+            Err(MediaError::truncated("Y4M", "it ends within a header line"))
+        }
         Some(_) => Err(damaged("a header line does not end")),
     }
 }
@@ -131,12 +137,22 @@ impl Header {
         self.width * self.height + chroma
     }
 
-    /// Passes over the planes of a frame; false if the file ends within them.
-    fn skip(&self, reader: &mut impl BufRead) -> Result<bool, MediaError> {
+    /// Skips the planes of a frame.
+    fn skip(&self, reader: &mut impl BufRead) -> Result<(), MediaError> {
         let len = self.frame_len() as u64;
         let mut rest = reader.take(len);
         let skipped = std::io::copy(&mut rest, &mut std::io::sink()).map_err(MediaError::Io)?;
-        Ok(skipped == len)
+        self.check_read(skipped)
+    }
+
+    /// Checks that so many bytes of a frame are all of it.
+    fn check_read(&self, read: u64) -> Result<(), MediaError> {
+        let len = self.frame_len() as u64;
+        if read < len {
+            let message = format!("its last frame has {read} of {len} bytes");
+            return Err(MediaError::truncated("Y4M", message));
+        }
+        Ok(())
     }
 
     fn read_planes(
@@ -150,13 +166,10 @@ impl Header {
             .take(len as u64)
             .read_to_end(planes)
             .map_err(MediaError::Io)?;
-        if planes.len() < len {
-            return Err(damaged("it ends within a frame"));
-        }
-        Ok(())
+        self.check_read(planes.len() as u64)
     }
 
-    fn picture(&self, planes: &[u8]) -> Result<RgbImage, MediaError> {
+    fn image(&self, planes: &[u8]) -> Result<RgbImage, MediaError> {
         let (luma, chroma) = planes.split_at(self.width * self.height);
         let convert = Conversion::new(self.full_range);
         let mut pixels = Vec::with_capacity(luma.len() * 3);

@@ -76,7 +76,7 @@ fn text_is_told_from_pictures() {
     let (_folder, file) = temporary("cat.png", b"Hello, I am not a cat.\n");
     let message = load_image(&file).unwrap_err().to_string();
     for part in [
-        "cat.png: not a picture",
+        "cat.png: not an image",
         "text that begins with \"Hello",
         "expected PNG, JPEG",
     ] {
@@ -90,10 +90,10 @@ fn other_content_is_named() {
         (&b""[..], "an empty file"),
         (b"\x00\x01\x02\x03\xff", "00 01 02 03 ff"),
         (b"fLaC\0\0\0\x22", "a FLAC file"),
-        (b"II*\0\x08\0\0\0", "TIFF is not supported; convert"),
+        (b"II*\0\x08\0\0\0", "unsupported file format: TIFF; convert"),
         (
             b"\0\0\0\x20ftypavif\0\0\0\0",
-            "AVIF is not supported; convert",
+            "unsupported file format: AVIF; convert",
         ),
         ("ein Bär".as_bytes(), "text that begins with \"ein Bär\""),
     ] {
@@ -139,7 +139,7 @@ fn bombs_are_refused_by_their_size() {
         let error = decode_image(&promise(width, height)).unwrap_err();
         let refused = matches!(
             error,
-            MediaError::Picture(PreprocessError::TooLarge { .. }) | MediaError::Damaged { .. }
+            MediaError::Image(PreprocessError::TooLarge { .. }) | MediaError::Damaged { .. }
         );
         assert!(refused, "{error}");
     }

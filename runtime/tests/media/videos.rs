@@ -22,13 +22,12 @@ fn cut(strip: &RgbImage, count: usize) -> Vec<RgbImage> {
     (0..count).map(frame).collect()
 }
 
-/// WebP frames are blended onto each other, which rounds.
 #[test]
 fn animations_equal_pillow() {
     for (file, tolerance) in [
         ("gif_moving.gif", 0),
         ("png_moving.png", 0),
-        ("webp_moving.webp", 1),
+        ("webp_moving.webp", 0),
     ] {
         let video = load(&path(&format!("pictures/{file}")));
         let expected = cut(&expected_picture(file.split('.').next().expect("stem")), 4);
@@ -136,8 +135,7 @@ fn y4m_planes_are_found_for_all_samplings() {
 #[test]
 fn y4m_frames_are_selected_and_counted() {
     let (dark, light) = ([16u8; 4], [235u8; 4]);
-    let mut content = y4m("W2 H2 F10:1 Cmono", [&dark, &light]);
-    content.extend(b"FRAME Ip\n\xeb\xeb"); // A third one, cut off.
+    let content = y4m("W2 H2 F10:1 Cmono", [&dark, &light]);
     let (_folder, file) = temporary("v.y4m", &content);
     let video = load(&file);
     assert_eq!(video.frames, [plain(2, 2, [0; 3]), plain(2, 2, [255; 3])]);
@@ -154,8 +152,11 @@ fn y4m_errors_say_what_is_wrong() {
         (b"YUV4MPEG2 Wx H2\nFRAME\n", "no size"),
         (b"YUV4MPEG2 W2 H2 Fx\n", "no frame rate"),
         (b"YUV4MPEG2 W2 H2 Cmono\nFRAM\n", "expected a frame"),
-        (b"YUV4MPEG2 W2 H2 Cmono\nFRAME\n123", "no complete frame"),
-        (b"YUV4MPEG2 W2 H2", "does not end"),
+        (
+            b"YUV4MPEG2 W2 H2 Cmono\nFRAME\n123",
+            "its last frame has 3 of 4 bytes",
+        ),
+        (b"YUV4MPEG2 W2 H2", "ends within a header line"),
     ] {
         let (_folder, file) = temporary("v.y4m", content);
         let message = load_video(&file, FrameSelection::All)
@@ -193,7 +194,7 @@ fn folders_without_pictures_are_refused() {
     let message = load_video(folder.path(), FrameSelection::All)
         .unwrap_err()
         .to_string();
-    assert!(message.contains("a folder without pictures"), "{message}");
+    assert!(message.contains("a folder without images"), "{message}");
 }
 
 #[test]
