@@ -15,6 +15,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::EngineError;
+use crate::generation::{GenerationConfig, Run};
 use crate::record::Record;
 use crate::sampler::{Sampler, Sampling};
 
@@ -89,6 +90,7 @@ pub struct Engine<B: KernelBackend> {
     model: Box<dyn BuiltModel<B>>,
     text: TextProcessor,
     end_tokens: Vec<u32>,
+    generation: GenerationConfig,
     device: B::Device,
     past: Option<Past<B>>,
     features: HashMap<u128, Rc<Tensor<B, 2>>>,
@@ -135,7 +137,12 @@ impl<B: KernelBackend> Engine<B> {
         })?;
         let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?
             .with_config(&info.files.config);
+        let generation = GenerationConfig::new(&info.files);
+        for key in generation.unsupported() {
+            log::warn!("generation_config.json: {key} is not supported and has no effect");
+        }
         Ok(Self {
+            generation,
             end_tokens: end_tokens(&info.files.generation, &info.files.config),
             model,
             text,
@@ -160,6 +167,12 @@ impl<B: KernelBackend> Engine<B> {
         self.past.as_ref().map_or(0, |past| past.state.bytes())
     }
 
+    /// Whether control tokens that a message writes, such as `<|im_end|>`, have their effect;
+    /// without this they are text.
+    pub fn set_parse_special(&mut self, parse: bool) {
+        self.text.set_parse_special(parse);
+    }
+
     /// Forgets the turns before.
     pub fn forget(&mut self) {
         self.past = None;
@@ -176,14 +189,15 @@ impl<B: KernelBackend> Engine<B> {
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, EngineError> {
         let (media, prompt) = self.prepare(request)?;
+        let mut tokens = self.model.language().decoder_tokens(&prompt.ids);
+        let mut sampler = self.sampler(request, tokens.len())?;
         let language = self.model.language();
         let capacity = language.positions(prompt.ids.len(), request.max_tokens);
         let hashes: Vec<u128> = media.iter().map(hash).collect();
         let keys = token_keys(&prompt, &hashes);
         let reused = self.reuse(&keys, capacity)?;
         let embeddings = self.embed(&prompt, &media, &hashes, reused);
-        let mut sampler = Sampler::new(request.sampling.clone());
-        let mut next = self.prefill(embeddings, &prompt, reused, &mut sampler)?;
+        let mut next = self.prefill(embeddings, &prompt, reused, &tokens, &mut sampler)?;
         self.keep_features(&hashes);
 
         let mut stream = TextStream::default();
@@ -207,6 +221,7 @@ impl<B: KernelBackend> Engine<B> {
             let count = answer.tokens.len();
             let id = next.ok_or(EngineError::NotANumber(prompt.ids.len() + count))?;
             answer.tokens.push(id);
+            tokens.push(id);
             let ended = self.end_tokens.contains(&id);
             if ended && !request.ignore_eos {
                 answer.finished = true;
@@ -225,7 +240,8 @@ impl<B: KernelBackend> Engine<B> {
             } else {
                 self.start_again(&prompt, &media, &hashes, &answer.tokens)
             };
-            next = self.pick(self.model.language().logits(hidden), &mut sampler)?;
+            let logits = self.model.language().logits(hidden);
+            next = self.pick(logits, &tokens, &mut sampler)?;
             let past = self.past.as_mut().expect("a step leaves the state there");
             past.keys.push(TokenKey { id, medium: None });
             position += 1;
@@ -382,6 +398,7 @@ impl<B: KernelBackend> Engine<B> {
         embeddings: Tensor<B, 2>,
         prompt: &Prompt,
         from: usize,
+        tokens: &[u32],
         sampler: &mut Sampler,
     ) -> Result<Option<u32>, EngineError> {
         let _stage = stage::top("prefill");
@@ -394,21 +411,33 @@ impl<B: KernelBackend> Engine<B> {
             let shown = logits.clone().flatten::<1>(0, 1);
             probe::capture("logits_first", &shown);
         }
-        self.pick(logits, sampler)
+        self.pick(logits, tokens, sampler)
     }
 
-    /// The next token by its scores; `None` if one is not a number. Reading is where a device that
+    /// Picks tokens as the request and the checkpoint say, after `prompt` tokens.
+    fn sampler(&self, request: &Request<'_>, prompt: usize) -> Result<Sampler, EngineError> {
+        let run = Run {
+            prompt,
+            max_tokens: request.max_tokens,
+            end_tokens: &self.end_tokens,
+        };
+        let processors = self.generation.processors(&request.sampling, run)?;
+        Ok(Sampler::new(request.sampling.clone(), processors))
+    }
+
+    /// The token that follows `tokens` by its scores; `None` if one is not a number. Reading is where a device that
     /// works asynchronously says what went wrong before.
     fn pick(
         &self,
         scores: Tensor<B, 2>,
+        tokens: &[u32],
         sampler: &mut Sampler,
     ) -> Result<Option<u32>, EngineError> {
-        let picked = if sampler.is_greedy() {
+        let picked = if sampler.takes_highest() {
             highest(scores)
         } else {
             let scores = scores.try_into_data();
-            scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32")))
+            scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32"), tokens))
         };
         if let Some(failure) = B::memory_failure(&self.device) {
             return Err(EngineError::Memory(failure));

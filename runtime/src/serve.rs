@@ -20,6 +20,7 @@ use edge_lmm_ops::stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::generation::is_penalty;
 use crate::media::{FrameSelection, decode_image, load_audio, load_image, load_video};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
@@ -58,6 +59,8 @@ pub struct Question {
     pub top_p: Option<f32>,
     /// Start of the random sequence.
     pub seed: u64,
+    /// Makes tokens that were there before less likely, 1 is off; the server's if not given.
+    pub repetition_penalty: Option<f32>,
     /// Send the text as it comes.
     pub stream: bool,
 }
@@ -121,6 +124,10 @@ pub struct Limits {
     pub files: bool,
     /// How media are prepared.
     pub media: MediaOptions,
+    /// Of questions that give none; the checkpoint's if `None`.
+    pub repetition_penalty: Option<f32>,
+    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    pub ignore_generation_config: bool,
 }
 
 /// Answers one line; `reply` gets the lines to send.
@@ -157,7 +164,7 @@ fn try_answer(
     limits: &Limits,
     reply: &mut impl FnMut(Reply),
 ) -> anyhow::Result<()> {
-    let sampling = sampling(&question)?;
+    let sampling = sampling(&question, limits)?;
     stage::record(engine.device().synchronize());
     let media = media(&question, limits)?;
     let messages = messages(&question, &media);
@@ -188,7 +195,7 @@ fn try_answer(
     Ok(())
 }
 
-fn sampling(question: &Question) -> anyhow::Result<Sampling> {
+fn sampling(question: &Question, limits: &Limits) -> anyhow::Result<Sampling> {
     let top_p = question.top_p.unwrap_or(1.0);
     anyhow::ensure!(
         question.temperature >= 0.0 && question.temperature.is_finite(),
@@ -199,11 +206,19 @@ fn sampling(question: &Question) -> anyhow::Result<Sampling> {
         top_p > 0.0 && top_p <= 1.0,
         "top_p is {top_p}, expected more than 0, at most 1"
     );
+    if let Some(penalty) = question.repetition_penalty {
+        anyhow::ensure!(
+            is_penalty(penalty),
+            "repetition_penalty is {penalty}, expected a number above 0"
+        );
+    }
     Ok(Sampling {
         temperature: question.temperature,
         top_k: question.top_k,
         top_p,
         seed: question.seed,
+        repetition_penalty: question.repetition_penalty.or(limits.repetition_penalty),
+        ignore_generation_config: limits.ignore_generation_config,
     })
 }
 

@@ -9,7 +9,7 @@ use edge_lmm::{Media, Request};
 use edge_lmm_models::prompt::{Message, Role};
 
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
 };
 
 /// Talks over several turns; pictures and the conversation so far are not computed again.
@@ -28,6 +28,8 @@ pub struct Cmd {
     #[command(flatten)]
     media: MediaArgs,
     #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
     device: DeviceOptions,
@@ -38,6 +40,7 @@ impl Cmd {
         let sampling = self.generation.sampling()?;
         let options = self.media.options()?;
         let mut engine = self.device.load(&self.model)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         let mut pending = self.files.open(&self.media)?;
         let mut media: Vec<Media> = Vec::new();
         let system = self.system.map(|text| Message::text(Role::System, text));

@@ -9,7 +9,7 @@ use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::{probe, stage};
 
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
 };
 
 /// Answers one question, about pictures, a video or sounds if you give some.
@@ -29,6 +29,8 @@ pub struct Cmd {
     files: MediaFiles,
     #[command(flatten)]
     media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
@@ -52,6 +54,7 @@ impl Cmd {
             self.device.record_stages()?;
         }
         let mut engine = self.device.load(&self.model)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         let media = self.files.open(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);

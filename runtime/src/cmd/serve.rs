@@ -16,7 +16,7 @@ use edge_lmm::AnyEngine;
 use edge_lmm::serve::{Limits, MAX_LINE, Reply, answer};
 use serde_json::Value;
 
-use super::options::{DeviceOptions, MediaArgs};
+use super::options::{DeviceOptions, LogitsOptions, MediaArgs, PromptOptions};
 
 /// Most clients at a time; each may have one request waiting.
 const MAX_CLIENTS: usize = 32;
@@ -46,6 +46,10 @@ pub struct Cmd {
     #[command(flatten)]
     media: MediaArgs,
     #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
+    logits: LogitsOptions,
+    #[command(flatten)]
     device: DeviceOptions,
 }
 
@@ -68,8 +72,11 @@ impl Cmd {
             max_tokens: self.max_tokens,
             files: !self.no_files,
             media: self.media.options()?,
+            repetition_penalty: self.logits.repetition_penalty,
+            ignore_generation_config: self.logits.ignore_generation_config,
         };
         let mut engine = self.device.load(&self.model)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         match &self.socket {
             None => serve_standard_input(&mut engine, &limits),
             Some(path) => {
