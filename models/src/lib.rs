@@ -6,11 +6,14 @@
 //! see [`weights`].
 
 pub mod blip2;
+mod chat_template;
 pub mod clip;
+mod control_tokens;
 pub mod decoder;
 mod error;
 pub mod eva_vit;
 pub mod family;
+mod guard;
 pub mod layers;
 pub mod llama;
 pub mod llava;
@@ -37,6 +40,7 @@ pub mod rotary;
 pub mod t5;
 pub mod text_config;
 pub mod text_model;
+mod tokenizer_limits;
 pub mod weights;
 pub mod whisper_encoder;
 

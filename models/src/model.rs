@@ -247,6 +247,12 @@ pub trait LanguageModel<B: KernelBackend> {
         false
     }
 
+    /// The tokens that the answer continues: the prompt's, or those of the decoder where an
+    /// encoder takes the prompt.
+    fn decoder_tokens(&self, prompt: &[u32]) -> Vec<u32> {
+        prompt.to_vec()
+    }
+
     /// Embeddings of tokens: `[ids.len(), hidden_size]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2>;
 

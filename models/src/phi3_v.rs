@@ -265,11 +265,11 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         // Numbers have to rise from picture to picture, so the order alone says which is which.
         let placeholder = |_| format!("{}1{}\n", TAG.0, TAG.1);
         let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
-        let chunks = split_at_tags(&rendered);
+        let chunks = rendered.split(split_at_tags);
         if chunks.len() != media.len() + 1 {
             return Err(ModelError::Prompt(format!(
                 "found {} places for pictures, expected {}; \
-                 does the question itself contain {}1{}?",
+                 with --parse-special, the question must not contain {}1{}",
                 chunks.len() - 1,
                 media.len(),
                 TAG.0,
@@ -279,7 +279,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         let (mut ids, mut spans) = (Vec::new(), Vec::new());
         for (medium, chunk) in chunks.into_iter().enumerate() {
             // Every piece of text is encoded by itself and begins with the token for it.
-            ids.extend(text.encode_whole(chunk)?);
+            ids.extend(text.encode_whole(&chunk)?);
             if let Some(input) = media.get(medium) {
                 spans.push(Span {
                     start: ids.len(),

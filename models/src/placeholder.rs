@@ -16,7 +16,7 @@ pub(crate) fn expand_placeholders(
     if found != media.len() {
         return Err(ModelError::Prompt(format!(
             "found {found} places for pictures, videos and sounds, expected {}; \
-             does the question itself contain placeholder tokens?",
+             with --parse-special, the question must not contain placeholder tokens",
             media.len()
         )));
     }

@@ -1,13 +1,16 @@
 //! From a conversation to tokens and from tokens to text: chat template and tokenizer.
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind, context};
-use serde_json::{Value, json};
+use std::sync::OnceLock;
+
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::chat_template::{ChatTemplate, EdgeTokens, Forms};
+use crate::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode};
 use crate::error::ModelError;
+use crate::guard;
 use crate::model::MediaKind;
+use crate::tokenizer_limits;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,61 +61,80 @@ impl Message {
         }
     }
 
-    fn to_value(&self) -> Value {
-        let content: Vec<Value> = self
-            .content
-            .iter()
-            .map(|content| match content {
-                Content::Media(kind) => json!({ "type": kind.as_str() }),
-                Content::Text(text) => json!({ "type": "text", "text": text }),
-            })
-            .collect();
-        json!({ "role": self.role.as_str(), "content": content })
+    /// The message with each text replaced.
+    fn with_texts(&self, replace: impl Fn(&str) -> String) -> Self {
+        let content = self.content.iter().map(|content| match content {
+            Content::Media(kind) => Content::Media(*kind),
+            Content::Text(text) => Content::Text(replace(text)),
+        });
+        Self {
+            role: self.role,
+            content: content.collect(),
+        }
     }
+}
 
-    /// The message with its media written out as `placeholder` says, for templates that know
-    /// only text.
-    fn to_flat_value(&self, placeholder: impl Fn(MediaKind) -> String) -> Value {
-        let content: String = self
-            .content
-            .iter()
-            .map(|content| match content {
-                Content::Media(kind) => placeholder(*kind),
-                Content::Text(text) => text.clone(),
-            })
-            .collect();
-        json!({ "role": self.role.as_str(), "content": content })
+/// A rendered conversation, which remembers what is the template's and what the messages'.
+#[derive(Debug, Clone)]
+pub struct Rendered {
+    /// The text; characters of messages that could be part of a control token are disguised.
+    text: String,
+    disguise: Disguise,
+}
+
+impl Rendered {
+    /// The parts of the text that `split` gives. It sees no mark of the template's in a message.
+    pub(crate) fn split(&self, split: impl Fn(&str) -> Vec<&str>) -> Vec<Self> {
+        let part = |text: &str| Self {
+            text: text.to_owned(),
+            disguise: self.disguise.clone(),
+        };
+        split(&self.text).into_iter().map(part).collect()
     }
 }
 
 /// The text side of a model.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TextProcessor {
     tokenizer: Tokenizer,
-    template: Option<String>,
+    template: Option<ChatTemplate>,
     edges: EdgeTokens,
+    parse_special: bool,
+    prepared: OnceLock<Prepared>,
+    literal: OnceLock<LiteralTokenizer>,
 }
 
-/// Texts of the tokens that begin and end a sequence, which templates may ask for.
-#[derive(Debug, Clone, Default)]
-struct EdgeTokens {
-    begin: Option<String>,
-    end: Option<String>,
+/// What the first prompt finds out about the template.
+#[derive(Debug)]
+struct Prepared {
+    template: ChatTemplate,
+    forms: Forms,
+    control: ControlTokens,
 }
 
 impl TextProcessor {
-    /// From the text of `tokenizer.json` and a chat template in Jinja.
+    /// From the text of `tokenizer.json` and a chat template in Jinja. Truncation and padding
+    /// that the tokenizer was saved with are ignored.
     ///
     /// # Errors
-    /// If the tokenizer cannot be read.
+    /// If the tokenizer or the template cannot be read, or is too large to be used safely.
     pub fn new(tokenizer: &str, template: Option<String>) -> Result<Self, ModelError> {
-        let tokenizer = tokenizer
-            .parse::<Tokenizer>()
+        let mut tokenizer = guard::on_large_stack(|| tokenizer.parse::<Tokenizer>())
+            .and_then(|parsed| parsed.map_err(|error| error.to_string()))
+            .map_err(ModelError::Tokenizer)?;
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
             .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        tokenizer_limits::check(&tokenizer).map_err(ModelError::Tokenizer)?;
+        let template = template.map(|template| ChatTemplate::new(&template));
         Ok(Self {
             tokenizer,
-            template: template.map(|template| without_training_marks(&template)),
+            template: template.transpose()?,
             edges: EdgeTokens::default(),
+            parse_special: false,
+            prepared: OnceLock::new(),
+            literal: OnceLock::new(),
         })
     }
 
@@ -136,6 +158,12 @@ impl TextProcessor {
         self
     }
 
+    /// Whether control tokens that a message writes, such as `<|im_end|>`, have their effect.
+    /// Without this they are text.
+    pub fn set_parse_special(&mut self, parse: bool) {
+        self.parse_special = parse;
+    }
+
     /// Whether the checkpoint has a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
@@ -156,34 +184,62 @@ impl TextProcessor {
         self.tokenizer.get_vocab(true).into_values().max()
     }
 
-    /// Token ids of `text`; special tokens in it are recognised, none are added.
+    /// Token ids of a prompt. Control tokens are recognised where the template wrote them.
     ///
     /// # Errors
     /// If the tokenizer fails.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        self.tokenizer
-            .encode(text, false)
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| ModelError::Tokenizer(error.to_string()))
+    pub fn encode(&self, prompt: &Rendered) -> Result<Vec<u32>, ModelError> {
+        self.encode_as(prompt, |encode| encode(false))
     }
 
     /// As [`Self::encode`], but with the tokens that the tokenizer puts around a text (usually one
-    /// that begins it), unless the text brings them itself.
+    /// that begins it), unless the template writes them itself.
     ///
     /// # Errors
     /// If the tokenizer fails.
-    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encode = |text: &str, whole: bool| {
-            self.tokenizer
-                .encode(text, whole)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| ModelError::Tokenizer(error.to_string()))
+    pub fn encode_whole(&self, prompt: &Rendered) -> Result<Vec<u32>, ModelError> {
+        let edges = encode(&self.tokenizer, "", true)?;
+        self.encode_as(prompt, |encode| {
+            let bare = encode(false)?;
+            match edges.first() {
+                Some(first) if bare.first() != Some(first) => encode(true),
+                _ => Ok(bare),
+            }
+        })
+    }
+
+    /// Encodes a prompt with the tokenizer that it needs; `with` gets that tokenizer, and says
+    /// whether to add the tokens around a text.
+    fn encode_as(
+        &self,
+        prompt: &Rendered,
+        with: impl Fn(&dyn Fn(bool) -> Result<Vec<u32>, ModelError>) -> Result<Vec<u32>, ModelError>,
+    ) -> Result<Vec<u32>, ModelError> {
+        let (text, places) = prompt.disguise.take_off(&prompt.text);
+        let plain = |whole| encode(&self.tokenizer, &text, whole);
+        let Some(prepared) = self.prepared.get().filter(|_| !self.parse_special) else {
+            return with(&plain);
         };
-        let edges = encode("", true)?;
-        let bare = encode(text, false)?;
-        match edges.first() {
-            Some(first) if bare.first() != Some(first) => encode(text, true),
-            _ => Ok(bare),
+        let control = &prepared.control;
+        let found = control.find(&text);
+        if !found.iter().any(|found| found.holds_any(&places))
+            && control.none_beyond(&plain(false)?, &found)
+        {
+            return with(&plain);
+        }
+        let written = control.find(&prompt.text);
+        let literal = |tokenizer: &LiteralTokenizer| {
+            with(&|whole| tokenizer.encode(&prompt.text, &prompt.disguise, &written, whole))
+        };
+        match self.literal.get() {
+            Some(tokenizer) if tokenizer.takes(&text) => literal(tokenizer),
+            _ => {
+                let tokenizer = LiteralTokenizer::new(&self.tokenizer, control, &text)?;
+                let ids = literal(&tokenizer);
+                // The first one is kept. It is rare that a text contains its sentinel.
+                let _ = self.literal.set(tokenizer);
+                ids
+            }
         }
     }
 
@@ -192,15 +248,16 @@ impl TextProcessor {
     /// # Errors
     /// If the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
-        self.tokenizer
-            .decode(ids, true)
-            .map_err(|error| ModelError::Tokenizer(error.to_string()))
+        guard::catch(|| self.tokenizer.decode(ids, true))
+            .and_then(|text| text.map_err(|error| error.to_string()))
+            .map_err(ModelError::Tokenizer)
     }
 
     /// Renders the conversation, ending where the assistant is to speak.
     ///
     /// `fallback` is used where the checkpoint has no template; `placeholder` is the text of a
-    /// medium. A template that knows no media (often so in GGUF files) gets them as text.
+    /// medium. A template that knows no media (often so in GGUF files) gets them as text. The
+    /// words of the messages have no influence on that.
     ///
     /// # Errors
     /// If the template cannot be rendered.
@@ -209,118 +266,78 @@ impl TextProcessor {
         messages: &[Message],
         fallback: &str,
         placeholder: impl Fn(MediaKind) -> String + Copy,
-    ) -> Result<String, ModelError> {
-        let template = self.template.as_deref().unwrap_or(fallback);
-        let wanted: Vec<String> = messages
-            .iter()
-            .flat_map(|message| &message.content)
-            .filter_map(|content| match content {
-                Content::Media(kind) => Some(placeholder(*kind)),
-                Content::Text(_) => None,
-            })
-            .collect();
-        let structured = self.fill(template, messages.iter().map(Message::to_value).collect());
-        match structured {
-            Ok(text) if holds_all(&text, &wanted) && holds_text(&text, messages) => Ok(text),
-            first => {
-                let flat = messages
-                    .iter()
-                    .map(|m| m.to_flat_value(placeholder))
-                    .collect();
-                let second = self.fill(template, flat);
-                // The first error says more about a template that fails both ways.
-                second
-                    .map_err(|error| ModelError::Template(first.err().unwrap_or(error).to_string()))
-            }
-        }
-    }
-
-    fn fill(&self, template: &str, messages: Vec<Value>) -> Result<String, Error> {
-        let mut environment = Environment::new();
-        // As transformers sets Jinja up.
-        let mut syntax = SyntaxConfig::builder();
-        syntax.trim_blocks(true).lstrip_blocks(true);
-        environment.set_syntax(syntax.build()?);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<String, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-        // A hostile template must not run forever.
-        environment.set_fuel(Some(10_000_000));
-        environment.render_str(
-            template,
-            context! {
-                messages => minijinja::Value::from(Serde(&messages)),
-                add_generation_prompt => true,
-                bos_token => self.edges.begin.as_deref().unwrap_or_default(),
-                eos_token => self.edges.end.as_deref().unwrap_or_default(),
-            },
-        )
-    }
-}
-
-fn holds_all(text: &str, wanted: &[String]) -> bool {
-    let mut rest = text;
-    wanted.iter().all(|part| match rest.find(part.as_str()) {
-        Some(at) => {
-            rest = &rest[at + part.len()..];
-            true
-        }
-        None => false,
-    })
-}
-
-/// A template that prints the content list as a whole escapes or quotes its text.
-fn holds_text(text: &str, messages: &[Message]) -> bool {
-    !text.contains("\"type\"")
-        && !text.contains("'type'")
-        && messages
-            .iter()
-            .flat_map(|m| &m.content)
-            .all(|content| match content {
-                Content::Text(part) => text.contains(part.trim()),
-                Content::Media(_) => true,
-            })
-}
-
-/// Leaves out `{% generation %}` and `{% endgeneration %}`, with which transformers marks what a
-/// model is trained to say; they print nothing. Where such a tag trims blanks around it, or ends
-/// its line, which Jinja then leaves out, a comment that does the same takes its place.
-fn without_training_marks(template: &str) -> String {
-    let mut cleaned = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else {
-            break;
+    ) -> Result<Rendered, ModelError> {
+        let prepared = self.prepare(fallback, placeholder)?;
+        let fill = |messages: &[Message]| {
+            let values = prepared.forms.values(messages, placeholder);
+            prepared.template.fill(&values, &self.edges)
         };
-        let end = start + len + 2;
-        let inner = &rest[start + 2..end - 2];
-        let word = inner.trim_matches(['-', '+']).trim();
-        if matches!(word, "generation" | "endgeneration") {
-            cleaned.push_str(&rest[..start]);
-            cleaned.push_str(&format!(
-                "{{#{}{}#}}",
-                trim_mark(inner.chars().next()),
-                trim_mark(inner.chars().last())
-            ));
-        } else {
-            cleaned.push_str(&rest[..end]);
+        let text = fill(messages)?;
+        let plain = |text| Rendered {
+            text,
+            disguise: Disguise::default(),
+        };
+        if self.parse_special {
+            return Ok(plain(text));
         }
-        rest = &rest[end..];
+        let control = &prepared.control;
+        let kinds = [MediaKind::Image, MediaKind::Video, MediaKind::Audio];
+        let marks = kinds.map(placeholder);
+        let disguise = Disguise::new(control, marks.iter().map(String::as_str), &texts(messages))?;
+        if disguise.is_empty() {
+            return Ok(plain(text));
+        }
+        let disguised: Vec<Message> = messages
+            .iter()
+            .map(|message| message.with_texts(|text| disguise.put_on(text)))
+            .collect();
+        let marked = fill(&disguised)?;
+        let ids =
+            |text: &str| -> Vec<u32> { control.find(text).iter().map(|found| found.id).collect() };
+        // A template may look into messages, for example to leave out an earlier answer's
+        // thoughts. The disguise must not change that, unless a control token would slip through.
+        if disguise.take_off(&marked).0 != text && ids(&text) == ids(&marked) {
+            return Ok(plain(text));
+        }
+        Ok(Rendered {
+            text: marked,
+            disguise,
+        })
     }
-    cleaned + rest
+
+    /// Asks the template, once.
+    fn prepare(
+        &self,
+        fallback: &str,
+        placeholder: impl Fn(MediaKind) -> String + Copy,
+    ) -> Result<&Prepared, ModelError> {
+        if let Some(prepared) = self.prepared.get() {
+            return Ok(prepared);
+        }
+        let template = match &self.template {
+            Some(template) => template.clone(),
+            None => ChatTemplate::new(fallback)?,
+        };
+        let forms = Forms::probe(|values| template.fill(values, &self.edges), placeholder);
+        let control = ControlTokens::new(&self.tokenizer, &forms.skeleton)?;
+        Ok(self.prepared.get_or_init(|| Prepared {
+            template,
+            forms,
+            control,
+        }))
+    }
 }
 
-fn trim_mark(edge: Option<char>) -> &'static str {
-    match edge {
-        Some('-') => "-",
-        Some('+') => "+",
-        _ => " ",
-    }
+/// All texts of the messages.
+fn texts(messages: &[Message]) -> Vec<&str> {
+    messages
+        .iter()
+        .flat_map(|message| &message.content)
+        .filter_map(|content| match content {
+            Content::Text(text) => Some(text.as_str()),
+            Content::Media(_) => None,
+        })
+        .collect()
 }
 
 /// Turns a growing run of tokens into text, never splitting a character.
@@ -361,20 +378,5 @@ impl TextStream {
         let decoded = text.decode(&self.ids[self.window..])?;
         let before = text.decode(&self.ids[self.window..self.given])?;
         Ok(decoded.get(before.len()..).unwrap_or_default().to_owned())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn marks_for_training_print_nothing() {
-        let template = "a {% generation %}b{% if x %}c{% endif %} {%- endgeneration -%} d";
-        assert_eq!(
-            without_training_marks(template),
-            "a {#  #}b{% if x %}c{% endif %} {#--#} d"
-        );
-        assert_eq!(without_training_marks("{% generation"), "{% generation");
     }
 }

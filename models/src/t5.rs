@@ -250,6 +250,10 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         0
     }
 
+    fn decoder_tokens(&self, _prompt: &[u32]) -> Vec<u32> {
+        vec![self.config.start_token()]
+    }
+
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
     }

@@ -279,6 +279,11 @@ impl AnyEngine {
         each!(self, engine => engine.forget());
     }
 
+    /// See [`Engine::set_parse_special`].
+    pub fn set_parse_special(&mut self, parse: bool) {
+        each!(self, engine => engine.set_parse_special(parse));
+    }
+
     /// See [`Engine::device`].
     pub fn device(&self) -> Device {
         match self {

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use self::features::{FEATURE_CACHE_BYTES, FeatureCache, MediumKey, medium_key};
 use crate::error::EngineError;
+use crate::generation::{GenerationConfig, Run};
 use crate::media::Media;
 use crate::record::Record;
 use crate::sampler::{Sampler, Sampling};
@@ -102,6 +103,7 @@ pub struct Engine<B: KernelBackend> {
     model: Box<dyn BuiltModel<B>>,
     text: TextProcessor,
     end_tokens: Vec<u32>,
+    generation: GenerationConfig,
     device: B::Device,
     past: Option<Past<B>>,
     features: FeatureCache<B>,
@@ -182,7 +184,12 @@ impl<B: KernelBackend> Engine<B> {
         })?;
         let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?
             .with_config(&info.files.config);
+        let generation = GenerationConfig::new(&info.files);
+        for key in generation.unsupported() {
+            log::warn!("generation_config.json: {key} is not supported and has no effect");
+        }
         Ok(Self {
+            generation,
             end_tokens: end_tokens(&info.files.generation, &info.files.config),
             model,
             text,
@@ -205,6 +212,12 @@ impl<B: KernelBackend> Engine<B> {
     /// Bytes of the language model's state at the moment.
     pub fn cache_bytes(&self) -> usize {
         self.past.as_ref().map_or(0, |past| past.state.bytes())
+    }
+
+    /// Sets whether control tokens in messages, such as `<|im_end|>`, take effect; without this
+    /// they are text.
+    pub fn set_parse_special(&mut self, parse: bool) {
+        self.text.set_parse_special(parse);
     }
 
     /// Forgets earlier turns and the features of their media.
@@ -256,9 +269,17 @@ impl<B: KernelBackend> Engine<B> {
     ) -> Result<Answer, EngineError> {
         let prompt = &prepared.prompt;
         let reused = self.reuse(prepared, request.max_tokens)?;
-        let mut sampler = Sampler::new(request.sampling.clone());
+        let mut tokens = self.model.language().decoder_tokens(&prompt.ids);
+        let mut sampler = self.sampler(request, tokens.len())?;
         let embeddings = self.embed(prepared, reused, on_event)?;
-        let mut next = self.prefill(embeddings, prepared, reused, &mut sampler, on_event)?;
+        let mut next = self.prefill(
+            embeddings,
+            prepared,
+            reused,
+            &tokens,
+            &mut sampler,
+            on_event,
+        )?;
 
         let mut stream = TextStream::default();
         let mut answer = Answer {
@@ -276,6 +297,7 @@ impl<B: KernelBackend> Engine<B> {
             let count = answer.tokens.len();
             let id = next.ok_or(EngineError::NotANumber(prompt.ids.len() + count))?;
             answer.tokens.push(id);
+            tokens.push(id);
             if self.end_tokens.contains(&id) && !request.ignore_eos {
                 answer.finish_reason = FinishReason::Stop;
                 break;
@@ -305,7 +327,8 @@ impl<B: KernelBackend> Engine<B> {
                 }
                 step => step?,
             };
-            next = self.pick(self.model.language().logits(hidden), &mut sampler)?;
+            let logits = self.model.language().logits(hidden);
+            next = self.pick(logits, &tokens, &mut sampler)?;
             position += 1;
         }
         // Nothing more can be cancelled.
@@ -543,6 +566,7 @@ impl<B: KernelBackend> Engine<B> {
         embeddings: Tensor<B, 2>,
         prepared: &Prepared,
         from: usize,
+        tokens: &[u32],
         sampler: &mut Sampler,
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Option<u32>, EngineError> {
@@ -563,21 +587,33 @@ impl<B: KernelBackend> Engine<B> {
             let shown = logits.clone().flatten::<1>(0, 1);
             probe::capture("logits_first", &shown);
         }
-        self.pick(logits, sampler)
+        self.pick(logits, tokens, sampler)
     }
 
-    /// The next token by its scores; `None` if one is not a number. Reading is where a device that
+    /// Picks tokens as the request and the checkpoint say, after `prompt` tokens.
+    fn sampler(&self, request: &Request<'_>, prompt: usize) -> Result<Sampler, EngineError> {
+        let run = Run {
+            prompt,
+            max_tokens: request.max_tokens,
+            end_tokens: &self.end_tokens,
+        };
+        let processors = self.generation.processors(&request.sampling, run)?;
+        Ok(Sampler::new(request.sampling.clone(), processors))
+    }
+
+    /// The token that follows `tokens` by its scores; `None` if one is not a number. Reading is where a device that
     /// works asynchronously says what went wrong before.
     fn pick(
         &self,
         scores: Tensor<B, 2>,
+        tokens: &[u32],
         sampler: &mut Sampler,
     ) -> Result<Option<u32>, EngineError> {
-        let picked = if sampler.is_greedy() {
+        let picked = if sampler.takes_highest() {
             highest(scores)
         } else {
             let scores = scores.try_into_data();
-            scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32")))
+            scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32"), tokens))
         };
         if let Some(failure) = B::memory_failure(&self.device) {
             return Err(EngineError::Memory(failure));

@@ -8,6 +8,7 @@ pub mod dump;
 pub mod engine;
 mod error;
 pub mod experiment;
+pub mod generation;
 pub mod health;
 pub mod manifest;
 #[allow(unsafe_code)]

@@ -4,6 +4,8 @@ use edge_lmm_ops::highest_score;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::generation::LogitsProcessor;
+
 /// How the next token is picked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
@@ -15,6 +17,10 @@ pub struct Sampling {
     pub top_p: f32,
     /// Start of the random sequence; the same seed gives the same answer.
     pub seed: u64,
+    /// Makes tokens that were there before less likely; 1 is off. The checkpoint's if `None`.
+    pub repetition_penalty: Option<f32>,
+    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    pub ignore_generation_config: bool,
 }
 
 impl Default for Sampling {
@@ -25,6 +31,8 @@ impl Default for Sampling {
             top_k: 0,
             top_p: 1.0,
             seed: 0,
+            repetition_penalty: None,
+            ignore_generation_config: false,
         }
     }
 }
@@ -37,31 +45,43 @@ impl Sampling {
 }
 
 /// A running choice of tokens.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
+    processors: Vec<Box<dyn LogitsProcessor>>,
     random: ChaCha8Rng,
 }
 
 impl Sampler {
-    /// Starts at the seed.
-    pub fn new(sampling: Sampling) -> Self {
+    /// Starts at the seed; `processors` change the scores in their order.
+    pub fn new(sampling: Sampling, processors: Vec<Box<dyn LogitsProcessor>>) -> Self {
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Self { sampling, random }
+        Self {
+            sampling,
+            processors,
+            random,
+        }
     }
 
-    /// Whether the best token is always picked.
-    pub fn is_greedy(&self) -> bool {
-        self.sampling.is_greedy()
+    /// Whether the token with the highest score, as the model gives it, is always picked.
+    pub fn takes_highest(&self) -> bool {
+        self.sampling.is_greedy() && self.processors.is_empty()
     }
 
-    /// The next token; `None` if a score is not a number.
-    pub fn pick(&mut self, scores: &[f32]) -> Option<u32> {
-        if self.sampling.is_greedy() {
+    /// The token that follows `tokens`; `None` if a score is not a number.
+    pub fn pick(&mut self, scores: &[f32], tokens: &[u32]) -> Option<u32> {
+        if self.takes_highest() {
             return highest_score(scores);
         }
         if scores.iter().any(|score| score.is_nan()) {
             return None;
+        }
+        let mut scores = scores.to_vec();
+        for processor in &mut self.processors {
+            processor.process(&mut scores, tokens);
+        }
+        if self.sampling.is_greedy() {
+            return highest_score(&scores);
         }
         let mut candidates: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
         // Ties go to the lower id, so that the order is total.
@@ -79,7 +99,11 @@ impl Sampler {
     }
 
     fn draw(&mut self, candidates: &[(u32, f32)]) -> Option<u32> {
-        let (_, top) = *candidates.first()?;
+        let (best, top) = *candidates.first()?;
+        // All are excluded.
+        if top == f32::NEG_INFINITY {
+            return Some(best);
+        }
         let weights: Vec<f64> = candidates
             .iter()
             .map(|&(_, score)| f64::from((score - top) / self.sampling.temperature).exp())
@@ -111,30 +135,35 @@ mod tests {
     use super::*;
 
     fn sampler(temperature: f32, top_k: usize, top_p: f32) -> Sampler {
-        Sampler::new(Sampling {
+        let sampling = Sampling {
             temperature,
             top_k,
             top_p,
             seed: 7,
-        })
+            ..Default::default()
+        };
+        Sampler::new(sampling, Vec::new())
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_best() {
-        assert_eq!(sampler(0.0, 0, 1.0).pick(&[0.0, 3.0, 3.0, -1.0]), Some(1));
-        assert_eq!(sampler(0.0, 0, 1.0).pick(&[]), None);
-        assert_eq!(sampler(0.0, 0, 1.0).pick(&[1.0, f32::NAN]), None);
+        assert_eq!(
+            sampler(0.0, 0, 1.0).pick(&[0.0, 3.0, 3.0, -1.0], &[]),
+            Some(1)
+        );
+        assert_eq!(sampler(0.0, 0, 1.0).pick(&[], &[]), None);
+        assert_eq!(sampler(0.0, 0, 1.0).pick(&[1.0, f32::NAN], &[]), None);
     }
 
     #[test]
     fn limits_keep_the_best() {
         let scores = [1.0, 5.0, 4.9, 0.0];
         for _ in 0..50 {
-            assert_eq!(sampler(1.0, 1, 1.0).pick(&scores), Some(1));
-            assert_eq!(sampler(1.0, 0, 0.1).pick(&scores), Some(1));
+            assert_eq!(sampler(1.0, 1, 1.0).pick(&scores, &[]), Some(1));
+            assert_eq!(sampler(1.0, 0, 0.1).pick(&scores, &[]), Some(1));
         }
         let mut both = sampler(1.0, 2, 1.0);
-        let picks: Vec<_> = (0..200).map(|_| both.pick(&scores).unwrap()).collect();
+        let picks: Vec<_> = (0..200).map(|_| both.pick(&scores, &[]).unwrap()).collect();
         assert!(picks.iter().all(|id| [1, 2].contains(id)));
         assert!(picks.contains(&1) && picks.contains(&2));
     }
@@ -146,7 +175,7 @@ mod tests {
         let mut sampler = sampler(1.0, 0, 1.0);
         let scores = [3f32.ln(), 0.0];
         let hits = (0..2000)
-            .filter(|_| sampler.pick(&scores) == Some(0))
+            .filter(|_| sampler.pick(&scores, &[]) == Some(0))
             .count();
         assert!((hits as f64 / 2000.0 - 0.75).abs() < 0.049, "{hits}");
     }
@@ -156,7 +185,9 @@ mod tests {
         let scores: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let run = || {
             let mut sampler = sampler(0.8, 20, 0.9);
-            (0..20).map(|_| sampler.pick(&scores)).collect::<Vec<_>>()
+            (0..20)
+                .map(|_| sampler.pick(&scores, &[]))
+                .collect::<Vec<_>>()
         };
         assert_eq!(run(), run());
     }

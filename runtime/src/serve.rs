@@ -23,6 +23,7 @@ use edge_lmm_ops::stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::generation::is_penalty;
 use crate::media::{FrameSelection, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
@@ -61,6 +62,8 @@ pub struct Question {
     pub top_p: Option<f32>,
     /// Start of the random sequence.
     pub seed: u64,
+    /// Makes tokens that were there before less likely, 1 is off; the server's if not given.
+    pub repetition_penalty: Option<f32>,
     /// Send the text as it comes.
     pub stream: bool,
 }
@@ -126,6 +129,10 @@ pub struct Limits {
     pub media: MediaOptions,
     /// Frames of a video that are used.
     pub frames: FrameSelection,
+    /// The repetition penalty of questions that give none; the checkpoint's if `None`.
+    pub repetition_penalty: Option<f32>,
+    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    pub ignore_generation_config: bool,
 }
 
 /// Answers one line; `reply` gets the lines to send. The work stops when `cancelled` says so: then
@@ -177,7 +184,7 @@ fn try_answer(
         .prompt
         .as_deref()
         .context("the request has no \"prompt\": expected {\"prompt\": \"What is this?\", ...}")?;
-    let sampling = sampling(&question)?;
+    let sampling = sampling(&question, limits)?;
     stage::record(engine.device().synchronize());
     let media = media(&question, limits)?;
     let messages = messages(&question, prompt, &media);
@@ -212,7 +219,7 @@ fn try_answer(
     Ok(())
 }
 
-fn sampling(question: &Question) -> anyhow::Result<Sampling> {
+fn sampling(question: &Question, limits: &Limits) -> anyhow::Result<Sampling> {
     let top_p = question.top_p.unwrap_or(1.0);
     anyhow::ensure!(
         question.temperature >= 0.0 && question.temperature.is_finite(),
@@ -223,11 +230,19 @@ fn sampling(question: &Question) -> anyhow::Result<Sampling> {
         top_p > 0.0 && top_p <= 1.0,
         "top_p is {top_p}, expected more than 0, at most 1"
     );
+    if let Some(penalty) = question.repetition_penalty {
+        anyhow::ensure!(
+            is_penalty(penalty),
+            "repetition_penalty is {penalty}, expected a number above 0"
+        );
+    }
     Ok(Sampling {
         temperature: question.temperature,
         top_k: question.top_k,
         top_p,
         seed: question.seed,
+        repetition_penalty: question.repetition_penalty.or(limits.repetition_penalty),
+        ignore_generation_config: limits.ignore_generation_config,
     })
 }
 

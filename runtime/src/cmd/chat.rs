@@ -15,7 +15,7 @@ use super::answer::answer_until;
 use super::errors::one_line;
 use super::memory::RequestEstimate;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
 };
 use super::signals::Interrupts;
 
@@ -47,6 +47,8 @@ pub struct Cmd {
     files: MediaFiles,
     #[command(flatten)]
     media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
@@ -107,6 +109,7 @@ impl Cmd {
         self.generation.sampling()?;
         let record = self.device.open(&self.model)?;
         let mut engine = self.device.load_record(&record)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         let estimate = self.device.estimate(&record, self.generation.max_tokens)?;
         let mut conversation = Conversation::new(self.system.as_deref());
         conversation.pending = self.files.open(&self.media)?;

@@ -16,7 +16,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::errors::one_line;
-use super::options::{DeviceOptions, GenerationOptions, MediaArgs, print_now, user_message};
+use super::options::{
+    DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now, user_message,
+};
 
 /// Answers every question of a manifest and counts the right answers.
 ///
@@ -45,6 +47,8 @@ pub struct Cmd {
     json: bool,
     #[command(flatten)]
     media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
@@ -94,6 +98,7 @@ impl Cmd {
             .map(|path| OutputFile::create(path, inputs))
             .transpose()?;
         let mut engine = self.device.load(&self.model)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(
             ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")

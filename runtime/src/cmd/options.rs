@@ -182,6 +182,35 @@ impl MediaFiles {
     }
 }
 
+/// How messages become a prompt.
+#[derive(Debug, Clone, Args)]
+pub struct PromptOptions {
+    /// Let control tokens in questions and instructions, such as <|im_end|>, take effect; without
+    /// this they are text
+    #[arg(long)]
+    pub parse_special: bool,
+}
+
+/// Changes to the logits before a token is picked.
+#[derive(Debug, Clone, Args)]
+pub struct LogitsOptions {
+    /// Make tokens that were there before less likely; 1 is off [default: what the checkpoint's
+    /// generation_config.json says]
+    #[arg(long, value_name = "X", value_parser = parse_penalty)]
+    pub repetition_penalty: Option<f32>,
+    /// Do not apply the checkpoint's generation_config.json: repetition penalty, excluded tokens,
+    /// ...; the tokens that end an answer are still read
+    #[arg(long)]
+    pub ignore_generation_config: bool,
+}
+
+fn parse_penalty(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(penalty) if edge_lmm::generation::is_penalty(penalty) => Ok(penalty),
+        _ => Err("expected a number above 0".to_owned()),
+    }
+}
+
 /// How many tokens, and how they are picked.
 #[derive(Debug, Clone, Args)]
 pub struct GenerationOptions {
@@ -203,6 +232,8 @@ pub struct GenerationOptions {
     /// Start of the random sequence
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    logits: LogitsOptions,
 }
 
 impl GenerationOptions {
@@ -219,6 +250,8 @@ impl GenerationOptions {
             top_k: self.top_k,
             top_p: self.top_p,
             seed: self.seed,
+            repetition_penalty: self.logits.repetition_penalty,
+            ignore_generation_config: self.logits.ignore_generation_config,
         })
     }
 }

@@ -11,7 +11,7 @@ use edge_lmm_ops::{probe, stage};
 
 use super::answer::answer;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
 };
 
 /// Answers one question, about images, a video or sounds if you give some.
@@ -31,6 +31,8 @@ pub struct Cmd {
     files: MediaFiles,
     #[command(flatten)]
     media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
@@ -60,6 +62,7 @@ impl Cmd {
         }
         let record = self.device.open(&self.model)?;
         let mut engine = self.device.load_record(&record)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         let media = self.files.open(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);

@@ -19,7 +19,7 @@ use edge_lmm::serve::{Limits, MAX_LINE, Reply, answer};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 
-use super::options::{DeviceOptions, MediaArgs};
+use super::options::{DeviceOptions, LogitsOptions, MediaArgs, PromptOptions};
 
 /// A client that takes no reply for this long is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,6 +52,10 @@ pub struct Cmd {
     #[command(flatten)]
     media: MediaArgs,
     #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
+    logits: LogitsOptions,
+    #[command(flatten)]
     device: DeviceOptions,
 }
 
@@ -76,8 +80,11 @@ impl Cmd {
             files: !self.no_files,
             media: self.media.options(),
             frames: self.media.frames(),
+            repetition_penalty: self.logits.repetition_penalty,
+            ignore_generation_config: self.logits.ignore_generation_config,
         };
         let mut engine = self.device.load(&self.model)?;
+        engine.set_parse_special(self.prompt_options.parse_special);
         let model = self.model.display();
         match &self.socket {
             None => {

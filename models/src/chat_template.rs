@@ -1,0 +1,397 @@
+//! Chat templates: from messages to the text of a prompt.
+//!
+//! A template is asked once, with messages of its own, in which form it wants contents
+//! ([`Forms`]); a user's text never decides that.
+
+use std::io::{self, Write};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde_json::{Value, json};
+
+use crate::error::ModelError;
+use crate::guard;
+use crate::model::MediaKind;
+use crate::prompt::{Content, Message, Role};
+
+/// Longest template in bytes. Published ones have up to 30 kB.
+const MAX_SOURCE: usize = 256 << 10;
+/// Most characters of an expression or statement, strings aside; limits how deep it nests.
+const MAX_TAG: usize = 8 << 10;
+/// Most branches of all `if` statements; they nest, too.
+const MAX_BRANCHES: usize = 2_000;
+/// Longest prompt in bytes, more than the longest context of a supported model holds.
+const MAX_OUTPUT: usize = 8 << 20;
+/// Steps and intermediate bytes that rendering may take.
+const FUEL: u64 = 10_000_000;
+
+/// Texts of the tokens that begin and end a sequence, which templates may ask for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EdgeTokens {
+    pub begin: Option<String>,
+    pub end: Option<String>,
+}
+
+/// A chat template in Jinja.
+#[derive(Debug, Clone)]
+pub(crate) struct ChatTemplate {
+    source: String,
+}
+
+impl ChatTemplate {
+    /// Checks that `source` can be parsed.
+    ///
+    /// # Errors
+    /// If it cannot, or if it is too large.
+    pub fn new(source: &str) -> Result<Self, ModelError> {
+        let source = without_training_marks(source);
+        check_size(&source).map_err(ModelError::Template)?;
+        guard::on_large_stack(|| {
+            let environment = environment()?;
+            environment.template_from_str(&source).map(drop)
+        })
+        .and_then(|parsed| parsed.map_err(one_line))
+        .map_err(ModelError::Template)?;
+        Ok(Self { source })
+    }
+
+    /// Renders messages as [`Forms::values`] gives them, ending where the assistant is to speak.
+    ///
+    /// # Errors
+    /// If the template fails or goes on for too long.
+    pub fn fill(&self, messages: &[Value], edges: &EdgeTokens) -> Result<String, ModelError> {
+        let render = || -> Result<Vec<u8>, Error> {
+            let environment = environment()?;
+            let mut output = Limited::default();
+            environment
+                .template_from_str(&self.source)?
+                .render_captured_to(
+                    context! {
+                        messages => minijinja::Value::from(Serde(messages)),
+                        add_generation_prompt => true,
+                        bos_token => edges.begin.as_deref().unwrap_or_default(),
+                        eos_token => edges.end.as_deref().unwrap_or_default(),
+                    },
+                    &mut output,
+                )?;
+            Ok(output.0)
+        };
+        let bytes = guard::on_large_stack(render)
+            .and_then(|rendered| rendered.map_err(one_line))
+            .map_err(ModelError::Template)?;
+        String::from_utf8(bytes).map_err(|error| ModelError::Template(error.to_string()))
+    }
+}
+
+/// As transformers sets Jinja up.
+fn environment<'a>() -> Result<Environment<'a>, Error> {
+    let mut environment = Environment::new();
+    let mut syntax = SyntaxConfig::builder();
+    syntax.trim_blocks(true).lstrip_blocks(true);
+    environment.set_syntax(syntax.build()?);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
+    environment.set_fuel(Some(FUEL));
+    Ok(environment)
+}
+
+/// Collects output up to [`MAX_OUTPUT`] bytes.
+#[derive(Default)]
+struct Limited(Vec<u8>);
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            let message = format!("the prompt is longer than {MAX_OUTPUT} bytes");
+            return Err(io::Error::other(message));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The message of an error and of its causes.
+fn one_line(error: Error) -> String {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    message.replace(['\n', '\r'], " ")
+}
+
+/// Refuses templates that would nest deeper than the stack allows.
+fn check_size(source: &str) -> Result<(), String> {
+    if source.len() > MAX_SOURCE {
+        return Err(format!(
+            "it has {} bytes, at most {MAX_SOURCE} are supported",
+            source.len()
+        ));
+    }
+    let branches = source.matches("elif").count();
+    if branches > MAX_BRANCHES {
+        return Err(format!(
+            "it has {branches} branches (elif), at most {MAX_BRANCHES} are supported"
+        ));
+    }
+    let mut rest = source;
+    while let Some(start) = rest.find('{') {
+        rest = &rest[start + 1..];
+        if !rest.starts_with(['{', '%']) {
+            continue;
+        }
+        let (len, end) = tag_length(&rest[1..]);
+        if len > MAX_TAG {
+            return Err(format!(
+                "an expression or statement has more than {MAX_TAG} characters outside strings"
+            ));
+        }
+        rest = &rest[1 + end..];
+    }
+    Ok(())
+}
+
+/// Characters of a tag outside strings, and the byte at which it ends.
+fn tag_length(tag: &str) -> (usize, usize) {
+    let (mut len, mut quote) = (0, None);
+    let mut chars = tag.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match quote {
+            Some(_) if c == '\\' => drop(chars.next()),
+            Some(end) => quote = (c != end).then_some(end),
+            None if matches!(c, '"' | '\'') => quote = Some(c),
+            None if tag[at..].starts_with("}}") || tag[at..].starts_with("%}") => {
+                return (len, at);
+            }
+            None => len += 1,
+        }
+    }
+    (len, tag.len())
+}
+
+/// In which form a template wants the content of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Forms {
+    /// Roles whose content is a list of items; that of the others is a string.
+    lists: Vec<Role>,
+    /// Media that the template writes itself if they are items of a user's list.
+    media: Vec<MediaKind>,
+    /// Whether instructions reach the prompt.
+    system: bool,
+    /// A prompt without any user's words, empty if the template failed.
+    pub skeleton: String,
+}
+
+/// What probes say: characters that no filter for case or blanks changes, and quotes, which the
+/// printed form of a list escapes.
+const SAID: [&str; 3] = ["7\"1'7", "8\"2'8", "9\"3'9"];
+
+impl Forms {
+    /// Asks a template, which `fill` renders; `placeholder` is the text of a medium.
+    pub fn probe(
+        fill: impl Fn(&[Value]) -> Result<String, ModelError>,
+        placeholder: impl Fn(MediaKind) -> String,
+    ) -> Self {
+        let said = |role: Role, at: usize| Message::text(role, SAID[at]);
+        let mut forms = Self {
+            lists: Vec::new(),
+            media: Vec::new(),
+            system: true,
+            skeleton: String::new(),
+        };
+        let shows = |forms: &Self, messages: &[Message], words: &[&str]| {
+            fill(&forms.values(messages, &placeholder))
+                .is_ok_and(|text| words.iter().all(|word| text.contains(word)))
+        };
+        let with_list = |forms: &Self, role: Role| {
+            let mut changed = forms.clone();
+            changed.lists.push(role);
+            changed
+        };
+        let question = [said(Role::User, 0)];
+        let changed = with_list(&forms, Role::User);
+        if shows(&changed, &question, &SAID[..1]) {
+            forms = changed;
+        }
+        let turns = [
+            said(Role::User, 0),
+            said(Role::Assistant, 1),
+            said(Role::User, 2),
+        ];
+        let changed = with_list(&forms, Role::Assistant);
+        if shows(&changed, &turns, &SAID) {
+            forms = changed;
+        }
+        let instructed = [said(Role::System, 0), said(Role::User, 1)];
+        let changed = with_list(&forms, Role::System);
+        if shows(&changed, &instructed, &SAID[..2]) {
+            forms = changed;
+        } else {
+            forms.system = shows(&forms, &instructed, &SAID[..2]);
+        }
+        for kind in [MediaKind::Image, MediaKind::Video, MediaKind::Audio] {
+            let mark = placeholder(kind);
+            let shown = [Message {
+                role: Role::User,
+                content: vec![Content::Media(kind), Content::Text(SAID[0].to_owned())],
+            }];
+            let mut changed = forms.clone();
+            changed.media.push(kind);
+            let listed = forms.lists.contains(&Role::User) && !mark.trim().is_empty();
+            if listed && shows(&changed, &shown, &[SAID[0], mark.trim()]) {
+                forms = changed;
+            }
+        }
+        forms.skeleton = fill(&forms.values(&turns, &placeholder)).unwrap_or_default();
+        forms
+    }
+
+    /// `messages` as the template wants them. Media that it does not write itself become text.
+    pub fn values(
+        &self,
+        messages: &[Message],
+        placeholder: impl Fn(MediaKind) -> String,
+    ) -> Vec<Value> {
+        let joined;
+        let messages = match self.system {
+            true => messages,
+            false => {
+                joined = instructions_in_first_question(messages);
+                &joined
+            }
+        };
+        messages
+            .iter()
+            .map(|message| {
+                let content = match self.lists.contains(&message.role) {
+                    true => self.list(message, &placeholder),
+                    false => json!(flat(message, &placeholder)),
+                };
+                json!({ "role": message.role.as_str(), "content": content })
+            })
+            .collect()
+    }
+
+    fn list(&self, message: &Message, placeholder: impl Fn(MediaKind) -> String) -> Value {
+        let mut items: Vec<Value> = Vec::new();
+        let mut pending = String::new();
+        for content in &message.content {
+            match content {
+                Content::Media(kind) if self.media.contains(kind) => {
+                    items.push(json!({ "type": kind.as_str() }));
+                }
+                Content::Media(kind) => pending.push_str(&placeholder(*kind)),
+                Content::Text(text) => {
+                    let text = std::mem::take(&mut pending) + text;
+                    items.push(json!({ "type": "text", "text": text }));
+                }
+            }
+        }
+        if !pending.is_empty() {
+            items.push(json!({ "type": "text", "text": pending }));
+        }
+        Value::Array(items)
+    }
+}
+
+/// The content with its media as text.
+fn flat(message: &Message, placeholder: impl Fn(MediaKind) -> String) -> String {
+    let parts = message.content.iter().map(|content| match content {
+        Content::Media(kind) => placeholder(*kind),
+        Content::Text(text) => text.clone(),
+    });
+    parts.collect()
+}
+
+/// For templates that know no instructions: they stand before the first question.
+fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
+    let (system, mut others): (Vec<Message>, Vec<Message>) = messages
+        .iter()
+        .cloned()
+        .partition(|message| message.role == Role::System);
+    let instructions: Vec<String> = system
+        .iter()
+        .map(|message| flat(message, |_| String::new()))
+        .collect();
+    let first = others.iter_mut().find(|message| message.role == Role::User);
+    match first {
+        Some(question) if !instructions.is_empty() => {
+            let instructions = instructions.join("\n\n") + "\n\n";
+            let text = question
+                .content
+                .iter_mut()
+                .find_map(|content| match content {
+                    Content::Text(text) => Some(text),
+                    Content::Media(_) => None,
+                });
+            match text {
+                Some(text) => text.insert_str(0, &instructions),
+                None => question.content.push(Content::Text(instructions)),
+            }
+            others
+        }
+        _ => messages.to_vec(),
+    }
+}
+
+/// Leaves out `{% generation %}` and `{% endgeneration %}`, with which transformers marks what a
+/// model is trained to say; they print nothing. Where such a tag trims blanks around it, or ends
+/// its line, which Jinja then leaves out, a comment that does the same takes its place.
+fn without_training_marks(template: &str) -> String {
+    let mut cleaned = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}") else {
+            break;
+        };
+        let end = start + len + 2;
+        let inner = &rest[start + 2..end - 2];
+        let word = inner.trim_matches(['-', '+']).trim();
+        if matches!(word, "generation" | "endgeneration") {
+            cleaned.push_str(&rest[..start]);
+            cleaned.push_str(&format!(
+                "{{#{}{}#}}",
+                trim_mark(inner.chars().next()),
+                trim_mark(inner.chars().last())
+            ));
+        } else {
+            cleaned.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    cleaned + rest
+}
+
+fn trim_mark(edge: Option<char>) -> &'static str {
+    match edge {
+        Some('-') => "-",
+        Some('+') => "+",
+        _ => " ",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_for_training_print_nothing() {
+        let template = "a {% generation %}b{% if x %}c{% endif %} {%- endgeneration -%} d";
+        assert_eq!(
+            without_training_marks(template),
+            "a {#  #}b{% if x %}c{% endif %} {#--#} d"
+        );
+        assert_eq!(without_training_marks("{% generation"), "{% generation");
+    }
+}

@@ -1,0 +1,374 @@
+//! Control tokens: the ones that a template writes count, the same text in a message does not.
+//!
+//! A message may hold the text of a control token, such as `<|im_end|>`. [`Disguise`] replaces
+//! the first and last characters of such texts in every message before the template is rendered,
+//! so that [`ControlTokens::find`] sees only what the template wrote. [`LiteralTokenizer`] then
+//! encodes the prompt with a tokenizer in which each control token has another, private text.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use crate::error::ModelError;
+use crate::guard;
+
+/// Private-use characters (planes 15 and 16), which no ordinary text contains.
+const PRIVATE: std::ops::RangeInclusive<char> = '\u{F0000}'..='\u{10FFFD}';
+
+/// The added tokens of a tokenizer that steer the model.
+#[derive(Debug, Clone)]
+pub(crate) struct ControlTokens {
+    tokens: Vec<ControlToken>,
+    finder: AhoCorasick,
+    /// What the tokenizer gives for characters that it does not know; any text may contain it.
+    unknown: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+struct ControlToken {
+    id: u32,
+    content: String,
+    single_word: bool,
+}
+
+/// A control token in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub id: u32,
+    /// Bytes.
+    pub range: Range<usize>,
+}
+
+impl Found {
+    /// Whether one of the bytes at `places`, which rise, belongs to it.
+    pub fn holds_any(&self, places: &[usize]) -> bool {
+        let next = places.partition_point(|&place| place < self.range.start);
+        places
+            .get(next)
+            .is_some_and(|&place| place < self.range.end)
+    }
+}
+
+impl ControlTokens {
+    /// The control tokens of `tokenizer`: those marked as special, those that look like a tag,
+    /// and those that the tokenizer finds in `skeleton`, a rendered template. Other added tokens
+    /// are words.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn new(tokenizer: &Tokenizer, skeleton: &str) -> Result<Self, ModelError> {
+        let written: BTreeSet<u32> = encode(tokenizer, skeleton, false)?.into_iter().collect();
+        let mut tokens: Vec<ControlToken> = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(id, token)| {
+                !token.content.trim().is_empty()
+                    && (token.special || written.contains(id) || is_tag(&token.content))
+            })
+            .map(|(id, token)| ControlToken {
+                id,
+                content: token.content,
+                single_word: token.single_word,
+            })
+            .collect();
+        tokens.sort_unstable_by_key(|token| token.id);
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(tokens.iter().map(|token| &token.content))
+            .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        let unknown = encode(tokenizer, &PRIVATE.end().to_string(), false)?
+            .into_iter()
+            .find(|id| tokens.iter().any(|token| token.id == *id));
+        Ok(Self {
+            tokens,
+            finder,
+            unknown,
+        })
+    }
+
+    /// The control tokens written in `text`, in order.
+    pub fn find(&self, text: &str) -> Vec<Found> {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        self.finder
+            .find_iter(text)
+            .filter(|found| {
+                let alone = !text[..found.start()].ends_with(is_word)
+                    && !text[found.end()..].starts_with(is_word);
+                alone || !self.tokens[found.pattern().as_usize()].single_word
+            })
+            .map(|found| Found {
+                id: self.tokens[found.pattern().as_usize()].id,
+                range: found.range(),
+            })
+            .collect()
+    }
+
+    /// Whether `ids` hold no control token more often than `written`. A normalizer or the
+    /// tokenizer's model can make one of other text.
+    pub fn none_beyond(&self, ids: &[u32], written: &[Found]) -> bool {
+        let mut left: HashMap<u32, usize> = self.tokens.iter().map(|token| (token.id, 0)).collect();
+        for found in written {
+            *left.entry(found.id).or_default() += 1;
+        }
+        ids.iter()
+            .filter(|&&id| Some(id) != self.unknown)
+            .all(|id| match left.get_mut(id) {
+                Some(0) => false,
+                Some(count) => {
+                    *count -= 1;
+                    true
+                }
+                None => true,
+            })
+    }
+
+    /// The first and last characters of the control tokens and of `others`.
+    fn edges<'a>(&'a self, others: impl Iterator<Item = &'a str>) -> BTreeSet<char> {
+        let contents = self.tokens.iter().map(|token| token.content.as_str());
+        contents
+            .chain(others)
+            .flat_map(|text| {
+                let text = text.trim();
+                [text.chars().next(), text.chars().next_back()]
+            })
+            .flatten()
+            .collect()
+    }
+}
+
+/// Whether an added token that is not marked as special is a tag and no word.
+fn is_tag(content: &str) -> bool {
+    content.contains(['<', '>', '[', ']', '{', '}', '|', '｜', '＜', '＞'])
+}
+
+/// Ids of `text`, in which added tokens are recognised; `whole`: with what the tokenizer puts
+/// around a text.
+///
+/// # Errors
+/// If the tokenizer fails.
+pub(crate) fn encode(
+    tokenizer: &Tokenizer,
+    text: &str,
+    whole: bool,
+) -> Result<Vec<u32>, ModelError> {
+    guard::catch(|| tokenizer.encode_fast(text, whole))
+        .and_then(|encoding| encoding.map_err(|error| error.to_string()))
+        .map(|encoding| encoding.get_ids().to_vec())
+        .map_err(ModelError::Tokenizer)
+}
+
+/// Stand-ins, one character for one, for the characters at the edges of control tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Disguise {
+    /// Stand-in and original.
+    pairs: Vec<(char, char)>,
+}
+
+impl Disguise {
+    /// For `texts`, which contain none of the stand-ins; `marks` are further texts that only the
+    /// template may write. Empty if no text contains a character to disguise.
+    ///
+    /// # Errors
+    /// If the texts contain all private-use characters.
+    pub fn new<'a>(
+        control: &'a ControlTokens,
+        marks: impl Iterator<Item = &'a str>,
+        texts: &[&str],
+    ) -> Result<Self, ModelError> {
+        let used: BTreeSet<char> = texts.iter().flat_map(|text| text.chars()).collect();
+        let mut free = PRIVATE.filter(|c| !used.contains(c));
+        let originals = control.edges(marks);
+        let pairs = originals.intersection(&used).map(|&original| {
+            let stand_in = free.next().ok_or_else(|| {
+                ModelError::Prompt("the text contains all private-use characters".to_owned())
+            })?;
+            Ok((stand_in, original))
+        });
+        pairs.collect::<Result<_, _>>().map(|pairs| Self { pairs })
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// `text` with stand-ins.
+    pub fn put_on(&self, text: &str) -> String {
+        let disguised = |c: char| self.pairs.iter().find(|pair| pair.1 == c);
+        text.chars()
+            .map(|c| disguised(c).map_or(c, |pair| pair.0))
+            .collect()
+    }
+
+    /// The text with the original characters, and the bytes that had a stand-in.
+    pub fn take_off(&self, text: &str) -> (String, Vec<usize>) {
+        let (mut plain, mut places) = (String::with_capacity(text.len()), Vec::new());
+        for c in text.chars() {
+            match self.pairs.iter().find(|pair| pair.0 == c) {
+                Some(&(_, original)) => {
+                    places.push(plain.len());
+                    plain.push(original);
+                }
+                None => plain.push(c),
+            }
+        }
+        (plain, places)
+    }
+}
+
+/// A tokenizer whose control tokens have private texts, so that no message can write them.
+#[derive(Debug)]
+pub(crate) struct LiteralTokenizer {
+    tokenizer: Tokenizer,
+    /// Begins and ends the private texts.
+    sentinel: char,
+    /// Private id and the original's.
+    ids: HashMap<u32, u32>,
+}
+
+impl LiteralTokenizer {
+    /// The twin of `tokenizer` for texts that do not contain the sentinel, a character that
+    /// `text` does not contain.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be rewritten, or `text` contains all private-use characters.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        control: &ControlTokens,
+        text: &str,
+    ) -> Result<Self, ModelError> {
+        let failed = |error: String| {
+            ModelError::Tokenizer(format!(
+                "it cannot be rewritten to keep control tokens in a message as text \
+                 (--parse-special does not need that): {error}"
+            ))
+        };
+        let used: BTreeSet<char> = text.chars().collect();
+        let sentinel = PRIVATE.rev().find(|c| !used.contains(c));
+        let sentinel = sentinel.ok_or_else(|| failed("no private-use character is left".into()))?;
+        let mut json = serde_json::to_value(tokenizer).map_err(|e| failed(e.to_string()))?;
+        rename(&mut json, &control.names(sentinel));
+        let renamed = guard::catch(|| json.to_string().parse::<Tokenizer>())
+            .and_then(|parsed| parsed.map_err(|error| error.to_string()))
+            .map_err(failed)?;
+        let ids = control
+            .tokens
+            .iter()
+            .map(|token| Some((renamed.token_to_id(&private(sentinel, token.id))?, token.id)))
+            .collect::<Option<HashMap<u32, u32>>>();
+        let ids = ids.ok_or_else(|| failed("a token is missing".into()))?;
+        for (id, token) in tokenizer.get_added_tokens_decoder() {
+            let is_word = !control.tokens.iter().any(|control| control.id == id);
+            if is_word && renamed.token_to_id(&token.content) != Some(id) {
+                return Err(failed(format!("token {:?} has another id", token.content)));
+            }
+        }
+        Ok(Self {
+            tokenizer: renamed,
+            sentinel,
+            ids,
+        })
+    }
+
+    /// Whether `text` can be encoded.
+    pub fn takes(&self, text: &str) -> bool {
+        !text.contains(self.sentinel)
+    }
+
+    /// As [`encode`], for a text in disguise whose control tokens are `written`.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode(
+        &self,
+        text: &str,
+        disguise: &Disguise,
+        written: &[Found],
+        whole: bool,
+    ) -> Result<Vec<u32>, ModelError> {
+        let mut renamed = String::with_capacity(text.len());
+        let mut at = 0;
+        for found in written {
+            renamed.push_str(&disguise.take_off(&text[at..found.range.start]).0);
+            renamed.push_str(&private(self.sentinel, found.id));
+            at = found.range.end;
+        }
+        renamed.push_str(&disguise.take_off(&text[at..]).0);
+        let ids = encode(&self.tokenizer, &renamed, whole)?;
+        let original = |id| self.ids.get(&id).copied().unwrap_or(id);
+        Ok(ids.into_iter().map(original).collect())
+    }
+}
+
+impl ControlTokens {
+    /// The private text of every token by its content.
+    fn names(&self, sentinel: char) -> HashMap<&str, String> {
+        let name = |token: &ControlToken| private(sentinel, token.id);
+        self.tokens
+            .iter()
+            .map(|token| (token.content.as_str(), name(token)))
+            .collect()
+    }
+}
+
+fn private(sentinel: char, id: u32) -> String {
+    format!("{sentinel}{id}{sentinel}")
+}
+
+/// Gives tokens their new names wherever a tokenizer's JSON has them, and drops the merges that
+/// would make them.
+fn rename(tokenizer: &mut Value, names: &HashMap<&str, String>) {
+    let renamed = |value: &mut Value| {
+        if let Some(name) = value.as_str().and_then(|text| names.get(text)) {
+            *value = json!(name);
+        }
+    };
+    for token in tokenizer["added_tokens"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        if token["content"]
+            .as_str()
+            .is_some_and(|text| names.contains_key(text))
+        {
+            renamed(&mut token["content"]);
+            token["normalized"] = json!(false);
+            token["single_word"] = json!(false);
+        }
+    }
+    let model = &mut tokenizer["model"];
+    if let Some(unknown) = model.get_mut("unk_token") {
+        renamed(unknown);
+    }
+    match model.get_mut("vocab") {
+        // [[token, score], ...]
+        Some(Value::Array(pieces)) => {
+            for piece in pieces {
+                if let Some(text) = piece.get_mut(0) {
+                    renamed(text);
+                }
+            }
+        }
+        Some(Value::Object(vocab)) => {
+            *vocab = std::mem::take(vocab)
+                .into_iter()
+                .map(|(text, id)| (names.get(&*text).cloned().unwrap_or(text), id))
+                .collect();
+        }
+        _ => {}
+    }
+    if let Some(merges) = model.get_mut("merges").and_then(Value::as_array_mut) {
+        merges.retain(|merge| match merge {
+            Value::Array(pair) => {
+                let parts: Vec<&str> = pair.iter().filter_map(Value::as_str).collect();
+                let touched = |text: &&str| names.contains_key(*text);
+                !parts.iter().any(touched) && !names.contains_key(&*parts.concat())
+            }
+            _ => true,
+        });
+    }
+}

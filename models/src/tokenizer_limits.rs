@@ -1,0 +1,125 @@
+//! Refuses tokenizers that would let a text grow without end or fail on every text.
+
+use serde::Serialize;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+/// How many times longer a normalizer or decoder may make a text. SentencePiece's space takes 3.
+const MAX_GROWTH: usize = 256;
+
+/// Checks the steps before and after a tokenizer's model.
+///
+/// # Errors
+/// Says which step is refused.
+pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
+    let normalizer = steps(&tokenizer.get_normalizer())?;
+    let decoder = steps(&tokenizer.get_decoder())?;
+    for (name, steps) in [("normalizer", normalizer), ("decoder", decoder)] {
+        let mut growth = 1usize;
+        for step in &steps {
+            growth = growth.saturating_mul(step_growth(name, step)?);
+        }
+        if growth > MAX_GROWTH {
+            return Err(format!(
+                "its {name} can make a text {growth} times longer, at most {MAX_GROWTH} times is \
+                 supported"
+            ));
+        }
+    }
+    for step in steps(&tokenizer.get_pre_tokenizer())? {
+        if step["type"] == "FixedLength" && step["length"] == 0 {
+            return Err("its pre_tokenizer cuts pieces of length 0".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// The steps of a part of the tokenizer, those of sequences one by one.
+fn steps(part: &impl Serialize) -> Result<Vec<Value>, String> {
+    let part = serde_json::to_value(part).map_err(|error| error.to_string())?;
+    let mut found = Vec::new();
+    let mut left = vec![part];
+    while let Some(step) = left.pop() {
+        let inner = ["normalizers", "pretokenizers", "decoders"]
+            .iter()
+            .find_map(|key| step.get(key))
+            .and_then(Value::as_array);
+        match inner {
+            Some(inner) => left.extend(inner.iter().cloned()),
+            None => found.push(step),
+        }
+    }
+    Ok(found)
+}
+
+fn step_growth(part: &str, step: &Value) -> Result<usize, String> {
+    if step["type"] != "Replace" {
+        return Ok(1);
+    }
+    let content = step["content"].as_str().map_or(0, str::len);
+    let pattern = &step["pattern"];
+    match pattern.get("String").and_then(Value::as_str) {
+        Some("") => Err(format!("its {part} replaces the empty text")),
+        Some(pattern) => Ok(content.div_ceil(pattern.len()).max(1)),
+        // An expression may match between any two characters.
+        None => Ok(1 + content),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn tokenizer(part: &str, value: Value) -> Tokenizer {
+        let mut json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+        });
+        json[part] = value;
+        json.to_string().parse().expect("a tokenizer")
+    }
+
+    fn replace(pattern: Value, content: &str) -> Value {
+        json!({"type": "Replace", "pattern": pattern, "content": content})
+    }
+
+    #[test]
+    fn growth_is_limited() {
+        let doubling = replace(json!({"String": "a"}), "aa");
+        for (part, steps, allowed) in [
+            ("normalizer", vec![doubling.clone(); 8], true),
+            ("normalizer", vec![doubling.clone(); 9], false),
+            ("decoder", vec![doubling; 40], false),
+            (
+                "normalizer",
+                vec![replace(json!({"Regex": ""}), "x"); 24],
+                false,
+            ),
+            (
+                "normalizer",
+                vec![replace(json!({"String": " "}), "\u{2581}")],
+                true,
+            ),
+            (
+                "normalizer",
+                vec![replace(json!({"String": ""}), "xx")],
+                false,
+            ),
+        ] {
+            let key = format!("{part}s");
+            let sequence = json!({"type": "Sequence", key: steps});
+            let checked = check(&tokenizer(part, sequence.clone()));
+            assert_eq!(checked.is_ok(), allowed, "{sequence}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_have_a_length() {
+        for (length, allowed) in [(0, false), (1, true)] {
+            let value = json!({"type": "FixedLength", "length": length});
+            assert_eq!(check(&tokenizer("pre_tokenizer", value)).is_ok(), allowed);
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! Changes to the logits before a token is picked, and the checkpoint's settings of them.
+//!
+//! The settings are those of `generation_config.json` that change greedy decoding in
+//! `transformers`. Each processor here does what the one of the same name in
+//! `generation/logits_process.py` of `transformers` 4.57 does, and they run in the same order.
+//! Settings of sampling (`do_sample`, `temperature`, `top_k`, `top_p`, ...) and of the length of
+//! an answer are not read: options of the request decide these.
+
+use std::fmt::Debug;
+
+use edge_lmm_models::ModelError;
+use edge_lmm_models::family::ModelFiles;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::sampler::Sampling;
+
+/// Changes the logits of the next token.
+pub trait LogitsProcessor: Debug + Send {
+    /// `tokens` are all tokens so far, those of the prompt included (of an encoder-decoder, the
+    /// decoder's). From call to call, tokens are only appended.
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]);
+}
+
+/// Settings that change greedy decoding and that are not supported, each with the value that has
+/// no effect.
+const UNSUPPORTED: [(&str, f64); 14] = [
+    ("constraints", 0.0),
+    ("dola_layers", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("force_words_ids", 0.0),
+    ("forced_decoder_ids", 0.0),
+    ("guidance_scale", 1.0),
+    ("num_beams", 1.0),
+    ("penalty_alpha", 0.0),
+    ("max_time", 0.0),
+    ("remove_invalid_values", 0.0),
+    ("stop_strings", 0.0),
+    ("token_healing", 0.0),
+    ("watermarking_config", 0.0),
+];
+
+/// What a checkpoint says about generation.
+#[derive(Debug, Clone, Default)]
+pub struct GenerationConfig(Vec<Value>);
+
+/// One answer, as the processors see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// Tokens before the answer.
+    pub prompt: usize,
+    /// Tokens of the answer at most.
+    pub max_tokens: usize,
+    /// Tokens that end the answer.
+    pub end_tokens: &'a [u32],
+}
+
+impl GenerationConfig {
+    /// From `generation_config.json`, or from `config.json` where that is missing, as in
+    /// checkpoints of 2022 and earlier.
+    pub fn new(files: &ModelFiles) -> Self {
+        Self(match &files.generation {
+            Some(generation) => vec![generation.clone()],
+            None => {
+                let text = files.config.get("text_config").cloned();
+                std::iter::once(files.config.clone()).chain(text).collect()
+            }
+        })
+    }
+
+    /// Names of the settings that are not honoured although they change greedy decoding.
+    pub fn unsupported(&self) -> Vec<&'static str> {
+        let has_effect = |(key, neutral): &(&'static str, f64)| match self.value(key) {
+            None | Some(Value::Bool(false)) => false,
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(value) => value.as_f64() != Some(*neutral),
+        };
+        let keys = UNSUPPORTED.iter().filter(|entry| has_effect(entry));
+        keys.map(|(key, _)| *key).collect()
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.0
+            .iter()
+            .filter_map(|section| section.get(key))
+            .find(|value| !value.is_null())
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        expected: &str,
+    ) -> Result<Option<T>, ModelError> {
+        self.value(key)
+            .map(|value| {
+                serde_json::from_value(value.clone()).map_err(|_| invalid(key, value, expected))
+            })
+            .transpose()
+    }
+
+    /// Ids of a list; negative ones stand for no token.
+    fn ids(&self, key: &str) -> Result<Vec<u32>, ModelError> {
+        let ids: Option<Vec<i64>> = match self.value(key) {
+            Some(value) if value.is_number() => self.read(key, "a token id")?.map(|id| vec![id]),
+            _ => self.read(key, "a list of token ids")?,
+        };
+        let ids = ids.unwrap_or_default().into_iter();
+        Ok(ids.filter_map(|id| u32::try_from(id).ok()).collect())
+    }
+
+    fn repetition_penalty(&self) -> Result<f32, ModelError> {
+        let key = "repetition_penalty";
+        let expected = "a number above 0";
+        match self.read::<f32>(key, expected)? {
+            Some(penalty) if !is_penalty(penalty) => {
+                Err(invalid(key, &Value::from(penalty), expected))
+            }
+            penalty => Ok(penalty.unwrap_or(1.0)),
+        }
+    }
+
+    /// The processors of one answer, none if the logits stay as they are.
+    ///
+    /// # Errors
+    /// If the checkpoint's settings are invalid.
+    pub fn processors(
+        &self,
+        sampling: &Sampling,
+        run: Run<'_>,
+    ) -> Result<Vec<Box<dyn LogitsProcessor>>, ModelError> {
+        let ignored = Self::default();
+        let config = match sampling.ignore_generation_config {
+            true => &ignored,
+            false => self,
+        };
+        let penalty = match sampling.repetition_penalty {
+            Some(penalty) => penalty,
+            None => config.repetition_penalty()?,
+        };
+        let mut chain: Vec<Box<dyn LogitsProcessor>> = Vec::new();
+        let biases = config.sequence_bias()?;
+        if !biases.is_empty() {
+            chain.push(Box::new(SequenceBias(biases)));
+        }
+        if penalty != 1.0 {
+            chain.push(Box::new(RepetitionPenalty::new(penalty)));
+        }
+        if let Some(size @ 1..) = config.read("no_repeat_ngram_size", "a count of tokens")? {
+            chain.push(Box::new(NoRepeatNgram { size }));
+        }
+        let bad_words = config.bad_words(run.end_tokens)?;
+        if !bad_words.is_empty() {
+            chain.push(Box::new(SequenceBias(bad_words)));
+        }
+        config.add_lengths(&mut chain, run)?;
+        Ok(chain)
+    }
+
+    /// Processors that act up to or from a certain number of tokens.
+    fn add_lengths(
+        &self,
+        chain: &mut Vec<Box<dyn LogitsProcessor>>,
+        run: Run<'_>,
+    ) -> Result<(), ModelError> {
+        let suppress = |ids: &[u32], lengths| Suppress {
+            ids: ids.to_vec(),
+            lengths,
+        };
+        let min_length: usize = self.read("min_length", "a count of tokens")?.unwrap_or(0);
+        let min_new: usize = self
+            .read("min_new_tokens", "a count of tokens")?
+            .unwrap_or(0);
+        let shortest = min_length.max(run.prompt.saturating_add(min_new));
+        if shortest > run.prompt && !run.end_tokens.is_empty() {
+            chain.push(Box::new(suppress(run.end_tokens, 0..shortest)));
+        }
+        let first = self.ids("forced_bos_token_id")?;
+        if !first.is_empty() && run.prompt == 1 {
+            chain.push(Box::new(Force {
+                ids: first.clone(),
+                length: 1,
+            }));
+        }
+        let last = self.ids("forced_eos_token_id")?;
+        let longest = run.prompt.saturating_add(run.max_tokens);
+        if !last.is_empty() && run.max_tokens > 0 {
+            chain.push(Box::new(Force {
+                ids: last,
+                length: longest - 1,
+            }));
+        }
+        if let Some((start, factor)) =
+            self.read("exponential_decay_length_penalty", "[tokens, factor]")?
+        {
+            chain.push(Box::new(LengthPenalty {
+                start: run.prompt.saturating_add(start),
+                factor,
+                end_tokens: run.end_tokens.to_vec(),
+            }));
+        }
+        let always = self.ids("suppress_tokens")?;
+        if !always.is_empty() {
+            chain.push(Box::new(suppress(&always, 0..usize::MAX)));
+        }
+        let at_begin = self.ids("begin_suppress_tokens")?;
+        if !at_begin.is_empty() {
+            let begin = run.prompt + usize::from(run.prompt == 1 && !first.is_empty());
+            chain.push(Box::new(suppress(&at_begin, begin..begin + 1)));
+        }
+        Ok(())
+    }
+
+    fn sequence_bias(&self) -> Result<Vec<(Vec<u32>, f32)>, ModelError> {
+        let expected = "a list of [[token ids], number]";
+        Ok(self.read("sequence_bias", expected)?.unwrap_or_default())
+    }
+
+    /// A token that ends the answer is no bad word.
+    fn bad_words(&self, end_tokens: &[u32]) -> Result<Vec<(Vec<u32>, f32)>, ModelError> {
+        let words: Vec<Vec<u32>> = self
+            .read("bad_words_ids", "a list of lists of token ids")?
+            .unwrap_or_default();
+        let is_end = |word: &[u32]| matches!(word, [id] if end_tokens.contains(id));
+        let words = words.into_iter().filter(|word| !is_end(word));
+        Ok(words.map(|word| (word, f32::NEG_INFINITY)).collect())
+    }
+}
+
+/// Whether a repetition penalty can be applied.
+pub fn is_penalty(penalty: f32) -> bool {
+    penalty > 0.0 && penalty.is_finite()
+}
+
+fn invalid(key: &str, found: &Value, expected: &str) -> ModelError {
+    ModelError::config(format!(
+        "generation_config.json: {key} is {found}, expected {expected}; \
+         --ignore-generation-config leaves the file out"
+    ))
+}
+
+/// Makes every token so far less likely: its logit is divided by the penalty, or multiplied if
+/// negative (Keskar et al. 2019, <https://arxiv.org/abs/1909.05858>).
+#[derive(Debug)]
+pub struct RepetitionPenalty {
+    penalty: f32,
+    /// The distinct ones of the first `read` tokens, and whether an id is among them.
+    distinct: Vec<u32>,
+    is_seen: Vec<bool>,
+    read: usize,
+}
+
+impl RepetitionPenalty {
+    /// `penalty` is above 0; 1 changes nothing.
+    pub fn new(penalty: f32) -> Self {
+        Self {
+            penalty,
+            distinct: Vec::new(),
+            is_seen: Vec::new(),
+            read: 0,
+        }
+    }
+}
+
+impl LogitsProcessor for RepetitionPenalty {
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]) {
+        self.is_seen.resize(logits.len(), false);
+        for &id in &tokens[self.read..] {
+            if let Some(seen @ false) = self.is_seen.get_mut(id as usize) {
+                *seen = true;
+                self.distinct.push(id);
+            }
+        }
+        self.read = tokens.len();
+        for &id in &self.distinct {
+            let logit = &mut logits[id as usize];
+            *logit = match *logit < 0.0 {
+                true => *logit * self.penalty,
+                false => *logit / self.penalty,
+            };
+        }
+    }
+}
+
+/// Excludes every token that would repeat a sequence of `size` tokens.
+#[derive(Debug)]
+struct NoRepeatNgram {
+    size: usize,
+}
+
+impl LogitsProcessor for NoRepeatNgram {
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]) {
+        let Some(start) = (tokens.len() + 1).checked_sub(self.size) else {
+            return;
+        };
+        let last = &tokens[start..];
+        for ngram in tokens.windows(self.size) {
+            if ngram.starts_with(last) {
+                set(logits, ngram[self.size - 1], f32::NEG_INFINITY);
+            }
+        }
+    }
+}
+
+/// Adds to the logit of the token that would complete a sequence.
+#[derive(Debug)]
+struct SequenceBias(Vec<(Vec<u32>, f32)>);
+
+impl LogitsProcessor for SequenceBias {
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]) {
+        for (sequence, bias) in &self.0 {
+            let Some((&last, before)) = sequence.split_last() else {
+                continue;
+            };
+            // A sequence must be shorter than the context, as in the reference.
+            if sequence.len() > 1 && sequence.len() > tokens.len() {
+                continue;
+            }
+            if tokens.ends_with(before)
+                && let Some(logit) = logits.get_mut(last as usize)
+            {
+                *logit += bias;
+            }
+        }
+    }
+}
+
+/// Excludes tokens while there are so many tokens.
+#[derive(Debug)]
+struct Suppress {
+    ids: Vec<u32>,
+    lengths: std::ops::Range<usize>,
+}
+
+impl LogitsProcessor for Suppress {
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]) {
+        if self.lengths.contains(&tokens.len()) {
+            for &id in &self.ids {
+                set(logits, id, f32::NEG_INFINITY);
+            }
+        }
+    }
+}
+
+/// Excludes all other tokens when there are `length` tokens.
+#[derive(Debug)]
+struct Force {
+    ids: Vec<u32>,
+    length: usize,
+}
+
+impl LogitsProcessor for Force {
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]) {
+        if tokens.len() == self.length {
+            logits.fill(f32::NEG_INFINITY);
+            for &id in &self.ids {
+                set(logits, id, 0.0);
+            }
+        }
+    }
+}
+
+/// Makes the end more likely with every token after the first `start`.
+#[derive(Debug)]
+struct LengthPenalty {
+    start: usize,
+    factor: f32,
+    end_tokens: Vec<u32>,
+}
+
+impl LogitsProcessor for LengthPenalty {
+    fn process(&mut self, logits: &mut [f32], tokens: &[u32]) {
+        let Some(beyond @ 1..) = tokens.len().checked_sub(self.start) else {
+            return;
+        };
+        let growth = self.factor.powi(i32::try_from(beyond).unwrap_or(i32::MAX)) - 1.0;
+        for &id in &self.end_tokens {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += logit.abs() * growth;
+            }
+        }
+    }
+}
+
+/// Ids beyond the vocabulary have no logit.
+fn set(logits: &mut [f32], id: u32, value: f32) {
+    if let Some(logit) = logits.get_mut(id as usize) {
+        *logit = value;
+    }
+}
