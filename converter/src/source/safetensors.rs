@@ -14,7 +14,6 @@ use serde_json::Value;
 use super::decode::Decoder;
 use super::error::{Result, SourceError, malformed, some_of};
 use super::file::SourceFile;
-use super::json::file_name;
 use super::map::Map;
 use super::view::{Stored, View};
 use super::{Tensor, TensorInfo};
@@ -63,7 +62,7 @@ pub(super) fn read_file(
         let view = View::Whole(stored);
         tensors.insert(name, Tensor { info, view });
     }
-    files.push(SourceFile::new(file_name(path), map));
+    files.push(SourceFile::new(path, map));
     Ok(tensors)
 }
 

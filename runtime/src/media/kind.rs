@@ -5,6 +5,7 @@ use std::path::Path;
 use super::animation::Animation;
 use super::error::MediaError;
 use super::{file, video};
+use crate::stand_in;
 
 pub use edge_lmm_models::model::MediaKind;
 
@@ -171,8 +172,8 @@ pub(super) fn unknown(head: &[u8], wanted: &'static str) -> MediaError {
 
 /// What unknown content looks like.
 fn describe(head: &[u8]) -> String {
-    if head.is_empty() {
-        return "an empty file".to_owned();
+    if let Some(found) = stand_in::describe(head) {
+        return found.to_owned();
     }
     // The last character may be cut in two.
     let text = match std::str::from_utf8(head) {

@@ -26,7 +26,6 @@ pub use value::{Numbers, Scalar, Value};
 
 use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
-use super::json::file_name;
 use super::map::Map;
 use super::{Checkpoint, tokenizer_files};
 use assembly::{Assembly, Tensors};
@@ -49,7 +48,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     let mut vocabulary = Vocabulary::read(&header)?;
     let mut text = Assembly::new(&header, &map, path);
     let mut tensors = Tensors::new();
-    let mut files = vec![SourceFile::new(file_name(path), map.clone())];
+    let mut files = vec![SourceFile::new(path, map.clone())];
     let (config, preprocessor_config) = match mmproj {
         None => {
             let config = read_text(&mut text, arch, &vocabulary, &mut tensors)?;
@@ -57,7 +56,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
         }
         Some(mmproj) => {
             let map = Arc::new(Map::open(mmproj)?);
-            files.push(SourceFile::new(file_name(mmproj), map.clone()));
+            files.push(SourceFile::new(mmproj, map.clone()));
             let header = Header::parse(&map, &mmproj.display().to_string())?;
             let mut vision = Assembly::new(&header, &map, mmproj);
             let (config, preprocessor) = read_multimodal(
