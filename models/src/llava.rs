@@ -32,6 +32,10 @@ use crate::weights::{Part, Scope, Weights};
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "llava",
     title: "LLaVA-1.5",
+    parts: &[
+        ("vision_config", &["clip_vision_model"]),
+        ("text_config", &["llama", "qwen2"]),
+    ],
 };
 
 /// The form of the published checkpoints, for those that come without a template.
