@@ -204,7 +204,7 @@ fn describe(plan: &Plan) -> String {
 /// rest will take.
 fn convert(plan: &Plan, checkpoint: Checkpoint, output: Output) -> anyhow::Result<Report> {
     let bar = ProgressBar::new(plan.bytes() as u64).with_style(
-        ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}, {eta} left  {wide_msg}")
+        ProgressStyle::with_template("{bar:16} {bytes}/{total_bytes}, {eta} left, {wide_msg}")
             .context("progress bar")?,
     );
     let weights = plan.weights.len();

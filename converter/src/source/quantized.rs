@@ -21,11 +21,10 @@ const FILES: [(&str, &str); 3] = [
     ("quant_config.json", "awq"),
     ("hf_quant_config.json", "modelopt"),
 ];
-/// Ends of tensor names, and the method that stores tensors so.
+/// Ends of tensor names, and the method that stores tensors so; those of one method only come
+/// first.
 const TENSORS: [(&str, &str); 32] = [
     (".g_idx", "gptq"),
-    (".qzeros", "awq or gptq"),
-    (".qweight", "awq or gptq"),
     (".SCB", "bitsandbytes (8 bit)"),
     (".weight_format", "bitsandbytes (8 bit)"),
     (".absmax", "bitsandbytes (4 bit)"),
@@ -53,6 +52,8 @@ const TENSORS: [(&str, &str); 32] = [
     (".q_weight", "exl2"),
     (".trellis", "exl3"),
     (".centroids", "vptq"),
+    (".qzeros", "awq or gptq"),
+    (".qweight", "awq or gptq"),
     (".scales", "a method with scales beside the weights"),
     (".scale_weight", "a method with scales beside the weights"),
 ];
@@ -69,8 +70,9 @@ pub(super) fn check(
     }
     let stored = tensors
         .iter()
-        .find_map(|(name, tensor)| Some((name, quantized(name, &tensor.info.dtype)?)));
-    let Some((name, method)) = stored else {
+        .filter_map(|(name, tensor)| Some((name, quantized(name, &tensor.info.dtype)?)))
+        .min_by_key(|&(_, (rank, _))| rank);
+    let Some((name, (_, method))) = stored else {
         return Ok(());
     };
     // The tensors of several methods look alike; the file of the quantizer says which it was.
@@ -150,20 +152,20 @@ fn method(quantization: &Value) -> String {
     }
 }
 
-/// The method that stores a tensor of this name and type, if it is one of a quantized weight.
-fn quantized(name: &str, dtype: &str) -> Option<&'static str> {
-    if dtype.starts_with("F8_") {
-        return Some("fp8");
+/// The method that stores a tensor of this name and type, if it is one of a quantized weight, with
+/// the rank of the evidence: what is known best comes first.
+fn quantized(name: &str, dtype: &str) -> Option<(usize, &'static str)> {
+    let ends = TENSORS.iter().map(|(end, _)| end);
+    if let Some(rank) = ends.clone().position(|end| name.ends_with(end)) {
+        return Some((rank, TENSORS[rank].1));
     }
-    if dtype.starts_with("F4") || dtype.starts_with("F6_") {
-        return Some("fp4 or fp6");
-    }
-    let integer = ["I8", "U8", "I16", "U16", "I32", "U32"].contains(&dtype);
-    let by_name = TENSORS
-        .iter()
-        .find(|(end, _)| name.ends_with(end))
-        .map(|&(_, method)| method);
-    by_name.or((integer && name.ends_with(".weight")).then_some("integers"))
+    let by_type = match dtype {
+        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => "fp8",
+        _ if dtype.starts_with("F4") || dtype.starts_with("F6") => "fp4 or fp6",
+        "I8" | "U8" | "I16" | "U16" | "I32" | "U32" if name.ends_with(".weight") => "integers",
+        _ => return None,
+    };
+    Some((ends.len(), by_type))
 }
 
 #[cfg(test)]
@@ -205,11 +207,13 @@ mod tests {
 
     #[test]
     fn quantized_tensors_are_told_from_others() {
-        assert_eq!(quantized("q_proj.weight", "F8_E4M3"), Some("fp8"));
-        assert_eq!(quantized("q_proj.weight", "U32"), Some("integers"));
-        assert_eq!(quantized("q_proj.W_q", "U8"), Some("hqq"));
-        assert_eq!(quantized("q_proj.weight", "BF16"), None);
-        assert_eq!(quantized("embeddings.position_ids", "I64"), None);
-        assert_eq!(quantized("num_batches_tracked", "I64"), None);
+        let method = |name, dtype| quantized(name, dtype).map(|(_, method)| method);
+        assert_eq!(method("q_proj.weight", "F8_E4M3"), Some("fp8"));
+        assert_eq!(method("q_proj.weight", "U32"), Some("integers"));
+        assert_eq!(method("q_proj.W_q", "U8"), Some("hqq"));
+        assert_eq!(method("q_proj.weight", "BF16"), None);
+        assert_eq!(method("embeddings.position_ids", "I64"), None);
+        assert_eq!(method("num_batches_tracked", "I64"), None);
+        assert!(quantized("q_proj.g_idx", "I32") < quantized("q_proj.qweight", "I32"));
     }
 }
