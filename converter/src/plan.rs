@@ -265,7 +265,8 @@ impl Plan {
 }
 
 fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), ConvertError> {
-    let text = TextProcessor::new(&checkpoint.tokenizer, None)?;
+    // With the template, so that what a runtime would refuse is refused before anything is written.
+    let text = TextProcessor::new(&checkpoint.tokenizer, checkpoint.chat_template.clone())?;
     match text.largest_id() {
         Some(largest) if largest as usize >= vocabulary => Err(ConvertError::Tokenizer {
             largest,

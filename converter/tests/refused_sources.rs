@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 
 use common::damage::{Copy, Tensors, expect_error};
+use edge_lmm_convert::source::Checkpoint;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -210,6 +211,39 @@ fn files_that_were_not_downloaded() {
     let gguf = folder.path().join("model.gguf");
     fs::write(&gguf, LFS_POINTER).expect("a file");
     expect_error(&gguf, &[], &["model.gguf", "Git LFS pointer"]);
+}
+
+#[test]
+fn weights_of_another_format() {
+    for (content, name) in [
+        (&b"PK\x03\x04 and so on"[..], "zip archive"),
+        (b"GGUF\x03\0\0\0\0", "GGUF"),
+        (br#"{"error": "Access denied"}"#, "JSON"),
+    ] {
+        let copy = Copy::of("qwen2vl-tiny");
+        copy.write("model.safetensors", content);
+        copy.expect_error(&["model.safetensors", name]);
+    }
+}
+
+#[test]
+fn stored_truncation_and_padding_are_left_out() {
+    let copy = Copy::of("qwen2vl-tiny");
+    copy.change_json("tokenizer.json", |tokenizer| {
+        tokenizer["truncation"] = json!({"direction": "Right", "max_length": 4,
+            "strategy": "LongestFirst", "stride": 9});
+        tokenizer["padding"] = json!({"strategy": {"Fixed": 48}, "direction": "Left",
+            "pad_to_multiple_of": null, "pad_id": 525, "pad_type_id": 0, "pad_token": "x"});
+    });
+    let checkpoint = Checkpoint::open(copy.path(), None).expect("a checkpoint");
+    let stored: Value = serde_json::from_str(&checkpoint.tokenizer).expect("JSON");
+    assert_eq!(
+        (&stored["truncation"], &stored["padding"]),
+        (&Value::Null, &Value::Null)
+    );
+    let plain = Checkpoint::open(&common::data().join("qwen2vl-tiny"), None).expect("one");
+    let plain: Value = serde_json::from_str(&plain.tokenizer).expect("JSON");
+    assert_eq!(stored, plain);
 }
 
 #[test]

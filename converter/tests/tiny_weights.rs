@@ -51,7 +51,7 @@ fn small_weights_keep_the_function() {
 
 #[test]
 fn lost_weights_are_named() {
-    let copy = rescaled(16_777_216.0);
+    let copy = rescaled(1_048_576.0);
     for format in ["q4", "q8", "f16"] {
         let (converted, said) = copy.convert(&["--text-quant", format]);
         assert!(converted, "{said}");

@@ -106,13 +106,8 @@ impl TextProcessor {
     /// # Errors
     /// If the tokenizer cannot be read.
     pub fn new(tokenizer: &str, template: Option<String>) -> Result<Self, ModelError> {
-        let mut tokenizer = tokenizer
+        let tokenizer = tokenizer
             .parse::<Tokenizer>()
-            .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
-        // Left over from training; every call of the reference resets them.
-        tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
             .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
         Ok(Self {
             tokenizer,

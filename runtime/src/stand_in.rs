@@ -32,6 +32,9 @@ pub fn describe(head: &[u8]) -> Option<&'static str> {
              accepted license may be needed)",
         );
     }
+    if starts(b"<?xml") {
+        return Some("an XML document, as a failed download leaves it; download the file again");
+    }
     None
 }
 
@@ -49,6 +52,7 @@ mod tests {
             ),
             (b"\xef\xbb\xbf\r\n<!DOCTYPE HTML>", "HTML"),
             (b"<html lang=\"en\">", "HTML"),
+            (b"<?xml version=\"1.0\"?><Error>", "XML"),
         ] {
             let found = describe(head).unwrap_or_default();
             assert!(found.contains(word), "{found:?} for {head:?}");
