@@ -51,8 +51,8 @@ fn small_weights_keep_the_function() {
 
 #[test]
 fn lost_weights_are_named() {
-    let copy = rescaled(1_048_576.0);
-    for format in ["q4", "q8", "f16"] {
+    for (format, factor) in [("q4", 20), ("q8", 20), ("f16", 19)] {
+        let copy = rescaled(2f32.powi(factor));
         let (converted, said) = copy.convert(&["--text-quant", format]);
         assert!(converted, "{said}");
         let warnings: Vec<&str> = said.lines().filter(|l| l.contains("WARN")).collect();
@@ -60,7 +60,10 @@ fn lost_weights_are_named() {
         assert!(warnings[0].contains("down"), "{said}");
         assert!(warnings[0].contains(format), "{said}");
     }
-    for (copy, format) in [(copy, "f32"), (Copy::of("qwen2vl-tiny"), "q4")] {
+    for (copy, format) in [
+        (rescaled(2f32.powi(20)), "f32"),
+        (Copy::of("qwen2vl-tiny"), "q4"),
+    ] {
         let (converted, said) = copy.convert(&["--text-quant", format]);
         assert!(converted && !said.contains("WARN"), "{said}");
     }

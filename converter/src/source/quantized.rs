@@ -161,7 +161,7 @@ fn quantized(name: &str, dtype: &str) -> Option<(usize, &'static str)> {
     }
     let by_type = match dtype {
         "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => "fp8",
-        _ if dtype.starts_with("F4") || dtype.starts_with("F6") => "fp4 or fp6",
+        "F4" | "F6_E2M3" | "F6_E3M2" => "fp4 or fp6",
         "I8" | "U8" | "I16" | "U16" | "I32" | "U32" if name.ends_with(".weight") => "integers",
         _ => return None,
     };
@@ -212,6 +212,7 @@ mod tests {
         assert_eq!(method("q_proj.weight", "U32"), Some("integers"));
         assert_eq!(method("q_proj.W_q", "U8"), Some("hqq"));
         assert_eq!(method("q_proj.weight", "BF16"), None);
+        assert_eq!(method("q_proj.weight", "F64"), None);
         assert_eq!(method("embeddings.position_ids", "I64"), None);
         assert_eq!(method("num_batches_tracked", "I64"), None);
         assert!(quantized("q_proj.g_idx", "I32") < quantized("q_proj.qweight", "I32"));
