@@ -1,12 +1,15 @@
 //! Turns a checkpoint into one record that `edge-lmm` runs.
 //!
 //! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`mod@write`]
-//! packs and writes them one by one: memory stays near the largest tensor, not the model.
+//! packs and writes them one by one: memory stays near the largest tensor, not the model. [`output`]
+//! lets a file appear only when it is whole.
 
+mod leftovers;
 mod names;
+pub mod output;
 pub mod plan;
 pub mod source;
 pub mod write;
 
 pub use plan::{ConvertError, Options, Plan};
-pub use write::{Report, write_record};
+pub use write::{Report, write_record, write_record_to};

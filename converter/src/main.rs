@@ -1,17 +1,22 @@
 //! The `edge-lmm-convert` command.
 
+#[cfg(unix)]
+mod interrupt;
+
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Parser;
 use edge_lmm::needs::Scenario;
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
+use edge_lmm_convert::output::Output;
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_convert::{Options, Plan, Report, write_record};
+use edge_lmm_convert::{Options, Plan, Report, write_record_to};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -43,21 +48,6 @@ struct Cli {
     /// Format of the audio encoder
     #[arg(long, value_name = "FORMAT", default_value = "q8")]
     audio_quant: Format,
-    /// How weights are rounded: rtn (to the nearest, with the scale of least squared error)
-    #[arg(long, value_name = "METHOD", default_value = "rtn")]
-    method: String,
-    /// Questions to calibrate awq and gptq with
-    #[arg(long, value_name = "MANIFEST.csv")]
-    calibration: Option<PathBuf>,
-    /// Drop the N layers that matter least
-    #[arg(long, value_name = "N")]
-    prune_layers: Option<usize>,
-    /// Drop this share of the feed-forward channels
-    #[arg(long, value_name = "RATIO")]
-    prune_ffn: Option<f32>,
-    /// Drop tokens that do not occur in a text
-    #[arg(long, value_name = "CORPUS.txt")]
-    prune_vocab: Option<PathBuf>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -81,7 +71,10 @@ struct Cli {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(&Cli::parse()) {
+    let cli = Cli::parse();
+    #[cfg(unix)]
+    interrupt::install();
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -91,15 +84,14 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    refuse_missing(cli)?;
-    if !cli.dry_run {
-        ensure!(
-            cli.force || !cli.output.exists(),
-            "{} exists; use --force to overwrite it",
-            cli.output.display()
-        );
-    }
+    let outputs = match cli.dry_run {
+        true => None,
+        false => Some(Outputs::create(cli)?),
+    };
     let checkpoint = Checkpoint::open(&cli.source, cli.mmproj.as_deref())?;
+    if let Some(outputs) = &outputs {
+        outputs.check_inputs(&checkpoint)?;
+    }
     let options = Options {
         text: cli.text_quant,
         vision: cli.vision_quant,
@@ -111,19 +103,50 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     eprintln!("{}", describe(&plan));
     check_target(cli, &plan, checkpoint.tokenizer.len())?;
-    if cli.dry_run {
-        return Ok(());
+    match outputs {
+        Some(outputs) => outputs.write(&plan, checkpoint),
+        None => Ok(()),
     }
-    let report = convert(&plan, checkpoint, &cli.output)?;
-    if let Some(path) = &cli.report {
-        write_report(path, &report)?;
+}
+
+/// The files that a run writes, reserved before any work starts.
+struct Outputs {
+    record: Output,
+    report: Option<Output>,
+}
+
+impl Outputs {
+    fn create(cli: &Cli) -> anyhow::Result<Self> {
+        let record = Output::create(&cli.output, cli.force)?;
+        let report = match &cli.report {
+            Some(path) if record.is(path) => return Err(record.in_use("the report").into()),
+            Some(path) => Some(Output::create(path, true)?),
+            None => None,
+        };
+        Ok(Self { record, report })
     }
-    eprintln!(
-        "wrote {}, {}",
-        cli.output.display(),
-        bytes(report.file_bytes as usize)
-    );
-    Ok(())
+
+    fn check_inputs(&self, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+        for output in std::iter::once(&self.record).chain(&self.report) {
+            output.check_inputs(checkpoint.files.iter().map(|file| &*file.path))?;
+        }
+        Ok(())
+    }
+
+    fn write(self, plan: &Plan, checkpoint: Checkpoint) -> anyhow::Result<()> {
+        let path = self.record.path().to_owned();
+        let report = convert(plan, checkpoint, self.record)?;
+        if let Some(mut output) = self.report {
+            output.write(&serde_json::to_vec_pretty(&report)?)?;
+            output.finish()?;
+        }
+        eprintln!(
+            "wrote {}, {}",
+            path.display(),
+            bytes(report.file_bytes as usize)
+        );
+        Ok(())
+    }
 }
 
 /// Compares the record to be with the device that it is for.
@@ -148,34 +171,12 @@ fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Options of the contract that this version cannot serve.
-fn refuse_missing(cli: &Cli) -> anyhow::Result<()> {
-    match cli.method.as_str() {
-        "rtn" => {}
-        "awq" | "gptq" => bail!("--method {} is not available in this version", cli.method),
-        other => bail!("--method {other}: expected rtn, awq or gptq"),
-    }
-    let missing = [
-        ("--calibration", cli.calibration.is_some()),
-        ("--prune-layers", cli.prune_layers.is_some()),
-        ("--prune-ffn", cli.prune_ffn.is_some()),
-        ("--prune-vocab", cli.prune_vocab.is_some()),
-    ];
-    match missing.iter().find(|(_, given)| *given) {
-        Some((name, _)) => bail!("{name} is not available in this version"),
-        None => Ok(()),
-    }
-}
-
 /// What will be written: bytes per part and format.
 fn describe(plan: &Plan) -> String {
     let mut parts: BTreeMap<(String, String), (usize, usize, usize)> = BTreeMap::new();
     for weight in &plan.weights {
-        let format = weight
-            .format
-            .map_or_else(|| "dense f32".to_owned(), |format| format.to_string());
         let (count, parameters, size) = parts
-            .entry((weight.spec.part.to_string(), format))
+            .entry((weight.spec.part.to_string(), weight.scheme()))
             .or_default();
         *count += 1;
         *parameters += weight.spec.rows() * weight.spec.cols();
@@ -199,21 +200,22 @@ fn describe(plan: &Plan) -> String {
     )
 }
 
-fn convert(plan: &Plan, checkpoint: Checkpoint, output: &Path) -> anyhow::Result<Report> {
+/// Writes the record and shows, on a terminal, which weight is being written and how long the
+/// rest will take.
+fn convert(plan: &Plan, checkpoint: Checkpoint, output: Output) -> anyhow::Result<Report> {
     let bar = ProgressBar::new(plan.bytes() as u64).with_style(
-        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta} {wide_msg}")
+        ProgressStyle::with_template("{bar:16} {bytes}/{total_bytes}, {eta} left, {wide_msg}")
             .context("progress bar")?,
     );
-    let step = bar.clone();
-    let report = write_record(plan, Arc::new(checkpoint), output, move |name, size| {
+    let weights = plan.weights.len();
+    let (step, number) = (bar.clone(), Cell::new(0));
+    let report = write_record_to(output, plan, Arc::new(checkpoint), move |name, size| {
+        if size == 0 {
+            number.set(number.get() + 1);
+            step.set_message(format!("{} of {weights}: {name}", number.get()));
+        }
         step.inc(size as u64);
-        step.set_message(name.to_owned());
     });
     bar.finish_and_clear();
     Ok(report?)
-}
-
-fn write_report(path: &Path, report: &Report) -> anyhow::Result<()> {
-    let json = serde_json::to_string_pretty(report)?;
-    std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -11,8 +11,9 @@ use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
 
-use crate::names;
+use crate::output::OutputError;
 use crate::source::{Checkpoint, SourceError};
+use crate::{leftovers, names};
 
 /// Why a checkpoint cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,9 @@ pub enum ConvertError {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// The record's file cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// The record cannot be written.
     #[error("cannot write {path}: {reason}")]
     Write {
@@ -124,6 +128,39 @@ pub struct PlannedWeight {
     pub bytes: usize,
 }
 
+impl PlannedWeight {
+    /// The name of the format: `q4`, ..., or `dense f32` for what is never packed.
+    pub fn scheme(&self) -> String {
+        self.format
+            .map_or_else(|| "dense f32".to_owned(), |format| format.to_string())
+    }
+
+    /// The tensors that it is made of, with their types.
+    pub fn sources(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let describe = |tensor: &str| match checkpoint.tensor(tensor) {
+            Some(info) => format!("{tensor} ({})", info.dtype),
+            None => tensor.to_owned(),
+        };
+        self.spec
+            .sources
+            .iter()
+            .map(|source| describe(&source.tensor))
+            .collect()
+    }
+
+    fn describe(&self, checkpoint: &Checkpoint) -> String {
+        format!(
+            "{}: {} x {} as {}, {} bytes, from {}",
+            self.spec.name,
+            self.spec.rows(),
+            self.spec.cols(),
+            self.scheme(),
+            self.bytes,
+            self.sources(checkpoint).join(", ")
+        )
+    }
+}
+
 /// Everything that a record will hold.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -159,6 +196,8 @@ impl Plan {
             .into_iter()
             .map(|spec| plan_weight(spec, checkpoint, options, family))
             .collect::<Result<Vec<_>, _>>()?;
+        leftovers::check(checkpoint, &weights)?;
+        leftovers::warn_of_low_bit_sources(checkpoint, &weights);
         let formats = weights
             .iter()
             .filter_map(|w| Some((w.spec.name.clone(), PackedFormat(w.format?))))
@@ -226,7 +265,8 @@ impl Plan {
 }
 
 fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), ConvertError> {
-    let text = TextProcessor::new(&checkpoint.tokenizer, None)?;
+    // With the template, so that what a runtime would refuse is refused before anything is written.
+    let text = TextProcessor::new(&checkpoint.tokenizer, checkpoint.chat_template.clone())?;
     match text.largest_id() {
         Some(largest) if largest as usize >= vocabulary => Err(ConvertError::Tokenizer {
             largest,
@@ -261,6 +301,7 @@ fn plan_weight(
                 cols,
             });
         }
+        checkpoint.check_readable(&source.tensor)?;
     }
     let (format, bytes) = match spec.storage {
         Storage::Packed { cols } => {
@@ -277,9 +318,11 @@ fn plan_weight(
         weight: spec.name.clone(),
         reason: format!("{} x {cols} values do not fit into memory", spec.rows()),
     })?;
-    Ok(PlannedWeight {
+    let planned = PlannedWeight {
         spec,
         format,
         bytes,
-    })
+    };
+    log::debug!("{}", planned.describe(checkpoint));
+    Ok(planned)
 }

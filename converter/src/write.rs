@@ -20,11 +20,11 @@ use edge_lmm_models::record::{CHECKSUMS, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
 use edge_lmm_models::weights::{Storage, WeightSpec};
 use edge_lmm_ops::{Format, MatrixShape};
 use serde::Serialize;
-use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::output::Output;
 use crate::plan::{ConvertError, Plan, PlannedWeight};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, some_of};
 
 /// Values that one task reads and packs at a time; a few of them are in memory at once.
 const CHUNK: usize = 1 << 20;
@@ -59,9 +59,11 @@ pub struct TensorReport {
     pub bytes: usize,
     /// Norm of the quantization error over the norm of the weight.
     pub relative_error: f64,
+    /// Values that are too small for the format, so that little or nothing of them is left.
+    pub lost: usize,
 }
 
-/// Hears of every finished weight: its name and bytes.
+/// Hears of every weight that is begun and of the bytes that are packed.
 type Progress = Box<dyn Fn(&str, usize)>;
 
 /// Packed bytes with what the packing lost.
@@ -76,15 +78,29 @@ struct Job {
     error: RefCell<Option<ConvertError>>,
 }
 
-/// Writes the record of `plan` to `path`, atomically: the file appears when it is whole.
-/// `progress` gets the name and bytes of every finished weight.
+/// Writes the record of `plan` to `path`, atomically: the file appears when it is whole, and
+/// replaces another one. `progress` as in [`write_record_to`].
 ///
 /// # Errors
-/// If a tensor cannot be read or packed, or the file cannot be written; nothing is left behind.
+/// As [`write_record_to`], or if `path` is no place for a file.
 pub fn write_record(
     plan: &Plan,
     checkpoint: Arc<Checkpoint>,
     path: &Path,
+    progress: impl Fn(&str, usize) + 'static,
+) -> Result<Report, ConvertError> {
+    write_record_to(Output::create(path, true)?, plan, checkpoint, progress)
+}
+
+/// Writes the record of `plan`. `progress` gets the name of every weight with 0 bytes when it is
+/// begun, and then the bytes that are packed, in one or several steps.
+///
+/// # Errors
+/// If a tensor cannot be read or packed, or the file cannot be written; nothing is left behind.
+pub fn write_record_to(
+    output: Output,
+    plan: &Plan,
+    checkpoint: Arc<Checkpoint>,
     progress: impl Fn(&str, usize) + 'static,
 ) -> Result<Report, ConvertError> {
     let job = Rc::new(Job {
@@ -95,7 +111,7 @@ pub fn write_record(
         error: RefCell::new(None),
     });
     let unwritable = |reason: String| ConvertError::Write {
-        path: path.to_owned(),
+        path: output.path().to_owned(),
         reason,
     };
     let info = serde_json::to_string(&plan.info).map_err(|e| unwritable(e.to_string()))?;
@@ -112,45 +128,26 @@ pub fn write_record(
     if let Some(template) = &checkpoint.chat_template {
         writer = writer.with_metadata(TEMPLATE_KEY, template);
     }
-
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut temporary = temporary_file(folder).map_err(|e| unwritable(e.to_string()))?;
-    let written = writer.write_to_file(temporary.path());
+    let written = writer.write_to_file(output.part());
     if let Some(error) = job.error.take() {
         return Err(error);
     }
     written.map_err(|e| unwritable(e.to_string()))?;
-    seal(&mut temporary).map_err(|e| unwritable(e.to_string()))?;
-    check(temporary.path(), plan)?;
-    let file = temporary
-        .persist(path)
-        .map_err(|e| unwritable(e.error.to_string()))?;
-    let file_bytes = file
-        .metadata()
-        .map_err(|e| unwritable(e.to_string()))?
-        .len();
+    seal(output.part()).map_err(|error| output.io(error))?;
+    check(&output, plan)?;
+    let file_bytes = output.finish()?;
+    let tensors = job.reports.take();
+    warn_of_lost_weights(&tensors);
     Ok(Report {
         family: plan.family.title,
         file_bytes,
-        tensors: job.reports.take(),
+        tensors,
     })
 }
 
-/// A file beside the record's place, with the permissions of any new file.
-fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".edge-lmm-convert-").suffix(".part");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
-}
-
-/// Puts the header's own hash where the first checksum is, and the file onto the disk.
-fn seal(file: &mut NamedTempFile) -> std::io::Result<()> {
-    let mut handle = File::options().read(true).write(true).open(file.path())?;
+/// Puts the header's own hash where the first checksum is.
+fn seal(path: &Path) -> std::io::Result<()> {
+    let mut handle = File::options().read(true).write(true).open(path)?;
     let mut preamble = [0; 10];
     handle.read_exact(&mut preamble)?;
     let len = u32::from_le_bytes([preamble[6], preamble[7], preamble[8], preamble[9]]);
@@ -162,8 +159,7 @@ fn seal(file: &mut NamedTempFile) -> std::io::Result<()> {
         std::io::Error::other("the header that was just written cannot be read back")
     })?;
     handle.seek(SeekFrom::Start(place))?;
-    handle.write_all(&xxh3_64(&header).to_le_bytes())?;
-    handle.sync_all()
+    handle.write_all(&xxh3_64(&header).to_le_bytes())
 }
 
 /// Absolute position of the checksums in a file with this header.
@@ -181,13 +177,40 @@ fn checksum_place(header: &[u8]) -> Option<u64> {
     Some((header.len() as u64).next_multiple_of(256) + start)
 }
 
+/// Warns once of values that are too small for their format: the model is another one where
+/// something scales them up again.
+fn warn_of_lost_weights(tensors: &[TensorReport]) {
+    let lossy: Vec<&TensorReport> = tensors.iter().filter(|t| t.lost > 0).collect();
+    if lossy.is_empty() {
+        return;
+    }
+    let described: Vec<String> = lossy
+        .iter()
+        .map(|t| {
+            format!(
+                "{} ({} of {} in {})",
+                t.name,
+                t.lost,
+                t.rows * t.cols,
+                t.scheme
+            )
+        })
+        .collect();
+    log::warn!(
+        "values too small for their format are lost in {} weights: {}; if something scales them \
+         up again, the answers change: convert that part with f32",
+        lossy.len(),
+        some_of(&described)
+    );
+}
+
 /// Reads the record back the way the runtime does.
-fn check(path: &Path, plan: &Plan) -> Result<(), ConvertError> {
+fn check(output: &Output, plan: &Plan) -> Result<(), ConvertError> {
     let specs: Vec<WeightSpec> = plan.weights.iter().map(|w| w.spec.clone()).collect();
-    Record::open(path)
+    Record::open(output.part())
         .and_then(|record| record.check_weights(&specs))
         .map_err(|error| ConvertError::Write {
-            path: path.to_owned(),
+            path: output.path().to_owned(),
             reason: format!("the written record does not read back: {error}"),
         })
 }
@@ -246,6 +269,7 @@ impl Job {
     /// The bytes of a weight as the record stores them; keeps hash and report.
     fn bytes(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
         let spec = &weight.spec;
+        (self.progress)(&spec.name, 0);
         let (bytes, stats) = match (spec.storage, weight.format) {
             (Storage::Packed { cols }, Some(format)) => self.pack(spec, format, cols)?,
             _ => (self.dense(spec)?, PackStats::default()),
@@ -256,7 +280,6 @@ impl Job {
         self.reports
             .borrow_mut()
             .push(self.report(weight, bytes.len(), &stats));
-        (self.progress)(&spec.name, bytes.len());
         // Every tensor is read once: what it took of the memory is free again.
         for file in &self.checkpoint.files {
             file.release();
@@ -273,6 +296,7 @@ impl Job {
                 reason: format!("value {at} is {}", values[at]),
             });
         }
+        (self.progress)(&spec.name, size_of_val(&*values));
         Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
     }
 
@@ -302,8 +326,8 @@ impl Job {
                 let packed = slot.into_inner().expect("no task panics with the lock");
                 let (chunk, chunk_stats) = packed.expect("every task fills its slot")?;
                 bytes.extend_from_slice(&chunk);
-                stats.squared_error += chunk_stats.squared_error;
-                stats.squared_norm += chunk_stats.squared_norm;
+                stats += chunk_stats;
+                (self.progress)(&spec.name, chunk.len());
             }
         }
         Ok((bytes, stats))
@@ -311,17 +335,11 @@ impl Job {
 
     fn report(&self, weight: &PlannedWeight, bytes: usize, stats: &PackStats) -> TensorReport {
         let spec = &weight.spec;
-        let source = |tensor: &str| match self.checkpoint.tensor(tensor) {
-            Some(info) => format!("{tensor} ({})", info.dtype),
-            None => tensor.to_owned(),
-        };
         TensorReport {
             name: spec.name.clone(),
             part: spec.part.to_string(),
-            sources: spec.sources.iter().map(|s| source(&s.tensor)).collect(),
-            scheme: weight
-                .format
-                .map_or_else(|| "dense f32".to_owned(), |format| format.to_string()),
+            sources: weight.sources(&self.checkpoint),
+            scheme: weight.scheme(),
             rows: spec.rows(),
             cols: spec.cols(),
             bytes,
@@ -330,6 +348,7 @@ impl Job {
             } else {
                 0.0
             },
+            lost: stats.lost,
         }
     }
 }

@@ -7,67 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use common::damage::{Copy, expect_error};
 use common::data;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-/// A copy of a checkpoint to damage.
-struct Copy(TempDir);
-
-impl Copy {
-    fn of(name: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        for entry in fs::read_dir(data().join(name)).expect("test data") {
-            let entry = entry.expect("an entry");
-            if entry.path().is_file() {
-                fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
-            }
-        }
-        Self(folder)
-    }
-
-    fn change_json(&self, file: &str, change: impl FnOnce(&mut Value)) {
-        let path = self.0.path().join(file);
-        let mut value = serde_json::from_slice(&fs::read(&path).expect(file)).expect("JSON");
-        change(&mut value);
-        fs::write(path, value.to_string()).expect("a file");
-    }
-
-    fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {
-        let path = self.0.path().join(file);
-        let mut bytes = fs::read(&path).expect(file);
-        change(&mut bytes);
-        fs::write(path, bytes).expect("a file");
-    }
-
-    fn expect_error(&self, words: &[&str]) {
-        expect_error(self.0.path(), &[], words);
-    }
-}
-
-fn expect_error(source: &Path, options: &[&str], words: &[&str]) {
-    let out = tempfile::tempdir().expect("a folder");
-    let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
-        .arg(source)
-        .arg("-o")
-        .arg(out.path().join("model.bpk"))
-        .args(options)
-        .output()
-        .expect("the command starts");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{words:?}: {stderr}");
-    assert!(!stderr.contains("panicked"), "{stderr}");
-    let errors: Vec<&str> = stderr
-        .lines()
-        .filter(|l| l.starts_with("error: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
-    for word in words {
-        assert!(errors[0].contains(word), "no {word:?} in {:?}", errors[0]);
-    }
-    let left: Vec<_> = fs::read_dir(out.path()).expect("the folder").collect();
-    assert!(left.is_empty(), "left behind: {left:?}");
-}
 
 #[test]
 fn sources_that_are_none() {
@@ -104,7 +46,7 @@ fn flipped_header_bits() {
 #[test]
 fn a_missing_shard() {
     let copy = Copy::of("qwen2vl-odd");
-    fs::remove_file(copy.0.path().join("model-00002-of-00002.safetensors")).expect("a shard");
+    fs::remove_file(copy.path().join("model-00002-of-00002.safetensors")).expect("a shard");
     copy.expect_error(&["model-00002-of-00002.safetensors"]);
 }
 
@@ -174,16 +116,4 @@ fn outputs_that_cannot_be_written() {
     assert!(fs::metadata(&out).expect("the record").len() > 100_000);
     let nowhere = run(&folder.path().join("absent/model.bpk"), &[]);
     assert_eq!(nowhere.status.code(), Some(1));
-}
-
-#[test]
-fn options_that_are_not_there_yet() {
-    let source = data().join("qwen2vl-tiny");
-    for options in [
-        &["--method", "awq"][..],
-        &["--prune-layers", "1"],
-        &["--prune-ffn", "0.5"],
-    ] {
-        expect_error(&source, options, &[options[0], "not available"]);
-    }
 }

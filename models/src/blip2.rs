@@ -36,6 +36,11 @@ use crate::weights::{Part, Scope, Weights};
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "blip-2",
     title: "BLIP-2",
+    parts: &[
+        ("vision_config", &["blip_2_vision_model"]),
+        ("qformer_config", &["blip_2_qformer"]),
+        ("text_config", &["opt", "t5"]),
+    ],
 };
 
 /// The paper's prompt for questions; published checkpoints have no template.

@@ -29,6 +29,32 @@ pub struct FamilyInfo {
     pub model_type: &'static str,
     /// Name for people.
     pub title: &'static str,
+    /// Sections of `config.json` that describe a part of the model, and the `model_type`s that the
+    /// part may have. A section without a `model_type` has the first one.
+    pub parts: &'static [(&'static str, &'static [&'static str])],
+}
+
+impl FamilyInfo {
+    /// Refuses a model whose tower or language model is of a kind that the family does not have,
+    /// such as LLaVA with a SigLIP tower.
+    fn check_parts(&self, config: &Value) -> Result<(), ModelError> {
+        for (section, expected) in self.parts {
+            let found = config.get(section).and_then(|part| part.get("model_type"));
+            match found {
+                None | Some(Value::Null) => {}
+                Some(Value::String(found)) if expected.contains(&&**found) => {}
+                Some(found) => {
+                    return Err(ModelError::config(format!(
+                        "{section}.model_type is {found}, expected {}: {} with other parts is not \
+                         supported",
+                        expected.join(" or "),
+                        self.title
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 macro_rules! families {
@@ -45,6 +71,7 @@ macro_rules! families {
             files: &ModelFiles,
             weights: &Weights<'_, B>,
         ) -> Result<Box<dyn BuiltModel<B>>, ModelError> {
+            info(files)?;
             match model_type(files)? {
                 $(t if t == $module::INFO.model_type => {
                     Ok(Box::new($module::$model::<B>::init(files, weights)?))
@@ -103,11 +130,13 @@ fn unknown(found: &str) -> ModelError {
 /// The family that `files` describe.
 ///
 /// # Errors
-/// If it is unknown.
+/// If it is unknown, or has parts of another kind than the family.
 pub fn info(files: &ModelFiles) -> Result<&'static FamilyInfo, ModelError> {
     let found = model_type(files)?;
-    FAMILIES
+    let family = FAMILIES
         .iter()
         .find(|family| family.model_type == found)
-        .ok_or_else(|| unknown(found))
+        .ok_or_else(|| unknown(found))?;
+    family.check_parts(&files.config)?;
+    Ok(family)
 }

@@ -15,4 +15,5 @@ pub use crate::text_model::TextModel as Llama;
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "llama",
     title: "Llama",
+    parts: &[],
 };

@@ -33,6 +33,10 @@ use crate::weights::{Part, Scope, Weights};
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "llava",
     title: "LLaVA-1.5",
+    parts: &[
+        ("vision_config", &["clip_vision_model"]),
+        ("text_config", &["llama", "qwen2"]),
+    ],
 };
 
 /// The form of the published checkpoints, for those that come without a template.
@@ -101,10 +105,15 @@ impl Config {
 
     /// Layers of the tower that run.
     fn layers(&self) -> Result<usize, ModelError> {
-        match self.vision_feature_layer.as_i64() {
+        let layer = match &self.vision_feature_layer {
+            Value::Array(layers) if layers.len() == 1 => layers[0].as_i64(),
+            layer => layer.as_i64(),
+        };
+        match layer {
             Some(layer) => self.vision_config.layers_until(layer),
             None => Err(ModelError::config(format!(
-                "vision_feature_layer is {}, expected one number",
+                "vision_feature_layer is {}, expected one layer: features of several layers are \
+                 not supported",
                 self.vision_feature_layer
             ))),
         }

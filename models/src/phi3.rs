@@ -15,4 +15,5 @@ pub use crate::text_model::TextModel as Phi3;
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "phi3",
     title: "Phi-3",
+    parts: &[],
 };

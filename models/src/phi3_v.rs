@@ -32,6 +32,7 @@ use crate::weights::{Part, Scope, Weights};
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "phi3_v",
     title: "Phi-3.5-Vision",
+    parts: &[],
 };
 
 /// The template of the published checkpoints, for those that come without one.

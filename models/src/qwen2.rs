@@ -14,4 +14,5 @@ pub use crate::text_model::TextModel as Qwen2;
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "qwen2",
     title: "Qwen2",
+    parts: &[],
 };

@@ -35,6 +35,10 @@ use crate::weights::{Part, Scope, Weights};
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "qwen2_5_vl",
     title: "Qwen2.5-VL",
+    parts: &[
+        ("vision_config", &["qwen2_5_vl", "qwen2_5_vl_vision"]),
+        ("text_config", &["qwen2_5_vl_text", "qwen2_5_vl", "qwen2"]),
+    ],
 };
 
 /// Epsilon of the vision tower's norms; the reference has it in its code.

@@ -33,6 +33,10 @@ use crate::whisper_encoder::{Spectrogram, WhisperConfig, WhisperEncoder};
 pub const INFO: FamilyInfo = FamilyInfo {
     model_type: "qwen2_audio",
     title: "Qwen2-Audio",
+    parts: &[
+        ("audio_config", &["qwen2_audio_encoder"]),
+        ("text_config", &["qwen2"]),
+    ],
 };
 
 /// Renders as the template of the published checkpoints does, for those that come without one.

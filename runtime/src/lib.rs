@@ -20,6 +20,7 @@ pub mod record;
 pub mod report;
 pub mod sampler;
 pub mod serve;
+pub mod stand_in;
 pub mod target;
 pub mod trace;
 

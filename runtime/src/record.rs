@@ -26,6 +26,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::EngineError;
 use crate::map::{Mapping, map_file};
+use crate::stand_in;
 
 /// A model without its weights, and the weights it declares.
 pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
@@ -413,6 +414,9 @@ fn preamble(bytes: &[u8], path: &Path) -> Result<usize, RecordError> {
 
 /// What a file that is no record begins like.
 fn describe_start(bytes: &[u8]) -> String {
+    if let Some(found) = stand_in::describe(bytes) {
+        return format!("found {found}");
+    }
     let looks = match bytes {
         [b'G', b'G', b'U', b'F', ..] => "it is a GGUF file: run edge-lmm-convert on it first",
         [0x7F, b'E', b'L', b'F', ..] => "it is a program without a record inside",

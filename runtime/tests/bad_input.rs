@@ -83,6 +83,8 @@ fn records_that_are_none() {
     );
     run(files.0.path(), &["is a folder"]);
     run(&files.write("empty.bpk", b""), &["not a record", "0 bytes"]);
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 44\n";
+    run(&files.write("lfs.bpk", pointer), &["Git LFS pointer"]);
     run(
         &files.write("text.bpk", b"just some text in a file"),
         &["not a record", "edge-lmm-convert"],
@@ -170,7 +172,22 @@ fn pictures() {
         &files.write("text.png", b"this is not a picture"),
         &["text.png", "not a picture"],
     );
-    refused(&files.write("empty.png", b""), &["empty.png"]);
+    refused(
+        &files.write("empty.png", b""),
+        &["empty.png", "an empty file"],
+    );
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 44\n";
+    refused(
+        &files.write("lfs.png", pointer),
+        &["lfs.png", "Git LFS pointer"],
+    );
+    refused(
+        &files.write(
+            "page.png",
+            b"<!DOCTYPE html>\n<html><body>404</body></html>",
+        ),
+        &["page.png", "HTML page"],
+    );
     let png = fs::read(demo("shapes.png")).expect("the demo's picture");
     refused(
         &files.write("short.png", &png[..png.len() / 2]),

@@ -26,6 +26,14 @@ pub enum SourceError {
         /// What would do.
         expected: String,
     },
+    /// A file holds only what a failed or partial download leaves.
+    #[error("{} was not downloaded: found {found}", path.display())]
+    NotDownloaded {
+        /// The file.
+        path: PathBuf,
+        /// What it holds instead, and what to do.
+        found: &'static str,
+    },
     /// A file that belongs to the checkpoint is not there.
     #[error("{} is missing: {needed_for}", path.display())]
     MissingFile {
@@ -122,7 +130,7 @@ pub(super) fn malformed(
 }
 
 /// The first few of `names`, for a message: `a, b, c and 12 more`.
-pub(super) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
+pub(crate) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 3;
     let mut text = names
         .iter()

@@ -1,9 +1,11 @@
 //! The files that a checkpoint was read from, for the record's provenance.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::json::file_name;
 use super::map::Map;
 
 /// Bytes that are hashed before their pages are released.
@@ -14,6 +16,8 @@ const HASH_CHUNK: usize = 64 << 20;
 pub struct SourceFile {
     /// File name without its directory.
     pub name: String,
+    /// Where it was read.
+    pub path: PathBuf,
     /// Size in bytes.
     pub bytes: u64,
     content: Arc<Map>,
@@ -21,9 +25,10 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    pub(super) fn new(name: String, content: Arc<Map>) -> Self {
+    pub(super) fn new(path: &Path, content: Arc<Map>) -> Self {
         Self {
-            name,
+            name: file_name(path),
+            path: path.to_path_buf(),
             bytes: content.len() as u64,
             content,
             hash: OnceLock::new(),

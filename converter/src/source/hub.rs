@@ -8,12 +8,13 @@ use serde_json::Value;
 use super::error::{Result, SourceError, some_of};
 use super::file::SourceFile;
 use super::json::{file_name, read_json};
-use super::{Checkpoint, Tensor, chat, safetensors, tokenizer_files};
+use super::{Checkpoint, Tensor, adapter, chat, quantized, safetensors, tokenizer_files};
 
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Opens a directory, or a single `.safetensors` file with the json files beside it.
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
+    adapter::check_files(path)?;
     let mut files = Vec::new();
     let (directory, tensors) = if path.is_dir() {
         (path, read_directory(path, &mut files)?)
@@ -21,11 +22,14 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         let directory = path.parent().unwrap_or(Path::new(""));
         (directory, read_single(path, directory, &mut files)?)
     };
+    adapter::check_tensors(path, &tensors)?;
     let config_path = directory.join("config.json");
     let config = read_json(&config_path, &mut files)?.ok_or_else(|| SourceError::MissingFile {
         path: config_path,
         needed_for: "it says what model the weights are; download the whole checkpoint".into(),
     })?;
+    quantized::check(directory, &config, &tensors)?;
+    check_layout(directory, &config)?;
     let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
     let tokenizer = tokenizer_files::read(directory, tokenizer_config.as_ref(), &mut files)?;
     tokenizer_files::check(&tokenizer, &config, &directory.display().to_string())?;
@@ -37,6 +41,21 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         tokenizer,
         files,
         tensors,
+    })
+}
+
+/// Refuses the layout of LLaVA's original repository, which has the `model_type` of the converted
+/// checkpoints but neither their configuration nor their tensors.
+fn check_layout(directory: &Path, config: &Value) -> Result<()> {
+    let Some(tower) = config.get("mm_vision_tower") else {
+        return Ok(());
+    };
+    Err(SourceError::Unsupported {
+        file: directory.join("config.json").display().to_string(),
+        what: "the layout of the original LLaVA repository, with mm_vision_tower".into(),
+        found: tower.to_string(),
+        supported: "the layout of transformers; take the checkpoint of the llava-hf organization"
+            .into(),
     })
 }
 

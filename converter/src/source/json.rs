@@ -30,7 +30,7 @@ pub(super) fn read_text(path: &Path, files: &mut Vec<SourceFile>) -> Result<Opti
     let text = std::str::from_utf8(&map)
         .map_err(|e| malformed(&file, e.to_string(), "UTF-8 text"))?
         .to_owned();
-    files.push(SourceFile::new(file_name(path), Arc::new(map)));
+    files.push(SourceFile::new(path, Arc::new(map)));
     Ok(Some(text))
 }
 

@@ -13,6 +13,9 @@ pub(super) struct Map(memmap2::Mmap);
 
 impl Map {
     /// Maps the regular file at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds only what a failed download leaves.
     #[allow(unsafe_code)] // The only way to map a file; nothing else in this module is unsafe.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let io = |source| SourceError::Io {
@@ -34,6 +37,13 @@ impl Map {
         // time and index with bounds checks, so the worst are wrong numbers, a panic or, for a file that is
         // cut short, a SIGBUS.
         let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?;
+        if let Some(found) = edge_lmm::stand_in::describe(&map) {
+            return Err(SourceError::NotDownloaded {
+                path: path.to_path_buf(),
+                found,
+            });
+        }
+        log::debug!("reading {}, {} bytes", path.display(), map.len());
         Ok(Self(map))
     }
 }

@@ -8,6 +8,7 @@
 //! Nothing in a source file is trusted: headers are checked as a whole before anything is read through them,
 //! and a damaged or hostile file gives a [`SourceError`].
 
+mod adapter;
 mod chat;
 mod decode;
 mod error;
@@ -16,6 +17,7 @@ pub mod gguf;
 mod hub;
 mod json;
 mod map;
+mod quantized;
 mod safetensors;
 mod tokenizer_files;
 mod tokenizer_json;
@@ -28,6 +30,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use error::SourceError;
+pub(crate) use error::some_of;
 pub use file::SourceFile;
 
 use error::Result;
@@ -136,6 +139,29 @@ impl Checkpoint {
         self.tensors.get(name).map(|tensor| &tensor.info)
     }
 
+    /// Checks that a tensor can be read as f32, without reading it.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or its type cannot be turned into f32.
+    pub fn check_readable(&self, name: &str) -> Result<()> {
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.missing_tensor(name))?;
+        tensor
+            .view
+            .check_readable()
+            .map_err(|unreadable| unreadable.into_error(name))
+    }
+
+    /// The names of the tensors that start with `prefix`, in order.
+    pub fn names_from<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.tensors
+            .range(prefix.to_owned()..)
+            .map(|(name, _)| name.as_str())
+            .take_while(move |name| name.starts_with(prefix))
+    }
+
     /// Appends `rows` of a tensor, seen as a matrix `[shape[0], product of the rest]`, to `out` as f32.
     /// Only the pages that hold these rows are read; `out` grows by `rows.len() * row_len`.
     ///
@@ -165,6 +191,13 @@ impl Checkpoint {
             })
     }
 
+    /// The name of the first weight file, for messages.
+    pub(crate) fn weights_file(&self) -> String {
+        self.files
+            .first()
+            .map_or_else(String::new, |file| file.name.clone())
+    }
+
     fn missing_tensor(&self, name: &str) -> SourceError {
         let last_part = name.rsplit('.').nth(1).unwrap_or(name);
         let similar: Vec<&str> = self
@@ -174,10 +207,7 @@ impl Checkpoint {
             .filter(|key| key.rsplit('.').nth(1).unwrap_or(key) == last_part)
             .collect();
         SourceError::MissingTensor {
-            file: self
-                .files
-                .first()
-                .map_or_else(String::new, |f| f.name.clone()),
+            file: self.weights_file(),
             tensor: name.into(),
             needed_for: if similar.is_empty() {
                 format!("none of the {} tensors resembles it", self.tensors.len())

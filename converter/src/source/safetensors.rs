@@ -14,7 +14,6 @@ use serde_json::Value;
 use super::decode::Decoder;
 use super::error::{Result, SourceError, malformed, some_of};
 use super::file::SourceFile;
-use super::json::file_name;
 use super::map::Map;
 use super::view::{Stored, View};
 use super::{Tensor, TensorInfo};
@@ -63,7 +62,7 @@ pub(super) fn read_file(
         let view = View::Whole(stored);
         tensors.insert(name, Tensor { info, view });
     }
-    files.push(SourceFile::new(file_name(path), map));
+    files.push(SourceFile::new(path, map));
     Ok(tensors)
 }
 
@@ -78,6 +77,13 @@ fn read_header(bytes: &[u8], file: &str) -> Result<(usize, Metadata)> {
         ));
     };
     let length = u64::from_le_bytes(*length);
+    if let Some(found) = another_format(bytes) {
+        return Err(malformed(
+            file,
+            found,
+            "a safetensors file; download it again, or save the model with safe_serialization=True",
+        ));
+    }
     if length > MAX_HEADER_BYTES || length > rest.len() as u64 {
         return Err(malformed(
             file,
@@ -101,6 +107,18 @@ fn read_header(bytes: &[u8], file: &str) -> Result<(usize, Metadata)> {
         ));
     }
     Ok((8 + length as usize, metadata))
+}
+
+/// What a file without a safetensors header seems to be, where that can be told. A header begins
+/// with a brace behind its length, which no text has there.
+fn another_format(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [_, _, _, _, _, _, _, _, b'{', ..] => None,
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive, as PyTorch writes its pickled weights"),
+        [b'G', b'G', b'U', b'F', ..] => Some("a GGUF file"),
+        [b'{' | b'[', ..] => Some("a JSON document"),
+        _ => None,
+    }
 }
 
 /// The shards of `model.safetensors.index.json` with the tensors that each should hold.

@@ -21,7 +21,7 @@ pub(super) fn read(
 ) -> Result<String> {
     let path = directory.join("tokenizer.json");
     if let Some(text) = read_text(&path, files)? {
-        return Ok(text);
+        return Ok(without_batching(text));
     }
     let vocab = read_json(&directory.join("vocab.json"), files)?;
     let merges = read_text(&directory.join("merges.txt"), files)?;
@@ -42,6 +42,26 @@ pub(super) fn read(
         path,
         needed_for: needed_for.into(),
     })
+}
+
+/// A `tokenizer.json` without the truncation and padding of the last call in training, which
+/// `transformers` resets on every call. One that does not parse is left to [`check`].
+fn without_batching(text: String) -> String {
+    let Ok(mut tokenizer) = serde_json::from_str::<Value>(&text) else {
+        return text;
+    };
+    let mut changed = false;
+    for key in ["truncation", "padding"] {
+        if let Some(value) = tokenizer.get_mut(key).filter(|value| !value.is_null()) {
+            log::debug!("tokenizer.json: ignoring {key} {value}");
+            *value = Value::Null;
+            changed = true;
+        }
+    }
+    match changed {
+        true => tokenizer.to_string(),
+        false => text,
+    }
 }
 
 /// Checks that a `tokenizer.json` loads and that the model has an embedding for every token of it.

@@ -68,15 +68,17 @@ impl Stored {
         &self.dtype
     }
 
+    fn decoder(&self) -> Result<Decoder, Unreadable> {
+        self.decoder.ok_or_else(|| Unreadable {
+            file: self.file.to_string(),
+            dtype: self.dtype.clone(),
+            supported: self.supported,
+        })
+    }
+
     /// Appends the elements `range`, which must lie inside the tensor, as f32.
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
-        let Some(decoder) = self.decoder else {
-            return Err(Unreadable {
-                file: self.file.to_string(),
-                dtype: self.dtype.clone(),
-                supported: self.supported,
-            });
-        };
+        let decoder = self.decoder()?;
         decoder.decode(&self.map[self.bytes.clone()], range, out);
         Ok(())
     }
@@ -126,6 +128,18 @@ pub(super) enum View {
 }
 
 impl View {
+    /// Checks that every part can be turned into f32.
+    pub(super) fn check_readable(&self) -> Result<(), Unreadable> {
+        match self {
+            Self::Stacked { parts, .. } | Self::Interleaved { parts, .. } => {
+                parts.iter().try_for_each(|part| part.decoder().map(|_| ()))
+            }
+            Self::Whole(stored)
+            | Self::Unpermuted { stored, .. }
+            | Self::Extended { stored, .. } => stored.decoder().map(|_| ()),
+        }
+    }
+
     /// Appends the elements `range`, which must lie inside the tensor, as f32.
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         match self {

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // every test file uses its own part
 
 pub mod check;
+pub mod damage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -15,6 +15,8 @@ pub struct PackStats {
     pub squared_error: f64,
     /// Sum of `weight^2`.
     pub squared_norm: f64,
+    /// Weights in groups that are too small for the format: little or nothing of their values is left.
+    pub lost: usize,
 }
 
 impl PackStats {
@@ -32,6 +34,26 @@ impl std::ops::AddAssign for PackStats {
     fn add_assign(&mut self, other: Self) {
         self.squared_error += other.squared_error;
         self.squared_norm += other.squared_norm;
+        self.lost += other.lost;
+    }
+}
+
+impl PackStats {
+    /// The sums of one group of one row, with the group counted as lost where its relative error is larger than
+    /// rounding alone can make it.
+    fn of_group(format: Format, squared_error: f64, squared_norm: f64, len: usize) -> Self {
+        let most: f64 = match format {
+            Format::F32 => f64::INFINITY,
+            Format::F16 => 0.05,
+            Format::Q8 => 0.1,
+            Format::Q4 => 0.35,
+        };
+        let lost = squared_norm > 0.0 && squared_error > most * most * squared_norm;
+        Self {
+            squared_error,
+            squared_norm,
+            lost: if lost { len } else { 0 },
+        }
     }
 }
 
@@ -198,17 +220,20 @@ fn check_rows(shape: MatrixShape, rows: &[f32]) -> Result<usize, FormatError> {
 fn pack_float_panel(shape: MatrixShape, rows: &[f32], panel: &mut [u8]) -> PackStats {
     let mut stats = PackStats::default();
     for (r, row) in rows.chunks_exact(shape.cols).enumerate() {
-        for (i, w) in row.iter().enumerate() {
-            let at = i * PANEL + r;
-            let norm = f64::from(*w) * f64::from(*w);
-            stats.squared_norm += norm;
-            if shape.format == Format::F32 {
-                panel[4 * at..][..4].copy_from_slice(&w.to_le_bytes());
-            } else {
-                let half = f16::from_f32(*w);
-                stats.squared_error += f64::from(half.to_f32() - w).powi(2);
-                panel[2 * at..][..2].copy_from_slice(&half.to_le_bytes());
+        for (g, weights) in row.chunks(GROUP * BLOCK).enumerate() {
+            let (mut error, mut norm) = (0.0, 0.0);
+            for (i, w) in weights.iter().enumerate() {
+                let at = (g * GROUP * BLOCK + i) * PANEL + r;
+                norm += f64::from(*w) * f64::from(*w);
+                if shape.format == Format::F32 {
+                    panel[4 * at..][..4].copy_from_slice(&w.to_le_bytes());
+                } else {
+                    let half = f16::from_f32(*w);
+                    error += f64::from(half.to_f32() - w).powi(2);
+                    panel[2 * at..][..2].copy_from_slice(&half.to_le_bytes());
+                }
             }
+            stats += PackStats::of_group(shape.format, error, norm, weights.len());
         }
     }
     stats
@@ -224,15 +249,17 @@ fn pack_quantized_panel(shape: MatrixShape, rows: &[f32], panel: &mut [u8]) -> P
             let fit = fit(shape.format, &group);
             panel.store_scale(r, g, fit.scale);
             let blocks = weights.len().div_ceil(BLOCK);
+            let (mut squared_error, mut squared_norm) = (0.0, 0.0);
             for (b, block) in group.iter().enumerate().take(blocks) {
                 panel.store_block(r, g * GROUP + b, &fit.quants[b], fit.levels[b]);
                 let scale = fit.scale.to_f32() * f32::from(fit.levels[b]);
                 for (w, q) in block.iter().zip(&fit.quants[b]) {
                     let error = f64::from(f32::from(*q) * scale - w);
-                    stats.squared_error += error * error;
-                    stats.squared_norm += f64::from(*w) * f64::from(*w);
+                    squared_error += error * error;
+                    squared_norm += f64::from(*w) * f64::from(*w);
                 }
             }
+            stats += PackStats::of_group(shape.format, squared_error, squared_norm, weights.len());
         }
     }
     stats
@@ -323,8 +350,18 @@ fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0f32, |max, x| max.max(x.abs()))
 }
 
-/// `x` as a finite half-precision number.
+/// Scales below this keep fewer than four bits in half precision.
+const COARSE_SCALE: f32 = 16.0 * SMALLEST_SCALE;
+/// The smallest positive number in half precision, 2^-24.
+const SMALLEST_SCALE: f32 = 5.960_464_5e-8;
+
+/// `x` as a finite half-precision number. The smallest ones are rounded away from zero: too large a scale makes the
+/// quants coarser, too small a one cuts the largest weights off, and none at all loses them.
 fn half(x: f32) -> f16 {
+    let x = match x.abs() < COARSE_SCALE {
+        true => (x.abs() / SMALLEST_SCALE).ceil().copysign(x) * SMALLEST_SCALE,
+        false => x,
+    };
     f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 

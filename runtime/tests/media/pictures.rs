@@ -75,11 +75,7 @@ fn bytes_decode_like_files() {
 fn text_is_told_from_pictures() {
     let (_folder, file) = temporary("cat.png", b"Hello, I am not a cat.\n");
     let message = load_image(&file).unwrap_err().to_string();
-    for part in [
-        "cat.png: not an image",
-        "text that begins with \"Hello",
-        "expected PNG, JPEG",
-    ] {
+    for part in ["cat.png: not an image", "found text", "expected PNG, JPEG"] {
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }
 }
@@ -88,14 +84,14 @@ fn text_is_told_from_pictures() {
 fn other_content_is_named() {
     for (content, part) in [
         (&b""[..], "an empty file"),
-        (b"\x00\x01\x02\x03\xff", "00 01 02 03 ff"),
+        (b"\x00\x01\x02\x03\xff", "data of an unknown format"),
         (b"fLaC\0\0\0\x22", "a FLAC file"),
         (b"II*\0\x08\0\0\0", "unsupported file format: TIFF; convert"),
         (
             b"\0\0\0\x20ftypavif\0\0\0\0",
             "unsupported file format: AVIF; convert",
         ),
-        ("ein Bär".as_bytes(), "text that begins with \"ein Bär\""),
+        ("ein Bär".as_bytes(), "found text"),
     ] {
         let message = decode_image(content).unwrap_err().to_string();
         assert!(message.contains(part), "{message:?} lacks {part:?}");

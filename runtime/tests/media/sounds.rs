@@ -108,7 +108,7 @@ fn errors_say_what_is_wrong() {
         ),
         (b"OggS\0\x02\0\0".to_vec(), "unsupported file format: Ogg;"),
         (b"GIF89a".to_vec(), "a GIF file"),
-        (b"la la la".to_vec(), "text that begins with"),
+        (b"la la la".to_vec(), "found text"),
         (b"fLaC\0\0\0\x22".to_vec(), "FLAC file is truncated"),
         (b"ID3\x04\0\0\0\0\0\0".to_vec(), "MP3 file is truncated"),
     ] {

@@ -11,6 +11,7 @@ mod llava;
 mod metadata;
 mod qwen2_vl;
 mod text;
+mod unsupported;
 mod value;
 mod vision;
 mod vocabulary;
@@ -26,7 +27,6 @@ pub use value::{Numbers, Scalar, Value};
 
 use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
-use super::json::file_name;
 use super::map::Map;
 use super::{Checkpoint, tokenizer_files};
 use assembly::{Assembly, Tensors};
@@ -49,7 +49,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     let mut vocabulary = Vocabulary::read(&header)?;
     let mut text = Assembly::new(&header, &map, path);
     let mut tensors = Tensors::new();
-    let mut files = vec![SourceFile::new(file_name(path), map.clone())];
+    let mut files = vec![SourceFile::new(path, map.clone())];
     let (config, preprocessor_config) = match mmproj {
         None => {
             let config = read_text(&mut text, arch, &vocabulary, &mut tensors)?;
@@ -57,7 +57,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
         }
         Some(mmproj) => {
             let map = Arc::new(Map::open(mmproj)?);
-            files.push(SourceFile::new(file_name(mmproj), map.clone()));
+            files.push(SourceFile::new(mmproj, map.clone()));
             let header = Header::parse(&map, &mmproj.display().to_string())?;
             let mut vision = Assembly::new(&header, &map, mmproj);
             let (config, preprocessor) = read_multimodal(
@@ -86,22 +86,17 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
 
 /// `general.architecture` of a file that is a whole language model.
 fn architecture<'a>(header: &Header<'a>) -> Result<&'a str> {
+    unsupported::check_type(header)?;
     let arch = header.need_text("general.architecture")?;
-    if arch == "clip" {
+    if arch == "clip" || header.text("general.type")? == Some("mmproj") {
         return Err(malformed(
             &header.file,
-            "a vision tower (architecture clip)",
+            "a vision tower (an mmproj file)",
             "a language model; name the language model as the source and this file with --mmproj",
         ));
     }
-    match header.size("split.count")? {
-        Some(parts) if parts > 1 => Err(malformed(
-            &header.file,
-            format!("one of {parts} parts"),
-            "a whole file; join the parts with llama-gguf-split --merge",
-        )),
-        _ => Ok(arch),
-    }
+    unsupported::check_text(header, arch)?;
+    Ok(arch)
 }
 
 fn read_text(
@@ -117,7 +112,7 @@ fn read_text(
             "the language model of a qwen2vl model alone",
             "its vision tower too; name the mmproj-*.gguf file that belongs to it with --mmproj",
         )),
-        other => Err(unsupported(&text.header.file, "architecture", other)),
+        other => Err(not_supported(&text.header.file, "architecture", other)),
     }
 }
 
@@ -128,6 +123,7 @@ fn read_multimodal(
     tensors: &mut Tensors,
 ) -> Result<(Json, Json)> {
     let file = &vision.header.file;
+    unsupported::check_type(vision.header)?;
     let kind = vision.header.need_text("general.architecture")?;
     if kind != "clip" {
         return Err(malformed(
@@ -136,13 +132,14 @@ fn read_multimodal(
             "a vision tower (architecture clip) in the --mmproj file",
         ));
     }
+    unsupported::check_vision(vision.header)?;
     match (arch, projector(vision.header)?) {
         ("qwen2vl", "qwen2vl_merger") => qwen2_vl::read(text, vision, vocabulary, tensors),
         ("llama", "mlp") => llava::read(text, vision, vocabulary, tensors),
-        ("qwen2vl" | "llama", projector) => Err(unsupported(file, "projector", projector)),
+        ("qwen2vl" | "llama", projector) => Err(not_supported(file, "projector", projector)),
         (arch, projector) => {
             let found = format!("{arch} with the projector {projector}");
-            Err(unsupported(&text.header.file, "architecture", &found))
+            Err(not_supported(&text.header.file, "architecture", &found))
         }
     }
 }
@@ -164,7 +161,7 @@ fn projector<'a>(header: &Header<'a>) -> Result<&'a str> {
     }
 }
 
-fn unsupported(file: &str, what: &str, found: &str) -> SourceError {
+fn not_supported(file: &str, what: &str, found: &str) -> SourceError {
     SourceError::Unsupported {
         file: file.into(),
         what: what.into(),

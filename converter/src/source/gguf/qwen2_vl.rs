@@ -7,7 +7,7 @@ use serde_json::{Map as Object, Value as Json, json};
 use super::super::error::{Result, malformed};
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
-use super::text::{Kind, TextModel};
+use super::text::{Kind, TextModel, rope_scaling};
 use super::vision::VisionTower;
 use super::vocabulary::Vocabulary;
 
@@ -23,6 +23,7 @@ pub(super) fn read(
     vocabulary: &Vocabulary<'_>,
     out: &mut Tensors,
 ) -> Result<(Json, Json)> {
+    check(text.header, vision.header)?;
     let model = TextModel::read(text, "qwen2vl", Kind::Qwen2)?;
     model.tensors(text, "", out)?;
     let tower = VisionTower::read(vision)?;
@@ -50,6 +51,25 @@ pub(super) fn read(
     config.insert("rope_scaling".into(), rope_sections(text.header)?);
     let preprocessor = preprocessor_config(vision.header, &tower, merge)?;
     Ok((config.into(), preprocessor))
+}
+
+/// Refuses scaled positions and another activation, which the family does not have.
+fn check(text: &Header<'_>, vision: &Header<'_>) -> Result<()> {
+    if let Some(scaling) = rope_scaling(text, "qwen2vl")? {
+        return Err(malformed(
+            &text.file,
+            format!("scaled positions ({scaling})"),
+            "no qwen2vl.rope.scaling.type, which M-RoPE does not have",
+        ));
+    }
+    match vision.flag("clip.use_gelu")? {
+        Some(true) => Err(malformed(
+            &vision.file,
+            "clip.use_gelu = true",
+            "false: the vision tower of Qwen2-VL has quick GELU",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Patches per side of a merged token, from the merger's width.

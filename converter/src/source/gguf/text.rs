@@ -73,7 +73,7 @@ impl TextModel {
                 _ => heads,
             },
             head,
-            context: header.need_size(&key("context_length"))?,
+            context: context(header, arch, kind)?,
             rms_eps: header.need_number(&key("attention.layer_norm_rms_epsilon"))?,
             rope_theta: header.number(&key("rope.freq_base"))?.unwrap_or(10_000.0),
             tied: !assembly.has("output.weight"),
@@ -253,6 +253,23 @@ impl TextModel {
     }
 }
 
+/// Positions that the model takes. Sliding windows are not supported, so the context ends where a
+/// token no longer sees all tokens before it. Phi-3's window is part of its configuration.
+fn context(header: &Header<'_>, arch: &str, kind: Kind) -> Result<usize> {
+    let context = header.need_size(&format!("{arch}.context_length"))?;
+    match header.size(&format!("{arch}.attention.sliding_window"))? {
+        Some(window) if window > 0 && window < context && kind != Kind::Phi3 => {
+            log::warn!(
+                "{}: sliding windows are not supported; the context ends at the window's {window} \
+                 tokens instead of {context}",
+                header.file
+            );
+            Ok(window)
+        }
+        _ => Ok(context),
+    }
+}
+
 /// Reads a text-only model: its tensors and its config.
 pub(super) fn read(
     assembly: &mut Assembly<'_, '_>,
@@ -309,6 +326,17 @@ fn phi3_rope(
     config: &mut Object<String, Json>,
 ) -> Result<()> {
     let header = assembly.header;
+    const TYPE: &str = "phi3.rope.scaling.type";
+    if let Some(kind) = header.text(TYPE)?
+        && !["none", "longrope"].contains(&kind)
+    {
+        return Err(SourceError::Unsupported {
+            file: header.file.clone(),
+            what: TYPE.into(),
+            found: kind.into(),
+            supported: "none, longrope".into(),
+        });
+    }
     let original = header
         .size("phi3.rope.scaling.original_context_length")?
         .unwrap_or(model.context);

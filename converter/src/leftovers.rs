@@ -1,0 +1,114 @@
+//! Tensors that the model does not use although they stand beside one that it uses, and sources
+//! that lose accuracy twice.
+
+use std::collections::BTreeSet;
+
+use edge_lmm_ops::Format;
+
+use crate::plan::PlannedWeight;
+use crate::source::{Checkpoint, SourceError};
+
+/// Types of GGUF tensors with about four bits per weight or fewer.
+const LOW_BIT: [&str; 6] = ["Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ4_NL"];
+
+/// Refuses a checkpoint where a tensor of the model has a companion that the model does not know:
+/// the values then mean something else than they say, such as integers to be multiplied by a
+/// scale. A bias that the configuration switches off is only warned of.
+pub(crate) fn check(checkpoint: &Checkpoint, weights: &[PlannedWeight]) -> Result<(), SourceError> {
+    let used: BTreeSet<&str> = weights
+        .iter()
+        .flat_map(|weight| &weight.spec.sources)
+        .map(|source| source.tensor.as_str())
+        .collect();
+    for tensor in &used {
+        let module = tensor.strip_suffix(".weight");
+        let scope = module.map(|module| format!("{module}."));
+        let scope = scope.as_deref().unwrap_or(tensor);
+        let Some(companion) = checkpoint
+            .names_from(scope)
+            .find(|name| !used.contains(name) && belongs(name, scope, tensor))
+        else {
+            continue;
+        };
+        if companion.ends_with(".bias") {
+            log::warn!("{companion} is left out: the configuration says that {tensor} has no bias");
+            continue;
+        }
+        return Err(SourceError::Unsupported {
+            file: checkpoint.weights_file(),
+            what: format!("tensor {tensor} with a companion"),
+            found: companion.to_owned(),
+            supported: "weights that need nothing beside them; if the checkpoint is quantized, \
+                        take the one that it was made from"
+                .into(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether a tensor belongs to the same module as `tensor`, directly and not in a submodule.
+/// `scope` is the module with a dot, or the tensor itself where it is no `.weight`.
+fn belongs(name: &str, scope: &str, tensor: &str) -> bool {
+    let rest = &name[scope.len()..];
+    match scope.strip_suffix('.') {
+        // `m.weight_scale`, `m.scales`, but also `m.weight.absmax`.
+        Some(_) => !rest.contains('.') || name.starts_with(&format!("{tensor}.")),
+        None => rest.starts_with(['_', '.', ':']),
+    }
+}
+
+/// Warns once of weights that are stored in few bits already and get into few bits again.
+pub(crate) fn warn_of_low_bit_sources(checkpoint: &Checkpoint, weights: &[PlannedWeight]) {
+    let low_bit = |tensor: &str| {
+        let dtype = &checkpoint.tensor(tensor)?.dtype;
+        dtype
+            .split('+')
+            .find(|part| LOW_BIT.contains(part))
+            .map(str::to_owned)
+    };
+    let mut types = BTreeSet::new();
+    let mut count = 0;
+    for weight in weights.iter().filter(|w| w.format == Some(Format::Q4)) {
+        let found: Vec<String> = weight
+            .spec
+            .sources
+            .iter()
+            .filter_map(|source| low_bit(&source.tensor))
+            .collect();
+        count += usize::from(!found.is_empty());
+        types.extend(found);
+    }
+    if count > 0 {
+        let types: Vec<String> = types.into_iter().collect();
+        log::warn!(
+            "{count} weights are stored as {} and are quantized to q4 a second time, which loses \
+             more accuracy than one step; convert the F16, BF16 or Q8_0 file or the original \
+             checkpoint instead, or keep these weights as they are with --text-quant q8 \
+             (twice as large)",
+            types.join(", ")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::belongs;
+
+    #[test]
+    fn companions_share_the_module() {
+        let near = |name: &str| belongs(name, "a.q_proj.", "a.q_proj.weight");
+        for name in [
+            "a.q_proj.weight_scale",
+            "a.q_proj.scales",
+            "a.q_proj.bias",
+            "a.q_proj.weight.absmax",
+            "a.q_proj.weight.quant_state.nf4",
+        ] {
+            assert!(near(name), "{name}");
+        }
+        assert!(!near("a.q_proj.rotary_emb.inv_freq"));
+        let near = |name: &str| belongs(name, "query_tokens", "query_tokens");
+        assert!(near("query_tokens_scale"));
+        assert!(!near("query_tokens2"));
+    }
+}

@@ -1,0 +1,184 @@
+//! Where the converter writes: paths are checked before work starts, files are whole or untouched,
+//! and nothing is left behind.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use common::damage::{Copy, command};
+use common::data;
+
+fn convert(source: &Path, record: &Path, options: &[&str]) -> Output {
+    command(source, record)
+        .args(options)
+        .output()
+        .expect("the command starts")
+}
+
+fn refused(output: &Output, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "no {word:?} in {stderr}");
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The source does not exist, so that only a check before any work can see the output first.
+#[test]
+fn outputs_are_checked_first() {
+    let nothing = Path::new("/nonexistent/model");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("directory")).expect("a folder");
+    refused(
+        &convert(nothing, &path("absent/model.bpk"), &[]),
+        &["absent/model.bpk", "no folder"],
+    );
+    refused(
+        &convert(nothing, &path("directory"), &["--force"]),
+        &["it is a folder"],
+    );
+    let report = path("absent/report.json");
+    let report = ["--report", report.to_str().unwrap()];
+    refused(
+        &convert(nothing, &path("model.bpk"), &report),
+        &["report.json", "no folder"],
+    );
+    let same = path("./model.bpk");
+    let same = ["--report", same.to_str().unwrap()];
+    refused(
+        &convert(nothing, &path("model.bpk"), &same),
+        &["it is the report"],
+    );
+    assert_eq!(names(folder.path()), ["directory"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_and_devices_are_told() {
+    let source = data().join("qwen2vl-tiny");
+    let folder = tempfile::tempdir().expect("a folder");
+    let link = folder.path().join("link.bpk");
+    std::os::unix::fs::symlink("elsewhere.bpk", &link).expect("a link");
+    refused(&convert(&source, &link, &[]), &["leads nowhere"]);
+    refused(&convert(&source, &link, &["--force"]), &["leads nowhere"]);
+    refused(
+        &convert(&source, Path::new("/dev/null"), &["--force"]),
+        &["device"],
+    );
+    assert_eq!(names(folder.path()), ["link.bpk"]);
+}
+
+#[test]
+fn inputs_are_not_overwritten() {
+    let copy = Copy::of("qwen2vl-tiny");
+    let before = fs::read(copy.path().join("model.safetensors")).expect("weights");
+    for file in ["model.safetensors", "tokenizer.json"] {
+        refused(
+            &convert(copy.path(), &copy.path().join(file), &["--force"]),
+            &[file, "an input"],
+        );
+    }
+    let config = copy.path().join("config.json");
+    refused(
+        &convert(
+            copy.path(),
+            &copy.path().join("model.bpk"),
+            &["--report", config.to_str().unwrap()],
+        ),
+        &["config.json", "an input"],
+    );
+    let after = fs::read(copy.path().join("model.safetensors")).expect("weights");
+    assert_eq!(before, after);
+    assert!(!copy.path().join("model.bpk").exists());
+}
+
+#[test]
+fn a_report_replaces_another_when_it_is_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let report = folder.path().join("report.json");
+    fs::write(&report, "old").expect("a file");
+    let options = ["--report", report.to_str().unwrap()];
+    let broken = Copy::of("qwen2vl-tiny");
+    broken.change("model.safetensors", |bytes| {
+        let end = bytes.len();
+        bytes[end - 2..].copy_from_slice(&[0xff, 0xff]);
+    });
+    let record = folder.path().join("model.bpk");
+    let failed = convert(broken.path(), &record, &options);
+    assert_eq!(failed.status.code(), Some(1));
+    assert_eq!(fs::read(&report).expect("the report"), b"old");
+    assert_eq!(names(folder.path()), ["report.json"]);
+    let converted = convert(&data().join("qwen2vl-tiny"), &record, &options);
+    assert!(converted.status.success());
+    let text = fs::read(&report).expect("the report");
+    serde_json::from_slice::<serde_json::Value>(&text).expect("JSON");
+    assert_eq!(names(folder.path()), ["model.bpk", "report.json"]);
+}
+
+#[test]
+fn what_a_killed_conversion_left_is_used_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join(".model.bpk.part"), [0; 5000]).expect("a file");
+    let record = folder.path().join("model.bpk");
+    assert!(
+        convert(&data().join("qwen2vl-tiny"), &record, &[])
+            .status
+            .success()
+    );
+    assert_eq!(names(folder.path()), ["model.bpk"]);
+    let again = convert(&data().join("qwen2vl-tiny"), &folder.path().join("b"), &[]);
+    assert!(again.status.success());
+    assert_eq!(
+        fs::read(record).expect("a record"),
+        fs::read(folder.path().join("b")).expect("a record")
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_conversion_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut child = command(&data().join("blip2-tiny"), &folder.path().join("model.bpk"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    let part = folder.path().join(".model.bpk.part");
+    let start = Instant::now();
+    while !part.exists() && start.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let id = child.id().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-TERM", &id])
+        .status()
+        .expect("kill");
+    assert!(sent.success());
+    let output = child.wait().map(|status| status.code()).expect("an end");
+    assert_eq!(output, Some(143));
+    assert_eq!(names(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn options_that_only_refuse_do_not_exist() {
+    let source = data().join("qwen2vl-tiny");
+    let folder = tempfile::tempdir().expect("a folder");
+    for options in [["--method", "awq"], ["--prune-layers", "1"]] {
+        let output = convert(&source, &folder.path().join("model.bpk"), &options);
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
