@@ -53,6 +53,15 @@ pub struct Message {
 }
 
 impl Message {
+    /// Bytes of its text.
+    pub fn text_len(&self) -> usize {
+        let text = self.content.iter().map(|content| match content {
+            Content::Text(text) => text.len(),
+            Content::Media(_) => 0,
+        });
+        text.sum()
+    }
+
     /// A message of text alone.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
         Self {
@@ -182,6 +191,12 @@ impl TextProcessor {
     /// The largest id, if there are tokens at all.
     pub fn largest_id(&self) -> Option<u32> {
         self.tokenizer.get_vocab(true).into_values().max()
+    }
+
+    /// Bytes of the longest token, at least 1.
+    pub fn longest_token(&self) -> usize {
+        let vocabulary = self.tokenizer.get_vocab(true);
+        vocabulary.keys().map(String::len).max().unwrap_or(1).max(1)
     }
 
     /// Token ids of a prompt. Control tokens are recognised where the template wrote them.

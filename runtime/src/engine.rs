@@ -404,6 +404,7 @@ impl<B: KernelBackend> Engine<B> {
         if request.options.image_tokens.is_some() && !self.model.resizes_images() {
             return Err(ModelError::FixedImageTokens.into());
         }
+        self.check_text(request.messages)?;
         let mut keys = Vec::with_capacity(request.media.len());
         let mut media = Vec::with_capacity(request.media.len());
         for medium in request.media {
@@ -447,6 +448,18 @@ impl<B: KernelBackend> Engine<B> {
                 samples,
                 sample_rate,
             } => self.model.audio(samples, *sample_rate, options),
+        }
+    }
+
+    /// Refuses text that cannot fit before it is tokenized, which takes many times its memory.
+    fn check_text(&self, messages: &[Message]) -> Result<(), EngineError> {
+        let bytes: usize = messages.iter().map(Message::text_len).sum();
+        let context = self.context_length();
+        // Four bytes per token are common; only beyond that are the tokens looked at.
+        let fits = |longest: usize| bytes <= context.saturating_mul(longest);
+        match fits(4) || fits(self.text.longest_token()) {
+            true => Ok(()),
+            false => Err(EngineError::TextTooLong { bytes, context }),
         }
     }
 

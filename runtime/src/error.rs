@@ -46,6 +46,17 @@ pub enum EngineError {
         /// Positions of the model.
         context: usize,
     },
+    /// The text is longer than any prompt that the model can take; it was not tokenized.
+    #[error(
+        "the text is {bytes} bytes long, more than the {context} tokens that the model holds can \
+         stand for; shorten it"
+    )]
+    TextTooLong {
+        /// Bytes of the messages.
+        bytes: usize,
+        /// Positions of the model.
+        context: usize,
+    },
     /// The tokenizer gives ids that the model has no embedding for.
     #[error(
         "the tokenizer gives token {id}, the model has only {vocabulary} tokens: the record's \

@@ -14,12 +14,13 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use data_encoding::{BASE64, BASE64_NOPAD};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::{Content, Message, Role};
-use edge_lmm_ops::stage;
+use edge_lmm_ops::stage::{self, StageRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,18 +28,20 @@ use crate::generation::is_penalty;
 use crate::media::{FrameSelection, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
-use crate::{AnyEngine, Event, Media, Request};
+use crate::{Answer, AnyEngine, EngineError, Event, Media, Request};
 
 /// Longest request in bytes: room for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
 /// Most images of a request.
 const MAX_IMAGES: usize = 64;
+/// Longest `id` in bytes: every reply carries it.
+const MAX_ID: usize = 256;
 
 /// A question.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Question {
-    /// Comes back with every reply.
+    /// Comes back with every reply: text, a number or null.
     pub id: Value,
     /// The question.
     pub prompt: Option<String>,
@@ -112,6 +115,14 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// An error that belongs to no question.
+    pub fn error(error: String) -> Self {
+        Self::Error {
+            id: Value::Null,
+            error,
+        }
+    }
+
     /// The line, without its end.
     pub fn line(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
@@ -135,88 +146,169 @@ pub struct Limits {
     pub ignore_generation_config: bool,
 }
 
-/// Answers one line; `reply` gets the lines to send. The work stops when `cancelled` says so: then
-/// nobody waits for the reply.
-pub fn answer(
-    engine: &mut AnyEngine,
-    line: &[u8],
-    limits: &Limits,
-    mut reply: impl FnMut(Reply),
-    cancelled: impl Fn() -> bool,
-) {
-    if cancelled() {
-        return;
-    }
-    let question: Question = match serde_json::from_slice(line) {
-        Ok(question) => question,
-        Err(error) => {
-            return reply(Reply::Error {
-                id: id_of(line),
-                error: format!("the request cannot be read: {error}"),
-            });
+/// A question whose media are decoded.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    question: Question,
+    media: Vec<Media>,
+    messages: Vec<Message>,
+    sampling: Sampling,
+    /// Time that decoding took; on a thread of its own, so that no stage records it.
+    decoding: Duration,
+}
+
+impl Question {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// The reply to a line that is no question.
+    pub fn parse(line: &[u8]) -> Result<Self, Reply> {
+        let question: Self = serde_json::from_slice(line).map_err(|error| Reply::Error {
+            id: id_of(line),
+            error: format!("the request cannot be read: {error}"),
+        })?;
+        match is_id(&question.id) {
+            true => Ok(question),
+            false => Err(Reply::error(format!(
+                "\"id\" is neither null, a number nor text of at most {MAX_ID} bytes"
+            ))),
         }
-    };
-    let id = question.id.clone();
-    if let Err(error) = try_answer(engine, question, limits, &mut reply, cancelled) {
-        // A measurement that was begun ends with its question.
-        stage::finish();
-        let error = format!("{error:#}");
-        reply(Reply::Error { id, error });
+    }
+
+    /// Whether it shows images, a video or a sound.
+    pub fn has_media(&self) -> bool {
+        !self.images.is_empty() || self.video.is_some() || self.audio.is_some()
+    }
+
+    /// Checks the question and decodes its media.
+    ///
+    /// # Errors
+    /// The reply to a question that cannot be answered.
+    pub fn prepare(self, limits: &Limits) -> Result<Prepared, Reply> {
+        let start = Instant::now();
+        match self.try_prepare(limits) {
+            Ok((sampling, media, messages)) => Ok(Prepared {
+                decoding: start.elapsed(),
+                question: self,
+                media,
+                messages,
+                sampling,
+            }),
+            Err(error) => Err(Reply::Error {
+                id: self.id,
+                error: one_line(&error),
+            }),
+        }
+    }
+
+    fn try_prepare(&self, limits: &Limits) -> anyhow::Result<(Sampling, Vec<Media>, Vec<Message>)> {
+        let prompt = self.prompt.as_deref().context(
+            "the request has no \"prompt\": expected {\"prompt\": \"What is this?\", ...}",
+        )?;
+        let sampling = sampling(self, limits)?;
+        let media = media(self, limits)?;
+        let messages = messages(self, prompt, &media);
+        Ok((sampling, media, messages))
+    }
+}
+
+impl Prepared {
+    /// Answers the question; `reply` gets the lines to send. `watch` sees every event and cancels
+    /// the work by breaking: then nobody waits for the reply.
+    pub fn answer(
+        &self,
+        engine: &mut AnyEngine,
+        limits: &Limits,
+        mut reply: impl FnMut(Reply),
+        mut watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
+    ) {
+        let id = &self.question.id;
+        stage::record(engine.device().synchronize());
+        let answer = self.generate(engine, limits, |event| {
+            if let Event::Text(delta) = event
+                && self.question.stream
+            {
+                reply(Reply::Delta {
+                    id: id.clone(),
+                    delta: delta.to_owned(),
+                });
+            }
+            watch(&event)
+        });
+        let stages: Vec<StageRecord> = self
+            .media_stage()
+            .into_iter()
+            .chain(stage::finish())
+            .collect();
+        reply(match answer {
+            Ok(answer) => Reply::Done {
+                id: id.clone(),
+                done: true,
+                report: Box::new(AnswerReport::new(&answer, &stages)),
+            },
+            Err(error) => Reply::Error {
+                id: id.clone(),
+                error: one_line(&error.into()),
+            },
+        });
+    }
+
+    /// Stage `media`, if there are any.
+    fn media_stage(&self) -> Option<StageRecord> {
+        (!self.media.is_empty()).then(|| StageRecord {
+            name: "media".to_owned(),
+            stage: "media",
+            time: self.decoding,
+            calls: self.media.len(),
+            peak_bytes: 0,
+            launches: 0,
+            spans: Vec::new(),
+        })
+    }
+
+    fn generate(
+        &self,
+        engine: &mut AnyEngine,
+        limits: &Limits,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, EngineError> {
+        let wanted = self.question.max_tokens.unwrap_or(limits.max_tokens);
+        let request = Request {
+            messages: &self.messages,
+            media: &self.media,
+            options: limits.media.clone(),
+            max_tokens: wanted.min(limits.max_tokens),
+            ignore_eos: self.question.ignore_eos,
+            sampling: self.sampling.clone(),
+        };
+        engine.answer(&request, on_event)
+    }
+}
+
+/// The error and its causes.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}
+
+fn is_id(id: &Value) -> bool {
+    match id {
+        Value::Null | Value::Number(_) => true,
+        Value::String(text) => text.len() <= MAX_ID,
+        Value::Bool(_) | Value::Array(_) | Value::Object(_) => false,
     }
 }
 
 /// The id of a request that is no question.
 fn id_of(line: &[u8]) -> Value {
-    serde_json::from_slice::<Value>(line)
+    #[derive(Deserialize)]
+    struct Identified {
+        id: Value,
+    }
+    serde_json::from_slice::<Identified>(line)
         .ok()
-        .and_then(|value| value.get("id").cloned())
+        .map(|identified| identified.id)
+        .filter(is_id)
         .unwrap_or(Value::Null)
-}
-
-fn try_answer(
-    engine: &mut AnyEngine,
-    question: Question,
-    limits: &Limits,
-    reply: &mut impl FnMut(Reply),
-    cancelled: impl Fn() -> bool,
-) -> anyhow::Result<()> {
-    let prompt = question
-        .prompt
-        .as_deref()
-        .context("the request has no \"prompt\": expected {\"prompt\": \"What is this?\", ...}")?;
-    let sampling = sampling(&question, limits)?;
-    stage::record(engine.device().synchronize());
-    let media = media(&question, limits)?;
-    let messages = messages(&question, prompt, &media);
-    let wanted = question.max_tokens.unwrap_or(limits.max_tokens);
-    let request = Request {
-        messages: &messages,
-        media: &media,
-        options: limits.media.clone(),
-        max_tokens: wanted.min(limits.max_tokens),
-        ignore_eos: question.ignore_eos,
-        sampling,
-    };
-    let answer = engine.answer(&request, |event| {
-        match event {
-            Event::Text(delta) if question.stream => reply(Reply::Delta {
-                id: question.id.clone(),
-                delta: delta.to_owned(),
-            }),
-            _ => {}
-        }
-        match cancelled() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })?;
-    let report = AnswerReport::new(&answer, &stage::finish());
-    reply(Reply::Done {
-        id: question.id,
-        done: true,
-        report: Box::new(report),
-    });
-    Ok(())
 }
 
 fn sampling(question: &Question, limits: &Limits) -> anyhow::Result<Sampling> {
@@ -247,7 +339,6 @@ fn sampling(question: &Question, limits: &Limits) -> anyhow::Result<Sampling> {
 }
 
 fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
-    let _stage = stage::top("media");
     anyhow::ensure!(
         question.images.len() <= MAX_IMAGES,
         "the request has {} images, at most {MAX_IMAGES} are accepted",

@@ -7,7 +7,7 @@ use edge_lmm::experiment::kernels;
 use edge_lmm_kernels::pool;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::options::print_now;
+use super::options::{parse_threads, print_now};
 
 /// Runs an experiment and prints its table.
 ///
@@ -20,7 +20,7 @@ pub struct Cmd {
     #[arg(value_enum)]
     experiment: Experiment,
     /// Threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object instead of the table
     #[arg(long)]

@@ -24,10 +24,24 @@ pub struct DeviceOptions {
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Devices,
     /// Threads on the CPU [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     memory: MemoryOptions,
+}
+
+/// Most threads that can be asked for; a core needs one.
+const MAX_THREADS: usize = 256;
+
+/// A number of threads.
+///
+/// # Errors
+/// If it is 0, too large or no number.
+pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse::<NonZeroUsize>() {
+        Ok(threads) if threads.get() <= MAX_THREADS => Ok(threads),
+        _ => Err(format!("expected 1 to {MAX_THREADS} threads")),
+    }
 }
 
 impl DeviceOptions {
