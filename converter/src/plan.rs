@@ -226,7 +226,7 @@ impl Plan {
 }
 
 fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), ConvertError> {
-    let text = TextProcessor::new(&checkpoint.tokenizer, None)?;
+    let text = TextProcessor::new(&checkpoint.tokenizer, checkpoint.chat_template.clone())?;
     match text.largest_id() {
         Some(largest) if largest as usize >= vocabulary => Err(ConvertError::Tokenizer {
             largest,

@@ -201,7 +201,7 @@ fn the_repetition_penalty_of_the_checkpoint_is_applied() {
     let mut penalized = engine(folder.path(), None, &F32);
     let mut plain = engine(&data().join("qwen2vl-tiny"), None, &F32);
     let messages = [Message::text(Role::User, "hello")];
-    let mut tokens = |engine: &mut Engine<Cpu>, sampling: Sampling| {
+    let tokens = |engine: &mut Engine<Cpu>, sampling: Sampling| {
         let request = Request {
             ignore_eos: false,
             sampling,
