@@ -117,3 +117,41 @@ fn outputs_that_cannot_be_written() {
     let nowhere = run(&folder.path().join("absent/model.bpk"), &[]);
     assert_eq!(nowhere.status.code(), Some(1));
 }
+
+/// Templates and tokenizers that would overflow the stack, take all memory or panic on any text.
+#[test]
+fn rude_templates_and_tokenizers() {
+    let template = |text: &str, word: &str| {
+        let copy = Copy::of("qwen2vl-tiny");
+        copy.change_json("chat_template.json", |json| {
+            json["chat_template"] = json!(text);
+        });
+        copy.expect_error(&["chat template", word]);
+    };
+    template(&format!("{{{{ {}1 }}}}", "not ".repeat(100_000)), "bytes");
+    template(&format!("{{{{ {}1 }}}}", "-".repeat(100_000)), "characters");
+    template("{% if %}", "syntax error");
+    let tokenizer = |part: &str, value: Value, word: &str| {
+        let copy = Copy::of("qwen2vl-tiny");
+        copy.change_json("tokenizer.json", |json| json[part] = value);
+        copy.expect_error(&["tokenizer", word]);
+    };
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let doubling = vec![replace("a", "aa"); 24];
+    tokenizer("normalizer", replace("", "xx"), "empty text");
+    tokenizer(
+        "normalizer",
+        json!({"type": "Sequence", "normalizers": doubling}),
+        "times longer",
+    );
+    tokenizer(
+        "decoder",
+        json!({"type": "Sequence", "decoders": vec![replace("o", "oo"); 40]}),
+        "times longer",
+    );
+    tokenizer(
+        "pre_tokenizer",
+        json!({"type": "FixedLength", "length": 0}),
+        "length 0",
+    );
+}

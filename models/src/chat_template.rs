@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Value, json};
 
@@ -15,16 +15,18 @@ use crate::guard;
 use crate::model::MediaKind;
 use crate::prompt::{Content, Message, Role};
 
-/// Longest template in bytes. Published ones have up to 30 kB.
-const MAX_SOURCE: usize = 256 << 10;
-/// Most characters of an expression or statement, strings aside; limits how deep it nests.
-const MAX_TAG: usize = 8 << 10;
-/// Most branches of all `if` statements; they nest, too.
-const MAX_BRANCHES: usize = 2_000;
+/// Longest template in bytes. Published ones have up to 30 kB. Every level of nesting takes a
+/// byte or more, and the stack of [`guard::on_large_stack`] holds so many levels.
+const MAX_SOURCE: usize = 128 << 10;
+/// Most characters of an expression or statement, strings aside. The time to parse a chain of
+/// constants grows with the cube of its length.
+const MAX_TAG: usize = 4 << 10;
 /// Longest prompt in bytes, more than the longest context of a supported model holds.
 const MAX_OUTPUT: usize = 8 << 20;
-/// Steps and intermediate bytes that rendering may take.
-const FUEL: u64 = 10_000_000;
+/// Steps that rendering may take; one also pays for 64 bytes of intermediate text.
+const FUEL: u64 = 1_000_000;
+/// Deepest list or map that may be printed.
+const MAX_DEPTH: usize = 64;
 
 /// Texts of the tokens that begin and end a sequence, which templates may ask for.
 #[derive(Debug, Clone, Default)]
@@ -97,8 +99,46 @@ fn environment<'a>() -> Result<Environment<'a>, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         },
     );
+    environment.set_formatter(|output, state, value| {
+        check_printable(value)?;
+        minijinja::escape_formatter(output, state, value)
+    });
+    environment.add_filter("string", |value: &minijinja::Value| {
+        check_printable(value).map(|()| value.to_string())
+    });
+    environment.add_filter(
+        "tojson",
+        |value: &minijinja::Value, indent: Option<minijinja::Value>, options: Kwargs| {
+            check_printable(value)?;
+            minijinja::filters::tojson(value, indent, options)
+        },
+    );
     environment.set_fuel(Some(FUEL));
     Ok(environment)
+}
+
+/// Refuses values whose text would be far larger than the values: a list can hold another one
+/// several times.
+fn check_printable(value: &minijinja::Value) -> Result<(), Error> {
+    let mut left = MAX_OUTPUT;
+    let mut open = vec![(value.clone(), 0)];
+    while let Some((value, depth)) = open.pop() {
+        let len = value.as_str().map_or(1, |text| text.len() + 1);
+        let fits = left.checked_sub(len).filter(|_| depth <= MAX_DEPTH);
+        left = fits.ok_or_else(|| {
+            let message = format!("a value to print has more than {MAX_OUTPUT} bytes");
+            Error::new(ErrorKind::InvalidOperation, message)
+        })?;
+        if matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
+            for item in value.try_iter()? {
+                if value.kind() == ValueKind::Map {
+                    open.push((value.get_item(&item)?, depth + 1));
+                }
+                open.push((item, depth + 1));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Collects output up to [`MAX_OUTPUT`] bytes.
@@ -131,18 +171,12 @@ fn one_line(error: Error) -> String {
     message.replace(['\n', '\r'], " ")
 }
 
-/// Refuses templates that would nest deeper than the stack allows.
+/// Refuses templates that would nest deeper than the stack allows, or take long to parse.
 fn check_size(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
         return Err(format!(
             "it has {} bytes, at most {MAX_SOURCE} are supported",
             source.len()
-        ));
-    }
-    let branches = source.matches("elif").count();
-    if branches > MAX_BRANCHES {
-        return Err(format!(
-            "it has {branches} branches (elif), at most {MAX_BRANCHES} are supported"
         ));
     }
     let mut rest = source;
@@ -385,6 +419,16 @@ fn trim_mark(edge: Option<char>) -> &'static str {
 mod tests {
     use super::*;
 
+    fn fill(source: &str, messages: &[Value]) -> Result<String, ModelError> {
+        ChatTemplate::new(source)?.fill(messages, &EdgeTokens::default())
+    }
+
+    fn forms(source: &str) -> Forms {
+        let template = ChatTemplate::new(source).expect("a template");
+        let fill = |values: &[Value]| template.fill(values, &EdgeTokens::default());
+        Forms::probe(fill, |kind| format!("<{}>", kind.as_str()))
+    }
+
     #[test]
     fn marks_for_training_print_nothing() {
         let template = "a {% generation %}b{% if x %}c{% endif %} {%- endgeneration -%} d";
@@ -393,5 +437,87 @@ mod tests {
             "a {#  #}b{% if x %}c{% endif %} {#--#} d"
         );
         assert_eq!(without_training_marks("{% generation"), "{% generation");
+    }
+
+    #[test]
+    fn a_template_shows_which_contents_it_takes() {
+        let strings =
+            forms("{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}");
+        assert_eq!((strings.lists, strings.media), (vec![], vec![]));
+        let lists = forms(
+            "{% for m in messages %}{% for c in m.content | selectattr('type', 'equalto', 'image') %}<image>\
+             {% endfor %}{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text.upper() }}\
+             {% endfor %}{% endfor %}",
+        );
+        assert_eq!(lists.lists, [Role::User, Role::Assistant, Role::System]);
+        assert_eq!(lists.media, [MediaKind::Image]);
+        let mixed = forms(
+            "{% for m in messages %}{% if m.role == 'user' %}{% for c in m.content %}{{ c.text }}{% endfor %}\
+             {% else %}{{ m.content + '' }}{% endif %}{% endfor %}",
+        );
+        assert_eq!((mixed.lists, mixed.system), (vec![Role::User], true));
+    }
+
+    #[test]
+    fn media_that_a_template_does_not_write_become_text() {
+        let forms = forms(
+            "{% for m in messages %}{% for c in m.content %}{{ c.text }};{% endfor %}{% endfor %}",
+        );
+        let message = Message {
+            role: Role::User,
+            content: vec![
+                Content::Media(MediaKind::Image),
+                Content::Text("hello".to_owned()),
+            ],
+        };
+        let values = forms.values(&[message], |_| "<image>\n".to_owned());
+        let expected = json!([{"type": "text", "text": "<image>\nhello"}]);
+        assert_eq!(values[0]["content"], expected);
+    }
+
+    #[test]
+    fn instructions_are_not_lost() {
+        let system = Message::text(Role::System, "be brief");
+        let messages = [system, Message::text(Role::User, "hello")];
+        for source in [
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}\
+             {% endif %}{{ m.content }}{% endfor %}",
+        ] {
+            let values = forms(source).values(&messages, |_| String::new());
+            assert_eq!(fill(source, &values).unwrap(), "be brief\n\nhello");
+        }
+        let source = "{% for m in messages %}{{ m.content }}|{% endfor %}";
+        let values = forms(source).values(&messages, |_| String::new());
+        assert_eq!(fill(source, &values).unwrap(), "be brief|hello|");
+    }
+
+    /// Each of these would overflow the stack of a thread of the usual size, or the memory.
+    #[test]
+    fn rude_templates_are_refused_or_rendered() {
+        let doubled = "{% set n = namespace(x=['a' * 1000]) %}{% for i in range(30) %}\
+                       {% set n.x = [n.x, n.x] %}{% endfor %}";
+        for (source, error) in [
+            (format!("{{{{ {}1 }}}}", "not ".repeat(100_000)), "bytes"),
+            (format!("{{{{ {}1 }}}}", "-".repeat(100_000)), "characters"),
+            (format!("{{{{ 1{} }}}}", "~1".repeat(60_000)), "characters"),
+            // A quote in a raw block hides what follows from the check of the length.
+            (format!("{{% raw %}}{{{{ ' {{% endraw %}}{{{{ {}1 }}}}", "-".repeat(100_000)), ""),
+            (format!("{{% if 0 %}}{}{{% endif %}}", "{%elif 0%}".repeat(13_000)), ""),
+            (format!("{doubled}{{{{ n.x }}}}"), "more than"),
+            (format!("{doubled}{{{{ n.x | string }}}}"), "more than"),
+            (format!("{doubled}{{% set y %}}{{{{ n.x }}}}{{% endset %}}"), "more than"),
+            (format!("{doubled}{{{{ n.x | tojson }}}}"), "more than"),
+            ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "fuel"),
+            ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}".to_owned(), "fuel"),
+            ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(), "recursion"),
+            ("{{ 1".to_owned(), "syntax error"),
+        ] {
+            let start: String = source.chars().take(60).collect();
+            match fill(&source, &[]) {
+                Ok(_) => assert_eq!(error, "", "{start}"),
+                Err(found) => assert!(!error.is_empty() && found.to_string().contains(error), "{start}: {found}"),
+            }
+        }
     }
 }

@@ -237,10 +237,14 @@ impl TextProcessor {
         };
         let control = &prepared.control;
         let found = control.find(&text);
-        if !found.iter().any(|found| found.holds_any(&places))
-            && control.none_beyond(&plain(false)?, &found)
-        {
-            return with(&plain);
+        if !found.iter().any(|found| found.holds_any(&places)) {
+            let bare = plain(false)?;
+            if control.none_beyond(&bare, &found) {
+                return with(&|whole| match whole {
+                    true => plain(true),
+                    false => Ok(bare.clone()),
+                });
+            }
         }
         let written = control.find(&prompt.text);
         let literal = |tokenizer: &LiteralTokenizer| {

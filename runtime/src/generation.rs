@@ -388,3 +388,198 @@ fn set(logits: &mut [f32], id: u32, value: f32) {
         *logit = value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const OUT: f32 = f32::NEG_INFINITY;
+
+    fn config(generation: Value) -> GenerationConfig {
+        GenerationConfig::new(&ModelFiles {
+            generation: Some(generation),
+            ..Default::default()
+        })
+    }
+
+    /// The logits after all processors, one run after the other.
+    fn processed(generation: Value, run: Run<'_>, steps: &[(&[u32], &[f32])]) -> Vec<Vec<f32>> {
+        let chain = config(generation).processors(&Sampling::default(), run);
+        let mut chain = chain.expect("valid settings");
+        let step = |&(tokens, logits): &(&[u32], &[f32])| {
+            let mut logits = logits.to_vec();
+            for processor in &mut chain {
+                processor.process(&mut logits, tokens);
+            }
+            logits
+        };
+        steps.iter().map(step).collect()
+    }
+
+    fn run(prompt: usize, end_tokens: &[u32]) -> Run<'_> {
+        Run {
+            prompt,
+            max_tokens: 10,
+            end_tokens,
+        }
+    }
+
+    /// Which of `vocabulary` tokens are excluded after `tokens`.
+    fn excluded(generation: Value, run: Run<'_>, vocabulary: usize, tokens: &[u32]) -> Vec<u32> {
+        let logits = vec![0.5; vocabulary];
+        let after = processed(generation, run, &[(tokens, &logits)]).remove(0);
+        let out = (0..).zip(after).filter(|&(_, logit)| logit == OUT);
+        out.map(|(id, _)| id).collect()
+    }
+
+    /// Values of `test_repetition_penalty_dist_process` in transformers'
+    /// `tests/generation/test_logits_process.py`; a token that is there twice counts once.
+    #[test]
+    fn repeated_tokens_are_penalized_once() {
+        let setting = json!({"repetition_penalty": 2.0});
+        let first = [-0.1, 0.1, 0.1, 0.1, 0.1, 0.1];
+        let second = [0.1, 0.1, 0.1, 0.1, 0.1, 0.4];
+        let steps: [(&[u32], &[f32]); 2] = [(&[0, 1, 0], &first), (&[0, 1, 0, 5], &second)];
+        let found = processed(setting, run(3, &[]), &steps);
+        assert_eq!(found[0], [-0.2, 0.05, 0.1, 0.1, 0.1, 0.1]);
+        assert_eq!(found[1], [0.05, 0.05, 0.1, 0.1, 0.1, 0.2]);
+    }
+
+    /// Values of `test_no_repeat_ngram_dist_processor`.
+    #[test]
+    fn ngrams_are_not_repeated() {
+        let of = |size: usize, tokens: &[u32]| {
+            excluded(
+                json!({"no_repeat_ngram_size": size}),
+                run(1, &[]),
+                3,
+                tokens,
+            )
+        };
+        assert_eq!(of(2, &[1, 1, 2, 1]), [1, 2]);
+        assert_eq!(of(2, &[0, 1, 0, 1]), [0]);
+        assert!(of(3, &[1, 1, 2, 1]).is_empty());
+        assert_eq!(of(3, &[0, 1, 0, 1]), [0]);
+        assert!(of(5, &[1]).is_empty());
+        assert_eq!(of(1, &[2, 0]), [0, 2]);
+    }
+
+    /// Values of `test_no_bad_words_dist_processor`.
+    #[test]
+    fn bad_words_are_excluded() {
+        let words = json!({"bad_words_ids": [[1], [4], [1, 0], [0, 1, 2], [1, 3, 1, 3]]});
+        let of = |tokens: &[u32]| excluded(words.clone(), run(4, &[4]), 5, tokens);
+        assert_eq!(of(&[0, 1, 3, 1]), [0, 1, 3]);
+        assert_eq!(of(&[0, 1, 0, 1]), [0, 1, 2]);
+    }
+
+    /// Conditions of the processors' `__call__` in `generation/logits_process.py`.
+    #[test]
+    fn tokens_are_excluded_by_length() {
+        let ends = [3, 4];
+        let of = |setting: Value, prompt: usize, tokens: usize| {
+            excluded(setting, run(prompt, &ends), 6, &vec![0; tokens])
+        };
+        assert_eq!(of(json!({"min_length": 5}), 2, 4), ends);
+        assert!(of(json!({"min_length": 5}), 2, 5).is_empty());
+        assert_eq!(of(json!({"min_new_tokens": 2}), 4, 5), ends);
+        assert!(of(json!({"min_new_tokens": 2}), 4, 6).is_empty());
+        assert_eq!(of(json!({"suppress_tokens": [1, -1, 99]}), 4, 9), [1]);
+        assert_eq!(of(json!({"begin_suppress_tokens": [2]}), 4, 4), [2]);
+        assert!(of(json!({"begin_suppress_tokens": [2]}), 4, 5).is_empty());
+        assert_eq!(of(json!({"forced_bos_token_id": 2}), 1, 1), [0, 1, 3, 4, 5]);
+        assert!(of(json!({"forced_bos_token_id": 2}), 2, 2).is_empty());
+        assert_eq!(
+            of(json!({"forced_eos_token_id": [3, 4]}), 2, 11),
+            [0, 1, 2, 5]
+        );
+        assert!(of(json!({"forced_eos_token_id": 3}), 2, 10).is_empty());
+    }
+
+    #[test]
+    fn biases_and_the_length_penalty_are_added() {
+        let bias = json!({"sequence_bias": [[[1], 2.0], [[0, 2], -1.0]]});
+        let logits: &[f32] = &[1.0, 1.0, 1.0];
+        let steps: [(&[u32], &[f32]); 2] = [(&[2, 0], logits), (&[0, 1], logits)];
+        let found = processed(bias, run(2, &[]), &steps);
+        assert_eq!(found, [[1.0, 3.0, 0.0], [1.0, 3.0, 1.0]]);
+        // abs(logit) * (1.5^2 - 1) more, two tokens after the first three.
+        let decay = json!({"exponential_decay_length_penalty": [1, 1.5]});
+        let steps: [(&[u32], &[f32]); 1] = [(&[0; 5], &[1.0, -2.0, 4.0])];
+        let found = processed(decay, run(2, &[1, 2]), &steps);
+        assert_eq!(found, [[1.0, 0.5, 9.0]]);
+    }
+
+    #[test]
+    fn the_request_overrides_the_checkpoint() {
+        let config = config(json!({"repetition_penalty": 1.2, "no_repeat_ngram_size": 2}));
+        let count = |sampling: Sampling| config.processors(&sampling, run(1, &[])).unwrap().len();
+        assert_eq!(count(Sampling::default()), 2);
+        let off = Sampling {
+            repetition_penalty: Some(1.0),
+            ..Default::default()
+        };
+        assert_eq!(count(off), 1);
+        let ignored = Sampling {
+            ignore_generation_config: true,
+            ..Default::default()
+        };
+        assert_eq!(count(ignored.clone()), 0);
+        let own = Sampling {
+            repetition_penalty: Some(1.1),
+            ..ignored
+        };
+        assert_eq!(count(own), 1);
+    }
+
+    #[test]
+    fn neutral_settings_and_those_of_sampling_change_nothing() {
+        let neutral = config(json!({
+            "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
+            "suppress_tokens": null, "bad_words_ids": null, "num_beams": 1, "guidance_scale": null,
+            "do_sample": true, "temperature": 0.01, "top_k": 1, "top_p": 0.001, "max_length": 20,
+            "encoder_repetition_penalty": 1.0, "remove_invalid_values": false,
+        }));
+        assert!(
+            neutral
+                .processors(&Sampling::default(), run(1, &[2]))
+                .unwrap()
+                .is_empty()
+        );
+        assert!(neutral.unsupported().is_empty());
+        let ours = config(json!({"num_beams": 4, "stop_strings": ["."], "penalty_alpha": 0.6}));
+        assert_eq!(
+            ours.unsupported(),
+            ["num_beams", "penalty_alpha", "stop_strings"]
+        );
+    }
+
+    #[test]
+    fn old_checkpoints_say_it_in_config_json() {
+        let files = ModelFiles {
+            config: json!({"text_config": {"repetition_penalty": 1.3}}),
+            ..Default::default()
+        };
+        let config = GenerationConfig::new(&files);
+        assert_eq!(config.repetition_penalty().unwrap(), 1.3);
+    }
+
+    #[test]
+    fn invalid_settings_are_named() {
+        for (setting, word) in [
+            (json!({"repetition_penalty": 0}), "repetition_penalty is 0"),
+            (
+                json!({"repetition_penalty": "2"}),
+                "expected a number above 0",
+            ),
+            (json!({"bad_words_ids": [1]}), "bad_words_ids is [1]"),
+            (json!({"min_length": -1}), "min_length is -1"),
+            (json!({"suppress_tokens": {}}), "suppress_tokens"),
+        ] {
+            let error = config(setting).processors(&Sampling::default(), run(1, &[2]));
+            let error = error.err().expect("an error").to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

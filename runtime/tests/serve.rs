@@ -220,7 +220,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
     let _server = listen(&socket, &["--no-files"]);
     let mut client = Client::connect(&socket);
     let file = demo("shapes.png");
-    let bad: [(String, &str); 8] = [
+    let bad: [(String, &str); 9] = [
         ("not JSON".to_owned(), "cannot be read"),
         (
             json!({ "id": 7, "question": "?" }).to_string(),
@@ -244,6 +244,10 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
             json!({ "id": 7, "prompt": "x", "images": ["data:image/png,x"] }).to_string(),
             "expected data:image/png;base64",
         ),
+        (
+            json!({ "id": 7, "prompt": "x", "repetition_penalty": 0 }).to_string(),
+            "repetition_penalty is 0, expected a number above 0",
+        ),
     ];
     for (request, word) in bad {
         client.send(&request);
@@ -256,6 +260,38 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
     }
     let reply = client.ask(json!({ "prompt": QUESTION, "images": [image()] }));
     assert_eq!(reply["text"], "two");
+}
+
+/// A question's penalty goes before the server's, which goes before the checkpoint's.
+#[test]
+fn repetition_penalties() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &["--repetition-penalty", "8", "--parse-special"]);
+    let mut client = Client::connect(&socket);
+    let mut tokens = |penalty: Option<f32>| {
+        let mut question = json!({
+            "prompt": "hello", "max_tokens": 12, "ignore_eos": true, "repetition_penalty": penalty,
+        });
+        if penalty.is_none() {
+            question
+                .as_object_mut()
+                .expect("an object")
+                .remove("repetition_penalty");
+        }
+        client.ask(question)["tokens"].clone()
+    };
+    let servers = tokens(None);
+    let off = tokens(Some(1.0));
+    assert_eq!(tokens(Some(8.0)), servers);
+    assert_ne!(off, servers);
+    let ids: Vec<_> = servers.as_array().expect("tokens").to_vec();
+    let repeats = (1..ids.len()).any(|at| ids[..at].contains(&ids[at]));
+    assert!(!repeats, "{servers}");
+    // The server lets this place for an image take effect, and there is none.
+    let reply = client.ask(json!({ "prompt": "<|image_pad|>" }));
+    let error = reply["error"].as_str().unwrap_or_default();
+    assert!(error.contains("found 1 places"), "{reply}");
 }
 
 #[test]
