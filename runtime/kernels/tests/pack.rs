@@ -266,6 +266,32 @@ fn tiny_weights_do_not_blow_up() {
     }
 }
 
+/// Around the smallest numbers of half precision, scales round up instead of to zero.
+#[test]
+fn small_weights_are_kept_or_counted() {
+    let (rows, cols) = (8, 300);
+    let normals = Random(7).normals(rows * cols);
+    let pack = |format: Format, size: f32| {
+        let weights: Vec<f32> = normals.iter().map(|w| w * size).collect();
+        let shape = MatrixShape::new(format, rows, cols);
+        pack_rows(shape, &weights, &mut Vec::new()).unwrap()
+    };
+    for (format, size, most) in [
+        (Format::Q4, 1e-7, 0.25),
+        (Format::Q8, 1e-6, 0.02),
+        (Format::F16, 1e-6, 0.03),
+    ] {
+        let stats = pack(format, size);
+        assert_eq!(stats.lost, 0, "{format}");
+        assert!(stats.relative_error() < most, "{format}: {stats:?}");
+    }
+    for format in [Format::F16, Format::Q8, Format::Q4] {
+        assert_eq!(pack(format, 1.0).lost, 0);
+        assert_eq!(pack(format, 1e-9).lost, rows * cols);
+    }
+    assert_eq!(pack(Format::F32, 1e-9).lost, 0);
+}
+
 #[test]
 fn what_cannot_be_packed_is_refused_with_its_place() {
     for format in Format::ALL {
