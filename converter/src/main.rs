@@ -1,12 +1,14 @@
 //! The `edge-lmm-convert` command.
 
+mod generate;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use edge_lmm::needs::Scenario;
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
@@ -81,7 +83,11 @@ struct Cli {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(&Cli::parse()) {
+    let result = match generate::requested(std::env::args_os()) {
+        Some(what) => generate::print(&what, Cli::command()),
+        None => run(&Cli::parse()),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

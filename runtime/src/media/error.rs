@@ -61,7 +61,10 @@ pub enum MediaError {
     #[error("the decoder failed on this file, which is probably damaged ({0})")]
     Decoder(String),
     /// A file of so many bytes is not read.
-    #[error("the file has more than {limit} bytes, too many for {} {wanted}", article(wanted))]
+    #[error(
+        "the file has more than {limit} bytes, too many for {} {wanted}",
+        article(wanted)
+    )]
     FileSize {
         /// Most bytes.
         limit: u64,

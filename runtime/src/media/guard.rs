@@ -13,9 +13,7 @@ thread_local! {
 
 /// Runs a decoder. Decoders of damaged files may panic; the message goes to the debug log instead
 /// of standard error, and the caller gets [`MediaError::Decoder`].
-pub(super) fn guarded<T>(
-    decode: impl FnOnce() -> Result<T, MediaError>,
-) -> Result<T, MediaError> {
+pub(super) fn guarded<T>(decode: impl FnOnce() -> Result<T, MediaError>) -> Result<T, MediaError> {
     log_panics();
     let outer = GUARDED.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(decode));

@@ -117,9 +117,7 @@ fn to_rgb(image: DynamicImage) -> Result<RgbImage, MediaError> {
             let pixels = image.as_raw().chunks_exact(4);
             pixels.flat_map(|p| [p[0], p[1], p[2]]).collect()
         }
-        DynamicImage::ImageLuma8(image) => {
-            image.as_raw().iter().flat_map(|&v| [v; 3]).collect()
-        }
+        DynamicImage::ImageLuma8(image) => image.as_raw().iter().flat_map(|&v| [v; 3]).collect(),
         DynamicImage::ImageLumaA8(image) => {
             let pixels = image.as_raw().chunks_exact(2);
             pixels.flat_map(|p| [p[0]; 3]).collect()
@@ -129,9 +127,7 @@ fn to_rgb(image: DynamicImage) -> Result<RgbImage, MediaError> {
             let pixels = image.as_raw().chunks_exact(2);
             pixels.flat_map(|p| [high_byte(p[0]); 3]).collect()
         }
-        DynamicImage::ImageRgb16(image) => {
-            image.as_raw().iter().map(|&v| high_byte(v)).collect()
-        }
+        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(|&v| high_byte(v)).collect(),
         DynamicImage::ImageRgba16(image) => {
             let pixels = image.as_raw().chunks_exact(4);
             pixels

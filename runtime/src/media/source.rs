@@ -210,11 +210,13 @@ impl Content {
             return Err(too_large(format, limit));
         }
         bytes.drain(..format::prefix_len(&bytes));
-        Ok(match Format::of(&bytes[..bytes.len().min(HEAD)]).or(format) {
-            Some(format @ Format::Other(..)) => Self::Unsupported(format),
-            Some(format) => Self::Whole(format, bytes),
-            None => Self::Unknown(bytes[..bytes.len().min(HEAD)].to_vec()),
-        })
+        Ok(
+            match Format::of(&bytes[..bytes.len().min(HEAD)]).or(format) {
+                Some(format @ Format::Other(..)) => Self::Unsupported(format),
+                Some(format) => Self::Whole(format, bytes),
+                None => Self::Unknown(bytes[..bytes.len().min(HEAD)].to_vec()),
+            },
+        )
     }
 
     /// The error for content that is not what was asked for.

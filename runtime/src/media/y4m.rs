@@ -73,10 +73,9 @@ fn line(reader: &mut impl BufRead) -> Result<Option<String>, MediaError> {
     match line.pop() {
         None => Ok(None),
         Some(b'\n') => Ok(Some(String::from_utf8_lossy(&line).into_owned())),
-        Some(_) if (line.len() as u64) < MAX_LINE - 1 => Err(MediaError::truncated(
-            "Y4M",
-            "it ends within a header line",
-        )),
+        Some(_) if (line.len() as u64) < MAX_LINE - 1 => {
+            Err(MediaError::truncated("Y4M", "it ends within a header line"))
+        }
         Some(_) => Err(damaged("a header line does not end")),
     }
 }

@@ -37,11 +37,7 @@ impl Canvas {
     }
 
     /// Replaces each pixel of `rect`, at `x` and `y`, by `pixel(x, y, old)`.
-    pub fn map(
-        &mut self,
-        rect: Rect,
-        mut pixel: impl FnMut(usize, usize, [u8; 4]) -> [u8; 4],
-    ) {
+    pub fn map(&mut self, rect: Rect, mut pixel: impl FnMut(usize, usize, [u8; 4]) -> [u8; 4]) {
         let right = (rect.x + rect.width).min(self.width);
         for y in rect.y..(rect.y + rect.height).min(self.height) {
             for x in rect.x..right {

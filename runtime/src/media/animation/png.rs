@@ -98,7 +98,9 @@ fn next_frame(
         ColorType::Rgba => Ok(bytes.as_chunks().0.to_vec()),
         ColorType::GrayscaleAlpha => {
             let pixels = bytes.as_chunks().0.iter();
-            Ok(pixels.map(|&[grey, alpha]| [grey, grey, grey, alpha]).collect())
+            Ok(pixels
+                .map(|&[grey, alpha]| [grey, grey, grey, alpha])
+                .collect())
         }
         other => Err(MediaError::damaged(
             NAME,

@@ -57,7 +57,10 @@ pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     let Some((b"VP8X", header @ [_, _, _, _, _, _, _, _, _, _, ..])) = canvas_size else {
         return Err(damaged("an animation without a VP8X chunk"));
     };
-    let (width, height) = (triple(header, 4) as usize + 1, triple(header, 7) as usize + 1);
+    let (width, height) = (
+        triple(header, 4) as usize + 1,
+        triple(header, 7) as usize + 1,
+    );
     check_size(picker, width, height)?;
     let whole = Rect {
         width,
