@@ -7,7 +7,7 @@
 
 use std::cmp::Ordering;
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::RgbImage;
@@ -62,7 +62,11 @@ pub(super) fn decode(
 ) -> Result<Video, MediaError> {
     match content {
         Content::Folder => load_folder(path, selection),
-        Content::Y4m(file) => y4m::load(BufReader::new(file), selection),
+        Content::Y4m(file) => {
+            let mut reader = BufReader::new(file);
+            reader.rewind().map_err(MediaError::Io)?;
+            y4m::load(reader, selection)
+        }
         Content::Whole(Format::Y4m, bytes) => y4m::load(Cursor::new(bytes), selection),
         Content::Whole(format @ Format::Png, bytes) => match strip_frames(path) {
             Some(count) => cut_strip(&image::decode(*format, bytes)?, count, selection),

@@ -4,10 +4,14 @@ use edge_lmm::media::load_audio;
 
 use crate::fixtures::{files, path, stem, temporary};
 
-/// Largest difference of MP3 decoders of full accuracy (ISO/IEC 11172-4); all else is exact.
+/// Largest difference of MP3 decoders of full accuracy (ISO/IEC 11172-4). Decoders of IMA ADPCM
+/// round differently: libsndfile each part of a step, ffmpeg and Symphonia their sum. All else is
+/// exact.
 fn tolerance(name: &str) -> f32 {
     if name.starts_with("mp3") {
         1.0 / 16_384.0
+    } else if name == "wav_ima_adpcm" {
+        1.0 / 1024.0
     } else {
         0.0
     }
@@ -190,7 +194,7 @@ fn errors_say_what_is_wrong() {
         (wav(1, 1, 16_000, 16, &[]), "no samples"),
         (wav(1, 0, 16_000, 16, &[0; 4]), "0 channels"),
         (wav(1, 1, 0, 16, &[0; 4]), "at 0 samples per second"),
-        (wav(17, 1, 16_000, 4, &[0; 4]), "4-bit samples of format 17"),
+        (wav(49, 1, 16_000, 4, &[0; 4]), "4-bit samples of format 49"),
         (wav(3, 1, 16_000, 32, &nan), "sample 0 is NaN"),
         (
             b"RIFF\0\0\0\0WAVEdata\x02\0\0\0\0\0".to_vec(),

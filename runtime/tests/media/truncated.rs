@@ -59,6 +59,7 @@ fn sounds_are_refused() {
         ("wav_pcm_16.wav", 1),
         ("wav_stereo.wav", 1),
         ("wav_rf64.wav", 1),
+        ("aiff_16.aiff", 2),
         ("flac_16.flac", 200),
         ("flac_24_stereo.flac", 200),
         ("mp3_mono.mp3", 500),

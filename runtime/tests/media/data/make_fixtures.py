@@ -10,7 +10,7 @@
 import io, json, os, struct, zlib
 import numpy as np
 import soundfile as sf
-from PIL import Image, ImageDraw, ImageOps, ImageSequence
+from PIL import Image, ImageDraw, ImageOps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 for folder in ("pictures", "sounds", "expected"):
@@ -29,6 +29,13 @@ def scene(i=0, size=(29, 18)):
     return im
 
 
+def frame(p, i):
+    """Frame i. The file is opened anew: Pillow's APNG reader restores the wrong area once a frame has been looked at."""
+    with Image.open(p) as f:
+        f.seek(i)
+        return ImageOps.exif_transpose(f).convert("RGB")
+
+
 def save(name, ext, im=None, data=None, **kw):
     p = f"{HERE}/pictures/{name}.{ext}"
     if data is not None:
@@ -36,7 +43,8 @@ def save(name, ext, im=None, data=None, **kw):
     else:
         im.save(p, **kw)
     with Image.open(p) as f:
-        frames = [ImageOps.exif_transpose(g).convert("RGB") for g in ImageSequence.Iterator(f)]
+        count = getattr(f, "n_frames", 1)
+    frames = [frame(p, i) for i in range(count)]
     w, h = frames[0].size
     strip = Image.new("RGB", (w * len(frames), h))
     for i, g in enumerate(frames):
