@@ -1,5 +1,6 @@
 //! The `edge-lmm-convert` command.
 
+mod generate;
 #[cfg(unix)]
 mod interrupt;
 
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use edge_lmm::needs::Scenario;
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
@@ -71,10 +72,13 @@ struct Cli {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let cli = Cli::parse();
     #[cfg(unix)]
     interrupt::install();
-    match run(&cli) {
+    let result = match generate::requested(std::env::args_os()) {
+        Some(what) => generate::print(&what, Cli::command()),
+        None => run(&Cli::parse()),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

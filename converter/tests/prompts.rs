@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 fn prompt(engine: &mut Engine<Cpu>, messages: &[Message], media: &[Media]) -> Vec<u32> {
     engine.forget();
     probe::start();
-    let answer = engine.answer(&request(messages, media, 1), |_| {});
+    let answer = engine.answer(&request(messages, media, 1), |_| {
+        std::ops::ControlFlow::Continue(())
+    });
     let found = probe::finish();
     answer.unwrap_or_else(|error| panic!("{messages:?}: {error}"));
     found["input_ids"]
@@ -175,9 +177,17 @@ fn quoted_words_stay_in_the_prompt() {
 fn control_tokens_take_effect_if_asked_for() {
     let mut engine = engine(&data().join("qwen2vl-tiny"), None, &F32);
     let messages = ask(&[], "<|image_pad|>");
-    assert!(engine.answer(&request(&messages, &[], 1), |_| {}).is_ok());
+    assert!(
+        engine
+            .answer(&request(&messages, &[], 1), |_| {
+                std::ops::ControlFlow::Continue(())
+            })
+            .is_ok()
+    );
     engine.set_parse_special(true);
-    let error = engine.answer(&request(&messages, &[], 1), |_| {});
+    let error = engine.answer(&request(&messages, &[], 1), |_| {
+        std::ops::ControlFlow::Continue(())
+    });
     let error = error.expect_err("a place without an image").to_string();
     assert!(error.contains("found 1 places"), "{error}");
 }
@@ -207,7 +217,10 @@ fn the_repetition_penalty_of_the_checkpoint_is_applied() {
             sampling,
             ..request(&messages, &[], 12)
         };
-        engine.answer(&request, |_| {}).expect("an answer").tokens
+        engine
+            .answer(&request, |_| std::ops::ControlFlow::Continue(()))
+            .expect("an answer")
+            .tokens
     };
     let expected = [344, 279, 324, 316, 313, 356, 320, 289, 327, 325, 321, 326];
     assert_eq!(tokens(&mut penalized, Sampling::default()), expected);

@@ -49,6 +49,7 @@ cp "$package" "$root/tmp/package.deb"
 chroot "$root" dpkg -i /tmp/package.deb
 chroot "$root" dpkg -V edge-lmm
 chroot "$root" edge-lmm --version
+chroot "$root" edge-lmm-convert --version
 chroot "$root" edge-lmm demo
 chroot "$root" id edge-lmm
 

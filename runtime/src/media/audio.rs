@@ -13,6 +13,7 @@ use symphonia::core::probe::Hint;
 
 use super::error::MediaError;
 use super::format::{Format, mp3_frame_len};
+use super::pieces::Pieces;
 use super::source::Source;
 use super::{budget, wav};
 
@@ -65,7 +66,11 @@ pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<Audio, MediaError> 
         Format::Wav => wav::decode(bytes),
         Format::Mp3 | Format::Flac | Format::Aiff => {
             budget::check(bytes.len() as u64)?;
-            warn_of_cut_frame(format, bytes);
+            match format {
+                Format::Mp3 => warn_of_cut_frame(bytes),
+                Format::Aiff => check_aiff(bytes)?,
+                _ => {}
+            }
             decode_stream(format.name(), bytes.to_vec())
         }
         other => Err(other.wrong("sound")),
@@ -89,9 +94,9 @@ pub(super) fn check_len(samples: usize) -> Result<(), MediaError> {
 }
 
 /// Warns of an MP3 that ends within a frame. Recordings of a stream do, so it is no error.
-fn warn_of_cut_frame(format: Format, bytes: &[u8]) {
+fn warn_of_cut_frame(bytes: &[u8]) {
     let mut rest = bytes;
-    while let Some(len) = mp3_frame_len(rest).filter(|_| format == Format::Mp3) {
+    while let Some(len) = mp3_frame_len(rest) {
         let Some(next) = rest.get(len..) else {
             log::warn!("the MP3 ends within a frame: it may be truncated");
             return;
@@ -100,9 +105,23 @@ fn warn_of_cut_frame(format: Format, bytes: &[u8]) {
     }
 }
 
+/// Checks that an AIFF is as long as its header says.
+fn check_aiff(bytes: &[u8]) -> Result<(), MediaError> {
+    let announced = Pieces(&bytes[4..]).array().map_or(0, u32::from_be_bytes);
+    let announced = u64::from(announced) + 8;
+    if (bytes.len() as u64) < announced - announced % 2 {
+        let message = format!(
+            "it ends after {} bytes, its header announces {announced}",
+            bytes.len()
+        );
+        return Err(MediaError::truncated("AIFF", message));
+    }
+    Ok(())
+}
+
 /// Decodes a sound with Symphonia.
 pub(super) fn decode_stream(format: &'static str, bytes: Vec<u8>) -> Result<Audio, MediaError> {
-    let failed = |error: Error| MediaError::decoding(format, &error);
+    let failed = |error| failed(format, error);
     let source = Cursor::new(bytes);
     let stream = MediaSourceStream::new(Box::new(source), MediaSourceStreamOptions::default());
     let formats = FormatOptions {
@@ -120,12 +139,20 @@ pub(super) fn decode_stream(format: &'static str, bytes: Vec<u8>) -> Result<Audi
     decode_track(format, probed.format)
 }
 
+/// Symphonia does not give the cause of its errors as their source.
+fn failed(format: &'static str, error: Error) -> MediaError {
+    match error {
+        Error::IoError(error) => MediaError::decoding(format, &error),
+        error => MediaError::decoding(format, &error),
+    }
+}
+
 fn decode_track(
     format: &'static str,
     mut reader: Box<dyn FormatReader>,
 ) -> Result<Audio, MediaError> {
     let damaged = |message: String| MediaError::damaged(format, message);
-    let failed = |error: Error| MediaError::decoding(format, &error);
+    let failed = |error| failed(format, error);
     let track = reader
         .tracks()
         .iter()
@@ -178,7 +205,12 @@ fn check_whole(
     let Some(announced) = announced.filter(|_| lost == 0) else {
         return Ok(());
     };
-    let tolerated = if format == "MP3" { LARGEST_FRAME } else { 0 };
+    let tolerated = match format {
+        "MP3" => LARGEST_FRAME,
+        // Symphonia counts the header of the samples as samples; `check_aiff` is exact.
+        "AIFF" => announced,
+        _ => 0,
+    };
     if found as u64 + tolerated < announced {
         let message = format!(
             "its header announces {announced} samples, {found} are there; to use these: \

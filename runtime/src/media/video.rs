@@ -7,7 +7,7 @@
 
 use std::cmp::Ordering;
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::RgbImage;
@@ -62,7 +62,11 @@ pub(super) fn decode(
 ) -> Result<Video, MediaError> {
     match content {
         Content::Folder => load_folder(path, selection),
-        Content::Y4m(file) => y4m::load(BufReader::new(file), selection),
+        Content::Y4m(file) => {
+            let mut reader = BufReader::new(file);
+            reader.rewind().map_err(MediaError::Io)?;
+            y4m::load(reader, selection)
+        }
         Content::Whole(Format::Y4m, bytes) => y4m::load(Cursor::new(bytes), selection),
         Content::Whole(format @ Format::Png, bytes) => match strip_frames(path) {
             Some(count) => cut_strip(&image::decode(*format, bytes)?, count, selection),
@@ -137,15 +141,24 @@ impl Picker {
     ) -> Result<(), MediaError> {
         if self.wants() {
             let frame = frame()?;
-            self.check_room(frame.width(), frame.height())?;
+            let pixels = self.pixels(frame.width(), frame.height())?;
+            // Later on, the frames that are held already would count twice.
+            if self.kept.is_empty() {
+                budget::check(3 * pixels)?;
+            }
             self.kept.push(frame);
         }
         self.seen += 1;
         Ok(())
     }
 
-    /// Whether all wanted frames fit into memory if they are of that size.
+    /// Checks that all wanted frames fit into memory if they are of that size.
     pub fn check_room(&self, width: usize, height: usize) -> Result<(), MediaError> {
+        budget::check(3 * self.pixels(width, height)?)
+    }
+
+    /// Pixels of all wanted frames if they are of that size.
+    fn pixels(&self, width: usize, height: usize) -> Result<u64, MediaError> {
         let frames = match self.selection {
             FrameSelection::Uniform(wanted) => wanted.min(self.total),
             FrameSelection::All => self.total,
@@ -158,7 +171,7 @@ impl Picker {
                 height,
             });
         }
-        budget::check(3 * pixels as u64)
+        Ok(pixels as u64)
     }
 
     /// The video, given the rate of all frames.

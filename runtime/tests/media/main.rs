@@ -6,4 +6,6 @@ mod hostile;
 mod kinds;
 mod pictures;
 mod sounds;
+mod sources;
+mod truncated;
 mod videos;

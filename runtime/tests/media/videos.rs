@@ -5,7 +5,7 @@ use std::path::Path;
 use edge_lmm::media::{FrameSelection, MediaError, Video, load_image, load_video};
 use edge_lmm_models::preprocess::RgbImage;
 
-use crate::fixtures::{difference, expected_picture, path, plain, png, temporary};
+use crate::fixtures::{difference, expected_picture, files, path, plain, png, stem, temporary};
 
 fn load(file: &Path) -> Video {
     load_video(file, FrameSelection::All).expect("a video")
@@ -37,6 +37,23 @@ fn animations_equal_pillow() {
         }
         // Shown for 0.1, 0.2, 0.3 and 0.4 seconds.
         assert!((video.frames_per_second - 4.0).abs() < 1e-6, "{file}");
+    }
+}
+
+/// Frames that are disposed of and blended in every way.
+#[test]
+fn composed_frames_equal_pillow() {
+    for file in files("pictures") {
+        let name = stem(&file);
+        if !name.ends_with("_moving") {
+            continue;
+        }
+        let (video, strip) = (load(&file), expected_picture(name));
+        let count = strip.width() / video.frames[0].width();
+        assert_eq!(video.frames.len(), count, "{name}");
+        for (i, (frame, expected)) in video.frames.iter().zip(cut(&strip, count)).enumerate() {
+            assert_eq!(difference(frame, &expected), 0, "{name}, frame {i}");
+        }
     }
 }
 

@@ -16,6 +16,10 @@ use crate::{goldens, shell};
 
 /// Most bytes of a stripped program for the CPU, as it is shipped.
 const MAX_BYTES: u64 = 12_000_000;
+/// The program that answers; crate and file have the same name.
+const RUNTIME: &str = "edge-lmm";
+/// The program that makes records.
+pub const CONVERTER: &str = "edge-lmm-convert";
 /// Libraries that belong to the GNU C library: before 2.34 it was in several pieces, whose names
 /// later ones still provide.
 const C_LIBRARY: [&str; 3] = ["libpthread.so.0", "libdl.so.2", "librt.so.1"];
@@ -137,7 +141,13 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
         let program = folder.join("edge-lmm");
         let source = match programs.get(&kind) {
             Some(same) => same.clone(),
-            None => build_program(&kind.0, &kind.1, &options.profile, device.name == "host")?,
+            None => build_program(
+                RUNTIME,
+                &kind.0,
+                &kind.1,
+                &options.profile,
+                device.name == "host",
+            )?,
         };
         fs::copy(&source, &program).with_context(|| format!("cannot copy {}", source.display()))?;
         let limit = options.limit(&device);
@@ -154,8 +164,31 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
     Ok(built)
 }
 
-/// Builds with cargo and says where it put the program.
+/// Builds the converter for a device, beside its `edge-lmm`. It computes on the CPU alone.
+pub fn build_converter(built: &Built, options: &BuildOptions) -> anyhow::Result<PathBuf> {
+    let host = built.device.name == "host";
+    let triple = options.triple(&built.device);
+    let source = build_program(
+        CONVERTER,
+        &triple,
+        &Build::default(),
+        &options.profile,
+        host,
+    )?;
+    let program = built.program.with_file_name(CONVERTER);
+    fs::copy(&source, &program).with_context(|| format!("cannot copy {}", source.display()))?;
+    let one = Built {
+        device: built.device.clone(),
+        build: Build::default(),
+        program: program.clone(),
+    };
+    report(&one, options.fixed, None)?;
+    Ok(program)
+}
+
+/// Builds a package's program with cargo and says where it was put.
 fn build_program(
+    package: &str,
     triple: &str,
     build: &Build,
     profile: &str,
@@ -163,7 +196,7 @@ fn build_program(
 ) -> anyhow::Result<PathBuf> {
     let start = Instant::now();
     let folder = if profile == "dev" { "debug" } else { profile };
-    let mut arguments = vec!["--package", "edge-lmm", "--bin", "edge-lmm", "--locked"];
+    let mut arguments = vec!["--package", package, "--bin", package, "--locked"];
     arguments.extend(["--profile", profile]);
     for feature in &build.features {
         arguments.extend(["--features", feature]);
@@ -185,7 +218,7 @@ fn build_program(
     cargo.envs(build.environment.iter().filter(unset));
     shell::run(cargo.current_dir(shell::root()))?;
     println!("{triple}: built in {:.0} s", start.elapsed().as_secs_f64());
-    Ok(program.join("edge-lmm"))
+    Ok(program.join(package))
 }
 
 /// The build with zig as the linker, in the environment that targets/aarch64-toolchain.sh makes.

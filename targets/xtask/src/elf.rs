@@ -40,6 +40,18 @@ impl std::fmt::Display for Version {
 }
 
 impl Demands {
+    /// Of two programs together.
+    pub fn and(mut self, other: &Self) -> Self {
+        for library in &other.libraries {
+            if !self.libraries.contains(library) {
+                self.libraries.push(library.clone());
+            }
+        }
+        self.glibc = self.glibc.max(other.glibc);
+        self.bytes += other.bytes;
+        self
+    }
+
     /// Of a program.
     pub fn of(program: &Path) -> anyhow::Result<Self> {
         let readelf = |option: &str| {

@@ -9,7 +9,7 @@ use clap::Args;
 use edge_lmm_targets::{Build, Device};
 use sha2::{Digest, Sha256};
 
-use crate::cross::{self, BuildOptions};
+use crate::cross::{self, BuildOptions, CONVERTER};
 use crate::deb::{Entry, gzip, package, tar};
 use crate::elf::Demands;
 use crate::emulate::Emulator;
@@ -20,15 +20,15 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Makes a Debian package, a tarball to unpack over an image's root, a list of components (SBOM)
 /// and checksums.
 ///
-/// The manual pages and completions come from the packaged program itself, run under emulation
-/// where needed. The service's memory limit is that of the device's profile: name the size, as in
+/// The package has two programs: edge-lmm, and edge-lmm-convert, which makes records. The manual
+/// pages and completions come from the programs themselves, run under emulation where needed. The service's memory limit is that of the device's profile: name the size, as in
 /// raspberry-pi-5-8gb, for a limit in bytes; a board's plain name gives a share of the memory.
 #[derive(Args)]
 pub struct Cmd {
     /// A device, such as raspberry-pi-5 or host
     #[arg(long, value_name = "DEVICE")]
     target: String,
-    /// Use this program instead of building one
+    /// Use this program, and the edge-lmm-convert beside it, instead of building them
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     #[command(flatten)]
@@ -59,13 +59,20 @@ fn parse_maintainer(text: &str) -> Result<String, String> {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let device = edge_lmm_targets::device(&self.target)?;
-        let program = match &self.program {
-            Some(program) => program.clone(),
+        let (program, converter) = match &self.program {
+            Some(program) => (program.clone(), program.with_file_name(CONVERTER)),
             None => {
                 let built = cross::build(&[&self.target], &self.build)?;
-                built[0].program.clone()
+                let converter = cross::build_converter(&built[0], &self.build)?;
+                (built[0].program.clone(), converter)
             }
         };
+        ensure!(
+            converter.is_file(),
+            "{} is missing: the package holds it beside {}",
+            converter.display(),
+            program.display()
+        );
         let time = build_time()?;
         let maintainer = match self.maintainer {
             Some(maintainer) => maintainer,
@@ -76,13 +83,15 @@ impl Cmd {
         let packages = sbom::packages(&triple, &build.features)?;
         let components = sbom::cyclonedx(&packages, &triple)?;
         let mut content = from_program(&device, &program)?;
+        content.extend(from_converter(&device, &converter)?);
         content.extend(own_files(&packages, &components)?);
         content.extend(service(&device, &self.target, &build)?);
         content.push(changelog(time, &maintainer)?);
         content.sort_by(|a, b| a.path.cmp(&b.path));
 
         let architecture = architecture(&device)?;
-        let control = control_files(&program, &build, architecture, &maintainer, &content)?;
+        let demands = Demands::of(&program)?.and(&Demands::of(&converter)?);
+        let control = control_files(&demands, &build, architecture, &maintainer, &content)?;
         fs::create_dir_all(&self.output)
             .with_context(|| format!("cannot make {}", self.output.display()))?;
         let stem = format!("edge-lmm-{VERSION}-{}", self.target);
@@ -153,19 +162,50 @@ fn architecture(device: &Device) -> anyhow::Result<&'static str> {
     }
 }
 
+/// Where shells look for completions: the shell, the folder, and what surrounds the program's name.
+const COMPLETIONS: [(&str, &str, &str, &str); 3] = [
+    ("bash", "usr/share/bash-completion/completions", "", ""),
+    ("zsh", "usr/share/zsh/vendor-completions", "_", ""),
+    ("fish", "usr/share/fish/vendor_completions.d", "", ".fish"),
+];
+
+/// A program's completions; `print` gives the text for a shell.
+fn completions(
+    program: &str,
+    print: impl Fn(&str) -> anyhow::Result<String>,
+) -> anyhow::Result<Vec<Entry>> {
+    COMPLETIONS
+        .iter()
+        .map(|(shell, folder, before, after)| {
+            let path = format!("{folder}/{before}{program}{after}");
+            Ok(Entry::file(path, print(shell)?))
+        })
+        .collect()
+}
+
+/// The converter and what it prints about itself.
+fn from_converter(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
+    let emulator = Emulator::new(device)?;
+    let print = |what: &str| shell::output(emulator.command(program).args(["--generate", what]));
+    let mut entries = completions(CONVERTER, print)?;
+    entries.push(Entry::program(
+        format!("usr/bin/{CONVERTER}"),
+        fs::read(program)?,
+    ));
+    entries.push(Entry::file(
+        format!("usr/share/man/man1/{CONVERTER}.1.gz"),
+        gzip(print("man")?.as_bytes())?,
+    ));
+    Ok(entries)
+}
+
 /// The program and what it prints about itself.
 fn from_program(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
     let emulator = Emulator::new(device)?;
     let mut entries = vec![Entry::program("usr/bin/edge-lmm", fs::read(program)?)];
-    let completions = [
-        ("bash", "usr/share/bash-completion/completions/edge-lmm"),
-        ("zsh", "usr/share/zsh/vendor-completions/_edge-lmm"),
-        ("fish", "usr/share/fish/vendor_completions.d/edge-lmm.fish"),
-    ];
-    for (name, path) in completions {
-        let text = shell::output(emulator.command(program).args(["completions", name]))?;
-        entries.push(Entry::file(path, text));
-    }
+    entries.extend(completions("edge-lmm", |shell| {
+        shell::output(emulator.command(program).args(["completions", shell]))
+    })?);
     let folder = tempfile::tempdir()?;
     shell::run(emulator.command(program).arg("man").arg(folder.path()))?;
     for page in fs::read_dir(folder.path())? {
@@ -211,6 +251,10 @@ fn own_files(packages: &[sbom::Package], components: &str) -> anyhow::Result<Vec
     Ok(vec![
         Entry::file(document("copyright"), licence),
         Entry::file(
+            document("README.Debian"),
+            fs::read(shell::root().join("targets/packaging/README.Debian"))?,
+        ),
+        Entry::file(
             document("third-party-licences.txt.gz"),
             gzip(sbom::licences(packages).as_bytes())?,
         ),
@@ -248,13 +292,12 @@ fn memory_limit(device: &Device, target: &str) -> String {
 }
 
 fn control_files(
-    program: &Path,
+    demands: &Demands,
     build: &Build,
     architecture: &str,
     maintainer: &str,
     content: &[Entry],
 ) -> anyhow::Result<Vec<Entry>> {
-    let demands = Demands::of(program)?;
     let bytes: usize = content
         .iter()
         .filter_map(|e| Some(e.content.as_ref()?.len()))
@@ -284,10 +327,10 @@ fn control_files(
          Section: science\n\
          Priority: optional\n\
          Description: runs large multimodal models on small devices\n \
-         edge-lmm answers questions about pictures, videos and sounds with models\n \
+         edge-lmm answers questions about images, videos and sounds with models\n \
          of a few billion parameters, quantized to 4 and 8 bits, and says where the\n \
          time goes. Records in /var/lib/edge-lmm can be served on a Unix socket with\n \
-         the service edge-lmm@NAME.\n",
+         the service edge-lmm@NAME. edge-lmm-convert makes records of checkpoints.\n",
         bytes.div_ceil(1024),
         depends.join(", "),
     );

@@ -10,6 +10,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::cross::CONVERTER;
 use crate::shell;
 
 /// A library in the program.
@@ -30,8 +31,8 @@ struct Metadata {
     packages: Vec<Package>,
 }
 
-/// All that is linked into edge-lmm with these features for a Rust target, edge-lmm first: tools,
-/// macros and tests are left out.
+/// All that is linked into edge-lmm with these features, and into edge-lmm-convert, for a Rust
+/// target, edge-lmm first: tools, macros and tests are left out.
 pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package>> {
     let text = shell::output(
         Command::new("cargo")
@@ -50,7 +51,8 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
     // What the features of this one program choose, the metadata of the workspace does not tell.
     let tree = shell::output(
         Command::new("cargo")
-            .args(["tree", "--locked", "--package", "edge-lmm"])
+            .args(["tree", "--locked"])
+            .args(["--package", "edge-lmm", "--package", CONVERTER])
             .args([
                 "--edges",
                 "normal,no-proc-macro",
@@ -60,7 +62,11 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
                 "{p}",
             ])
             .args(["--target", triple])
-            .args(features.iter().flat_map(|feature| ["--features", feature]))
+            .args(
+                features
+                    .iter()
+                    .map(|feature| format!("--features=edge-lmm/{feature}")),
+            )
             .current_dir(shell::root()),
     )?;
     let linked: BTreeSet<(&str, &str)> = tree.lines().filter_map(name_and_version).collect();
@@ -89,9 +95,17 @@ pub fn cyclonedx(packages: &[Package], triple: &str) -> anyhow::Result<String> {
             "component": component(own, "application"),
             "properties": [{ "name": "cargo:target", "value": triple }],
         },
-        "components": others.iter().map(|p| component(p, "library")).collect::<Vec<Value>>(),
+        "components": others.iter().map(|p| component(p, kind(p))).collect::<Vec<Value>>(),
     });
     Ok(serde_json::to_string_pretty(&document)? + "\n")
+}
+
+fn kind(package: &Package) -> &'static str {
+    if package.name == CONVERTER {
+        "application"
+    } else {
+        "library"
+    }
 }
 
 fn component(package: &Package, kind: &str) -> Value {
@@ -124,7 +138,7 @@ fn expression(license: &str) -> String {
 /// Name, version, licence and authors of each library, and each licence's text once.
 pub fn licences(packages: &[Package]) -> String {
     let mut text = String::from(
-        "edge-lmm is made of the following libraries, each under the licence named, and of the Rust\n\
+        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the licence named, and of the Rust\n\
          standard library (MIT OR Apache-2.0). A static program contains musl (MIT), too.\n\n",
     );
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -10,7 +10,7 @@
 import io, json, os, struct, zlib
 import numpy as np
 import soundfile as sf
-from PIL import Image, ImageDraw, ImageOps, ImageSequence
+from PIL import Image, ImageDraw, ImageOps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 for folder in ("pictures", "sounds", "expected"):
@@ -29,6 +29,13 @@ def scene(i=0, size=(29, 18)):
     return im
 
 
+def frame(p, i):
+    """Frame i. The file is opened anew: Pillow's APNG reader restores the wrong area once a frame has been looked at."""
+    with Image.open(p) as f:
+        f.seek(i)
+        return ImageOps.exif_transpose(f).convert("RGB")
+
+
 def save(name, ext, im=None, data=None, **kw):
     p = f"{HERE}/pictures/{name}.{ext}"
     if data is not None:
@@ -36,7 +43,8 @@ def save(name, ext, im=None, data=None, **kw):
     else:
         im.save(p, **kw)
     with Image.open(p) as f:
-        frames = [ImageOps.exif_transpose(g).convert("RGB") for g in ImageSequence.Iterator(f)]
+        count = getattr(f, "n_frames", 1)
+    frames = [frame(p, i) for i in range(count)]
     w, h = frames[0].size
     strip = Image.new("RGB", (w * len(frames), h))
     for i, g in enumerate(frames):
@@ -90,6 +98,109 @@ def pictures():
     save("webp_moving", "webp", im, save_all=True, append_images=rest, duration=[100, 200, 300, 400], lossless=True)
 
 
+def disposals():
+    """Animations whose frames are disposed of and blended in every way. They have offsets, local palettes and
+    transparency, and each frame is drawn by another rule."""
+    rng = np.random.default_rng(7)
+    w, h = 24, 16
+
+    def lzw(indices, bits):
+        # Codes of constant length: the table is cleared before it grows.
+        out, bit, acc, n = bytearray(), 0, 0, 0
+        codes = [1 << bits]
+        for i in indices:
+            codes.append(int(i))
+            n += 1
+            if n == (1 << bits) - 2:
+                codes.append(1 << bits)
+                n = 0
+        for code in codes + [(1 << bits) + 1]:
+            acc |= code << bit
+            bit += bits + 1
+            while bit >= 8:
+                out.append(acc & 255)
+                acc >>= 8
+                bit -= 8
+        out.append(acc & 255)
+        return bytes([bits]) + b"".join(bytes([len(out[i : i + 255])]) + bytes(out[i : i + 255]) for i in range(0, len(out), 255)) + b"\0"
+
+    def gif(frames, background, palette):
+        b = b"GIF89a" + struct.pack("<HHBBB", w, h, 0x82, background, 0) + palette
+        for (x, y, fw, fh), method, transparent, local in frames:
+            flags = method << 2 | (transparent is not None)
+            b += b"\x21\xf9\x04" + struct.pack("<BHBB", flags, 10, transparent or 0, 0)
+            b += b"\x2c" + struct.pack("<HHHHB", x, y, fw, fh, 0x82 if local else 0) + (local or b"")
+            b += lzw(rng.integers(0, 8, fw * fh), 3)
+        return b + b";"
+
+    colors = lambda: bytes(int(v) for v in rng.integers(30, 256, 24))
+    whole, left, right, middle = (0, 0, w, h), (0, 0, 9, 9), (13, 5, 11, 11), (4, 3, 15, 10)
+    for name, transparent, background, frames in (
+        ("opaque", None, 5, ((whole, 1), (left, 2), (right, 2), (middle, 1))),
+        ("local", None, 2, ((whole, 2), (left, 1), (right, 2), (middle, 2), (left, 1))),
+        ("transparent", 3, 1, ((whole, 1), (left, 2), (right, 2), (middle, 2), (left, 0), (right, 1))),
+        ("previous", None, 1, ((whole, 1), (left, 3), (middle, 3), (right, 1), (left, 3), (middle, 1))),
+        ("previous_transparent", 6, 1, ((middle, 3), (left, 1), (right, 3), (middle, 3), (left, 2), (whole, 1))),
+        ("partial", None, 4, ((middle, 1), (left, 2), (right, 1))),
+    ):
+        local = lambda i: colors() if name == "local" and i % 2 else None
+        entries = [(rect, method, transparent, local(i)) for i, (rect, method) in enumerate(frames)]
+        save(f"gif_{name}_moving", "gif", data=gif(entries, background, colors()))
+
+    def rgba(fw, fh, smooth):
+        a = rng.integers(0, 256, (fh, fw, 4))
+        a[..., 3] = rng.choice([0, 80, 190, 255], (fh, fw))
+        if smooth:
+            a[...] = a[:1, :1]
+            a[..., 3] = np.linspace(0, 255, fw).astype(int)
+        return Image.fromarray(a.astype(np.uint8))
+
+    def webp(frames, alpha):
+        chunk = lambda t, d: t + struct.pack("<I", len(d)) + d + b"\0" * (len(d) % 2)
+        triple = lambda v: struct.pack("<I", v)[:3]
+        b = chunk(b"VP8X", bytes([2 | (16 if alpha else 0), 0, 0, 0]) + triple(w - 1) + triple(h - 1))
+        b += chunk(b"ANIM", b"\x40\x80\xc0\xff\0\0")
+        for (x, y, fw, fh), image, kw, blends, disposed in frames:
+            f = io.BytesIO()
+            image.save(f, "WEBP", **kw)
+            data, at, still = f.getvalue(), 12, b""
+            while at < len(data):
+                n = struct.unpack("<I", data[at + 4 : at + 8])[0]
+                if data[at : at + 4] in (b"VP8 ", b"VP8L", b"ALPH"):
+                    still += data[at : at + 8 + n + n % 2]
+                at += 8 + n + n % 2
+            flags = (0 if blends else 2) | disposed
+            b += chunk(b"ANMF", triple(x // 2) + triple(y // 2) + triple(fw - 1) + triple(fh - 1) + triple(100) + bytes([flags]) + still)
+        return b"RIFF" + struct.pack("<I", len(b) + 4) + b"WEBP" + b
+
+    rects = (whole, (2, 2, 9, 9), (12, 4, 11, 11), (4, 2, 15, 10), (0, 0, 12, 12), whole)
+    for name, kw, alpha in (("lossless", {"lossless": True, "exact": True}, True), ("alpha", {"quality": 90, "exact": True}, True), ("opaque", {"quality": 90}, False)):
+        frames = []
+        for i, rect in enumerate(rects):
+            image = rgba(rect[2], rect[3], name != "lossless")
+            frames.append((rect, image if alpha else image.convert("RGB"), kw, i % 2 == 1 or i == 4, (i // 2 + i) % 2))
+        save(f"webp_{name}_disposal_moving", "webp", data=webp(frames, alpha))
+
+    # Pillow does not divide by alpha where it blends: no half-transparent pixels here.
+    frames = [scene(i, (w, h)).convert("RGBA") for i in range(6)]
+    for i, frame in enumerate(frames[1:]):
+        a = np.array(frame)
+        a[..., 3] = 255 * ((a[..., 0].astype(int) // 32 + i) % 2)
+        frames[i + 1] = Image.fromarray(a)
+    save("png_disposal_moving", "png", frames[0], save_all=True, append_images=frames[1:], duration=100, disposal=[0, 1, 2, 0, 1, 2], blend=[0, 1, 1, 0, 1, 1])
+    save("jpeg_ycck", "jpg", data=ycck(scene()))
+
+
+def ycck(im):
+    """A CMYK JPEG whose colours are stored as YCCK, as Adobe's programs write it."""
+    f = io.BytesIO()
+    im.convert("CMYK").save(f, "JPEG", quality=90)
+    b = bytearray(f.getvalue())
+    at = b.find(b"Adobe\0")
+    b[at + 11] = 2  # The transform of the APP14 segment.
+    return bytes(b)
+
+
 def sounds():
     rate, n = 16000, 800
     t = np.arange(n) / rate
@@ -109,6 +220,13 @@ def sounds():
         save(f"wav_{subtype.lower()}", "wav", left, rate, subtype=subtype)
     save("wav_stereo", "wav", stereo, 44100, subtype="PCM_16")
     save("wav_extensible", "wav", stereo, 44100, subtype="PCM_24", format="WAVEX")
+    save("wav_alaw", "wav", left, rate, subtype="ALAW")
+    save("wav_mulaw", "wav", left, rate, subtype="ULAW")
+    save("wav_ima_adpcm", "wav", left, rate, subtype="IMA_ADPCM")
+    save("wav_ms_adpcm", "wav", left, rate, subtype="MS_ADPCM")
+    save("wav_rf64", "wav", left, rate, subtype="PCM_16", format="RF64")
+    save("aiff_16", "aiff", left, rate, subtype="PCM_16")
+    save("aiff_24_stereo", "aiff", stereo, 44100, subtype="PCM_24")
     save("flac_16", "flac", left, rate, subtype="PCM_16")
     save("flac_24_stereo", "flac", stereo, 48000, subtype="PCM_24")
     t = np.arange(9000) / 44100
@@ -117,4 +235,5 @@ def sounds():
 
 
 pictures()
+disposals()
 sounds()
