@@ -7,6 +7,7 @@
 
 pub mod blip2;
 pub mod clip;
+mod config_file;
 pub mod decoder;
 mod error;
 pub mod eva_vit;
@@ -29,9 +30,9 @@ pub mod qwen2;
 pub mod qwen2_5_vl;
 pub mod qwen2_audio;
 pub mod qwen2_vl;
-mod qwen_text;
 mod qwen_vl_input;
 pub mod record;
+mod rope_fields;
 pub mod rotary;
 pub mod t5;
 pub mod text_config;
