@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{PreprocessError, allocate};
-use super::fields::parse_file;
+use super::fields::{filter, parse_file};
 use super::filter::Filter;
 use super::image::RgbImage;
 use super::interpolate::bicubic;
@@ -34,6 +34,8 @@ struct File {
     num_crops: usize,
     #[serde(default = "default_side", alias = "tiny_crop_size")]
     crop_size: usize,
+    do_resize: Option<bool>,
+    resample: Option<Value>,
 }
 
 fn default_crops() -> usize {
@@ -85,6 +87,14 @@ impl PreprocessConfig {
             )));
         }
         let file: File = parse_file(file)?;
+        let resample = file.resample.unwrap_or(Value::from(2));
+        if file.do_resize == Some(false) || filter(Some(&resample))? != Filter::Bilinear {
+            return Err(PreprocessError::config(format!(
+                "do_resize is {:?} and resample {resample}, expected true and 2 (bilinear): the \
+                 reference knows nothing else",
+                file.do_resize.unwrap_or(true)
+            )));
+        }
         let config = Self {
             num_crops: file.num_crops,
             crop_size: file.crop_size,

@@ -76,6 +76,8 @@ fn unusable_configurations_are_refused() {
         (json!({"image_std": [1, 1, -1]}), "image_std"),
         (json!({"rescale_factor": 1}), "rescale_factor"),
         (json!({"do_normalize": false}), "do_normalize"),
+        (json!({"resample": 3}), "resample"),
+        (json!({"do_resize": false}), "do_resize"),
         (
             json!({"image_mean": null, "image_std": [1, 1]}),
             "image_std",
