@@ -28,7 +28,8 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         needed_for: "it says what model the weights are; download the whole checkpoint".into(),
     })?;
     let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
-    let tokenizer = tokenizer_files::read(directory, tokenizer_config.as_ref(), &mut files)?;
+    let tokenizer =
+        tokenizer_files::read(directory, &config, tokenizer_config.as_ref(), &mut files)?;
     tokenizer_files::check(&tokenizer, &config, &directory.display().to_string())?;
     let processors = Processors::read(directory, &config, &mut files)?;
     Ok(Checkpoint {

@@ -8,6 +8,7 @@
 //! Nothing in a source file is trusted: headers are checked as a whole before anything is read through them,
 //! and a damaged or hostile file gives a [`SourceError`].
 
+mod added_tokens;
 mod chat;
 mod decode;
 mod error;
