@@ -1,16 +1,19 @@
 //! Tensor names of newer checkpoints.
 //!
-//! From version 4.52 on, `transformers` nests the parts of a multimodal model in `model`, and so
-//! do files saved by it. Families name their tensors as the published checkpoints do; where such
-//! a tensor is missing, it is looked for under the newer name.
+//! From version 4.52 on, `transformers` nests the parts of a multimodal model in `model`. Its
+//! `save_pretrained` restores the published names, but trainers that save the parameters as they
+//! are keep the nested ones. Families name their tensors as the published checkpoints do; where
+//! such a tensor is missing, it is looked for under the newer names.
 
 use crate::source::Checkpoint;
 
 /// Published prefixes and what newer files have instead.
-const NEWER_PREFIXES: [(&str, &str); 6] = [
+const NEWER_PREFIXES: [(&str, &str); 8] = [
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
     ("vision_tower.", "model.vision_tower."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("audio_tower.", "model.audio_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
     ("model.", "model.language_model."),
     ("visual.", "model.visual."),

@@ -184,6 +184,7 @@ impl Plan {
         let files = ModelFiles {
             config: checkpoint.config.clone(),
             preprocessor: checkpoint.preprocessor_config.clone(),
+            video_preprocessor: checkpoint.video_preprocessor_config.clone(),
             generation: checkpoint.generation_config.clone(),
         };
         let family = family::info(&files)?;

@@ -18,6 +18,7 @@ use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::config_file::parse_config;
 use crate::error::ModelError;
 use crate::eva_vit::{EvaVit, EvaVitConfig};
 use crate::family::{BuiltModel, FamilyInfo, ModelFiles};
@@ -62,6 +63,8 @@ struct Config {
     num_query_tokens: usize,
     /// Missing where the vocabulary has no such token: the first published checkpoints.
     image_token_index: Option<u32>,
+    /// Newer name of the same.
+    image_token_id: Option<u32>,
 }
 
 fn default_text() -> Value {
@@ -74,8 +77,7 @@ fn default_queries() -> usize {
 
 impl Config {
     fn parse(config: &Value) -> Result<Self, ModelError> {
-        serde_json::from_value(config.clone())
-            .map_err(|error| ModelError::config(format!("config.json: {error}")))
+        parse_config(config)
     }
 
     fn text_type(&self) -> &str {
@@ -224,7 +226,11 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Blip2Model<B, L> {
         Ok(Self {
             vision: tower,
             projector,
-            layout: PromptLayout::new(config.image_token_index, traits, text.vocabulary())?,
+            layout: PromptLayout::new(
+                config.image_token_index.or(config.image_token_id),
+                traits,
+                text.vocabulary(),
+            )?,
             text,
             vision_config: vision.clone(),
             preprocess,

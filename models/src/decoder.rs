@@ -18,8 +18,6 @@ use crate::weights::{Part, Scope};
 /// How positions become angles.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RotaryKind {
-    /// One position per token.
-    Plain,
     /// Time, height and width, each with its own share of the frequencies (M-RoPE, Wang et al.
     /// 2024, section 2.1); the shares sum to half a head.
     Sections([usize; 3]),
@@ -148,7 +146,7 @@ impl Projections {
     pub fn of(kind: TextKind) -> Self {
         match kind {
             TextKind::Phi3 => Self::Fused,
-            TextKind::Llama | TextKind::Qwen2 => Self::Split,
+            TextKind::Llama | TextKind::Qwen2 | TextKind::QwenVl => Self::Split,
         }
     }
 }
@@ -225,7 +223,7 @@ impl<B: KernelBackend> Decoder<B> {
             _ => (inverse_frequencies(theta, self.config.head_dim), 1.0),
         };
         let axes: Vec<usize> = match &self.config.rotary {
-            RotaryKind::Plain | RotaryKind::Scaled(_) => vec![0; frequencies.len()],
+            RotaryKind::Scaled(_) => vec![0; frequencies.len()],
             RotaryKind::Sections(sections) => sections
                 .iter()
                 .enumerate()

@@ -14,9 +14,14 @@ use crate::{blip2, llama, llava, phi3, phi3_v, qwen2, qwen2_5_vl, qwen2_audio, q
 pub struct ModelFiles {
     /// `config.json`
     pub config: Value,
-    /// `preprocessor_config.json`
+    /// The configuration of the image processor or the feature extractor:
+    /// `preprocessor_config.json`, or a section of `processor_config.json`
     #[serde(default)]
     pub preprocessor: Option<Value>,
+    /// The configuration of the video processor, if it has one of its own:
+    /// `video_preprocessor_config.json`, or a section of `processor_config.json`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub video_preprocessor: Option<Value>,
     /// `generation_config.json`
     #[serde(default)]
     pub generation: Option<Value>,

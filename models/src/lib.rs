@@ -8,6 +8,7 @@
 pub mod blip2;
 mod chat_template;
 pub mod clip;
+mod config_file;
 mod control_tokens;
 pub mod decoder;
 mod error;
@@ -33,9 +34,9 @@ pub mod qwen2;
 pub mod qwen2_5_vl;
 pub mod qwen2_audio;
 pub mod qwen2_vl;
-mod qwen_text;
 mod qwen_vl_input;
 pub mod record;
+mod rope_fields;
 pub mod rotary;
 pub mod t5;
 pub mod text_config;

@@ -12,9 +12,10 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use edge_lmm_ops::{Activation, KernelBackend, probe, stage};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::clip::{ClipConfig, ClipVisionTower, cut_patches};
+use crate::config_file::{parse_config, without_nulls};
 use crate::decoder::{Decoder, DecoderNames};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
@@ -52,8 +53,8 @@ struct Config {
     text_config: Value,
     #[serde(default = "ClipConfig::large_patch14_336")]
     vision_config: ClipConfig,
-    #[serde(alias = "image_token_id")]
-    image_token_index: u32,
+    image_token_index: Option<u32>,
+    image_token_id: Option<u32>,
     #[serde(default = "default_feature_layer")]
     vision_feature_layer: Value,
     #[serde(default = "default_select_strategy")]
@@ -62,6 +63,8 @@ struct Config {
     projector_hidden_act: String,
     #[serde(default = "default_true")]
     multimodal_projector_bias: bool,
+    #[serde(default)]
+    tie_word_embeddings: bool,
 }
 
 fn default_feature_layer() -> Value {
@@ -82,8 +85,7 @@ fn default_true() -> bool {
 
 impl Config {
     fn parse(config: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(config.clone())
-            .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
+        let config: Self = parse_config(config)?;
         if config.projector_hidden_act != "gelu" {
             return Err(ModelError::config(format!(
                 "projector_hidden_act is {:?}, expected \"gelu\"",
@@ -91,6 +93,12 @@ impl Config {
             )));
         }
         Ok(config)
+    }
+
+    /// The token that stands for an image, under its older or newer name.
+    fn image_token(&self) -> u32 {
+        let named = self.image_token_index.or(self.image_token_id);
+        named.unwrap_or(32_000)
     }
 
     fn text_kind(&self) -> Result<TextKind, ModelError> {
@@ -101,6 +109,18 @@ impl Config {
             )),
             kind => Ok(kind),
         }
+    }
+
+    /// The language model's section. `transformers` 5 says at the top level whether its output
+    /// head is its embedding table.
+    fn text_config(&self) -> Value {
+        let mut text = match without_nulls(&self.text_config) {
+            Value::Object(members) => members,
+            _ => Map::new(),
+        };
+        text.entry("tie_word_embeddings")
+            .or_insert(Value::Bool(self.tie_word_embeddings));
+        text.into()
     }
 
     /// Layers of the tower that run.
@@ -154,7 +174,7 @@ impl<B: KernelBackend> Llava<B> {
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
         let config = Config::parse(&files.config)?;
         let clip = &config.vision_config;
-        let text = decoder_config(config.text_kind()?, &config.text_config)?;
+        let text = decoder_config(config.text_kind()?, &config.text_config())?;
         let preprocess = preprocess_config(files.preprocessor.as_ref(), clip)?;
         let root = weights.root(Part::Vision);
         let vision = root.child("vision", "vision_tower.vision_model");
@@ -170,7 +190,7 @@ impl<B: KernelBackend> Llava<B> {
             projector: Projector::init(&config, text.hidden_size, &projector)?,
             text: Decoder::init(text, names, &root)?,
             preprocess,
-            image_token: config.image_token_index,
+            image_token: config.image_token(),
             keeps_class_token: config.keeps_class_token()?,
             clip: config.vision_config,
         })
@@ -186,6 +206,7 @@ fn preprocess_config(
     let config = match file {
         Some(file) => PreprocessConfig::parse(file)?,
         None => PreprocessConfig {
+            pad: false,
             target: Some(Target::ShortestEdge(side)),
             crop: Some((side, side)),
             filter: Filter::Bicubic,

@@ -14,6 +14,7 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::config_file::without_nulls;
 use crate::decoder::{capture_last, last_row};
 use crate::error::ModelError;
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
@@ -89,7 +90,7 @@ impl OptConfig {
     /// If it makes no model or one of a kind that is not supported (that of OPT-350M: norms
     /// behind the blocks, projected embeddings).
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(section.clone())
+        let config: Self = serde_json::from_value(without_nulls(section))
             .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
         config.check()?;
         Ok(config)

@@ -2,11 +2,30 @@
 //! it, and its two-dimensional rotary embedding (Wang et al. 2024, section 2.1).
 
 use edge_lmm_ops::KernelBackend;
+use serde_json::Value;
 
+use crate::error::ModelError;
 use crate::rotary::{RotaryTable, inverse_frequencies};
 
-/// Base of the vision towers' rotary frequencies; the reference has it in its code.
+/// Base of the vision towers' rotary frequencies; older versions of the reference have it in their
+/// code, newer ones write it into `vision_config`.
 const THETA: f64 = 10_000.0;
+
+/// Checks `vision_config.rope_parameters`, if the file has them.
+///
+/// # Errors
+/// If they ask for other embeddings than [`rotary_table`] gives.
+pub(crate) fn check_rotary(parameters: &Value) -> Result<(), ModelError> {
+    let kind = parameters.get("rope_type").and_then(Value::as_str);
+    let theta = parameters.get("rope_theta").and_then(Value::as_f64);
+    if matches!(kind, None | Some("axial" | "default")) && matches!(theta, None | Some(THETA)) {
+        return Ok(());
+    }
+    Err(ModelError::config(format!(
+        "vision_config.rope_parameters is {parameters}, expected rope_type \"axial\" and \
+         rope_theta {THETA}"
+    )))
+}
 
 /// Row and column of every patch, in the order in which they come: merge groups in raster order,
 /// patches of a group in raster order, the same again for every temporal slice.

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clip::{ClipConfig, ClipVisionTower, cut_patches};
+use crate::config_file::parse_config;
 use crate::decoder::{Decoder, DecoderNames, Projections};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
@@ -92,8 +93,7 @@ struct EmbeddingLayer {
 
 impl Config {
     fn parse(config: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(config.clone())
-            .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
+        let config: Self = parse_config(config)?;
         let (tower, layer) = (&config.img_processor, &config.embd_layer);
         let flag = |on: bool| on.to_string();
         for (name, found, expected) in [

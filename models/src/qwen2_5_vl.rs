@@ -16,19 +16,20 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::decoder::{Decoder, DecoderNames};
+use crate::config_file::{flattened, parse_config};
+use crate::decoder::{Decoder, DecoderConfig, DecoderNames};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::{Linear, RmsNorm};
 use crate::merger::{Merger, MergerConfig};
 use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
 use crate::monitor::Monitor;
-use crate::patch_grid::{patch_places, rotary_table};
+use crate::patch_grid::{check_rotary, patch_places, rotary_table};
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
-use crate::qwen_text::{QwenTextConfig, flattened};
-use crate::qwen_vl_input::{PatchSize, QwenVlInput};
+use crate::qwen_vl_input::{MediaTokens, PatchSize, QwenVlInput};
 use crate::rotary::RotaryTable;
+use crate::text_config::{TextKind, decoder_config};
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.
@@ -44,65 +45,75 @@ pub const INFO: FamilyInfo = FamilyInfo {
 /// Epsilon of the vision tower's norms; the reference has it in its code.
 const VISION_NORM_EPS: f64 = 1e-6;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 struct Config {
-    #[serde(flatten)]
-    text: QwenTextConfig,
-    vision_config: VisionConfig,
-    image_token_id: u32,
-    video_token_id: u32,
+    text: DecoderConfig,
+    vision: VisionConfig,
+    tokens: MediaTokens,
 }
 
-/// Defaults are those of the reference's `Qwen2_5_VLVisionConfig`.
 #[derive(Debug, Clone, Deserialize)]
+struct Sections {
+    #[serde(default)]
+    vision_config: VisionConfig,
+    #[serde(flatten)]
+    tokens: MediaTokens,
+}
+
+/// The vision tower's part of `config.json`; the defaults are those of the reference's
+/// `Qwen2_5_VLVisionConfig`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 struct VisionConfig {
     depth: usize,
     hidden_size: usize,
     out_hidden_size: usize,
     intermediate_size: usize,
     num_heads: usize,
-    hidden_act: Option<String>,
-    #[serde(default = "default_channels")]
+    hidden_act: String,
     in_channels: usize,
-    #[serde(default = "default_patch")]
     patch_size: usize,
-    #[serde(default = "default_two")]
     spatial_merge_size: usize,
-    #[serde(default = "default_two")]
     temporal_patch_size: usize,
-    #[serde(default = "default_window")]
     window_size: usize,
     fullatt_block_indexes: Vec<usize>,
-    #[serde(default = "default_tokens_per_second")]
     tokens_per_second: u32,
+    rope_parameters: Value,
 }
 
-fn default_channels() -> usize {
-    3
-}
-
-fn default_patch() -> usize {
-    14
-}
-
-fn default_two() -> usize {
-    2
-}
-
-fn default_window() -> usize {
-    112
-}
-
-fn default_tokens_per_second() -> u32 {
-    4
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            depth: 32,
+            hidden_size: 3584,
+            out_hidden_size: 3584,
+            intermediate_size: 3420,
+            num_heads: 16,
+            hidden_act: "silu".to_owned(),
+            in_channels: 3,
+            patch_size: 14,
+            spatial_merge_size: 2,
+            temporal_patch_size: 2,
+            window_size: 112,
+            fullatt_block_indexes: vec![7, 15, 23, 31],
+            tokens_per_second: 4,
+            rope_parameters: Value::Null,
+        }
+    }
 }
 
 impl Config {
     fn parse(config: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(flattened(config))
-            .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
-        config.vision_config.check(config.text.hidden_size)?;
-        Ok(config)
+        let flat = flattened(config);
+        let text = decoder_config(TextKind::QwenVl, &flat)?;
+        let sections: Sections = parse_config(&flat)?;
+        let vision = sections.vision_config;
+        vision.check(text.hidden_size)?;
+        Ok(Self {
+            text,
+            vision,
+            tokens: sections.tokens,
+        })
     }
 }
 
@@ -147,12 +158,13 @@ impl VisionConfig {
                 self.out_hidden_size
             )));
         }
-        match self.hidden_act.as_deref() {
-            None | Some("silu") => Ok(()),
-            Some(found) => Err(ModelError::config(format!(
-                "vision_config.hidden_act is {found:?}, expected \"silu\""
-            ))),
+        if self.hidden_act != "silu" {
+            return Err(ModelError::config(format!(
+                "vision_config.hidden_act is {:?}, expected \"silu\"",
+                self.hidden_act
+            )));
         }
+        check_rotary(&self.rope_parameters)
     }
 
     /// Tokens on each side of a window.
@@ -208,13 +220,8 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
         let config = Config::parse(&files.config)?;
-        let vision = &config.vision_config;
-        let input = QwenVlInput::new(
-            files,
-            vision.patch(),
-            config.image_token_id,
-            config.video_token_id,
-        )?;
+        let vision = &config.vision;
+        let input = QwenVlInput::new(files, vision.patch(), config.tokens)?;
         let root = weights.root(Part::Vision);
         let names = DecoderNames {
             model: "model",
@@ -229,7 +236,7 @@ impl<B: KernelBackend> Qwen25Vl<B> {
                     .child("projector", "visual.merger"),
                 |scope, name, source, width| scope.rms_norm(name, source, width, VISION_NORM_EPS),
             )?,
-            text: Decoder::init(config.text.multimodal()?, names, &root)?,
+            text: Decoder::init(config.text, names, &root)?,
             input,
             tokens_per_second: vision.tokens_per_second,
         })

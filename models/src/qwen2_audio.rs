@@ -13,6 +13,7 @@ use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::config_file::parse_config;
 use crate::decoder::{Decoder, DecoderNames};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
@@ -25,7 +26,7 @@ use crate::placeholder::expand_placeholders;
 use crate::preprocess::mel::{MelConfig, Padding};
 use crate::preprocess::sample_rate::resample;
 use crate::prompt::{Message, TextProcessor};
-use crate::qwen_text::QwenTextConfig;
+use crate::text_config::{TextKind, decoder_config};
 use crate::weights::{Part, Weights};
 use crate::whisper_encoder::{Spectrogram, WhisperConfig, WhisperEncoder};
 
@@ -63,25 +64,21 @@ const MARGIN: usize = 2;
 struct Config {
     #[serde(default)]
     audio_config: WhisperConfig,
-    text_config: QwenTextConfig,
     audio_token_index: Option<u32>,
     audio_token_id: Option<u32>,
 }
 
 impl Config {
     fn parse(config: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(config.clone())
-            .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
+        let config: Self = parse_config(config)?;
         config.audio_config.check()?;
         Ok(config)
     }
 
-    fn audio_token(&self) -> Result<u32, ModelError> {
-        self.audio_token_index
-            .or(self.audio_token_id)
-            .ok_or_else(|| {
-                ModelError::config("config.json has no audio_token_index (or audio_token_id)")
-            })
+    /// The token that stands for a sound, under its older or newer name.
+    fn audio_token(&self) -> u32 {
+        let named = self.audio_token_index.or(self.audio_token_id);
+        named.unwrap_or(151_646)
     }
 }
 
@@ -123,7 +120,8 @@ impl<B: KernelBackend> Qwen2Audio<B> {
             )));
         }
         let root = weights.root(Part::Audio);
-        let text = config.text_config.plain()?;
+        let text = files.config.get("text_config").unwrap_or(&Value::Null);
+        let text = decoder_config(TextKind::Qwen2, text)?;
         let projector = root
             .part(Part::Projector)
             .child("", "multi_modal_projector");
@@ -141,7 +139,7 @@ impl<B: KernelBackend> Qwen2Audio<B> {
             )?,
             text: Decoder::init(text, names, &root)?,
             mel,
-            audio_token: config.audio_token()?,
+            audio_token: config.audio_token(),
         })
     }
 

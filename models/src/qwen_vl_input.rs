@@ -1,5 +1,7 @@
 //! Pictures, videos and prompts of Qwen2-VL and Qwen2.5-VL.
 
+use serde::Deserialize;
+
 use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::model::{MediaInput, MediaKind, MediaOptions, Prompt};
@@ -26,48 +28,69 @@ pub(crate) struct PatchSize {
     pub merge: usize,
 }
 
+/// The tokens that stand for media; the defaults are those of the reference's configuration
+/// classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct MediaTokens {
+    image_token_id: u32,
+    video_token_id: u32,
+}
+
+impl Default for MediaTokens {
+    fn default() -> Self {
+        Self {
+            image_token_id: 151_655,
+            video_token_id: 151_656,
+        }
+    }
+}
+
 /// Prepares media and puts prompts together.
 #[derive(Debug, Clone)]
 pub(crate) struct QwenVlInput {
-    preprocess: PreprocessConfig,
-    image_token: u32,
-    video_token: u32,
+    image: PreprocessConfig,
+    video: PreprocessConfig,
+    tokens: MediaTokens,
 }
 
 impl QwenVlInput {
-    /// Reads the preprocessor's configuration.
+    /// Reads the configurations of the image and the video processor.
     ///
     /// # Errors
-    /// If it cannot be used or cuts other patches than `patch`.
+    /// If one cannot be used or cuts other patches than `patch`.
     pub fn new(
         files: &ModelFiles,
         patch: PatchSize,
-        image_token: u32,
-        video_token: u32,
+        tokens: MediaTokens,
     ) -> Result<Self, ModelError> {
-        let preprocess = PreprocessConfig::parse(files.preprocessor.as_ref())?;
-        let found = PatchSize {
-            side: preprocess.patch_size,
-            frames: preprocess.temporal_patch_size,
-            merge: preprocess.merge_size,
+        let image = files.preprocessor.as_ref();
+        let video = files.video_preprocessor.as_ref().or(image);
+        let input = Self {
+            image: PreprocessConfig::for_images(image)?,
+            video: PreprocessConfig::for_videos(video)?,
+            tokens,
         };
-        if found != patch {
-            return Err(ModelError::config(format!(
-                "preprocessor_config.json cuts patches of {} pixels, {} frames, merged by {}; \
-                 the model was made for {}, {}, {}",
-                found.side, found.frames, found.merge, patch.side, patch.frames, patch.merge
-            )));
+        for (kind, config) in [("image", &input.image), ("video", &input.video)] {
+            let found = PatchSize {
+                side: config.patch_size,
+                frames: config.temporal_patch_size,
+                merge: config.merge_size,
+            };
+            if found != patch {
+                return Err(ModelError::config(format!(
+                    "the {kind} processor cuts patches of {} pixels, {} frames, merged by {}; \
+                     the model was made for {}, {}, {}",
+                    found.side, found.frames, found.merge, patch.side, patch.frames, patch.merge
+                )));
+            }
         }
-        Ok(Self {
-            preprocess,
-            image_token,
-            video_token,
-        })
+        Ok(input)
     }
 
     /// Frames of a patch.
     pub fn frames(&self) -> usize {
-        self.preprocess.temporal_patch_size
+        self.video.temporal_patch_size
     }
 
     /// A picture in patches.
@@ -79,7 +102,7 @@ impl QwenVlInput {
         image: &RgbImage,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let config = self.preprocess.with_tokens(options.image_tokens);
+        let config = self.image.with_tokens(options.image_tokens);
         Ok(self.medium(MediaKind::Image, config.image(image)?, 1))
     }
 
@@ -93,14 +116,14 @@ impl QwenVlInput {
         time_step: u32,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let config = self.preprocess.with_tokens(options.image_tokens);
+        let config = self.video.with_tokens(options.image_tokens);
         Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step))
     }
 
     fn medium(&self, kind: MediaKind, patches: Patches, time_step: u32) -> MediaInput {
         let [t, h, w] = patches.grid;
         let count = t * h * w;
-        let merge = self.preprocess.merge_size;
+        let merge = self.image.merge_size;
         MediaInput {
             kind,
             shape: vec![count, patches.pixel_values.len() / count.max(1)],
@@ -130,9 +153,9 @@ impl QwenVlInput {
         };
         let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode(&rendered)?;
-        let is_pad = |id: u32| id == self.image_token || id == self.video_token;
+        let is_pad = |id| [self.tokens.image_token_id, self.tokens.video_token_id].contains(&id);
         let (ids, spans) = expand_placeholders(&ids, is_pad, media)?;
-        let merge = self.preprocess.merge_size;
+        let merge = self.image.merge_size;
         let positions = multimodal_positions(ids.len(), &spans, media, merge);
         Ok(Prompt {
             ids,

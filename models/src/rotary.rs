@@ -136,21 +136,12 @@ impl RotaryScaling {
         let Some(scaling) = scaling.filter(|value| !value.is_null()) else {
             return Ok(Self::None);
         };
-        let kind = ["rope_type", "type"]
-            .iter()
-            .find_map(|key| scaling.get(key))
-            .and_then(Value::as_str);
-        match kind {
-            None => Err(ModelError::config(format!(
-                "rope_scaling is {scaling}, expected an object with a \"rope_type\""
-            ))),
-            Some("default" | "none") => Ok(Self::None),
-            Some("linear") => Ok(Self::Linear(positive(scaling, "factor")?)),
-            Some("llama3") => llama3(scaling),
-            Some("longrope" | "su") => long_rope(scaling, context),
-            // So the first files of Phi-3 call it.
-            Some("yarn") if scaling.get("short_factor").is_some() => long_rope(scaling, context),
-            Some(other) => Err(ModelError::config(format!(
+        match scaling_kind(scaling)? {
+            DEFAULT_KIND => Ok(Self::None),
+            "linear" => Ok(Self::Linear(positive(scaling, "factor")?)),
+            "llama3" => llama3(scaling),
+            "longrope" => long_rope(scaling, context),
+            other => Err(ModelError::config(format!(
                 "rope_scaling of type {other:?} is not supported; \
                  supported: linear, llama3, longrope, or none at all"
             ))),
@@ -205,6 +196,48 @@ impl Llama3Scaling {
             (1.0 - share) * frequency / self.factor + share * frequency
         }
     }
+}
+
+/// The kind that scales nothing.
+pub(crate) const DEFAULT_KIND: &str = "default";
+
+/// The kind of scaling that `rope_scaling` names, under its newer or its older key. Synonyms are
+/// replaced; `mrope` only says how positions are counted, so it is the default kind.
+///
+/// # Errors
+/// If no kind is named although there are factors, or the keys name different kinds.
+pub(crate) fn scaling_kind(scaling: &Value) -> Result<&str, ModelError> {
+    let factors = ["factor", "short_factor", "long_factor"];
+    let factor = factors.into_iter().find(|key| scaling.get(key).is_some());
+    // The first files of Phi-3 call LongRoPE yarn.
+    let has_short_factors = scaling.get("short_factor").is_some();
+    let standard = |kind: &Value| match kind.as_str() {
+        Some("none" | "mrope" | DEFAULT_KIND) => Some(DEFAULT_KIND),
+        Some("su") => Some("longrope"),
+        Some("yarn") if has_short_factors => Some("longrope"),
+        _ => None,
+    };
+    let mut kinds = ["rope_type", "type"].into_iter().filter_map(|key| {
+        let named = scaling.get(key)?;
+        Some(standard(named).or(named.as_str()).unwrap_or_default())
+    });
+    let kind = match (kinds.next(), factor) {
+        (None | Some(""), Some(_)) => {
+            return Err(ModelError::config(format!(
+                "rope_scaling is {scaling}, expected an object with a \"rope_type\""
+            )));
+        }
+        (kind, _) => kind.unwrap_or(DEFAULT_KIND),
+    };
+    if let Some(other) = kinds.find(|other| *other != kind) {
+        return Err(ModelError::config(format!(
+            "rope_scaling has rope_type {kind:?} and type {other:?}, expected one kind"
+        )));
+    }
+    if let (DEFAULT_KIND, Some(factor)) = (kind, factor) {
+        log::warn!("rope_scaling.{factor} is ignored: rope_type is \"default\"");
+    }
+    Ok(kind)
 }
 
 fn positive(scaling: &Value, key: &str) -> Result<f32, ModelError> {
@@ -303,6 +336,20 @@ mod tests {
         assert!(error.to_string().contains("\"dynamic\""), "{error}");
         let error = parse(json!({"rope_type": "yarn", "factor": 2.0})).unwrap_err();
         assert!(error.to_string().contains("\"yarn\""), "{error}");
+        let both = json!({"rope_type": "default", "type": "yarn", "factor": 2.0});
+        let error = parse(both).unwrap_err();
+        assert!(error.to_string().contains("\"yarn\""), "{error}");
+    }
+
+    #[test]
+    fn kinds_without_scaling_are_known() {
+        for scaling in [
+            json!({"rope_theta": 1e6}),
+            json!({"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 0]}),
+            json!({"type": "none"}),
+        ] {
+            assert_eq!(parse(scaling).unwrap(), RotaryScaling::None);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::config_file::without_nulls;
 use crate::decoder::capture_last;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
@@ -58,6 +59,9 @@ pub struct T5Config {
     pub dense_act_fn: Option<String>,
     /// Whether the embedding table is the output head, too.
     pub tie_word_embeddings: bool,
+    /// Whether the decoder's outputs are scaled, as in T5 before version 1.1. Written by
+    /// `transformers` 5, which calls the tables tied in all versions.
+    pub scale_decoder_outputs: Option<bool>,
     /// What the decoder begins with.
     pub decoder_start_token_id: Option<u32>,
     /// Fills up batches; the decoder begins with it if nothing else is said.
@@ -85,6 +89,7 @@ impl Default for T5Config {
             feed_forward_proj: "relu".to_owned(),
             dense_act_fn: None,
             tie_word_embeddings: true,
+            scale_decoder_outputs: None,
             decoder_start_token_id: None,
             pad_token_id: 0,
             eos_token_id: 1,
@@ -99,7 +104,7 @@ impl T5Config {
     /// # Errors
     /// If it makes no model or one of a kind that is not supported (T5 before version 1.1).
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(section.clone())
+        let config: Self = serde_json::from_value(without_nulls(section))
             .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
         config.check()?;
         Ok(config)
@@ -138,10 +143,12 @@ impl T5Config {
                  more than half of that"
             )));
         }
-        if self.feed_forward_proj != "gated-gelu" || self.tie_word_embeddings {
+        let scaled = (self.scale_decoder_outputs).unwrap_or(self.tie_word_embeddings);
+        if self.feed_forward_proj != "gated-gelu" || scaled {
             return Err(ModelError::config(format!(
-                "text_config: feed_forward_proj is {:?} and tie_word_embeddings {}; only T5 1.1 \
-                 (Flan-T5) with \"gated-gelu\" and false is supported",
+                "text_config: feed_forward_proj is {:?}, tie_word_embeddings {} and \
+                 scale_decoder_outputs {scaled}; only T5 1.1 (Flan-T5) with \"gated-gelu\" and \
+                 false is supported",
                 self.feed_forward_proj, self.tie_word_embeddings
             )));
         }
@@ -697,6 +704,10 @@ mod tests {
     fn what_is_not_supported_is_refused() {
         let flan = json!({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": false});
         assert!(T5Config::parse(&flan).is_ok());
+        let mut newer = flan.clone();
+        newer["tie_word_embeddings"] = json!(true);
+        newer["scale_decoder_outputs"] = json!(false);
+        assert!(T5Config::parse(&newer).is_ok());
         for (key, value, part) in [
             ("feed_forward_proj", json!("relu"), "Flan-T5"),
             ("tie_word_embeddings", json!(true), "Flan-T5"),

@@ -4,9 +4,11 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::config_file::without_nulls;
 use crate::decoder::{DecoderConfig, RotaryKind, ScaledRotary};
 use crate::error::ModelError;
-use crate::rotary::{RotaryContext, RotaryScaling};
+use crate::rope_fields::RopeFields;
+use crate::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
 
 /// Kinds of language models, by `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum TextKind {
     Llama,
     /// Qwen2 (Yang et al. 2024): queries, keys and values have a bias.
     Qwen2,
+    /// Qwen2 inside Qwen2-VL and Qwen2.5-VL: positions count time, height and width (M-RoPE).
+    QwenVl,
     /// Phi-3 (Abdin et al. 2024): fused projections.
     Phi3,
 }
@@ -35,7 +39,7 @@ impl TextKind {
         }
     }
 
-    /// What the reference assumes where a configuration says nothing.
+    /// The values of the reference's configuration class, which files may leave out.
     fn defaults(self) -> Value {
         match self {
             Self::Llama => json!({
@@ -47,14 +51,32 @@ impl TextKind {
                 "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
                 "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
                 "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
+                "sliding_window": 4096, "max_window_layers": 28,
+            }),
+            Self::QwenVl => json!({
+                "vocab_size": 152_064, "hidden_size": 8192, "intermediate_size": 29_568,
+                "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+                "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
+                "sliding_window": 4096, "max_window_layers": 80,
             }),
             Self::Phi3 => json!({
                 "vocab_size": 32_064, "hidden_size": 3072, "intermediate_size": 8192,
                 "num_hidden_layers": 32, "num_attention_heads": 32,
-                "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
-                "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
             }),
         }
+    }
+
+    fn default_theta(self) -> f64 {
+        match self {
+            Self::QwenVl => 1e6,
+            Self::Llama | Self::Qwen2 | Self::Phi3 => 1e4,
+        }
+    }
+
+    /// Positions that the model was first trained on, if the file does not say.
+    fn default_original(self) -> Option<usize> {
+        (self == Self::Phi3).then_some(4096)
     }
 }
 
@@ -68,35 +90,37 @@ struct Fields {
     head_dim: Option<usize>,
     vocab_size: usize,
     max_position_embeddings: usize,
-    original_max_position_embeddings: Option<usize>,
     rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Value>,
-    /// Newer files have both of the above in here.
-    rope_parameters: Option<Value>,
-    partial_rotary_factor: Option<f64>,
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
 }
 
-/// Reads a [`DecoderConfig`] from the fields of `config`.
+/// Reads a [`DecoderConfig`] from the fields of `config`: those of `kind`'s configuration class
+/// where it has none.
 ///
 /// # Errors
 /// If fields are of the wrong type or ask for something that is not supported.
 pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, ModelError> {
     let mut merged = kind.defaults();
-    let given = config.as_object().into_iter().flatten();
-    for (key, value) in given.filter(|(_, value)| !value.is_null()) {
+    if config.get("num_key_value_heads") == Some(&Value::Null) {
+        // The one null that is not the default: as many as there are heads.
+        merged["num_key_value_heads"] = Value::Null;
+    }
+    let given = without_nulls(config);
+    for (key, value) in given.as_object().into_iter().flatten() {
         merged[key.as_str()] = value.clone();
     }
+    let rope = RopeFields::read(&given, kind.default_theta())?;
     let fields: Fields = serde_json::from_value(merged)
         .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
     fields.check()?;
-    fields.decoder(kind)
+    fields.decoder(kind, &rope)
 }
 
 impl Fields {
@@ -117,10 +141,17 @@ impl Fields {
                 )));
             }
         }
+        let known = ["full_attention", "sliding_attention"];
+        let mut layers = self.layer_types.iter().flatten();
+        if let Some(other) = layers.find(|layer| !known.contains(&layer.as_str())) {
+            return Err(ModelError::config(format!(
+                "layer_types has {other:?}, expected \"full_attention\" or \"sliding_attention\""
+            )));
+        }
         Ok(())
     }
 
-    fn decoder(&self, kind: TextKind) -> Result<DecoderConfig, ModelError> {
+    fn decoder(&self, kind: TextKind, rope: &RopeFields) -> Result<DecoderConfig, ModelError> {
         let heads = self.num_attention_heads;
         let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads.max(1));
         Ok(DecoderConfig {
@@ -132,31 +163,27 @@ impl Fields {
             intermediate_size: self.intermediate_size,
             vocabulary: self.vocab_size,
             rms_norm_eps: self.rms_norm_eps,
-            rope_theta: self.rope_theta()?,
-            rotary: RotaryKind::Scaled(self.rotary(head_dim)?),
-            qkv_bias: kind == TextKind::Qwen2,
+            rope_theta: rope.theta,
+            rotary: match kind {
+                TextKind::QwenVl => RotaryKind::Sections(sections(rope)?),
+                _ => RotaryKind::Scaled(self.rotary(kind, rope, head_dim)?),
+            },
+            qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
             tied: self.tie_word_embeddings.unwrap_or(false),
             context_length: self.context_length(kind),
         })
     }
 
-    fn rope_theta(&self) -> Result<f64, ModelError> {
-        let newer = self.rope_parameters.as_ref();
-        let newer = newer.and_then(|rope| rope.get("rope_theta")?.as_f64());
-        let theta = self.rope_theta.or(newer).unwrap_or(10_000.0);
-        if theta.is_finite() && theta > 0.0 {
-            return Ok(theta);
-        }
-        Err(ModelError::config(format!(
-            "rope_theta is {theta}, expected a positive number"
-        )))
-    }
-
-    fn rotary(&self, head_dim: usize) -> Result<ScaledRotary, ModelError> {
-        let share = self.partial_rotary_factor.unwrap_or(1.0);
+    fn rotary(
+        &self,
+        kind: TextKind,
+        rope: &RopeFields,
+        head_dim: usize,
+    ) -> Result<ScaledRotary, ModelError> {
+        let share = rope.share;
         // As Python's int(): towards zero.
         let dim = (head_dim as f64 * share) as usize;
-        if !(share > 0.0 && share <= 1.0) || dim == 0 || !dim.is_multiple_of(2) {
+        if share > 1.0 || dim == 0 || !dim.is_multiple_of(2) {
             return Err(ModelError::config(format!(
                 "partial_rotary_factor {share} leaves {dim} of {head_dim} elements of a head to \
                  rotate, expected an even number of them"
@@ -165,25 +192,19 @@ impl Fields {
         let context = RotaryContext {
             dim,
             positions: self.max_position_embeddings,
-            original: self.original_max_position_embeddings,
+            original: rope.original.or(kind.default_original()),
         };
-        let scaling = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref());
         Ok(ScaledRotary {
             dim,
-            scaling: RotaryScaling::parse(scaling, context)?,
+            scaling: RotaryScaling::parse(rope.scaling.as_ref(), context)?,
         })
     }
 
     /// Up to here every token sees all tokens before it, which is all that is supported: a
     /// sliding window ends the context.
     fn context_length(&self, kind: TextKind) -> usize {
-        let used = match kind {
-            TextKind::Llama => false,
-            TextKind::Qwen2 => self.use_sliding_window.unwrap_or(false),
-            TextKind::Phi3 => true,
-        };
         match self.sliding_window {
-            Some(window) if used && window < self.max_position_embeddings => {
+            Some(window) if self.slides(kind) && window < self.max_position_embeddings => {
                 log::warn!(
                     "sliding windows are not supported; the context ends at the window's {window} \
                      tokens instead of {}",
@@ -194,6 +215,45 @@ impl Fields {
             _ => self.max_position_embeddings,
         }
     }
+
+    /// Whether attention of some layer stays inside the window.
+    fn slides(&self, kind: TextKind) -> bool {
+        match kind {
+            TextKind::Llama => false,
+            TextKind::Phi3 => true,
+            TextKind::Qwen2 | TextKind::QwenVl => {
+                let some_layer = match &self.layer_types {
+                    Some(types) => types.iter().any(|layer| layer == "sliding_attention"),
+                    None => self.max_window_layers.unwrap_or(0) < self.num_hidden_layers,
+                };
+                self.use_sliding_window.unwrap_or(false) && some_layer
+            }
+        }
+    }
+}
+
+/// The shares of the frequencies for time, height and width.
+fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
+    let scaling = rope.scaling.as_ref().unwrap_or(&Value::Null);
+    let kind = scaling_kind(scaling)?;
+    if kind != DEFAULT_KIND {
+        return Err(ModelError::config(format!(
+            "rope_scaling of type {kind:?} is not supported together with mrope_section, \
+             expected \"default\" or \"mrope\""
+        )));
+    }
+    if rope.share != 1.0 {
+        return Err(ModelError::config(format!(
+            "partial_rotary_factor is {}, expected 1 together with mrope_section",
+            rope.share
+        )));
+    }
+    let sections = rope.sections.clone().unwrap_or_default();
+    serde_json::from_value(sections.clone()).map_err(|_| {
+        ModelError::config(format!(
+            "mrope_section is {sections}, expected three sizes: time, height and width"
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -227,17 +287,93 @@ mod tests {
                 json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
                 "dynamic",
             ),
+            (
+                json!({"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4}}),
+                "ntk",
+            ),
+            (json!({"layer_types": ["chunked_attention"]}), "chunked"),
         ] {
             let error = decoder_config(TextKind::Llama, &config).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }
     }
 
+    /// The language model of Qwen2-VL 72B as `transformers` 5 saves it: what equals the defaults
+    /// of its class may be missing.
+    #[test]
+    fn defaults_are_those_of_the_class() {
+        let config = json!({"rope_parameters": {
+            "rope_type": "default", "type": "mrope", "mrope_section": [16, 24, 24],
+        }});
+        let decoder = decoder_config(TextKind::QwenVl, &config).unwrap();
+        assert_eq!((decoder.hidden_size, decoder.layers), (8192, 80));
+        assert_eq!((decoder.heads, decoder.kv_heads), (64, 8));
+        assert_eq!((decoder.vocabulary, decoder.rope_theta), (152_064, 1e6));
+        assert_eq!(decoder.rms_norm_eps, 1e-5);
+        let decoder = decoder_config(TextKind::Qwen2, &json!({})).unwrap();
+        assert_eq!((decoder.kv_heads, decoder.rope_theta), (32, 1e4));
+        let all = json!({"num_attention_heads": 64, "num_key_value_heads": null});
+        let decoder = decoder_config(TextKind::Qwen2, &all).unwrap();
+        assert_eq!(decoder.kv_heads, 64);
+    }
+
+    #[test]
+    fn both_layouts_of_rotary_embeddings_say_the_same() {
+        let factors = json!([1.0, 2.0, 3.0]);
+        let old = json!({
+            "head_dim": 16, "partial_rotary_factor": 0.375, "rope_theta": 5.0,
+            "original_max_position_embeddings": 42,
+            "rope_scaling": {"type": "su", "short_factor": factors, "long_factor": factors},
+        });
+        let new = json!({"head_dim": 16, "rope_parameters": {
+            "rope_type": "longrope", "type": "su", "partial_rotary_factor": 0.375,
+            "rope_theta": 5.0, "original_max_position_embeddings": 42,
+            "short_factor": factors, "long_factor": factors,
+        }});
+        let read = |config| decoder_config(TextKind::Phi3, &config).unwrap();
+        let decoder = read(old);
+        assert_eq!(decoder, read(new));
+        let RotaryKind::Scaled(rotary) = decoder.rotary else {
+            panic!("{:?}", decoder.rotary);
+        };
+        assert_eq!(rotary.dim, 6);
+    }
+
+    #[test]
+    fn sections_go_with_no_scaling() {
+        for (rope, word) in [
+            (json!({"type": "default", "rope_type": "yarn"}), "\"yarn\""),
+            (
+                json!({"type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}),
+                "\"yarn\"",
+            ),
+            (json!({"type": "mrope"}), "mrope_section is null"),
+            (json!({"type": "mrope", "mrope_section": [1, 2]}), "[1,2]"),
+            (
+                json!({"mrope_section": [16, 24, 24], "partial_rotary_factor": 0.5}),
+                "partial_rotary_factor",
+            ),
+        ] {
+            let config = json!({"rope_scaling": rope});
+            let error = decoder_config(TextKind::QwenVl, &config).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
     #[test]
     fn a_sliding_window_ends_the_context() {
+        let context = |kind, config: Value| decoder_config(kind, &config).unwrap().context_length;
         let config = json!({"sliding_window": 100});
-        let context = |kind| decoder_config(kind, &config).unwrap().context_length;
-        assert_eq!(context(TextKind::Phi3), 100);
-        assert_eq!(context(TextKind::Qwen2), 32_768);
+        assert_eq!(context(TextKind::Phi3, config.clone()), 100);
+        assert_eq!(context(TextKind::Qwen2, config), 32_768);
+        let sliding = |key: &str, value: Value| json!({"sliding_window": 100, "use_sliding_window": true, key: value});
+        for (key, value, expected) in [
+            ("max_window_layers", json!(28), 100),
+            ("max_window_layers", json!(32), 32_768),
+            ("layer_types", json!(["full_attention"]), 32_768),
+            ("layer_types", json!(["sliding_attention"]), 100),
+        ] {
+            assert_eq!(context(TextKind::Qwen2, sliding(key, value)), expected);
+        }
     }
 }

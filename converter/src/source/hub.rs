@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::error::{Result, SourceError, some_of};
 use super::file::SourceFile;
 use super::json::{file_name, read_json};
+use super::processor::Processors;
 use super::{Checkpoint, Tensor, adapter, chat, quantized, safetensors, tokenizer_files};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -31,11 +32,14 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     quantized::check(directory, &config, &tensors)?;
     check_layout(directory, &config)?;
     let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
-    let tokenizer = tokenizer_files::read(directory, tokenizer_config.as_ref(), &mut files)?;
+    let tokenizer =
+        tokenizer_files::read(directory, &config, tokenizer_config.as_ref(), &mut files)?;
     tokenizer_files::check(&tokenizer, &config, &directory.display().to_string())?;
+    let processors = Processors::read(directory, &config, &mut files)?;
     Ok(Checkpoint {
         generation_config: read_json(&directory.join("generation_config.json"), &mut files)?,
-        preprocessor_config: read_json(&directory.join("preprocessor_config.json"), &mut files)?,
+        preprocessor_config: processors.main,
+        video_preprocessor_config: processors.video,
         chat_template: chat::read(directory, tokenizer_config.as_ref(), &mut files)?,
         config,
         tokenizer,
@@ -154,9 +158,6 @@ fn what_lies_in(directory: &Path) -> String {
 
 /// A number at the top of a config or in its `text_config`, where multimodal configs keep the text model's.
 pub(super) fn text_number(config: &Value, key: &str) -> Option<u64> {
-    let nested = |name: &str| config.get(name).and_then(|text| text.get(key));
-    config
-        .get(key)
-        .or_else(|| nested("text_config"))
-        .and_then(Value::as_u64)
+    let number = |section: &Value| section.get(key).and_then(Value::as_u64);
+    number(config).or_else(|| number(config.get("text_config")?))
 }

@@ -9,6 +9,7 @@
 //! and a damaged or hostile file gives a [`SourceError`].
 
 mod adapter;
+mod added_tokens;
 mod chat;
 mod decode;
 mod error;
@@ -17,6 +18,7 @@ pub mod gguf;
 mod hub;
 mod json;
 mod map;
+mod processor;
 mod quantized;
 mod safetensors;
 mod tokenizer_files;
@@ -43,8 +45,12 @@ pub struct Checkpoint {
     pub config: Value,
     /// `generation_config.json`, where there is one.
     pub generation_config: Option<Value>,
-    /// `preprocessor_config.json`, where there is one (a text model has none).
+    /// The configuration of the image processor or the feature extractor (a text model has none):
+    /// `preprocessor_config.json`, or a section of `processor_config.json`.
     pub preprocessor_config: Option<Value>,
+    /// The configuration of the video processor, where it has one of its own:
+    /// `video_preprocessor_config.json`, or a section of `processor_config.json`.
+    pub video_preprocessor_config: Option<Value>,
     /// The text of `tokenizer.json`; rebuilt where the source has the vocabulary in another form.
     pub tokenizer: String,
     /// The chat template (Jinja), where there is one.

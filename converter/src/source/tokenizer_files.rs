@@ -7,21 +7,26 @@ use std::str::FromStr;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use super::added_tokens::{Additions, special_text};
 use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
 use super::hub::text_number;
 use super::json::{read_json, read_text};
-use super::tokenizer_json::{AddedToken, Bpe, GPT2, QWEN2, Splitter, byte_level};
+use super::tokenizer_json::{Bpe, GPT2, QWEN2, Splitter, byte_level};
 
 /// Reads `tokenizer.json`, or puts it together from the files of the slow tokenizers, `vocab.json` and `merges.txt`.
+/// Either way it gets the tokens that other files add.
 pub(super) fn read(
     directory: &Path,
+    config: &Value,
     tokenizer_config: Option<&Value>,
     files: &mut Vec<SourceFile>,
 ) -> Result<String> {
     let path = directory.join("tokenizer.json");
-    if let Some(text) = read_text(&path, files)? {
-        return Ok(without_batching(text));
+    let text = read_text(&path, files)?;
+    let additions = Additions::read(directory, tokenizer_config, files)?;
+    if let Some(text) = text {
+        return additions.extend(without_batching(text), text_number(config, "vocab_size"));
     }
     let vocab = read_json(&directory.join("vocab.json"), files)?;
     let merges = read_text(&directory.join("merges.txt"), files)?;
@@ -30,7 +35,7 @@ pub(super) fn read(
             path: directory.join("tokenizer_config.json"),
             needed_for: "vocab.json and merges.txt do not say how text is cut; download it".into(),
         })?;
-        return rebuild(directory, &vocab, &merges, config);
+        return rebuild(directory, &vocab, &merges, config, &additions);
     }
     let needed_for = if directory.join("tokenizer.model").exists() {
         "a SentencePiece tokenizer.model alone is not read; make tokenizer.json with \
@@ -85,11 +90,17 @@ pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<()> {
 }
 
 /// A byte-level BPE tokenizer from its slow files.
-fn rebuild(directory: &Path, vocab: &Value, merges: &str, config: &Value) -> Result<String> {
+fn rebuild(
+    directory: &Path,
+    vocab: &Value,
+    merges: &str,
+    config: &Value,
+    additions: &Additions,
+) -> Result<String> {
     let file = |name: &str| directory.join(name).display().to_string();
     let splitter = splitter(config, &file("tokenizer_config.json"))?;
     let base = vocabulary(vocab, &file("vocab.json"))?;
-    let added = added_tokens(&base, config, &file("tokenizer_config.json"))?;
+    let added = additions.known(&base);
     let merges = merge_pairs(merges, &file("merges.txt"))?;
     let known: HashSet<&str> = base.iter().map(|&(token, _)| token).collect();
     let missing = added
@@ -98,7 +109,8 @@ fn rebuild(directory: &Path, vocab: &Value, merges: &str, config: &Value) -> Res
     let missing = missing.map(|token| (&*token.content, token.id));
     let vocab: Vec<(&str, u32)> = base.iter().copied().chain(missing).collect();
     let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let begin = special_text(config, "bos_token").filter(|_| flag("add_bos_token"));
+    let begin = config.get("bos_token").and_then(special_text);
+    let begin = begin.filter(|_| flag("add_bos_token"));
     let begin = begin.and_then(|text| vocab.iter().copied().find(|&(token, _)| token == text));
     let bpe = Bpe {
         vocab,
@@ -159,53 +171,4 @@ fn merge_pairs<'a>(merges: &'a str, file: &str) -> Result<Vec<(&'a str, &'a str)
             })
         })
         .collect()
-}
-
-/// The tokens of `added_tokens_decoder`, or for older files the special tokens that the config names and the
-/// vocabulary has, sorted by id.
-fn added_tokens(base: &[(&str, u32)], config: &Value, file: &str) -> Result<Vec<AddedToken>> {
-    let mut added = Vec::new();
-    match config
-        .get("added_tokens_decoder")
-        .and_then(Value::as_object)
-    {
-        Some(decoder) => {
-            for (id, token) in decoder {
-                let content = token.get("content").and_then(Value::as_str);
-                let (Ok(id), Some(content)) = (id.parse(), content) else {
-                    return Err(malformed(
-                        file,
-                        format!("the added token {id}: {token}"),
-                        "an id with a content",
-                    ));
-                };
-                let flag = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
-                added.push(AddedToken {
-                    lstrip: flag("lstrip"),
-                    rstrip: flag("rstrip"),
-                    single_word: flag("single_word"),
-                    normalized: flag("normalized"),
-                    ..AddedToken::verbatim(id, content, flag("special"))
-                });
-            }
-        }
-        None => {
-            for key in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-                let text = special_text(config, key);
-                let known = base.iter().find(|(token, _)| Some(*token) == text);
-                if let Some(&(token, id)) = known {
-                    added.push(AddedToken::verbatim(id, token, true));
-                }
-            }
-        }
-    }
-    added.sort_by_key(|token| token.id);
-    added.dedup_by_key(|token| token.id);
-    Ok(added)
-}
-
-/// A special token of the config, which is text or an object with a content.
-fn special_text<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
-    let value = config.get(key)?;
-    value.as_str().or_else(|| value.get("content")?.as_str())
 }

@@ -6,7 +6,7 @@
 use serde_json::{Map as Object, Value, json};
 
 /// A token that is recognised in the text before anything else.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AddedToken {
     pub(super) id: u32,
     pub(super) content: String,
@@ -32,7 +32,19 @@ impl AddedToken {
         }
     }
 
-    fn json(&self) -> Value {
+    /// A token with the flags that `flags` has: none, where it has none.
+    pub(super) fn with_flags(id: u32, content: &str, flags: &Value, special: bool) -> Self {
+        let flag = |key: &str| flags.get(key).and_then(Value::as_bool);
+        Self {
+            lstrip: flag("lstrip").unwrap_or(false),
+            rstrip: flag("rstrip").unwrap_or(false),
+            single_word: flag("single_word").unwrap_or(false),
+            normalized: flag("normalized").unwrap_or(!special),
+            ..Self::verbatim(id, content, special)
+        }
+    }
+
+    pub(super) fn json(&self) -> Value {
         json!({
             "id": self.id,
             "content": self.content,

@@ -1,17 +1,19 @@
-//! Pictures for CLIP (LLaVA) and BLIP-2: resized, cropped to the middle, normalised.
+//! Images for CLIP (LLaVA) and BLIP-2: padded, resized, cropped to the middle, normalised.
 //!
-//! The reference is `CLIPImageProcessor` and `BlipImageProcessor` of `transformers` 4.57. CLIP
-//! resizes the shortest edge and crops; BLIP-2 resizes to a square without regard to the
-//! picture's shape and does not crop.
+//! The reference is `CLIPImageProcessor`, `LlavaImageProcessor` and `BlipImageProcessor` of
+//! `transformers` 4.57. CLIP resizes the shortest edge and crops; LLaVA can pad to a square
+//! before that; BLIP-2 resizes to a square without regard to the image's shape and does not crop.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{PreprocessError, allocate};
+use super::fields::{Size, filter, parse_file};
 use super::filter::Filter;
 use super::image::RgbImage;
 use super::normalize::Normalization;
 use super::resize::resize;
+use crate::config_file::without_nulls;
 
 /// Largest side that a configuration may ask for.
 const MAX_SIDE: usize = 1 << 14;
@@ -21,6 +23,9 @@ const MAX_SIDE: usize = 1 << 14;
 pub enum Target {
     /// The shorter side gets this length, the longer one keeps the aspect ratio (rounded down).
     ShortestEdge(usize),
+    /// Likewise, but the longer side gets at most the second length, and the shorter one less
+    /// where that asks for it.
+    Bounded(usize, usize),
     /// Exactly this size, whatever the aspect ratio.
     Exact {
         /// Rows.
@@ -33,7 +38,9 @@ pub enum Target {
 /// What `preprocessor_config.json` says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessConfig {
-    /// Size after resizing; `None` leaves pictures as they are.
+    /// Whether images are padded to a square with the mean colour first.
+    pub pad: bool,
+    /// Size after resizing; `None` leaves images as they are.
     pub target: Option<Target>,
     /// Height and width that are cut out of the middle; smaller pictures get a black frame.
     pub crop: Option<(usize, usize)>,
@@ -57,24 +64,41 @@ pub struct PixelValues {
 #[derive(Debug, Deserialize)]
 struct File {
     image_processor_type: Option<String>,
+    do_pad: Option<bool>,
     do_resize: Option<bool>,
-    size: Option<Size>,
-    resample: Option<u32>,
+    size: Option<Value>,
+    resample: Option<Value>,
     do_center_crop: Option<bool>,
-    crop_size: Option<Size>,
-    do_rescale: Option<bool>,
-    do_normalize: Option<bool>,
-    #[serde(flatten)]
-    normalization: Normalization,
+    crop_size: Option<Value>,
 }
 
-/// A size in one of its spellings; older files have a plain number.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum Size {
-    Side(usize),
-    Sides { height: usize, width: usize },
-    Shortest { shortest_edge: usize },
+/// The reference's processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Processor {
+    Clip,
+    Llava,
+    Blip,
+}
+
+impl Processor {
+    fn parse(name: Option<&str>) -> Result<Self, PreprocessError> {
+        let Some(name) = name else {
+            return Ok(Self::Clip);
+        };
+        // Implementations on other libraries have names of their own.
+        let class = ["Fast", "Pil"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        match class.unwrap_or(name) {
+            "CLIPImageProcessor" => Ok(Self::Clip),
+            "LlavaImageProcessor" => Ok(Self::Llava),
+            "BlipImageProcessor" => Ok(Self::Blip),
+            _ => Err(PreprocessError::config(format!(
+                "image_processor_type is {name:?}, expected CLIPImageProcessor, \
+                 LlavaImageProcessor or BlipImageProcessor"
+            ))),
+        }
+    }
 }
 
 impl PreprocessConfig {
@@ -83,30 +107,22 @@ impl PreprocessConfig {
     /// # Errors
     /// If the file asks for something that cannot be done.
     pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
-        let file: File = serde_json::from_value(file.clone())
-            .map_err(|error| PreprocessError::config(error.to_string()))?;
-        for (name, step) in [
-            ("do_rescale", file.do_rescale),
-            ("do_normalize", file.do_normalize),
-        ] {
-            if step == Some(false) {
-                return Err(PreprocessError::config(format!(
-                    "{name} is false, expected true: pictures are only supported with this step"
-                )));
-            }
-        }
-        let blip = file
-            .image_processor_type
-            .as_deref()
-            .is_some_and(|name| name.starts_with("Blip"));
+        let normalization = Normalization::parse(&without_nulls(file))?;
+        let file: File = parse_file(file)?;
+        let processor = Processor::parse(file.image_processor_type.as_deref())?;
+        let size = |name, value: Option<Value>| {
+            let size = value.map(|value| Size::parse(name, &value));
+            size.transpose()
+        };
+        let (target, crop) = (size("size", file.size)?, size("crop_size", file.crop_size)?);
+        // BLIP's processor never crops.
+        let crops = processor != Processor::Blip && file.do_center_crop != Some(false);
         let config = Self {
-            target: (file.do_resize != Some(false)).then(|| target(file.size, blip)),
-            // BLIP's processor never crops.
-            crop: (!blip && file.do_center_crop != Some(false)).then(|| crop(file.crop_size)),
-            filter: file
-                .resample
-                .map_or(Ok(Filter::Bicubic), Filter::from_pillow)?,
-            normalization: file.normalization,
+            pad: processor == Processor::Llava && file.do_pad == Some(true),
+            target: (file.do_resize != Some(false)).then(|| resized(target, processor)),
+            crop: crops.then(|| cropped(crop)).transpose()?,
+            filter: filter(file.resample.as_ref())?,
+            normalization,
         };
         config.check()?;
         Ok(config)
@@ -116,6 +132,7 @@ impl PreprocessConfig {
         let target = match self.target {
             None => (1, 1),
             Some(Target::ShortestEdge(side)) => (side, side),
+            Some(Target::Bounded(shortest, longest)) => (shortest, longest),
             Some(Target::Exact { height, width }) => (height, width),
         };
         let (height, width) = self.crop.unwrap_or((1, 1));
@@ -126,18 +143,31 @@ impl PreprocessConfig {
                 )));
             }
         }
-        self.normalization.check()
+        Ok(())
     }
 
-    /// Resizes, crops and normalises a picture.
+    /// Pads, resizes, crops and normalises an image.
     ///
     /// # Errors
-    /// If its sides are so unequal that its resized form is too large.
+    /// If its sides are so unequal that its padded or resized form is too large.
     pub fn image(&self, image: &RgbImage) -> Result<PixelValues, PreprocessError> {
+        let padded = match self.pad {
+            true => Some(pad_to_square(image, self.normalization.image_mean)?),
+            false => None,
+        };
+        let image = padded.as_ref().unwrap_or(image);
         let resized = match self.target {
             None => None,
             Some(target) => {
                 let (height, width) = target.size(image);
+                if height == 0 || width == 0 {
+                    return Err(PreprocessError::ResizedAway {
+                        width: image.width(),
+                        height: image.height(),
+                        new_width: width,
+                        new_height: height,
+                    });
+                }
                 Some(resize(image, width, height, self.filter)?)
             }
         };
@@ -169,37 +199,52 @@ impl PreprocessConfig {
     }
 }
 
-fn target(size: Option<Size>, blip: bool) -> Target {
-    match size {
-        Some(Size::Sides { height, width }) => Target::Exact { height, width },
-        Some(Size::Shortest { shortest_edge }) => Target::ShortestEdge(shortest_edge),
-        Some(Size::Side(side)) if !blip => Target::ShortestEdge(side),
-        None if !blip => Target::ShortestEdge(224),
-        size => {
-            let side = if let Some(Size::Side(side)) = size {
-                side
-            } else {
-                384
-            };
-            Target::Exact {
-                height: side,
-                width: side,
-            }
-        }
+/// The size that images are resized to; the defaults are those of the reference's classes.
+fn resized(size: Option<Size>, processor: Processor) -> Target {
+    let square = |side| Target::Exact {
+        height: side,
+        width: side,
+    };
+    match (size, processor) {
+        (Some(Size::Exact { height, width }), _) => Target::Exact { height, width },
+        (Some(Size::Shortest(side)), _) => Target::ShortestEdge(side),
+        (Some(Size::Bounded { shortest, longest }), _) => Target::Bounded(shortest, longest),
+        (Some(Size::Side(side)), Processor::Blip) => square(side),
+        (Some(Size::Side(side)), _) => Target::ShortestEdge(side),
+        (None, Processor::Blip) => square(384),
+        (None, _) => Target::ShortestEdge(224),
     }
 }
 
-fn crop(size: Option<Size>) -> (usize, usize) {
+/// Height and width that are cut out.
+fn cropped(size: Option<Size>) -> Result<(usize, usize), PreprocessError> {
     match size {
-        None => (224, 224),
-        Some(
-            Size::Side(side)
-            | Size::Shortest {
-                shortest_edge: side,
-            },
-        ) => (side, side),
-        Some(Size::Sides { height, width }) => (height, width),
+        None => Ok((224, 224)),
+        Some(Size::Side(side) | Size::Shortest(side)) => Ok((side, side)),
+        Some(Size::Exact { height, width }) => Ok((height, width)),
+        Some(Size::Bounded { .. }) => Err(PreprocessError::config(
+            "crop_size has shortest_edge and longest_edge, expected a number or height and width",
+        )),
     }
+}
+
+/// The image in the middle of a square of the mean colour, which is cut to 8 bits.
+fn pad_to_square(image: &RgbImage, mean: [f64; 3]) -> Result<RgbImage, PreprocessError> {
+    let side = image.width().max(image.height());
+    let colour = mean.map(|mean| (mean * 255.0) as u8);
+    let mut pixels = allocate(RgbImage::bytes(side, side)?)?;
+    let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
+    let fill = |pixels: &mut Vec<u8>, count: usize| {
+        pixels.extend(std::iter::repeat_n(colour, count).flatten());
+    };
+    fill(&mut pixels, top * side);
+    for y in 0..image.height() {
+        fill(&mut pixels, left);
+        pixels.extend_from_slice(image.row(y));
+        fill(&mut pixels, side - left - image.width());
+    }
+    fill(&mut pixels, (side - top - image.height()) * side);
+    RgbImage::new(side, side, pixels)
 }
 
 impl Target {
@@ -207,21 +252,33 @@ impl Target {
     fn size(self, image: &RgbImage) -> (usize, usize) {
         match self {
             Self::Exact { height, width } => (height, width),
-            Self::ShortestEdge(side) => {
-                let (short, long) = if image.width() <= image.height() {
-                    (image.width(), image.height())
+            Self::ShortestEdge(side) => shortest_edge(image, side, side as f64),
+            Self::Bounded(side, longest) => {
+                let short = image.width().min(image.height()) as f64;
+                let long = image.width().max(image.height()) as f64;
+                if long / short * side as f64 > longest as f64 {
+                    let raw = longest as f64 * short / long;
+                    // Python rounds halves to the even neighbour.
+                    shortest_edge(image, raw.round_ties_even() as usize, raw)
                 } else {
-                    (image.height(), image.width())
-                };
-                // Python's division and int().
-                let long = ((side * long) as f64 / short as f64) as usize;
-                if image.width() <= image.height() {
-                    (long, side)
-                } else {
-                    (side, long)
+                    shortest_edge(image, side, side as f64)
                 }
             }
         }
+    }
+}
+
+/// Height and width of `image` when its shorter side gets `side` pixels and its longer one as
+/// many as go with `exact` on the shorter side, rounded down.
+fn shortest_edge(image: &RgbImage, side: usize, exact: f64) -> (usize, usize) {
+    let (width, height) = (image.width(), image.height());
+    let (short, long) = (width.min(height), width.max(height));
+    // Python's division and int().
+    let long = (exact * long as f64 / short as f64) as usize;
+    if width <= height {
+        (long, side)
+    } else {
+        (side, long)
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{PreprocessError, allocate};
+use super::fields::parse_file;
 
 /// Highest frequency of the filters in Hz; the reference has it in its code.
 const MAX_FREQUENCY: f64 = 8000.0;
@@ -35,6 +36,12 @@ pub struct MelConfig {
     pub chunk_length: usize,
     /// Noise that is added; only none is supported.
     pub dither: f64,
+    /// Value of the samples that fill up a chunk; only silence is supported.
+    pub padding_value: f64,
+    /// Where they are; only behind the sound is supported.
+    pub padding_side: String,
+    /// The reference's class; only Whisper's is supported.
+    pub feature_extractor_type: String,
 }
 
 impl Default for MelConfig {
@@ -46,6 +53,9 @@ impl Default for MelConfig {
             n_fft: 400,
             chunk_length: 30,
             dither: 0.0,
+            padding_value: 0.0,
+            padding_side: "right".to_owned(),
+            feature_extractor_type: "WhisperFeatureExtractor".to_owned(),
         }
     }
 }
@@ -83,8 +93,7 @@ impl MelConfig {
     pub fn parse(file: Option<&Value>) -> Result<Self, PreprocessError> {
         let config = match file {
             None => Self::default(),
-            Some(file) => serde_json::from_value(file.clone())
-                .map_err(|error| PreprocessError::config(error.to_string()))?,
+            Some(file) => parse_file(file)?,
         };
         config.check()?;
         Ok(config)
@@ -112,11 +121,34 @@ impl MelConfig {
                 self.hop_length
             )));
         }
-        if self.dither != 0.0 {
-            return Err(PreprocessError::config(format!(
-                "dither is {}, expected 0: added noise is not supported",
-                self.dither
-            )));
+        let default = Self::default();
+        for (name, found, expected) in [
+            (
+                "dither",
+                self.dither.to_string(),
+                default.dither.to_string(),
+            ),
+            (
+                "padding_value",
+                self.padding_value.to_string(),
+                default.padding_value.to_string(),
+            ),
+            (
+                "padding_side",
+                self.padding_side.clone(),
+                default.padding_side,
+            ),
+            (
+                "feature_extractor_type",
+                self.feature_extractor_type.clone(),
+                default.feature_extractor_type,
+            ),
+        ] {
+            if found != expected {
+                return Err(PreprocessError::config(format!(
+                    "{name} is {found}, expected {expected}: nothing else is supported"
+                )));
+            }
         }
         Ok(())
     }

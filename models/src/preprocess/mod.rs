@@ -9,6 +9,7 @@
 
 pub mod clip;
 mod error;
+mod fields;
 mod filter;
 mod image;
 pub mod interpolate;

@@ -1,6 +1,6 @@
 //! From 8-bit samples to what a vision encoder was trained on.
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::error::PreprocessError;
 
@@ -10,8 +10,7 @@ pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Rescaling and normalisation, as a preprocessor configuration gives it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Normalization {
     /// Mean of each channel, of samples after rescaling.
     pub image_mean: [f64; 3],
@@ -31,15 +30,55 @@ impl Default for Normalization {
     }
 }
 
+/// A number for each channel; a single one is for all of them.
+fn channels(file: &Value, name: &str) -> Result<Option<[f64; 3]>, PreprocessError> {
+    let Some(value) = file.get(name) else {
+        return Ok(None);
+    };
+    let each = serde_json::from_value(value.clone()).ok();
+    let all = value.as_f64().map(|number| [number; 3]);
+    match each.or(all) {
+        Some(channels) => Ok(Some(channels)),
+        None => Err(PreprocessError::config(format!(
+            "{name} is {value}, expected one number or three"
+        ))),
+    }
+}
+
 /// The value of every 8-bit sample, per channel.
 pub type SampleTable = [[f32; 256]; 3];
 
 impl Normalization {
-    /// Checks what comes from a file.
+    /// Reads the members of a preprocessor configuration, which has no nulls.
     ///
     /// # Errors
-    /// If a value is not finite or would be divided by.
-    pub fn check(&self) -> Result<(), PreprocessError> {
+    /// If a value is of the wrong type, not finite or would be divided by, or if one of the steps
+    /// is switched off.
+    pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
+        for step in ["do_rescale", "do_normalize"] {
+            if file.get(step).is_some_and(|on| *on != Value::Bool(true)) {
+                return Err(PreprocessError::config(format!(
+                    "{step} is {}, expected true: images are only supported with this step",
+                    file[step]
+                )));
+            }
+        }
+        let default = Self::default();
+        let factor = file.get("rescale_factor").map(|value| {
+            value.as_f64().ok_or_else(|| {
+                PreprocessError::config(format!("rescale_factor is {value}, expected a number"))
+            })
+        });
+        let normalization = Self {
+            image_mean: channels(file, "image_mean")?.unwrap_or(default.image_mean),
+            image_std: channels(file, "image_std")?.unwrap_or(default.image_std),
+            rescale_factor: factor.transpose()?.unwrap_or(default.rescale_factor),
+        };
+        normalization.check()?;
+        Ok(normalization)
+    }
+
+    fn check(&self) -> Result<(), PreprocessError> {
         // They are used in 32 bits.
         let finite = |values: &[f64]| values.iter().all(|&v| (v as f32).is_finite());
         if !finite(&self.image_mean) {

@@ -9,24 +9,33 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{PreprocessError, allocate};
+use super::fields::{filter, parse_file};
 use super::filter::Filter;
 use super::image::RgbImage;
 use super::interpolate::bicubic;
 use super::normalize::Normalization;
 use super::resize::resize;
+use crate::config_file::without_nulls;
 
 /// What `preprocessor_config.json` says.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessConfig {
     /// Most crops, the view of the whole aside.
-    #[serde(default = "default_crops")]
     pub num_crops: usize,
     /// Side of a crop in pixels; the published models have it in their code.
-    #[serde(default = "default_side", alias = "tiny_crop_size")]
     pub crop_size: usize,
     /// How samples become values.
-    #[serde(flatten)]
     pub normalization: Normalization,
+}
+
+#[derive(Debug, Deserialize)]
+struct File {
+    #[serde(default = "default_crops")]
+    num_crops: usize,
+    #[serde(default = "default_side", alias = "tiny_crop_size")]
+    crop_size: usize,
+    do_resize: Option<bool>,
+    resample: Option<Value>,
 }
 
 fn default_crops() -> usize {
@@ -70,8 +79,27 @@ impl PreprocessConfig {
     /// # Errors
     /// If the file asks for something that cannot be done.
     pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
-        let config: Self = serde_json::from_value(file.clone())
-            .map_err(|error| PreprocessError::config(error.to_string()))?;
+        let normalization = Normalization::parse(&without_nulls(file))?;
+        if normalization.rescale_factor != Normalization::default().rescale_factor {
+            return Err(PreprocessError::config(format!(
+                "rescale_factor is {}, expected 1/255: the reference knows no other",
+                normalization.rescale_factor
+            )));
+        }
+        let file: File = parse_file(file)?;
+        let resample = file.resample.unwrap_or(Value::from(2));
+        if file.do_resize == Some(false) || filter(Some(&resample))? != Filter::Bilinear {
+            return Err(PreprocessError::config(format!(
+                "do_resize is {:?} and resample {resample}, expected true and 2 (bilinear): the \
+                 reference knows nothing else",
+                file.do_resize.unwrap_or(true)
+            )));
+        }
+        let config = Self {
+            num_crops: file.num_crops,
+            crop_size: file.crop_size,
+            normalization,
+        };
         for (name, size, limit) in [
             ("num_crops", config.num_crops, 1 << 10),
             ("crop size", config.crop_size, 1 << 12),
@@ -82,7 +110,6 @@ impl PreprocessConfig {
                 )));
             }
         }
-        config.normalization.check()?;
         Ok(config)
     }
 

@@ -7,28 +7,30 @@
 //! their number of channels, are treated like all others here.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::{PreprocessError, allocate};
+use super::fields::{filter, parse_file};
 use super::filter::Filter;
 use super::image::RgbImage;
 use super::normalize::{Normalization, SampleTable};
 use super::resize::{resize, resize_torchvision};
+use crate::config_file::without_nulls;
 
 /// Largest ratio of a picture's sides.
 const MAX_ASPECT_RATIO: f64 = 200.0;
 
-/// The reference's limits in pixels where a configuration gives none: pictures, then videos.
-const DEFAULT_PIXELS: [PixelRange; 2] = [
-    PixelRange {
-        min: 56 * 56,
-        max: 28 * 28 * 1280,
-    },
-    PixelRange {
-        min: 128 * 28 * 28,
-        max: 28 * 28 * 768,
-    },
-];
+/// The reference's limits for images where a configuration gives none.
+const IMAGE_PIXELS: PixelRange = PixelRange {
+    min: 56 * 56,
+    max: 28 * 28 * 1280,
+};
+
+/// The reference's limits for frames of videos, likewise.
+const VIDEO_PIXELS: PixelRange = PixelRange {
+    min: 128 * 28 * 28,
+    max: 28 * 28 * 768,
+};
 
 /// Fewest and most pixels after resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +41,13 @@ pub struct PixelRange {
     pub max: usize,
 }
 
-/// What `preprocessor_config.json` says.
+/// What the configuration of an image processor or a video processor says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessConfig {
-    /// Pixels of a picture.
-    pub image_pixels: PixelRange,
-    /// Pixels of a frame of a video.
-    pub video_pixels: PixelRange,
+    /// Pixels of an image or of a frame of a video.
+    pub pixels: PixelRange,
+    /// Tokens that all frames of a video share, if the processor limits them.
+    pub video_tokens: Option<usize>,
     /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Frames of a patch.
@@ -58,35 +60,45 @@ pub struct PreprocessConfig {
 
 /// The file's own fields. The limits have three spellings: `min_pixels` and `max_pixels`, the
 /// same inside `size`, and `size` with `shortest_edge` and `longest_edge`, which are pixel counts
-/// in spite of their names.
-#[derive(Debug, Default, Deserialize)]
+/// in spite of their names. Files may have several of them.
+#[derive(Debug, Deserialize)]
 struct File {
     min_pixels: Option<usize>,
     max_pixels: Option<usize>,
-    size: Option<Size>,
-    patch_size: Option<usize>,
-    temporal_patch_size: Option<usize>,
-    merge_size: Option<usize>,
-    resample: Option<u32>,
+    size: Option<Value>,
+    #[serde(default = "default_patch")]
+    patch_size: usize,
+    #[serde(default = "default_two")]
+    temporal_patch_size: usize,
+    #[serde(default = "default_two")]
+    merge_size: usize,
+    resample: Option<Value>,
     do_resize: Option<bool>,
-    do_rescale: Option<bool>,
-    do_normalize: Option<bool>,
-    #[serde(flatten)]
-    normalization: Normalization,
+    #[serde(default)]
+    cap_pixels_per_frame: bool,
+    #[serde(default = "default_video_tokens")]
+    max_video_tokens: usize,
+}
+
+fn default_patch() -> usize {
+    14
+}
+
+fn default_two() -> usize {
+    2
+}
+
+fn default_video_tokens() -> usize {
+    128_000
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Size {
-    #[serde(alias = "min_pixels")]
     shortest_edge: Option<usize>,
-    #[serde(alias = "max_pixels")]
     longest_edge: Option<usize>,
-}
-
-impl Default for PreprocessConfig {
-    fn default() -> Self {
-        File::default().into_config()
-    }
+    min_pixels: Option<usize>,
+    max_pixels: Option<usize>,
 }
 
 /// A picture or video in patches.
@@ -101,55 +113,71 @@ pub struct Patches {
 }
 
 impl File {
-    fn into_config(self) -> PreprocessConfig {
-        let size = self.size.unwrap_or_default();
-        let [image_pixels, video_pixels] = DEFAULT_PIXELS.map(|default| PixelRange {
-            min: self
-                .min_pixels
-                .or(size.shortest_edge)
-                .unwrap_or(default.min),
-            max: self.max_pixels.or(size.longest_edge).unwrap_or(default.max),
-        });
-        PreprocessConfig {
-            image_pixels,
-            video_pixels,
-            patch_size: self.patch_size.unwrap_or(14),
-            temporal_patch_size: self.temporal_patch_size.unwrap_or(2),
-            merge_size: self.merge_size.unwrap_or(2),
-            normalization: self.normalization,
+    fn pixels(&self, default: PixelRange) -> Result<PixelRange, PreprocessError> {
+        let size: Size = match &self.size {
+            None => Size {
+                shortest_edge: Some(default.min),
+                longest_edge: Some(default.max),
+                ..Size::default()
+            },
+            Some(value) => serde_json::from_value(value.clone()).map_err(|_| size_error(value))?,
+        };
+        let min = (self.min_pixels).or(size.shortest_edge).or(size.min_pixels);
+        let max = (self.max_pixels).or(size.longest_edge).or(size.max_pixels);
+        match (min, max, &self.size) {
+            (Some(min), Some(max), _) => Ok(PixelRange { min, max }),
+            (_, _, size) => Err(size_error(size.as_ref().unwrap_or(&Value::Null))),
         }
     }
 }
 
+fn size_error(size: &Value) -> PreprocessError {
+    PreprocessError::config(format!(
+        "size is {size}, expected {{\"shortest_edge\", \"longest_edge\"}} or \
+         {{\"min_pixels\", \"max_pixels\"}}: the fewest and the most pixels"
+    ))
+}
+
 impl PreprocessConfig {
-    /// Reads a `preprocessor_config.json`; without one, the reference's defaults hold.
+    /// Reads the configuration of an image processor; without one, the reference's defaults hold.
     ///
     /// # Errors
     /// If the file asks for something that cannot be done.
-    pub fn parse(file: Option<&Value>) -> Result<Self, PreprocessError> {
-        let Some(value) = file else {
-            return Ok(Self::default());
+    pub fn for_images(file: Option<&Value>) -> Result<Self, PreprocessError> {
+        Self::parse(file, IMAGE_PIXELS)
+    }
+
+    /// Reads the configuration of a video processor. Older checkpoints have none; their
+    /// `preprocessor_config.json` is for both.
+    ///
+    /// # Errors
+    /// As [`Self::for_images`].
+    pub fn for_videos(file: Option<&Value>) -> Result<Self, PreprocessError> {
+        Self::parse(file, VIDEO_PIXELS)
+    }
+
+    fn parse(file: Option<&Value>, default: PixelRange) -> Result<Self, PreprocessError> {
+        let value = file.map_or_else(|| json!({}), without_nulls);
+        let file: File = parse_file(&value)?;
+        if file.do_resize == Some(false) {
+            return Err(PreprocessError::config(
+                "do_resize is false, expected true: Qwen2-VL is only supported with this step",
+            ));
+        }
+        if filter(file.resample.as_ref())? != Filter::Bicubic {
+            return Err(PreprocessError::config(format!(
+                "resample is {}, expected 3 (bicubic), with which Qwen2-VL was trained",
+                value["resample"]
+            )));
+        }
+        let config = Self {
+            pixels: file.pixels(default)?,
+            video_tokens: file.cap_pixels_per_frame.then_some(file.max_video_tokens),
+            patch_size: file.patch_size,
+            temporal_patch_size: file.temporal_patch_size,
+            merge_size: file.merge_size,
+            normalization: Normalization::parse(&value)?,
         };
-        let file: File = serde_json::from_value(value.clone())
-            .map_err(|error| PreprocessError::config(error.to_string()))?;
-        let steps = [
-            ("do_resize", file.do_resize),
-            ("do_rescale", file.do_rescale),
-            ("do_normalize", file.do_normalize),
-        ];
-        if let Some((name, _)) = steps.iter().find(|(_, on)| *on == Some(false)) {
-            return Err(PreprocessError::config(format!(
-                "{name} is false, expected true: Qwen2-VL is only supported with this step"
-            )));
-        }
-        if let Some(number) = file.resample
-            && Filter::from_pillow(number)? != Filter::Bicubic
-        {
-            return Err(PreprocessError::config(format!(
-                "resample is {number}, expected 3 (bicubic), with which Qwen2-VL was trained"
-            )));
-        }
-        let config = file.into_config();
         config.check()?;
         Ok(config)
     }
@@ -167,14 +195,13 @@ impl PreprocessConfig {
                 )));
             }
         }
-        for PixelRange { min, max } in [self.image_pixels, self.video_pixels] {
-            if min > max {
-                return Err(PreprocessError::config(format!(
-                    "min_pixels is {min}, more than max_pixels, which is {max}"
-                )));
-            }
+        let PixelRange { min, max } = self.pixels;
+        if min > max {
+            return Err(PreprocessError::config(format!(
+                "min_pixels is {min}, more than max_pixels, which is {max}"
+            )));
         }
-        self.normalization.check()
+        Ok(())
     }
 
     /// The same with other limits: fewest and most tokens of a picture or of a patch of frames.
@@ -185,11 +212,10 @@ impl PreprocessConfig {
         let mut config = self.clone();
         if let Some((min, max)) = tokens {
             let pixels = self.factor() * self.factor();
-            let range = PixelRange {
+            config.pixels = PixelRange {
                 min: min.saturating_mul(pixels),
                 max: max.saturating_mul(pixels),
             };
-            (config.image_pixels, config.video_pixels) = (range, range);
         }
         config
     }
@@ -204,7 +230,7 @@ impl PreprocessConfig {
     /// # Errors
     /// If its sides are too unequal or its resized form is too large.
     pub fn image(&self, image: &RgbImage) -> Result<Patches, PreprocessError> {
-        let (height, width) = self.resized(image, self.image_pixels)?;
+        let (height, width) = self.resized(image, self.pixels)?;
         let resized = resize(image, width, height, Filter::Bicubic)?;
         let mut cutter = Cutter::new(self, [1, height, width], self.normalization.table())?;
         cutter.cut(&[resized]);
@@ -229,7 +255,7 @@ impl PreprocessConfig {
                 expected,
             });
         }
-        let (height, width) = self.resized(first, self.video_pixels)?;
+        let (height, width) = self.resized(first, self.frame_pixels(frames.len()))?;
         let times = frames.len().div_ceil(self.temporal_patch_size);
         let table = self.normalization.fused_table();
         let mut cutter = Cutter::new(self, [times, height, width], table)?;
@@ -241,6 +267,21 @@ impl PreprocessConfig {
             cutter.cut(&resized);
         }
         Ok(cutter.finish())
+    }
+
+    /// Pixels of each of so many frames. The limit for all of them is nine tenths of the tokens
+    /// that the processor allows, in pixels, but never less than a little over the lower limit.
+    fn frame_pixels(&self, frames: usize) -> PixelRange {
+        let PixelRange { min, max } = self.pixels;
+        let Some(tokens) = self.video_tokens else {
+            return self.pixels;
+        };
+        let all = (tokens as f64 * (self.factor() * self.factor()) as f64 * 0.9) as usize;
+        let each = all.saturating_mul(self.temporal_patch_size) / frames.max(1);
+        PixelRange {
+            min,
+            max: max.min(each).max((min as f64 * 1.05) as usize),
+        }
     }
 
     fn resized(

@@ -80,9 +80,19 @@ fn sizes_are_read_in_all_spellings() {
             None,
         ),
         (
-            json!({"size": 9, "image_processor_type": "BlipImageProcessor"}),
+            json!({"size": 9, "image_processor_type": "BlipImageProcessorFast"}),
             square,
             None,
+        ),
+        (
+            json!({"size": [9, 9], "crop_size": {"height": 8, "width": 7}}),
+            square,
+            Some((8, 7)),
+        ),
+        (
+            json!({"size": {"shortest_edge": 9, "longest_edge": 20, "height": null}}),
+            Target::Bounded(9, 20),
+            Some((224, 224)),
         ),
     ] {
         let config = PreprocessConfig::parse(&file).expect("configuration");
@@ -98,10 +108,58 @@ fn unusable_configurations_are_refused() {
         (json!({"resample": 0}), "resample"),
         (json!({"do_rescale": false}), "do_rescale"),
         (json!({"image_std": [0, 1, 1]}), "image_std"),
-        (json!({"size": "large"}), "Size"),
+        (json!({"size": "large"}), "size is"),
+        (json!({"size": {"longest_edge": 9}}), "longest_edge"),
+        (
+            json!({"crop_size": {"shortest_edge": 9, "longest_edge": 9}}),
+            "crop_size",
+        ),
+        (json!({"do_normalize": false}), "do_normalize"),
+        (json!({"image_mean": [0.5, 0.5]}), "image_mean"),
+        (json!({"rescale_factor": "1/255"}), "rescale_factor"),
+        (
+            json!({"image_processor_type": "SiglipImageProcessor"}),
+            "SiglipImageProcessor",
+        ),
         (json!(null), "null"),
     ] {
         let error = PreprocessConfig::parse(&file).expect_err(word).to_string();
         assert!(error.contains(word), "{error} does not name {word}");
     }
+}
+
+/// By hand: 40x10 becomes 36x9 without a limit, but 20 allow a shorter side of 5 only.
+#[test]
+fn the_longer_side_is_limited() {
+    let size = |longest: usize| {
+        let file = json!({"size": {"shortest_edge": 9, "longest_edge": longest},
+            "do_center_crop": false});
+        let config = PreprocessConfig::parse(&file).expect("configuration");
+        let values = config.image(&noise(1, 40, 10)).expect("values");
+        (values.width, values.height)
+    };
+    assert_eq!(size(36), (36, 9));
+    assert_eq!(size(20), (20, 5));
+}
+
+/// The reference pads with the mean colour, cut to 8 bits, before it resizes.
+#[test]
+fn llava_pads_to_a_square() {
+    let file = json!({"image_processor_type": "LlavaImageProcessor", "do_pad": true,
+        "size": {"shortest_edge": 4}, "crop_size": 4, "image_mean": 0.5, "image_std": 0.5});
+    let config = PreprocessConfig::parse(&file).expect("configuration");
+    let mean = (127.0 / 255.0 - 0.5) / 0.5;
+    let wide = RgbImage::new(4, 1, vec![255; 12]).expect("image");
+    let values = config.image(&wide).expect("values").values;
+    let rows: Vec<f32> = values.chunks(4).map(|row| row[0]).collect();
+    for (row, expected) in rows[..4].iter().zip([mean, 1.0, mean, mean]) {
+        assert!((row - expected).abs() < 1e-6, "{rows:?}");
+    }
+    let high = RgbImage::new(2, 4, vec![255; 24]).expect("image");
+    let values = config.image(&high).expect("values").values;
+    for (value, expected) in values[..4].iter().zip([mean, 1.0, 1.0, mean]) {
+        assert!((value - expected).abs() < 1e-6, "{values:?}");
+    }
+    let other = json!({"image_processor_type": "CLIPImageProcessor", "do_pad": true});
+    assert!(!PreprocessConfig::parse(&other).expect("configuration").pad);
 }

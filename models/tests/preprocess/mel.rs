@@ -176,7 +176,13 @@ fn unusable_configurations_are_refused() {
         (json!({"chunk_length": 1_000_000}), "chunk_length"),
         (json!({"dither": 0.1}), "dither"),
         (json!({"sampling_rate": -1}), "-1"),
-        (json!([[]]), "invalid"),
+        (json!([[]]), "[[]]"),
+        (json!({"padding_side": "left"}), "padding_side"),
+        (json!({"padding_value": 1.0}), "padding_value"),
+        (
+            json!({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}),
+            "Wav2Vec2",
+        ),
     ] {
         let error = MelConfig::parse(Some(&file)).expect_err(word).to_string();
         assert!(error.contains(word), "{error} does not name {word}");

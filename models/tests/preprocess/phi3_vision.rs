@@ -74,6 +74,14 @@ fn unusable_configurations_are_refused() {
         (json!({"num_crops": 1_000_000}), "num_crops"),
         (json!({"tiny_crop_size": 0}), "crop size"),
         (json!({"image_std": [1, 1, -1]}), "image_std"),
+        (json!({"rescale_factor": 1}), "rescale_factor"),
+        (json!({"do_normalize": false}), "do_normalize"),
+        (json!({"resample": 3}), "resample"),
+        (json!({"do_resize": false}), "do_resize"),
+        (
+            json!({"image_mean": null, "image_std": [1, 1]}),
+            "image_std",
+        ),
         (json!("x"), "\"x\""),
     ] {
         let error = PreprocessConfig::parse(&file).expect_err(word).to_string();

@@ -13,12 +13,13 @@ const TOLERANCE: f32 = 1e-6;
 fn equals_the_goldens() {
     for checkpoint in ["qwen2vl-tiny", "qwen25vl-tiny"] {
         let file = fixtures::json(&format!("{checkpoint}/preprocessor_config.json"));
-        let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
+        let images = PreprocessConfig::for_images(Some(&file)).expect("configuration");
+        let videos = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
         for (sample, tensors) in fixtures::goldens(checkpoint) {
             let pictures = fixtures::pictures(checkpoint, &sample);
             let patches = match &pictures[..] {
-                [picture] => config.image(picture),
-                frames => config.video(frames),
+                [picture] => images.image(picture),
+                frames => videos.video(frames),
             }
             .expect("patches");
             let grid: Vec<f32> = patches.grid.iter().map(|&n| n as f32).collect();
@@ -39,7 +40,7 @@ fn equals_the_goldens() {
 #[test]
 fn equals_the_reference_to_the_bit() {
     let limits = json!({"min_pixels": 3136, "max_pixels": 200704});
-    let config = PreprocessConfig::parse(Some(&limits)).expect("configuration");
+    let config = PreprocessConfig::for_images(Some(&limits)).expect("configuration");
     for (seed, row) in rows("qwen2_vl").iter().enumerate() {
         let [width, height] = sizes(&row["size"]);
         let frames = row["frames"].as_u64().expect("frames") as usize;
@@ -81,7 +82,7 @@ fn smart_resize_equals_the_reference() {
 
 #[test]
 fn unequal_sides_are_refused_with_their_numbers() {
-    let config = PreprocessConfig::default();
+    let config = PreprocessConfig::for_images(None).expect("defaults");
     let long = RgbImage::new(20_000, 10, vec![0; 600_000]).expect("picture");
     let error = config.image(&long).unwrap_err().to_string();
     assert!(
@@ -93,7 +94,10 @@ fn unequal_sides_are_refused_with_their_numbers() {
 #[test]
 fn one_pixel_fills_the_smallest_grid() {
     let dot = RgbImage::new(1, 1, vec![255; 3]).expect("picture");
-    let patches = PreprocessConfig::default().image(&dot).expect("patches");
+    let patches = PreprocessConfig::for_images(None)
+        .expect("defaults")
+        .image(&dot)
+        .expect("patches");
     assert_eq!(patches.grid, [1, 4, 4]);
     assert_eq!(patches.pixel_values.len(), 16 * 1176);
 }
@@ -110,24 +114,23 @@ fn limits_are_read_in_all_spellings() {
         json!({"size": {"shortest_edge": 784, "longest_edge": 7840}}),
         json!({"min_pixels": 784, "max_pixels": 7840, "size": {"shortest_edge": 1, "longest_edge": 2}}),
         json!({"min_pixels": null, "max_pixels": 7840, "size": {"shortest_edge": 784}}),
+        json!({"size": {"shortest_edge": 784, "longest_edge": 7840, "min_pixels": 1, "max_pixels": 2}}),
     ] {
-        let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
-        assert_eq!(
-            (config.image_pixels, config.video_pixels),
-            (range, range),
-            "{file}"
-        );
+        let images = PreprocessConfig::for_images(Some(&file)).expect("configuration");
+        let videos = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
+        assert_eq!((images.pixels, videos.pixels), (range, range), "{file}");
     }
-    let config = PreprocessConfig::parse(None).expect("defaults");
+    let images = PreprocessConfig::for_images(None).expect("defaults");
     assert_eq!(
-        config.image_pixels,
+        images.pixels,
         PixelRange {
             min: 3136,
             max: 1_003_520
         }
     );
+    let videos = PreprocessConfig::for_videos(None).expect("defaults");
     assert_eq!(
-        config.video_pixels,
+        videos.pixels,
         PixelRange {
             min: 100_352,
             max: 602_112
@@ -137,7 +140,7 @@ fn limits_are_read_in_all_spellings() {
 
 #[test]
 fn tokens_limit_the_grid() {
-    let config = PreprocessConfig::default();
+    let config = PreprocessConfig::for_images(None).expect("defaults");
     let picture = noise(3, 640, 480);
     for (tokens, smallest, largest) in [((4, 16), 4, 16), ((300, 2000), 300, 2000)] {
         let [_, h, w] = config
@@ -167,9 +170,14 @@ fn unusable_configurations_are_refused() {
         (json!({"resample": 2}), "resample"),
         (json!({"do_normalize": false}), "do_normalize"),
         (json!({"patch_size": "large"}), "large"),
-        (json!([1]), "sequence"),
+        (json!({"size": 224}), "size is 224"),
+        (json!({"size": {"height": 224, "width": 224}}), "height"),
+        (json!({"size": {"shortest_edge": 3136}}), "shortest_edge"),
+        (json!({"resample": "bicubic"}), "resample"),
+        (json!({"image_mean": [0.5]}), "image_mean"),
+        (json!([1]), "[1]"),
     ] {
-        let error = PreprocessConfig::parse(Some(&file))
+        let error = PreprocessConfig::for_images(Some(&file))
             .expect_err(word)
             .to_string();
         assert!(error.contains(word), "{error} does not name {word}");
@@ -183,14 +191,15 @@ fn absurd_limits_are_refused() {
         json!({"min_pixels": 1u64 << 50, "max_pixels": 1u64 << 60}),
         json!({"min_pixels": u64::MAX, "max_pixels": u64::MAX}),
     ] {
-        let config = PreprocessConfig::parse(Some(&file)).expect("configuration");
+        let config = PreprocessConfig::for_images(Some(&file)).expect("configuration");
         let error = config.image(&picture).unwrap_err();
         assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
     }
-    let config = PreprocessConfig::parse(Some(&json!({"min_pixels": 0, "max_pixels": 0})))
+    let config = PreprocessConfig::for_images(Some(&json!({"min_pixels": 0, "max_pixels": 0})))
         .expect("configuration");
     assert_eq!(config.image(&picture).expect("patches").grid, [1, 2, 2]);
-    let config = PreprocessConfig::parse(Some(&json!({"min_pixels": 0}))).expect("configuration");
+    let config =
+        PreprocessConfig::for_images(Some(&json!({"min_pixels": 0}))).expect("configuration");
     let error = config.image(&noise(5, 300, 7)).unwrap_err();
     assert!(
         matches!(error, PreprocessError::ResizedAway { .. }),
@@ -200,7 +209,7 @@ fn absurd_limits_are_refused() {
 
 #[test]
 fn videos_need_frames_of_one_size() {
-    let config = PreprocessConfig::default();
+    let config = PreprocessConfig::for_images(None).expect("defaults");
     assert_eq!(config.video(&[]).unwrap_err(), PreprocessError::NoFrames);
     let error = config
         .video(&[noise(1, 40, 30), noise(2, 30, 40)])
@@ -209,4 +218,21 @@ fn videos_need_frames_of_one_size() {
         matches!(error, PreprocessError::FrameSize { index: 1, .. }),
         "{error}"
     );
+}
+
+/// By hand: 100 tokens of 28x28 pixels, of which nine tenths are used, make 70560 pixels; for 4
+/// frames in patches of 2, each gets half of that.
+#[test]
+fn frames_share_the_tokens_of_a_video() {
+    let file = json!({"size": {"shortest_edge": 3136, "longest_edge": 100_000},
+        "cap_pixels_per_frame": true, "max_video_tokens": 100});
+    let config = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
+    let grid = |count| {
+        let frames: Vec<_> = (0..count).map(|i| noise(i, 280, 280)).collect();
+        config.video(&frames).expect("patches").grid
+    };
+    assert_eq!(grid(2), [1, 18, 18]);
+    assert_eq!(grid(4), [2, 12, 12]);
+    // 1.05 times the lower limit is the least.
+    assert_eq!(grid(200), [100, 4, 4]);
 }

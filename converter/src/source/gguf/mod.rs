@@ -77,6 +77,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
         config,
         generation_config: Some(vocabulary.generation_config()?),
         preprocessor_config,
+        video_preprocessor_config: None,
         tokenizer,
         chat_template: header.text("tokenizer.chat_template")?.map(str::to_owned),
         files,

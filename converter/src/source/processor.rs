@@ -1,0 +1,105 @@
+//! Configurations of the processors that turn media into a model's inputs.
+//!
+//! Up to `transformers` 4 each is a file: `preprocessor_config.json` for images or sounds, since
+//! 4.52 `video_preprocessor_config.json` for videos. Version 5 keeps them all as sections of
+//! `processor_config.json`, which come first where both exist, as they do in the reference
+//! (`get_image_processor_dict`, `get_video_processor_dict`, `get_feature_extractor_dict`).
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::{Result, SourceError, malformed};
+use super::file::SourceFile;
+use super::json::read_json;
+
+/// Names of the section for images or sounds.
+const MAIN_SECTIONS: [&str; 3] = ["image_processor", "feature_extractor", "audio_processor"];
+
+/// Members of `config.json` that describe an encoder.
+const ENCODERS: [&str; 3] = ["vision_config", "audio_config", "img_processor"];
+
+/// The configurations that a checkpoint has.
+#[derive(Debug)]
+pub(super) struct Processors {
+    /// For images or sounds.
+    pub(super) main: Option<Value>,
+    /// For videos, where it is not the same.
+    pub(super) video: Option<Value>,
+}
+
+impl Processors {
+    /// Reads the configurations of a checkpoint whose `config.json` is `config`.
+    ///
+    /// # Errors
+    /// If the model has an encoder but there is no configuration for it: the defaults of the
+    /// reference's classes are not those of the published checkpoints.
+    pub(super) fn read(
+        directory: &Path,
+        config: &Value,
+        files: &mut Vec<SourceFile>,
+    ) -> Result<Self> {
+        let path = directory.join("processor_config.json");
+        let sections = read_json(&path, files)?.unwrap_or_default();
+        let section = |name: &str| match sections.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(section @ Value::Object(_)) => Ok(Some(section.clone())),
+            Some(other) => Err(malformed(
+                path.display().to_string(),
+                format!("{name}: {other}"),
+                "an object with the configuration of a processor",
+            )),
+        };
+        let mut main_section = None;
+        for name in MAIN_SECTIONS {
+            main_section = main_section.or(section(name)?);
+        }
+        let main_path = directory.join("preprocessor_config.json");
+        let main_file = read_json(&main_path, files)?;
+        let video_file = read_json(&directory.join("video_preprocessor_config.json"), files)?;
+        // Videos of older checkpoints follow the file for images.
+        let fallback = main_file.clone().filter(|_| main_section.is_some());
+        let video = section("video_processor")?.or(video_file).or(fallback);
+        let main = main_section.or(main_file);
+        let has_encoder = ENCODERS
+            .iter()
+            .any(|name| config.get(name).is_some_and(|encoder| !encoder.is_null()));
+        if main.is_none() && has_encoder {
+            return Err(SourceError::MissingFile {
+                path: main_path,
+                needed_for: "neither it nor processor_config.json says how images or sounds are \
+                             prepared; download the whole checkpoint"
+                    .into(),
+            });
+        }
+        main.iter().for_each(warn_about_images);
+        video.iter().for_each(warn_about_videos);
+        Ok(Self { main, video })
+    }
+}
+
+/// Names what a configuration for images asks for in vain.
+fn warn_about_images(processor: &Value) {
+    let class = processor.get("image_processor_type");
+    let class = class.and_then(Value::as_str).unwrap_or_default();
+    if processor.get("do_convert_rgb") == Some(&Value::Bool(false)) {
+        log::warn!("do_convert_rgb is false; images are converted to RGB all the same");
+    }
+    if is_on(processor, "do_pad") && !class.starts_with("LlavaImageProcessor") {
+        log::warn!("do_pad is ignored; only LlavaImageProcessor pads images to a square");
+    }
+}
+
+/// Names what a configuration for videos asks for in vain.
+fn warn_about_videos(processor: &Value) {
+    if is_on(processor, "do_sample_frames") {
+        log::warn!(
+            "do_sample_frames (fps, num_frames) of the video processor is ignored; \
+             choose the number of frames when you run the model"
+        );
+    }
+}
+
+fn is_on(processor: &Value, step: &str) -> bool {
+    processor.get(step) == Some(&Value::Bool(true))
+}

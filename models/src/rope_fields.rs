@@ -1,0 +1,155 @@
+//! What a configuration says about rotary embeddings, wherever it says it: older files have
+//! `rope_theta`, `rope_scaling` and `partial_rotary_factor` beside each other, files of
+//! `transformers` 5 have all of it in `rope_parameters`. The reference is
+//! `RotaryEmbeddingConfigMixin` in `modeling_rope_utils.py`.
+
+use serde_json::{Map, Value};
+
+use crate::error::ModelError;
+
+/// The members that concern rotary embeddings.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RopeFields {
+    /// Base of the frequencies; positive.
+    pub theta: f64,
+    /// Part of a head that is rotated.
+    pub share: f64,
+    /// Positions that the model was first trained on.
+    pub original: Option<usize>,
+    /// Sizes of the sections for time, height and width, as they are in the file.
+    pub sections: Option<Value>,
+    /// `rope_scaling`, or `rope_parameters` where there is none.
+    pub scaling: Option<Value>,
+}
+
+impl RopeFields {
+    /// Reads the members of `config`, which has no nulls.
+    ///
+    /// # Errors
+    /// If a member is of the wrong type, or if layers of different kinds have different
+    /// parameters.
+    pub fn read(config: &Value, default_theta: f64) -> Result<Self, ModelError> {
+        let parameters = parameters(config)?;
+        let inside = |key: &str| parameters.and_then(|inner| inner.get(key));
+        let either = |key: &str| positive(key, inside(key).or_else(|| config.get(key)));
+        // Phi-3 has this one at the top level, which the reference prefers.
+        let original = "original_max_position_embeddings";
+        let original = positive(original, config.get(original).or_else(|| inside(original)))?;
+        Ok(Self {
+            theta: either("rope_theta")?.unwrap_or(default_theta),
+            share: either("partial_rotary_factor")?.unwrap_or(1.0),
+            original: original.map(|positions| positions as usize),
+            sections: inside("mrope_section").cloned(),
+            scaling: parameters.map(|inner| Value::Object(inner.clone())),
+        })
+    }
+}
+
+/// `rope_scaling` if it says anything, else `rope_parameters`.
+fn parameters(config: &Value) -> Result<Option<&Map<String, Value>>, ModelError> {
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(value) = config.get(key) else {
+            continue;
+        };
+        let Value::Object(members) = value else {
+            return Err(ModelError::config(format!(
+                "{key} is {value}, expected an object with a \"rope_type\""
+            )));
+        };
+        let kinds: Vec<&str> = (members.iter())
+            .filter(|(_, member)| member.is_object())
+            .map(|(kind, _)| kind.as_str())
+            .collect();
+        if !kinds.is_empty() {
+            return Err(ModelError::config(format!(
+                "{key} has parameters of its own for each kind of layer ({}); only models whose \
+                 layers share them are supported",
+                kinds.join(", ")
+            )));
+        }
+        if !members.is_empty() {
+            return Ok(Some(members));
+        }
+    }
+    Ok(None)
+}
+
+fn positive(key: &str, found: Option<&Value>) -> Result<Option<f64>, ModelError> {
+    let Some(found) = found else {
+        return Ok(None);
+    };
+    match found.as_f64() {
+        Some(number) if number.is_finite() && number > 0.0 => Ok(Some(number)),
+        _ => Err(ModelError::config(format!(
+            "{key} is {found}, expected a positive number"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: Value) -> Result<RopeFields, ModelError> {
+        RopeFields::read(&config, 1e4)
+    }
+
+    #[test]
+    fn both_layouts_say_the_same() {
+        let old = json!({
+            "rope_theta": 5e5, "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 64,
+        });
+        let new = json!({"rope_parameters": {
+            "rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 64,
+        }});
+        let (old, new) = (read(old).unwrap(), read(new).unwrap());
+        assert_eq!(
+            (old.theta, old.share, old.original),
+            (new.theta, new.share, new.original)
+        );
+        assert_eq!((old.theta, old.share, old.original), (5e5, 0.5, Some(64)));
+    }
+
+    /// As in the reference: `rope_scaling` before `rope_parameters`, what is inside before what
+    /// is beside, empty ones not at all.
+    #[test]
+    fn the_order_is_that_of_the_reference() {
+        let fields = read(json!({
+            "rope_theta": 1.0, "rope_scaling": {},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 2.0},
+        }));
+        assert_eq!(fields.unwrap().theta, 2.0);
+        let fields = read(json!({
+            "rope_theta": 1.0, "rope_scaling": {"type": "linear", "factor": 2.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 2.0},
+        }));
+        let fields = fields.unwrap();
+        assert_eq!(fields.theta, 1.0);
+        assert_eq!(fields.scaling.unwrap()["type"], "linear");
+        assert_eq!(read(json!({})).unwrap().theta, 1e4);
+    }
+
+    #[test]
+    fn parameters_by_kind_of_layer_are_named() {
+        let nested = json!({"rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }});
+        let error = read(nested).unwrap_err().to_string();
+        assert!(
+            error.contains("full_attention, sliding_attention"),
+            "{error}"
+        );
+        for (config, word) in [
+            (json!({"rope_scaling": "linear"}), "rope_scaling"),
+            (json!({"rope_theta": "high"}), "rope_theta"),
+            (json!({"rope_parameters": {"rope_theta": -1}}), "rope_theta"),
+        ] {
+            let error = read(config).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
