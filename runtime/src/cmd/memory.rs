@@ -62,6 +62,7 @@ fn own_memory(device: Device) -> Option<Memory> {
                 total: gpu.memory,
                 available,
                 group: None,
+                process: None,
                 swap: 0,
                 zram: 0,
             })
@@ -87,6 +88,7 @@ fn check(record: &Record, owner: &str, memory: Option<Memory>) -> anyhow::Result
     }
     let size = |n: u64| bytes(n as usize);
     let limit = match memory.group {
+        _ if memory.process == Some(usable) => "the limit of this process leaves".to_owned(),
         Some(group) if group < memory.available => "this process's control group leaves".to_owned(),
         _ => format!("{owner} has available"),
     };
@@ -120,6 +122,7 @@ mod tests {
             total: 1 << 30,
             available,
             group,
+            process: None,
             swap: 0,
             zram: 0,
         };
