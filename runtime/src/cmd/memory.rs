@@ -189,6 +189,7 @@ fn check(
     }
     let size = |n: u64| bytes(n as usize);
     let limit = match memory.group {
+        _ if memory.process == Some(usable) => "the limit of this process leaves".to_owned(),
         Some(group) if group < memory.available => "this process's control group leaves".to_owned(),
         _ => format!("{owner} has available"),
     };
