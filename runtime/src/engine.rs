@@ -407,13 +407,17 @@ impl<B: KernelBackend> Engine<B> {
         self.check_text(request.messages)?;
         let mut keys = Vec::with_capacity(request.media.len());
         let mut media = Vec::with_capacity(request.media.len());
+        let options = MediaOptions {
+            most_tokens: self.context_length(),
+            ..request.options.clone()
+        };
         for medium in request.media {
-            let key = medium_key(medium, &request.options);
+            let key = medium_key(medium, &options);
             // A capture is to show what went into the encoder.
             let held = self.features.input(key).filter(|_| !probe::active());
             media.push(match held {
                 Some(input) => input,
-                None => self.prepare_medium(medium, &request.options)?,
+                None => self.prepare_medium(medium, &options)?,
             });
             keys.push(key);
         }

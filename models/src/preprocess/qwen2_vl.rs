@@ -56,6 +56,8 @@ pub struct PreprocessConfig {
     pub merge_size: usize,
     /// How samples become values.
     pub normalization: Normalization,
+    /// Most tokens of a medium; one with more is refused before memory is taken for its values.
+    pub most_tokens: usize,
 }
 
 /// The file's own fields. The limits have three spellings: `min_pixels` and `max_pixels`, the
@@ -177,6 +179,7 @@ impl PreprocessConfig {
             temporal_patch_size: file.temporal_patch_size,
             merge_size: file.merge_size,
             normalization: Normalization::parse(&value)?,
+            most_tokens: usize::MAX,
         };
         config.check()?;
         Ok(config)
@@ -218,6 +221,15 @@ impl PreprocessConfig {
             };
         }
         config
+    }
+
+    /// The same with another limit of tokens.
+    #[must_use]
+    pub fn with_most_tokens(self, most_tokens: usize) -> Self {
+        Self {
+            most_tokens,
+            ..self
+        }
     }
 
     /// Side of a token in pixels.
@@ -364,6 +376,16 @@ impl Cutter {
     ) -> Result<Self, PreprocessError> {
         let patch = config.patch_size;
         let grid = [times, height / patch, width / patch];
+        let tokens = grid
+            .iter()
+            .fold(1, |n: usize, &side| n.saturating_mul(side))
+            / (config.merge_size * config.merge_size);
+        if tokens > config.most_tokens {
+            return Err(PreprocessError::TooManyTokens {
+                tokens,
+                limit: config.most_tokens,
+            });
+        }
         let len = [height, width, 3, config.temporal_patch_size]
             .iter()
             .fold(times, |len, &n| len.saturating_mul(n));
