@@ -127,7 +127,12 @@ impl Output {
         &self.path
     }
 
-    /// The file to write to.
+    /// The unfinished file, open for reading and writing.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// The path of the unfinished file.
     pub fn part(&self) -> &Path {
         &self.part
     }
