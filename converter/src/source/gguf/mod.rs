@@ -11,6 +11,7 @@ mod llava;
 mod metadata;
 mod qwen2_vl;
 mod text;
+mod unsupported;
 mod value;
 mod vision;
 mod vocabulary;
@@ -46,6 +47,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     let map = Arc::new(Map::open(path)?);
     let header = Header::parse(&map, &path.display().to_string())?;
     let arch = architecture(&header)?;
+    unsupported::check(&header, arch)?;
     let mut vocabulary = Vocabulary::read(&header)?;
     let mut text = Assembly::new(&header, &map, path);
     let mut tensors = Tensors::new();

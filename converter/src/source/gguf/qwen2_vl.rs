@@ -7,8 +7,8 @@ use serde_json::{Map as Object, Value as Json, json};
 use super::super::error::{Result, malformed};
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
-use super::text::{Kind, TextModel};
-use super::vision::VisionTower;
+use super::text::{self, Kind, TextModel};
+use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
 /// Frames that the patch embedding sees at once, stored as one convolution each.
@@ -45,7 +45,12 @@ pub(super) fn read(
         config.insert(key.into(), json!(vocabulary.need(token)?));
     }
     config.append(&mut model.config(vocabulary));
-    let vision_config = vision_config(&tower, merge, model.hidden);
+    let mut vision_config = vision_config(&tower, merge, model.hidden);
+    // The hub's form does not say what all of these models have.
+    let activation = vision::activation(vision.header)?;
+    if activation != "quick_gelu" {
+        vision_config["hidden_act"] = json!(activation);
+    }
     config.insert("vision_config".into(), vision_config);
     config.insert("rope_scaling".into(), rope_sections(text.header)?);
     let preprocessor = preprocessor_config(vision.header, &tower, merge)?;
@@ -159,12 +164,16 @@ fn vision_config(tower: &VisionTower, merge: usize, hidden: usize) -> Json {
     })
 }
 
-/// The three sections of M-RoPE. GGUF stores four numbers, the last of which is 0.
+/// The three sections of M-RoPE, and how positions are scaled beside them. GGUF stores four numbers, the last of which
+/// is 0.
 fn rope_sections(header: &Header<'_>) -> Result<Json> {
     const KEY: &str = "qwen2vl.rope.dimension_sections";
     match header.integers(KEY)?.as_deref() {
         Some(&[t, h, w] | &[t, h, w, 0]) if t >= 0 && h >= 0 && w >= 0 => {
-            Ok(json!({"type": "mrope", "mrope_section": [t, h, w]}))
+            let scaling = text::rope_scaling(header, "qwen2vl")?;
+            let mut scaling = scaling.unwrap_or_else(|| json!({"type": "mrope"}));
+            scaling["mrope_section"] = json!([t, h, w]);
+            Ok(scaling)
         }
         other => Err(malformed(
             &header.file,
