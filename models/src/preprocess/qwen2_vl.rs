@@ -155,7 +155,12 @@ impl PreprocessConfig {
     /// # Errors
     /// As [`Self::for_images`].
     pub fn for_videos(file: Option<&Value>) -> Result<Self, PreprocessError> {
-        Self::parse(file, VIDEO_PIXELS)
+        Self::parse(file, VIDEO_PIXELS).map_err(|error| match error {
+            PreprocessError::Config(message) => {
+                PreprocessError::config(format!("video processor: {message}"))
+            }
+            other => other,
+        })
     }
 
     fn parse(file: Option<&Value>, default: PixelRange) -> Result<Self, PreprocessError> {
