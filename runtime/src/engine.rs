@@ -10,7 +10,7 @@ use edge_lmm_models::model::{DecoderState, MediaInput, MediaKind, MediaOptions, 
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
 use edge_lmm_models::weights::Weights;
-use edge_lmm_ops::{KernelBackend, KvStore, highest, probe, stage};
+use edge_lmm_ops::{KernelBackend, KvStore, argmax, probe, stage};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -405,7 +405,7 @@ impl<B: KernelBackend> Engine<B> {
         sampler: &mut Sampler,
     ) -> Result<Option<u32>, EngineError> {
         let picked = if sampler.is_greedy() {
-            highest(scores)
+            argmax(scores)
         } else {
             let scores = scores.try_into_data();
             scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32")))

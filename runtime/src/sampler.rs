@@ -1,6 +1,6 @@
 //! Picks the next token from the scores.
 
-use edge_lmm_ops::highest_score;
+use edge_lmm_ops::slice_argmax;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -58,7 +58,7 @@ impl Sampler {
     /// The next token; `None` if a score is not a number.
     pub fn pick(&mut self, scores: &[f32]) -> Option<u32> {
         if self.sampling.is_greedy() {
-            return highest_score(scores);
+            return slice_argmax(scores);
         }
         if scores.iter().any(|score| score.is_nan()) {
             return None;
