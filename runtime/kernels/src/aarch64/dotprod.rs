@@ -5,8 +5,8 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::load::{
-    expand_q4, load_floats, load_halves, load_q8, load_sub_scales, no_sub_scales, prefetch,
-    prefetch_header, scaled, store_floats, unpack_q4,
+    expand_q4, load_floats, load_halves, load_q8, load_sub_scales, prefetch, prefetch_header,
+    scaled, store_floats, unpack_q4,
 };
 use super::smlal::{one_token, panels};
 use crate::cpu::ActivationScheme;
@@ -23,22 +23,8 @@ pub(super) fn scheme(format: QuantFormat) -> ActivationScheme {
     }
 }
 
-one_token!(
-    q4_one_token,
-    "neon,dotprod",
-    128,
-    unpack_q4,
-    load_sub_scales,
-    add_q4
-);
-one_token!(
-    q8_one_token,
-    "neon,dotprod",
-    256,
-    load_q8,
-    no_sub_scales,
-    add_q8
-);
+one_token!(q4_one_token, "neon,dotprod", 128, unpack_q4, add_q4);
+one_token!(q8_one_token, "neon,dotprod", 256, load_q8, add_q8);
 panels!(q4, "neon,dotprod", q4_one_token, many_tokens::<true>);
 panels!(q8, "neon,dotprod", q8_one_token, many_tokens::<false>);
 
@@ -64,39 +50,39 @@ fn sdot<const LANE: i32>(mut sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int
 /// Adds the products of a q4 block and a token.
 ///
 /// # Safety
-/// 32 bytes at `x` must be readable.
+/// The operands must be those of [`Operands::new`].
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn add_q4(
     group: [int32x4_t; 2],
     w: &[int8x16_t; 16],
-    x: *const u8,
-    offset: i32,
-    sub_scales: [int32x4_t; 2],
+    operands: &Operands,
 ) -> [int32x4_t; 2] {
     // SAFETY: as promised by the caller.
-    let sums = unsafe { add_dotprod([vdupq_n_s32(offset); 2], w, x) };
-    [
-        vmlaq_s32(group[0], sums[0], sub_scales[0]),
-        vmlaq_s32(group[1], sums[1], sub_scales[1]),
-    ]
+    unsafe {
+        let offset = [vdupq_n_s32(*operands.x_offset); 2];
+        let sums = add_dotprod(offset, w, operands.x);
+        let sub_scales = load_sub_scales(operands);
+        [
+            vmlaq_s32(group[0], sums[0], sub_scales[0]),
+            vmlaq_s32(group[1], sums[1], sub_scales[1]),
+        ]
+    }
 }
 
 /// Adds the products of a q8 block and a token.
 ///
 /// # Safety
-/// 32 bytes at `x` must be readable.
+/// The operands must be those of [`Operands::new`].
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn add_q8(
     group: [int32x4_t; 2],
     w: &[int8x16_t; 16],
-    x: *const u8,
-    _: i32,
-    _: [int32x4_t; 2],
+    operands: &Operands,
 ) -> [int32x4_t; 2] {
     // SAFETY: as promised by the caller.
-    unsafe { add_dotprod(group, w, x) }
+    unsafe { add_dotprod(group, w, operands.x) }
 }
 
 /// Adds the products of a block and a token.

@@ -26,13 +26,12 @@ pub(super) fn scheme(format: QuantFormat) -> ActivationScheme {
 
 /// Defines a function that multiplies a panel by one token, with the sums in registers:
 /// - `unpack`: loads the vectors of a block,
-/// - `sub_scales`: loads its sub-block scales,
-/// - `add(sums, w, x, offset, sub_scales)`: adds the products of a block to the sums of the group.
+/// - `add(sums, w, operands)`: adds the products of a block to the sums of the group.
 ///
 /// The function prefetches the panel `ahead` panels ahead; 0 after the last panel, because the next one
 /// belongs to another task.
 macro_rules! one_token {
-    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $sub_scales:ident, $add:ident) => {
+    ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $add:expr) => {
         /// Multiplies a panel by one token.
         ///
         /// # Safety
@@ -49,8 +48,7 @@ macro_rules! one_token {
                     for _ in 0..operands.group_blocks() {
                         prefetch::<$bytes>(operands.ahead(ahead));
                         let w = $unpack(&operands);
-                        let sub_scales = $sub_scales(&operands);
-                        group = $add(group, &w, operands.x, *operands.x_offset, sub_scales);
+                        group = $add(group, &w, &operands);
                         operands.advance_block();
                     }
                     let w_scale = load_halves(operands.scales);
@@ -64,8 +62,12 @@ macro_rules! one_token {
 }
 pub(super) use one_token;
 
-/// Defines a function that multiplies a panel by a tile, from parts as in [`one_token`]. The weights of a
-/// block stay in registers for all tokens.
+/// Defines a function that multiplies a panel by a tile. The weights of a block stay in registers for all
+/// tokens:
+/// - `unpack`: loads the vectors of a block,
+/// - `sub_scales`: loads its sub-block scales,
+/// - `add(sums, w, x, offset, sub_scales)`: adds the products of a block and a token to the sums of the
+///   group.
 macro_rules! many_tokens {
     ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $sub_scales:ident, $add:ident) => {
         /// Multiplies a panel by a tile.
@@ -133,10 +135,21 @@ one_token!(
     "neon",
     128,
     unpack_q4,
-    load_sub_scales,
-    add_q4
+    |group, w, operands: &Operands| {
+        let (x, offset) = (operands.x, *operands.x_offset);
+        add_q4(group, w, x, offset, load_sub_scales(operands))
+    }
 );
-one_token!(q8_one_token, "neon", 256, load_q8, no_sub_scales, add_q8);
+one_token!(
+    q8_one_token,
+    "neon",
+    256,
+    load_q8,
+    |group, w, operands: &Operands| {
+        let (x, offset) = (operands.x, *operands.x_offset);
+        add_q8(group, w, x, offset, no_sub_scales(operands))
+    }
+);
 many_tokens!(
     q4_many_tokens,
     "neon",
