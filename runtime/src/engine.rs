@@ -11,7 +11,7 @@ use edge_lmm_models::family::{self, BuiltModel};
 use edge_lmm_models::model::{DecoderState, MediaInput, MediaKind, MediaOptions, Prompt};
 use edge_lmm_models::monitor::{Monitor, Progress};
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
-use edge_lmm_ops::{KernelBackend, KvStore, highest, probe, stage};
+use edge_lmm_ops::{KernelBackend, KvStore, argmax, probe, stage};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -626,8 +626,8 @@ impl<B: KernelBackend> Engine<B> {
         tokens: &[u32],
         sampler: &mut Sampler,
     ) -> Result<Option<u32>, EngineError> {
-        let picked = if sampler.takes_highest() {
-            highest(scores)
+        let picked = if sampler.takes_argmax() {
+            argmax(scores)
         } else {
             let scores = scores.try_into_data();
             scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32"), tokens))
