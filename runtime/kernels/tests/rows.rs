@@ -76,6 +76,28 @@ fn activations_are_within_their_bounds() {
     }
 }
 
+/// A sum of squares that overflows shows: its reciprocal root is 0, and zeros would look like numbers.
+#[test]
+fn norms_that_overflow_are_nan() {
+    for isa in isas() {
+        for len in [1, 7, 64, 1000] {
+            let x: Vec<f32> = (0..len)
+                .map(|i| if i % 2 == 0 { 1e30 } else { -1e30 })
+                .collect();
+            let (gamma, beta) = (vec![1.0; len], vec![0.0; len]);
+            let rms = rms_norm(&pool(isa), &x, &gamma, 1e-6);
+            assert!(rms.iter().all(|y| y.is_nan()), "{isa} {len}");
+            let large = vec![1e18; len];
+            let rms = rms_norm(&pool(isa), &large, &gamma, 1e-6);
+            assert!(rms.iter().all(|y| (y - 1.0).abs() < 1e-5), "{isa} {len}");
+            if len > 1 {
+                let layer = layer_norm(&pool(isa), &x, &gamma, &beta, 1e-6);
+                assert!(layer.iter().all(|y| y.is_nan()), "{isa} {len}");
+            }
+        }
+    }
+}
+
 #[test]
 fn activations_of_extreme_values() {
     for isa in isas() {

@@ -88,8 +88,8 @@ impl std::fmt::Display for CacheError {
 
 impl std::error::Error for CacheError {}
 
-/// Index of the largest score, the first one among equals; `None` if a score is NaN or there are no
-/// scores.
+/// Index of the largest score, the first one among equals; `None` if a score is NaN, the largest one
+/// is infinite, or there are no scores: then the model has overflowed.
 pub fn slice_argmax(scores: &[f32]) -> Option<u32> {
     if scores.iter().any(|score| score.is_nan()) {
         return None;
@@ -97,6 +97,7 @@ pub fn slice_argmax(scores: &[f32]) -> Option<u32> {
     (0..)
         .zip(scores)
         .reduce(|best, next| if next.1 > best.1 { next } else { best })
+        .filter(|(_, score)| score.is_finite())
         .map(|(id, _)| id)
 }
 

@@ -406,8 +406,10 @@ fn the_argmax() {
     assert_eq!(agree(&[-0.0, 0.0]), Some(0));
     assert_eq!(agree(&[-1.0, 0.0, -0.0]), Some(1));
     let infinite = f32::INFINITY;
-    assert_eq!(agree(&[-infinite, -infinite]), Some(0));
-    assert_eq!(agree(&[1.0, infinite, f32::MAX]), Some(1));
+    assert_eq!(agree(&[-infinite, 1.0]), Some(1));
+    assert_eq!(agree(&[1.0, f32::MAX]), Some(1));
+    assert_eq!(agree(&[-infinite, -infinite]), None);
+    assert_eq!(agree(&[1.0, infinite, f32::MAX]), None);
     assert_eq!(agree(&[1.0, -f32::NAN]), None);
 }
 

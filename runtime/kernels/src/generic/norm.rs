@@ -6,6 +6,17 @@
 use super::math::fma;
 use super::reduce::reduce;
 
+/// The scale, or NaN if the sum of squares has overflowed: the scale is 0 then, which would turn an
+/// overflow into zeros that nobody notices.
+#[inline(always)]
+fn overflow_to_nan(squares: f32, scale: f32) -> f32 {
+    if squares < f32::INFINITY {
+        scale
+    } else {
+        f32::NAN
+    }
+}
+
 #[inline(always)]
 pub(crate) fn rms_norm<const FMA: bool>(x: &[f32], gamma: &[f32], eps: f32, out: &mut [f32]) {
     assert!(
@@ -13,7 +24,7 @@ pub(crate) fn rms_norm<const FMA: bool>(x: &[f32], gamma: &[f32], eps: f32, out:
         "x, gamma and output"
     );
     let squares = reduce(x, |sum, x| fma::<FMA>(x, x, sum));
-    let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+    let scale = overflow_to_nan(squares, 1.0 / (squares / x.len() as f32 + eps).sqrt());
     for i in 0..out.len() {
         out[i] = x[i] * scale * gamma[i];
     }
@@ -34,7 +45,7 @@ pub(crate) fn layer_norm<const FMA: bool>(
     );
     let mean = reduce(x, |sum, x| sum + x) / len as f32;
     let squares = reduce(x, |sum, x| fma::<FMA>(x - mean, x - mean, sum));
-    let scale = 1.0 / (squares / len as f32 + eps).sqrt();
+    let scale = overflow_to_nan(squares, 1.0 / (squares / len as f32 + eps).sqrt());
     for i in 0..len {
         out[i] = fma::<FMA>((x[i] - mean) * scale, gamma[i], beta[i]);
     }

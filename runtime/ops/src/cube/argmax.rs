@@ -15,8 +15,10 @@ const HALVINGS: usize = UNITS.ilog2() as usize;
 const CUBES: usize = 64;
 /// Fewest scores per unit.
 const UNIT_SCORES: usize = 4;
-/// Key of NaN, above all others.
-const NAN_KEY: u32 = u32::MAX;
+/// Key of NaN and positive infinity, above all others.
+const OVERFLOW_KEY: u32 = u32::MAX;
+/// Key of negative infinity, below those of all finite scores.
+const LOWEST_KEY: u32 = !0xFF80_0000;
 
 /// An integer key ordered as the scores, with equal keys for zeros of either sign. Keys are integers
 /// because the comparison of NaN is device-specific.
@@ -27,7 +29,8 @@ fn key_of(score: f32) -> u32 {
     let positive = bits >> 31u32 == 0u32;
     let key = select(positive || size == 0u32, size | 0x8000_0000u32, !bits);
     // Magnitudes above infinity are NaN.
-    select(size > 0x7F80_0000u32, NAN_KEY, key)
+    let overflows = size > 0x7F80_0000u32 || bits == 0x7F80_0000u32;
+    select(overflows, OVERFLOW_KEY, key)
 }
 
 /// Returns `true` if the first of two candidates precedes the second.
@@ -148,5 +151,6 @@ pub(super) fn argmax<R: CubeRuntime>(
             reason: error.to_string(),
         })?;
     let pair = u32::from_bytes(&bytes);
-    Ok((pair[0] != NAN_KEY).then_some(pair[1]))
+    let is_finite = (LOWEST_KEY + 1..OVERFLOW_KEY).contains(&pair[0]);
+    Ok(is_finite.then_some(pair[1]))
 }

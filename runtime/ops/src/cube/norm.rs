@@ -32,6 +32,15 @@ fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     sum
 }
 
+/// The factor, or NaN if the mean square has overflowed: the factor is 0 then, which would turn an
+/// overflow into zeros that nobody notices.
+#[cube]
+fn overflow_to_nan(mean_square: f32, factor: f32) -> f32 {
+    let is_finite = u32::reinterpret(mean_square) < 0x7F80_0000u32;
+    let nan = f32::reinterpret(0x7FC0_0000u32);
+    select(is_finite, factor, nan)
+}
+
 #[cube(launch_unchecked)]
 fn rms_norm_kernel(
     x: &Array<f32>,
@@ -52,7 +61,7 @@ fn rms_norm_kernel(
         sum += x[row + i] * x[row + i];
     }
     let mean_square = sum_over_cube(sum, &mut shared) / f32::cast_from(width);
-    let factor = 1.0f32 / f32::sqrt(mean_square + eps);
+    let factor = overflow_to_nan(mean_square, 1.0f32 / f32::sqrt(mean_square + eps));
     for i in range_stepped(unit, width, UNITS) {
         out[CUBE_POS * width + i] = x[row + i] * factor * gamma[i];
     }
@@ -86,7 +95,7 @@ fn layer_norm_kernel(
         squares += centred * centred;
     }
     let variance = sum_over_cube(squares, &mut shared) / f32::cast_from(width);
-    let factor = 1.0f32 / f32::sqrt(variance + eps);
+    let factor = overflow_to_nan(variance, 1.0f32 / f32::sqrt(variance + eps));
     for i in range_stepped(unit, width, UNITS) {
         out[CUBE_POS * width + i] = (x[row + i] - mean) * factor * gamma[i] + beta[i];
     }
