@@ -4,7 +4,7 @@ mod support;
 
 use edge_lmm_kernels::{Format, Heads, Rows, ThreadPool, integer_attention};
 use proptest::prelude::*;
-use support::{Random, isas, pool, threads};
+use support::{Random, isas, max_quant, pool, threads};
 
 /// Queries, keys and values side by side in rows, as a fused projection leaves them, and the segments.
 struct Problem {
@@ -83,7 +83,7 @@ impl Problem {
 
     /// The mean square of (found - exact) / deviation over all results, where the deviation is what follows from
     /// rounding alone: a number that is rounded with a step `s` gets an error with the variance `s^2 / 12`. Queries and
-    /// values have 2 `limit` steps from the negative to the positive maximum, the same number the shares of a chunk.
+    /// values have 2 `limit` steps from the negative to the positive maximum, the same number the weights of a chunk.
     fn mean_square(&self, out: &[f32], limit: f64) -> f64 {
         let largest = |x: &[f64]| x.iter().fold(0f64, |m, x| m.max(x.abs()));
         let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
@@ -114,7 +114,7 @@ impl Problem {
                     .collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-                let shares: Vec<f64> = scores.iter().map(|s| (s - top).exp() / total).collect();
+                let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp() / total).collect();
                 // The variance of a score: its query's rounding, its key's.
                 let query_step = (largest(&query) / limit).powi(2) / 12.0;
                 let variances: Vec<f64> = keys
@@ -125,18 +125,18 @@ impl Problem {
                     })
                     .collect();
                 for d in 0..dim {
-                    let exact: f64 = shares.iter().zip(&values).map(|(p, v)| p * v[d]).sum();
+                    let exact: f64 = weights.iter().zip(&values).map(|(p, v)| p * v[d]).sum();
                     let mut variance = 1e-12;
                     for (c, chunk) in values.chunks(128).enumerate() {
                         let column: Vec<f64> = chunk.iter().map(|v| v[d]).collect();
                         let value_step = (largest(&column) / 127.0).powi(2) / 12.0;
                         let mean = column.iter().sum::<f64>() / column.len() as f64;
-                        let shares = &shares[c * 128..][..column.len()];
-                        let share_step = (largest(shares) / (2.0 * limit)).powi(2) / 12.0;
+                        let weights = &weights[c * 128..][..column.len()];
+                        let weight_step = (largest(weights) / (2.0 * limit)).powi(2) / 12.0;
                         for (i, v) in column.iter().enumerate() {
-                            variance += shares[i] * shares[i] * value_step
-                                + share_step * (v - mean).powi(2)
-                                + variances[c * 128 + i] * (shares[i] * (v - exact)).powi(2);
+                            variance += weights[i] * weights[i] * value_step
+                                + weight_step * (v - mean).powi(2)
+                                + variances[c * 128 + i] * (weights[i] * (v - exact)).powi(2);
                         }
                     }
                     let found = f64::from(out[row * self.width() + h * dim + d]);
@@ -153,7 +153,7 @@ fn check(heads: Heads, ends: Vec<usize>, spread: f32, seed: u64) {
     let problem = Problem::random(heads, ends, spread, &mut Random(seed));
     for isa in isas() {
         let pool = pool(isa);
-        let limit = f64::from(pool.kernels().code(Format::Q8).limit);
+        let limit = f64::from(max_quant(&pool, Format::Q8));
         let mean_square = problem.mean_square(&problem.run(&pool), limit);
         // One is expected. The error of a query is shared by its whole head, so a few hundred independent errors are
         // few; what is of second order in the scores' errors comes on top, more so the wider they spread.
@@ -199,7 +199,7 @@ proptest! {
 
 #[test]
 fn one_key_gives_its_value() {
-    // A share of one, and a value that is its own maximum: nothing is rounded but the scale, to half precision.
+    // An attention weight of one, and a value that is its own maximum: nothing is rounded but the scale, to half precision.
     let heads = Heads {
         heads: 2,
         kv_heads: 2,
@@ -221,8 +221,8 @@ fn one_key_gives_its_value() {
 }
 
 #[test]
-fn many_small_shares_beside_a_large_one_are_kept() {
-    // One key of 128 has 300 times the share of each other: those round to nothing or to a step, yet have 30 % of all.
+fn many_small_weights_beside_a_large_one_are_kept() {
+    // One key of 128 has 300 times the attention weight of each other: those round to nothing or to a step, yet have 30 % of all.
     let heads = Heads {
         heads: 1,
         kv_heads: 1,
@@ -243,7 +243,7 @@ fn many_small_shares_beside_a_large_one_are_kept() {
             // The score's error: half a step of the query and of the keys less their mean, each at most 1 / 126 of ln 300.
             assert!(
                 (out - exact).abs() < 0.03,
-                "{isa}: {out}, not {exact}: the small shares are lost"
+                "{isa}: {out}, not {exact}: the small weights are lost"
             );
         }
     }

@@ -6,7 +6,7 @@ use edge_lmm_kernels::{
     Activation, Epilogue, Format, Matrix, MatrixShape, ThreadPool, linear, pack_rows,
 };
 use proptest::prelude::*;
-use support::{Random, isas, pool, threads};
+use support::{Random, isas, max_quant, pool, threads};
 
 /// A packed matrix and what it holds.
 struct Weights {
@@ -74,7 +74,7 @@ fn check(format: Format, rows: usize, cols: usize, tokens: usize, seed: u64) {
     let x = random.normals(tokens * cols);
     for isa in isas() {
         let pool = ThreadPool::with_isa(threads(2), isa);
-        let limit = pool.kernels().code(format).limit;
+        let limit = max_quant(&pool, format);
         let out = weights.product(&pool, &x, tokens);
         for r in 0..rows {
             let row = weights.row(r);
@@ -211,20 +211,20 @@ fn nan_and_infinity_show_in_the_result() {
 
 #[test]
 fn extreme_quants_are_exact() {
-    // All quants, levels and activations at their limits: the largest sums that can occur. Scales are powers of two, so
+    // All quants, sub_scales and activations at their limits: the largest sums that can occur. Scales are powers of two, so
     // the result has no rounding at all.
     use edge_lmm_kernels::pack::pack_quants;
     let (rows, cols) = (16, 256);
-    for (format, quants, levels) in [
+    for (format, quants, sub_scales) in [
         (Format::Q4, [-8i8, 7], &[-15i8, 15][..]),
         (Format::Q8, [-127, 127], &[1][..]),
     ] {
-        for (quant, level) in quants
+        for (quant, sub_scale) in quants
             .iter()
-            .flat_map(|q| levels.iter().map(move |l| (*q, *l)))
+            .flat_map(|q| sub_scales.iter().map(move |l| (*q, *l)))
         {
             let shape = MatrixShape::new(format, rows, cols);
-            let level_count = if format == Format::Q4 {
+            let sub_scale_count = if format == Format::Q4 {
                 rows * shape.blocks()
             } else {
                 0
@@ -233,7 +233,7 @@ fn extreme_quants_are_exact() {
             pack_quants(
                 shape,
                 &vec![quant; rows * cols],
-                &vec![level; level_count],
+                &vec![sub_scale; sub_scale_count],
                 &vec![half::f16::ONE; rows * shape.groups()],
                 &mut bytes,
             )
@@ -241,15 +241,16 @@ fn extreme_quants_are_exact() {
             let matrix = Matrix::new(shape, &bytes).unwrap();
             for isa in isas() {
                 let pool = pool(isa);
-                let limit = pool.kernels().code(format).limit;
+                let limit = max_quant(&pool, format);
                 for (sign, tokens) in [(-1.0, 1), (-1.0, 3), (1.0, 1), (1.0, 3)] {
                     let x = vec![sign * limit; tokens * cols];
                     let mut out = vec![0.0; tokens * rows];
                     linear(&pool, &matrix, &x, &Epilogue::default(), &mut out);
-                    let exact = f32::from(quant) * f32::from(level) * sign * limit * cols as f32;
+                    let exact =
+                        f32::from(quant) * f32::from(sub_scale) * sign * limit * cols as f32;
                     assert!(
                         out.iter().all(|v| *v == exact),
-                        "{isa} {format} {quant} {level} {sign}: {:?}, not {exact}",
+                        "{isa} {format} {quant} {sub_scale} {sign}: {:?}, not {exact}",
                         out[0]
                     );
                 }

@@ -28,18 +28,18 @@ proptest! {
         let span = f64::from(high - low + 1);
         let quants: Vec<i8> =
             (0..rows * cols).map(|_| (f64::from(low) + (random.uniform() * span).floor()) as i8).collect();
-        let levels: Vec<i8> = if q4 {
+        let sub_scales: Vec<i8> = if q4 {
             (0..rows * shape.blocks()).map(|_| (random.uniform() * 31.0).floor() as i8 - 15).collect()
         } else {
             Vec::new()
         };
         let scales: Vec<f16> = random.normals(rows * shape.groups()).into_iter().map(f16::from_f32).collect();
         let mut bytes = Vec::new();
-        pack_quants(shape, &quants, &levels, &scales, &mut bytes).unwrap();
+        pack_quants(shape, &quants, &sub_scales, &scales, &mut bytes).unwrap();
         for (i, weight) in unpack(shape, &bytes).into_iter().enumerate() {
             let (row, col) = (i / cols, i % cols);
-            let level = levels.get(row * shape.blocks() + col / 32).map_or(1.0, |level| f32::from(*level));
-            let scale = scales[row * shape.groups() + col / 128].to_f32() * level;
+            let sub_scale = sub_scales.get(row * shape.blocks() + col / 32).map_or(1.0, |sub_scale| f32::from(*sub_scale));
+            let scale = scales[row * shape.groups() + col / 128].to_f32() * sub_scale;
             prop_assert_eq!(weight, f32::from(quants[i]) * scale, "weight {}", i);
         }
     }
@@ -115,14 +115,14 @@ proptest! {
                     } else {
                         // A block's own scale is no worse than the plain one, max / 8, which has a whole step of error
                         // where the positive end is missing; it is at most 1.5 times the largest scale tried, max / 5.5.
-                        // The next level beyond it cuts off less and is at most one level larger, which adds half of
+                        // The next sub_scale beyond it cuts off less and is at most one sub_scale larger, which adds half of
                         // that to a weight's error at most.
-                        let level = half(1.5 * largest(group) / 5.5 / 15.0);
+                        let sub_scale = half(1.5 * largest(group) / 5.5 / 15.0);
                         group
                             .chunks(32)
                             .map(|block| {
                                 let max = largest(block);
-                                let next = (1.5 * max / 5.5 + level) / 2.0;
+                                let next = (1.5 * max / 5.5 + sub_scale) / 2.0;
                                 block.len() as f32 * ((max / 8.0).powi(2) + next.powi(2))
                             })
                             .sum()
@@ -186,7 +186,7 @@ fn the_search_beats_plain_scales() {
 
 #[test]
 fn the_search_is_near_the_best_scales() {
-    // Every group scale on a fine grid with every level, tried in full for each block.
+    // Every group scale on a fine grid with every sub_scale, tried in full for each block.
     let mut random = Random(12);
     let (mut found, mut best) = (0.0, 0.0);
     for _ in 0..10 {
@@ -202,7 +202,8 @@ fn the_search_is_near_the_best_scales() {
             .map(|i| f16::from_f32(top / 4.0 * i as f32 / 200.0).to_f32())
             .map(|scale| -> f64 {
                 let best = |block: &[f32]| {
-                    let errors = (-15i8..=15).map(|level| error(block, f32::from(level) * scale));
+                    let errors =
+                        (-15i8..=15).map(|sub_scale| error(block, f32::from(sub_scale) * scale));
                     errors.fold(f64::INFINITY, f64::min)
                 };
                 group.chunks(32).map(best).sum()
@@ -340,16 +341,16 @@ fn what_cannot_be_packed_is_refused_with_its_place() {
         expected,
         found,
     };
-    let pack = |shape, levels: usize, scales: usize| {
-        let (levels, scales) = (vec![1; levels], vec![f16::ONE; scales]);
-        pack_quants(shape, &[0; 280], &levels, &scales, &mut Vec::new())
+    let pack = |shape, sub_scales: usize, scales: usize| {
+        let (sub_scales, scales) = (vec![1; sub_scales], vec![f16::ONE; scales]);
+        pack_quants(shape, &[0; 280], &sub_scales, &scales, &mut Vec::new())
     };
     assert_eq!(pack(shape, 10, 4), Ok(()));
-    assert_eq!(pack(shape, 9, 4), Err(scales("levels", 10, 9)));
+    assert_eq!(pack(shape, 9, 4), Err(scales("sub-block scales", 10, 9)));
     assert_eq!(pack(shape, 10, 3), Err(scales("scales", 4, 3)));
     let q8 = MatrixShape::new(Format::Q8, 2, 140);
     assert_eq!(pack(q8, 0, 4), Ok(()));
-    assert_eq!(pack(q8, 1, 4), Err(scales("levels", 0, 1)));
+    assert_eq!(pack(q8, 1, 4), Err(scales("sub-block scales", 0, 1)));
     let float = MatrixShape::new(Format::F16, 2, 140);
     assert_eq!(
         pack(float, 10, 4),

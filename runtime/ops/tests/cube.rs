@@ -9,7 +9,7 @@ use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
-    attention, cached_attention, gated, gated_linear, gather_rows, highest, layer_norm, linear,
+    argmax, attention, cached_attention, gated, gated_linear, gather_rows, layer_norm, linear,
     reference, rms_norm, rope, rotated_attention, select_rows,
 };
 use proptest::prelude::*;
@@ -377,18 +377,18 @@ fn heads_that_are_too_large() {
     assert!(error.to_string().contains("shorter context"), "{error}");
 }
 
-fn highest_on<B: KernelBackend>(scores: &[f32]) -> Option<u32> {
+fn argmax_on<B: KernelBackend>(scores: &[f32]) -> Option<u32> {
     let data = TensorData::new(scores.to_vec(), [1, scores.len()]);
-    highest(Tensor::<B, 2>::from_data(data, &Default::default())).expect("a result")
+    argmax(Tensor::<B, 2>::from_data(data, &Default::default())).expect("a result")
 }
 
 /// The next token is the same on every device: the first among equals, also where cubes share the
 /// work, and none where a score is not a number.
 #[test]
-fn the_highest_score() {
+fn the_argmax() {
     let agree = |scores: &[f32]| {
-        let expected = highest_on::<C>(scores);
-        assert_eq!(highest_on::<G>(scores), expected, "of {}", scores.len());
+        let expected = argmax_on::<C>(scores);
+        assert_eq!(argmax_on::<G>(scores), expected, "of {}", scores.len());
         expected
     };
     for len in [1, 2, 255, 256, 257, 1023, 1025, 5000, 151_937] {
@@ -705,7 +705,7 @@ fn memory_that_cannot_be_had() {
     let asked = 2 * largest as usize;
     let scores = Tensor::<G, 2>::empty([1, asked / 4], &device);
     // The result is worthless, whether it is an error or not.
-    let _ = highest(scores);
+    let _ = argmax(scores);
     let failure = G::memory_failure(&device).expect("a failure");
     assert_eq!(failure.asked, Some(asked as u64));
     assert!(
@@ -713,7 +713,7 @@ fn memory_that_cannot_be_had() {
         "{failure}"
     );
     assert_eq!(G::memory_failure(&device), None);
-    assert_eq!(highest_on::<G>(&[1.0, 3.0, 2.0]), Some(1));
+    assert_eq!(argmax_on::<G>(&[1.0, 3.0, 2.0]), Some(1));
 }
 
 /// Every kernel runs once and takes some time.

@@ -1,11 +1,10 @@
 //! `edge-lmm demo`: a true answer without any file.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::ensure;
 use clap::Args;
-use edge_lmm::output::OutputFile;
+use edge_lmm::output::Output;
 use edge_lmm::report::table;
 use edge_lmm::{Media, Record, Request, media};
 use edge_lmm_models::demo::{IMAGE, RECORD};
@@ -40,9 +39,7 @@ pub struct Cmd {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         if let Some(path) = &self.save_image {
-            let mut file = OutputFile::create(path, [])?;
-            file.write_all(IMAGE)?;
-            file.finish()?;
+            Output::replace(path, [])?.finish_with(IMAGE)?;
         }
         self.device.record_stages()?;
         let record = {

@@ -9,7 +9,7 @@ use edge_lmm::map::Mapping;
 use edge_lmm::needs::{Demand, Plan, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::{Device, Record};
-use edge_lmm_kernels::{Format, ceiling, pool};
+use edge_lmm_kernels::{Format, peak, pool};
 use edge_lmm_models::model::MediaInput;
 
 /// Positions that an answer is taken to need before its prompt is known.
@@ -154,7 +154,7 @@ impl RequestEstimate {
     fn note(&self, demand: &Demand, tokens: usize) -> String {
         let vision = demand.stages.iter().find(|work| work.stage == "vision");
         let peak = match (self.device, self.vision_format) {
-            (Device::Cpu, Some(format)) => ceiling::operations_per_second(&pool::global(), format),
+            (Device::Cpu, Some(format)) => peak::operations_per_second(&pool::global(), format),
             _ => None,
         };
         let time = match (vision, peak) {
@@ -189,6 +189,7 @@ fn check(
     }
     let size = |n: u64| bytes(n as usize);
     let limit = match memory.group {
+        _ if memory.process == Some(usable) => "the limit of this process leaves".to_owned(),
         Some(group) if group < memory.available => "this process's control group leaves".to_owned(),
         _ => format!("{owner} has available"),
     };

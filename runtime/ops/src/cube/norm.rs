@@ -1,4 +1,4 @@
-//! Norms: a cube for each row.
+//! Norms, with one cube per row.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -11,7 +11,7 @@ const UNITS: usize = 256;
 /// Halvings that leave one of [`UNITS`] sums.
 const HALVINGS: usize = UNITS.ilog2() as usize;
 
-/// The sum of a value over all units of the cube, for every unit.
+/// Sums a value over all units of the cube; valid for all units.
 #[cube]
 fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     let unit = UNIT_POS as usize;
@@ -27,7 +27,7 @@ fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
         sync_cube();
     }
     let sum = shared[0];
-    // Nobody may write the next sum before everybody has read this one.
+    // All units must have read this sum before the next one is written.
     sync_cube();
     sum
 }
@@ -79,7 +79,7 @@ fn layer_norm_kernel(
         sum += x[row + i];
     }
     let mean = sum_over_cube(sum, &mut shared) / f32::cast_from(width);
-    // In a pass of its own: the difference of two large sums would cancel.
+    // A separate pass, because the difference of two large sums would cancel.
     let mut squares = 0.0f32;
     for i in range_stepped(unit, width, UNITS) {
         let centred = x[row + i] - mean;
@@ -102,7 +102,7 @@ pub(super) fn rms_norm<R: CubeRuntime>(
     let out = Rows::empty(&x, x.rows, x.width);
     if x.rows > 0 {
         stage::launched();
-        // SAFETY: cubes below `rows` read and write one row each.
+        // SAFETY: cubes below `rows` access one row each.
         #[allow(unsafe_code)]
         unsafe {
             rms_norm_kernel::launch_unchecked::<R>(
@@ -133,7 +133,7 @@ pub(super) fn layer_norm<R: CubeRuntime>(
     let out = Rows::empty(&x, x.rows, x.width);
     if x.rows > 0 {
         stage::launched();
-        // SAFETY: cubes below `rows` read and write one row each.
+        // SAFETY: cubes below `rows` access one row each.
         #[allow(unsafe_code)]
         unsafe {
             layer_norm_kernel::launch_unchecked::<R>(
