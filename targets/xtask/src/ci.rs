@@ -32,6 +32,7 @@ const STEPS: &[Step<'_>] = &[
             "sh",
             "targets/check-tool.sh",
             "cargo-deny",
+            "--locked",
             "check",
             "bans",
             "licenses",
