@@ -376,7 +376,7 @@ mod tests {
         std::fs::write(folder.path().join(".out.json.part"), "half").unwrap();
         let path = folder.path().join("out.json");
         let mut output = Output::create(&path, false).unwrap();
-        output.write(b"w").unwrap();
+        output.write_all(b"w").unwrap();
         output.finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"w");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -393,7 +393,7 @@ mod tests {
         assert!(error.contains("leads nowhere"), "{error}");
         std::fs::write(&target, "old").unwrap();
         let mut output = Output::create(&link, true).unwrap();
-        output.write(b"new").unwrap();
+        output.write_all(b"new").unwrap();
         output.finish().unwrap();
         assert!(link.is_symlink());
         assert_eq!(std::fs::read(&target).unwrap(), b"new");

@@ -7,14 +7,11 @@ use clap::Args;
 use edge_lmm::output::Output;
 use edge_lmm::report::table;
 use edge_lmm::{Media, Record, Request, media};
+use edge_lmm_models::demo::{IMAGE, RECORD};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_ops::stage;
 
 use super::options::{DeviceOptions, print_now, user_message};
-
-/// A small trained Qwen2-VL: text q4, vision q8.
-static MODEL: &[u8] = include_bytes!("../../../models/demo/qwen2vl-tiny.bpk");
-static IMAGE: &[u8] = include_bytes!("../../../models/demo/shapes.png");
 
 /// Questions about the image, with their answers.
 const QUESTIONS: [(&str, &str); 2] = [
@@ -47,7 +44,7 @@ impl Cmd {
         self.device.record_stages()?;
         let record = {
             let _stage = stage::top("load");
-            Record::from_static(MODEL, "the embedded model")?
+            Record::from_static(RECORD, "the embedded model")?
         };
         let mut engine = self.device.load_record(&record)?;
         let image = {
