@@ -112,8 +112,11 @@ impl Output {
         name.push(place.file_name().unwrap_or_default());
         name.push(".part");
         let part = place.with_file_name(name);
+        // Under one lock, so that a signal finds the file in the list or not made at all.
+        let mut unfinished = unfinished();
         let file = reserve(path, &part)?;
-        unfinished().push(part.clone());
+        unfinished.push(part.clone());
+        drop(unfinished);
         Ok(Self {
             path: path.to_owned(),
             place,
