@@ -1,4 +1,4 @@
-//! Attention, in the shapes of Qwen2-VL-2B and CLIP.
+//! Attention with the shapes of Qwen2-VL-2B and CLIP.
 //!
 //! `cargo bench -p edge-lmm-kernels --bench attention [FILTER]`. The environment variable `EDGE_LMM_ISA` selects
 //! the instruction set, `THREADS` the number of threads (default: one per core). Elements are floating-point

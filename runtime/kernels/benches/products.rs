@@ -1,4 +1,4 @@
-//! Products with packed weights, in the shapes of Qwen2-VL-2B.
+//! Products with packed weights with the shapes of Qwen2-VL-2B.
 //!
 //! `cargo bench -p edge-lmm-kernels --bench products [FILTER]`. The environment variable `EDGE_LMM_ISA` selects
 //! the instruction set, `THREADS` the number of threads (default: one per core). Elements are operations, two

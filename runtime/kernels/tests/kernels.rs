@@ -1,4 +1,4 @@
-//! The kernels of every instruction set of this machine, one by one, against exact results or the portable kernels.
+//! The kernels of every instruction set of this machine against exact results or the portable kernels.
 
 mod support;
 
@@ -12,7 +12,7 @@ use support::{Random, isas};
 
 const UNIT: f64 = f32::EPSILON as f64 / 2.0;
 
-/// A token's activations as the kernels take them.
+/// Quantized activations.
 struct Quantized {
     quants: Vec<u8>,
     scales: Vec<f32>,
@@ -66,7 +66,7 @@ proptest! {
                         for i in 0..32 {
                             let quant = i32::from(q.quants[entry * 32 + i].wrapping_sub(scheme.bias) as i8);
                             let exact = x.get(i).map_or(0.0, |x| f64::from(*x) / f64::from(max) * f64::from(scheme.max_quant));
-                            // Half a step, and what the rounded reciprocal of the scale adds to a number up to 127.
+                            // Half a step, plus the rounding error of the reciprocal of the scale times at most 127.
                             prop_assert!((f64::from(quant) - exact).abs() <= 0.5 + 127.0 * 4.0 * UNIT, "{isa} {format:?}");
                             sum += quant;
                         }
@@ -87,9 +87,9 @@ proptest! {
         extreme: bool,
         seed: u64,
     ) {
-        // With weight scales of 1 and activations that are whole numbers up to the limit in every group (so that their
-        // scale is 1), the sums of a group are exact integers, below 128 * 127 * 127 < 2^24, and then added in the order
-        // of the groups: every instruction set must find the same floats.
+        // Weight scales are 1 and activations are integers whose maximum in each group is the largest quant, so that
+        // their scale is 1, too. The sums of a group are then exact integers below 128 * 127 * 127 < 2^24, and are
+        // added in group order, so that every instruction set must give the same floats.
         let mut random = Random(seed);
         for format in [QuantFormat::Q8, QuantFormat::Q4] {
             let (low, high) = if format == QuantFormat::Q4 { (-8.0, 7.0) } else { (-127.0, 127.0) };
@@ -117,7 +117,7 @@ proptest! {
                 let tile = Tile { tokens, quants: &q.quants, scales: &q.scales, offsets: &q.offsets };
                 let (blocks, groups) = (shape.blocks(), shape.groups());
                 let all = Panels { format, bytes: &bytes, panel_bytes: shape.panel_bytes(), blocks };
-                // In two steps, adding to what is there.
+                // In two steps, added to the previous content.
                 let mut acc = vec![5.0; tokens * shape.rows];
                 kernels.quantized(all, 0..groups / 2, tile, &mut acc);
                 kernels.quantized(all, groups / 2..groups, tile, &mut acc);
@@ -158,7 +158,7 @@ proptest! {
                     let before = if add { f64::from(before[at]) } else { 0.0 };
                     let exact = before + terms.clone().sum::<f64>();
                     let magnitude = before.abs() + terms.map(f64::abs).sum::<f64>();
-                    // k additions and products, each rounded once, or once together.
+                    // k additions and products, rounded separately or fused.
                     let bound = 2.0 * (k + 1) as f64 * UNIT * magnitude;
                     prop_assert!((f64::from(c[at]) - exact).abs() <= bound, "{isa} {m}x{n}x{k}");
                 }
@@ -200,7 +200,7 @@ proptest! {
             prop_assert_eq!(found, max);
             let mut exact = 0.0;
             for (e, s) in e.iter().zip(&s) {
-                // The exponential of the rounded difference, which is what the kernel is given; tiny ones become zero.
+                // The exponential of the rounded difference; subnormal results become zero.
                 let value = f64::from(s - max).exp();
                 prop_assert!((f64::from(*e) - value).abs() <= 3e-7 * value + 2e-38, "{isa}: exp({}) = {e}", s - max);
                 exact += value;
@@ -215,7 +215,7 @@ proptest! {
 fn all_half_precision_numbers_widen_exactly() {
     let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for isa in isas() {
-        // An odd length too.
+        // Includes a length that is not a multiple of a vector.
         for count in [65_536, 1001] {
             let mut wide = vec![0.0; count];
             isa.kernels().widen(&bytes[..2 * count], &mut wide);

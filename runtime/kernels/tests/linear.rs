@@ -8,7 +8,7 @@ use edge_lmm_kernels::{
 use proptest::prelude::*;
 use support::{Random, isas, max_quant, pool, threads};
 
-/// A packed matrix and what it holds.
+/// A packed matrix.
 struct Weights {
     shape: MatrixShape,
     bytes: Vec<u8>,
@@ -39,11 +39,11 @@ impl Weights {
     }
 }
 
-/// The exact product of a row with one token's activations, and the largest error that the kernel may make.
+/// The exact product of a row and the activations of a token, and the largest error of the kernel.
 ///
-/// With float weights that is the rounding of `cols` multiply-adds, each at most `2 u` of a partial sum that is never
-/// larger than the sum of magnitudes (Higham 2002, section 3.1). With quantized weights, the activations are rounded
-/// by half a step, `max |x| / limit / 2`, and there is one multiply-add per group besides the products of scales.
+/// With float weights this is the rounding error of `cols` multiply-adds, each at most `2 u` of a partial sum that
+/// does not exceed the sum of magnitudes (Higham 2002, section 3.1). With quantized weights, the activations are
+/// rounded by half a step, `max |x| / limit / 2`, and there is one multiply-add per group and the products of scales.
 fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
     let unit = f64::from(f32::EPSILON) / 2.0;
     let (mut sum, mut magnitude, mut step_error) = (0.0, 0.0, 0.0);
@@ -53,7 +53,7 @@ fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
             let (w, x) = (f64::from(*w), f64::from(*x));
             sum += w * x;
             magnitude += (w * x).abs();
-            // Half a step, and a little for the rounding of `x * limit / max` itself.
+            // Half a step, plus the rounding error of `x * limit / max`.
             step_error += w.abs() * f64::from(max / limit) * 0.501;
         }
     }
@@ -211,8 +211,8 @@ fn nan_and_infinity_show_in_the_result() {
 
 #[test]
 fn extreme_quants_are_exact() {
-    // All quants, sub_scales and activations at their limits: the largest sums that can occur. Scales are powers of two, so
-    // the result has no rounding at all.
+    // All quants, sub-block scales and activations are at their limits, for the largest possible sums. Scales are powers
+    // of two, so that the result is exact.
     use edge_lmm_kernels::pack::pack_quants;
     let (rows, cols) = (16, 256);
     for (format, quants, sub_scales) in [
@@ -264,7 +264,7 @@ fn empty_sizes() {
     for format in Format::ALL {
         let empty = Matrix::new(MatrixShape::new(format, 0, 8), &[]).unwrap();
         linear(&pool(isas()[0]), &empty, &[], &Epilogue::default(), &mut []);
-        // No inputs: the product is zero, the bias remains.
+        // Without inputs the product is zero and the bias remains.
         let shape = MatrixShape::new(format, 3, 0);
         let bytes = vec![0; shape.byte_len().unwrap()];
         let mut out = [f32::NAN; 6];

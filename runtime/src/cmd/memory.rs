@@ -48,13 +48,12 @@ impl MemoryOptions {
                 picture: None,
             };
             let demand = Demand::of_record(&Record::open_with(path, trust)?, &scenario)?;
-            let (owner, memory) = memory_of(device);
             check(
                 &demand,
                 &path.display().to_string(),
                 "use a smaller or more strongly quantized record",
-                owner,
-                memory,
+                device == Device::Cpu && !self.mlock,
+                memory_of(device),
             )?;
         }
         Ok(Record::open_with(path, mapping)?)
@@ -135,10 +134,16 @@ impl RequestEstimate {
     ) -> anyhow::Result<()> {
         let demand = self.plan.request(media, prompt_tokens, self.max_tokens);
         if !self.ignore_memory {
-            let (owner, memory) = memory_of(self.device);
             let advice = "use smaller or fewer images (--image-tokens), fewer frames (--frames) or \
                           fewer --max-tokens";
-            check(&demand, "the request", advice, owner, memory)?;
+            let mapped = self.device == Device::Cpu;
+            check(
+                &demand,
+                "the request",
+                advice,
+                mapped,
+                memory_of(self.device),
+            )?;
         }
         let tokens = |medium: &MediaInput| match medium.values.is_empty() {
             true => 0,
@@ -176,21 +181,31 @@ fn check(
     demand: &Demand,
     what: &str,
     advice: &str,
-    owner: &str,
-    memory: Option<Memory>,
+    mapped: bool,
+    (owner, memory): (&str, Option<Memory>),
 ) -> anyhow::Result<()> {
     // A system that does not tell is trusted.
     let Some(memory) = memory else {
         return Ok(());
     };
     let (needs, usable) = (demand.needs, memory.usable());
+    let size = |n: u64| bytes(n as usize);
     if needs.total() <= usable {
         return Ok(());
     }
-    let size = |n: u64| bytes(n as usize);
-    let limit = match memory.group {
-        _ if memory.process == Some(usable) => "the limit of this process leaves".to_owned(),
-        Some(group) if group < memory.available => "this process's control group leaves".to_owned(),
+    // A GPU holds all weights in its own memory.
+    if mapped && demand.least() <= usable {
+        log::warn!(
+            "{what} needs about {}, of which {} are available: encoder and language model take turns \
+             in memory and are read from the disk again",
+            size(needs.total()),
+            size(usable)
+        );
+        return Ok(());
+    }
+    let limit = match usable {
+        n if memory.process == Some(n) => "this process's address space limit leaves".to_owned(),
+        n if memory.group == Some(n) => "this process's control group leaves".to_owned(),
         _ => format!("{owner} has available"),
     };
     bail!(
@@ -235,8 +250,8 @@ mod tests {
             &demand,
             "the record",
             "use less",
-            "the machine",
-            Some(memory),
+            false,
+            ("the machine", Some(memory)),
         )
         .err()
         .map(|error| error.to_string())
@@ -256,6 +271,42 @@ mod tests {
         ] {
             assert!(message.contains(word), "no {word:?} in {message:?}");
         }
+    }
+
+    /// Weights are mapped: encoder and language model can take turns in memory.
+    #[test]
+    fn one_stage_at_a_time_is_enough() {
+        let record = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/demo/qwen2vl-tiny.bpk"
+        );
+        let record = Record::open(record.as_ref()).expect("the demo's record opens");
+        let scenario = Scenario {
+            context: CONTEXT,
+            picture: None,
+        };
+        let demand = Demand::of_record(&record, &scenario).expect("an estimate");
+        assert!(demand.least() < demand.needs.total());
+        let outcome = |available: u64, mapped: bool| {
+            let memory = Memory {
+                total: 1 << 30,
+                available,
+                group: None,
+                process: None,
+                swap: 0,
+                zram: 0,
+            };
+            check(
+                &demand,
+                "the record",
+                "use less",
+                mapped,
+                ("the machine", Some(memory)),
+            )
+        };
+        assert!(outcome(demand.least(), true).is_ok());
+        assert!(outcome(demand.least(), false).is_err());
+        assert!(outcome(demand.least() - 1, true).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::load::{
     expand_q4, load_floats, load_halves, load_q8, load_sub_scales, prefetch, prefetch_header,
     scaled, store_floats, unpack_q4,
 };
-use super::smlal::{one_token, panels};
+use super::loops::{one_token, panels};
 use crate::cpu::ActivationScheme;
 use crate::format::{BLOCK, GROUP, PANEL, QuantFormat};
 use crate::operands::Operands;

@@ -85,12 +85,9 @@ pub(super) unsafe fn load_sub_scales(operands: &Operands) -> [int32x4_t; 2] {
 }
 
 /// Sub-block scales for formats without them: unused.
-///
-/// # Safety
-/// None; `unsafe` only to have the type of the other loads.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn no_sub_scales(_: &Operands) -> [int32x4_t; 2] {
+pub(super) fn no_sub_scales(_: &Operands) -> [int32x4_t; 2] {
     [vdupq_n_s32(1); 2]
 }
 

@@ -9,6 +9,7 @@ mod dotprod;
 mod float;
 mod kernels;
 mod load;
+mod loops;
 mod peak;
 mod smlal;
 

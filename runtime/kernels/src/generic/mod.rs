@@ -1,7 +1,7 @@
 //! Portable reference kernels. Every SIMD kernel is tested against them.
 //!
 //! The functions on rows are written so that the compiler vectorizes them, and are compiled again for
-//! each instruction set by [`row_kernels`]. Their parameter `FMA` tells whether that set has a fused
+//! each instruction set (module `rows`). Their parameter `FMA` tells whether that set has a fused
 //! multiply-add.
 
 pub(crate) mod activation;

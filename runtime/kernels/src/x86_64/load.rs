@@ -127,11 +127,8 @@ pub(super) unsafe fn load_sub_scale_pairs(sub_scales: *const u8) -> __m256i {
 }
 
 /// Sub-block scales for formats without them: unused.
-///
-/// # Safety
-/// None; `unsafe` only to have the type of the other loads.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn no_sub_scales(_: *const u8) -> __m256i {
+pub(super) fn no_sub_scales(_: *const u8) -> __m256i {
     _mm256_setzero_si256()
 }
