@@ -48,13 +48,20 @@ impl MemoryOptions {
                 picture: None,
             };
             let demand = Demand::of_record(&Record::open_with(path, trust)?, &scenario)?;
-            check(
+            let fit = check(
                 &demand,
                 &path.display().to_string(),
                 "use a smaller or more strongly quantized record",
                 device == Device::Cpu && !self.mlock,
                 memory_of(device),
             )?;
+            if fit == Fit::OneStageAtATime {
+                log::warn!(
+                    "{} does not fit into memory as a whole: encoder and language model take turns \
+                     and are read from the disk again",
+                    path.display()
+                );
+            }
         }
         Ok(Record::open_with(path, mapping)?)
     }
@@ -176,6 +183,15 @@ impl RequestEstimate {
     }
 }
 
+/// How a model fits into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// With all of its weights.
+    Whole,
+    /// With the weights of one stage at a time; the others are read from the disk again.
+    OneStageAtATime,
+}
+
 /// Refuses what cannot fit, with the numbers; `owner` has the memory.
 fn check(
     demand: &Demand,
@@ -183,25 +199,19 @@ fn check(
     advice: &str,
     mapped: bool,
     (owner, memory): (&str, Option<Memory>),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Fit> {
     // A system that does not tell is trusted.
     let Some(memory) = memory else {
-        return Ok(());
+        return Ok(Fit::Whole);
     };
     let (needs, usable) = (demand.needs, memory.usable());
     let size = |n: u64| bytes(n as usize);
     if needs.total() <= usable {
-        return Ok(());
+        return Ok(Fit::Whole);
     }
     // A GPU holds all weights in its own memory.
     if mapped && demand.least() <= usable {
-        log::warn!(
-            "{what} needs about {}, of which {} are available: encoder and language model take turns \
-             in memory and are read from the disk again",
-            size(needs.total()),
-            size(usable)
-        );
-        return Ok(());
+        return Ok(Fit::OneStageAtATime);
     }
     let limit = match usable {
         n if memory.process == Some(n) => "this process's address space limit leaves".to_owned(),
