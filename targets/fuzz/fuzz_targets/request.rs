@@ -1,0 +1,3 @@
+#![no_main]
+
+edge_lmm_fuzz::fuzz_program!("request");
