@@ -11,14 +11,6 @@ pub fn path(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The content of a file.
-///
-/// # Panics
-/// If it cannot be read.
-pub fn read(name: &str) -> Vec<u8> {
-    std::fs::read(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-}
-
 /// The content of a JSON file; null if there is none.
 ///
 /// # Panics
