@@ -272,6 +272,13 @@ impl TextProcessor {
             .map_err(ModelError::Tokenizer)
     }
 
+    /// Whether [`Self::decode`] leaves the token out.
+    fn is_special(&self, id: u32) -> bool {
+        let token = self.tokenizer.id_to_token(id);
+        let added = self.tokenizer.get_added_vocabulary();
+        token.is_some_and(|token| added.is_special_token(&token))
+    }
+
     /// Renders the conversation, ending where the assistant is to speak.
     ///
     /// `fallback` is used where the checkpoint has no template; `placeholder` is the text of a
@@ -377,6 +384,10 @@ impl TextStream {
     /// # Errors
     /// If the tokenizer fails.
     pub fn push(&mut self, text: &TextProcessor, id: u32) -> Result<String, ModelError> {
+        // At the start of the window, it would hide that the next word follows another one.
+        if text.is_special(id) {
+            return Ok(String::new());
+        }
         self.ids.push(id);
         let decoded = text.decode(&self.ids[self.window..])?;
         if decoded.ends_with('\u{fffd}') {
@@ -397,5 +408,37 @@ impl TextStream {
         let decoded = text.decode(&self.ids[self.window..])?;
         let before = text.decode(&self.ids[self.window..self.given])?;
         Ok(decoded.get(before.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Token by token comes what `decode` gives at once, also around special tokens, which it
+    /// leaves out.
+    #[test]
+    fn streams_keep_blanks_after_special_tokens() {
+        for (name, special) in [
+            ("blip2-t5-odd", "</s>"),
+            ("llama-odd", "</s>"),
+            ("qwen2-odd", "<|im_end|>"),
+        ] {
+            let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+            let json = std::fs::read_to_string(data.join(name).join("tokenizer.json"));
+            let text = TextProcessor::new(&json.expect(name), None).expect(name);
+            let words = encode(&text.tokenizer, "a red circle", false).expect(name);
+            let end = text.id(special).expect(name);
+            let ids = [&words[..], &[end, end], &words, &[end]].concat();
+            let mut stream = TextStream::default();
+            let mut given = String::new();
+            for &id in &ids {
+                given += &stream.push(&text, id).expect(name);
+            }
+            given += &stream.finish(&text).expect(name);
+            assert_eq!(given, text.decode(&ids).expect(name), "{name}");
+        }
     }
 }

@@ -4,6 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::guard;
+
 /// How many times longer a normalizer or decoder may make a text. SentencePiece's space takes 3.
 const MAX_GROWTH: usize = 256;
 
@@ -31,7 +33,23 @@ pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
             return Err("its pre_tokenizer cuts pieces of length 0".to_owned());
         }
     }
-    Ok(())
+    check_edges(tokenizer)
+}
+
+/// Checks the tokens that the post-processor puts around a text: their ids are not taken from the
+/// vocabulary.
+fn check_edges(tokenizer: &Tokenizer) -> Result<(), String> {
+    let edges = guard::catch(|| tokenizer.encode_fast("", true))?;
+    // Tokenizers that fail on an empty text may still encode others.
+    let ids = edges
+        .map(|edges| edges.get_ids().to_vec())
+        .unwrap_or_default();
+    match ids.iter().find(|&&id| tokenizer.id_to_token(id).is_none()) {
+        Some(id) => Err(format!(
+            "its post_processor adds the id {id}, which its vocabulary lacks"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The steps of a part of the tokenizer, those of sequences one by one.
@@ -120,6 +138,23 @@ mod tests {
         for (length, allowed) in [(0, false), (1, true)] {
             let value = json!({"type": "FixedLength", "length": length});
             assert_eq!(check(&tokenizer("pre_tokenizer", value)).is_ok(), allowed);
+        }
+    }
+
+    #[test]
+    fn ids_of_the_post_processor_are_in_the_vocabulary() {
+        for (id, allowed) in [(0, true), (1, false), (u32::MAX, false)] {
+            let value = json!({
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "a", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [],
+                "special_tokens": {"a": {"id": "a", "ids": [id], "tokens": ["a"]}},
+            });
+            let checked = check(&tokenizer("post_processor", value));
+            assert_eq!(checked.is_ok(), allowed, "{id}: {checked:?}");
         }
     }
 }

@@ -41,7 +41,7 @@ pub fn prepare(target: &Target) {
     for (number, seed) in (target.seeds)().iter().enumerate() {
         std::fs::write(corpus.join(format!("seed-{number}")), seed).expect("a seed");
     }
-    panics::watch(true);
+    panics::abort();
 }
 
 /// Changes an input of `size` bytes within `data`: half of the time as libFuzzer does, which knows

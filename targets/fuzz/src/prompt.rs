@@ -474,14 +474,20 @@ impl Known {
     }
 
     /// Whether the tokenizer gives a text back: one that it neither normalizes nor lacks tokens
-    /// for. T5 and Phi-3 drop blanks next to a control token.
+    /// for. SentencePiece writes blanks as U+2581; T5 and Phi-3 drop blanks next to a control
+    /// token.
     fn is_kept(&self, text: &str) -> bool {
-        let mut normalized = NormalizedString::from(text);
-        if let Some(normalizer) = self.tokenizer.get_normalizer() {
-            normalizer.normalize(&mut normalized).expect("text");
+        match self.name {
+            "blip2-t5-odd" => false,
+            "llama-odd" | "llava-odd" | "phi3-odd" => !text.contains('\u{2581}'),
+            _ => {
+                let mut normalized = NormalizedString::from(text);
+                if let Some(normalizer) = self.tokenizer.get_normalizer() {
+                    normalizer.normalize(&mut normalized).expect("text");
+                }
+                normalized.get() == text
+            }
         }
-        let changes = !matches!(self.name, "llama-odd" | "llava-odd" | "phi3-odd");
-        self.name != "blip2-t5-odd" && (!changes || normalized.get() == text)
     }
 }
 

@@ -1,8 +1,5 @@
 //! Runs every target on its seeds and on damaged copies of them, the same ones each time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
-
 use edge_lmm_fuzz::mutate::mutate;
 use edge_lmm_fuzz::{TARGETS, Target, panics, target};
 use rand::seq::IndexedRandom;
@@ -12,12 +9,7 @@ use rand_chacha::ChaCha8Rng;
 /// Longest input.
 const MAX_LEN: usize = 1 << 16;
 
-/// One target at a time: the panics of all threads are watched together.
-static TURN: Mutex<()> = Mutex::new(());
-
 fn check(name: &str, inputs: usize) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    panics::watch(false);
     let target = target(name);
     let mut pool = (target.seeds)();
     let seeds = pool.len();
@@ -38,8 +30,7 @@ fn check(name: &str, inputs: usize) {
 }
 
 fn run(target: &Target, input: &[u8]) {
-    let result = catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
-    if let Some(panic) = panics::take().or(result.err().map(|_| "a library panicked".to_owned())) {
+    if let Err(panic) = panics::catch(|| (target.run)(input)) {
         let file = std::env::temp_dir().join(format!("edge-lmm-fuzz-{}", target.name));
         std::fs::write(&file, input).expect("a file");
         panic!("{}: {panic}; the input is {}", target.name, file.display());
