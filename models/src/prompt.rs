@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::chat_template::{ChatTemplate, EdgeTokens, Forms};
-use crate::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode};
+use crate::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::error::ModelError;
 use crate::guard;
 use crate::model::MediaKind;
@@ -106,6 +106,8 @@ impl Rendered {
 #[derive(Debug)]
 pub struct TextProcessor {
     tokenizer: Tokenizer,
+    /// `tokenizer.json`, if the library cannot write it.
+    source: Option<String>,
     template: Option<ChatTemplate>,
     edges: EdgeTokens,
     parse_special: bool,
@@ -122,13 +124,13 @@ struct Prepared {
 }
 
 impl TextProcessor {
-    /// From the text of `tokenizer.json` and a chat template in Jinja. Truncation and padding
+    /// From `json`, the text of `tokenizer.json`, and a chat template in Jinja. Truncation and padding
     /// that the tokenizer was saved with are ignored.
     ///
     /// # Errors
     /// If the tokenizer or the template cannot be read, or is too large to be used safely.
-    pub fn new(tokenizer: &str, template: Option<String>) -> Result<Self, ModelError> {
-        let mut tokenizer = guard::on_large_stack(|| tokenizer.parse::<Tokenizer>())
+    pub fn new(json: &str, template: Option<String>) -> Result<Self, ModelError> {
+        let mut tokenizer = guard::on_large_stack(|| json.parse::<Tokenizer>())
             .and_then(|parsed| parsed.map_err(|error| error.to_string()))
             .map_err(ModelError::Tokenizer)?;
         tokenizer.with_padding(None);
@@ -138,6 +140,7 @@ impl TextProcessor {
         tokenizer_limits::check(&tokenizer).map_err(ModelError::Tokenizer)?;
         let template = template.map(|template| ChatTemplate::new(&template));
         Ok(Self {
+            source: (!is_dense(&tokenizer)).then(|| json.to_owned()),
             tokenizer,
             template: template.transpose()?,
             edges: EdgeTokens::default(),
@@ -253,7 +256,10 @@ impl TextProcessor {
         match self.literal.get() {
             Some(tokenizer) if tokenizer.takes(&text) => literal(tokenizer),
             _ => {
-                let tokenizer = LiteralTokenizer::new(&self.tokenizer, control, &text)?;
+                let tokenizer = {
+                    let source = self.source.as_deref();
+                    LiteralTokenizer::new(&self.tokenizer, source, control, &text)?
+                };
                 let ids = literal(&tokenizer);
                 // The first one is kept. It is rare that a text contains its sentinel.
                 let _ = self.literal.set(tokenizer);

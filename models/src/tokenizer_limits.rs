@@ -9,7 +9,10 @@ use crate::guard;
 /// How many times longer a normalizer or decoder may make a text. SentencePiece's space takes 3.
 const MAX_GROWTH: usize = 256;
 
-/// Checks the steps before and after a tokenizer's model.
+/// Largest id. Published vocabularies have up to 300,000 tokens.
+const MAX_ID: u32 = 1 << 24;
+
+/// Checks the ids of a tokenizer's model and the steps before and after it.
 ///
 /// # Errors
 /// Says which step is refused.
@@ -33,7 +36,18 @@ pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
             return Err("its pre_tokenizer cuts pieces of length 0".to_owned());
         }
     }
+    check_ids(tokenizer)?;
     check_edges(tokenizer)
+}
+
+/// Tables of tokens by id have a place for every id up to the largest.
+fn check_ids(tokenizer: &Tokenizer) -> Result<(), String> {
+    match tokenizer.get_vocab(true).into_values().max() {
+        Some(largest) if largest > MAX_ID => Err(format!(
+            "it has a token with the id {largest}, at most {MAX_ID} is supported"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Checks the tokens that the post-processor puts around a text: their ids are not taken from the
@@ -155,6 +169,14 @@ mod tests {
             });
             let checked = check(&tokenizer("post_processor", value));
             assert_eq!(checked.is_ok(), allowed, "{id}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_limited() {
+        for (id, allowed) in [(MAX_ID, true), (MAX_ID + 1, false), (u32::MAX, false)] {
+            let model = json!({"type": "WordLevel", "vocab": {"a": id}, "unk_token": "a"});
+            assert_eq!(check(&tokenizer("model", model)).is_ok(), allowed, "{id}");
         }
     }
 }

@@ -1,17 +1,28 @@
 //! What is promised of error messages.
 
-use std::fmt::Display;
+/// Longest message of a reply: one that repeats its request would fill the connection.
+const MAX_LEN: usize = 9000;
 
-/// Longest message: one that repeats its input would fill logs and replies.
-const MAX_LEN: usize = 4096;
-
-/// Checks that a message can be shown as one line.
+/// Checks that an error says something.
 ///
 /// # Panics
-/// If it cannot.
-pub fn check(error: &impl Display) {
-    let message = error.to_string();
-    assert!(!message.is_empty(), "an error without a message");
-    assert!(!message.contains('\n'), "several lines: {message:?}");
+/// If it does not.
+pub fn check(error: &impl ToString) {
+    assert!(
+        !error.to_string().trim().is_empty(),
+        "an error without a message"
+    );
+}
+
+/// Checks that a message is one line of limited length.
+///
+/// # Panics
+/// If it is not.
+pub fn check_line(message: &str) {
+    check(&message);
+    assert!(
+        !message.contains(char::is_control),
+        "control characters: {message:?}"
+    );
     assert!(message.len() <= MAX_LEN, "too long: {message:?}");
 }

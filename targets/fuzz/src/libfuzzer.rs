@@ -4,6 +4,8 @@ use std::path::Path;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use rustix::param::page_size;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::mutate::mutate;
 use crate::{Target, panics};
@@ -28,11 +30,16 @@ macro_rules! fuzz_program {
     };
 }
 
-/// Writes the seeds into the corpus, which libFuzzer reads next, and makes panics of the project's
-/// own code fatal.
+/// Address space that a target may take beyond what the sanitizer reserves. The project takes it
+/// for all the memory there is, so that what it allows itself is found by the sanitizer if it is
+/// more.
+const MEMORY: u64 = 1 << 30;
+
+/// Writes the seeds into the corpus, which libFuzzer reads next, limits the memory, and makes
+/// panics of the project's own code fatal.
 ///
 /// # Panics
-/// If the corpus cannot be written.
+/// If the corpus cannot be written or the limit cannot be set.
 pub fn prepare(target: &Target) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
@@ -41,7 +48,22 @@ pub fn prepare(target: &Target) {
     for (number, seed) in (target.seeds)().iter().enumerate() {
         std::fs::write(corpus.join(format!("seed-{number}")), seed).expect("a seed");
     }
+    limit_memory();
     panics::abort();
+}
+
+fn limit_memory() {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("the size of this process");
+    let pages = statm
+        .split(' ')
+        .next()
+        .and_then(|pages| pages.parse::<u64>().ok());
+    let taken = pages.expect("a number of pages") * page_size() as u64;
+    let limit = Rlimit {
+        current: Some(taken + MEMORY),
+        maximum: getrlimit(Resource::As).maximum,
+    };
+    setrlimit(Resource::As, limit).expect("a limit of memory");
 }
 
 /// Changes an input of `size` bytes within `data`: half of the time as libFuzzer does, which knows

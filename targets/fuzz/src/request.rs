@@ -70,8 +70,8 @@ pub const REQUEST: Target = Target {
 fn check_reply(reply: &Reply) -> Value {
     let line = reply.line();
     let json: Value = serde_json::from_str(&line).expect("JSON");
-    errors::check(&line);
-    errors::check(&json["error"].as_str().expect("an error"));
+    assert!(!line.contains('\n'), "several lines: {line:?}");
+    errors::check_line(json["error"].as_str().expect("an error"));
     let id = json["id"].clone();
     assert!(id.is_null() || id.is_number() || id.as_str().is_some_and(|id| id.len() <= 256));
     id
