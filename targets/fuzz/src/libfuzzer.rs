@@ -1,6 +1,7 @@
 //! Runs a target with libFuzzer.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -72,7 +73,8 @@ pub fn change(target: &Target, data: &mut [u8], size: usize, max: usize, seed: u
     if seed % 2 == 0 {
         return libfuzzer_sys::fuzzer_mutate(data, size, max);
     }
-    let seeds = (target.seeds)();
+    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    let seeds = SEEDS.get_or_init(target.seeds);
     let mut rng = ChaCha8Rng::seed_from_u64(seed.into());
     let other = &seeds[seed as usize / 2 % seeds.len()];
     let changed = mutate(&data[..size], other, target.form, &mut rng);
