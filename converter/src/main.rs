@@ -13,6 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use clap::{CommandFactory, Parser};
 use edge_lmm::needs::Scenario;
+use edge_lmm::one_line;
 use edge_lmm::output::Output;
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -386,11 +386,10 @@ fn without_training_marks(template: &str) -> String {
     let mut cleaned = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else {
+        let Some((inner, _)) = rest[start + 2..].split_once("%}") else {
             break;
         };
-        let end = start + len + 2;
-        let inner = &rest[start + 2..end - 2];
+        let end = start + 2 + inner.len() + 2;
         let word = inner.trim_matches(['-', '+']).trim();
         if matches!(word, "generation" | "endgeneration") {
             cleaned.push_str(&rest[..start]);
@@ -436,7 +435,9 @@ mod tests {
             without_training_marks(template),
             "a {#  #}b{% if x %}c{% endif %} {#--#} d"
         );
-        assert_eq!(without_training_marks("{% generation"), "{% generation");
+        for unchanged in ["{% generation", "{%}", "{%}{% %}", "{%%}", "a{%} b %}"] {
+            assert_eq!(without_training_marks(unchanged), unchanged);
+        }
     }
 
     #[test]

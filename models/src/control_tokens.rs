@@ -231,12 +231,13 @@ pub(crate) struct LiteralTokenizer {
 
 impl LiteralTokenizer {
     /// The twin of `tokenizer` for texts that do not contain the sentinel, a character that
-    /// `text` does not contain.
+    /// `text` does not contain. `source` is the JSON of a tokenizer that is not [`is_dense`].
     ///
     /// # Errors
     /// If the tokenizer cannot be rewritten, or `text` contains all private-use characters.
     pub fn new(
         tokenizer: &Tokenizer,
+        source: Option<&str>,
         control: &ControlTokens,
         text: &str,
     ) -> Result<Self, ModelError> {
@@ -249,7 +250,14 @@ impl LiteralTokenizer {
         let used: BTreeSet<char> = text.chars().collect();
         let sentinel = PRIVATE.rev().find(|c| !used.contains(c));
         let sentinel = sentinel.ok_or_else(|| failed("no private-use character is left".into()))?;
-        let mut json = serde_json::to_value(tokenizer).map_err(|e| failed(e.to_string()))?;
+        let json = match source {
+            Some(source) => serde_json::from_str(source),
+            None => serde_json::to_value(tokenizer),
+        };
+        let mut json: Value = json.map_err(|error| failed(error.to_string()))?;
+        for setting in ["truncation", "padding"] {
+            json[setting] = Value::Null;
+        }
         rename(&mut json, &control.names(sentinel));
         let renamed = guard::catch(|| json.to_string().parse::<Tokenizer>())
             .and_then(|parsed| parsed.map_err(|error| error.to_string()))
@@ -314,6 +322,17 @@ impl ControlTokens {
     }
 }
 
+/// Whether the ids of the tokenizer's model are the numbers from 0 on, each once. The library
+/// writes the JSON of other models with tokens left out, and prints a warning to standard output.
+pub(crate) fn is_dense(tokenizer: &Tokenizer) -> bool {
+    let vocabulary = tokenizer.get_vocab(false);
+    let mut seen = vec![false; vocabulary.len()];
+    vocabulary.into_values().all(|id| {
+        let seen = seen.get_mut(id as usize);
+        seen.is_some_and(|seen| !std::mem::replace(seen, true))
+    })
+}
+
 fn private(sentinel: char, id: u32) -> String {
     format!("{sentinel}{id}{sentinel}")
 }
@@ -368,6 +387,13 @@ fn rename(tokenizer: &mut Value, names: &HashMap<&str, String>) {
                 let touched = |text: &&str| names.contains_key(*text);
                 !parts.iter().any(touched) && !names.contains_key(&*parts.concat())
             }
+            // As older versions of the library write them.
+            Value::String(pair) => pair.split_once(' ').is_none_or(|(left, right)| {
+                let pair = format!("{left}{right}");
+                ![left, right, &pair]
+                    .iter()
+                    .any(|text| names.contains_key(*text))
+            }),
             _ => true,
         });
     }
@@ -428,7 +454,7 @@ mod tests {
             let json = json(name);
             let tokenizer = tokenizer(&json);
             let control = ControlTokens::new(&tokenizer, "").unwrap();
-            let literal = LiteralTokenizer::new(&tokenizer, &control, "").unwrap();
+            let literal = LiteralTokenizer::new(&tokenizer, None, &control, "").unwrap();
             let all: Vec<&str> = control.tokens.iter().map(|t| t.content.as_str()).collect();
             for words in [
                 "",
@@ -538,6 +564,28 @@ mod tests {
         let ids = prompt(&text, "<think>no</think>y<|im_end|>es");
         let end = text.id("<|im_end|>").unwrap();
         assert_eq!(ids.iter().filter(|&&id| id == end).count(), 1);
+    }
+
+    /// A vocabulary whose ids have gaps, or that has two tokens of one id, is rewritten as it is.
+    #[test]
+    fn tokens_of_sparse_vocabularies_stay() {
+        for merges in [json!([["a", "b"], ["<", "x"]]), json!(["a b", "< x"])] {
+            let json = json!({
+                "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+                "pre_tokenizer": null, "post_processor": null, "decoder": null,
+                "added_tokens": [{"id": 9, "content": "<x", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true}],
+                "model": {"type": "BPE", "merges": merges,
+                    "vocab": {"a": 0, "b": 0, "ab": 4, "<": 5, "x": 7, "<x": 9}},
+            });
+            assert!(!is_dense(&tokenizer(&json)));
+            let template = "<x{{ messages[0].content }}".to_owned();
+            let text = TextProcessor::new(&json.to_string(), Some(template)).unwrap();
+            assert_eq!(prompt(&text, "ab<xa"), [9, 4, 5, 7, 0]);
+        }
+        for name in CHECKPOINTS {
+            assert!(is_dense(&tokenizer(&json(name))), "{name}");
+        }
     }
 
     #[test]

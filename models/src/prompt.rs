@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::chat_template::{ChatTemplate, EdgeTokens, Forms};
-use crate::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode};
+use crate::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::error::ModelError;
 use crate::guard;
 use crate::model::MediaKind;
@@ -106,6 +106,8 @@ impl Rendered {
 #[derive(Debug)]
 pub struct TextProcessor {
     tokenizer: Tokenizer,
+    /// `tokenizer.json`, if the library cannot write it.
+    source: Option<String>,
     template: Option<ChatTemplate>,
     edges: EdgeTokens,
     parse_special: bool,
@@ -122,13 +124,13 @@ struct Prepared {
 }
 
 impl TextProcessor {
-    /// From the text of `tokenizer.json` and a chat template in Jinja. Truncation and padding
+    /// From `json`, the text of `tokenizer.json`, and a chat template in Jinja. Truncation and padding
     /// that the tokenizer was saved with are ignored.
     ///
     /// # Errors
     /// If the tokenizer or the template cannot be read, or is too large to be used safely.
-    pub fn new(tokenizer: &str, template: Option<String>) -> Result<Self, ModelError> {
-        let mut tokenizer = guard::on_large_stack(|| tokenizer.parse::<Tokenizer>())
+    pub fn new(json: &str, template: Option<String>) -> Result<Self, ModelError> {
+        let mut tokenizer = guard::on_large_stack(|| json.parse::<Tokenizer>())
             .and_then(|parsed| parsed.map_err(|error| error.to_string()))
             .map_err(ModelError::Tokenizer)?;
         tokenizer.with_padding(None);
@@ -138,6 +140,7 @@ impl TextProcessor {
         tokenizer_limits::check(&tokenizer).map_err(ModelError::Tokenizer)?;
         let template = template.map(|template| ChatTemplate::new(&template));
         Ok(Self {
+            source: (!is_dense(&tokenizer)).then(|| json.to_owned()),
             tokenizer,
             template: template.transpose()?,
             edges: EdgeTokens::default(),
@@ -253,7 +256,10 @@ impl TextProcessor {
         match self.literal.get() {
             Some(tokenizer) if tokenizer.takes(&text) => literal(tokenizer),
             _ => {
-                let tokenizer = LiteralTokenizer::new(&self.tokenizer, control, &text)?;
+                let tokenizer = {
+                    let source = self.source.as_deref();
+                    LiteralTokenizer::new(&self.tokenizer, source, control, &text)?
+                };
                 let ids = literal(&tokenizer);
                 // The first one is kept. It is rare that a text contains its sentinel.
                 let _ = self.literal.set(tokenizer);
@@ -270,6 +276,13 @@ impl TextProcessor {
         guard::catch(|| self.tokenizer.decode(ids, true))
             .and_then(|text| text.map_err(|error| error.to_string()))
             .map_err(ModelError::Tokenizer)
+    }
+
+    /// Whether [`Self::decode`] leaves the token out.
+    fn is_special(&self, id: u32) -> bool {
+        let token = self.tokenizer.id_to_token(id);
+        let added = self.tokenizer.get_added_vocabulary();
+        token.is_some_and(|token| added.is_special_token(&token))
     }
 
     /// Renders the conversation, ending where the assistant is to speak.
@@ -377,6 +390,10 @@ impl TextStream {
     /// # Errors
     /// If the tokenizer fails.
     pub fn push(&mut self, text: &TextProcessor, id: u32) -> Result<String, ModelError> {
+        // At the start of the window, it would hide that the next word follows another one.
+        if text.is_special(id) {
+            return Ok(String::new());
+        }
         self.ids.push(id);
         let decoded = text.decode(&self.ids[self.window..])?;
         if decoded.ends_with('\u{fffd}') {
@@ -397,5 +414,37 @@ impl TextStream {
         let decoded = text.decode(&self.ids[self.window..])?;
         let before = text.decode(&self.ids[self.window..self.given])?;
         Ok(decoded.get(before.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Token by token comes what `decode` gives at once, also around special tokens, which it
+    /// leaves out.
+    #[test]
+    fn streams_keep_blanks_after_special_tokens() {
+        for (name, special) in [
+            ("blip2-t5-odd", "</s>"),
+            ("llama-odd", "</s>"),
+            ("qwen2-odd", "<|im_end|>"),
+        ] {
+            let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+            let json = std::fs::read_to_string(data.join(name).join("tokenizer.json"));
+            let text = TextProcessor::new(&json.expect(name), None).expect(name);
+            let words = encode(&text.tokenizer, "a red circle", false).expect(name);
+            let end = text.id(special).expect(name);
+            let ids = [&words[..], &[end, end], &words, &[end]].concat();
+            let mut stream = TextStream::default();
+            let mut given = String::new();
+            for &id in &ids {
+                given += &stream.push(&text, id).expect(name);
+            }
+            given += &stream.finish(&text).expect(name);
+            assert_eq!(given, text.decode(&ids).expect(name), "{name}");
+        }
     }
 }

@@ -4,10 +4,15 @@ use serde::Serialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::guard;
+
 /// How many times longer a normalizer or decoder may make a text. SentencePiece's space takes 3.
 const MAX_GROWTH: usize = 256;
 
-/// Checks the steps before and after a tokenizer's model.
+/// Largest id. Published vocabularies have up to 300,000 tokens.
+const MAX_ID: u32 = 1 << 24;
+
+/// Checks the ids of a tokenizer's model and the steps before and after it.
 ///
 /// # Errors
 /// Says which step is refused.
@@ -31,7 +36,34 @@ pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
             return Err("its pre_tokenizer cuts pieces of length 0".to_owned());
         }
     }
-    Ok(())
+    check_ids(tokenizer)?;
+    check_edges(tokenizer)
+}
+
+/// Tables of tokens by id have a place for every id up to the largest.
+fn check_ids(tokenizer: &Tokenizer) -> Result<(), String> {
+    match tokenizer.get_vocab(true).into_values().max() {
+        Some(largest) if largest > MAX_ID => Err(format!(
+            "it has a token with the id {largest}, at most {MAX_ID} is supported"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the tokens that the post-processor puts around a text: their ids are not taken from the
+/// vocabulary.
+fn check_edges(tokenizer: &Tokenizer) -> Result<(), String> {
+    let edges = guard::catch(|| tokenizer.encode_fast("", true))?;
+    // Tokenizers that fail on an empty text may still encode others.
+    let ids = edges
+        .map(|edges| edges.get_ids().to_vec())
+        .unwrap_or_default();
+    match ids.iter().find(|&&id| tokenizer.id_to_token(id).is_none()) {
+        Some(id) => Err(format!(
+            "its post_processor adds the id {id}, which its vocabulary lacks"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The steps of a part of the tokenizer, those of sequences one by one.
@@ -120,6 +152,31 @@ mod tests {
         for (length, allowed) in [(0, false), (1, true)] {
             let value = json!({"type": "FixedLength", "length": length});
             assert_eq!(check(&tokenizer("pre_tokenizer", value)).is_ok(), allowed);
+        }
+    }
+
+    #[test]
+    fn ids_of_the_post_processor_are_in_the_vocabulary() {
+        for (id, allowed) in [(0, true), (1, false), (u32::MAX, false)] {
+            let value = json!({
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "a", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [],
+                "special_tokens": {"a": {"id": "a", "ids": [id], "tokens": ["a"]}},
+            });
+            let checked = check(&tokenizer("post_processor", value));
+            assert_eq!(checked.is_ok(), allowed, "{id}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_limited() {
+        for (id, allowed) in [(MAX_ID, true), (MAX_ID + 1, false), (u32::MAX, false)] {
+            let model = json!({"type": "WordLevel", "vocab": {"a": id}, "unk_token": "a"});
+            assert_eq!(check(&tokenizer("model", model)).is_ok(), allowed, "{id}");
         }
     }
 }

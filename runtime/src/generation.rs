@@ -11,11 +11,13 @@ use std::fmt::Debug;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::ModelFiles;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::sampler::Sampling;
 
 /// Changes the logits of the next token.
+///
+/// Logits are at most [`f32::MAX`]; [`f32::NEG_INFINITY`] excludes a token.
 pub trait LogitsProcessor: Debug + Send {
     /// `tokens` are all tokens so far, those of the prompt included (of an encoder-decoder, the
     /// decoder's). From call to call, tokens are only appended.
@@ -212,8 +214,12 @@ impl GenerationConfig {
     }
 
     fn sequence_bias(&self) -> Result<Vec<(Vec<u32>, f32)>, ModelError> {
-        let expected = "a list of [[token ids], number]";
-        Ok(self.read("sequence_bias", expected)?.unwrap_or_default())
+        let (key, expected) = ("sequence_bias", "a list of [[token ids], number]");
+        let biases: Vec<(Vec<u32>, f32)> = self.read(key, expected)?.unwrap_or_default();
+        match biases.iter().find(|(_, bias)| !bias.is_finite()) {
+            Some((_, bias)) => Err(invalid(key, &json!(bias.to_string()), expected)),
+            None => Ok(biases),
+        }
     }
 
     /// A token that ends the answer is no bad word.
@@ -274,10 +280,11 @@ impl LogitsProcessor for RepetitionPenalty {
         self.read = tokens.len();
         for &id in &self.distinct {
             let logit = &mut logits[id as usize];
-            *logit = match *logit < 0.0 {
+            let changed = match *logit < 0.0 {
                 true => *logit * self.penalty,
                 false => *logit / self.penalty,
             };
+            *logit = changed.min(f32::MAX);
         }
     }
 }
@@ -319,7 +326,7 @@ impl LogitsProcessor for SequenceBias {
             if tokens.ends_with(before)
                 && let Some(logit) = logits.get_mut(last as usize)
             {
-                *logit += bias;
+                *logit = (*logit + bias).min(f32::MAX);
             }
         }
     }
@@ -374,9 +381,14 @@ impl LogitsProcessor for LengthPenalty {
             return;
         };
         let growth = self.factor.powi(i32::try_from(beyond).unwrap_or(i32::MAX)) - 1.0;
+        // A number too large for f32 would make NaN of a logit of 0.
+        let growth = growth.clamp(f32::MIN, f32::MAX);
         for &id in &self.end_tokens {
             if let Some(logit) = logits.get_mut(id as usize) {
-                *logit += logit.abs() * growth;
+                // A token that is excluded stays so.
+                if logit.is_finite() {
+                    *logit = (*logit + logit.abs() * growth).min(f32::MAX);
+                }
             }
         }
     }
@@ -392,7 +404,6 @@ fn set(logits: &mut [f32], id: u32, value: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     const OUT: f32 = f32::NEG_INFINITY;
 
@@ -444,6 +455,32 @@ mod tests {
         let found = processed(setting, run(3, &[]), &steps);
         assert_eq!(found[0], [-0.2, 0.05, 0.1, 0.1, 0.1, 0.1]);
         assert_eq!(found[1], [0.05, 0.05, 0.1, 0.1, 0.1, 0.2]);
+    }
+
+    /// Settings that contradict each other or overflow make no NaN: an excluded token stays so,
+    /// and other logits stay finite.
+    #[test]
+    fn no_setting_makes_a_logit_undefined() {
+        for generation in [
+            json!({"min_length": 9, "exponential_decay_length_penalty": [0, 2.0]}),
+            json!({"exponential_decay_length_penalty": [0, 1e300]}),
+            json!({"exponential_decay_length_penalty": [0, -1e30]}),
+            json!({"repetition_penalty": 1e-40}),
+            json!({"sequence_bias": [[[1], 3e38], [[2], 3e38]], "bad_words_ids": [[1]]}),
+            json!({"sequence_bias": [[[0], 3e38]], "suppress_tokens": [0], "repetition_penalty": 1e-5}),
+        ] {
+            let tokens = [0, 1, 2, 1];
+            let logits = [0.0, 3e38, 5.0, -0.0];
+            let step: (&[u32], &[f32]) = (&tokens, &logits);
+            let found = processed(generation.clone(), run(1, &[0, 1]), &[step]).remove(0);
+            let defined = |logit: &f32| *logit == OUT || logit.is_finite();
+            assert!(found.iter().all(defined), "{generation}: {found:?}");
+        }
+        let infinite = config(json!({"sequence_bias": [[[1], 1e300]]}));
+        let error = infinite
+            .processors(&Sampling::default(), run(1, &[]))
+            .unwrap_err();
+        assert!(error.to_string().contains("sequence_bias"), "{error}");
     }
 
     /// Values of `test_no_repeat_ngram_dist_processor`.

@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod map;
 pub mod media;
 pub mod needs;
+mod one_line;
 pub mod output;
 pub mod record;
 pub mod report;
@@ -28,6 +29,7 @@ pub use device::{AnyEngine, Device, Devices};
 pub use engine::{Answer, Engine, Event, FinishReason, Request};
 pub use error::EngineError;
 pub use media::Media;
+pub use one_line::one_line;
 pub use record::{Record, RecordError};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.

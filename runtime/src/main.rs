@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", cmd::errors::one_line(&error));
+            eprintln!("error: {}", edge_lmm::one_line(&error));
             ExitCode::FAILURE
         }
     }

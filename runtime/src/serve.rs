@@ -28,7 +28,7 @@ use crate::generation::is_penalty;
 use crate::media::{FrameSelection, MediaBudget, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
-use crate::{Answer, AnyEngine, EngineError, Event, Media, Request};
+use crate::{Answer, AnyEngine, EngineError, Event, Media, Request, one_line};
 
 /// Longest request in bytes: room for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
@@ -165,7 +165,7 @@ impl Question {
     pub fn parse(line: &[u8]) -> Result<Self, Reply> {
         let question: Self = serde_json::from_slice(line).map_err(|error| Reply::Error {
             id: id_of(line),
-            error: format!("the request cannot be read: {error}"),
+            error: one_line(&anyhow::Error::new(error).context("the request cannot be read")),
         })?;
         match is_id(&question.id) {
             true => Ok(question),
@@ -283,11 +283,6 @@ impl Prepared {
         };
         engine.answer(&request, on_event)
     }
-}
-
-/// The error and its causes.
-fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").replace('\n', " ")
 }
 
 fn is_id(id: &Value) -> bool {
@@ -423,4 +418,28 @@ fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> 
         content,
     };
     system.into_iter().chain([user]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_do_not_repeat_a_whole_request() {
+        let key = r"a\u000a\u001b".repeat(9000);
+        let line = format!(r#"{{"id": 7, "{key}": 1}}"#);
+        let reply = Question::parse(line.as_bytes()).unwrap_err();
+        let Reply::Error { id, error } = &reply else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(*id, 7);
+        assert!(
+            error.starts_with("the request cannot be read: unknown field"),
+            "{error}"
+        );
+        assert!(
+            error.len() < 3000 && !error.contains(char::is_control),
+            "{error}"
+        );
+    }
 }

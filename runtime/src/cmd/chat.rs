@@ -6,13 +6,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnyEngine, FinishReason, Media, Request};
+use edge_lmm::{AnyEngine, FinishReason, Media, Request, one_line};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::stage;
 use serde_json::json;
 
 use super::answer::answer_until;
-use super::errors::one_line;
 use super::memory::RequestEstimate;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,

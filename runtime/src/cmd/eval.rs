@@ -10,12 +10,11 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
 use edge_lmm::output::Output;
-use edge_lmm::{EngineError, Request};
+use edge_lmm::{EngineError, Request, one_line};
 use edge_lmm_models::ModelError;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::errors::one_line;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now, user_message,
 };

@@ -8,7 +8,6 @@ mod chat;
 mod completions;
 mod demo;
 mod doctor;
-pub mod errors;
 mod eval;
 mod gpu;
 mod inspect;

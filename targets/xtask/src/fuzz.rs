@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: feeds every reader with damaged input for a while.
+//! `cargo xtask fuzz`: feeds every parser with damaged input for a while.
 
 use std::process::Command;
 
@@ -7,48 +7,75 @@ use clap::Args;
 
 use crate::shell;
 
-/// Crates that may have fuzz targets.
-const CRATES: [&str; 2] = ["converter", "runtime"];
+/// Fails on inputs that take longer or more memory than any that the tests know.
+const LIMITS: [&str; 3] = ["-timeout=20", "-rss_limit_mb=2560", "-malloc_limit_mb=1024"];
 
-/// Runs all fuzz targets for some time each. Needs `cargo install cargo-fuzz`.
+/// Runs the fuzz targets for some time each. Needs `cargo install cargo-fuzz`.
 #[derive(Args)]
 pub struct Cmd {
     /// Seconds per target
     #[arg(long, value_name = "N", default_value_t = 30)]
     seconds: u32,
+    /// Inputs per target at most
+    #[arg(long, value_name = "N")]
+    inputs: Option<u64>,
+    /// Longest input in bytes
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    max_len: usize,
+    /// Targets, all if none is named
+    targets: Vec<String>,
 }
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let mut run = 0;
-        for name in CRATES {
-            let folder = shell::root().join(name);
-            if !folder.join("fuzz/Cargo.toml").exists() {
-                continue;
-            }
-            // The sanitizer's flags are not stable.
-            let cargo = || {
-                let mut cargo = Command::new("cargo");
-                cargo
-                    .arg("fuzz")
-                    .env("RUSTC_BOOTSTRAP", "1")
-                    .current_dir(&folder);
-                cargo
-            };
-            let targets = shell::output(cargo().arg("list"))
-                .context("cargo-fuzz is needed: cargo install cargo-fuzz")?;
-            for target in targets.split_whitespace() {
-                println!("== {name}: {target}");
-                let limit = format!("-max_total_time={}", self.seconds);
-                shell::run(cargo().args(["run", target, "--", &limit]))?;
-                run += 1;
-            }
+        let all = shell::output(&mut cargo_fuzz("list"))
+            .context("cargo-fuzz is needed: cargo install cargo-fuzz")?;
+        let all: Vec<&str> = all.split_whitespace().collect();
+        ensure!(!all.is_empty(), "there are no fuzz targets");
+        for name in &self.targets {
+            let is_known = all.contains(&name.as_str());
+            ensure!(
+                is_known,
+                "there is no fuzz target {name}: expected {}",
+                all.join(", ")
+            );
         }
-        ensure!(
-            run > 0,
-            "there are no fuzz targets in {}",
-            CRATES.join(" and ")
-        );
+        let is_wanted =
+            |name: &&&str| self.targets.is_empty() || self.targets.iter().any(|t| t == **name);
+        for name in all.iter().filter(is_wanted) {
+            println!("== {name}");
+            let mut command = cargo_fuzz("run");
+            command.args(["--features", "libfuzzer", name, "--"]);
+            command.args(LIMITS);
+            command.arg(format!("-max_total_time={}", self.seconds));
+            command.arg(format!("-max_len={}", self.max_len));
+            if let Some(inputs) = self.inputs {
+                command.arg(format!("-runs={inputs}"));
+            }
+            // Libraries print to standard output.
+            command.args(["-close_fd_mask=1", "-print_final_stats=1"]);
+            shell::run(&mut command)?;
+        }
         Ok(())
     }
+}
+
+fn cargo_fuzz(command: &str) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["fuzz", command])
+        .current_dir(shell::root().join("targets"));
+    // The sanitizer's flags are not stable. Libraries at the highest level take far longer to
+    // build than a short run gains; symbols make reports readable.
+    cargo.envs([
+        ("RUSTC_BOOTSTRAP", "1"),
+        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+        ("CARGO_PROFILE_RELEASE_STRIP", "none"),
+    ]);
+    // Freed memory counts as used while it waits for the check of late accesses.
+    cargo.env(
+        "ASAN_OPTIONS",
+        "quarantine_size_mb=16:detect_stack_use_after_return=0",
+    );
+    cargo
 }

@@ -1,0 +1,44 @@
+//! Test data of the other crates, which the seeds are made of.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// A path from the root of the repository.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(name)
+}
+
+/// The content of a JSON file; null if there is none.
+///
+/// # Panics
+/// If it is no JSON.
+pub fn json(name: &str) -> Value {
+    match std::fs::read(path(name)) {
+        Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{name}: {e}")),
+        Err(_) => Value::Null,
+    }
+}
+
+/// Contents of the files of a folder of at most `max` bytes whose names end in one of `endings`,
+/// by name.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn files(folder: &str, endings: &[&str], max: usize) -> Vec<Vec<u8>> {
+    let entries = path(folder).read_dir().expect(folder);
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect(folder).path()).collect();
+    paths.sort();
+    let wanted = |path: &&PathBuf| {
+        let extension = path.extension().and_then(|e| e.to_str());
+        extension.is_some_and(|extension| endings.contains(&extension))
+    };
+    paths
+        .iter()
+        .filter(wanted)
+        .map(|path| std::fs::read(path).expect(folder))
+        .filter(|content| content.len() <= max)
+        .collect()
+}

@@ -1,0 +1,28 @@
+//! What is promised of error messages.
+
+/// Longest message of a reply: one that repeats its request would fill the connection.
+const MAX_LEN: usize = 9000;
+
+/// Checks that an error says something.
+///
+/// # Panics
+/// If it does not.
+pub fn check(error: &impl ToString) {
+    assert!(
+        !error.to_string().trim().is_empty(),
+        "an error without a message"
+    );
+}
+
+/// Checks that a message is one line of limited length.
+///
+/// # Panics
+/// If it is not.
+pub fn check_line(message: &str) {
+    check(&message);
+    assert!(
+        !message.contains(char::is_control),
+        "control characters: {message:?}"
+    );
+    assert!(message.len() <= MAX_LEN, "too long: {message:?}");
+}
