@@ -32,9 +32,9 @@ CORES = {
 # Ours: the function, how many products of which instructions the loop has, the cores, and whether it is the loop that
 # also loads the weights (for one token) or the one that does not.
 OURS = {
-    "q4 and q8 gemm": (r"tokens_dotprod", {}, ["cortex-a76", "neoverse-n1"], None),
-    "q4 gemv": (r"panels_dotprod", {"sdot": 16, "mla": 2}, ["cortex-a76", "neoverse-n1"], "one"),
-    "q8 gemv": (r"panels_dotprod", {"sdot": 16, "mla": 0}, ["cortex-a76", "neoverse-n1"], "one"),
+    "q4 and q8 gemm": (r"dotprod.*some_tokens", {}, ["cortex-a76", "neoverse-n1"], None),
+    "q4 gemv": (r"dotprod\d+q4", {"sdot": 16, "mla": 2}, ["cortex-a76", "neoverse-n1"], "one"),
+    "q8 gemv": (r"dotprod\d+q8", {"sdot": 16, "mla": 0}, ["cortex-a76", "neoverse-n1"], "one"),
     "q4 gemm, no sdot": (r"Kernels.*quantized", {"smlal": 32}, ["cortex-a72"], "many"),
     "q4 gemv, no sdot": (r"Kernels.*quantized", {"smlal": 32}, ["cortex-a72"], "one"),
     "q8 gemm, no sdot": (r"Kernels.*quantized", {"smlal": 16, "smull": 16}, ["cortex-a72"], "many"),

@@ -25,5 +25,5 @@ for cpu in cortex-a72 cortex-a76; do
     cargo test -q --locked $EDGE_LMM_CARGO_FLAGS --target $target -p edge-lmm-kernels --lib --tests -- "$@"
     # shellcheck disable=SC2086
     cargo test -q --locked $EDGE_LMM_CARGO_FLAGS --target $target -p edge-lmm-kernels --lib -- --nocapture --exact \
-        cpu::tests::kernels_are_what_they_say | grep '^instruction sets:'
+        dispatch::tests::kernels_report_their_instruction_set | grep '^instruction sets:'
 done

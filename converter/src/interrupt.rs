@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process;
 
-use edge_lmm_convert::output::abandon_all;
+use edge_lmm::output::abandon_all;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;

@@ -6,7 +6,6 @@
 
 mod leftovers;
 mod names;
-pub mod output;
 pub mod plan;
 pub mod source;
 pub mod write;

@@ -14,9 +14,9 @@ use anyhow::{Context, ensure};
 use clap::{CommandFactory, Parser};
 use edge_lmm::needs::Scenario;
 use edge_lmm::one_line;
+use edge_lmm::output::Output;
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
-use edge_lmm_convert::output::Output;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Options, Plan, Report, write_record_to};
 use edge_lmm_ops::Format;
@@ -141,9 +141,8 @@ impl Outputs {
     fn write(self, plan: &Plan, checkpoint: Checkpoint) -> anyhow::Result<()> {
         let path = self.record.path().to_owned();
         let report = convert(plan, checkpoint, self.record)?;
-        if let Some(mut output) = self.report {
-            output.write(&serde_json::to_vec_pretty(&report)?)?;
-            output.finish()?;
+        if let Some(output) = self.report {
+            output.finish_with(&serde_json::to_vec_pretty(&report)?)?;
         }
         eprintln!(
             "wrote {}, {}",

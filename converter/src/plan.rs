@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use edge_lmm::Cpu;
 use edge_lmm::needs::{Demand, Scenario, StoredWeight};
+use edge_lmm::output::OutputError;
 use edge_lmm_models::family::{self, FamilyInfo, ModelFiles};
 use edge_lmm_models::record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
 
-use crate::output::OutputError;
 use crate::source::{Checkpoint, SourceError};
 use crate::{leftovers, names};
 

@@ -13,6 +13,7 @@ use burn::module::ParamId;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_store::{BurnpackWriter, TensorSnapshot, TensorSnapshotError};
 use edge_lmm::Record;
+use edge_lmm::output::Output;
 use edge_lmm_kernels::format::PANEL;
 use edge_lmm_kernels::pack::{PackStats, pack_rows};
 use edge_lmm_kernels::pool;
@@ -22,7 +23,6 @@ use edge_lmm_ops::{Format, MatrixShape};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::output::Output;
 use crate::plan::{ConvertError, Plan, PlannedWeight};
 use crate::source::{Checkpoint, some_of};
 

@@ -266,7 +266,10 @@ fn phi3_equals_its_hub_form() {
         assert_eq!(info.shape, hub[name].0, "{name}");
         assert_eq!(values(&gguf, name), hub[name].1, "{name}");
     }
-    assert_agrees(&gguf.config, &read_json("phi3-mini/config.json"), &[]);
+    let mut hub = read_json("phi3-mini/config.json");
+    // GGUF has the number that others compute: sqrt(1 + ln(4096 / 256) / ln(256)).
+    hub["rope_scaling"]["attention_factor"] = json!(1.5f64.sqrt());
+    assert_agrees(&gguf.config, &hub, &[]);
     assert_eq!(gguf.preprocessor_config, None);
 }
 
@@ -418,6 +421,82 @@ fn a_built_file_opens_and_its_faults_are_named() {
         &error(open_built(&role)),
         &["tokenizer.ggml.bos_token_id 3", "3 tokens"],
     );
+}
+
+/// Metadata that change what a model computes are named or taken over, never ignored.
+#[test]
+fn metadata_that_change_the_model_are_honoured_or_named() {
+    let good = || with_tokens(GgufBuilder::new().small_model(3));
+    for (file, words) in [
+        (
+            good().text("qwen2.rope.scaling.type", "ntk"),
+            ["qwen2.rope.scaling.type", "ntk"],
+        ),
+        (
+            good().u32("qwen2.rope.dimension_count", 1),
+            ["qwen2.rope.dimension_count", "1"],
+        ),
+        (good().u32("qwen2.expert_count", 8), ["expert_count", "8"]),
+        (good().f32("qwen2.logit_scale", 0.5), ["logit_scale", "0.5"]),
+        (
+            good().flag("qwen2.attention.causal", false),
+            ["attention.causal", "false"],
+        ),
+    ] {
+        assert_says(&error(open_built(&file)), &words);
+    }
+    let neutral = good()
+        .text("qwen2.rope.scaling.type", "none")
+        .u32("qwen2.rope.dimension_count", 2)
+        .u32("qwen2.expert_count", 0)
+        .flag("qwen2.attention.causal", true);
+    let config = open_built(&neutral).unwrap().config;
+    assert!(config.get("rope_scaling").is_none());
+    let scaled = good().f32("qwen2.rope.scale_linear", 4.0);
+    let config = open_built(&scaled).unwrap().config;
+    assert_eq!(
+        config["rope_scaling"],
+        json!({"type": "linear", "factor": 4.0})
+    );
+}
+
+/// A vision tower with another metadata entry, in front of its own. A second one fills up what the
+/// alignment of the tensors asks for.
+fn with_entry(name: &str, key: &str, value: &str) -> tempfile::NamedTempFile {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let entry =
+        |key: &str, value: &str| [text(key), 8u32.to_le_bytes().into(), text(value)].concat();
+    let mut added = entry(key, value);
+    let filler = added.len() + entry("filler", "").len();
+    let filler = "-".repeat(filler.next_multiple_of(32) - filler);
+    added.extend(entry("filler", &filler));
+    let mut bytes = std::fs::read(data(name)).unwrap();
+    let count = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+    bytes[16..24].copy_from_slice(&(count + 2).to_le_bytes());
+    bytes.splice(24..24, added);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+#[test]
+fn llava_pads_where_the_tower_says_so() {
+    let open = |ratio: &str| {
+        let tower = "llava-mini/mmproj-llava-mini-f16.gguf";
+        let tower = with_entry(tower, "clip.vision.image_aspect_ratio", ratio);
+        let text = data("llava-mini/llava-mini-f16.gguf");
+        Checkpoint::open(&text, Some(tower.path()))
+    };
+    let padding = |ratio| {
+        let config = open(ratio).unwrap().preprocessor_config.unwrap();
+        (
+            config.get("do_pad").is_some(),
+            config["image_processor_type"].clone(),
+        )
+    };
+    assert_eq!(padding("pad"), (true, json!("LlavaImageProcessor")));
+    assert_eq!(padding("square"), (false, json!("CLIPImageProcessor")));
+    assert_says(&error(open("anyres")), &["image_aspect_ratio", "anyres"]);
 }
 
 /// A type without a decoder can be listed, and is refused by name when its rows are asked for.

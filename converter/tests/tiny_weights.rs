@@ -1,4 +1,4 @@
-//! Weights near the smallest numbers of half precision: what can be kept is kept, the rest is told.
+//! Weights near the limits of their formats: what can be kept is kept, the rest is told.
 
 mod common;
 
@@ -49,6 +49,31 @@ fn small_weights_keep_the_function() {
         .answer(&request, |_| std::ops::ControlFlow::Continue(()))
         .expect("an answer");
     assert_eq!(answer.text, "green");
+}
+
+/// What overflows on the way gives an error, not the token with index 0 for ever.
+#[test]
+fn overflowing_weights_give_no_answer() {
+    let copy = Copy::of("qwen2vl-tiny");
+    copy.change_tensors(|tensors| {
+        for layer in 0..3 {
+            let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+            scale(tensors, &name, 2f32.powi(120));
+        }
+    });
+    let mut engine = engine(copy.path(), None, &common::F32);
+    let messages = ask(&[], "hello");
+    let request = Request {
+        messages: &messages,
+        media: &[],
+        options: Default::default(),
+        max_tokens: 8,
+        ignore_eos: false,
+        sampling: Default::default(),
+    };
+    let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
+    let error = answer.expect_err("an overflow").to_string();
+    assert!(error.contains("not numbers"), "{error}");
 }
 
 #[test]

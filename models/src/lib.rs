@@ -11,6 +11,7 @@ pub mod clip;
 mod config_file;
 mod control_tokens;
 pub mod decoder;
+pub mod demo;
 mod error;
 pub mod eva_vit;
 pub mod family;

@@ -12,12 +12,25 @@ use crate::prompt::{Message, TextProcessor};
 pub type Position = [u32; 3];
 
 /// What the user may ask of the preparation of media.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MediaOptions {
     /// Fewest and most tokens of a picture, where the family can choose.
     pub image_tokens: Option<(usize, usize)>,
     /// What follows a sound.
     pub audio_padding: AudioPadding,
+    /// Most tokens of a medium. The engine sets it to the model's context, so that a medium that
+    /// cannot fit is refused before memory is taken for its values.
+    pub most_tokens: usize,
+}
+
+impl Default for MediaOptions {
+    fn default() -> Self {
+        Self {
+            image_tokens: None,
+            audio_padding: AudioPadding::default(),
+            most_tokens: usize::MAX,
+        }
+    }
 }
 
 /// What follows a sound in its spectrogram.

@@ -102,7 +102,10 @@ impl QwenVlInput {
         image: &RgbImage,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let config = self.image.with_tokens(options.image_tokens);
+        let config = self
+            .image
+            .with_tokens(options.image_tokens)
+            .with_most_tokens(options.most_tokens);
         Ok(self.medium(MediaKind::Image, config.image(image)?, 1))
     }
 
@@ -116,7 +119,10 @@ impl QwenVlInput {
         time_step: u32,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let config = self.video.with_tokens(options.image_tokens);
+        let config = self
+            .video
+            .with_tokens(options.image_tokens)
+            .with_most_tokens(options.most_tokens);
         Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step))
     }
 

@@ -2,12 +2,11 @@
 //! dumps use.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 
 use edge_lmm_ops::probe::Captured;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::output::OutputFile;
+use crate::output::Output;
 
 /// Captured values that are whole numbers, stored as I32.
 const INTEGERS: [&str; 4] = ["input_ids", "position_ids", "rope_delta", "grid_thw"];
@@ -16,7 +15,7 @@ const INTEGERS: [&str; 4] = ["input_ids", "position_ids", "rope_delta", "grid_th
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write(mut file: OutputFile, captured: &BTreeMap<String, Captured>) -> anyhow::Result<()> {
+pub fn write(file: Output, captured: &BTreeMap<String, Captured>) -> anyhow::Result<()> {
     let bytes: Vec<(&str, Dtype, &[usize], Vec<u8>)> = captured
         .iter()
         .map(|(name, tensor)| {
@@ -37,6 +36,5 @@ pub fn write(mut file: OutputFile, captured: &BTreeMap<String, Captured>) -> any
             Ok((*name, TensorView::new(*dtype, shape.to_vec(), bytes)?))
         })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    file.write_all(&safetensors::serialize(views, None)?)?;
-    Ok(file.finish()?)
+    Ok(file.finish_with(&safetensors::serialize(views, None)?)?)
 }

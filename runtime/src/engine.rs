@@ -11,7 +11,7 @@ use edge_lmm_models::family::{self, BuiltModel};
 use edge_lmm_models::model::{DecoderState, MediaInput, MediaKind, MediaOptions, Prompt};
 use edge_lmm_models::monitor::{Monitor, Progress};
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
-use edge_lmm_ops::{KernelBackend, KvStore, highest, probe, stage};
+use edge_lmm_ops::{KernelBackend, KvStore, argmax, probe, stage};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -407,13 +407,17 @@ impl<B: KernelBackend> Engine<B> {
         self.check_text(request.messages)?;
         let mut keys = Vec::with_capacity(request.media.len());
         let mut media = Vec::with_capacity(request.media.len());
+        let options = MediaOptions {
+            most_tokens: self.context_length(),
+            ..request.options.clone()
+        };
         for medium in request.media {
-            let key = medium_key(medium, &request.options);
+            let key = medium_key(medium, &options);
             // A capture is to show what went into the encoder.
             let held = self.features.input(key).filter(|_| !probe::active());
             media.push(match held {
                 Some(input) => input,
-                None => self.prepare_medium(medium, &request.options)?,
+                None => self.prepare_medium(medium, &options)?,
             });
             keys.push(key);
         }
@@ -622,8 +626,8 @@ impl<B: KernelBackend> Engine<B> {
         tokens: &[u32],
         sampler: &mut Sampler,
     ) -> Result<Option<u32>, EngineError> {
-        let picked = if sampler.takes_highest() {
-            highest(scores)
+        let picked = if sampler.takes_argmax() {
+            argmax(scores)
         } else {
             let scores = scores.try_into_data();
             scores.map(|scores| sampler.pick(scores.as_slice().expect("scores are f32"), tokens))

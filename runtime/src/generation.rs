@@ -615,7 +615,7 @@ mod tests {
             (json!({"suppress_tokens": {}}), "suppress_tokens"),
         ] {
             let error = config(setting).processors(&Sampling::default(), run(1, &[2]));
-            let error = error.err().expect("an error").to_string();
+            let error = error.expect_err("an error").to_string();
             assert!(error.contains(word), "{error}");
         }
     }

@@ -1,4 +1,4 @@
-//! Maps a record into memory: the one place outside the kernels that needs `unsafe`.
+//! Maps a record into memory.
 
 use std::fs::File;
 use std::io;

@@ -32,6 +32,9 @@ pub struct Scenario {
 pub struct Demand {
     /// Memory.
     pub needs: Needs,
+    /// Bytes of the weights that the hungriest stage reads: the language model's, or an encoder's.
+    /// With less memory for weights, every token reads some of them from the disk again.
+    pub stage_weights: u64,
     /// Work of each stage; that of `decode` is one token's. Attention over the context is counted
     /// by its bytes; its arithmetic, small beside the weights', is left out.
     pub stages: Vec<Work>,
@@ -86,6 +89,13 @@ impl PartSums {
 }
 
 impl Demand {
+    /// The memory with which a model can just be run: all weights are mapped, but those of one stage
+    /// at a time need to stay in memory.
+    pub fn least(&self) -> u64 {
+        let weights = self.stage_weights.min(self.needs.weights);
+        self.needs.total() - (self.needs.weights - weights)
+    }
+
     /// Of a record.
     ///
     /// # Errors
@@ -158,6 +168,13 @@ impl Demand {
             + encoder
                 .activations(visual.largest, encoder.cols.min(hidden))
                 .max(text.activations(chunk, hidden));
+        let of_text = |is_text: bool| {
+            let weights = weights
+                .iter()
+                .filter(|w| (w.spec.part == Part::Text) == is_text);
+            weights.map(|w| w.bytes as u64).sum::<u64>()
+        };
+        let stage_weights = of_text(true).max(of_text(false));
         let record: u64 = weights.iter().map(|w| w.bytes as u64).sum();
         let tokenizer = tokenizer as u64;
         let mut stages = Vec::new();
@@ -196,6 +213,7 @@ impl Demand {
                 activations,
                 program: PROGRAM_BYTES + TOKENIZER_FACTOR * tokenizer,
             },
+            stage_weights,
             stages,
             context,
             visual_tokens: visual.tokens as usize,

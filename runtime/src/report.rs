@@ -185,6 +185,11 @@ fn rows(stages: &[StageRecord]) -> Vec<Row> {
     rows
 }
 
+/// The path of a module without its first part, which the stage tells: the table stays narrow.
+fn within_stage(path: &str) -> &str {
+    path.split_once('.').map_or(path, |(_, rest)| rest)
+}
+
 /// `vision.blocks.7.mlp` as `vision.blocks.*.mlp`.
 fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
@@ -217,7 +222,7 @@ pub fn table(stages: &[StageRecord]) -> String {
             match (row.top, mark) {
                 (true, true) => format!("{} <- bottleneck", row.name),
                 (true, false) => row.name.clone(),
-                (false, _) => format!(" {}", row.name),
+                (false, _) => format!("  {}", within_stage(&row.name)),
             },
             milliseconds(row.time),
             format!("{share:.1} %"),
@@ -273,8 +278,8 @@ mod tests {
                 .unwrap_or_else(|| panic!("no {start} in\n{text}"))
         };
         assert!(line("vision ").contains("92.0 %"), "{text}");
-        assert!(line("vision ").contains("bottleneck"), "{text}");
-        assert!(line("vision.blocks.*.mlp").contains("500.0 ms"), "{text}");
+        assert!(line("vision <- bottleneck").contains("92.0 %"), "{text}");
+        assert!(line("blocks.*.mlp").contains("500.0 ms"), "{text}");
         assert!(!line("decode").contains("bottleneck"), "{text}");
         assert!(line("total").contains("1250.0 ms"), "{text}");
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");

@@ -1,6 +1,6 @@
 //! Picks the next token from the scores.
 
-use edge_lmm_ops::highest_score;
+use edge_lmm_ops::slice_argmax;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -64,26 +64,28 @@ impl Sampler {
     }
 
     /// Whether the token with the highest score, as the model gives it, is always picked.
-    pub fn takes_highest(&self) -> bool {
+    pub fn takes_argmax(&self) -> bool {
         self.sampling.is_greedy() && self.processors.is_empty()
     }
 
     /// The token that follows `tokens`; `None` if a score is not a number.
     pub fn pick(&mut self, scores: &[f32], tokens: &[u32]) -> Option<u32> {
-        if self.takes_highest() {
-            return highest_score(scores);
+        if self.takes_argmax() {
+            return slice_argmax(scores);
         }
-        if scores.iter().any(|score| score.is_nan()) {
-            return None;
-        }
+        // The model's own scores are finite or it has overflowed; processors may exclude tokens.
+        slice_argmax(scores)?;
         let mut scores = scores.to_vec();
         for processor in &mut self.processors {
             processor.process(&mut scores, tokens);
         }
-        if self.sampling.is_greedy() {
-            return highest_score(&scores);
-        }
         let mut candidates: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
+        if self.sampling.is_greedy() {
+            let best = candidates
+                .into_iter()
+                .reduce(|best, next| if next.1 > best.1 { next } else { best });
+            return best.map(|(id, _)| id);
+        }
         // Ties go to the lower id, so that the order is total.
         let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let keep = match self.sampling.top_k {

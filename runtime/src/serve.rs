@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::generation::is_penalty;
-use crate::media::{FrameSelection, MediaKind, Source, decode_image};
+use crate::media::{FrameSelection, MediaBudget, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
 use crate::{Answer, AnyEngine, EngineError, Event, Media, Request, one_line};
@@ -346,17 +346,23 @@ fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
         );
         Ok(Media::read(&Source::file(path)?, kind, limits.frames)?)
     };
+    let mut budget = MediaBudget::new();
     let mut media = Vec::new();
+    let mut hold = |medium: Media| -> anyhow::Result<()> {
+        budget.hold(&medium)?;
+        media.push(medium);
+        Ok(())
+    };
     for (i, image) in question.images.iter().enumerate() {
         let inline = match image {
             ImageSource::Inline { base64 } => Some(base64.as_str()),
             ImageSource::File(text) => is_data_url(text).then_some(text.as_str()),
         };
-        media.push(match (inline, image) {
+        hold(match (inline, image) {
             (Some(text), _) => Media::Image(decode_image(&inline_bytes(text, i)?)?),
             (None, ImageSource::File(path)) => open(&path.into(), MediaKind::Image)?,
             (None, ImageSource::Inline { .. }) => unreachable!("inline images have text"),
-        });
+        })?;
     }
     let files = [
         (&question.video, MediaKind::Video),
@@ -364,7 +370,7 @@ fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
     ];
     for (path, kind) in files {
         if let Some(path) = path {
-            media.push(open(path, kind)?);
+            hold(open(path, kind)?)?;
         }
     }
     Ok(media)

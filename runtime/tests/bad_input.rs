@@ -170,7 +170,7 @@ fn pictures() {
     refused(&files.0.path().join("absent.png"), &["absent.png"]);
     refused(
         &files.write("text.png", b"this is not a picture"),
-        &["text.png", "not a picture"],
+        &["text.png", "not an image"],
     );
     refused(
         &files.write("empty.png", b""),

@@ -198,6 +198,96 @@ fn a_client_that_hangs_up_cancels_its_work() {
     );
 }
 
+/// A pipe would make all clients wait for its writer, and a reply must not tell what a file holds.
+#[test]
+fn special_and_secret_files_stay_closed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let (pipe, secret) = (folder.path().join("pipe"), folder.path().join("secret"));
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo starts").success());
+    std::fs::write(&secret, "password = 12345").expect("a file");
+    let mut client = Client::connect(&socket);
+    for (path, word) in [(&pipe, "a pipe"), (&secret, "not an image")] {
+        let reply = client.ask(json!({ "prompt": "x", "images": [path] }));
+        let error = reply["error"].as_str().unwrap_or_default();
+        assert!(error.contains(word), "{reply}");
+        assert!(!error.contains("password"), "{reply}");
+    }
+    let reply = client.ask(json!({ "prompt": QUESTION, "images": [image()] }));
+    assert_eq!(reply["text"], "two");
+}
+
+/// What a client sends is bounded before it costs memory.
+#[test]
+fn oversized_requests_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut client = Client::connect(&socket);
+    for (request, word) in [
+        (json!({ "id": "x".repeat(300), "prompt": "hi" }), "\"id\""),
+        (json!({ "id": [1], "prompt": "hi" }), "\"id\""),
+        (json!({ "prompt": "a".repeat(20 << 20) }), "shorten it"),
+        (json!({ "prompt": "a".repeat(70 << 20) }), "longer than"),
+        (
+            json!({ "prompt": "x", "images": vec!["x.png"; 65] }),
+            "at most 64",
+        ),
+    ] {
+        let reply = client.ask(request);
+        let error = reply["error"].as_str().unwrap_or_default();
+        assert!(error.contains(word), "no {word:?} in {reply}");
+    }
+    assert_eq!(
+        client.ask(json!({ "prompt": "hi", "max_tokens": 1 }))["done"],
+        true
+    );
+}
+
+/// Clients that say nothing make room for others, and are told.
+#[test]
+fn silent_clients_shut_nobody_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut silent: Vec<Client> = (0..32).map(|_| Client::connect(&socket)).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..3 {
+        let mut client = Client::connect(&socket);
+        let reply = client.ask(json!({ "prompt": "hi", "max_tokens": 1 }));
+        assert_eq!(reply["done"], true, "{reply}");
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    let reply = silent[0].receive();
+    assert!(
+        reply["error"]
+            .as_str()
+            .is_some_and(|e| e.contains("disconnected")),
+        "{reply}"
+    );
+}
+
+/// A client that sends nothing, or never finishes, is disconnected in the end.
+#[test]
+fn slow_clients_are_disconnected() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &["--idle-timeout", "1"]);
+    for start in ["", "{\"prompt\": "] {
+        let mut client = Client::connect(&socket);
+        write!(client.output, "{start}").expect("the start is sent");
+        let reply = client.receive();
+        assert!(
+            reply["error"]
+                .as_str()
+                .is_some_and(|e| e.contains("in time")),
+            "{reply}"
+        );
+    }
+}
+
 /// A client may close its sending side and still wait for the reply.
 #[test]
 fn a_client_that_has_finished_sending_is_answered() {
@@ -326,7 +416,7 @@ fn systemd_is_told_when_requests_can_come() {
     );
     let mut message = [0; 64];
     let n = receiver.recv(&mut message).expect("a message");
-    assert_eq!(&message[..n], b"READY=1");
+    assert_eq!(message[..n].trim_ascii(), b"READY=1");
     assert!(UnixStream::connect(&socket).is_ok());
 }
 

@@ -184,31 +184,49 @@ fn read_at(file: &mut File, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
     file.read_exact(bytes)
 }
 
-/// Writes `output`: the program with the record appended. A program that is a bundle already
-/// gives its program only. The file appears whole or not at all.
+fn at(path: &Path) -> impl Fn(io::Error) -> BundleError {
+    let path = path.to_owned();
+    move |source| BundleError::Io {
+        path: path.clone(),
+        source,
+    }
+}
+
+/// Writes the program with the record appended to `out`, an empty file at `path`, and makes it
+/// executable. A program that is a bundle already gives its program only.
 ///
 /// # Errors
 /// If a file cannot be read or written.
-pub fn write(program: &Path, record: &Path, output: &Path) -> Result<Place, BundleError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BundleError::Io { path, source }
-    };
+pub fn write_to(
+    program: &Path,
+    record: &Path,
+    out: &mut File,
+    path: &Path,
+) -> Result<Place, BundleError> {
     let mut source = File::open(program).map_err(at(program))?;
     let program_len = match locate(&mut source)? {
         Some(place) => place.program,
         None => source.metadata().map_err(at(program))?.len(),
     };
+    source.seek(SeekFrom::Start(0)).map_err(at(program))?;
+    io::copy(&mut source.take(program_len), out).map_err(at(path))?;
+    let mut record_file = File::open(record).map_err(at(record))?;
+    let place = append(out, program_len, &mut record_file).map_err(at(path))?;
+    make_executable(out).map_err(at(path))?;
+    Ok(place)
+}
+
+/// Writes the bundle `output`, which appears whole or not at all.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn write(program: &Path, record: &Path, output: &Path) -> Result<Place, BundleError> {
     let mut name = output.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = output.with_file_name(name);
     let written = (|| {
         let mut out = File::create(&part).map_err(at(&part))?;
-        source.seek(SeekFrom::Start(0)).map_err(at(program))?;
-        io::copy(&mut source.take(program_len), &mut out).map_err(at(&part))?;
-        let mut record_file = File::open(record).map_err(at(record))?;
-        let place = append(&mut out, program_len, &mut record_file).map_err(at(&part))?;
-        make_executable(&out).map_err(at(&part))?;
+        let place = write_to(program, record, &mut out, output)?;
         out.sync_all().map_err(at(&part))?;
         fs::rename(&part, output).map_err(at(output))?;
         Ok(place)

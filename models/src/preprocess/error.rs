@@ -24,6 +24,17 @@ pub enum PreprocessError {
         /// Rows.
         height: usize,
     },
+    /// A medium with more tokens than the model's context.
+    #[error(
+        "the image or video makes {tokens} tokens, the model holds {limit}; make it smaller \
+         (--image-tokens) or take fewer frames (--frames)"
+    )]
+    TooManyTokens {
+        /// Tokens of the medium.
+        tokens: usize,
+        /// Positions of the model.
+        limit: usize,
+    },
     /// The pixels do not fill the picture.
     #[error("{found} bytes for a picture of {width}x{height} RGB pixels, expected {expected}")]
     PixelCount {

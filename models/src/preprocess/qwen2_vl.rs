@@ -56,6 +56,8 @@ pub struct PreprocessConfig {
     pub merge_size: usize,
     /// How samples become values.
     pub normalization: Normalization,
+    /// Most tokens of a medium; one with more is refused before memory is taken for its values.
+    pub most_tokens: usize,
 }
 
 /// The file's own fields. The limits have three spellings: `min_pixels` and `max_pixels`, the
@@ -153,7 +155,12 @@ impl PreprocessConfig {
     /// # Errors
     /// As [`Self::for_images`].
     pub fn for_videos(file: Option<&Value>) -> Result<Self, PreprocessError> {
-        Self::parse(file, VIDEO_PIXELS)
+        Self::parse(file, VIDEO_PIXELS).map_err(|error| match error {
+            PreprocessError::Config(message) => {
+                PreprocessError::config(format!("video processor: {message}"))
+            }
+            other => other,
+        })
     }
 
     fn parse(file: Option<&Value>, default: PixelRange) -> Result<Self, PreprocessError> {
@@ -177,6 +184,7 @@ impl PreprocessConfig {
             temporal_patch_size: file.temporal_patch_size,
             merge_size: file.merge_size,
             normalization: Normalization::parse(&value)?,
+            most_tokens: usize::MAX,
         };
         config.check()?;
         Ok(config)
@@ -218,6 +226,15 @@ impl PreprocessConfig {
             };
         }
         config
+    }
+
+    /// The same with another limit of tokens.
+    #[must_use]
+    pub fn with_most_tokens(self, most_tokens: usize) -> Self {
+        Self {
+            most_tokens,
+            ..self
+        }
     }
 
     /// Side of a token in pixels.
@@ -364,6 +381,16 @@ impl Cutter {
     ) -> Result<Self, PreprocessError> {
         let patch = config.patch_size;
         let grid = [times, height / patch, width / patch];
+        let tokens = grid
+            .iter()
+            .fold(1, |n: usize, &side| n.saturating_mul(side))
+            / (config.merge_size * config.merge_size);
+        if tokens > config.most_tokens {
+            return Err(PreprocessError::TooManyTokens {
+                tokens,
+                limit: config.most_tokens,
+            });
+        }
         let len = [height, width, 3, config.temporal_patch_size]
             .iter()
             .fold(times, |len, &n| len.saturating_mul(n));

@@ -1,31 +1,32 @@
-//! Attention, in the shapes of Qwen2-VL-2B and CLIP.
+//! Attention with the shapes of Qwen2-VL-2B and CLIP.
 //!
-//! `cargo bench -p edge-lmm-kernels --bench attention [FILTER]`; `EDGE_LMM_ISA` chooses the instruction set, `THREADS` the
-//! number of threads (default: all). Elements are floating-point operations; bytes are those of the keys and values.
+//! `cargo bench -p edge-lmm-kernels --bench attention [FILTER]`. The environment variable `EDGE_LMM_ISA` selects
+//! the instruction set, `THREADS` the number of threads (default: one per core). Elements are floating-point
+//! operations; bytes are those of the keys and values.
 
 mod common;
 
-use common::{noise, pool};
+use common::pool;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use edge_lmm_kernels::{Heads, KvCache, Mask, Rows, attention, cached_attention};
+use edge_lmm_kernels::workload::{
+    IMAGE_ATTENTION, ImageAttention, PROMPT_TOKENS, TEXT_DEPTH, TEXT_HEADS, noise,
+};
+use edge_lmm_kernels::{KvCache, Mask, Rows, attention, cached_attention};
 use std::hint::black_box;
 
-/// All tokens attend to all, queries, keys and values lying side by side as a fused projection leaves them.
+/// All tokens attend to all. Queries, keys and values are columns of one matrix, as the output of a fused
+/// projection.
 fn vision(c: &mut Criterion) {
     let pool = pool();
     let mut group = c.benchmark_group("vision");
     group.sample_size(10);
-    for (heads, head_dim, len) in [(16, 80, 576), (16, 80, 2304), (16, 64, 577)] {
-        let width = heads * head_dim;
+    for ImageAttention { heads, tokens, .. } in IMAGE_ATTENTION {
+        let (len, head_dim) = (tokens, heads.head_dim);
+        let width = heads.heads * head_dim;
         let qkv = noise(len * 3 * width);
         let rows = |part: usize| Rows {
             data: &qkv[part * width..],
             stride: 3 * width,
-        };
-        let heads = Heads {
-            heads,
-            kv_heads: heads,
-            head_dim,
         };
         group.throughput(Throughput::Elements((4 * len * len * width) as u64));
         group.bench_function(
@@ -41,20 +42,17 @@ fn vision(c: &mut Criterion) {
     group.finish();
 }
 
-/// A layer of the language model: 512 tokens at once, then one token after 600.
+/// The layers of the language model: a prompt, then one token after 600.
 fn text(c: &mut Criterion) {
     let pool = pool();
-    let heads = Heads {
-        heads: 12,
-        kv_heads: 2,
-        head_dim: 128,
-    };
-    let (width, kv_width, layers) = (12 * 128, 2 * 128, 28);
+    let heads = TEXT_HEADS;
+    let width = heads.heads * heads.head_dim;
+    let (kv_width, layers) = (heads.kv_heads * heads.head_dim, TEXT_DEPTH);
     let mut group = c.benchmark_group("text");
     group.sample_size(10);
-    for (q_len, kv_len) in [(512, 512), (1, 600)] {
+    for (q_len, kv_len) in [(PROMPT_TOKENS, PROMPT_TOKENS), (1, 600)] {
         let mut cache = KvCache::new(layers, heads.kv_heads, heads.head_dim, kv_len, true)
-            .expect("little memory");
+            .expect("the cache is small");
         let kv = noise(kv_len * kv_width);
         let kv = Rows {
             data: &kv,

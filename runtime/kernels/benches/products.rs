@@ -1,57 +1,38 @@
-//! Products with packed weights, in the shapes of Qwen2-VL-2B.
+//! Products with packed weights with the shapes of Qwen2-VL-2B.
 //!
-//! `cargo bench -p edge-lmm-kernels --bench products [FILTER]`; `EDGE_LMM_ISA` chooses the instruction set, `THREADS` the
-//! number of threads (default: all). Elements are operations, two per weight and token; bytes are those of the weights.
+//! `cargo bench -p edge-lmm-kernels --bench products [FILTER]`. The environment variable `EDGE_LMM_ISA` selects
+//! the instruction set, `THREADS` the number of threads (default: one per core). Elements are operations, two
+//! per weight and token; bytes are those of the weights.
 
 mod common;
 
-use common::{noise, pool};
+use common::pool;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use edge_lmm_kernels::workload::{
+    IMAGE_TOKENS, Layer, NETWORKS, Network, PROMPT_TOKENS, TEXT_LAYERS, VISION_LAYERS, noise,
+    weights,
+};
 use edge_lmm_kernels::{
     Activation, Epilogue, FeedForward, Format, Matrix, MatrixShape, feed_forward, linear, pack_rows,
 };
 use std::hint::black_box;
 use std::time::Duration;
 
-/// Outputs and inputs of the language model's layers: attention output, QKV, gate and up, down, head.
-const TEXT: [(usize, usize); 5] = [
-    (1536, 1536),
-    (2048, 1536),
-    (17920, 1536),
-    (1536, 8960),
-    (151936, 1536),
-];
-/// Of the vision tower's: QKV, attention output, the two of the feed-forward.
-const VISION: [(usize, usize); 4] = [(3840, 1280), (1280, 1280), (5120, 1280), (1280, 5120)];
-/// Weights of a decode step must come from memory: at least this many bytes in turn.
+/// Fewest bytes of weights in a decode step, so that they are read from memory.
 const COLD_BYTES: usize = 512 << 20;
 
-/// Packed weights: a few panels of noise, again and again.
-fn weights(shape: MatrixShape, copies: usize) -> Vec<u8> {
-    let rows = shape.rows.min(64);
-    let mut few = Vec::new();
-    pack_rows(shape, &noise(rows * shape.cols), &mut few).expect("finite weights");
-    let len = shape.byte_len().expect("a real shape") * copies;
-    few.iter().copied().cycle().take(len).collect()
-}
-
-/// Several matrices in turn, each with `tokens` tokens.
-fn bench(
-    c: &mut Criterion,
-    group: &str,
-    format: Format,
-    (rows, cols): (usize, usize),
-    tokens: usize,
-) {
+/// Multiplies several matrices in turn, each by `tokens` tokens.
+fn bench(c: &mut Criterion, group: &str, format: Format, layer: Layer, tokens: usize) {
     let pool = pool();
+    let Layer { rows, cols, .. } = layer;
     let shape = MatrixShape::new(format, rows, cols);
-    let len = shape.byte_len().expect("a real shape");
+    let len = shape.byte_len().expect("the matrix fits the address space");
     let copies = if tokens == 1 {
         COLD_BYTES.div_ceil(len)
     } else {
         1
     };
-    let bytes = weights(shape, copies);
+    let bytes = weights(shape, copies).expect("finite weights");
     let matrices: Vec<Matrix> = bytes
         .chunks(len)
         .map(|b| Matrix::new(shape, b).expect("whole matrices"))
@@ -81,44 +62,44 @@ fn bench(
 
 fn decode(c: &mut Criterion) {
     for format in [Format::Q4, Format::Q8] {
-        for shape in TEXT {
-            bench(c, "decode", format, shape, 1);
+        for layer in TEXT_LAYERS {
+            bench(c, "decode", format, layer, 1);
         }
     }
 }
 
 fn prefill(c: &mut Criterion) {
-    // The head only sees the last token.
-    for shape in &TEXT[..4] {
-        bench(c, "prefill", Format::Q4, *shape, 512);
+    // The output projection, the last layer, is computed for the last token only.
+    for layer in &TEXT_LAYERS[..4] {
+        bench(c, "prefill", Format::Q4, *layer, PROMPT_TOKENS);
     }
 }
 
 fn vision(c: &mut Criterion) {
     for format in [Format::Q8, Format::Q4, Format::F16] {
-        for shape in VISION {
-            for tokens in [576, 2304] {
-                bench(c, "vision", format, shape, tokens);
+        for layer in VISION_LAYERS {
+            for tokens in IMAGE_TOKENS {
+                bench(c, "vision", format, layer, tokens);
             }
         }
     }
 }
 
-/// Both products of a layer's feed-forward part, as the models compute them.
+/// Feed-forward networks, as the models compute them.
 fn feed_forwards(c: &mut Criterion) {
     let pool = pool();
     let mut group = c.benchmark_group("feed_forward");
     group.sample_size(10);
-    for (what, format, gated, inputs, width, tokens) in [
-        ("prefill", Format::Q4, true, 1536, 8960, 512),
-        ("vision", Format::Q8, false, 1280, 5120, 2304),
-    ] {
-        let rows = if gated { 2 * width } else { width };
-        let (up, down) = (
-            MatrixShape::new(format, rows, inputs),
-            MatrixShape::new(format, inputs, width),
-        );
-        let bytes = [weights(up, 1), weights(down, 1)];
+    for network in NETWORKS.into_iter().filter(|network| network.tokens > 1) {
+        let Network {
+            stage,
+            gated,
+            inputs,
+            tokens,
+            ..
+        } = network;
+        let [up, down] = network.shapes();
+        let bytes = [up, down].map(|shape| weights(shape, 1).expect("finite weights"));
         let layers = FeedForward {
             up: Matrix::new(up, &bytes[0]).expect("whole matrices"),
             up_bias: None,
@@ -129,11 +110,8 @@ fn feed_forwards(c: &mut Criterion) {
         };
         let x = noise(tokens * inputs);
         let mut out = vec![0.0; tokens * inputs];
-        let products = if gated { 3 } else { 2 };
-        group.throughput(Throughput::Elements(
-            (2 * inputs * width * products * tokens) as u64,
-        ));
-        group.bench_function(BenchmarkId::new(what, tokens), |b| {
+        group.throughput(Throughput::Elements(network.operations() as u64));
+        group.bench_function(BenchmarkId::new(stage, tokens), |b| {
             b.iter(|| feed_forward(&pool, &layers, black_box(&x), true, &mut out))
         });
     }

@@ -1,129 +1,38 @@
-//! Which instruction set computes, and what each must be able to do.
+//! Instruction sets, and the interface that each of them implements.
 
 use crate::activation::Activation;
-use crate::format::Format;
-use crate::generic::Generic;
+use crate::format::{FloatFormat, Format, QuantFormat};
+use crate::names::{alternatives, named_enum};
 use half::f16;
-use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
-use std::sync::OnceLock;
 
-/// The environment variable that overrides the choice: the name of an [`Isa`].
-pub const ISA_VARIABLE: &str = "EDGE_LMM_ISA";
-
-/// An instruction set with kernels of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// Portable code, compiled for the target's baseline.
-    Generic,
-    /// x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
-    Avx2,
-    /// AVX2 with AVX-VNNI (Alder Lake, Zen 5 and later).
-    AvxVnni,
-    /// AVX-512 (F, BW, DQ, VL) with VNNI (Cascade Lake, Zen 4 and later).
-    Avx512Vnni,
-    /// AArch64 with Advanced SIMD (Cortex-A72: Raspberry Pi 4).
-    Neon,
-    /// AArch64 with `sdot` (Cortex-A76: Raspberry Pi 5; A78AE: Jetson Orin).
-    NeonDotprod,
+named_enum! {
+    /// An instruction set with its own kernels.
+    pub enum Isa {
+        /// Portable reference code, compiled for the target's baseline.
+        Generic = "generic",
+        /// x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
+        Avx2 = "avx2",
+        /// AVX2 with AVX-VNNI (Alder Lake, Zen 5 and later).
+        AvxVnni = "avxvnni",
+        /// AVX-512 (F, BW, DQ, VL) with VNNI (Cascade Lake, Zen 4 and later).
+        Avx512Vnni = "avx512vnni",
+        /// AArch64 with Advanced SIMD (Cortex-A72: Raspberry Pi 4).
+        Neon = "neon",
+        /// AArch64 with `sdot` (Cortex-A76: Raspberry Pi 5; A78AE: Jetson Orin).
+        NeonDotprod = "neondotprod",
+    }
 }
 
 impl Isa {
-    /// Every instruction set, the slowest first.
-    pub const ALL: [Isa; 6] = [
-        Isa::Generic,
-        Isa::Avx2,
-        Isa::AvxVnni,
-        Isa::Avx512Vnni,
-        Isa::Neon,
-        Isa::NeonDotprod,
-    ];
-
-    /// The instruction sets that this machine has, the slowest first.
-    pub fn available() -> Vec<Isa> {
-        Isa::ALL
-            .into_iter()
-            .filter(|isa| isa.find().is_some())
-            .collect()
-    }
-
-    /// The fastest instruction set that this machine has.
-    pub fn best() -> Isa {
-        Isa::available().pop().unwrap_or(Isa::Generic)
-    }
-
-    /// The instruction set in use: [`best`](Self::best) unless [`ISA_VARIABLE`] names another one.
-    pub fn selected() -> &'static Selection {
-        static SELECTED: OnceLock<Selection> = OnceLock::new();
-        SELECTED.get_or_init(|| select(std::env::var(ISA_VARIABLE).ok().as_deref()))
-    }
-
-    /// Its kernels; the portable ones where this machine does not have it.
-    pub fn kernels(self) -> &'static dyn Kernels {
-        self.find().unwrap_or(&Generic)
-    }
-
-    fn find(self) -> Option<&'static dyn Kernels> {
+    /// Returns `true` if the instruction set has a dot product of bytes. Byte products are then so
+    /// much faster than float products that attention gains from quantized operands, too.
+    pub const fn has_dot_product(self) -> bool {
         match self {
-            Isa::Generic => Some(&Generic),
-            #[cfg(target_arch = "x86_64")]
-            isa => crate::x86_64::find(isa),
-            #[cfg(target_arch = "aarch64")]
-            isa => crate::aarch64::find(isa),
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            _ => None,
+            Isa::Generic | Isa::Avx2 | Isa::Neon => false,
+            Isa::AvxVnni | Isa::Avx512Vnni | Isa::NeonDotprod => true,
         }
-    }
-}
-
-/// The outcome of choosing an instruction set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection {
-    /// What is used.
-    pub isa: Isa,
-    /// Why it is not what [`ISA_VARIABLE`] asked for, if so.
-    pub error: Option<String>,
-}
-
-fn select(wish: Option<&str>) -> Selection {
-    let Some(wish) = wish else {
-        return Selection {
-            isa: Isa::best(),
-            error: None,
-        };
-    };
-    match wish.parse::<Isa>() {
-        Ok(isa) if isa.find().is_some() => Selection { isa, error: None },
-        failed => {
-            let isa = Isa::best();
-            let have: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
-            let what = if failed.is_ok() {
-                "not available on this machine"
-            } else {
-                "unknown"
-            };
-            let have = have.join(", ");
-            Selection {
-                isa,
-                error: Some(format!(
-                    "{ISA_VARIABLE}={wish} is {what} (it has {have}): using {isa}"
-                )),
-            }
-        }
-    }
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Isa::Generic => "generic",
-            Isa::Avx2 => "avx2",
-            Isa::AvxVnni => "avxvnni",
-            Isa::Avx512Vnni => "avx512vnni",
-            Isa::Neon => "neon",
-            Isa::NeonDotprod => "neondotprod",
-        })
     }
 }
 
@@ -131,43 +40,54 @@ impl FromStr for Isa {
     type Err = UnknownIsa;
 
     fn from_str(s: &str) -> Result<Self, UnknownIsa> {
-        Isa::ALL
-            .into_iter()
-            .find(|isa| isa.to_string() == s)
-            .ok_or_else(|| UnknownIsa(s.to_owned()))
+        Isa::from_name(s).ok_or_else(|| UnknownIsa(s.to_owned()))
     }
 }
 
-/// Not the name of an [`Isa`].
+/// The text is not the name of an [`Isa`].
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 #[error(
-    "unknown instruction set {0:?}: expected generic, avx2, avxvnni, avx512vnni, neon or neondotprod"
+    "unknown instruction set {0:?}: expected {names}",
+    names = alternatives(Isa::ALL.map(Isa::name))
 )]
 pub struct UnknownIsa(pub String);
 
-/// How activations are turned into bytes for a product with quantized weights.
+/// Scheme by which activations are quantized for a product with quantized weights.
 ///
-/// Per token and group of 128 inputs, with `scale = max |x| / limit`, the byte of `x` is `round(x / scale) + bias`. For
-/// each block of 32 inputs there is an offset, `sum of round(x / scale) * offset`, with which a kernel undoes what it
-/// adds to weights to make them unsigned.
+/// For each token and group of 128 inputs, `scale = max |x| / max_quant`, and `x` is stored as the
+/// byte `round(x / scale) + bias`. For each block of 32 inputs an offset is stored,
+/// `offset_factor * sum of round(x / scale)`, which cancels the constant that a kernel adds to the
+/// weights to make them unsigned.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ActivationCode {
+pub struct ActivationScheme {
     /// Largest magnitude of a quant.
-    pub limit: f32,
-    /// Added to every quant before it is stored as a byte.
+    pub max_quant: f32,
+    /// Constant added to each quant before it is stored as a byte.
     pub bias: u8,
-    /// What the sum of a block's quants is multiplied with.
-    pub offset: i32,
-    /// Whether the offset is stored as two equal 16-bit halves.
-    pub pairs: bool,
+    /// Factor by which the sum of a block's quants is multiplied.
+    pub offset_factor: i32,
+    /// `true` if an offset is stored as two equal 16-bit halves.
+    pub offset_pairs: bool,
+}
+
+impl ActivationScheme {
+    /// Signed bytes in -127..=127 with the given offset factor.
+    pub(crate) const fn signed(offset_factor: i32) -> Self {
+        Self {
+            max_quant: 127.0,
+            bias: 0,
+            offset_factor,
+            offset_pairs: false,
+        }
+    }
 }
 
 /// Consecutive panels of quantized weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a> {
-    /// [`Format::Q8`] or [`Format::Q4`].
-    pub format: Format,
-    /// The packed bytes, as the module [`format`](mod@crate::format) describes them.
+    /// Format of the weights.
+    pub format: QuantFormat,
+    /// Packed bytes, laid out as described in [`format`](mod@crate::format).
     pub bytes: &'a [u8],
     /// Bytes of one panel.
     pub panel_bytes: usize,
@@ -182,12 +102,12 @@ impl Panels<'_> {
     }
 }
 
-/// Tokens of a tile at most. Weights are unpacked once for all of them, and 128 inputs of each fit the first cache of a
-/// Cortex-A76, those of a block that of any core.
+/// Largest number of tokens in a tile. Weights are unpacked once for all tokens of a tile. A group
+/// of 128 inputs of all of them fits the L1 cache of a Cortex-A76, a block that of any core.
 pub const TILE_TOKENS: usize = 256;
 
-/// The quantized activations of at most [`TILE_TOKENS`] tokens: entry `b * tokens + t` belongs to block (or group) `b` of
-/// token `t`.
+/// Quantized activations of at most [`TILE_TOKENS`] tokens. Entry `b * tokens + t` belongs to block
+/// (or group) `b` of token `t`.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile<'a> {
     /// Number of tokens.
@@ -200,40 +120,34 @@ pub struct Tile<'a> {
     pub offsets: &'a [i32],
 }
 
-/// A view of a row-major matrix of floats.
+/// A view of a row-major matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Strided<'a, T = f32> {
-    /// Row `i` begins at element `i * stride`.
+    /// Elements; row `i` begins at element `i * stride`.
     pub data: &'a [T],
     /// Elements from one row to the next.
     pub stride: usize,
 }
 
-/// What an instruction set implements. Callers cut the work into pieces that fit the caches; these methods run
-/// on one thread.
+/// The kernels of an instruction set. They run on one thread; callers divide the work into pieces
+/// that fit the caches.
 ///
-/// All methods panic when slices are too short for the sizes given with them.
+/// All methods panic if a slice is too short for the sizes given with it.
 pub trait Kernels: Send + Sync {
     /// The instruction set.
     fn isa(&self) -> Isa;
 
-    /// Whether products of bytes are so much faster than those of floats that attention gains from them, too.
-    fn has_dot_product(&self) -> bool {
-        matches!(
-            self.isa(),
-            Isa::AvxVnni | Isa::Avx512Vnni | Isa::NeonDotprod
-        )
-    }
+    /// Scheme by which activations are quantized for weights of `format`.
+    fn activation_scheme(&self, format: QuantFormat) -> ActivationScheme;
 
-    /// How activations are quantized for weights of `format`.
-    fn code(&self, format: Format) -> ActivationCode;
-
-    /// Quantizes one token's activations `x`; block `b` becomes entry `b * step` of `quants` (32 bytes) and `offsets`, group
-    /// `g` entry `g * step` of `scales`. A group with a NaN or an infinity gets a NaN or infinite scale, so that the result
-    /// shows it. Returns the sum of all quants.
+    /// Quantizes the activations `x` of one token and returns the sum of all quants.
+    ///
+    /// Block `b` becomes entry `b * step` of `quants` (32 bytes each) and `offsets`, group `g` entry
+    /// `g * step` of `scales`. A group that contains NaN or an infinity gets a scale that is not
+    /// finite, so that the products show it.
     fn quantize(
         &self,
-        code: ActivationCode,
+        scheme: ActivationScheme,
         x: &[f32],
         quants: &mut [u8],
         scales: &mut [f32],
@@ -241,13 +155,13 @@ pub trait Kernels: Send + Sync {
         step: usize,
     ) -> i32;
 
-    /// Adds the products of `panels` with `tile` over the groups in `range`, in their order, to
-    /// `acc[(token * panels + panel) * 8 + row]`: a group's products are summed in integers, then multiplied with the
-    /// product of the two scales.
+    /// Adds the products of `panels` and `tile` over the groups `range`, in order, to
+    /// `acc[(token * panels + panel) * 8 + row]`. The products of a group are summed in integers,
+    /// then multiplied by the product of the two scales.
     fn quantized(&self, panels: Panels<'_>, range: Range<usize>, tile: Tile<'_>, acc: &mut [f32]);
 
-    /// `c[i, j] = sum over p of a[i, p] * b[p, j]`, `p` ascending, for `i < m`, `j < n`, `p < k`; added to what is in `c`
-    /// if `add`. `n` is a multiple of 8.
+    /// Matrix product `c[i, j] = sum of a[i, p] * b[p, j]` for `i < m`, `j < n`, with `p < k`
+    /// ascending; added to `c` if `add`. `n` must be a multiple of 8.
     fn matmul(
         &self,
         size: [usize; 3],
@@ -258,8 +172,8 @@ pub trait Kernels: Send + Sync {
         c_stride: usize,
     );
 
-    /// As [`matmul`](Self::matmul) from zero, with half-precision numbers in `b`, which are widened on the way: the same
-    /// numbers as with `b` in single precision.
+    /// As [`matmul`](Self::matmul) without `add`, with `b` in half precision. The result is the same
+    /// as with `b` converted to single precision.
     fn matmul_half(
         &self,
         size: [usize; 3],
@@ -269,27 +183,28 @@ pub trait Kernels: Send + Sync {
         c_stride: usize,
     );
 
-    /// The products of float panels (f32 or f16 as packed) with one token, `acc[panel * 8 + row]`; the same chain
-    /// of operations as [`matmul`](Self::matmul) from zero.
+    /// Products of float panels with one token: `acc[panel * 8 + row]`. The sequence of operations
+    /// is that of [`matmul`](Self::matmul) without `add`.
     fn float_gemv(
         &self,
-        format: Format,
+        format: FloatFormat,
         panels: &[u8],
         panel_bytes: usize,
         x: &[f32],
         acc: &mut [f32],
     );
 
-    /// Converts half-precision numbers (little endian).
+    /// Converts little-endian half-precision numbers to single precision.
     fn widen(&self, halves: &[u8], out: &mut [f32]);
 
-    /// `exp(s - max)` in place; returns the maximum and the sum. All -inf gives (-inf, NaN).
+    /// Replaces `s` by `exp(s - max)` and returns the maximum and the sum. If all elements are -inf,
+    /// the result is (-inf, NaN).
     fn softmax(&self, s: &mut [f32]) -> (f32, f32);
 
     /// `acc = acc * alpha + x * beta`.
     fn merge(&self, acc: &mut [f32], alpha: f32, x: &[f32], beta: f32);
 
-    /// Applies an activation in place.
+    /// Applies an activation function in place.
     fn activate(&self, activation: Activation, x: &mut [f32]);
 
     /// `out = activation(gate) * up`.
@@ -304,11 +219,10 @@ pub trait Kernels: Send + Sync {
     /// `low, high = low * cos - high * sin, high * cos + low * sin`.
     fn rotate(&self, low: &mut [f32], high: &mut [f32], cos: &[f32], sin: &[f32]);
 
-    /// Multiplies and adds registers as fast as this instruction set can for weights of `format`, reading nothing from
-    /// memory; returns the number of operations, two for a product and its addition. `None` where that is not known.
-    fn spin(&self, _format: Format, _rounds: u32) -> Option<u64> {
-        None
-    }
+    /// Runs `rounds` rounds of the multiply-add instructions used for weights of `format` on
+    /// registers only, at peak throughput. Returns the number of operations, two per multiply-add,
+    /// or `None` for the portable kernels, whose instructions the compiler chooses.
+    fn peak_loop(&self, format: Format, rounds: u32) -> Option<u64>;
 }
 
 #[cfg(test)]
@@ -320,42 +234,10 @@ mod tests {
         for isa in Isa::ALL {
             assert_eq!(isa.to_string().parse(), Ok(isa));
         }
-    }
-
-    #[test]
-    fn kernels_are_what_they_say() {
-        for isa in Isa::available() {
-            assert_eq!(isa.kernels().isa(), isa);
-        }
-        let names: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
-        println!("instruction sets: {}", names.join(", "));
-        assert_eq!(Isa::available()[0], Isa::Generic);
-        assert!(Isa::available().contains(&Isa::best()));
-    }
-
-    #[test]
-    fn a_wish_is_followed_or_refused_with_a_reason() {
         assert_eq!(
-            select(Some("generic")),
-            Selection {
-                isa: Isa::Generic,
-                error: None
-            }
+            "mmx".parse::<Isa>().unwrap_err().to_string(),
+            "unknown instruction set \"mmx\": expected generic, avx2, avxvnni, avx512vnni, neon or \
+             neondotprod"
         );
-        let unknown = select(Some("mmx"));
-        assert_eq!(unknown.isa, Isa::best());
-        assert!(
-            unknown
-                .error
-                .unwrap()
-                .contains("EDGE_LMM_ISA=mmx is unknown")
-        );
-        let missing = Isa::ALL
-            .into_iter()
-            .find(|isa| !Isa::available().contains(isa))
-            .unwrap();
-        let refused = select(Some(&missing.to_string()));
-        assert_eq!(refused.isa, Isa::best());
-        assert!(refused.error.unwrap().contains("not available"));
     }
 }

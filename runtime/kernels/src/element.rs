@@ -1,15 +1,15 @@
-//! The numbers that keys and values may be held in.
+//! Number types of keys and values in attention.
 
 use crate::cpu::{Kernels, Strided};
 use half::f16;
 
 /// Single or half precision.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
-    /// Whether it is half precision.
+    /// `true` for half precision.
     const HALF: bool;
     const ZERO: Self;
 
-    /// Rounds to the nearest; what is finite stays finite.
+    /// Rounds to nearest. Finite numbers stay finite: those out of range become the largest number.
     fn from_f32(x: f32) -> Self;
 
     fn to_f32(self) -> f32;
@@ -58,7 +58,7 @@ impl Element for f16 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         let limit = f16::MAX.to_f32_const();
-        // Infinity and NaN must show, so they stay.
+        // Infinity and NaN are kept, so that they are visible in the result.
         f16::from_f32(if x.is_finite() {
             x.clamp(-limit, limit)
         } else {

@@ -1,124 +1,214 @@
-//! The byte layout of packed weights.
+//! Byte layout of packed weights.
 //!
-//! A weight matrix is `[rows (outputs), cols (inputs)]`. It is cut into *panels* of 8 rows; the
-//! missing rows of the last panel are zero. The bytes are the same on every CPU (little endian), so a
-//! record stores them and the kernels read them straight from the mapped file.
+//! A weight matrix is `[rows (outputs), cols (inputs)]`. It is divided into *panels* of 8 rows; the
+//! missing rows of the last panel are zero. The bytes are the same on every CPU (little endian), so
+//! the kernels read them directly from a mapped record.
 //!
-//! Inputs come in *blocks* of 32 and *groups* of 4 blocks (128 inputs). With `nb = ceil(cols / 32)` blocks and
-//! `ng = ceil(nb / 4)` groups per row, a panel holds
+//! Inputs are divided into *blocks* of 32 and *groups* of 4 blocks (128 inputs). With
+//! `nb = ceil(cols / 32)` blocks and `ng = ceil(nb / 4)` groups per row, a panel holds
 //!
-//! | format | panel, then zero bytes up to a multiple of 64 |
+//! | format | panel, zero-padded to a multiple of 64 bytes |
 //! |---|---|
-//! | `f32` | `cols` times the 8 rows' weights of one input |
+//! | `f32` | for each of the `cols` inputs, the 8 weights of the rows |
 //! | `f16` | the same in half precision |
-//! | `q8` | a header, then `nb * 256` quants |
-//! | `q4` | a header, then `nb * 128` bytes of quants |
+//! | `q8` | header, then `nb * 256` bytes of quants |
+//! | `q4` | header, then `nb * 128` bytes of quants |
 //!
-//! The header is `ng * 8` half-precision scales, in q4 `nb * 8` signed bytes of levels, and zero bytes up to a multiple of
-//! 64. So a product reads the matrix from its first byte to its last.
+//! The header is `ng * 8` half-precision group scales, in q4 followed by `nb * 8` signed bytes of
+//! sub-block scales, zero-padded to a multiple of 64 bytes. A product therefore reads the matrix
+//! sequentially.
 //!
-//! The quants of a block are cut into vectors of 32 bytes, byte `r * 4 + j` belonging to row `r`:
+//! The quants of a block are divided into vectors of 32 bytes, in which byte `r * 4 + j` belongs to
+//! row `r`:
 //! - `q8`, vectors `v = 0..8`: the signed weight (-127..=127) of input `4 v + j`;
 //! - `q4`, vectors `v = 0..4`: in the low nibble the weight of input `8 v + j`, in the high nibble
 //!   that of input `8 v + 4 + j`, each stored as `q + 8` with `q` in -8..=7.
 //!
-//! A weight is `q * scale` in q8 and `q * level * scale` in q4: the scale is that of its row and group (scale
-//! `g * 8 + r`), the level an integer in -15..=15, that of its row and block (level `b * 8 + r`). The inputs that fill
-//! up the last block are zero (`q = 0`).
+//! A weight is `q * scale` in q8 and `q * sub_scale * scale` in q4. `scale` is the group scale of
+//! the row and group (number `g * 8 + r`); `sub_scale`, an integer in -15..=15, is the sub-block
+//! scale of the row and block (number `b * 8 + r`). The inputs that pad the last block are zero
+//! (`q = 0`).
 //!
-//! The two levels of scales (as the K-quants of llama.cpp have them, and QServe: Lin et al. 2024,
-//! [arXiv:2405.04532](https://arxiv.org/abs/2405.04532)) keep the products of 128 inputs in integers: `q * level` fits a
-//! signed byte, so that a block of q4 that is unpacked for many tokens becomes one of q8.
+//! Two-level scales (as in the K-quants of llama.cpp, and QServe: Lin et al. 2024,
+//! [arXiv:2405.04532](https://arxiv.org/abs/2405.04532)) keep the products of 128 inputs in integers:
+//! `q * sub_scale` fits a signed byte, so that a q4 block unpacked for many tokens becomes a q8
+//! block.
 //!
-//! The arrangement serves every instruction set alike: four bytes of a row stand together, as the dot
-//! product instructions want them (`sdot`, `vpdpbusd`, and `vpmaddubsw` in pairs), and the four
-//! activations they meet are one 32-bit broadcast. One 32-byte load of q4 gives two such vectors with a
-//! mask and a shift, in the order of the inputs. Inside a block every sum of q4 quants fits 16 bits: 8 additions
-//! of at most 2 * 15 * 127 = 3810 make 30480.
+//! The layout suits every instruction set: four consecutive bytes belong to one row, as the dot
+//! product instructions require (`sdot`, `vpdpbusd`, and pairs of `vpmaddubsw`), and the four
+//! activations they are multiplied by are one 32-bit broadcast. One 32-byte load of q4 gives two such
+//! vectors with a mask and a shift, in input order. The sum of a q4 block's products fits 16 bits:
+//! 8 additions of at most 2 * 15 * 127 = 3810 give 30480.
 
+use crate::names::{alternatives, named_enum};
 use half::f16;
-use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
 /// Rows of a panel.
 pub const PANEL: usize = 8;
-/// Inputs that share a level in `q4`; the inputs of a row are padded to whole blocks.
+/// Inputs of a block; the inputs of a row are padded to whole blocks. In q4 the weights of a row and
+/// block share a sub-block scale.
 pub const BLOCK: usize = 32;
-/// Blocks that share a scale in `q8` and `q4`.
+/// Blocks of a group. In q8 and q4 the weights of a row and group share a scale.
 pub const GROUP: usize = 4;
-/// Largest magnitude of a level.
-pub const MAX_LEVEL: i8 = 15;
+/// Largest magnitude of a sub-block scale.
+pub const MAX_SUB_SCALE: i8 = 15;
 /// Bytes of the scales of one group of one panel.
 pub(crate) const SCALES_BYTES: usize = 2 * PANEL;
-/// Panels start at multiples of this many bytes.
+/// Alignment of panels in bytes, from the beginning of the matrix.
 pub const PANEL_ALIGN: usize = 64;
 
-/// How the weights of a matrix are stored.
+named_enum! {
+    /// Storage format of a weight matrix.
+    pub enum Format {
+        /// Single precision.
+        F32 = "f32",
+        /// Half precision (IEEE binary16).
+        F16 = "f16",
+        /// 8-bit integers with a half-precision scale per row and 128 inputs: 8.125 bits per weight.
+        Q8 = "q8",
+        /// 4-bit integers with an integer sub-block scale per row and 32 inputs and a half-precision
+        /// scale per row and 128 inputs: 4.375 bits per weight.
+        Q4 = "q4",
+    }
+}
+
+/// A [`Format`] by kind of number. Code that supports only one kind takes [`FloatFormat`] or
+/// [`QuantFormat`], so that it can match exhaustively.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// Single precision.
+pub enum FormatKind {
+    /// Floats.
+    Float(FloatFormat),
+    /// Integers with scales.
+    Quant(QuantFormat),
+}
+
+/// A format of float weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FloatFormat {
+    /// [`Format::F32`]
     F32,
-    /// Half precision (IEEE binary16).
+    /// [`Format::F16`]
     F16,
-    /// 8-bit integers, a half-precision scale per row and 128 inputs: 8.125 bits per weight.
+}
+
+/// A format of quantized weights: integers with scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuantFormat {
+    /// [`Format::Q8`]
     Q8,
-    /// 4-bit integers, an integer level per row and 32 inputs, a half-precision scale per row and 128 inputs: 4.375 bits per weight.
+    /// [`Format::Q4`]
     Q4,
 }
 
 impl Format {
-    /// All formats.
-    pub const ALL: [Format; 4] = [Format::F32, Format::F16, Format::Q8, Format::Q4];
-
-    /// Whether weights are integers with a scale per block.
-    pub fn is_quantized(self) -> bool {
-        matches!(self, Format::Q8 | Format::Q4)
-    }
-
-    /// Bytes of the quants of one block of one panel; 0 for the float formats.
-    pub(crate) fn block_bytes(self) -> usize {
+    /// The kind of number that weights are stored as.
+    pub const fn kind(self) -> FormatKind {
         match self {
-            Format::Q8 => PANEL * BLOCK,
-            Format::Q4 => PANEL * BLOCK / 2,
-            Format::F32 | Format::F16 => 0,
+            Format::F32 => FormatKind::Float(FloatFormat::F32),
+            Format::F16 => FormatKind::Float(FloatFormat::F16),
+            Format::Q8 => FormatKind::Quant(QuantFormat::Q8),
+            Format::Q4 => FormatKind::Quant(QuantFormat::Q4),
         }
     }
 
-    /// Bytes of the levels of one block of one panel.
-    pub(crate) fn level_bytes(self) -> usize {
-        if self == Format::Q4 { PANEL } else { 0 }
+    /// Returns `true` if weights are integers with scales.
+    pub const fn is_quantized(self) -> bool {
+        match self.kind() {
+            FormatKind::Float(_) => false,
+            FormatKind::Quant(_) => true,
+        }
     }
 }
 
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Format::F32 => "f32",
-            Format::F16 => "f16",
-            Format::Q8 => "q8",
-            Format::Q4 => "q4",
-        })
+impl FloatFormat {
+    /// Bytes of a weight.
+    pub(crate) const fn weight_bytes(self) -> usize {
+        match self {
+            FloatFormat::F32 => 4,
+            FloatFormat::F16 => 2,
+        }
     }
+}
+
+impl QuantFormat {
+    /// Bytes of the quants of one block of one panel.
+    pub(crate) const fn block_bytes(self) -> usize {
+        match self {
+            QuantFormat::Q8 => PANEL * BLOCK,
+            QuantFormat::Q4 => PANEL * BLOCK / 2,
+        }
+    }
+
+    /// Bytes of the sub-block scales of one block of one panel.
+    pub(crate) const fn sub_scale_bytes(self) -> usize {
+        match self {
+            QuantFormat::Q8 => 0,
+            QuantFormat::Q4 => PANEL,
+        }
+    }
+
+    /// Smallest and largest quant.
+    pub(crate) const fn range(self) -> (i8, i8) {
+        match self {
+            QuantFormat::Q8 => (-127, 127),
+            QuantFormat::Q4 => (-8, 7),
+        }
+    }
+
+    /// Offsets in a panel whose rows have `blocks` blocks.
+    pub const fn offsets(self, blocks: usize) -> PanelOffsets {
+        let sub_scales = blocks.div_ceil(GROUP) * SCALES_BYTES;
+        let header = sub_scales + blocks * self.sub_scale_bytes();
+        PanelOffsets {
+            sub_scales,
+            quants: header.next_multiple_of(PANEL_ALIGN),
+        }
+    }
+}
+
+impl From<QuantFormat> for Format {
+    fn from(format: QuantFormat) -> Self {
+        match format {
+            QuantFormat::Q8 => Format::Q8,
+            QuantFormat::Q4 => Format::Q4,
+        }
+    }
+}
+
+/// Byte offsets in a quantized panel, which begins with the group scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PanelOffsets {
+    /// Offset of the sub-block scales.
+    pub sub_scales: usize,
+    /// Offset of the quants.
+    pub quants: usize,
 }
 
 impl FromStr for Format {
     type Err = FormatError;
 
     fn from_str(s: &str) -> Result<Self, FormatError> {
-        Format::ALL
-            .into_iter()
-            .find(|f| f.to_string() == s)
-            .ok_or_else(|| FormatError::UnknownFormat(s.to_owned()))
+        Format::from_name(s).ok_or_else(|| FormatError::UnknownFormat(s.to_owned()))
     }
 }
 
-/// What can be wrong with packed weights or with weights to be packed.
+fn all_formats() -> String {
+    alternatives(Format::ALL.map(Format::name))
+}
+
+fn quantized_formats() -> String {
+    let quantized = Format::ALL.into_iter().filter(|f| f.is_quantized());
+    alternatives(quantized.map(Format::name))
+}
+
+/// An error in packed weights or in weights to be packed.
 #[derive(Debug, Error, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum FormatError {
     /// Not the name of a [`Format`].
-    #[error("unknown weight format {0:?}: expected f32, f16, q8 or q4")]
+    #[error("unknown weight format {0:?}: expected {names}", names = all_formats())]
     UnknownFormat(String),
     /// The matrix would not fit the address space.
     #[error("a {format} matrix of {rows} x {cols} weights is larger than the address space")]
@@ -130,7 +220,7 @@ pub enum FormatError {
         /// Inputs.
         cols: usize,
     },
-    /// The packed bytes do not have the length that the shape asks for.
+    /// The packed bytes do not have the length that the shape requires.
     #[error(
         "a {format} matrix of {rows} x {cols} weights takes {expected} bytes, found {found}: \
          the data is truncated or has another shape"
@@ -142,41 +232,41 @@ pub enum FormatError {
         rows: usize,
         /// Inputs.
         cols: usize,
-        /// Bytes the shape asks for.
+        /// Bytes that the shape requires.
         expected: usize,
-        /// Bytes there are.
+        /// Bytes given.
         found: usize,
     },
-    /// The weights are not whole rows.
+    /// The number of weights is not a multiple of the row length.
     #[error("{found} weights are not whole rows of {cols}")]
     Ragged {
-        /// Inputs, the length of a row.
+        /// Inputs: the length of a row.
         cols: usize,
         /// Number of weights given.
         found: usize,
     },
-    /// Quants, levels and scales given for packing do not belong together.
+    /// The numbers of quants, sub-block scales and scales given for packing do not match.
     #[error("{rows} rows of {cols} quantized weights need {expected} {what}, found {found}")]
     Scales {
-        /// Levels or scales.
+        /// Name of the operand.
         what: &'static str,
         /// Rows given.
         rows: usize,
         /// Inputs.
         cols: usize,
-        /// Number needed.
+        /// Elements required.
         expected: usize,
-        /// Number given.
+        /// Elements given.
         found: usize,
     },
     /// A weight is NaN or infinite.
     #[error("the weight at row {row}, column {col} is {value}: only finite weights can be packed")]
     NotFinite {
-        /// Row in the slice given.
+        /// Row in the given slice.
         row: usize,
         /// Column.
         col: usize,
-        /// What was found.
+        /// The weight.
         value: f32,
     },
     /// A weight is too large for the format.
@@ -186,24 +276,24 @@ pub enum FormatError {
     OutOfRange {
         /// Format of the matrix.
         format: Format,
-        /// Row in the slice given.
+        /// Row in the given slice.
         row: usize,
         /// Column.
         col: usize,
-        /// What was found.
+        /// The weight.
         value: f32,
         /// Largest magnitude the format can hold.
         limit: f32,
     },
-    /// The operation is only defined for integer formats.
-    #[error("{0} is not a quantized format: expected q8 or q4")]
+    /// The operation is defined for quantized formats only.
+    #[error("{0} is not a quantized format: expected {names}", names = quantized_formats())]
     NotQuantized(Format),
 }
 
 /// Format and size of a packed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatrixShape {
-    /// How the weights are stored.
+    /// Storage format.
     pub format: Format,
     /// Outputs.
     pub rows: usize,
@@ -212,52 +302,44 @@ pub struct MatrixShape {
 }
 
 impl MatrixShape {
-    /// A shape; any size is allowed, [`byte_len`](Self::byte_len) tells whether it can exist.
+    /// A shape of any size; [`byte_len`](Self::byte_len) is `None` for those that cannot exist.
     pub fn new(format: Format, rows: usize, cols: usize) -> Self {
         Self { format, rows, cols }
     }
 
-    /// Panels of 8 rows, the last one possibly partial.
+    /// Panels of 8 rows, counting a partial last one.
     pub fn panels(&self) -> usize {
         self.rows.div_ceil(PANEL)
     }
 
-    /// Blocks of 32 inputs in a row, the last one possibly partial.
+    /// Blocks of 32 inputs in a row, counting a partial last one.
     pub fn blocks(&self) -> usize {
         self.cols.div_ceil(BLOCK)
     }
 
-    /// Groups of 4 blocks in a row, the last one possibly partial.
+    /// Groups of 4 blocks in a row, counting a partial last one.
     pub fn groups(&self) -> usize {
         self.blocks().div_ceil(GROUP)
     }
 
-    /// Bytes of one panel; `usize::MAX` if that number is larger than the address space.
+    /// Bytes of one panel, `usize::MAX` if that exceeds the address space.
     pub fn panel_bytes(&self) -> usize {
         self.checked_panel_bytes().unwrap_or(usize::MAX)
     }
 
     fn checked_panel_bytes(&self) -> Option<usize> {
-        let bytes = match self.format {
-            Format::F32 => self.cols.checked_mul(4 * PANEL)?,
-            Format::F16 => self.cols.checked_mul(2 * PANEL)?,
-            Format::Q8 | Format::Q4 => self
+        let bytes = match self.format.kind() {
+            FormatKind::Float(format) => self.cols.checked_mul(format.weight_bytes() * PANEL)?,
+            FormatKind::Quant(format) => self
                 .blocks()
-                .checked_mul(self.format.block_bytes())?
-                // A header is smaller than the quants, so this cannot be far beyond them.
-                .checked_add(self.level_and_quant_offsets().1)?,
+                .checked_mul(format.block_bytes())?
+                // The header is smaller than the quants, so computing it cannot overflow here.
+                .checked_add(format.offsets(self.blocks()).quants)?,
         };
         bytes.checked_next_multiple_of(PANEL_ALIGN)
     }
 
-    /// Where in a quantized panel, after the scales, the levels begin, and where the quants: bytes from its beginning.
-    pub fn level_and_quant_offsets(&self) -> (usize, usize) {
-        let levels = self.groups() * SCALES_BYTES;
-        let header = levels + self.blocks() * self.format.level_bytes();
-        (levels, header.next_multiple_of(PANEL_ALIGN))
-    }
-
-    /// Bytes of the whole matrix, `None` if that is larger than the address space allows.
+    /// Bytes of the whole matrix, `None` if that exceeds the address space.
     pub fn byte_len(&self) -> Option<usize> {
         let bytes = self.checked_panel_bytes()?.checked_mul(self.panels())?;
         (bytes <= isize::MAX as usize).then_some(bytes)
@@ -275,7 +357,7 @@ impl<'a> Matrix<'a> {
     /// Views `bytes` as a packed matrix.
     ///
     /// # Errors
-    /// If the shape is absurd or `bytes` has not exactly the length it asks for.
+    /// If the shape exceeds the address space or requires another number of bytes.
     pub fn new(shape: MatrixShape, bytes: &'a [u8]) -> Result<Self, FormatError> {
         let MatrixShape { format, rows, cols } = shape;
         let expected = shape
@@ -304,41 +386,35 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
-    /// The bytes of `count` panels from `first` on.
+    /// The bytes of `count` panels, starting with panel `first`.
     pub(crate) fn panels(&self, first: usize, count: usize) -> &'a [u8] {
         let size = self.shape.panel_bytes();
         &self.bytes[first * size..(first + count) * size]
     }
 
-    /// Dequantizes one row into `out`, for example an embedding.
+    /// Dequantizes one row into `out`, such as an embedding.
     ///
     /// # Panics
-    /// If there is no such row or `out` has not `cols` elements.
+    /// If `row` is out of range or the length of `out` is not `cols`.
     pub fn row_into(&self, row: usize, out: &mut [f32]) {
         let MatrixShape { format, rows, cols } = self.shape;
         assert!(row < rows, "row {row} of a matrix with {rows} rows");
         assert_eq!(out.len(), cols, "a row has {cols} weights");
         let panel = self.panels(row / PANEL, 1);
         let r = row % PANEL;
-        match format {
-            Format::F32 => {
+        match format.kind() {
+            FormatKind::Float(format) => {
                 for (i, out) in out.iter_mut().enumerate() {
-                    *out = single_at(panel, i * PANEL + r);
+                    *out = float_at(format, panel, i * PANEL + r);
                 }
             }
-            Format::F16 => {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = half_at(panel, i * PANEL + r).to_f32();
-                }
-            }
-            Format::Q8 | Format::Q4 => {
-                let (levels, quants) = self.shape.level_and_quant_offsets();
+            FormatKind::Quant(format) => {
+                let offsets = format.offsets(self.shape.blocks());
                 for (b, out) in out.chunks_mut(BLOCK).enumerate() {
-                    let mut scale = half_at(panel, b / GROUP * PANEL + r).to_f32();
-                    if format == Format::Q4 {
-                        scale *= f32::from(panel[levels + b * PANEL + r] as i8);
-                    }
-                    let block = &panel[quants + b * format.block_bytes()..];
+                    let sub_scale = sub_scale_at(format, &panel[offsets.sub_scales..], b, r);
+                    let scale =
+                        half_at(panel, b / GROUP * PANEL + r).to_f32() * f32::from(sub_scale);
+                    let block = &panel[offsets.quants + b * format.block_bytes()..];
                     for (i, out) in out.iter_mut().enumerate() {
                         *out = f32::from(quant_at(format, block, r, i)) * scale;
                     }
@@ -348,25 +424,39 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Number `index` of a byte slice.
-#[inline(always)]
-pub(crate) fn single_at(bytes: &[u8], index: usize) -> f32 {
-    let at = 4 * index;
-    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Half-precision number `index` of a byte slice.
+/// Number `index` of a slice of little-endian half-precision numbers.
 #[inline(always)]
 pub(crate) fn half_at(bytes: &[u8], index: usize) -> f16 {
     f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])
 }
 
-/// Quant of row `r`, input `i` of a block.
+/// Weight `index` of a float panel.
 #[inline(always)]
-pub(crate) fn quant_at(format: Format, block: &[u8], r: usize, i: usize) -> i8 {
+pub(crate) fn float_at(format: FloatFormat, panel: &[u8], index: usize) -> f32 {
     match format {
-        Format::Q8 => block[i / 4 * 32 + r * 4 + i % 4] as i8,
-        _ => {
+        FloatFormat::F32 => {
+            let at = 4 * index;
+            f32::from_le_bytes([panel[at], panel[at + 1], panel[at + 2], panel[at + 3]])
+        }
+        FloatFormat::F16 => half_at(panel, index).to_f32(),
+    }
+}
+
+/// Sub-block scale of row `r` in block `b`; 1 in formats without sub-block scales.
+#[inline(always)]
+pub(crate) fn sub_scale_at(format: QuantFormat, sub_scales: &[u8], b: usize, r: usize) -> i8 {
+    match format {
+        QuantFormat::Q8 => 1,
+        QuantFormat::Q4 => sub_scales[b * PANEL + r] as i8,
+    }
+}
+
+/// Quant of row `r` and input `i` of a block.
+#[inline(always)]
+pub(crate) fn quant_at(format: QuantFormat, block: &[u8], r: usize, i: usize) -> i8 {
+    match format {
+        QuantFormat::Q8 => block[i / 4 * 32 + r * 4 + i % 4] as i8,
+        QuantFormat::Q4 => {
             let byte = block[i / 8 * 32 + r * 4 + i % 4];
             let nibble = if i % 8 < 4 { byte & 15 } else { byte >> 4 };
             nibble as i8 - 8
@@ -387,14 +477,22 @@ mod tests {
             "q5".parse::<Format>(),
             Err(FormatError::UnknownFormat("q5".to_owned()))
         );
+        assert_eq!(
+            FormatError::UnknownFormat("q5".to_owned()).to_string(),
+            "unknown weight format \"q5\": expected f32, f16, q8 or q4"
+        );
+        assert_eq!(
+            FormatError::NotQuantized(Format::F16).to_string(),
+            "f16 is not a quantized format: expected q8 or q4"
+        );
     }
 
     #[test]
     fn sizes() {
-        // One block: 16 bytes of scales and 8 of levels, padded to 64, and 128 of quants.
+        // One block: 16 bytes of scales and 8 of sub-block scales, padded to 64, and 128 of quants.
         assert_eq!(MatrixShape::new(Format::Q4, 9, 20).panel_bytes(), 192);
         assert_eq!(MatrixShape::new(Format::Q4, 9, 20).byte_len(), Some(384));
-        // Five blocks, two groups: 32 bytes of scales and, in q4, 40 of levels.
+        // Five blocks, two groups: 32 bytes of scales and, in q4, 40 of sub-block scales.
         assert_eq!(
             MatrixShape::new(Format::Q8, 8, 130).byte_len(),
             Some(64 + 1280)
@@ -409,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_sizes_are_errors() {
+    fn sizes_beyond_the_address_space_are_errors() {
         for format in Format::ALL {
             for (rows, cols) in [
                 (usize::MAX, 32),

@@ -1,49 +1,63 @@
 //! Packed weight formats and the kernels that compute with them, on plain slices.
 //!
+//! A module uses only modules above it in this table:
+//!
 //! | module | subject |
 //! |---|---|
-//! | [`format`](mod@format) | the byte layout of packed weights: f32, f16, q8, q4 |
-//! | [`pack`] | quantizing and packing rows of weights |
-//! | [`linear`](mod@linear) | products with packed weights, one token or many |
-//! | [`attention`](mod@attention) | softmax attention without a score matrix, the key/value cache |
-//! | [`norm`], [`activation`], [`rope`](mod@rope) | the element-wise rest of a transformer block |
-//! | [`pool`] | the threads that share the work |
-//! | [`cpu`] | which instruction set is used |
-//! | [`memory`] | counting heap bytes |
-//! | [`ceiling`] | what this machine could reach at most |
+//! | [`format`](mod@format) | byte layout of packed weights: f32, f16, q8, q4 |
+//! | [`activation`] | activation functions |
+//! | [`memory`] | heap accounting |
+//! | [`cpu`] | instruction sets and the interface that each implements |
+//! | `generic`, `x86_64`, `aarch64` | portable reference kernels and SIMD kernels |
+//! | [`dispatch`] | run-time detection and selection of the instruction set |
+//! | [`pool`] | thread pool |
+//! | [`peak`] | peak arithmetic throughput and memory bandwidth, for rooflines |
+//! | `fit`, [`pack`] | quantization and packing of weights |
+//! | [`linear`](mod@linear) | products with packed weights, for one token or many |
+//! | [`attention`](mod@attention) | softmax attention without a score matrix, key/value cache |
+//! | [`norm`], [`elementwise`], [`rope`](mod@rope) | normalization, activations, rotary embedding |
+//! | [`workload`] | shapes and operands of the kernel benchmarks |
 //!
 //! # Reproducibility
-//! On one machine an output depends only on the operands: not on the number of threads, nor on how
-//! many tokens are computed in the same call. Each output is one fixed chain of float operations.
-//! Instruction sets differ from each other by rounding (fused or separate multiply-add, the width of
-//! activation quantization, see [`cpu::Kernels::code`]).
+//! On one machine an output depends only on the operands, not on the number of threads or on the
+//! other tokens of the call: each output is one fixed sequence of float operations. Instruction sets
+//! differ from each other by rounding, because they have fused or separate multiply-add and
+//! quantize activations to different ranges (see [`cpu::Kernels::activation_scheme`]).
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 pub mod activation;
 pub mod attention;
-pub mod ceiling;
 pub mod cpu;
+pub mod dispatch;
 mod element;
+pub mod elementwise;
+mod fit;
 pub mod format;
 mod generic;
 pub mod linear;
 pub mod memory;
+mod names;
 pub mod norm;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod operands;
 pub mod pack;
+pub mod peak;
 pub mod pool;
 pub mod rope;
 mod scratch;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod tile;
+mod simd;
+pub mod workload;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use activation::{Activation, activate, gated};
+pub use activation::Activation;
 pub use attention::{
     CacheError, Heads, KvCache, Mask, Rows, attention, cached_attention, integer_attention,
 };
 pub use cpu::Isa;
+pub use elementwise::{activate, gated};
 pub use format::{Format, FormatError, Matrix, MatrixShape};
 pub use linear::{Epilogue, FeedForward, feed_forward, linear, product};
 pub use norm::{layer_norm, rms_norm};

@@ -1,4 +1,4 @@
-//! Counting heap bytes: a global allocator that knows how much is, and at most was, in use.
+//! Heap accounting: a global allocator that counts the bytes in use and their peak.
 //!
 //! ```
 //! use edge_lmm_kernels::memory::{self, CountingAllocator};
@@ -11,7 +11,7 @@
 //! drop(vec![0u8; 1 << 20]);
 //! assert!(memory::peak_bytes() >= before + (1 << 20));
 //! ```
-//! Both figures are 0 in a program that does not install it. Mapped files are not counted.
+//! Both counts are 0 in a program that does not install the allocator. Mapped files are not counted.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// The system's allocator with a count of the bytes in use.
+/// The system allocator with a count of the bytes in use.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CountingAllocator;
 
@@ -29,39 +29,39 @@ pub fn current_bytes() -> usize {
     CURRENT.load(Relaxed)
 }
 
-/// The most heap bytes in use at any time since the last [`reset_peak`] or [`set_peak`].
+/// Peak of the heap bytes in use since the last [`reset_peak`] or [`set_peak`].
 pub fn peak_bytes() -> usize {
     PEAK.load(Relaxed)
 }
 
-/// Begins a new measurement: the peak becomes what is in use now.
+/// Starts a new measurement by setting the peak to the bytes in use.
 pub fn reset_peak() {
     set_peak(current_bytes());
 }
 
-/// Sets the peak, so that nested measurements can restore an outer one:
+/// Sets the peak, so that a nested measurement can restore that of the outer one:
 /// `set_peak(outer.max(peak_bytes()))`.
 pub fn set_peak(bytes: usize) {
     PEAK.store(bytes, Relaxed);
 }
 
-/// Lets the C library keep large blocks that are freed, up to 256 MiB of them, instead of giving each back to the system
-/// at once. The activations of a layer are as large as those of the one before: without this, every layer gets them from
-/// the system page by page again. Call it once, early; it does nothing where the library is not glibc.
+/// Makes glibc keep up to 256 MiB of large freed blocks for reuse instead of returning each to the system
+/// immediately. The activations of successive layers have the same size; without this, each layer faults
+/// in their pages again. Call it once at startup. It does nothing with other C libraries.
 pub fn keep_large_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         use std::ffi::c_int;
-        // Their numbers in malloc.h.
+        // Values from malloc.h.
         const M_TRIM_THRESHOLD: c_int = -1;
         const M_MMAP_THRESHOLD: c_int = -3;
         unsafe extern "C" {
             fn mallopt(parameter: c_int, value: c_int) -> c_int;
         }
-        // SAFETY: it sets parameters of the allocator, which may be done at any time; 0 says that it did not.
+        // SAFETY: allocator parameters may be set at any time; 0 reports failure.
         unsafe {
             mallopt(M_TRIM_THRESHOLD, 256 << 20);
-            // Versions up to 2.34 take no more than 32 MiB.
+            // glibc up to 2.34 accepts at most 32 MiB.
             if mallopt(M_MMAP_THRESHOLD, 1 << 30) == 0 {
                 mallopt(M_MMAP_THRESHOLD, 32 << 20);
             }

@@ -1,33 +1,30 @@
-//! Normalisation of rows.
+//! Normalization of rows.
 
-use crate::pool::ThreadPool;
+use crate::pool::{GRAIN, ThreadPool};
 use crate::scratch::{fresh, zeroed};
 
-/// Elements that make a task worth handing to another thread.
-pub(crate) const GRAIN: usize = 16 * 1024;
-
-/// Root-mean-square normalisation of each row: `x / sqrt(mean(x^2) + eps) * gamma`
+/// Root mean square normalization of each row: `x / sqrt(mean(x^2) + eps) * gamma`
 /// (Zhang & Sennrich 2019, [arXiv:1910.07467](https://arxiv.org/abs/1910.07467)).
 ///
 /// # Shapes
 /// `x` and result: `[tokens, gamma.len()]`
 ///
 /// # Panics
-/// If `x` is not whole rows.
+/// If the length of `x` is not a multiple of that of `gamma`.
 pub fn rms_norm(pool: &ThreadPool, x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
     rows(pool, x, gamma.len(), |x, out| {
         pool.kernels().rms_norm(x, gamma, eps, out)
     })
 }
 
-/// Layer normalisation of each row: `(x - mean) / sqrt(variance + eps) * gamma + beta`, with the variance over the
+/// Layer normalization of each row: `(x - mean) / sqrt(variance + eps) * gamma + beta`, with the variance of the
 /// whole row (Ba et al. 2016, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450)).
 ///
 /// # Shapes
 /// `x` and result: `[tokens, gamma.len()]`; `beta`: `[gamma.len()]`
 ///
 /// # Panics
-/// If `x` is not whole rows, or `gamma` and `beta` differ in length.
+/// If the length of `x` is not a multiple of that of `gamma`, or `gamma` and `beta` differ in length.
 pub fn layer_norm(pool: &ThreadPool, x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
     assert_eq!(gamma.len(), beta.len(), "gamma and beta");
     rows(pool, x, gamma.len(), |x, out| {
@@ -35,7 +32,7 @@ pub fn layer_norm(pool: &ThreadPool, x: &[f32], gamma: &[f32], beta: &[f32], eps
     })
 }
 
-/// The rows that `f` makes of those of `x`.
+/// Applies `f(row, out)` to each row of `x`.
 fn rows(
     pool: &ThreadPool,
     x: &[f32],
@@ -50,7 +47,7 @@ fn rows(
         "{} elements are not rows of {width}",
         x.len()
     );
-    // SAFETY: the ranges of the tasks do not overlap, and together they are all rows, which are written below.
+    // SAFETY: the ranges of the tasks are disjoint and cover all rows, each of which is written below.
     #[allow(unsafe_code)]
     unsafe {
         fresh(x.len(), |out| {

@@ -1,8 +1,8 @@
-//! Persistent threads that share the work of one call at a time.
+//! Thread pool for short data-parallel calls.
 //!
-//! A call of [`ThreadPool::run`] hands task numbers out one by one to whoever is free; the caller takes
-//! part. Between calls the workers spin for some microseconds, because a model issues hundreds of short
-//! calls per token, and then sleep.
+//! [`ThreadPool::run`] distributes task indices dynamically over the workers and the calling thread.
+//! Between calls the workers spin for some microseconds before they sleep, because a model makes
+//! hundreds of short calls per token.
 #![allow(unsafe_code)]
 
 use crate::cpu::{Isa, Kernels};
@@ -15,32 +15,35 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle worker spins before it sleeps. Longer than the gaps between the operations of one
-/// token, short enough to leave an idle machine alone.
+/// Time that an idle worker spins before it sleeps: longer than the gaps between the operations of one
+/// token, short enough not to load an idle machine.
 const SPIN: Duration = Duration::from_micros(100);
 
+/// Elements of an elementwise operation that make a task worth another thread.
+pub(crate) const GRAIN: usize = 16 * 1024;
+
 thread_local! {
-    /// Whether this thread is inside a task: calls from there run inline.
+    /// `true` while this thread executes a task, from which calls run inline.
     static BUSY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A team of threads, the caller included, and the kernels they compute with.
+/// A pool of threads and the kernels they compute with.
 pub struct ThreadPool {
     shared: Arc<Shared>,
-    /// Held while a call is in progress; whoever finds it taken computes alone.
+    /// Held during a call. A concurrent caller that finds it held runs its tasks inline.
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
     kernels: &'static dyn Kernels,
 }
 
-/// What the caller and the workers share.
+/// State shared by the caller and the workers.
 ///
-/// `state` is `call number << 32 | OPEN | workers inside`. A worker may only enter (count itself in) while
-/// the call is open; the caller closes it when no task is left and waits until nobody is inside. So a
-/// worker that wakes up late never delays a call.
+/// `state` is `call number << 32 | OPEN | workers inside`. A worker enters, by incrementing the count,
+/// only while the call is open. The caller closes the call when no task is left and waits until the
+/// count is zero, so that a worker that wakes up late does not delay the call.
 struct Shared {
     state: AtomicU64,
-    /// Written by the caller while the call is closed and nobody is inside, read only from inside.
+    /// Written by the caller while the call is closed and no worker is inside, read by workers inside.
     job: UnsafeCell<Option<Job>>,
     next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -52,35 +55,35 @@ struct Shared {
 
 #[derive(Clone, Copy)]
 struct Job {
-    /// Lifetime erased: valid from opening until the last worker has left.
+    /// Valid until the last worker has left the call; its lifetime is erased.
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
 }
 
-// SAFETY: `job` is the only field that is not `Sync` by itself. It is written only by the caller that holds
-// `turn`, while the call is closed and no worker is inside, and read only by workers inside an open call;
-// entering and leaving are atomic operations on `state` that order these accesses. The task is `Sync`.
+// SAFETY: `job` is the only field that is not `Sync`. It is written only by the caller that holds `turn`,
+// while the call is closed and no worker is inside, and read only by workers inside an open call. The
+// atomic operations on `state` by which workers enter and leave order these accesses. The task is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the pointer in `job` may be used from any thread.
+// SAFETY: as above; the task that `job` points to may be called from any thread.
 unsafe impl Send for Shared {}
 
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that can panic runs under these locks.
+    // No code that can panic runs while these locks are held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ThreadPool {
-    /// A pool of `threads` threads, of which `threads - 1` are started here, with the best instruction set
-    /// ([`Isa::selected`]). Should the system refuse to start that many, there are fewer.
+    /// Creates a pool of `threads` threads, including the calling one, that computes with the selected
+    /// instruction set ([`Isa::selected`]). If the system refuses to start a thread, the pool has fewer.
     pub fn new(threads: NonZeroUsize) -> Self {
         Self::with_isa(threads, Isa::selected().isa)
     }
 
-    /// A pool that computes with the given instruction set, or with [`Isa::Generic`] where this machine does
-    /// not have it.
+    /// Creates a pool that computes with `isa`, or with [`Isa::Generic`] if this machine does not have
+    /// it.
     pub fn with_isa(threads: NonZeroUsize, isa: Isa) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -110,7 +113,7 @@ impl ThreadPool {
         }
     }
 
-    /// Threads that compute, the caller included.
+    /// Number of threads, including the calling one.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
@@ -120,12 +123,12 @@ impl ThreadPool {
         self.kernels
     }
 
-    /// Calls `f` once for each of `0..tasks`, on all threads, and returns when all are done.
+    /// Calls `f` once for each of `0..tasks`, on all threads, and returns when all calls have returned.
     ///
-    /// A call from inside a task, or while another thread is using the pool, runs on the calling thread alone.
+    /// A call from inside a task, or while another thread uses the pool, runs on the calling thread alone.
     ///
     /// # Panics
-    /// If a task panics: with the first panic, after all tasks have been tried.
+    /// With the first panic of a task, after all tasks have run.
     pub fn run(&self, tasks: usize, f: impl Fn(usize) + Sync) {
         if tasks == 0 {
             return;
@@ -139,8 +142,8 @@ impl ThreadPool {
             return run_inline(tasks, f);
         }
         let task: *const (dyn Fn(usize) + Sync + '_) = &f;
-        // SAFETY: only the lifetime changes. No worker can use the pointer after `finish` returns, and `f`
-        // outlives that call: nothing in between unwinds.
+        // SAFETY: only the lifetime changes. No worker uses the pointer after `close` has returned, and `f`
+        // outlives that call because nothing in between unwinds.
         let task = unsafe {
             std::mem::transmute::<
                 *const (dyn Fn(usize) + Sync + '_),
@@ -159,7 +162,8 @@ impl ThreadPool {
         }
     }
 
-    /// Cuts `0..len` into ranges of at least `grain` elements, several per thread, and calls `f` for each.
+    /// Divides `0..len` into ranges of at least `grain` elements, at most four per thread, and calls `f`
+    /// for each.
     ///
     /// # Panics
     /// As [`run`](Self::run).
@@ -168,7 +172,7 @@ impl ThreadPool {
             return;
         }
         let tasks = (len / grain.max(1)).clamp(1, self.threads() * 4);
-        // Spread the remainder without `index * len`, which may overflow.
+        // `index * len` could overflow.
         let (size, rest) = (len / tasks, len % tasks);
         let start = |index: usize| index * size + index.min(rest);
         self.run(tasks, |index| f(start(index)..start(index + 1)));
@@ -188,14 +192,14 @@ fn run_inline(tasks: usize, f: impl Fn(usize)) {
 }
 
 impl Shared {
-    /// Publishes a job. Only by the holder of `turn`.
+    /// Opens a call for `job`. The caller must hold `turn`.
     fn open(&self, job: Job) {
-        // SAFETY: the previous call is closed and nobody is inside, so nobody reads `job`.
+        // SAFETY: the previous call is closed and no worker is inside, so `job` is not read.
         unsafe { *self.job.get() = Some(job) };
         self.next.store(0, Ordering::Relaxed);
         let call = (self.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) & u64::from(u32::MAX);
-        // Sequentially consistent against `sleepers`: either a worker about to sleep sees the open call or we
-        // see the sleeper.
+        // Sequentially consistent with `sleepers`: either a worker that is about to sleep sees the open
+        // call, or this thread sees the sleeper.
         self.state.store(call << 32 | OPEN, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&self.lock));
@@ -203,7 +207,7 @@ impl Shared {
         }
     }
 
-    /// Lets no more workers in and waits until all have left.
+    /// Closes the call and waits until all workers have left.
     fn close(&self) {
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
         let mut spins = 0u32;
@@ -212,21 +216,21 @@ impl Shared {
             if spins < 10_000 {
                 std::hint::spin_loop();
             } else {
-                // A worker was taken off its core in the middle of a task.
+                // A worker was preempted inside a task.
                 std::thread::yield_now();
             }
             state = self.state.load(Ordering::Acquire);
         }
     }
 
-    /// Executes tasks until none is left.
+    /// Executes tasks until none are left.
     fn take_tasks(&self, job: Job) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             if index >= job.tasks {
                 return;
             }
-            // SAFETY: the caller of `run` keeps the closure alive until this thread has left the call.
+            // SAFETY: `run` keeps the closure alive until this thread has left the call.
             let task = unsafe { &*job.task };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
                 lock(&self.panic).get_or_insert(panic);
@@ -234,7 +238,7 @@ impl Shared {
         }
     }
 
-    /// The life of a worker.
+    /// Main loop of a worker.
     fn work(&self) {
         BUSY.set(true);
         let mut done = 0;
@@ -252,7 +256,7 @@ impl Shared {
                 continue;
             }
             done = state >> 32;
-            // SAFETY: this thread is inside an open call, so the job is set and not written.
+            // SAFETY: this thread is inside an open call, during which the job is not written.
             if let Some(job) = unsafe { *self.job.get() } {
                 self.take_tasks(job);
             }
@@ -260,7 +264,7 @@ impl Shared {
         }
     }
 
-    /// Returns when there may be a call newer than `done`: spins for a while, then sleeps.
+    /// Waits for a call newer than `done` or the shutdown: spins for [`SPIN`], then sleeps.
     fn wait(&self, done: u64) {
         let idle = || {
             let state = self.state.load(Ordering::SeqCst);
@@ -293,7 +297,7 @@ impl Drop for ThreadPool {
         drop(lock(&self.shared.lock));
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its tasks and has none of its own to report.
+            // Workers catch the panics of their tasks and do not panic themselves.
             let _ = worker.join();
         }
     }
@@ -310,7 +314,7 @@ impl std::fmt::Debug for ThreadPool {
 
 static GLOBAL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
 
-/// The process-wide pool, started at the first call with one thread per available core.
+/// The process-wide pool. It is started by the first call, with one thread per available core.
 pub fn global() -> Arc<ThreadPool> {
     let mut global = lock(&GLOBAL);
     let pool = global.get_or_insert_with(|| {
@@ -321,11 +325,11 @@ pub fn global() -> Arc<ThreadPool> {
     Arc::clone(pool)
 }
 
-/// Replaces the process-wide pool by one of `n` threads. Whoever still holds the old one can go on using it.
+/// Replaces the process-wide pool by one of `n` threads. Existing handles to the old pool stay valid.
 pub fn set_global_threads(n: NonZeroUsize) {
     let pool = Arc::new(ThreadPool::new(n));
     let old = lock(&GLOBAL).replace(pool);
-    // Joining its threads must not happen under the lock.
+    // Joins its threads, which must not happen while the lock is held.
     drop(old);
 }
 
@@ -378,7 +382,7 @@ mod tests {
     fn workers_take_part() {
         let pool = pool(2);
         let started = AtomicU32::new(0);
-        // Each task waits for the other: one thread alone would time out.
+        // Each task waits for the other, so that a single thread would time out.
         let deadline = Instant::now() + Duration::from_secs(20);
         pool.run(2, |_| {
             started.fetch_add(1, Ordering::SeqCst);

@@ -1,21 +1,20 @@
 //! Rotary position embedding.
 
-use crate::norm::GRAIN;
-use crate::pool::ThreadPool;
+use crate::pool::{GRAIN, ThreadPool};
 use crate::scratch::Parts;
 
-/// Rotates the first `rotary_dim` elements of every head in place, the two halves of them being the pairs
-/// ("rotate half"): with `x1` the first and `x2` the second half,
-/// `x1, x2 = x1 cos - x2 sin, x2 cos + x1 sin`
-/// (Su et al. 2021, [arXiv:2104.09864](https://arxiv.org/abs/2104.09864), in the order of GPT-NeoX and Llama).
+/// Rotates the first `rotary_dim` elements of every head in place. Element `i` is paired with element
+/// `i + rotary_dim / 2` ("rotate half", the order of GPT-NeoX and Llama): with `x1` and `x2` the two
+/// halves, `x1, x2 = x1 cos - x2 sin, x2 cos + x1 sin`
+/// (Su et al. 2021, [arXiv:2104.09864](https://arxiv.org/abs/2104.09864)).
 ///
 /// # Shapes
-/// `x` begins at the first head of token 0; token `t` begins at `t * row_stride` and holds `heads` heads of
-/// `head_dim`, one after the other. `cos`, `sin`: `[tokens, rotary_dim / 2]`
+/// `x` begins at the first head of token 0; token `t` begins at element `t * row_stride` and holds `heads`
+/// consecutive heads of `head_dim`. `cos`, `sin`: `[tokens, rotary_dim / 2]`
 ///
 /// # Panics
-/// If `rotary_dim` is odd or larger than `head_dim`, a token is longer than `row_stride`, `cos` and `sin` are not
-/// whole rows of the same length, or `x` is too short.
+/// If `rotary_dim` is odd or exceeds `head_dim`, a token is longer than `row_stride`, `cos` and `sin`
+/// differ in length or are not a multiple of `rotary_dim / 2` long, or `x` is too short.
 #[allow(clippy::too_many_arguments)]
 pub fn rope(
     pool: &ThreadPool,
@@ -55,7 +54,7 @@ pub fn rope(
     let parts = Parts::new(x);
     pool.run_ranges(tokens, GRAIN.div_ceil(width), |range| {
         for token in range {
-            // SAFETY: rows do not overlap, and every token belongs to one task.
+            // SAFETY: rows do not overlap, and each token belongs to one task.
             #[allow(unsafe_code)]
             let row = unsafe { parts.part(token * row_stride..token * row_stride + width) };
             let angles = token * half..(token + 1) * half;

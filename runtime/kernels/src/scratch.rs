@@ -1,4 +1,4 @@
-//! Buffers that are kept between calls, and writing to one slice from several tasks.
+//! Reusable buffers, and slices that several tasks write to.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -10,36 +10,36 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Floats of a cache line.
+/// Floats per cache line.
 const LINE: usize = 16;
 
-/// Lends a buffer of `len` elements of arbitrary content that begins with a cache line. Each thread keeps its buffers,
-/// so that steady work allocates nothing.
+/// Calls `f` with a buffer of `len` elements of arbitrary content, aligned to a cache line. Each thread
+/// reuses its buffers, so that repeated calls do not allocate.
 pub(crate) fn with<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = FREE.with_borrow_mut(|free| free.pop()).unwrap_or_default();
     let needed = len + LINE;
     if buffer.len() < needed {
-        // A new one where it must move: `resize` alone would copy the old content.
+        // `resize` alone would copy the old content to the new allocation.
         if buffer.capacity() < needed {
             buffer = Vec::new();
         }
         buffer.resize(needed, 0.0);
     }
-    // Should the alignment be impossible to find, the work is slower, not wrong.
+    // Without the alignment the result is the same, only slower.
     let start = buffer.as_ptr().align_offset(LINE * 4).min(LINE);
     let result = f(&mut buffer[start..start + len]);
     FREE.with_borrow_mut(|free| free.push(buffer));
     result
 }
 
-/// A mutable slice that several tasks write to, each its own part.
+/// A mutable slice of which several tasks write disjoint parts.
 pub(crate) struct Parts<'a, T> {
     pointer: *mut T,
     len: usize,
     slice: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it only hands out parts, and whoever asks for one promises that nobody else has it.
+// SAFETY: `part` is the only access, and its caller promises that parts do not overlap.
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
 impl<'a, T> Parts<'a, T> {
@@ -62,49 +62,49 @@ impl<'a, T> Parts<'a, T> {
             "part {range:?} of {}",
             self.len
         );
-        // SAFETY: within the slice as just checked, and not aliased as the caller promises.
+        // SAFETY: the range is checked above; the caller promises that it is not aliased.
         unsafe {
             std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.end - range.start)
         }
     }
 }
 
-/// A new vector of `len` floats, all of which `fill` writes. Its memory is not cleared before: that would take as long as
-/// much of what is done with it.
+/// Returns a vector of `len` floats written by `fill`. Its memory is not cleared first, which would take
+/// as long as many of the operations that fill it.
 ///
 /// # Safety
 /// `fill` must write every element.
 pub(crate) unsafe fn fresh(len: usize, fill: impl FnOnce(&Parts<MaybeUninit<f32>>)) -> Vec<f32> {
     let mut out = Vec::with_capacity(len);
     fill(&Parts::new(&mut out.spare_capacity_mut()[..len]));
-    // SAFETY: they have just been written, as the caller promises.
+    // SAFETY: the caller promises that `fill` has written all elements.
     unsafe { out.set_len(len) };
     out
 }
 
-/// Clears what was not initialized, where it is about to be written anyway and stays in the cache.
+/// Initializes the floats to zero. They are overwritten soon, while still in the cache.
 pub(crate) fn zeroed(floats: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     for float in &mut *floats {
         float.write(0.0);
     }
-    // SAFETY: written just now.
+    // SAFETY: all elements are initialized above.
     unsafe { floats.assume_init_mut() }
 }
 
-/// The same memory as bytes.
+/// Views floats as bytes.
 pub(crate) fn as_bytes(floats: &mut [f32]) -> &mut [u8] {
-    // SAFETY: any four bytes are a float and a float is four bytes; alignment 1 is less than 4.
+    // SAFETY: a float is four bytes, any bytes are a valid float, and bytes have no alignment.
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len() * 4) }
 }
 
-/// The same memory as integers.
+/// Views floats as integers.
 pub(crate) fn as_ints(floats: &mut [f32]) -> &mut [i32] {
-    // SAFETY: the types have the same size and alignment, and any bits are valid in both.
+    // SAFETY: both types have the same size and alignment, and all bit patterns are valid in both.
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
 }
 
-/// The same memory, as what may be written before it is read. Nothing uninitialized may be written to it.
+/// Views floats as possibly uninitialized. Callers must not write uninitialized values.
 pub(crate) fn as_uninit(floats: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: the types have the same layout; this module's users only ever write floats.
+    // SAFETY: both types have the same layout; callers write initialized floats only.
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
 }

@@ -9,7 +9,7 @@ use edge_lmm_kernels::{
 use proptest::prelude::*;
 use support::{Random, isas, pool, threads};
 
-/// One attention problem, queries, keys and values side by side in rows as a fused projection leaves them.
+/// An attention problem. Queries, keys and values are columns of one matrix, as the output of a fused projection.
 struct Problem {
     heads: Heads,
     q_len: usize,
@@ -79,10 +79,10 @@ impl Problem {
         )
     }
 
-    /// Compares with the definition. The bound: an error `e` of the scores changes every weight by at most the factor
-    /// `exp(2 e)`, so the result by `2 e * max |v|`; a score is a sum of `head_dim + 2` products of magnitude
-    /// `|q k| * scale`; the exponential and the sums over keys (in lanes and chunks, each well below 2^10 additions)
-    /// add relative errors of their own.
+    /// Compares with the definition. Error bound: an error `e` of the scores changes each attention weight by at most
+    /// the factor `exp(2 e)`, so the result by `2 e * max |v|`. A score is a sum of `head_dim + 2` products of
+    /// magnitude `|q k| * scale`. The exponential and the sums over keys (in lanes and chunks of fewer than 2^10
+    /// additions) add their own relative errors.
     fn check(
         &self,
         out: &[f32],
@@ -202,7 +202,7 @@ proptest! {
         let mut random = Random(seed);
         let problem = Problem::random(heads, q_len, kv_len, &mut random);
         let mut bias = random.normals(heads.heads * q_len * kv_len);
-        // Some keys are switched off, as padding masks do; the first one never.
+        // Masks some keys by the bias, as padding masks do, but never the first one.
         for (at, bias) in bias.iter_mut().enumerate() {
             if at % kv_len != 0 && random.uniform() < 0.3 {
                 *bias = -1e9;
@@ -226,7 +226,7 @@ proptest! {
                 let several = problem.run(&ThreadPool::with_isa(threads(n), isa), Mask::Causal, None);
                 prop_assert_eq!(&several, &one, "{} threads", n);
             }
-            // Token by token over a cache that grows: the same bits.
+            // Token by token over a cache that grows, bit for bit.
             let pool = pool(isa);
             let mut cache = KvCache::new(2, heads.kv_heads, heads.head_dim, 1, false).unwrap();
             for token in 0..past + q_len {
@@ -249,7 +249,8 @@ proptest! {
     }
 }
 
-/// A cache in half precision gives, bit for bit, what one in single precision gives for the rounded keys and values.
+/// The results of a cache in half precision are bitwise those of a cache in single precision with rounded keys and
+/// values.
 #[test]
 fn half_precision_is_single_precision_of_rounded_numbers() {
     for (heads, kv_heads, head_dim) in [(12, 2, 128), (3, 3, 80), (4, 2, 12), (2, 1, 7)] {
@@ -273,7 +274,7 @@ fn half_precision_is_single_precision_of_rounded_numbers() {
             let pool = pool(isa);
             let [single, half] = [false, true].map(|half| {
                 let mut cache = KvCache::new(2, kv_heads, head_dim, 257, half).unwrap();
-                // The half precision cache rounds by itself; what is rounded already stays as it is.
+                // The half-precision cache rounds the original numbers; the other one gets rounded ones.
                 let problem = if half { &problem } else { &rounded };
                 let mut out = Vec::new();
                 for (start, end) in [(0, 257), (257, 258), (258, total)] {
@@ -340,10 +341,10 @@ fn what_is_too_large_for_half_precision_stays_finite() {
     }
 }
 
-/// [`Problem::check`] with a bias in which -1e9 switches keys off.
+/// [`Problem::check`] with a bias that masks keys with -1e9.
 fn check_biased(problem: &Problem, out: &[f32], bias: &[f32], isa: edge_lmm_kernels::Isa) {
     let (q_len, kv_len) = (problem.q_len, problem.kv_len);
-    // Which keys are on differs from head to head: one check per head, with the other heads' outputs as they are.
+    // The masked keys differ by head: one check per head, with the outputs of the other heads unchanged.
     for h in 0..problem.heads.heads {
         let Heads {
             heads,

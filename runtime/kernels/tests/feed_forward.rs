@@ -1,5 +1,5 @@
-//! The feed-forward part of a layer against the operations that it is made of, bit for bit, on every instruction set of
-//! this machine; and products in new memory against those in old.
+//! Feed-forward networks against the separate operations, and products in new memory against those in existing memory,
+//! bit for bit, on every instruction set of this machine.
 
 mod support;
 
@@ -43,7 +43,7 @@ fn case() -> impl Strategy<Value = Case> {
             6 => Just(Format::Q4), 6 => Just(Format::Q8), 1 => Just(Format::F16), 1 => Just(Format::F32)
         ]
     };
-    // Widths that fill panels, groups, neither.
+    // Widths that are a multiple of a panel, of a group, or of neither.
     let width = prop_oneof![
         1usize..300,
         (1usize..40).prop_map(|n| 8 * n),
@@ -74,7 +74,7 @@ fn case() -> impl Strategy<Value = Case> {
         )
 }
 
-/// The outputs of [`feed_forward`] and of the operations that it is made of.
+/// The outputs of [`feed_forward`] and of the separate operations.
 fn both(case: &Case, pool: &ThreadPool, seed: u64) -> [Vec<f32>; 2] {
     let mut random = Random(seed);
     let rows = case.width * if case.gated { 2 } else { 1 };
@@ -168,7 +168,7 @@ proptest! {
     }
 }
 
-/// A NaN among the inputs of one token must reach the outputs of that token, and no other's.
+/// A NaN in the inputs of a token must reach the outputs of that token and of no other.
 #[test]
 fn what_is_not_a_number_shows() {
     let mut random = Random(5);

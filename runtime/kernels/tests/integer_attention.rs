@@ -4,9 +4,9 @@ mod support;
 
 use edge_lmm_kernels::{Format, Heads, Rows, ThreadPool, integer_attention};
 use proptest::prelude::*;
-use support::{Random, isas, pool, threads};
+use support::{Random, isas, max_quant, pool, threads};
 
-/// Queries, keys and values side by side in rows, as a fused projection leaves them, and the segments.
+/// An attention problem. Queries, keys and values are columns of one matrix, as the output of a fused projection.
 struct Problem {
     heads: Heads,
     ends: Vec<usize>,
@@ -25,7 +25,7 @@ impl Problem {
             scale,
         };
         problem.qkv = random.normals(len * problem.stride());
-        // Keys with a mean, as real ones have.
+        // Keys have a mean, as in real models.
         let (means, columns) = (random.normals(problem.stride()), problem.key_columns());
         for row in problem.qkv.chunks_mut(means.len()) {
             for i in columns.clone() {
@@ -81,9 +81,9 @@ impl Problem {
         head.iter().map(|x| f64::from(*x)).collect()
     }
 
-    /// The mean square of (found - exact) / deviation over all results, where the deviation is what follows from
-    /// rounding alone: a number that is rounded with a step `s` gets an error with the variance `s^2 / 12`. Queries and
-    /// values have 2 `limit` steps from the negative to the positive maximum, the same number the shares of a chunk.
+    /// The mean square of (found - exact) / deviation over all results. The deviation is that of rounding: a number
+    /// rounded with step `s` has an error with variance `s^2 / 12`. Queries, values and the attention weights of a
+    /// chunk have `2 * limit` steps over their range.
     fn mean_square(&self, out: &[f32], limit: f64) -> f64 {
         let largest = |x: &[f64]| x.iter().fold(0f64, |m, x| m.max(x.abs()));
         let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
@@ -114,8 +114,8 @@ impl Problem {
                     .collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-                let shares: Vec<f64> = scores.iter().map(|s| (s - top).exp() / total).collect();
-                // The variance of a score: its query's rounding, its key's.
+                let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp() / total).collect();
+                // Variance of a score from the rounding of query and key.
                 let query_step = (largest(&query) / limit).powi(2) / 12.0;
                 let variances: Vec<f64> = keys
                     .iter()
@@ -125,18 +125,18 @@ impl Problem {
                     })
                     .collect();
                 for d in 0..dim {
-                    let exact: f64 = shares.iter().zip(&values).map(|(p, v)| p * v[d]).sum();
+                    let exact: f64 = weights.iter().zip(&values).map(|(p, v)| p * v[d]).sum();
                     let mut variance = 1e-12;
                     for (c, chunk) in values.chunks(128).enumerate() {
                         let column: Vec<f64> = chunk.iter().map(|v| v[d]).collect();
                         let value_step = (largest(&column) / 127.0).powi(2) / 12.0;
                         let mean = column.iter().sum::<f64>() / column.len() as f64;
-                        let shares = &shares[c * 128..][..column.len()];
-                        let share_step = (largest(shares) / (2.0 * limit)).powi(2) / 12.0;
+                        let weights = &weights[c * 128..][..column.len()];
+                        let weight_step = (largest(weights) / (2.0 * limit)).powi(2) / 12.0;
                         for (i, v) in column.iter().enumerate() {
-                            variance += shares[i] * shares[i] * value_step
-                                + share_step * (v - mean).powi(2)
-                                + variances[c * 128 + i] * (shares[i] * (v - exact)).powi(2);
+                            variance += weights[i] * weights[i] * value_step
+                                + weight_step * (v - mean).powi(2)
+                                + variances[c * 128 + i] * (weights[i] * (v - exact)).powi(2);
                         }
                     }
                     let found = f64::from(out[row * self.width() + h * dim + d]);
@@ -153,10 +153,10 @@ fn check(heads: Heads, ends: Vec<usize>, spread: f32, seed: u64) {
     let problem = Problem::random(heads, ends, spread, &mut Random(seed));
     for isa in isas() {
         let pool = pool(isa);
-        let limit = f64::from(pool.kernels().code(Format::Q8).limit);
+        let limit = f64::from(max_quant(&pool, Format::Q8));
         let mean_square = problem.mean_square(&problem.run(&pool), limit);
-        // One is expected. The error of a query is shared by its whole head, so a few hundred independent errors are
-        // few; what is of second order in the scores' errors comes on top, more so the wider they spread.
+        // The expected value is 1. The error of a query affects its whole head, so there are only a few hundred
+        // independent errors. Second-order effects of the errors of the scores increase with their spread.
         assert!(
             mean_square < 3.0,
             "{isa} {heads:?} {:?}: {mean_square} times the expected square of the error",
@@ -199,7 +199,8 @@ proptest! {
 
 #[test]
 fn one_key_gives_its_value() {
-    // A share of one, and a value that is its own maximum: nothing is rounded but the scale, to half precision.
+    // With one key, whose attention weight is 1, and a value that is its own maximum, only the scale is rounded, to half
+    // precision.
     let heads = Heads {
         heads: 2,
         kv_heads: 2,
@@ -221,8 +222,9 @@ fn one_key_gives_its_value() {
 }
 
 #[test]
-fn many_small_shares_beside_a_large_one_are_kept() {
-    // One key of 128 has 300 times the share of each other: those round to nothing or to a step, yet have 30 % of all.
+fn many_small_weights_beside_a_large_one_are_kept() {
+    // One key of 128 has 300 times the attention weight of each other. These round to zero or one step, yet their sum is
+    // 30 % of the total.
     let heads = Heads {
         heads: 1,
         kv_heads: 1,
@@ -240,10 +242,10 @@ fn many_small_shares_beside_a_large_one_are_kept() {
     let exact = 127.0 / 427.0;
     for isa in isas() {
         for out in problem.run(&pool(isa)) {
-            // The score's error: half a step of the query and of the keys less their mean, each at most 1 / 126 of ln 300.
+            // Error of the score: half a step of the query and of the keys minus their mean, each at most 1 / 126 of ln 300.
             assert!(
                 (out - exact).abs() < 0.03,
-                "{isa}: {out}, not {exact}: the small shares are lost"
+                "{isa}: {out}, not {exact}: the small weights are lost"
             );
         }
     }

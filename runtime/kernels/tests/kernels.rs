@@ -1,8 +1,9 @@
-//! The kernels of every instruction set of this machine, one by one, against exact results or their portable twins.
+//! The kernels of every instruction set of this machine against exact results or the portable kernels.
 
 mod support;
 
 use edge_lmm_kernels::cpu::{Kernels, Panels, Strided, Tile};
+use edge_lmm_kernels::format::{FloatFormat, QuantFormat};
 use edge_lmm_kernels::pack::pack_quants;
 use edge_lmm_kernels::{Format, MatrixShape};
 use half::f16;
@@ -11,14 +12,14 @@ use support::{Random, isas};
 
 const UNIT: f64 = f32::EPSILON as f64 / 2.0;
 
-/// A token's activations as the kernels take them.
+/// Quantized activations.
 struct Quantized {
     quants: Vec<u8>,
     scales: Vec<f32>,
     offsets: Vec<i32>,
 }
 
-fn quantize(kernels: &dyn Kernels, format: Format, x: &[f32], tokens: usize) -> Quantized {
+fn quantize(kernels: &dyn Kernels, format: QuantFormat, x: &[f32], tokens: usize) -> Quantized {
     let cols = x.len() / tokens;
     let (blocks, groups) = (tokens * cols.div_ceil(32), tokens * cols.div_ceil(128));
     let mut out = Quantized {
@@ -33,7 +34,7 @@ fn quantize(kernels: &dyn Kernels, format: Format, x: &[f32], tokens: usize) -> 
             offsets,
         } = &mut out;
         kernels.quantize(
-            kernels.code(format),
+            kernels.activation_scheme(format),
             x,
             &mut quants[t * 32..],
             &mut scales[t..],
@@ -53,25 +54,25 @@ proptest! {
         let x: Vec<f32> = random.normals(tokens * cols).into_iter().map(|x| x * 2f32.powi(exponent)).collect();
         for isa in isas() {
             let kernels = isa.kernels();
-            for format in [Format::Q8, Format::Q4] {
-                let code = kernels.code(format);
+            for format in [QuantFormat::Q8, QuantFormat::Q4] {
+                let scheme = kernels.activation_scheme(format);
                 let q = quantize(kernels, format, &x, tokens);
                 for (t, x) in x.chunks(cols).enumerate() {
                     let max = |g: usize| x.chunks(128).nth(g).unwrap().iter().fold(0f32, |m, x| m.max(x.abs()));
                     for (b, x) in x.chunks(32).enumerate() {
                         let (entry, max) = (b * tokens + t, max(b / 4));
-                        prop_assert_eq!(q.scales[b / 4 * tokens + t], max / code.limit);
+                        prop_assert_eq!(q.scales[b / 4 * tokens + t], max / scheme.max_quant);
                         let mut sum = 0;
                         for i in 0..32 {
-                            let quant = i32::from(q.quants[entry * 32 + i].wrapping_sub(code.bias) as i8);
-                            let exact = x.get(i).map_or(0.0, |x| f64::from(*x) / f64::from(max) * f64::from(code.limit));
-                            // Half a step, and what the rounded reciprocal of the scale adds to a number up to 127.
-                            prop_assert!((f64::from(quant) - exact).abs() <= 0.5 + 127.0 * 4.0 * UNIT, "{isa} {format}");
+                            let quant = i32::from(q.quants[entry * 32 + i].wrapping_sub(scheme.bias) as i8);
+                            let exact = x.get(i).map_or(0.0, |x| f64::from(*x) / f64::from(max) * f64::from(scheme.max_quant));
+                            // Half a step, plus the rounding error of the reciprocal of the scale times at most 127.
+                            prop_assert!((f64::from(quant) - exact).abs() <= 0.5 + 127.0 * 4.0 * UNIT, "{isa} {format:?}");
                             sum += quant;
                         }
-                        let offset = sum * code.offset;
-                        let stored = if code.pairs { offset & 0xffff | offset << 16 } else { offset };
-                        prop_assert_eq!(q.offsets[entry], stored, "{} {}", isa, format);
+                        let offset = sum * scheme.offset_factor;
+                        let stored = if scheme.offset_pairs { offset & 0xffff | offset << 16 } else { offset };
+                        prop_assert_eq!(q.offsets[entry], stored, "{} {:?}", isa, format);
                     }
                 }
             }
@@ -86,27 +87,27 @@ proptest! {
         extreme: bool,
         seed: u64,
     ) {
-        // With weight scales of 1 and activations that are whole numbers up to the limit in every group (so that their
-        // scale is 1), the sums of a group are exact integers, below 128 * 127 * 127 < 2^24, and then added in the order
-        // of the groups: every instruction set must find the same floats.
+        // Weight scales are 1 and activations are integers whose maximum in each group is the largest quant, so that
+        // their scale is 1, too. The sums of a group are then exact integers below 128 * 127 * 127 < 2^24, and are
+        // added in group order, so that every instruction set must give the same floats.
         let mut random = Random(seed);
-        for format in [Format::Q8, Format::Q4] {
-            let (low, high) = if format == Format::Q4 { (-8.0, 7.0) } else { (-127.0, 127.0) };
-            let shape = MatrixShape::new(format, panels * 8, cols);
+        for format in [QuantFormat::Q8, QuantFormat::Q4] {
+            let (low, high) = if format == QuantFormat::Q4 { (-8.0, 7.0) } else { (-127.0, 127.0) };
+            let shape = MatrixShape::new(format.into(), panels * 8, cols);
             let mut pick = |low: f64, high: f64| {
                 let u = random.uniform();
                 let u = if extreme { u.round() } else { u };
                 (low + u * (high - low)).round()
             };
             let w: Vec<i8> = (0..shape.rows * cols).map(|_| pick(low, high) as i8).collect();
-            let level_count = if format == Format::Q4 { shape.rows * shape.blocks() } else { 0 };
-            let levels: Vec<i8> = (0..level_count).map(|_| pick(-15.0, 15.0) as i8).collect();
-            let level = |r: usize, i: usize| levels.get(r * shape.blocks() + i / 32).map_or(1, |level| i64::from(*level));
+            let sub_scale_count = if format == QuantFormat::Q4 { shape.rows * shape.blocks() } else { 0 };
+            let sub_scales: Vec<i8> = (0..sub_scale_count).map(|_| pick(-15.0, 15.0) as i8).collect();
+            let sub_scale = |r: usize, i: usize| sub_scales.get(r * shape.blocks() + i / 32).map_or(1, |sub_scale| i64::from(*sub_scale));
             let mut bytes = Vec::new();
-            pack_quants(shape, &w, &levels, &vec![f16::ONE; shape.rows * shape.groups()], &mut bytes).unwrap();
+            pack_quants(shape, &w, &sub_scales, &vec![f16::ONE; shape.rows * shape.groups()], &mut bytes).unwrap();
             for isa in isas() {
                 let kernels = isa.kernels();
-                let limit = kernels.code(format).limit;
+                let limit = kernels.activation_scheme(format).max_quant;
                 let mut x: Vec<f32> = (0..tokens * cols).map(|_| pick(-127.0, 127.0) as f32).collect();
                 for x in x.chunks_mut(cols).flat_map(|x| x.chunks_mut(128)) {
                     x.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
@@ -116,7 +117,7 @@ proptest! {
                 let tile = Tile { tokens, quants: &q.quants, scales: &q.scales, offsets: &q.offsets };
                 let (blocks, groups) = (shape.blocks(), shape.groups());
                 let all = Panels { format, bytes: &bytes, panel_bytes: shape.panel_bytes(), blocks };
-                // In two steps, adding to what is there.
+                // In two steps, added to the previous content.
                 let mut acc = vec![5.0; tokens * shape.rows];
                 kernels.quantized(all, 0..groups / 2, tile, &mut acc);
                 kernels.quantized(all, groups / 2..groups, tile, &mut acc);
@@ -125,10 +126,10 @@ proptest! {
                         let mut exact = 5.0;
                         for (g, (w, x)) in w.chunks(128).zip(x.chunks(128)).enumerate() {
                             let terms = w.iter().zip(x).enumerate();
-                            let sum: i64 = terms.map(|(i, (w, x))| i64::from(*w) * level(r, g * 128 + i) * *x as i64).sum();
+                            let sum: i64 = terms.map(|(i, (w, x))| i64::from(*w) * sub_scale(r, g * 128 + i) * *x as i64).sum();
                             exact += sum as f32;
                         }
-                        prop_assert_eq!(acc[t * shape.rows + r], exact, "{} {} row {} token {}", isa, format, r, t);
+                        prop_assert_eq!(acc[t * shape.rows + r], exact, "{} {:?} row {} token {}", isa, format, r, t);
                     }
                 }
             }
@@ -157,7 +158,7 @@ proptest! {
                     let before = if add { f64::from(before[at]) } else { 0.0 };
                     let exact = before + terms.clone().sum::<f64>();
                     let magnitude = before.abs() + terms.map(f64::abs).sum::<f64>();
-                    // k additions and products, each rounded once, or once together.
+                    // k additions and products, rounded separately or fused.
                     let bound = 2.0 * (k + 1) as f64 * UNIT * magnitude;
                     prop_assert!((f64::from(c[at]) - exact).abs() <= bound, "{isa} {m}x{n}x{k}");
                 }
@@ -169,8 +170,8 @@ proptest! {
     fn float_panels_with_one_token_are_a_matrix_product(panels in 1usize..12, cols in 1usize..120, seed: u64) {
         let mut random = Random(seed);
         let x = random.normals(cols);
-        for format in [Format::F32, Format::F16] {
-            let shape = MatrixShape::new(format, panels * 8, cols);
+        for (format, packed) in [(FloatFormat::F32, Format::F32), (FloatFormat::F16, Format::F16)] {
+            let shape = MatrixShape::new(packed, panels * 8, cols);
             let mut bytes = Vec::new();
             edge_lmm_kernels::pack_rows(shape, &random.normals(shape.rows * cols), &mut bytes).unwrap();
             let matrix = edge_lmm_kernels::Matrix::new(shape, &bytes).unwrap();
@@ -184,7 +185,7 @@ proptest! {
                 isa.kernels().float_gemv(format, &bytes, shape.panel_bytes(), &x, &mut gemv);
                 let (a, b) = (Strided { data: &x, stride: cols }, Strided { data: &b, stride: shape.rows });
                 isa.kernels().matmul([1, shape.rows, cols], a, b, false, &mut product, shape.rows);
-                prop_assert_eq!(gemv, product, "{} {}", isa, format);
+                prop_assert_eq!(gemv, product, "{} {:?}", isa, format);
             }
         }
     }
@@ -199,7 +200,7 @@ proptest! {
             prop_assert_eq!(found, max);
             let mut exact = 0.0;
             for (e, s) in e.iter().zip(&s) {
-                // The exponential of the rounded difference, which is what the kernel is given; tiny ones become zero.
+                // The exponential of the rounded difference; subnormal results become zero.
                 let value = f64::from(s - max).exp();
                 prop_assert!((f64::from(*e) - value).abs() <= 3e-7 * value + 2e-38, "{isa}: exp({}) = {e}", s - max);
                 exact += value;
@@ -214,7 +215,7 @@ proptest! {
 fn all_half_precision_numbers_widen_exactly() {
     let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for isa in isas() {
-        // An odd length too.
+        // Includes a length that is not a multiple of a vector.
         for count in [65_536, 1001] {
             let mut wide = vec![0.0; count];
             isa.kernels().widen(&bytes[..2 * count], &mut wide);
@@ -249,7 +250,7 @@ fn short_slices_are_refused() {
     let shape = MatrixShape::new(Format::Q4, 16, 32);
     let bytes = vec![0; shape.byte_len().unwrap()];
     let panels = Panels {
-        format: Format::Q4,
+        format: QuantFormat::Q4,
         bytes: &bytes,
         panel_bytes: shape.panel_bytes(),
         blocks: 1,

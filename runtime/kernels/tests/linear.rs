@@ -6,9 +6,9 @@ use edge_lmm_kernels::{
     Activation, Epilogue, Format, Matrix, MatrixShape, ThreadPool, linear, pack_rows,
 };
 use proptest::prelude::*;
-use support::{Random, isas, pool, threads};
+use support::{Random, isas, max_quant, pool, threads};
 
-/// A packed matrix and what it holds.
+/// A packed matrix.
 struct Weights {
     shape: MatrixShape,
     bytes: Vec<u8>,
@@ -39,11 +39,11 @@ impl Weights {
     }
 }
 
-/// The exact product of a row with one token's activations, and the largest error that the kernel may make.
+/// The exact product of a row and the activations of a token, and the largest error of the kernel.
 ///
-/// With float weights that is the rounding of `cols` multiply-adds, each at most `2 u` of a partial sum that is never
-/// larger than the sum of magnitudes (Higham 2002, section 3.1). With quantized weights, the activations are rounded
-/// by half a step, `max |x| / limit / 2`, and there is one multiply-add per group besides the products of scales.
+/// With float weights this is the rounding error of `cols` multiply-adds, each at most `2 u` of a partial sum that
+/// does not exceed the sum of magnitudes (Higham 2002, section 3.1). With quantized weights, the activations are
+/// rounded by half a step, `max |x| / limit / 2`, and there is one multiply-add per group and the products of scales.
 fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
     let unit = f64::from(f32::EPSILON) / 2.0;
     let (mut sum, mut magnitude, mut step_error) = (0.0, 0.0, 0.0);
@@ -53,7 +53,7 @@ fn reference(format: Format, limit: f32, row: &[f32], x: &[f32]) -> (f64, f64) {
             let (w, x) = (f64::from(*w), f64::from(*x));
             sum += w * x;
             magnitude += (w * x).abs();
-            // Half a step, and a little for the rounding of `x * limit / max` itself.
+            // Half a step, plus the rounding error of `x * limit / max`.
             step_error += w.abs() * f64::from(max / limit) * 0.501;
         }
     }
@@ -74,7 +74,7 @@ fn check(format: Format, rows: usize, cols: usize, tokens: usize, seed: u64) {
     let x = random.normals(tokens * cols);
     for isa in isas() {
         let pool = ThreadPool::with_isa(threads(2), isa);
-        let limit = pool.kernels().code(format).limit;
+        let limit = max_quant(&pool, format);
         let out = weights.product(&pool, &x, tokens);
         for r in 0..rows {
             let row = weights.row(r);
@@ -211,20 +211,20 @@ fn nan_and_infinity_show_in_the_result() {
 
 #[test]
 fn extreme_quants_are_exact() {
-    // All quants, levels and activations at their limits: the largest sums that can occur. Scales are powers of two, so
-    // the result has no rounding at all.
+    // All quants, sub-block scales and activations are at their limits, for the largest possible sums. Scales are powers
+    // of two, so that the result is exact.
     use edge_lmm_kernels::pack::pack_quants;
     let (rows, cols) = (16, 256);
-    for (format, quants, levels) in [
+    for (format, quants, sub_scales) in [
         (Format::Q4, [-8i8, 7], &[-15i8, 15][..]),
         (Format::Q8, [-127, 127], &[1][..]),
     ] {
-        for (quant, level) in quants
+        for (quant, sub_scale) in quants
             .iter()
-            .flat_map(|q| levels.iter().map(move |l| (*q, *l)))
+            .flat_map(|q| sub_scales.iter().map(move |l| (*q, *l)))
         {
             let shape = MatrixShape::new(format, rows, cols);
-            let level_count = if format == Format::Q4 {
+            let sub_scale_count = if format == Format::Q4 {
                 rows * shape.blocks()
             } else {
                 0
@@ -233,7 +233,7 @@ fn extreme_quants_are_exact() {
             pack_quants(
                 shape,
                 &vec![quant; rows * cols],
-                &vec![level; level_count],
+                &vec![sub_scale; sub_scale_count],
                 &vec![half::f16::ONE; rows * shape.groups()],
                 &mut bytes,
             )
@@ -241,15 +241,16 @@ fn extreme_quants_are_exact() {
             let matrix = Matrix::new(shape, &bytes).unwrap();
             for isa in isas() {
                 let pool = pool(isa);
-                let limit = pool.kernels().code(format).limit;
+                let limit = max_quant(&pool, format);
                 for (sign, tokens) in [(-1.0, 1), (-1.0, 3), (1.0, 1), (1.0, 3)] {
                     let x = vec![sign * limit; tokens * cols];
                     let mut out = vec![0.0; tokens * rows];
                     linear(&pool, &matrix, &x, &Epilogue::default(), &mut out);
-                    let exact = f32::from(quant) * f32::from(level) * sign * limit * cols as f32;
+                    let exact =
+                        f32::from(quant) * f32::from(sub_scale) * sign * limit * cols as f32;
                     assert!(
                         out.iter().all(|v| *v == exact),
-                        "{isa} {format} {quant} {level} {sign}: {:?}, not {exact}",
+                        "{isa} {format} {quant} {sub_scale} {sign}: {:?}, not {exact}",
                         out[0]
                     );
                 }
@@ -263,7 +264,7 @@ fn empty_sizes() {
     for format in Format::ALL {
         let empty = Matrix::new(MatrixShape::new(format, 0, 8), &[]).unwrap();
         linear(&pool(isas()[0]), &empty, &[], &Epilogue::default(), &mut []);
-        // No inputs: the product is zero, the bias remains.
+        // Without inputs the product is zero and the bias remains.
         let shape = MatrixShape::new(format, 3, 0);
         let bytes = vec![0; shape.byte_len().unwrap()];
         let mut out = [f32::NAN; 6];

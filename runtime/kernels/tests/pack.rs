@@ -1,4 +1,4 @@
-//! Packing: what goes in comes out, and the scales are better than the usual ones.
+//! Packing: round trips, and the quantization error compared with plain scales.
 
 mod support;
 
@@ -28,18 +28,18 @@ proptest! {
         let span = f64::from(high - low + 1);
         let quants: Vec<i8> =
             (0..rows * cols).map(|_| (f64::from(low) + (random.uniform() * span).floor()) as i8).collect();
-        let levels: Vec<i8> = if q4 {
+        let sub_scales: Vec<i8> = if q4 {
             (0..rows * shape.blocks()).map(|_| (random.uniform() * 31.0).floor() as i8 - 15).collect()
         } else {
             Vec::new()
         };
         let scales: Vec<f16> = random.normals(rows * shape.groups()).into_iter().map(f16::from_f32).collect();
         let mut bytes = Vec::new();
-        pack_quants(shape, &quants, &levels, &scales, &mut bytes).unwrap();
+        pack_quants(shape, &quants, &sub_scales, &scales, &mut bytes).unwrap();
         for (i, weight) in unpack(shape, &bytes).into_iter().enumerate() {
             let (row, col) = (i / cols, i % cols);
-            let level = levels.get(row * shape.blocks() + col / 32).map_or(1.0, |level| f32::from(*level));
-            let scale = scales[row * shape.groups() + col / 128].to_f32() * level;
+            let sub_scale = sub_scales.get(row * shape.blocks() + col / 32).map_or(1.0, |sub_scale| f32::from(*sub_scale));
+            let scale = scales[row * shape.groups() + col / 128].to_f32() * sub_scale;
             prop_assert_eq!(weight, f32::from(quants[i]) * scale, "weight {}", i);
         }
     }
@@ -70,7 +70,7 @@ proptest! {
             }
             prop_assert_eq!(Some(whole.len()), shape.byte_len());
             prop_assert_eq!(whole, pieces);
-            // The same terms, added in groups.
+            // The same terms, added in a different order.
             prop_assert!((all.squared_error - sum.squared_error).abs() <= 1e-12 * all.squared_norm);
         }
     }
@@ -87,7 +87,7 @@ proptest! {
                 error += (f64::from(*packed) - f64::from(*w)).powi(2);
                 norm += f64::from(*w).powi(2);
             }
-            // A difference of floats this close has a relative rounding error of 2^-24 of the weight itself.
+            // The rounding error of the difference is 2^-24 of the weight.
             prop_assert!((stats.squared_error.sqrt() - error.sqrt()).abs() <= 1e-7 * norm.sqrt());
             prop_assert!((stats.squared_norm - norm).abs() <= 1e-12 * norm);
         }
@@ -98,7 +98,7 @@ proptest! {
         let weights: Vec<f32> =
             Random(seed).normals(8 * cols).into_iter().map(|w| w * 2f32.powi(exponent)).collect();
         let largest = |w: &[f32]| w.iter().fold(0f32, |m, w| m.max(w.abs()));
-        // Half precision changes a scale by 2^-11 of it, or 2^-25 where it is subnormal.
+        // Half precision changes a scale by at most 2^-11 of it, or 2^-25 if it is subnormal.
         let half = |scale: f32| scale + (scale * 2f32.powi(-11)).max(2f32.powi(-25));
         for format in [Format::Q4, Format::Q8] {
             let shape = MatrixShape::new(format, 8, cols);
@@ -109,20 +109,20 @@ proptest! {
                 for (group, packed) in row.chunks(128).zip(packed.chunks(128)) {
                     let error: f32 = packed.iter().zip(group).map(|(p, w)| (p - w).powi(2)).sum();
                     let bound: f32 = if format == Format::Q8 {
-                        // The plain scale is tried: half a step per weight, and what its rounding does to 127 of them.
+                        // The plain scale is a candidate: half a step per weight, plus 127 times the rounding error of the scale.
                         let step = largest(group) / 127.0;
                         group.len() as f32 * (step / 2.0 + 127.0 * (half(step) - step)).powi(2)
                     } else {
-                        // A block's own scale is no worse than the plain one, max / 8, which has a whole step of error
-                        // where the positive end is missing; it is at most 1.5 times the largest scale tried, max / 5.5.
-                        // The next level beyond it cuts off less and is at most one level larger, which adds half of
-                        // that to a weight's error at most.
-                        let level = half(1.5 * largest(group) / 5.5 / 15.0);
+                        // The best scale of a block is no worse than the plain one, max / 8, whose error is at most a
+                        // whole step, at the missing positive end. It is at most 1.5 times the largest candidate,
+                        // max / 5.5. The next larger sub-block scale clips less and is larger by at most one, which adds
+                        // at most half of that to the error of a weight.
+                        let sub_scale = half(1.5 * largest(group) / 5.5 / 15.0);
                         group
                             .chunks(32)
                             .map(|block| {
                                 let max = largest(block);
-                                let next = (1.5 * max / 5.5 + level) / 2.0;
+                                let next = (1.5 * max / 5.5 + sub_scale) / 2.0;
                                 block.len() as f32 * ((max / 8.0).powi(2) + next.powi(2))
                             })
                             .sum()
@@ -134,7 +134,7 @@ proptest! {
     }
 }
 
-/// The relative error of plain Q4_0: the weight of largest magnitude becomes -8.
+/// Relative error of plain Q4_0, in which the weight of largest magnitude becomes -8.
 fn plain_q4_error(weights: &[f32]) -> f64 {
     let (mut error, mut norm) = (0.0, 0.0);
     for block in weights.chunks(32) {
@@ -152,7 +152,7 @@ fn plain_q4_error(weights: &[f32]) -> f64 {
     (error / norm).sqrt()
 }
 
-/// The relative error of 8 bits with plain scales: the largest magnitude becomes 127.
+/// Relative error of 8 bits with plain scales, in which the largest magnitude becomes 127.
 fn plain_q8_error(weights: &[f32]) -> f64 {
     let (mut error, mut norm) = (0.0, 0.0);
     for block in weights.chunks(128) {
@@ -186,7 +186,7 @@ fn the_search_beats_plain_scales() {
 
 #[test]
 fn the_search_is_near_the_best_scales() {
-    // Every group scale on a fine grid with every level, tried in full for each block.
+    // Exhaustive search: every group scale of a fine grid with every sub-block scale of each block.
     let mut random = Random(12);
     let (mut found, mut best) = (0.0, 0.0);
     for _ in 0..10 {
@@ -202,7 +202,8 @@ fn the_search_is_near_the_best_scales() {
             .map(|i| f16::from_f32(top / 4.0 * i as f32 / 200.0).to_f32())
             .map(|scale| -> f64 {
                 let best = |block: &[f32]| {
-                    let errors = (-15i8..=15).map(|level| error(block, f32::from(level) * scale));
+                    let errors =
+                        (-15i8..=15).map(|sub_scale| error(block, f32::from(sub_scale) * scale));
                     errors.fold(f64::INFINITY, f64::min)
                 };
                 group.chunks(32).map(best).sum()
@@ -227,7 +228,7 @@ fn zeros_and_constants_are_exact() {
         for value in [0.0, 0.5, -0.5] {
             let mut bytes = Vec::new();
             let stats = pack_rows(shape, &[value; 120], &mut bytes).unwrap();
-            // A scale such as 0.5 / 127 is not exact in half precision: off by at most 2^-11 of it.
+            // A scale such as 0.5 / 127 is rounded to half precision, by at most 2^-11 of it.
             let bound = if format.is_quantized() {
                 0.5 / 2048.0
             } else {
@@ -254,7 +255,7 @@ fn tiny_weights_do_not_blow_up() {
         for value in [f32::MIN_POSITIVE, 1e-45, 1e-8, -1e-7] {
             let mut bytes = Vec::new();
             pack_rows(shape, &[value; 32], &mut bytes).unwrap();
-            // A scale is a multiple of 2^-24, so a weight is off by at most its own size or 127 times half of that.
+            // Scales are multiples of 2^-24, so the error of a weight is at most the weight or 127 times half of that.
             let bound = value.abs().max(127.0 * 2f32.powi(-25));
             assert!(
                 unpack(shape, &bytes)
@@ -340,16 +341,16 @@ fn what_cannot_be_packed_is_refused_with_its_place() {
         expected,
         found,
     };
-    let pack = |shape, levels: usize, scales: usize| {
-        let (levels, scales) = (vec![1; levels], vec![f16::ONE; scales]);
-        pack_quants(shape, &[0; 280], &levels, &scales, &mut Vec::new())
+    let pack = |shape, sub_scales: usize, scales: usize| {
+        let (sub_scales, scales) = (vec![1; sub_scales], vec![f16::ONE; scales]);
+        pack_quants(shape, &[0; 280], &sub_scales, &scales, &mut Vec::new())
     };
     assert_eq!(pack(shape, 10, 4), Ok(()));
-    assert_eq!(pack(shape, 9, 4), Err(scales("levels", 10, 9)));
+    assert_eq!(pack(shape, 9, 4), Err(scales("sub-block scales", 10, 9)));
     assert_eq!(pack(shape, 10, 3), Err(scales("scales", 4, 3)));
     let q8 = MatrixShape::new(Format::Q8, 2, 140);
     assert_eq!(pack(q8, 0, 4), Ok(()));
-    assert_eq!(pack(q8, 1, 4), Err(scales("levels", 0, 1)));
+    assert_eq!(pack(q8, 1, 4), Err(scales("sub-block scales", 0, 1)));
     let float = MatrixShape::new(Format::F16, 2, 140);
     assert_eq!(
         pack(float, 10, 4),

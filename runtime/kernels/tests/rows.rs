@@ -36,9 +36,9 @@ fn normal_distribution(x: f64) -> f64 {
     0.5 + sum * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt()
 }
 
-/// The largest absolute error of an activation: for `x * sigmoid(u)`, the relative error of the exponential (3e-7), that
-/// of the argument (a few rounding errors of `u`, which the exponential turns into relative ones: `u e^-u < 0.4`) and of
-/// the arithmetic; for `Gelu` the bound documented there.
+/// The largest absolute error of an activation. For `x * sigmoid(u)` it is the sum of the relative errors of the
+/// exponential (3e-7), of its argument (a few rounding errors of `u`, which become relative errors: `u e^-u < 0.4`)
+/// and of the arithmetic. For `Gelu` it is the documented bound.
 fn tolerance(a: Activation, x: f64) -> f64 {
     match a {
         Activation::None | Activation::Relu => 0.0,
@@ -71,6 +71,28 @@ fn activations_are_within_their_bounds() {
                     "{isa} {a:?}({x}) = {y}, not {}",
                     exact(a, x)
                 );
+            }
+        }
+    }
+}
+
+/// A sum of squares that overflows shows: its reciprocal root is 0, and zeros would look like numbers.
+#[test]
+fn norms_that_overflow_are_nan() {
+    for isa in isas() {
+        for len in [1, 7, 64, 1000] {
+            let x: Vec<f32> = (0..len)
+                .map(|i| if i % 2 == 0 { 1e30 } else { -1e30 })
+                .collect();
+            let (gamma, beta) = (vec![1.0; len], vec![0.0; len]);
+            let rms = rms_norm(&pool(isa), &x, &gamma, 1e-6);
+            assert!(rms.iter().all(|y| y.is_nan()), "{isa} {len}");
+            let large = vec![1e18; len];
+            let rms = rms_norm(&pool(isa), &large, &gamma, 1e-6);
+            assert!(rms.iter().all(|y| (y - 1.0).abs() < 1e-5), "{isa} {len}");
+            if len > 1 {
+                let layer = layer_norm(&pool(isa), &x, &gamma, &beta, 1e-6);
+                assert!(layer.iter().all(|y| y.is_nan()), "{isa} {len}");
             }
         }
     }
@@ -130,8 +152,8 @@ proptest! {
                 let mu = wide().sum::<f64>() / n;
                 let deviation = (wide().map(|x| (x - mu).powi(2)).sum::<f64>() / n + f64::from(eps)).sqrt();
                 let root = (square + f64::from(eps)).sqrt();
-                // A sum of n squares in 16 lanes has a relative error of (n / 16 + 8) u; the mean is off by that much of
-                // the mean magnitude, and its square goes into the variance, which may be as small as eps.
+                // A sum of n squares in 16 lanes has a relative error of (n / 16 + 8) u. The mean has the same error relative
+                // to the mean magnitude, and its square affects the variance, which can be as small as eps.
                 let sums = (n / 16.0 + 8.0) * UNIT;
                 let shift = 2.0 * sums * wide().map(f64::abs).sum::<f64>() / n + 2.0 * UNIT * mu.abs();
                 for i in 0..width {

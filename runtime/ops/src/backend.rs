@@ -1,4 +1,4 @@
-//! The trait that a device implements to run the models.
+//! The operations that a device implements to run the models.
 
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -7,9 +7,9 @@ use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
 
-/// Columns `column..` of a `[tokens, width]` tensor: one part of a fused projection.
+/// Columns from `column` on of a `[tokens, width]` tensor, such as a part of a fused projection.
 pub struct Part<'a, B: Backend> {
-    /// The whole tensor.
+    /// The tensor.
     pub tensor: &'a FloatTensor<B>,
     /// First column of the part.
     pub column: usize,
@@ -19,7 +19,7 @@ pub struct Part<'a, B: Backend> {
 pub struct Packed<'a, B: Backend> {
     /// The packed bytes.
     pub weight: &'a IntTensor<B>,
-    /// What they hold.
+    /// Format and size of the matrix.
     pub shape: MatrixShape,
     /// `[shape.rows]`
     pub bias: Option<&'a FloatTensor<B>>,
@@ -34,15 +34,15 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Positions that fit.
+    /// Largest number of positions.
     pub capacity: usize,
-    /// Whether the weights that make keys and values are 8 bits or fewer anyway: a device may keep
-    /// keys and values in half precision then, and round queries to it.
+    /// `true` if keys and values are products with weights of at most 8 bits. A device may then store
+    /// keys and values in half precision and round queries to it.
     pub quantized: bool,
 }
 
 impl CacheShape {
-    /// Bytes of the keys and values.
+    /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
         let elements = self.layers * self.kv_heads * self.head_dim * self.capacity;
         2 * if self.quantized { 2 } else { 4 } * elements
@@ -52,11 +52,11 @@ impl CacheShape {
 /// An allocation that failed on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryFailure {
-    /// Bytes asked for, where the device tells.
+    /// Requested bytes, if the device reports them.
     pub asked: Option<u64>,
-    /// Bytes that this program holds on the device, where the device tells.
+    /// Bytes that this program holds on the device, if the device reports them.
     pub held: Option<u64>,
-    /// Bytes that are free on the device, where somebody has asked it.
+    /// Free bytes of the device, if known.
     pub free: Option<u64>,
 }
 
@@ -76,7 +76,7 @@ impl std::fmt::Display for MemoryFailure {
     }
 }
 
-/// Why a key-value cache could not be made.
+/// The reason why a key-value cache could not be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheError(pub String);
 
@@ -88,33 +88,34 @@ impl std::fmt::Display for CacheError {
 
 impl std::error::Error for CacheError {}
 
-/// The place of the highest of some scores, the first one among equals; `None` if one is not a
-/// number, or there is none.
-pub fn highest_score(scores: &[f32]) -> Option<u32> {
+/// Index of the largest score, the first one among equals; `None` if a score is NaN, the largest one
+/// is infinite, or there are no scores: then the model has overflowed.
+pub fn slice_argmax(scores: &[f32]) -> Option<u32> {
     if scores.iter().any(|score| score.is_nan()) {
         return None;
     }
     (0..)
         .zip(scores)
         .reduce(|best, next| if next.1 > best.1 { next } else { best })
+        .filter(|(_, score)| score.is_finite())
         .map(|(id, _)| id)
 }
 
-/// Keys and values of past positions, allocated once and filled in place.
+/// Keys and values of past positions, in memory that is allocated once.
 pub trait KvStore {
-    /// Positions held.
+    /// Number of positions in use.
     fn len(&self) -> usize;
-    /// Whether nothing is held.
+    /// Returns `true` if no position is in use.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Positions that fit.
+    /// Largest number of positions.
     fn capacity(&self) -> usize;
-    /// Bytes allocated.
+    /// Allocated bytes.
     fn bytes(&self) -> usize;
-    /// Makes the `tokens` positions that every layer has just appended part of the past.
+    /// Increases the length by `tokens`, after these have been appended to every layer.
     fn advance(&mut self, tokens: usize);
-    /// Forgets every position from `len` on.
+    /// Shortens the cache to `len` positions. Does nothing if it has fewer.
     fn truncate(&mut self, len: usize);
     /// Makes room for `capacity` positions and keeps those held.
     ///
@@ -125,20 +126,20 @@ pub trait KvStore {
 
 /// A burn backend with the operations that the models run on.
 ///
-/// All float tensors are f32 and row-major; a packed weight is an integer tensor that holds the
-/// exact bytes the device's kernels read (see [`MatrixShape`]). Lengths that do not fit together
-/// are programming errors and panic: whatever comes from a file is checked when it is loaded.
+/// Float tensors are f32 and row-major. A packed weight is an integer tensor of the bytes that the
+/// device's kernels read (see [`MatrixShape`]). Lengths that do not match are programming errors and
+/// panic; data from files is checked when it is loaded.
 pub trait KernelBackend: Backend {
-    /// The key-value cache of this device.
+    /// Key-value cache on this device.
     type KvCache: KvStore + Send;
 
-    /// The first allocation for this thread that has failed since it last asked. Devices that work
-    /// asynchronously tell so nowhere else; what was computed since then is worthless.
+    /// The first allocation for this thread that has failed since the previous call. Asynchronous
+    /// devices report failures only here; results computed since then are invalid.
     fn memory_failure(_device: &Self::Device) -> Option<MemoryFailure> {
         None
     }
 
-    /// `activation(x Wᵀ + bias) + residual` with packed `W` (`[rows, cols]`).
+    /// Computes `activation(x Wᵀ + bias) + residual` with packed `W` (`[rows, cols]`).
     ///
     /// # Shapes
     /// - x: `[tokens, cols]`, bias: `[rows]`, residual and result: `[tokens, rows]`
@@ -151,7 +152,8 @@ pub trait KernelBackend: Backend {
         residual: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self>;
 
-    /// `activation(gate) * up`, where rows `gate | up` are `x Wᵀ` with packed `W` (`[rows, cols]`).
+    /// Computes `activation(gate) * up`, where rows `gate | up` are `x Wᵀ` with packed `W`
+    /// (`[rows, cols]`).
     ///
     /// # Shapes
     /// - x: `[tokens, cols]`, result: `[tokens, rows / 2]`
@@ -165,7 +167,7 @@ pub trait KernelBackend: Backend {
         Self::gated(&gate_up, activation)
     }
 
-    /// Rows `ids` of a packed matrix, dequantized: `[ids.len(), cols]`.
+    /// Dequantizes rows `ids` of a packed matrix: `[ids.len(), cols]`.
     fn gather_rows(
         weight: &IntTensor<Self>,
         shape: MatrixShape,
@@ -173,7 +175,7 @@ pub trait KernelBackend: Backend {
         device: &Self::Device,
     ) -> FloatTensor<Self>;
 
-    /// Rows `ids` of a dense matrix: `[ids.len(), cols]`.
+    /// Selects rows `ids` of a dense matrix: `[ids.len(), cols]`.
     fn select_rows(
         table: &FloatTensor<Self>,
         ids: &[u32],
@@ -183,17 +185,18 @@ pub trait KernelBackend: Backend {
         Self::float_select(table.clone(), 0, ids.into_primitive())
     }
 
-    /// See [`highest_score`]; reads no more from the device than it has to.
+    /// Index of the largest score, as [`slice_argmax`]. A device with memory of its own transfers only
+    /// the index.
     ///
     /// # Shapes
     /// - scores: `[1, vocabulary]`
     ///
     /// # Errors
-    /// What the device says that went wrong, now or before.
-    fn highest(scores: FloatTensor<Self>) -> Result<Option<u32>, ExecutionError> {
+    /// If the device reports an error of this or an earlier operation.
+    fn argmax(scores: FloatTensor<Self>) -> Result<Option<u32>, ExecutionError> {
         let scores = Tensor::<Self, 2>::from_primitive(TensorPrimitive::Float(scores));
         let data = scores.try_into_data()?;
-        Ok(highest_score(data.as_slice().expect("scores are f32")))
+        Ok(slice_argmax(data.as_slice().expect("scores are f32")))
     }
 
     /// Root mean square norm of every row (Zhang & Sennrich 2019, eq. 4).
@@ -214,9 +217,9 @@ pub trait KernelBackend: Backend {
     /// `activation(gate) * up` for rows `gate | up`: `[tokens, 2 width]` to `[tokens, width]`.
     fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 
-    /// The feed-forward part of a layer: `down(activation(up(x))) + residual`, or, where the rows of
-    /// `up` are `gate | up`, `down(activation(gate(x)) * up(x)) + residual`. A device may keep what
-    /// lies between the products in its own form.
+    /// Computes the feed-forward network of a layer: `down(activation(up(x))) + residual`, or, if
+    /// `gated`, `down(activation(gate(x)) * up(x)) + residual`, in which case the rows of `up` are
+    /// `gate | up`. A device may represent the hidden activations in its own way.
     ///
     /// # Shapes
     /// - x: `[tokens, up.cols]`, residual and result: `[tokens, down.rows]`
@@ -240,8 +243,8 @@ pub trait KernelBackend: Backend {
         Self::packed_linear(&hidden, down.weight, down.shape, down.bias, none, residual)
     }
 
-    /// Rotates `heads` heads from column `column` on, in place: rotate-half convention, the
-    /// first `2 * cos_width` elements of each head.
+    /// Rotates the first `rotary_dim` elements of `heads` heads in place, starting with the head at
+    /// column `column`, in the rotate-half convention.
     ///
     /// # Shapes
     /// - x: `[tokens, width]`, cos and sin: `[tokens, rotary_dim / 2]`
@@ -254,8 +257,7 @@ pub trait KernelBackend: Backend {
         sin: &FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Softmax attention; no matrix of queries by keys is ever held
-    /// (Dao et al. 2022, algorithm 1).
+    /// Softmax attention without a matrix of scores in memory (Dao et al. 2022, algorithm 1).
     ///
     /// # Shapes
     /// - q: `[q_len, ≥ heads * head_dim]`, k and v: `[kv_len, ≥ kv_heads * head_dim]`,
@@ -270,12 +272,11 @@ pub trait KernelBackend: Backend {
         scale: f32,
     ) -> FloatTensor<Self>;
 
-    /// As [`fused_attention`](Self::fused_attention) among the tokens of an encoder whose weights are
-    /// 8 bits or fewer anyway: a device that gains from it may round queries, keys, values and
-    /// shares to 8 bits, too.
+    /// As [`fused_attention`](Self::fused_attention), among the tokens of an encoder with weights of at
+    /// most 8 bits. A device may then also round queries, keys, values and attention weights to 8 bits.
     ///
     /// # Shapes
-    /// - as there; mask: full or segments
+    /// - as for `fused_attention`; mask: full or segments
     fn quantized_attention(
         q: Part<'_, Self>,
         k: Part<'_, Self>,
@@ -287,18 +288,18 @@ pub trait KernelBackend: Backend {
         Self::fused_attention(q, k, v, heads, mask, None, scale)
     }
 
-    /// An empty cache with all its memory.
+    /// Creates an empty cache and allocates all its memory.
     ///
     /// # Errors
-    /// If the memory cannot be had.
+    /// If there is not enough memory.
     fn kv_cache(shape: CacheShape, device: &Self::Device) -> Result<Self::KvCache, CacheError>;
 
-    /// Appends keys and values of the new tokens to `layer` of the cache, then lets every new
-    /// token attend to all positions up to its own.
+    /// Appends the keys and values of new tokens to `layer` of the cache, then computes the attention of
+    /// each new token to all positions up to its own.
     ///
     /// # Shapes
     /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`,
-    ///   bias (added to the scaled scores): `[heads, tokens, positions held + tokens]`,
+    ///   bias (added to the scaled scores): `[heads, tokens, cache length + tokens]`,
     ///   result: `[tokens, heads * head_dim]`
     fn cached_attention(
         qkv: &FloatTensor<Self>,
@@ -309,11 +310,11 @@ pub trait KernelBackend: Backend {
         scale: f32,
     ) -> FloatTensor<Self>;
 
-    /// As [`cached_attention`](Self::cached_attention) without bias, after queries and keys were
-    /// rotated as [`rope`](Self::rope) does.
+    /// As [`cached_attention`](Self::cached_attention) without bias, with queries and keys first rotated
+    /// as by [`rope`](Self::rope).
     ///
     /// # Shapes
-    /// - qkv and result: as there; cos and sin: `[tokens, rotary_dim / 2]`
+    /// - qkv and result: as for `cached_attention`; cos and sin: `[tokens, rotary_dim / 2]`
     fn rotated_attention(
         qkv: FloatTensor<Self>,
         heads: Heads,

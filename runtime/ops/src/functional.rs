@@ -1,4 +1,4 @@
-//! The operations of [`KernelBackend`] on typed tensors, as the models call them.
+//! The operations of [`KernelBackend`] on typed tensors, for the models.
 
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
@@ -16,7 +16,7 @@ fn tensor<B: KernelBackend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 2> 
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-/// Columns `column..` of a tensor: one part of a fused projection.
+/// Columns from `column` on of a tensor, such as a part of a fused projection.
 #[derive(Clone)]
 pub struct Columns<B: KernelBackend> {
     /// `[tokens, width]`
@@ -54,7 +54,7 @@ pub fn linear<B: KernelBackend>(
 pub struct PackedLinear<B: KernelBackend> {
     /// The packed bytes.
     pub weight: Tensor<B, 1, Int>,
-    /// What they hold.
+    /// Format and size of the matrix.
     pub shape: MatrixShape,
     /// `[shape.rows]`
     pub bias: Option<Tensor<B, 1>>,
@@ -120,12 +120,12 @@ pub fn select_rows<B: KernelBackend>(table: Tensor<B, 2>, ids: &[u32]) -> Tensor
     tensor(B::select_rows(&float(table), ids, &device))
 }
 
-/// See [`KernelBackend::highest`].
+/// See [`KernelBackend::argmax`].
 ///
 /// # Errors
-/// As there.
-pub fn highest<B: KernelBackend>(scores: Tensor<B, 2>) -> Result<Option<u32>, ExecutionError> {
-    B::highest(float(scores))
+/// If the device reports an error of this or an earlier operation.
+pub fn argmax<B: KernelBackend>(scores: Tensor<B, 2>) -> Result<Option<u32>, ExecutionError> {
+    B::argmax(float(scores))
 }
 
 /// See [`KernelBackend::fused_rms_norm`].
@@ -189,7 +189,7 @@ pub fn attention<B: KernelBackend>(
 }
 
 /// Attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its weights
-/// are `quantized`, or else [`KernelBackend::fused_attention`].
+/// are `quantized`, otherwise [`KernelBackend::fused_attention`].
 pub fn encoder_attention<B: KernelBackend>(
     q: impl Into<Columns<B>>,
     k: impl Into<Columns<B>>,

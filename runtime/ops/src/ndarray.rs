@@ -1,24 +1,24 @@
-//! The CPU: [`NdArray`] tensors, computed by the SIMD kernels.
+//! CPU backend: operations on [`NdArray`] tensors by the SIMD kernels.
 //!
-//! burn-ndarray gives the storage (including weights borrowed from a mapped record); every
-//! operation here reads its operands in place and writes one new buffer.
+//! burn-ndarray provides the storage, including weights borrowed from a mapped record. The operations
+//! read their operands in place and write to one new buffer.
 
 use std::borrow::Cow;
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
-use edge_lmm_kernels::activation::{self, Activation};
+use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows};
 use edge_lmm_kernels::format::{Matrix, MatrixShape};
 use edge_lmm_kernels::linear::{self, Epilogue, FeedForward};
-use edge_lmm_kernels::{norm, pool, rope};
+use edge_lmm_kernels::{elementwise, norm, pool, rope};
 
 use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Part};
 
 type Cpu = NdArray<f32, i64, i8>;
 
-/// The elements of a float tensor, in place when they are contiguous.
+/// The elements of a float tensor; copied only if they are not contiguous.
 fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
     let NdArrayTensor::F32(storage) = tensor else {
         panic!("activations are f32, found {:?}", tensor.dtype());
@@ -30,7 +30,7 @@ fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
     }
 }
 
-/// The bytes of a packed weight, in place.
+/// The bytes of a packed weight; copied only if they are not contiguous.
 fn bytes(tensor: &NdArrayTensor) -> Cow<'_, [u8]> {
     let NdArrayTensor::U8(storage) = tensor else {
         panic!("packed weights are u8, found {:?}", tensor.dtype());
@@ -50,7 +50,7 @@ fn tensor(values: Vec<f32>, shape: [usize; 2]) -> NdArrayTensor {
     NdArrayTensor::from_data(TensorData::new(values, shape))
 }
 
-/// Changes the elements of `tensor`: in place when nobody else holds it.
+/// Applies `change` to the elements of `tensor`, in place if it has no other owner.
 fn update(tensor: NdArrayTensor, change: impl FnOnce(&mut [f32])) -> NdArrayTensor {
     let shape = size(&tensor);
     let NdArrayTensor::F32(storage) = tensor else {
@@ -191,7 +191,7 @@ impl KernelBackend for Cpu {
         tensor(out, [ids.len(), shape.cols])
     }
 
-    /// Reads the rows in place; a burn operation would copy a borrowed table whole.
+    /// Reads the rows in place. A burn operation would copy the whole table if it is borrowed.
     fn select_rows(
         table: &FloatTensor<Self>,
         ids: &[u32],
@@ -231,7 +231,7 @@ impl KernelBackend for Cpu {
     fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         let [tokens, width] = size(gate_up);
         let mut out = vec![0.0; tokens * width / 2];
-        activation::gated(
+        elementwise::gated(
             &pool::global(),
             &floats(gate_up),
             width / 2,
@@ -312,7 +312,7 @@ impl KernelBackend for Cpu {
         let pool = pool::global();
         let [kv_len, _] = size(k.tensor);
         let fits = kv_len == len && heads.head_dim <= attention::MAX_INTEGER_HEAD_DIM;
-        if !fits || !pool.kernels().has_dot_product() {
+        if !fits || !pool.kernels().isa().has_dot_product() {
             return Self::fused_attention(q, k, v, heads, mask, None, scale);
         }
         let ([_, k_stride], [_, v_stride]) = (size(k.tensor), size(v.tensor));

@@ -1,4 +1,4 @@
-//! Captures intermediate tensors by name, for comparison with a reference implementation.
+//! Capture of intermediate tensors by name, for comparison with a reference implementation.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,17 +24,17 @@ pub fn start() {
     PROBE.set(Some(BTreeMap::new()));
 }
 
-/// Whether this thread captures.
+/// Returns `true` if this thread captures.
 pub fn active() -> bool {
     PROBE.with_borrow(Option::is_some)
 }
 
-/// Ends capturing and hands over what was captured.
+/// Stops capturing and returns the captured tensors.
 pub fn finish() -> BTreeMap<String, Captured> {
     PROBE.take().unwrap_or_default()
 }
 
-/// Captures `tensor` under `name`; rows of a name that was captured before are appended.
+/// Captures `tensor` under `name`. If the name was captured before, the rows are appended.
 pub fn capture<B: Backend, const D: usize>(name: &str, tensor: &Tensor<B, D>) {
     if active() {
         let data = tensor.to_data();
@@ -44,7 +44,7 @@ pub fn capture<B: Backend, const D: usize>(name: &str, tensor: &Tensor<B, D>) {
     }
 }
 
-/// As [`capture`], for values that are not in a tensor.
+/// As [`capture`], for values outside of a tensor.
 pub fn capture_values(name: &str, shape: &[usize], values: &[f32]) {
     PROBE.with_borrow_mut(|probe| {
         let Some(probe) = probe else { return };

@@ -1,5 +1,5 @@
-//! The operations of [`KernelBackend`](crate::KernelBackend) in plain burn operations: slow,
-//! obvious, for any backend. What the fast ones are compared with.
+//! Reference implementation of [`KernelBackend`](crate::KernelBackend) with plain burn operations,
+//! for any backend. Tests compare the kernels with it.
 
 use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax};
 use burn::tensor::backend::Backend;
@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 
-/// Elementwise activation.
+/// Applies an activation function elementwise.
 pub fn activate<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     activation: Activation,
@@ -94,7 +94,7 @@ pub fn rope<B: Backend>(
     Tensor::cat(parts, 2).reshape([tokens, heads * head_dim])
 }
 
-/// Whether query `i` of `q_len` may see key `j` of `kv_len`.
+/// Returns `true` if key `j` of `kv_len` is visible to query `i` of `q_len`.
 fn visible(mask: &Mask<'_>, i: usize, j: usize, q_len: usize, kv_len: usize) -> bool {
     match mask {
         Mask::Full => true,
@@ -122,7 +122,7 @@ pub fn attention<B: Backend>(
             .swap_dims(0, 1)
             .repeat_dim(0, 1)
     };
-    // Grouped queries: every key-value head serves heads / kv_heads query heads in a row.
+    // Grouped queries: heads / kv_heads consecutive query heads share a key-value head.
     let spread = |x: Tensor<B, 3>| {
         let group = heads.heads / heads.kv_heads;
         x.unsqueeze_dim::<4>(1)

@@ -1,9 +1,9 @@
-//! Where the time goes: named stages with wall time, calls and peak memory.
+//! Timing of named stages: wall time, calls and peak memory.
 //!
-//! A *top* stage is one arrow of the way from a file to an answer (`load`, `media`, `preprocess`,
-//! `vision`, `projector`, `prefill`, `decode`). *Modules* are measured inside it and named by
-//! their path (`vision.blocks.7.attention`). Model code always carries its guards; while nobody
-//! records, a guard is one thread-local read.
+//! A *top* stage is a step from the input files to the answer (`load`, `media`, `preprocess`,
+//! `vision`, `projector`, `prefill`, `decode`). *Modules* are measured inside it and named by their
+//! path (`vision.blocks.7.attention`). Model code always creates the guards; while nothing is
+//! recorded, a guard costs one thread-local read.
 //!
 //! ```
 //! use edge_lmm_ops::stage;
@@ -25,22 +25,22 @@ use std::time::{Duration, Instant};
 
 use edge_lmm_kernels::memory;
 
-/// What one stage or module cost, summed over its calls.
+/// Cost of a stage or module, summed over its calls.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageRecord {
     /// Name of a top stage, or the path of a module.
     pub name: String,
-    /// The top stage it ran in; equal to `name` for a top stage itself.
+    /// Enclosing top stage; equal to `name` for a top stage.
     pub stage: &'static str,
     /// Wall time.
     pub time: Duration,
-    /// How often it ran.
+    /// Number of calls.
     pub calls: usize,
-    /// Highest heap use while it ran, in bytes (0 where the counting allocator is not installed).
+    /// Peak heap use during the calls, in bytes; 0 if the counting allocator is not installed.
     pub peak_bytes: usize,
-    /// GPU kernels launched by this crate while it ran (0 on the CPU).
+    /// GPU kernels launched by this crate during the calls; 0 on the CPU.
     pub launches: usize,
-    /// Every call as (start since recording began, duration); kept for traces.
+    /// Start of each call, relative to that of the recording, and its duration, for traces.
     pub spans: Vec<(Duration, Duration)>,
 }
 
@@ -59,8 +59,8 @@ thread_local! {
     static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
-/// Starts recording on this thread. `synchronize` is called at the end of every stage, for
-/// devices that work asynchronously.
+/// Starts recording on this thread. `synchronize` is called at the end of every stage; it waits for
+/// asynchronous devices.
 pub fn record(synchronize: Option<Box<dyn Fn()>>) {
     RECORDER.with_borrow_mut(|recorder| {
         *recorder = Some(Recorder {
@@ -75,18 +75,18 @@ pub fn record(synchronize: Option<Box<dyn Fn()>>) {
     ON.set(true);
 }
 
-/// Whether this thread records.
+/// Returns `true` if this thread records.
 pub fn recording() -> bool {
     ON.get()
 }
 
-/// Counts a kernel that this thread has launched on a GPU.
+/// Counts a GPU kernel launched by this thread.
 #[cfg(feature = "cube")]
 pub(crate) fn launched() {
     LAUNCHES.set(LAUNCHES.get() + 1);
 }
 
-/// Ends recording; the stages in the order in which they were first entered.
+/// Stops recording and returns the stages in the order in which they were first entered.
 pub fn finish() -> Vec<StageRecord> {
     ON.set(false);
     RECORDER
@@ -94,7 +94,7 @@ pub fn finish() -> Vec<StageRecord> {
         .map_or_else(Vec::new, |recorder| recorder.records)
 }
 
-/// Ends what it stands for when it is dropped.
+/// Guard that ends the stage on drop.
 #[must_use = "a stage lasts as long as its guard"]
 pub struct Guard(Option<Running>);
 
@@ -133,7 +133,7 @@ pub fn module(name: &'static str) -> Guard {
     })
 }
 
-/// Extends the path of the modules inside it; measures nothing itself.
+/// Extends the path of the modules inside it, without a measurement of its own.
 pub fn scope(path: Arguments<'_>) -> Guard {
     if !recording() {
         return Guard(None);
@@ -213,7 +213,7 @@ impl Drop for Guard {
                     let peak = memory::peak_bytes();
                     memory::set_peak(peak.max(outer_peak));
                     recorder.top = outer_top;
-                    // A recording that was restarted inside the stage does not know the slot.
+                    // The slot does not exist if recording was restarted inside the stage.
                     let Some(record) = recorder.records.get_mut(slot) else {
                         return;
                     };

@@ -1,4 +1,4 @@
-//! The CPU operations against their plain burn twins, on random shapes.
+//! The CPU operations against the reference implementation, on random shapes.
 
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
@@ -42,15 +42,15 @@ fn pack(weight: &Tensor<B, 2>, format: Format) -> (Tensor<B, 1, Int>, MatrixShap
     (Tensor::from_data(data, (&device, dtype)), shape)
 }
 
-/// Norm of the difference over the norm of the expected.
+/// Norm of the difference relative to the norm of the expected result.
 fn distance<const D: usize>(found: Tensor<B, D>, expected: Tensor<B, D>) -> f32 {
     assert_eq!(found.dims(), expected.dims());
     let norm = |x: Tensor<B, D>| x.powi_scalar(2).sum().into_scalar().sqrt();
     norm(found - expected.clone()) / norm(expected).max(f32::MIN_POSITIVE)
 }
 
-/// f32 sums of up to a few hundred products, in another order: n * 2^-24 with room for the
-/// activations' approximations of exp and erf.
+/// Error of f32 sums of up to a few hundred products in another order: n * 2^-24, plus the error of the
+/// approximations of exp and erf in activations.
 const REORDERED: f32 = 2e-5;
 
 proptest! {
@@ -64,14 +64,14 @@ proptest! {
         let (packed, shape) = pack(&w, Format::F32);
         let found = linear(x.clone(), packed, shape, bias.clone(), ACTIVATIONS[act], residual.clone());
         let expected = reference::linear(x, w, bias, ACTIVATIONS[act], residual);
-        // Relu may cancel everything but a few elements: compare with the size before it, too.
+        // Relu can zero almost all elements, so the norm before it is compared, too.
         let size = (cols as f32).sqrt();
         let difference = (found - expected.clone()).abs().max().into_scalar();
         prop_assert!(difference <= REORDERED * size.max(expected.abs().max().into_scalar()), "{difference}");
     }
 
-    /// The same product as a dense one with the dequantized weight, up to the int8 rounding of
-    /// the activations: each is off by at most amax / 254, independently.
+    /// Compares with a dense product with the dequantized weight. Activations are rounded to int8, with
+    /// independent errors of at most amax / 254.
     #[test]
     fn quantized_linear(tokens in 1usize..9, rows in 1usize..50, cols in 1usize..200, q4: bool) {
         let format = if q4 { Format::Q4 } else { Format::Q8 };
@@ -114,7 +114,7 @@ proptest! {
         let found = rope(x.clone(), column, heads, head_dim, &cos, &sin);
         let rotated = reference::rope(x.clone().narrow(1, column, width), heads, head_dim, cos, sin);
         prop_assert!(distance(found.clone().narrow(1, column, width), rotated) < REORDERED);
-        // What lies beside the heads stays as it was.
+        // Columns outside of the heads are unchanged.
         let after = column + width;
         prop_assert_eq!(found.clone().narrow(1, after, 3).to_data(), x.clone().narrow(1, after, 3).to_data());
         if column > 0 {
@@ -147,7 +147,7 @@ proptest! {
         prop_assert!(distance(found, expected) < 2.0 * REORDERED);
     }
 
-    /// Prefill in pieces and token by token gives what one causal pass gives.
+    /// Prefill in pieces and token by token agrees with one causal pass.
     #[test]
     fn cached_attentions(first in 1usize..20, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33, biased: bool) {
         let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
@@ -197,8 +197,8 @@ fn a_shared_residual_is_not_changed() {
     assert_eq!(kept.to_data(), before);
 }
 
-/// What the integer kernels do not take, heads that are too large and queries of other keys, is
-/// computed in floats, to the last bit.
+/// Cases that the integer kernels do not support, heads that are too large and different numbers of
+/// queries and keys, are computed in floats, bit for bit.
 #[test]
 fn quantized_encoders_take_every_size() {
     for (q_len, kv_len, head_dim) in [(3, 3, 1025), (5, 3, 8)] {

@@ -1,5 +1,5 @@
-//! The GPU's operations against their plain burn twins on the CPU, on random shapes. Any Vulkan
-//! device does, a software one (Mesa's llvmpipe) among them.
+//! The GPU operations against the reference implementation on the CPU, on random shapes. They run on any
+//! Vulkan device, including software ones (Mesa's llvmpipe).
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
@@ -9,7 +9,7 @@ use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
-    attention, cached_attention, gated, gated_linear, gather_rows, highest, layer_norm, linear,
+    argmax, attention, cached_attention, gated, gated_linear, gather_rows, layer_norm, linear,
     reference, rms_norm, rope, rotated_attention, select_rows,
 };
 use proptest::prelude::*;
@@ -26,11 +26,11 @@ const ACTIVATIONS: [Activation; 6] = [
     Activation::Silu,
 ];
 
-/// Half the distance from 1 to the next f32: what rounding is off by at most, relatively.
+/// Largest relative rounding error: half the distance from 1 to the next f32.
 const ROUNDING: f32 = 1.0 / (1u32 << 24) as f32;
 
-/// What Vulkan lets `exp(x)` be off by, relatively (3 + 2 |x| units in the last place; "Precision
-/// and operation of SPIR-V instructions").
+/// Largest relative error of `exp(x)` in Vulkan (3 + 2 |x| units in the last place; "Precision and
+/// operation of SPIR-V instructions").
 fn exp_error(x: f32) -> f32 {
     (3.0 + 2.0 * x.abs()) * 2.0 * ROUNDING
 }
@@ -53,7 +53,7 @@ fn packed<B: Backend>(bytes: &[u8]) -> Tensor<B, 1, Int> {
     Tensor::from_data(data, (&B::Device::default(), dtype))
 }
 
-/// A packed matrix for both devices, and what its weights are.
+/// A packed matrix for both devices, and its dequantized weights.
 struct Weight {
     shape: MatrixShape,
     gpu: Tensor<G, 1, Int>,
@@ -79,7 +79,7 @@ fn largest<const D: usize>(x: Tensor<C, D>) -> f32 {
     x.abs().max().into_scalar()
 }
 
-/// Fails if an element is off by more than `bound`.
+/// Fails if the error of an element exceeds `bound`.
 fn close<const D: usize>(
     found: Tensor<G, D>,
     expected: Tensor<C, D>,
@@ -96,15 +96,15 @@ fn format() -> impl Strategy<Value = Format> {
     prop::sample::select(Format::ALL.to_vec())
 }
 
-/// What an element of the product may be off by: two sums of so many products, each rounded.
+/// Error bound of a product: the rounding errors of two sums.
 fn product_error(x: &Tensor<C, 2>, weight: &Tensor<C, 2>) -> f32 {
     let cols = x.dims()[1];
     let sizes = x.clone().abs().matmul(weight.clone().abs().transpose());
     2.0 * cols as f32 * ROUNDING * largest(sizes)
 }
 
-/// What an activation adds to that: no slope is steeper than 1.2, and the function itself is off
-/// by what its exponential is, or by 2e-7 where it is made of `erf`.
+/// Error bound after an activation: no slope exceeds 1.2, and the error of the function is that of its
+/// exponential, or 2e-7 for `erf`.
 fn activation_error(error: f32, size: f32) -> f32 {
     1.2 * error + size * (exp_error(1.702 * size) + 2e-7)
 }
@@ -133,7 +133,7 @@ proptest! {
         let weight = Weight::random(format, rows, cols);
         let ids: Vec<u32> = (0..5).map(|i| ((seed + i * i * 7) % rows) as u32).collect();
         let found = gather_rows::<G>(weight.gpu, weight.shape, &ids);
-        // One product of a small integer and a half: the same bits everywhere.
+        // The product of a small integer and a half-precision number is exact.
         close(found, select_rows(weight.dense, &ids), 0.0)?;
     }
 
@@ -141,13 +141,13 @@ proptest! {
     fn norms(tokens in 1usize..6, width in 2usize..600) {
         let x = random([tokens, width]) * 3.0 + 0.5;
         let (gamma, beta) = (random([width]), random([width]));
-        // Sums of squares of positive terms; the root halves their relative error.
+        // Sums of positive terms; the square root halves their relative error.
         let relative = (width as f32 + 8.0) * ROUNDING;
         let expected = reference::rms_norm(x.clone(), gamma.clone(), 1e-6);
         let bound = relative * largest(expected.clone());
         close(rms_norm(gpu(&x), gpu(&gamma), 1e-6), expected, bound)?;
         let expected = reference::layer_norm(x.clone(), gamma.clone(), beta.clone(), 1e-5);
-        // The mean is off by a share of the largest element, and is divided by the deviation.
+        // The error of the mean is relative to the largest element, and is divided by the deviation.
         let deviation = 1e-3 + x.clone().var(1).sqrt().min().into_scalar();
         let bound = 2.0 * relative * (largest(expected.clone()) + largest(gamma.clone()) * largest(x.clone()) / deviation);
         close(layer_norm(gpu(&x), gpu(&gamma), gpu(&beta), 1e-5), expected, bound)?;
@@ -169,7 +169,7 @@ proptest! {
         let (cos, sin) = (random([tokens, half]), random([tokens, half]));
         let rotated = reference::rope(x.clone().narrow(1, column, width), heads, head_dim, cos.clone(), sin.clone());
         let after = column + width;
-        // What lies beside the heads stays as it was.
+        // Columns outside of the heads are unchanged.
         let mut parts = vec![rotated, x.clone().narrow(1, after, 3)];
         if column > 0 {
             parts.insert(0, x.clone().narrow(1, 0, column));
@@ -177,7 +177,7 @@ proptest! {
         let bound = 4.0 * ROUNDING * largest(x.clone()) * largest(cos.clone()).max(largest(sin.clone()));
         let held = gpu(&x);
         close(rope(held.clone(), column, heads, head_dim, &gpu(&cos), &gpu(&sin)), Tensor::cat(parts, 1), bound)?;
-        // Somebody else holds the tensor, so it is not changed.
+        // The tensor has another owner, so it must not change.
         close(held, x, 0.0)?;
     }
 
@@ -194,7 +194,7 @@ proptest! {
         attend(heads, q_len, kv_len, mask, biased)?;
     }
 
-    /// Prefill in pieces and token by token gives what one causal pass gives.
+    /// Prefill in pieces and token by token agrees with one causal pass.
     #[test]
     fn cached_attentions(first in 1usize..40, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33, biased: bool) {
         let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
@@ -236,8 +236,8 @@ fn product(
     close(found, expected, bound)
 }
 
-/// What a weighted mean of values may be off by: the scores by their products' rounding and the
-/// exponential, the sums over keys by theirs.
+/// Error bound of attention: rounding errors of the scores, of the exponential and of the sums over
+/// keys.
 fn attention_error(q: &Tensor<C, 2>, k: &Tensor<C, 2>, v: &Tensor<C, 2>, heads: Heads) -> f32 {
     let d = heads.head_dim as f32;
     let score = largest(q.clone()) * largest(k.clone()) * d.sqrt();
@@ -325,7 +325,7 @@ fn attend_cached(heads: Heads, pieces: &[usize], biased: bool) -> Result<(), Tes
     close(Tensor::cat(found, 0), expected, bound)
 }
 
-/// Heads of real models: whole tiles, and with several of their windows.
+/// Head sizes of real models, with whole tiles and with several windows.
 #[test]
 fn heads_of_real_models() {
     for head_dim in [64, 72, 80, 88, 96, 128, 256] {
@@ -346,7 +346,7 @@ fn heads_of_real_models() {
     }
 }
 
-/// Heads that fit no tile are computed slowly, and have no cache.
+/// Heads that fit no tile are computed by the reference implementation, and a cache for them is refused.
 #[test]
 fn heads_that_are_too_large() {
     let heads = Heads {
@@ -377,24 +377,24 @@ fn heads_that_are_too_large() {
     assert!(error.to_string().contains("shorter context"), "{error}");
 }
 
-fn highest_on<B: KernelBackend>(scores: &[f32]) -> Option<u32> {
+fn argmax_on<B: KernelBackend>(scores: &[f32]) -> Option<u32> {
     let data = TensorData::new(scores.to_vec(), [1, scores.len()]);
-    highest(Tensor::<B, 2>::from_data(data, &Default::default())).expect("a result")
+    argmax(Tensor::<B, 2>::from_data(data, &Default::default())).expect("a result")
 }
 
-/// The next token is the same on every device: the first among equals, also where cubes share the
-/// work, and none where a score is not a number.
+/// Argmax is the same on every device: the first among equals, also with several cubes, and none if a
+/// score is NaN.
 #[test]
-fn the_highest_score() {
+fn the_argmax() {
     let agree = |scores: &[f32]| {
-        let expected = highest_on::<C>(scores);
-        assert_eq!(highest_on::<G>(scores), expected, "of {}", scores.len());
+        let expected = argmax_on::<C>(scores);
+        assert_eq!(argmax_on::<G>(scores), expected, "of {}", scores.len());
         expected
     };
     for len in [1, 2, 255, 256, 257, 1023, 1025, 5000, 151_937] {
         let mut scores = random([1, len]).to_data().to_vec::<f32>().unwrap();
         let best = agree(&scores).expect("numbers") as usize;
-        // A tie behind and one before.
+        // Equal scores after and before.
         scores[len - 1] = scores[best];
         assert_eq!(agree(&scores), Some(best as u32));
         scores[0] = scores[best];
@@ -406,21 +406,23 @@ fn the_highest_score() {
     assert_eq!(agree(&[-0.0, 0.0]), Some(0));
     assert_eq!(agree(&[-1.0, 0.0, -0.0]), Some(1));
     let infinite = f32::INFINITY;
-    assert_eq!(agree(&[-infinite, -infinite]), Some(0));
-    assert_eq!(agree(&[1.0, infinite, f32::MAX]), Some(1));
+    assert_eq!(agree(&[-infinite, 1.0]), Some(1));
+    assert_eq!(agree(&[1.0, f32::MAX]), Some(1));
+    assert_eq!(agree(&[-infinite, -infinite]), None);
+    assert_eq!(agree(&[1.0, infinite, f32::MAX]), None);
     assert_eq!(agree(&[1.0, -f32::NAN]), None);
 }
 
-/// What half precision adds to [`attention_error`]: operands, and weights of the sum, are off by
-/// 2^-11 each.
+/// Additional error of half precision, besides [`attention_error`]: 2^-11 for operands and attention
+/// weights.
 fn half_error(q: &Tensor<C, 2>, k: &Tensor<C, 2>, v: &Tensor<C, 2>, heads: Heads) -> f32 {
     let dot = largest(q.clone()) * largest(k.clone()) * heads.head_dim as f32;
     let score = dot * (heads.head_dim as f32).powf(-0.5);
     2.0 * largest(v.clone()) * (2.0 * score + 3.0) / 2048.0
 }
 
-/// Attention by the steps of tensor cores, with multiply-adds in place of their operations: all
-/// head sizes of the supported models, tiles of every size, windows, and keys in parts.
+/// Attention by emulated tensor cores: all head sizes of the supported models, all tiles, windows, and
+/// keys in parts.
 #[test]
 fn attention_by_fragments() {
     let (full, causal, segments) = (0, 1, 2);
@@ -459,7 +461,7 @@ fn attention_by_fragments() {
     }
 }
 
-/// Keys and values in half precision, where the device has it: prefill, also by fragments, then
+/// Keys and values in half precision, if the device supports it: prefill, also by fragments, then decoding
 /// steps.
 #[test]
 fn a_cache_in_half_precision() {
@@ -511,7 +513,7 @@ fn a_cache_in_half_precision() {
     }
 }
 
-/// One query and many keys: the keys are split among cubes and the results merged.
+/// With one query and many keys, the keys are divided among cubes and the partial results are merged.
 #[test]
 fn one_query_of_many_keys() {
     let heads = Heads {
@@ -586,9 +588,8 @@ fn views() {
     close(found, x.transpose().matmul(weight.dense.transpose()), bound).unwrap();
 }
 
-/// Tensor cores, where the device has them, give what multiply-adds give, up to operands in half
-/// precision: every product is off by 2^-11 for each of them. Elsewhere the same steps are
-/// emulated.
+/// Tensor cores, or their emulation on devices without them, agree with multiply-adds up to the rounding
+/// of operands to half precision: a relative error of 2^-11 per operand.
 #[test]
 fn all_kinds_of_products_agree() {
     for (format, [tokens, rows, cols]) in [
@@ -615,7 +616,7 @@ fn all_kinds_of_products_agree() {
     }
 }
 
-/// In one kernel where both halves begin with a panel and tokens are few, else in two.
+/// One kernel for a few tokens if both halves begin with a panel, otherwise two.
 #[test]
 fn gated_products() {
     for format in Format::ALL {
@@ -635,7 +636,7 @@ fn gated_products() {
     }
 }
 
-/// What is rotated on its way into the cache, step by step, is what is rotated before.
+/// Rotation while keys are appended to the cache agrees with rotation beforehand.
 #[test]
 fn rotated_attentions() {
     for (head_dim, half, group, pieces) in [
@@ -674,7 +675,7 @@ fn rotated_attentions() {
                 0,
                 scale,
             ));
-            // Somebody else holds the tensor, so it is not changed.
+            // The tensor has another owner, so it must not change.
             close(held, qkv.clone().narrow(0, start, tokens), 0.0).unwrap();
             cache.advance(tokens);
             start += tokens;
@@ -693,7 +694,7 @@ fn rotated_attentions() {
     }
 }
 
-/// Memory that cannot be had is told with its size, and what comes after works again.
+/// A failed allocation is reported with its size, and later operations work again.
 #[test]
 fn memory_that_cannot_be_had() {
     cube::memory::watch();
@@ -704,8 +705,8 @@ fn memory_that_cannot_be_had() {
         .max_page_size;
     let asked = 2 * largest as usize;
     let scores = Tensor::<G, 2>::empty([1, asked / 4], &device);
-    // The result is worthless, whether it is an error or not.
-    let _ = highest(scores);
+    // The result is invalid, whether it is an error or not.
+    let _ = argmax(scores);
     let failure = G::memory_failure(&device).expect("a failure");
     assert_eq!(failure.asked, Some(asked as u64));
     assert!(
@@ -713,10 +714,10 @@ fn memory_that_cannot_be_had() {
         "{failure}"
     );
     assert_eq!(G::memory_failure(&device), None);
-    assert_eq!(highest_on::<G>(&[1.0, 3.0, 2.0]), Some(1));
+    assert_eq!(argmax_on::<G>(&[1.0, 3.0, 2.0]), Some(1));
 }
 
-/// Every kernel runs once and takes some time.
+/// Every kernel runs once, in measurable time.
 #[test]
 fn trials() {
     let trials =

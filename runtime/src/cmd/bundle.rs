@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::ensure;
 use clap::Args;
 use edge_lmm::Record;
+use edge_lmm::output::Output;
 use edge_lmm::report::bytes;
 use edge_lmm_targets::bundle;
 
@@ -33,18 +33,16 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.force || !self.output.exists(),
-            "{} exists; use --force to overwrite it",
-            self.output.display()
-        );
+        let mut output = Output::create(&self.output, self.force)?;
         let record = Record::open(&self.model)?;
         record.verify()?;
         let program = match self.program {
             Some(program) => program,
             None => std::env::current_exe()?,
         };
-        let place = bundle::write(&program, &self.model, &self.output)?;
+        output.check_inputs([program.as_path(), self.model.as_path()].into_iter())?;
+        let place = bundle::write_to(&program, &self.model, output.file(), &self.output)?;
+        output.finish()?;
         print_now(&format!(
             "wrote {}: program {}, record {} at {}\n",
             self.output.display(),

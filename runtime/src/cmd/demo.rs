@@ -1,21 +1,17 @@
 //! `edge-lmm demo`: a true answer without any file.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::ensure;
 use clap::Args;
-use edge_lmm::output::OutputFile;
+use edge_lmm::output::Output;
 use edge_lmm::report::table;
 use edge_lmm::{Media, Record, Request, media};
+use edge_lmm_models::demo::{IMAGE, RECORD};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_ops::stage;
 
 use super::options::{DeviceOptions, print_now, user_message};
-
-/// A small trained Qwen2-VL: text q4, vision q8.
-static MODEL: &[u8] = include_bytes!("../../../models/demo/qwen2vl-tiny.bpk");
-static IMAGE: &[u8] = include_bytes!("../../../models/demo/shapes.png");
 
 /// Questions about the image, with their answers.
 const QUESTIONS: [(&str, &str); 2] = [
@@ -43,14 +39,12 @@ pub struct Cmd {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         if let Some(path) = &self.save_image {
-            let mut file = OutputFile::create(path, [])?;
-            file.write_all(IMAGE)?;
-            file.finish()?;
+            Output::replace(path, [])?.finish_with(IMAGE)?;
         }
         self.device.record_stages()?;
         let record = {
             let _stage = stage::top("load");
-            Record::from_static(MODEL, "the embedded model")?
+            Record::from_static(RECORD, "the embedded model")?
         };
         let mut engine = self.device.load_record(&record)?;
         let image = {

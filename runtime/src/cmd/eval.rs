@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
-use edge_lmm::output::OutputFile;
+use edge_lmm::output::Output;
 use edge_lmm::{EngineError, Request, one_line};
 use edge_lmm_models::ModelError;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -94,7 +94,7 @@ impl Cmd {
         let inputs = [self.model.as_path(), self.manifest.as_path()];
         let predictions = self.predictions.as_deref();
         let predictions = predictions
-            .map(|path| OutputFile::create(path, inputs))
+            .map(|path| Output::replace(path, inputs))
             .transpose()?;
         let mut engine = self.device.load(&self.model)?;
         engine.set_parse_special(self.prompt_options.parse_special);
@@ -220,16 +220,16 @@ impl Report {
         self.predictions.push(prediction);
     }
 
-    fn write_predictions(&self, file: OutputFile) -> anyhow::Result<()> {
-        let mut writer = csv::Writer::from_writer(file);
+    fn write_predictions(&self, file: Output) -> anyhow::Result<()> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
         writer.write_record(["id", "predicted"])?;
         for prediction in &self.predictions {
             writer.write_record([&prediction.id, &prediction.predicted])?;
         }
-        let file = writer
+        let rows = writer
             .into_inner()
             .map_err(csv::IntoInnerError::into_error)?;
-        Ok(file.finish()?)
+        Ok(file.finish_with(&rows)?)
     }
 
     fn finish(&mut self) {

@@ -9,7 +9,7 @@ use edge_lmm::map::Mapping;
 use edge_lmm::needs::{Demand, Plan, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::{Device, Record};
-use edge_lmm_kernels::{Format, ceiling, pool};
+use edge_lmm_kernels::{Format, peak, pool};
 use edge_lmm_models::model::MediaInput;
 
 /// Positions that an answer is taken to need before its prompt is known.
@@ -48,14 +48,20 @@ impl MemoryOptions {
                 picture: None,
             };
             let demand = Demand::of_record(&Record::open_with(path, trust)?, &scenario)?;
-            let (owner, memory) = memory_of(device);
-            check(
+            let fit = check(
                 &demand,
                 &path.display().to_string(),
                 "use a smaller or more strongly quantized record",
-                owner,
-                memory,
+                device == Device::Cpu && !self.mlock,
+                memory_of(device),
             )?;
+            if fit == Fit::OneStageAtATime {
+                log::warn!(
+                    "{} does not fit into memory as a whole: encoder and language model take turns \
+                     and are read from the disk again",
+                    path.display()
+                );
+            }
         }
         Ok(Record::open_with(path, mapping)?)
     }
@@ -135,10 +141,16 @@ impl RequestEstimate {
     ) -> anyhow::Result<()> {
         let demand = self.plan.request(media, prompt_tokens, self.max_tokens);
         if !self.ignore_memory {
-            let (owner, memory) = memory_of(self.device);
             let advice = "use smaller or fewer images (--image-tokens), fewer frames (--frames) or \
                           fewer --max-tokens";
-            check(&demand, "the request", advice, owner, memory)?;
+            let mapped = self.device == Device::Cpu;
+            check(
+                &demand,
+                "the request",
+                advice,
+                mapped,
+                memory_of(self.device),
+            )?;
         }
         let tokens = |medium: &MediaInput| match medium.values.is_empty() {
             true => 0,
@@ -154,7 +166,7 @@ impl RequestEstimate {
     fn note(&self, demand: &Demand, tokens: usize) -> String {
         let vision = demand.stages.iter().find(|work| work.stage == "vision");
         let peak = match (self.device, self.vision_format) {
-            (Device::Cpu, Some(format)) => ceiling::operations_per_second(&pool::global(), format),
+            (Device::Cpu, Some(format)) => peak::operations_per_second(&pool::global(), format),
             _ => None,
         };
         let time = match (vision, peak) {
@@ -171,25 +183,39 @@ impl RequestEstimate {
     }
 }
 
+/// How a model fits into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// With all of its weights.
+    Whole,
+    /// With the weights of one stage at a time; the others are read from the disk again.
+    OneStageAtATime,
+}
+
 /// Refuses what cannot fit, with the numbers; `owner` has the memory.
 fn check(
     demand: &Demand,
     what: &str,
     advice: &str,
-    owner: &str,
-    memory: Option<Memory>,
-) -> anyhow::Result<()> {
+    mapped: bool,
+    (owner, memory): (&str, Option<Memory>),
+) -> anyhow::Result<Fit> {
     // A system that does not tell is trusted.
     let Some(memory) = memory else {
-        return Ok(());
+        return Ok(Fit::Whole);
     };
     let (needs, usable) = (demand.needs, memory.usable());
-    if needs.total() <= usable {
-        return Ok(());
-    }
     let size = |n: u64| bytes(n as usize);
-    let limit = match memory.group {
-        Some(group) if group < memory.available => "this process's control group leaves".to_owned(),
+    if needs.total() <= usable {
+        return Ok(Fit::Whole);
+    }
+    // A GPU holds all weights in its own memory.
+    if mapped && demand.least() <= usable {
+        return Ok(Fit::OneStageAtATime);
+    }
+    let limit = match usable {
+        n if memory.process == Some(n) => "this process's address space limit leaves".to_owned(),
+        n if memory.group == Some(n) => "this process's control group leaves".to_owned(),
         _ => format!("{owner} has available"),
     };
     bail!(
@@ -234,8 +260,8 @@ mod tests {
             &demand,
             "the record",
             "use less",
-            "the machine",
-            Some(memory),
+            false,
+            ("the machine", Some(memory)),
         )
         .err()
         .map(|error| error.to_string())
@@ -255,6 +281,42 @@ mod tests {
         ] {
             assert!(message.contains(word), "no {word:?} in {message:?}");
         }
+    }
+
+    /// Weights are mapped: encoder and language model can take turns in memory.
+    #[test]
+    fn one_stage_at_a_time_is_enough() {
+        let record = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../models/demo/qwen2vl-tiny.bpk"
+        );
+        let record = Record::open(record.as_ref()).expect("the demo's record opens");
+        let scenario = Scenario {
+            context: CONTEXT,
+            picture: None,
+        };
+        let demand = Demand::of_record(&record, &scenario).expect("an estimate");
+        assert!(demand.least() < demand.needs.total());
+        let outcome = |available: u64, mapped: bool| {
+            let memory = Memory {
+                total: 1 << 30,
+                available,
+                group: None,
+                process: None,
+                swap: 0,
+                zram: 0,
+            };
+            check(
+                &demand,
+                "the record",
+                "use less",
+                mapped,
+                ("the machine", Some(memory)),
+            )
+        };
+        assert!(outcome(demand.least(), true).is_ok());
+        assert!(outcome(demand.least(), false).is_err());
+        assert!(outcome(demand.least() - 1, true).is_err());
     }
 
     #[test]

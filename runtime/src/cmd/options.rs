@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use edge_lmm::media::{FrameSelection, MediaError, Source};
+use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{AnyEngine, Devices, Media, Record};
 use edge_lmm_kernels::pool;
@@ -134,6 +134,7 @@ impl MediaArgs {
         MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
             audio_padding: self.audio_padding.0,
+            ..MediaOptions::default()
         }
     }
 
@@ -178,10 +179,13 @@ impl MediaFiles {
         {
             bail!("only one of --image, --video and --audio can be -: standard input is read once");
         }
+        let mut budget = MediaBudget::new();
         self.paths()
             .map(|(path, kind)| {
                 let _stage = stage::top("media");
-                Ok(Media::read(&Source::open(path)?, kind, args.frames())?)
+                let medium = Media::read(&Source::open(path)?, kind, args.frames())?;
+                budget.hold(&medium)?;
+                Ok(medium)
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use edge_lmm::output::OutputFile;
+use edge_lmm::output::Output;
 use edge_lmm::report::{AnswerReport, summary, table};
 use edge_lmm::{Request, trace};
 use edge_lmm_ops::stage;
@@ -47,7 +47,7 @@ impl Cmd {
         let inputs = inputs.chain([self.model.as_path()]);
         let trace_file = self.chrome_trace.as_deref();
         let trace_file = trace_file
-            .map(|path| OutputFile::create(path, inputs))
+            .map(|path| Output::replace(path, inputs))
             .transpose()?;
         self.device.record_stages()?;
         let record = self.device.open(&self.model)?;
@@ -65,9 +65,8 @@ impl Cmd {
         let estimate = self.device.estimate(&record, request.max_tokens)?;
         let answer = answer(&mut engine, &request, &estimate, false)?;
         let stages = stage::finish();
-        if let Some(mut file) = trace_file {
-            serde_json::to_writer(&mut file, &trace::chrome(&stages))?;
-            file.finish()?;
+        if let Some(file) = trace_file {
+            file.finish_with(&serde_json::to_vec(&trace::chrome(&stages))?)?;
         }
         let text = if self.json {
             serde_json::to_string(&AnswerReport::new(&answer, &stages))?

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use edge_lmm::output::OutputFile;
+use edge_lmm::output::Output;
 use edge_lmm::report::{AnswerReport, summary, table};
 use edge_lmm::{Request, dump};
 use edge_lmm_models::prompt::{Message, Role};
@@ -54,9 +54,7 @@ impl Cmd {
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
-        let dump = dump
-            .map(|path| OutputFile::create(path, inputs))
-            .transpose()?;
+        let dump = dump.map(|path| Output::replace(path, inputs)).transpose()?;
         if self.timing || self.json {
             self.device.record_stages()?;
         }

@@ -52,7 +52,11 @@ pub fn install() -> std::io::Result<()> {
             if signal == SIGINT && interrupts_conversation() {
                 continue;
             }
-            edge_lmm::output::remove_unfinished();
+            // No output is finished any more while the guard lives.
+            let (left, _guard) = edge_lmm::output::abandon_all();
+            for file in left {
+                eprintln!("cannot remove {}; remove it by hand", file.display());
+            }
             // The program ends as the signal would have ended it, so that its parent can tell.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }

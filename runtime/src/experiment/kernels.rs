@@ -1,178 +1,122 @@
-//! How fast the kernels are in the shapes of real models, as a share of what the machine could do at most.
+//! Throughput of the kernels with the shapes of real models, relative to the peak of the machine (roofline).
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use comfy_table::{CellAlignment, Table, presets};
-use edge_lmm_kernels::attention::Heads;
+use edge_lmm_kernels::workload::{
+    IMAGE_ATTENTION, ImageAttention, NETWORKS, Network, PRODUCTS, Product, noise, weights,
+};
 use edge_lmm_kernels::{
     Activation, Epilogue, FeedForward, Format, FormatError, Mask, Matrix, MatrixShape, Rows,
-    ThreadPool, attention, ceiling, feed_forward, integer_attention, linear, pack_rows,
+    ThreadPool, attention, feed_forward, integer_attention, linear, peak,
 };
 use serde::Serialize;
 
-/// Weights and tokens of one product.
-struct Product {
-    what: &'static str,
-    format: Format,
-    rows: usize,
-    cols: usize,
-    tokens: usize,
-}
-
-/// The products of Qwen2-VL-2B that take the most time: decoding reads all weights for one token, prefill and the vision
-/// tower share them among many.
-const PRODUCTS: [Product; 12] = [
-    product("decode, qkv", Format::Q4, 2048, 1536, 1),
-    product("decode, gate and up", Format::Q4, 17920, 1536, 1),
-    product("decode, down", Format::Q4, 1536, 8960, 1),
-    product("decode, head", Format::Q4, 151936, 1536, 1),
-    product("prefill, qkv", Format::Q4, 2048, 1536, 512),
-    product("prefill, gate and up", Format::Q4, 17920, 1536, 512),
-    product("prefill, down", Format::Q4, 1536, 8960, 512),
-    product("vision, qkv", Format::Q8, 3840, 1280, 2304),
-    product("vision, up", Format::Q8, 5120, 1280, 2304),
-    product("vision, down", Format::Q8, 1280, 5120, 2304),
-    product("vision, up", Format::Q4, 5120, 1280, 2304),
-    product("vision, up", Format::F16, 5120, 1280, 2304),
-];
-
-const fn product(
-    what: &'static str,
-    format: Format,
-    rows: usize,
-    cols: usize,
-    tokens: usize,
-) -> Product {
-    Product {
-        what,
-        format,
-        rows,
-        cols,
-        tokens,
-    }
-}
-
-/// Feed-forward parts, whose two products and what lies between them are one operation: what, format, gated, inputs, width,
-/// tokens.
-const FEED_FORWARD: [(&str, Format, bool, usize, usize, usize); 3] = [
-    ("decode, feed-forward", Format::Q4, true, 1536, 8960, 1),
-    ("prefill, feed-forward", Format::Q4, true, 1536, 8960, 512),
-    ("vision, feed-forward", Format::Q8, false, 1280, 5120, 2304),
-];
-
-/// Attention of the vision towers: what, heads, elements of a head, tokens.
-const ATTENTION: [(&str, usize, usize, usize); 3] = [
-    ("vision, 336x336", 16, 80, 576),
-    ("vision, 672x672", 16, 80, 2304),
-    ("CLIP, 336x336", 16, 64, 577),
-];
-
-/// Weights that one token reads in turn, so that they come from memory as in a real model.
+/// Fewest bytes of weights that one token is multiplied by in turn, so that they are read from memory as in a
+/// real model.
 const COLD_BYTES: usize = 192 << 20;
-/// Every measurement takes at least this long,
+/// Shortest duration of a measurement.
 const LEAST_TIME: Duration = Duration::from_millis(400);
-/// and at least this many runs, of which the median counts.
+/// Fewest runs of a measurement, of which the median counts.
 const LEAST_RUNS: usize = 3;
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measurement {
-    /// Where it occurs.
+    /// Operation, and the stage of the model in which it occurs.
     pub what: String,
-    /// Format of the weights; of queries, keys and values in attention.
+    /// Format of the weights; in attention, of queries, keys and values.
     pub format: String,
     /// Outputs x inputs x tokens, or tokens x heads x elements.
     pub shape: String,
-    /// Milliseconds of one product, the median of several.
+    /// Median time of an operation in milliseconds.
     pub ms: f64,
-    /// 10^9 operations per second, two for a product and its addition.
+    /// Throughput in 10^9 operations per second, two per multiply-add.
     pub gops: f64,
-    /// 10^9 bytes of weights per second.
+    /// Bandwidth in 10^9 bytes of weights per second.
     pub gbs: f64,
-    /// Share of the ceiling that binds: bandwidth for one token, operations for many.
+    /// Fraction of the peak that bounds the operation: memory bandwidth for one token, arithmetic throughput
+    /// for many.
     pub share: Option<f64>,
 }
 
-/// Everything that is measured.
+/// All measurements.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Instruction set in use.
     pub kernels: String,
     /// Threads.
     pub threads: usize,
-    /// Bytes per second that can be read from memory.
+    /// Peak memory bandwidth in bytes per second.
     pub read_bandwidth: f64,
-    /// Operations per second on registers, by format of the weights.
+    /// Peak arithmetic throughput in operations per second, by format of the weights.
     pub operations_per_second: Vec<(String, Option<f64>)>,
-    /// The kernels.
+    /// One measurement per operation.
     pub measurements: Vec<Measurement>,
 }
 
-/// Measures everything; `progress` hears what comes next.
+/// Measures all operations and calls `progress` with the name of each before it starts.
 ///
 /// # Errors
 /// Never in practice: the shapes and weights are known to be good.
 pub fn run(pool: &ThreadPool, mut progress: impl FnMut(&str)) -> Result<Report, FormatError> {
     progress("memory bandwidth");
-    let bandwidth = ceiling::read_bandwidth(pool);
-    progress("ceilings");
-    let ceilings = Format::ALL.map(|format| (format, ceiling::operations_per_second(pool, format)));
-    let ceiling = |format: Format| {
-        let found = ceilings.iter().find(|(other, _)| *other == format);
-        found.and_then(|(_, ceiling)| *ceiling)
+    let bandwidth = peak::read_bandwidth(pool);
+    progress("peak throughput");
+    let peaks = Format::ALL.map(|format| (format, peak::operations_per_second(pool, format)));
+    let peak = |format: Format| {
+        let found = peaks.iter().find(|(other, _)| *other == format);
+        found.and_then(|(_, peak)| *peak)
     };
     let mut measurements = Vec::new();
     for product in PRODUCTS {
-        progress(&format!("{} {}", product.what, product.format));
-        measurements.push(product.measure(pool, bandwidth, ceiling(product.format))?);
+        progress(&format!("{} {}", name(&product), product.format));
+        measurements.push(measure_product(
+            &product,
+            pool,
+            bandwidth,
+            peak(product.format),
+        )?);
     }
-    for (what, format, gated, inputs, width, tokens) in FEED_FORWARD {
-        progress(what);
-        let (time, bytes) = time_feed_forward(pool, format, gated, inputs, width, tokens)?;
-        let operations = 2 * inputs * width * if gated { 3 } else { 2 } * tokens;
+    for network in NETWORKS {
+        let Network {
+            stage,
+            format,
+            inputs,
+            width,
+            tokens,
+            ..
+        } = network;
+        let what = format!("{stage}, feed-forward");
+        progress(&what);
+        let (time, bytes) = time_feed_forward(pool, &network)?;
         let shape = format!("{inputs}x{width}x{tokens}");
-        let limits = (tokens == 1, bandwidth, ceiling(format));
+        let limits = (tokens == 1, bandwidth, peak(format));
+        let operations = network.operations();
         measurements.push(measurement(
-            what, format, shape, time, operations, bytes, limits,
+            &what, format, shape, time, operations, bytes, limits,
         ));
     }
-    for (what, heads, head_dim, tokens) in ATTENTION {
-        progress(&format!("attention, {what}"));
-        let heads = Heads {
-            heads,
-            kv_heads: heads,
-            head_dim,
-        };
-        for format in [Format::F32, Format::Q8] {
-            let ceiling = ceiling(format);
-            measurements.push(measure_attention(
-                pool, what, heads, tokens, format, ceiling,
-            ));
+    for case in IMAGE_ATTENTION {
+        progress(&format!("attention, {}", case.name));
+        for kind in [Attention::Float, Attention::Integer] {
+            let peak = peak(kind.format());
+            measurements.push(measure_attention(pool, &case, kind, peak));
         }
     }
     Ok(Report {
         kernels: pool.kernels().isa().to_string(),
         threads: pool.threads(),
         read_bandwidth: bandwidth,
-        operations_per_second: ceilings
-            .map(|(format, ceiling)| (format.to_string(), ceiling))
+        operations_per_second: peaks
+            .map(|(format, peak)| (format.to_string(), peak))
             .to_vec(),
         measurements,
     })
 }
 
-/// Numbers that look random, from -1 to 1 (a linear congruential generator: Numerical Recipes).
-fn noise(len: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-/// The median time of a call.
+/// Median time of a call.
 fn median_time(mut call: impl FnMut()) -> Duration {
     call();
     let start = Instant::now();
@@ -186,46 +130,55 @@ fn median_time(mut call: impl FnMut()) -> Duration {
     times[times.len() / 2]
 }
 
-impl Product {
-    fn measure(
-        &self,
-        pool: &ThreadPool,
-        bandwidth: f64,
-        ceiling: Option<f64>,
-    ) -> Result<Measurement, FormatError> {
-        let Self {
-            format,
-            rows,
-            cols,
-            tokens,
-            ..
-        } = *self;
-        let shape = MatrixShape::new(format, rows, cols);
-        let len = shape.panel_bytes() * shape.panels();
-        let copies = copies(tokens, len);
-        let bytes = weights(shape, copies)?;
-        let matrices = bytes
-            .chunks(len)
-            .map(|bytes| Matrix::new(shape, bytes))
-            .collect::<Result<Vec<_>, _>>()?;
-        let x = noise(tokens * cols);
-        let mut out = vec![0.0; tokens * rows];
-        let time = median_time(|| {
-            for matrix in &matrices {
-                linear(pool, matrix, black_box(&x), &Epilogue::default(), &mut out);
-            }
-            black_box(&mut out);
-        });
-        let seconds = time.as_secs_f64() / matrices.len() as f64;
-        let limits = (tokens == 1, bandwidth, ceiling);
-        let (operations, size) = (2 * rows * cols * tokens, format!("{rows}x{cols}x{tokens}"));
-        Ok(measurement(
-            self.what, format, size, seconds, operations, len, limits,
-        ))
-    }
+/// Stage and layer of a product.
+fn name(product: &Product) -> String {
+    format!("{}, {}", product.stage, product.layer.name)
 }
 
-/// How many matrices take turns, so that weights which one token reads come from memory.
+fn measure_product(
+    product: &Product,
+    pool: &ThreadPool,
+    bandwidth: f64,
+    peak: Option<f64>,
+) -> Result<Measurement, FormatError> {
+    let Product {
+        layer,
+        format,
+        tokens,
+        ..
+    } = *product;
+    let (rows, cols) = (layer.rows, layer.cols);
+    let shape = MatrixShape::new(format, rows, cols);
+    let len = shape.panel_bytes() * shape.panels();
+    let copies = copies(tokens, len);
+    let bytes = weights(shape, copies)?;
+    let matrices = bytes
+        .chunks(len)
+        .map(|bytes| Matrix::new(shape, bytes))
+        .collect::<Result<Vec<_>, _>>()?;
+    let x = noise(tokens * cols);
+    let mut out = vec![0.0; tokens * rows];
+    let time = median_time(|| {
+        for matrix in &matrices {
+            linear(pool, matrix, black_box(&x), &Epilogue::default(), &mut out);
+        }
+        black_box(&mut out);
+    });
+    let seconds = time.as_secs_f64() / matrices.len() as f64;
+    let limits = (tokens == 1, bandwidth, peak);
+    let (operations, size) = (2 * rows * cols * tokens, format!("{rows}x{cols}x{tokens}"));
+    Ok(measurement(
+        &name(product),
+        format,
+        size,
+        seconds,
+        operations,
+        len,
+        limits,
+    ))
+}
+
+/// Number of matrices that are multiplied in turn.
 fn copies(tokens: usize, len: usize) -> usize {
     if tokens == 1 {
         COLD_BYTES.div_ceil(len)
@@ -234,15 +187,8 @@ fn copies(tokens: usize, len: usize) -> usize {
     }
 }
 
-/// Packed matrices: a few panels of noise, again and again, because packing takes longer than computing.
-fn weights(shape: MatrixShape, copies: usize) -> Result<Vec<u8>, FormatError> {
-    let mut few = Vec::new();
-    pack_rows(shape, &noise(8 * 8 * shape.cols), &mut few)?;
-    let len = shape.panel_bytes() * shape.panels() * copies;
-    Ok(few.iter().copied().cycle().take(len).collect())
-}
-
-/// A line of the table; `limits`: whether the bandwidth binds, the bandwidth, the ceiling of operations.
+/// A line of the table. The limits are: `true` if memory bandwidth bounds the operation, peak bandwidth, peak
+/// throughput.
 fn measurement(
     what: &str,
     format: Format,
@@ -250,7 +196,7 @@ fn measurement(
     seconds: f64,
     operations: usize,
     bytes: usize,
-    (by_memory, bandwidth, ceiling): (bool, f64, Option<f64>),
+    (by_memory, bandwidth, peak): (bool, f64, Option<f64>),
 ) -> Measurement {
     let (gops, gbs) = (
         1e-9 * operations as f64 / seconds,
@@ -266,23 +212,20 @@ fn measurement(
         share: if by_memory {
             Some(1e9 * gbs / bandwidth)
         } else {
-            ceiling.map(|ceiling| 1e9 * gops / ceiling)
+            peak.map(|peak| 1e9 * gops / peak)
         },
     }
 }
 
-/// Seconds that a feed-forward part takes, and bytes of its weights.
-fn time_feed_forward(
-    pool: &ThreadPool,
-    format: Format,
-    gated: bool,
-    inputs: usize,
-    width: usize,
-    tokens: usize,
-) -> Result<(f64, usize), FormatError> {
-    let rows = if gated { 2 * width } else { width };
-    let shapes =
-        [(rows, inputs), (inputs, width)].map(|(rows, cols)| MatrixShape::new(format, rows, cols));
+/// Time of a feed-forward network in seconds, and bytes of its weights.
+fn time_feed_forward(pool: &ThreadPool, network: &Network) -> Result<(f64, usize), FormatError> {
+    let Network {
+        gated,
+        inputs,
+        tokens,
+        ..
+    } = *network;
+    let shapes = network.shapes();
     let lens = shapes.map(|shape| shape.panel_bytes() * shape.panels());
     let copies = copies(tokens, lens[0] + lens[1]);
     let (ups, downs) = (weights(shapes[0], copies)?, weights(shapes[1], copies)?);
@@ -315,15 +258,36 @@ fn time_feed_forward(
     Ok((time.as_secs_f64() / layers.len() as f64, lens[0] + lens[1]))
 }
 
-/// All tokens attend to all, queries, keys and values lying side by side as a fused projection leaves them.
+/// Arithmetic of attention.
+#[derive(Clone, Copy)]
+enum Attention {
+    Float,
+    Integer,
+}
+
+impl Attention {
+    /// Format of queries, keys and values.
+    fn format(self) -> Format {
+        match self {
+            Attention::Float => Format::F32,
+            Attention::Integer => Format::Q8,
+        }
+    }
+}
+
+/// Measures attention among all tokens. Queries, keys and values are columns of one matrix, as the output of a
+/// fused projection.
 fn measure_attention(
     pool: &ThreadPool,
-    what: &str,
-    heads: Heads,
-    tokens: usize,
-    format: Format,
-    ceiling: Option<f64>,
+    case: &ImageAttention,
+    kind: Attention,
+    peak: Option<f64>,
 ) -> Measurement {
+    let ImageAttention {
+        name,
+        heads,
+        tokens,
+    } = *case;
     let width = heads.heads * heads.head_dim;
     let qkv = noise(tokens * 3 * width);
     let part = |part: usize| Rows {
@@ -333,11 +297,14 @@ fn measure_attention(
     let scale = (heads.head_dim as f32).powf(-0.5);
     let seconds = median_time(|| {
         let (q, k, v) = (black_box(part(0)), part(1), part(2));
-        let out = if format == Format::F32 {
-            let mask = Mask::Full;
-            attention(pool, heads, q, tokens, k, v, tokens, mask, None, scale)
-        } else {
-            integer_attention(pool, heads, q, k, v, tokens, &[0, tokens], scale)
+        let out = match kind {
+            Attention::Float => {
+                let mask = Mask::Full;
+                attention(pool, heads, q, tokens, k, v, tokens, mask, None, scale)
+            }
+            Attention::Integer => {
+                integer_attention(pool, heads, q, k, v, tokens, &[0, tokens], scale)
+            }
         };
         black_box(out);
     })
@@ -347,13 +314,13 @@ fn measure_attention(
         2 * tokens * width * size_of::<f32>(),
     );
     measurement(
-        &format!("attention, {what}"),
-        format,
+        &format!("attention, {name}"),
+        kind.format(),
         format!("{tokens}x{}x{}", heads.heads, heads.head_dim),
         seconds,
         operations,
         bytes,
-        (false, 0.0, ceiling),
+        (false, 0.0, peak),
     )
 }
 
@@ -363,13 +330,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN);
         table.set_header([
-            "kernel",
-            "weights",
-            "shape",
-            "ms",
-            "GOP/s",
-            "GB/s",
-            "of the ceiling",
+            "kernel", "weights", "shape", "ms", "GOP/s", "GB/s", "of peak",
         ]);
         for column in table.column_iter_mut().skip(3) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -388,20 +349,20 @@ impl Report {
                 share,
             ]);
         }
-        let ceilings: Vec<String> = self
+        let peaks: Vec<String> = self
             .operations_per_second
             .iter()
             .filter_map(|(format, speed)| Some(format!("{format} {:.0} GOP/s", (*speed)? * 1e-9)))
             .collect();
         format!(
-            "{}, {} threads; ceilings: read {:.1} GB/s, on registers {}\n{table}",
+            "{}, {} threads; peak: memory {:.1} GB/s, registers {}\n{table}",
             self.kernels,
             self.threads,
             self.read_bandwidth * 1e-9,
-            if ceilings.is_empty() {
+            if peaks.is_empty() {
                 "not measured for this instruction set".to_owned()
             } else {
-                ceilings.join(", ")
+                peaks.join(", ")
             },
         )
     }
@@ -410,18 +371,28 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use edge_lmm_kernels::workload::Layer;
 
     #[test]
-    fn a_product_is_measured_against_the_ceiling_that_binds() {
+    fn a_product_is_measured_against_the_peak_that_bounds_it() {
         let pool = ThreadPool::new(std::num::NonZeroUsize::MIN);
-        let many = product("many", Format::Q8, 16, 64, 8)
-            .measure(&pool, 1e9, Some(1e12))
-            .unwrap();
+        let measure = |format, rows, cols, tokens| {
+            let product = Product {
+                stage: "test",
+                layer: Layer {
+                    name: "layer",
+                    rows,
+                    cols,
+                },
+                format,
+                tokens,
+            };
+            measure_product(&product, &pool, 1e9, Some(1e12)).unwrap()
+        };
+        let many = measure(Format::Q8, 16, 64, 8);
         assert!(many.ms > 0.0 && many.gops > 0.0);
         assert_eq!(many.share, Some(many.gops / 1e3));
-        let one = product("one", Format::Q4, 4096, 4096, 1)
-            .measure(&pool, 1e9, Some(1e12))
-            .unwrap();
+        let one = measure(Format::Q4, 4096, 4096, 1);
         assert_eq!(one.share, Some(1e9 * one.gbs / 1e9));
     }
 }

@@ -2,6 +2,7 @@
 
 use edge_lmm_models::preprocess::RgbImage;
 
+use super::budget;
 use super::{FrameSelection, MediaError, MediaKind, Source};
 
 /// A decoded medium.
@@ -23,6 +24,36 @@ pub enum Media {
         /// Samples per second.
         sample_rate: u32,
     },
+}
+
+/// The memory that the media of one request may take together: as much as one of them alone.
+#[derive(Debug)]
+pub struct MediaBudget(u64);
+
+impl MediaBudget {
+    /// Half of the memory that this process can still have.
+    pub fn new() -> Self {
+        Self(budget::limit())
+    }
+
+    /// Counts a medium.
+    ///
+    /// # Errors
+    /// [`MediaError::Memory`] if the media exceed the budget.
+    pub fn hold(&mut self, medium: &Media) -> Result<(), MediaError> {
+        let needed = medium.bytes() as u64;
+        self.0 = self.0.checked_sub(needed).ok_or(MediaError::Memory {
+            needed,
+            limit: self.0,
+        })?;
+        Ok(())
+    }
+}
+
+impl Default for MediaBudget {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Media {
@@ -52,6 +83,15 @@ impl Media {
                 }
             }
         })
+    }
+
+    /// Bytes of its pixels or samples.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Image(image) => image.pixels().len(),
+            Self::Video { frames, .. } => frames.iter().map(|frame| frame.pixels().len()).sum(),
+            Self::Audio { samples, .. } => size_of_val(&samples[..]),
+        }
     }
 
     /// The kind of medium.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::RgbImage;
@@ -49,10 +49,11 @@ impl Source {
     /// reading these could wait for ever.
     pub fn file(path: &Path) -> Result<Self, MediaError> {
         Self::new(path, || {
-            let kind = fs::metadata(path).map_err(MediaError::Io)?.file_type();
+            let file = open_at_once(path)?;
+            let kind = file.metadata().map_err(MediaError::Io)?.file_type();
             match special(kind) {
                 Some(name) => Err(MediaError::NotAFile(name)),
-                None => Content::of_file(path),
+                None => Content::of_file(file),
             }
         })
     }
@@ -70,7 +71,7 @@ impl Source {
             let kind = fs::metadata(path).map_err(MediaError::Io)?.file_type();
             match special(kind) {
                 Some(_) => Content::of_stream(File::open(path).map_err(MediaError::Io)?),
-                None => Content::of_file(path),
+                None => Content::of_file(open_at_once(path)?),
             }
         })
     }
@@ -154,6 +155,15 @@ impl Source {
     }
 }
 
+/// Opens a file without waiting for a writer, as a pipe would.
+fn open_at_once(path: &Path) -> Result<File, MediaError> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(MediaError::Io)
+}
+
 /// The name of a file type other than files and folders.
 fn special(kind: fs::FileType) -> Option<&'static str> {
     if kind.is_fifo() {
@@ -168,8 +178,7 @@ fn special(kind: fs::FileType) -> Option<&'static str> {
 }
 
 impl Content {
-    fn of_file(path: &Path) -> Result<Self, MediaError> {
-        let file = File::open(path).map_err(MediaError::Io)?;
+    fn of_file(file: File) -> Result<Self, MediaError> {
         let metadata = file.metadata().map_err(MediaError::Io)?;
         if metadata.is_dir() {
             return Ok(Self::Folder);

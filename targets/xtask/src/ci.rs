@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
-/// Checks formatting, lints, tests and documentation; the GPU kernels on a device in software; and
-/// for AArch64, under emulation, the kernels and the program.
+/// Checks formatting, spelling, dependencies, lints, documentation and tests; the GPU kernels on a
+/// device in software; and for AArch64, under emulation, the kernels and the program.
 #[derive(Args)]
 pub struct Cmd {
     /// Leave out AArch64, which installs an emulator and cross linkers
@@ -24,6 +24,22 @@ type Step<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
 
 const STEPS: &[Step<'_>] = &[
     ("formatting", &["cargo", "fmt", "--all", "--check"], &[]),
+    ("spelling", &["sh", "targets/check-tool.sh", "typos"], &[]),
+    (
+        "dependencies",
+        // Advisories change without a change here: .github/workflows/advisories.yml checks them.
+        &[
+            "sh",
+            "targets/check-tool.sh",
+            "cargo-deny",
+            "--locked",
+            "check",
+            "bans",
+            "licenses",
+            "sources",
+        ],
+        &[],
+    ),
     (
         "lints",
         &[

@@ -374,6 +374,40 @@ mod tests {
     }
 
     #[test]
+    fn shells_find_completions_by_the_name_of_the_program() {
+        let entries = completions("tool", |shell| Ok(shell.to_owned())).unwrap();
+        let paths: Vec<_> = entries.iter().map(|entry| entry.path.as_str()).collect();
+        let expected = [
+            "usr/share/bash-completion/completions/tool",
+            "usr/share/zsh/vendor-completions/_tool",
+            "usr/share/fish/vendor_completions.d/tool.fish",
+        ];
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn the_readme_says_what_the_unit_restricts() {
+        let packaging = shell::root().join("targets/packaging");
+        let read = |name: &str| fs::read_to_string(packaging.join(name)).unwrap();
+        let (unit, readme) = (read("edge-lmm@.service"), read("README.Debian"));
+        let restricts_files = |line: &&str| {
+            [
+                "ProtectHome=",
+                "ProtectSystem=",
+                "PrivateTmp=",
+                "PrivateDevices=",
+            ]
+            .iter()
+            .any(|setting| line.starts_with(setting))
+        };
+        let settings: Vec<&str> = unit.lines().filter(restricts_files).collect();
+        assert_eq!(settings.len(), 4);
+        for setting in settings {
+            assert!(readme.contains(setting), "README.Debian lacks {setting}");
+        }
+    }
+
+    #[test]
     fn a_maintainer_has_a_name_and_an_address() {
         assert!(parse_maintainer("Ada Lovelace <ada@analytical.engine>").is_ok());
         for text in [

@@ -8,7 +8,7 @@ use super::super::error::{Result, SourceError, malformed};
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
 use super::text::{self, Kind, TextModel};
-use super::vision::VisionTower;
+use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
 const TOWER: &str = "vision_tower.vision_model";
@@ -128,7 +128,6 @@ fn projector_tensors(
 }
 
 fn vision_config(header: &Header<'_>, tower: &VisionTower, image: usize) -> Result<Json> {
-    let gelu = header.flag("clip.use_gelu")?.unwrap_or(false);
     let mut config = json!({
         "hidden_size": tower.width,
         "image_size": image,
@@ -137,7 +136,7 @@ fn vision_config(header: &Header<'_>, tower: &VisionTower, image: usize) -> Resu
         "num_attention_heads": tower.heads,
         "num_hidden_layers": tower.layers,
         "patch_size": tower.patch,
-        "hidden_act": if gelu { "gelu" } else { "quick_gelu" },
+        "hidden_act": vision::activation(header)?,
         "layer_norm_eps": header.need_number("clip.vision.attention.layer_norm_epsilon")?,
     });
     if let Some(dim) = header.size("clip.vision.projection_dim")? {
@@ -170,9 +169,22 @@ fn feature_layer(header: &Header<'_>, layers: usize) -> Result<i64> {
     }
 }
 
-/// The hub's preprocessor config, which goes with CLIP.
+/// The hub's preprocessor config, which goes with CLIP; images are padded where the file says so.
 fn preprocessor_config(header: &Header<'_>, image: usize) -> Result<Json> {
-    Ok(json!({
+    const ASPECT_RATIO: &str = "clip.vision.image_aspect_ratio";
+    let pads = match header.text(ASPECT_RATIO)? {
+        None | Some("square") => false,
+        Some("pad") => true,
+        Some(other) => {
+            return Err(SourceError::Unsupported {
+                file: header.file.clone(),
+                what: ASPECT_RATIO.into(),
+                found: other.into(),
+                supported: "square, pad".into(),
+            });
+        }
+    };
+    let mut config = json!({
         "crop_size": {"height": image, "width": image},
         "do_center_crop": true,
         "do_convert_rgb": true,
@@ -186,5 +198,10 @@ fn preprocessor_config(header: &Header<'_>, image: usize) -> Result<Json> {
         "resample": 3,
         "rescale_factor": 1.0 / 255.0,
         "size": {"shortest_edge": image},
-    }))
+    });
+    if pads {
+        config["do_pad"] = json!(true);
+        config["image_processor_type"] = json!("LlavaImageProcessor");
+    }
+    Ok(config)
 }

@@ -8,7 +8,7 @@ use super::super::error::{Result, malformed};
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
 use super::text::{Kind, TextModel, rope_scaling};
-use super::vision::VisionTower;
+use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
 /// Frames that the patch embedding sees at once, stored as one convolution each.
@@ -23,7 +23,6 @@ pub(super) fn read(
     vocabulary: &Vocabulary<'_>,
     out: &mut Tensors,
 ) -> Result<(Json, Json)> {
-    check(text.header, vision.header)?;
     let model = TextModel::read(text, "qwen2vl", Kind::Qwen2)?;
     model.tensors(text, "", out)?;
     let tower = VisionTower::read(vision)?;
@@ -46,30 +45,16 @@ pub(super) fn read(
         config.insert(key.into(), json!(vocabulary.need(token)?));
     }
     config.append(&mut model.config(vocabulary));
-    let vision_config = vision_config(&tower, merge, model.hidden);
+    let mut vision_config = vision_config(&tower, merge, model.hidden);
+    // The hub's form does not say what all of these models have.
+    let activation = vision::activation(vision.header)?;
+    if activation != "quick_gelu" {
+        vision_config["hidden_act"] = json!(activation);
+    }
     config.insert("vision_config".into(), vision_config);
     config.insert("rope_scaling".into(), rope_sections(text.header)?);
     let preprocessor = preprocessor_config(vision.header, &tower, merge)?;
     Ok((config.into(), preprocessor))
-}
-
-/// Refuses scaled positions and another activation, which the family does not have.
-fn check(text: &Header<'_>, vision: &Header<'_>) -> Result<()> {
-    if let Some(scaling) = rope_scaling(text, "qwen2vl")? {
-        return Err(malformed(
-            &text.file,
-            format!("scaled positions ({scaling})"),
-            "no qwen2vl.rope.scaling.type, which M-RoPE does not have",
-        ));
-    }
-    match vision.flag("clip.use_gelu")? {
-        Some(true) => Err(malformed(
-            &vision.file,
-            "clip.use_gelu = true",
-            "false: the vision tower of Qwen2-VL has quick GELU",
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Patches per side of a merged token, from the merger's width.
@@ -179,12 +164,16 @@ fn vision_config(tower: &VisionTower, merge: usize, hidden: usize) -> Json {
     })
 }
 
-/// The three sections of M-RoPE. GGUF stores four numbers, the last of which is 0.
+/// The three sections of M-RoPE, and how positions are scaled beside them. GGUF stores four numbers, the last of which
+/// is 0.
 fn rope_sections(header: &Header<'_>) -> Result<Json> {
     const KEY: &str = "qwen2vl.rope.dimension_sections";
     match header.integers(KEY)?.as_deref() {
         Some(&[t, h, w] | &[t, h, w, 0]) if t >= 0 && h >= 0 && w >= 0 => {
-            Ok(json!({"type": "mrope", "mrope_section": [t, h, w]}))
+            let scaling = rope_scaling(header, "qwen2vl")?;
+            let mut scaling = scaling.unwrap_or_else(|| json!({"type": "mrope"}));
+            scaling["mrope_section"] = json!([t, h, w]);
+            Ok(scaling)
         }
         other => Err(malformed(
             &header.file,

@@ -301,7 +301,12 @@ pub(super) fn read(
 pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Json>> {
     let key = |name: &str| format!("{arch}.rope.scaling.{name}");
     match header.text(&key("type"))? {
-        None | Some("none") => Ok(None),
+        None | Some("none") => {
+            // The first files have a factor alone.
+            let factor = header.number(&format!("{arch}.rope.scale_linear"))?;
+            let factor = factor.filter(|&factor| factor != 0.0 && factor != 1.0);
+            Ok(factor.map(|factor| json!({"type": "linear", "factor": factor})))
+        }
         Some(kind @ ("linear" | "yarn")) => {
             let factor = header.need_number(&key("factor"))?;
             let mut scaling = json!({"type": kind, "factor": factor});
@@ -310,11 +315,13 @@ pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Jso
             }
             Ok(Some(scaling))
         }
+        // Its factors are tensors.
+        Some("longrope") if arch == "phi3" => Ok(None),
         Some(other) => Err(SourceError::Unsupported {
             file: header.file.clone(),
             what: key("type"),
             found: other.into(),
-            supported: "none, linear, yarn".into(),
+            supported: "none, linear, yarn, and longrope for phi3".into(),
         }),
     }
 }
@@ -352,13 +359,18 @@ fn phi3_rope(
         let part = rotated as f64 / model.head as f64;
         config.insert("partial_rotary_factor".into(), json!(part));
     }
+    let mut scaling = rope_scaling(header, "phi3")?;
     if assembly.has("rope_factors_long.weight") {
         let long = assembly.values("rope_factors_long.weight", rotated / 2)?;
         let short = assembly.values("rope_factors_short.weight", rotated / 2)?;
-        config.insert(
-            "rope_scaling".into(),
-            json!({"long_factor": long, "short_factor": short, "type": "longrope"}),
-        );
+        let mut factors = json!({"long_factor": long, "short_factor": short, "type": "longrope"});
+        if let Some(factor) = header.number("phi3.rope.scaling.attn_factor")? {
+            factors["attention_factor"] = json!(factor);
+        }
+        scaling = Some(factors);
+    }
+    if let Some(scaling) = scaling {
+        config.insert("rope_scaling".into(), scaling);
     }
     Ok(())
 }

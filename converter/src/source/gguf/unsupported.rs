@@ -7,7 +7,7 @@ use super::header::Header;
 use super::value::{Value, shortest};
 
 /// Keys behind the architecture's name that are read, or that say nothing about the computation.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -20,6 +20,7 @@ const KNOWN: [&str; 20] = [
     "rope.dimension_count",
     "rope.dimension_sections",
     "rope.freq_base",
+    "rope.scale_linear",
     "rope.scaling.factor",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
@@ -33,7 +34,7 @@ const KNOWN: [&str; 20] = [
 ];
 
 /// Keys behind the architecture's name with the value at which they change nothing.
-const NEUTRAL: [(&str, f64); 21] = [
+const NEUTRAL: [(&str, f64); 20] = [
     ("attention.clamp_kqv", 0.0),
     ("attention.layer_norm_epsilon", 0.0),
     ("attention.max_alibi_bias", 0.0),
@@ -51,7 +52,6 @@ const NEUTRAL: [(&str, f64); 21] = [
     ("logit_scale", 1.0),
     ("pooling_type", 0.0),
     ("residual_scale", 1.0),
-    ("rope.scale_linear", 1.0),
     ("n_deepstack_layers", 0.0),
     ("nextn_predict_layers", 0.0),
     ("use_parallel_residual", 0.0),
@@ -61,9 +61,8 @@ const NEUTRAL: [(&str, f64); 21] = [
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Keys of a vision tower, behind `clip.`, with the value at which they change nothing.
-const NEUTRAL_VISION: [(&str, f64); 5] = [
+const NEUTRAL_VISION: [(&str, f64); 4] = [
     ("has_audio_encoder", 0.0),
-    ("use_silu", 0.0),
     ("vision.is_deepstack_layers", 0.0),
     ("vision.n_wa_pattern", 0.0),
     ("vision.window_size", 0.0),

@@ -2,6 +2,7 @@
 
 use super::super::error::Result;
 use super::assembly::{Assembly, Tensors};
+use super::header::Header;
 
 /// Sizes of a vision tower, from the metadata.
 #[derive(Debug)]
@@ -13,6 +14,18 @@ pub(super) struct VisionTower {
     pub(super) feed_forward: usize,
     /// Whether `ffn_up` and `ffn_down` have exchanged names, as llama.cpp's first converters had it.
     swapped: bool,
+}
+
+/// The activation of the feed-forward parts, by its name in the hub's config.
+pub(super) fn activation(header: &Header<'_>) -> Result<&'static str> {
+    let flag = |key: &str| Ok(header.flag(key)?.unwrap_or(false));
+    Ok(if flag("clip.use_gelu")? {
+        "gelu"
+    } else if flag("clip.use_silu")? {
+        "silu"
+    } else {
+        "quick_gelu"
+    })
 }
 
 impl VisionTower {

@@ -1,7 +1,7 @@
-//! The keys and values of past tokens.
+//! Key/value cache.
 
-use super::layout::{ChunkLayout, Keys};
-use super::{CHUNK, Rows};
+use super::layout::{CHUNK, ChunkLayout, Keys};
+use super::shape::Rows;
 use crate::element::Element;
 use crate::format::PANEL;
 use half::f16;
@@ -9,32 +9,32 @@ use std::alloc::Layout;
 use std::ops::Range;
 use thiserror::Error;
 
-/// What can be wrong with a cache.
+/// An error in the creation of a cache.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// There is not that much memory.
+    /// There is not enough memory.
     #[error(
         "no memory for a cache of {layers} layers, {kv_heads} heads of {head_dim} and {capacity} positions: \
          use a shorter context"
     )]
     TooLarge {
-        /// Layers asked for.
+        /// Requested layers.
         layers: usize,
-        /// Key/value heads asked for.
+        /// Requested key/value heads.
         kv_heads: usize,
-        /// Size of a head asked for.
+        /// Requested elements of a head.
         head_dim: usize,
-        /// Positions asked for.
+        /// Requested positions.
         capacity: usize,
     },
 }
 
-/// The keys and values of past tokens, for all layers, in single or half precision. Memory is reserved at once and touched
-/// when it is used.
+/// Keys and values of past tokens for all layers, in single or half precision. Memory is reserved on creation;
+/// the system provides its pages on first use.
 ///
-/// A step appends its tokens to every layer, computes [`cached_attention`](super::cached_attention) with them, and at the end calls
-/// [`advance`](Self::advance).
+/// A step appends its tokens to every layer, calls [`cached_attention`](super::cached_attention) for each, and
+/// finally [`advance`](Self::advance).
 pub struct KvCache {
     data: Data,
     pub(super) layers: usize,
@@ -49,14 +49,14 @@ enum Data {
     Half(Vec<f16>),
 }
 
-/// The keys and values of a layer.
+/// Keys and values of a layer.
 pub(super) enum CachedKeys<'a> {
     Single(Keys<'a, f32>),
     Half(Keys<'a, f16>),
 }
 
 impl KvCache {
-    /// An empty cache for `capacity` positions, in half precision or single.
+    /// Creates an empty cache for `capacity` positions, in half precision if `half`.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -97,22 +97,22 @@ impl KvCache {
         })
     }
 
-    /// Positions in use.
+    /// Number of positions in use.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no positions yet.
+    /// Returns `true` if no position is in use.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Positions there is room for.
+    /// Largest number of positions.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Bytes reserved.
+    /// Reserved bytes.
     pub fn bytes(&self) -> usize {
         match &self.data {
             Data::Single(data) => size_of_val(&data[..]),
@@ -120,12 +120,12 @@ impl KvCache {
         }
     }
 
-    /// Numbers of one head.
+    /// Elements of one head.
     fn head_len(&self) -> usize {
         self.capacity.div_ceil(CHUNK) * self.layout.len()
     }
 
-    /// Where a layer's numbers are.
+    /// Range of a layer's elements.
     fn layer(&self, layer: usize) -> Range<usize> {
         let size = self.kv_heads * self.head_len();
         layer * size..(layer + 1) * size
@@ -147,13 +147,13 @@ impl KvCache {
         }
     }
 
-    /// Stores the keys and values of `tokens` tokens in a layer, from position [`len`](Self::len) on.
+    /// Stores the keys and values of `tokens` tokens in a layer, at positions from [`len`](Self::len) on.
     ///
     /// # Shapes
     /// `k`, `v`: `tokens` rows of `kv_heads * head_dim`
     ///
     /// # Panics
-    /// If there is no such layer, no room for the tokens, or `k` or `v` is too short.
+    /// If `layer` is out of range, the tokens exceed the capacity, or `k` or `v` is too short.
     pub fn append(&mut self, layer: usize, k: Rows, v: Rows, tokens: usize) {
         assert!(layer < self.layers, "layer {layer} of {}", self.layers);
         assert!(
@@ -175,10 +175,10 @@ impl KvCache {
         }
     }
 
-    /// Counts `tokens` appended tokens in, after all layers have them.
+    /// Increases the length by `tokens`, after these have been appended to all layers.
     ///
     /// # Panics
-    /// If there is no room for them.
+    /// If the tokens exceed the capacity.
     pub fn advance(&mut self, tokens: usize) {
         assert!(
             tokens <= self.capacity - self.len,
@@ -189,7 +189,7 @@ impl KvCache {
         self.len += tokens;
     }
 
-    /// Forgets all positions from `len` on; does nothing if there are not that many.
+    /// Shortens the cache to `len` positions. Does nothing if it has fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -235,7 +235,7 @@ impl std::fmt::Debug for KvCache {
     }
 }
 
-/// Stores tokens in a layer, whose heads have `head_len` numbers each, from position `len` on.
+/// Stores tokens in a layer, whose heads have `head_len` elements each, at positions from `len` on.
 fn append<T: Element>(
     layer: &mut [T],
     head_len: usize,
@@ -268,14 +268,14 @@ fn copy_heads<T: Copy>(old: &[T], from: usize, new: &mut [T], to: usize, used: u
     }
 }
 
-/// Zeros that the system provides when they are touched; `None` if there is no memory for them.
+/// A vector of zeros whose pages the system provides on first use; `None` if there is not enough memory.
 fn zeroed<T: Element>(len: usize) -> Option<Vec<T>> {
     let layout = Layout::array::<T>(len).ok()?;
     if len == 0 {
         return Some(Vec::new());
     }
-    // SAFETY: the layout is not empty; the vector takes over memory from the same allocator with exactly this
-    // layout, filled with zeros, which are numbers of both kinds.
+    // SAFETY: the layout is not empty; the vector takes ownership of memory from the same allocator with
+    // exactly this layout; zero bytes are valid elements of both types.
     #[allow(unsafe_code)]
     unsafe {
         let pointer = std::alloc::alloc_zeroed(layout);

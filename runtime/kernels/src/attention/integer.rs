@@ -1,48 +1,49 @@
-//! Attention in integers: both products with bytes, softmax in floats.
+//! Attention with both products in 8-bit integers and the softmax in floats.
 //!
-//! Keys and values become q8 matrices, a chunk of [`CHUNK`] positions at a time, and queries and shares the activations
-//! that they are multiplied with, so that the products are those of [`linear`](mod@crate::linear).
-//! - The mean of the keys is taken off them first, which changes all scores of a query alike and so none of its shares,
-//!   but makes the quants finer (Zhang et al. 2024, SageAttention, section 4.2,
-//!   [arXiv:2410.02367](https://arxiv.org/abs/2410.02367)).
-//! - The shares of a chunk, `exp(score - max)`, lie between 0 and 1 with 1 among them; less one half they use the whole
-//!   range of a signed byte. What the rounding takes from their sum goes to the mean of the chunk's values, so that many
-//!   small shares beside a large one are not lost.
+//! Keys and values are quantized to q8 matrices, a chunk of [`CHUNK`] positions at a time. Queries and
+//! attention weights are the activations that these are multiplied by, so that the products are those of
+//! [`linear`](mod@crate::linear).
+//! - The mean of the keys is subtracted from them first. This shifts all scores of a query equally and so does
+//!   not change its attention weights, but reduces the quantization error (Zhang et al. 2024, SageAttention,
+//!   section 4.2, [arXiv:2410.02367](https://arxiv.org/abs/2410.02367)).
+//! - The attention weights of a chunk, `exp(score - max)`, are in 0..=1 and the largest is 1. Minus one half,
+//!   they use the whole range of a signed byte. The rounding error of their sum is applied to the mean of the
+//!   chunk's values, so that many small weights beside a large one are not lost.
 
-use super::{CHUNK, Heads, Mask, Rows, check_mask};
-use crate::cpu::{ActivationCode, Kernels, Panels, TILE_TOKENS, Tile};
-use crate::format::{BLOCK, Format, GROUP, MatrixShape, PANEL};
+use super::layout::CHUNK;
+use super::shape::{Heads, Mask, Rows, check_mask};
+use crate::cpu::{ActivationScheme, Kernels, Panels, TILE_TOKENS, Tile};
+use crate::format::{BLOCK, GROUP, MatrixShape, PANEL, QuantFormat};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts, fresh};
 use half::f16;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Bytes of keys and values that are laid out at a time.
+/// Bytes of keys and values that are quantized at a time.
 const PACK_BYTES: usize = 8 << 20;
 
-/// Largest size of a head that [`integer_attention`] takes.
+/// Largest head that [`integer_attention`] supports, in elements.
 pub const MAX_INTEGER_HEAD_DIM: usize = 1024;
 
-/// How keys and values are quantized.
-const WEIGHTS: ActivationCode = ActivationCode {
-    limit: 127.0,
-    bias: 0,
-    offset: 0,
-    pairs: false,
-};
+/// Format of keys and values.
+const FORMAT: QuantFormat = QuantFormat::Q8;
 
-/// As [`attention`](super::attention()), each query with the keys of its segment, with products of bytes: queries and
-/// keys are rounded to 8 bits (a scale per token and head), values, too (per element of the head and 128 tokens), and the
-/// shares to 1/254 of the largest.
+/// Quantization of keys and values.
+const WEIGHTS: ActivationScheme = ActivationScheme::signed(0);
+
+/// As [`attention`](super::attention()) with a mask of segments, but with 8-bit products. Queries and keys are
+/// quantized with a scale per token and head, values with a scale per element of the head and 128 tokens.
+/// Attention weights are rounded to 1/254 of the largest.
 ///
 /// # Shapes
-/// `q`, `k`, `v`: `len` rows of `heads * head_dim`; `segments`: cumulative lengths from 0 to `len`;
+/// `q`: `len` rows of `heads * head_dim`; `k`, `v`: `len` rows of `kv_heads * head_dim`; `segments`: bounds of
+/// the segments from 0 to `len`;
 /// result: `[len, heads * head_dim]`
 ///
 /// # Panics
-/// If the heads are impossible or have more than 1024 elements, a slice is too short, or segments are not ascending from 0 to
-/// `len`.
+/// If the heads are impossible or exceed [`MAX_INTEGER_HEAD_DIM`], a slice is too short, or the segments do
+/// not ascend from 0 to `len`.
 #[allow(clippy::too_many_arguments)]
 pub fn integer_attention(
     pool: &ThreadPool,
@@ -81,7 +82,7 @@ pub fn integer_attention(
                     let (head, segment) =
                         (index / plan.segments.len(), index % plan.segments.len());
                     let at = index * heads.head_dim;
-                    // SAFETY: every head and segment has a place and a task of its own.
+                    // SAFETY: each head and segment has its own place and task.
                     #[allow(unsafe_code)]
                     let mean = unsafe { parts.part(at..at + heads.head_dim) };
                     let column = (first + head) * heads.head_dim;
@@ -95,7 +96,7 @@ pub fn integer_attention(
                         &plan.chunks[index % plan.chunks.len()],
                     );
                     let at = index * plan.chunk_bytes();
-                    // SAFETY: every head and chunk has a place and a task of its own.
+                    // SAFETY: each head and chunk has its own place and task.
                     #[allow(unsafe_code)]
                     let packed = unsafe { parts.part(at..at + plan.chunk_bytes()) };
                     let mean = &means
@@ -133,7 +134,7 @@ pub fn integer_attention(
     }
 }
 
-/// The mean of `positions` of a head.
+/// Computes the mean of a head over `positions`.
 fn mean_of_rows(rows: Rows, column: usize, positions: Range<usize>, mean: &mut [f32]) {
     let (count, width) = (positions.len() as f32, mean.len());
     mean.fill(0.0);
@@ -147,22 +148,22 @@ fn mean_of_rows(rows: Rows, column: usize, positions: Range<usize>, mean: &mut [
     }
 }
 
-/// Consecutive keys that are laid out together.
+/// Consecutive keys that are quantized together.
 struct Chunk {
     segment: usize,
     positions: Range<usize>,
 }
 
-/// Consecutive queries and the chunks that they see.
+/// Consecutive queries and the chunks visible to them.
 struct QueryTile {
     queries: Range<usize>,
     chunks: Range<usize>,
 }
 
-/// How the work is cut.
+/// Division of the work.
 struct Plan {
     head_dim: usize,
-    /// The segments that are not empty.
+    /// Segments that are not empty.
     segments: Vec<Range<usize>>,
     chunks: Vec<Chunk>,
     tiles: Vec<QueryTile>,
@@ -196,17 +197,17 @@ impl Plan {
         }
     }
 
-    /// Of the keys of a whole chunk.
+    /// Matrix of the keys of a chunk.
     fn keys(&self, positions: usize) -> MatrixShape {
-        MatrixShape::new(Format::Q8, positions, self.head_dim)
+        MatrixShape::new(FORMAT.into(), positions, self.head_dim)
     }
 
-    /// Of the values of a whole chunk, transposed.
+    /// Matrix of the values of a chunk, transposed.
     fn values(&self, positions: usize) -> MatrixShape {
-        MatrixShape::new(Format::Q8, self.head_dim, positions)
+        MatrixShape::new(FORMAT.into(), self.head_dim, positions)
     }
 
-    /// Elements of a head, whole panels of them.
+    /// Elements of a head, rounded up to whole panels.
     fn padded(&self) -> usize {
         self.head_dim.next_multiple_of(PANEL)
     }
@@ -221,12 +222,12 @@ impl Plan {
         shape.panels() * shape.panel_bytes()
     }
 
-    /// Bytes of a chunk: keys, values, and the mean of the values (floats).
+    /// Bytes of a chunk: keys, values, and the mean of the values in floats.
     fn chunk_bytes(&self) -> usize {
         self.keys_bytes() + self.values_bytes() + 4 * self.padded().next_multiple_of(BLOCK / 2)
     }
 
-    /// Lays out the keys and values of a chunk.
+    /// Quantizes the keys and values of a chunk.
     #[allow(clippy::too_many_arguments)]
     fn pack(
         &self,
@@ -266,6 +267,7 @@ impl Plan {
     }
 }
 
+/// Divides a range into pieces of `size`.
 fn pieces(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range
@@ -274,7 +276,7 @@ fn pieces(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize
         .map(move |start| start..(start + size).min(end))
 }
 
-/// Writes rows into a q8 matrix.
+/// Writer of the rows of a q8 matrix.
 struct Packer<'a> {
     shape: MatrixShape,
     bytes: &'a mut [u8],
@@ -283,24 +285,21 @@ struct Packer<'a> {
 impl<'a> Packer<'a> {
     fn new(shape: MatrixShape, bytes: &'a mut [u8]) -> Self {
         let bytes = &mut bytes[..shape.panels() * shape.panel_bytes()];
-        // The rows and inputs that do not exist.
+        // Padding rows and inputs are zero.
         bytes.fill(0);
         Self { shape, bytes }
     }
 
-    /// Quantizes a row; the sum of what it has become.
+    /// Quantizes a row and returns the sum of the dequantized values.
     fn row(&mut self, kernels: &dyn Kernels, row: usize, x: &[f32]) -> f32 {
-        const MOST_BLOCKS: usize = MAX_INTEGER_HEAD_DIM / BLOCK;
+        const MAX_BLOCKS: usize = MAX_INTEGER_HEAD_DIM / BLOCK;
         let blocks = self.shape.blocks();
-        let (mut quants, mut scales, mut offsets) = (
-            [0; MOST_BLOCKS * BLOCK],
-            [0.0; MOST_BLOCKS],
-            [0; MOST_BLOCKS],
-        );
+        let (mut quants, mut scales, mut offsets) =
+            ([0; MAX_BLOCKS * BLOCK], [0.0; MAX_BLOCKS], [0; MAX_BLOCKS]);
         let panel = &mut self.bytes[row / PANEL * self.shape.panel_bytes()..];
         let r = row % PANEL;
         let mut total = 0.0;
-        // Group by group, each with its own sum.
+        // Group by group, because each has its own scale.
         for (g, x) in x.chunks(GROUP * BLOCK).enumerate() {
             let first = g * GROUP;
             let sum = kernels.quantize(
@@ -315,7 +314,7 @@ impl<'a> Packer<'a> {
             total += sum as f32 * scale.to_f32();
             panel[2 * (g * PANEL + r)..][..2].copy_from_slice(&scale.to_le_bytes());
         }
-        let (_, start) = self.shape.level_and_quant_offsets();
+        let start = FORMAT.offsets(blocks).quants;
         let words = panel[start..].chunks_exact_mut(4 * PANEL);
         for (to, from) in words.zip(quants[..blocks * BLOCK].chunks_exact(4)) {
             to[4 * r..][..4].copy_from_slice(from);
@@ -324,21 +323,21 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// What the tiles of a head have in common.
+/// Operands common to the tiles of a head.
 struct Step<'a> {
     plan: &'a Plan,
     kernels: &'static dyn Kernels,
-    /// The chunks of the head that it shares with its group.
+    /// Chunks of the key head.
     packed: &'a [u8],
     q: Rows<'a>,
-    /// Its first element in a row of queries or results.
+    /// Column of the query head in the rows of queries and results.
     column: usize,
     width: usize,
     scale: f32,
     out: &'a Parts<'a, MaybeUninit<f32>>,
 }
 
-/// A tile's activations: quants, scales and offsets.
+/// Quantized activations of a tile.
 struct Activations<'a> {
     tokens: usize,
     quants: &'a mut [u8],
@@ -347,7 +346,7 @@ struct Activations<'a> {
 }
 
 impl<'a> Activations<'a> {
-    /// Words for `blocks` blocks and `groups` groups of each token.
+    /// Size in 32-bit words for `blocks` blocks and `groups` groups per token.
     fn words(blocks: usize, groups: usize) -> usize {
         TILE_TOKENS * (blocks * (BLOCK / 4 + 1) + groups)
     }
@@ -363,15 +362,15 @@ impl<'a> Activations<'a> {
         }
     }
 
-    /// Quantizes what belongs to a token; the sum of its quants.
+    /// Quantizes the activations of a token and returns the sum of the quants.
     fn set(&mut self, kernels: &dyn Kernels, token: usize, x: &[f32]) -> i32 {
-        let code = kernels.code(Format::Q8);
+        let scheme = kernels.activation_scheme(FORMAT);
         let (quants, offsets) = (
             &mut self.quants[token * BLOCK..],
             &mut self.offsets[token..],
         );
         let scales = &mut self.scales[token..];
-        kernels.quantize(code, x, quants, scales, offsets, self.tokens)
+        kernels.quantize(scheme, x, quants, scales, offsets, self.tokens)
     }
 
     fn tile(&self) -> Tile<'_> {
@@ -385,18 +384,18 @@ impl<'a> Activations<'a> {
 }
 
 impl Step<'_> {
-    /// The results of a tile.
+    /// Computes the results of a tile.
     fn tile(&self, tile: &QueryTile) {
         let (tokens, padded) = (tile.queries.len(), self.plan.padded());
         let keys = self.plan.keys(CHUNK);
-        let (query_words, share_words) = (
+        let (query_words, weight_words) = (
             Activations::words(keys.blocks(), keys.groups()),
             Activations::words(CHUNK / BLOCK, 1),
         );
-        let size = query_words + share_words + tokens * (CHUNK + 2 * padded + 2);
+        let size = query_words + weight_words + tokens * (CHUNK + 2 * padded + 2);
         scratch::with(size, |buffer| {
             let (queries, buffer) = buffer.split_at_mut(query_words);
-            let (shares, buffer) = buffer.split_at_mut(share_words);
+            let (weights, buffer) = buffer.split_at_mut(weight_words);
             let (scores, buffer) = buffer.split_at_mut(tokens * CHUNK);
             let (product, buffer) = buffer.split_at_mut(tokens * padded);
             let (acc, stats) = buffer.split_at_mut(tokens * padded);
@@ -413,12 +412,12 @@ impl Step<'_> {
                 stats.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
             }
             for chunk in tile.chunks.clone() {
-                let shares = &mut *shares;
-                self.chunk(chunk, &queries, shares, scores, product, acc, stats);
+                let weights = &mut *weights;
+                self.chunk(chunk, &queries, weights, scores, product, acc, stats);
             }
             for (token, query) in tile.queries.clone().enumerate() {
                 let at = query * self.width + self.column;
-                // SAFETY: every query and head belongs to one task, which takes its output once.
+                // SAFETY: each query and head belongs to one task, which takes its output once.
                 #[allow(unsafe_code)]
                 let out = unsafe { self.out.part(at..at + self.plan.head_dim) };
                 let inverse = 1.0 / stats[2 * token + 1];
@@ -429,13 +428,13 @@ impl Step<'_> {
         });
     }
 
-    /// Adds a chunk to the results of a tile.
+    /// Merges the results of a chunk into those of a tile.
     #[allow(clippy::too_many_arguments)]
     fn chunk(
         &self,
         index: usize,
         queries: &Activations,
-        shares: &mut [f32],
+        weights: &mut [f32],
         scores: &mut [f32],
         product: &mut [f32],
         acc: &mut [f32],
@@ -457,21 +456,21 @@ impl Step<'_> {
             .quantized(keys, 0..shape.groups(), queries.tile(), scores);
 
         let shape = plan.values(len);
-        let mut shares = Activations::new(tokens, shape.blocks(), shares);
-        // What rounding takes from the sum of a token's shares, maximum and sum.
+        let mut weights = Activations::new(tokens, shape.blocks(), weights);
+        // For each token: rounding error of the sum of its attention weights, maximum score, sum.
         let mut rest = [[0.0; 3]; TILE_TOKENS];
         for ((token, scores), rest) in scores.chunks_exact_mut(width).enumerate().zip(&mut rest) {
             let scores = &mut scores[..len];
             let (max, sum) = self.kernels.softmax(scores);
-            for share in &mut *scores {
-                *share -= 0.5;
+            for weight in &mut *scores {
+                *weight -= 0.5;
             }
-            let quants = shares.set(self.kernels, token, scores);
-            *rest = [sum - quants as f32 * shares.scales[token], max, sum];
+            let quants = weights.set(self.kernels, token, scores);
+            *rest = [sum - quants as f32 * weights.scales[token], max, sum];
         }
         product.fill(0.0);
         self.kernels
-            .quantized(panels(shape, values), 0..1, shares.tile(), product);
+            .quantized(panels(shape, values), 0..1, weights.tile(), product);
 
         let mut value_mean = [0.0; MAX_INTEGER_HEAD_DIM];
         let value_mean = &mut value_mean[..padded];
@@ -496,10 +495,10 @@ impl Step<'_> {
     }
 }
 
-/// A matrix at the beginning of some bytes.
+/// Views a matrix at the beginning of some bytes.
 fn panels(shape: MatrixShape, bytes: &[u8]) -> Panels<'_> {
     Panels {
-        format: shape.format,
+        format: FORMAT,
         bytes: &bytes[..shape.panels() * shape.panel_bytes()],
         panel_bytes: shape.panel_bytes(),
         blocks: shape.blocks(),

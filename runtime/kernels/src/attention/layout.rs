@@ -1,19 +1,21 @@
-//! How keys and values lie in memory for the products of attention.
+//! Memory layout of keys and values for the products of attention.
 
-use super::{CHUNK, Rows};
+use super::shape::Rows;
 use crate::element::Element;
 use crate::format::PANEL;
 use std::ops::Range;
 
-/// Columns of the matrices that keys and values are laid out as.
+/// Positions per chunk.
+pub const CHUNK: usize = 128;
+/// Columns of the matrices that keys and values are stored as.
 pub(super) const STRIP: usize = 32;
 
-/// How the keys and values of one chunk of one head lie in memory: `CHUNK / STRIP` matrices `[head_dim, STRIP]` of keys,
-/// then the values, cut into matrices `[CHUNK, STRIP]` (the last one narrower).
+/// Layout of the keys and values of one chunk and head: `CHUNK / STRIP` matrices `[head_dim, STRIP]` of keys,
+/// then the values as matrices `[CHUNK, STRIP]`, of which the last one can be narrower.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkLayout {
     pub(super) head_dim: usize,
-    /// Columns of the values, zeros at the end included.
+    /// Columns of the values, including padding with zeros.
     pub(super) padded: usize,
 }
 
@@ -25,12 +27,12 @@ impl ChunkLayout {
         }
     }
 
-    /// Numbers of a chunk.
+    /// Elements of a chunk.
     pub(super) fn len(self) -> usize {
         CHUNK * (self.head_dim + self.padded)
     }
 
-    /// The columns of the values at which a strip begins, and its width.
+    /// First column and width of each strip of the values.
     pub(super) fn strips(self) -> impl Iterator<Item = (usize, usize)> {
         let Self { padded, .. } = self;
         (0..padded)
@@ -38,7 +40,7 @@ impl ChunkLayout {
             .map(move |column| (column, STRIP.min(padded - column)))
     }
 
-    /// Copies positions into a chunk and clears the rest of it.
+    /// Copies `positions` into a chunk and clears the rest of it.
     pub(super) fn fill<T: Element>(
         self,
         chunk: &mut [T],
@@ -53,7 +55,7 @@ impl ChunkLayout {
         self.put(chunk, 0, k, v, column, positions);
     }
 
-    /// Copies positions into a chunk, the first at `at`.
+    /// Copies `positions` into a chunk, the first one to place `at`.
     pub(super) fn put<T: Element>(
         self,
         chunk: &mut [T],
@@ -82,18 +84,19 @@ impl ChunkLayout {
     }
 }
 
-/// The laid out keys and values of some heads.
+/// Keys and values of some heads in this layout.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a, T> {
     pub(super) data: &'a [T],
-    /// Numbers of one head.
+    /// Elements of one head.
     pub(super) head_len: usize,
     pub(super) layout: ChunkLayout,
-    /// The head that `data` begins with.
+    /// Head that `data` begins with.
     pub(super) first: usize,
 }
 
 impl<'a, T> Keys<'a, T> {
+    /// Keys and values of a chunk.
     pub(super) fn chunk(&self, head: usize, chunk: usize) -> (&'a [T], &'a [T]) {
         let at = (head - self.first) * self.head_len + chunk * self.layout.len();
         self.data[at..][..self.layout.len()].split_at(self.layout.head_dim * CHUNK)

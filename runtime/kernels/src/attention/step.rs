@@ -1,7 +1,7 @@
-//! One attention step over laid out keys and values.
+//! An attention step over keys and values in chunks.
 
-use super::layout::{Keys, STRIP};
-use super::{CHUNK, Heads, Mask, Rows};
+use super::layout::{CHUNK, Keys, STRIP};
+use super::shape::{Heads, Mask, Rows};
 use crate::cpu::{Kernels, Strided};
 use crate::element::Element;
 use crate::format::PANEL;
@@ -10,12 +10,12 @@ use crate::scratch::{self, Parts};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Rows of a tile: queries, times the heads that share keys. Their scores of a chunk stay in the first cache.
+/// Rows of a tile: queries times heads that share keys. Their scores of a chunk stay in the L1 cache.
 const TILE_ROWS: usize = 48;
-/// Tiles of a task, which go through the chunks together, so that a chunk is read from the second cache.
+/// Tiles per task. They go through the chunks together, so that a chunk is read from the L2 cache.
 const TASK_TILES: usize = 4;
 
-/// What all tasks of a step have in common.
+/// Operands common to all tasks of a step.
 pub(super) struct Step<'a> {
     pub(super) heads: Heads,
     pub(super) q: Rows<'a>,
@@ -28,31 +28,31 @@ pub(super) struct Step<'a> {
     pub(super) kernels: &'static dyn Kernels,
 }
 
-/// Consecutive queries, each with all heads that share the keys (a row each), and their results so far.
+/// Consecutive queries, with a row for each head that shares the keys, and their results so far.
 struct Tile<'a> {
     queries: Range<usize>,
-    /// The keys that any of them sees.
+    /// Keys visible to any of the queries.
     keys: Range<usize>,
     /// Scaled queries, `[rows, head_dim]`.
     q: &'a [f32],
     /// Maximum and sum of each row.
     stats: &'a mut [f32],
-    /// Weighted values, `[rows, padded]`.
+    /// Weighted sums of values, `[rows, padded]`.
     acc: &'a mut [f32],
 }
 
-/// The results of a chunk.
+/// Results of a chunk.
 struct Work<'a> {
     /// Scores, `[rows, CHUNK]`.
     s: &'a mut [f32],
-    /// Weighted values, `[rows, padded]`.
+    /// Weighted sums of values, `[rows, padded]`.
     o: &'a mut [f32],
     /// Maximum and sum of each row.
     stats: &'a mut [f32],
 }
 
 impl Step<'_> {
-    /// Computes the results of the heads that share the key heads `kv_heads`.
+    /// Computes the results of the query heads of the key heads `kv_heads`.
     pub(super) fn run<T: Element>(
         &self,
         pool: &ThreadPool,
@@ -67,13 +67,13 @@ impl Step<'_> {
         let together = (tiles.len() * kv_heads.len() / (4 * pool.threads())).clamp(1, TASK_TILES);
         let tasks: Vec<&[Range<usize>]> = tiles.chunks(together).collect();
         pool.run(tasks.len() * kv_heads.len(), |index| {
-            // The last queries first: with a causal mask they take longest.
+            // The last queries first, because they take longest with a causal mask.
             let tiles = tasks[tasks.len() - 1 - index / kv_heads.len()];
             self.run_tiles(keys, kv_heads.start + index % kv_heads.len(), tiles);
         });
     }
 
-    /// The queries of each tile. No tile crosses the end of a segment.
+    /// Queries of each tile. No tile crosses a segment boundary.
     fn tiles(&self) -> Vec<Range<usize>> {
         let size = (TILE_ROWS / self.heads.group()).max(1);
         let whole = [0, self.q_len];
@@ -92,7 +92,7 @@ impl Step<'_> {
         tiles
     }
 
-    /// The keys that a query sees.
+    /// Keys visible to a query.
     fn visible(&self, query: usize) -> Range<usize> {
         match self.mask {
             Mask::Full => 0..self.kv_len,
@@ -104,7 +104,7 @@ impl Step<'_> {
         }
     }
 
-    /// Lends the memory for some tiles of equal or smaller size than the largest, ready to begin.
+    /// Calls `f` with initialized tiles for the given ranges of queries, and memory for the results of a chunk.
     fn with_tiles(
         &self,
         padded: usize,
@@ -137,7 +137,7 @@ impl Step<'_> {
         });
     }
 
-    /// A tile before its first chunk.
+    /// Initializes a tile.
     fn tile<'a>(
         &self,
         head: usize,
@@ -158,7 +158,7 @@ impl Step<'_> {
         for stats in stats.chunks_exact_mut(2) {
             stats.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
         }
-        // What a query sees begins and ends no earlier than what the one before it sees.
+        // The bounds of the visible keys ascend with the query.
         let keys = self.visible(queries.start).start..self.visible(queries.end - 1).end;
         Tile {
             queries,
@@ -169,7 +169,7 @@ impl Step<'_> {
         }
     }
 
-    /// Some tiles, over all chunks that they see.
+    /// Computes some tiles over all chunks visible to them.
     fn run_tiles<T: Element>(&self, keys: Keys<'_, T>, head: usize, ranges: &[Range<usize>]) {
         let padded = keys.layout.padded;
         self.with_tiles(padded, head, ranges, |mut tiles, mut work| {
@@ -200,20 +200,21 @@ impl Step<'_> {
         });
     }
 
+    /// The output of a row.
     #[allow(clippy::mut_from_ref)]
     fn out_row(&self, head: usize, queries: &Range<usize>, row: usize) -> &mut [MaybeUninit<f32>] {
         let (group, head_dim) = (self.heads.group(), self.heads.head_dim);
         let at = ((queries.start + row / group) * self.heads.heads + head * group + row % group)
             * head_dim;
-        // SAFETY: every query and head belongs to one task, which takes its output once.
+        // SAFETY: each query and head belongs to one task, which takes its output once.
         #[allow(unsafe_code)]
         unsafe {
             self.out.part(at..at + head_dim)
         }
     }
 
-    /// The softmax of one chunk of keys: each row's maximum (-inf if it sees nothing of the chunk), sum and weighted
-    /// values, in `work`.
+    /// Computes the softmax over one chunk of keys: the maximum of each row (-inf if no key of the chunk is
+    /// visible), the sum and the weighted sum of values, in `work`.
     fn chunk<T: Element>(
         &self,
         keys: Keys<'_, T>,
@@ -228,15 +229,15 @@ impl Step<'_> {
             within(keys.start)..within(keys.end)
         };
         let rows = tile.stats.len() / 2;
-        let seen = local(tile.keys.clone());
+        let visible_to_any = local(tile.keys.clone());
         for stats in work.stats.chunks_exact_mut(2) {
             stats.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
         }
-        if seen.is_empty() {
+        if visible_to_any.is_empty() {
             return;
         }
         let (k, v) = keys.chunk(head, chunk);
-        self.scores(k, tile, rows, seen.clone(), work.s);
+        self.scores(k, tile, rows, visible_to_any.clone(), work.s);
         for (row, s) in work.s.chunks_exact_mut(CHUNK).enumerate().take(rows) {
             let query = tile.queries.start + row / self.heads.group();
             let visible = local(self.visible(query));
@@ -244,38 +245,48 @@ impl Step<'_> {
             let (max, sum) = self.kernels.softmax(&mut s[visible.clone()]);
             work.stats[2 * row..][..2].copy_from_slice(&[max, sum]);
             if max == f32::NEG_INFINITY {
-                s[seen.clone()].fill(0.0);
+                s[visible_to_any.clone()].fill(0.0);
             } else {
-                s[seen.start..visible.start].fill(0.0);
-                s[visible.end..seen.end].fill(0.0);
+                s[visible_to_any.start..visible.start].fill(0.0);
+                s[visible.end..visible_to_any.end].fill(0.0);
             }
         }
         let padded = keys.layout.padded;
         let s = Strided {
-            data: &work.s[seen.start..],
+            data: &work.s[visible_to_any.start..],
             stride: CHUNK,
         };
         for (column, width) in keys.layout.strips() {
             let v = Strided {
-                data: &v[CHUNK * column + seen.start * width..],
+                data: &v[CHUNK * column + visible_to_any.start * width..],
                 stride: width,
             };
             let o = &mut work.o[column..];
-            T::matmul(self.kernels, [rows, width, seen.len()], s, v, o, padded);
+            T::matmul(
+                self.kernels,
+                [rows, width, visible_to_any.len()],
+                s,
+                v,
+                o,
+                padded,
+            );
         }
     }
 
-    /// The scores of the keys `seen` (and perhaps some around them).
+    /// Computes the scores of the keys `visible`, rounded out to whole strips and panels.
     fn scores<T: Element>(
         &self,
         k: &[T],
         tile: &Tile,
         rows: usize,
-        seen: Range<usize>,
+        visible: Range<usize>,
         s: &mut [f32],
     ) {
         let head_dim = self.heads.head_dim;
-        let (from, to) = (seen.start / STRIP * STRIP, seen.end.next_multiple_of(PANEL));
+        let (from, to) = (
+            visible.start / STRIP * STRIP,
+            visible.end.next_multiple_of(PANEL),
+        );
         let q = Strided {
             data: tile.q,
             stride: head_dim,
@@ -291,6 +302,7 @@ impl Step<'_> {
         }
     }
 
+    /// Adds the bias of a query to its scores `visible`.
     fn add_bias(
         &self,
         head: usize,
@@ -312,8 +324,8 @@ impl Step<'_> {
         }
     }
 
-    /// One tile, many keys: the tasks are chunks, merged in their order afterwards. The same operations as
-    /// [`run_tiles`](Self::run_tiles) does.
+    /// Computes one tile with many keys. The tasks are chunks, whose results are merged in order afterwards. The
+    /// operations on each output are those of [`run_tiles`](Self::run_tiles).
     fn run_by_chunks<T: Element>(
         &self,
         pool: &ThreadPool,
@@ -328,7 +340,7 @@ impl Step<'_> {
         scratch::with(kv_heads.len() * chunks * size, |partial| {
             let parts = Parts::new(partial);
             pool.run(kv_heads.len() * chunks, |index| {
-                // SAFETY: every head and chunk has a place and a task of its own.
+                // SAFETY: each head and chunk has its own place and task.
                 #[allow(unsafe_code)]
                 let partial = unsafe { parts.part(index * size..(index + 1) * size) };
                 let (head, chunk) = (kv_heads.start + index / chunks, index % chunks);
@@ -374,7 +386,7 @@ impl Step<'_> {
     }
 }
 
-/// Merges a row's maximum, sum and weighted values of a chunk into those so far.
+/// Merges the maximum, sum and weighted sum of values of a chunk into those of a row.
 fn merge(kernels: &dyn Kernels, stats: &mut [f32], acc: &mut [f32], new: &[f32], o: &[f32]) {
     let (max, sum) = (new[0], new[1]);
     if max == f32::NEG_INFINITY {
@@ -387,8 +399,9 @@ fn merge(kernels: &dyn Kernels, stats: &mut [f32], acc: &mut [f32], new: &[f32],
     kernels.merge(acc, alpha, o, beta);
 }
 
+/// Divides the weighted sum of values by the sum of the weights.
 fn finish(acc: &[f32], sum: f32, out: &mut [MaybeUninit<f32>]) {
-    // A sum is at least 1, the share of the maximum, unless no key was seen.
+    // The sum is at least 1, the weight of the maximum, unless no key is visible.
     let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
     for (out, acc) in out.iter_mut().zip(acc) {
         out.write(acc * inverse);

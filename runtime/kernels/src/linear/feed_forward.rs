@@ -1,48 +1,50 @@
-//! Two products with an activation between them.
+//! Feed-forward networks: two products with an activation between them.
 
-use super::quantized::{
-    Activations, FEW_TOKENS, Quantizer, TASK_PANELS, accumulate, multiply, quantize, shares,
-    with_activations,
-};
-use super::{Epilogue, Output, cut, finish, linear, tokens};
-use crate::activation::{Activation, gated};
+use super::activations::{Activations, Quantizer, quantize, with_activations};
+use super::epilogue::{Epilogue, Output, finish, token_count};
+use super::product::linear;
+use super::quantized::{FEW_TOKENS, TASK_PANELS, accumulate, multiply};
+use super::schedule::{grid_task, guided};
+use crate::activation::Activation;
 use crate::cpu::{Kernels, TILE_TOKENS};
-use crate::format::{BLOCK, GROUP, Matrix, PANEL};
+use crate::elementwise::gated;
+use crate::format::{BLOCK, FormatKind, GROUP, Matrix, PANEL, QuantFormat};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts, as_uninit};
 use std::ops::Range;
 
-// A task's outputs are whole groups of inputs of the product that follows.
+// The outputs of a task are whole groups of inputs of the second product.
 const _: () = assert!(TASK_PANELS * PANEL == GROUP * BLOCK);
 
-/// The feed-forward part of a transformer's layer: `down(a(up(x)))`, or gated, `down(a(gate(x)) * up(x))` (Shazeer 2020,
-/// [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)), where the first matrix holds the rows of `gate`, then those of `up`.
+/// The feed-forward network of a transformer layer: `down(a(up(x)))`, or, gated, `down(a(gate(x)) * up(x))`
+/// (Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)), in which case `up` holds the rows of
+/// `gate`, then those of `up`.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedForward<'a> {
     /// `[width, inputs]`; gated: `[2 * width, inputs]`.
     pub up: Matrix<'a>,
-    /// One number per row of `up`.
+    /// One element per row of `up`.
     pub up_bias: Option<&'a [f32]>,
-    /// Between the two products.
+    /// Activation function between the two products.
     pub activation: Activation,
-    /// Whether the first half of `up` is a gate.
+    /// `true` if the first half of `up` is a gate.
     pub gated: bool,
     /// `[outputs, width]`
     pub down: Matrix<'a>,
-    /// One number per row of `down`.
+    /// One element per row of `down`.
     pub down_bias: Option<&'a [f32]>,
 }
 
-/// `out = feed_forward(x)`, or added to `out`.
+/// Computes `out = feed_forward(x)`, or adds it to `out` if `accumulate`.
 ///
-/// The same numbers as [`linear`], [`gated`] and `linear` again give. With quantized weights, though, what lies between the
-/// products is quantized where it is computed, a group of 128 at a time, and never held in floats.
+/// The result is that of [`linear`], [`gated`] and `linear`. With quantized weights, however, the hidden
+/// activations are quantized as they are computed, in groups of 128, and never stored as floats.
 ///
 /// # Shapes
 /// `x`: `[tokens, inputs]`; `out`: `[tokens, outputs]`
 ///
 /// # Panics
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn feed_forward(
     pool: &ThreadPool,
     layers: &FeedForward,
@@ -58,7 +60,7 @@ pub fn feed_forward(
         "rows before a product with {width} inputs, gated: {}",
         layers.gated
     );
-    let Some(tokens) = tokens(x, outputs, out) else {
+    let Some(tokens) = token_count(x, outputs, out) else {
         return;
     };
     assert_eq!(
@@ -75,33 +77,38 @@ pub fn feed_forward(
         activation: Activation::None,
         accumulate,
     };
-    let quantized = up.shape().format.is_quantized() && down.shape().format.is_quantized();
-    // The rows of the gate and of `up` begin with a panel each, or else they cannot be taken side by side.
-    if !quantized || layers.gated && !width.is_multiple_of(PANEL) {
-        return one_by_one(pool, layers, x, tokens, &epilogue, out);
+    let formats = [up.shape().format.kind(), down.shape().format.kind()];
+    let [FormatKind::Quant(up_format), FormatKind::Quant(down_format)] = formats else {
+        return unfused(pool, layers, x, tokens, &epilogue, out);
+    };
+    // The gate and `up` are computed in parallel only if the rows of both begin with a panel.
+    if layers.gated && !width.is_multiple_of(PANEL) {
+        return unfused(pool, layers, x, tokens, &epilogue, out);
     }
     let out = Parts::new(as_uninit(out));
-    let output = Output::new(pool, outputs, epilogue, &out);
+    let output = Output::new(pool.kernels(), outputs, epilogue, &out);
     let kernels = pool.kernels();
     with_activations(
         kernels,
-        up.shape(),
+        up_format,
+        up.shape().blocks(),
         tokens,
         |quantizer| quantize(pool, quantizer, x, up.shape().cols),
         |x| {
             with_activations(
                 kernels,
-                down.shape(),
+                down_format,
+                down.shape().blocks(),
                 tokens,
-                |quantizer| hidden(pool, layers, x, quantizer),
-                |x| multiply(pool, down, x, &output),
+                |quantizer| hidden(pool, up_format, layers, x, quantizer),
+                |x| multiply(pool, down_format, down, x, &output),
             );
         },
     );
 }
 
-/// As three operations, whatever the formats.
-fn one_by_one(
+/// Computes the layers as separate operations, for any formats.
+fn unfused(
     pool: &ThreadPool,
     layers: &FeedForward,
     x: &[f32],
@@ -132,21 +139,28 @@ fn one_by_one(
     });
 }
 
-/// What lies between the products, quantized.
-fn hidden(pool: &ThreadPool, layers: &FeedForward, x: &Activations, quantizer: &Quantizer) {
+/// Computes and quantizes the hidden activations. `format` is that of `up`.
+fn hidden(
+    pool: &ThreadPool,
+    format: QuantFormat,
+    layers: &FeedForward,
+    x: &Activations,
+    quantizer: &Quantizer,
+) {
     let panels = layers.down.shape().cols.div_ceil(PANEL);
     let groups = panels.div_ceil(TASK_PANELS);
     if x.tokens <= FEW_TOKENS {
-        let starts = shares(groups, 1, pool.threads());
+        let starts = guided(groups, 1, pool.threads());
         return pool.run(starts.len() - 1, |index| {
             let panels = starts[index] * TASK_PANELS..panels.min(starts[index + 1] * TASK_PANELS);
-            task(pool.kernels(), layers, x, panels, 0, quantizer);
+            task(pool.kernels(), format, layers, x, panels, 0, quantizer);
         });
     }
     pool.run(groups * x.tokens.div_ceil(TILE_TOKENS), |index| {
-        let (tile, panels) = cut(index, groups, panels, TASK_PANELS);
+        let (tile, panels) = grid_task(index, groups, panels, TASK_PANELS);
         task(
             pool.kernels(),
+            format,
             layers,
             x,
             panels,
@@ -156,9 +170,10 @@ fn hidden(pool: &ThreadPool, layers: &FeedForward, x: &Activations, quantizer: &
     });
 }
 
-/// Some groups of the hidden activations of the tile that begins with token `start`.
+/// Computes some groups of the hidden activations of the tile that begins with token `start`.
 fn task(
     kernels: &dyn Kernels,
+    format: QuantFormat,
     layers: &FeedForward,
     x: &Activations,
     panels: Range<usize>,
@@ -179,11 +194,11 @@ fn task(
     let size = tile.tokens * stride;
     scratch::with(if layers.gated { 2 * size } else { size }, |acc| {
         let (sums, ups) = acc.split_at_mut(size);
-        accumulate(kernels, &layers.up, tile, panels.clone(), sums);
+        accumulate(kernels, format, &layers.up, tile, panels.clone(), sums);
         if layers.gated {
             let ahead = width / PANEL;
             let panels = panels.start + ahead..panels.end + ahead;
-            accumulate(kernels, &layers.up, tile, panels, ups);
+            accumulate(kernels, format, &layers.up, tile, panels, ups);
         }
         for (token, sums) in sums.chunks_exact_mut(stride).enumerate() {
             let sums = &mut sums[..count];

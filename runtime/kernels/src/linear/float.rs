@@ -1,45 +1,61 @@
 //! Products with f16 and f32 weights.
 
-use super::{Output, cut};
+use super::epilogue::Output;
+use super::schedule::grid_task;
 use crate::cpu::{Kernels, Strided};
-use crate::format::{Format, Matrix, MatrixShape, PANEL};
+use crate::format::{FloatFormat, Matrix, PANEL};
 use crate::pool::ThreadPool;
 use crate::scratch;
 use std::ops::Range;
 
-/// Tokens below which float weights are used straight from their panels.
+/// Number of tokens from which panels are first copied to a matrix of floats.
 const FLOAT_GEMV_TOKENS: usize = 4;
-/// Tokens that a task works on.
+/// Tokens per task.
 const TASK_TOKENS: usize = 256;
-/// Bytes of weights per task when there are few tokens.
+/// Bytes of weights per task with few tokens.
 const GEMV_BYTES: usize = 256 * 1024;
-/// Panels that are brought into one matrix for many tokens.
+/// Panels per task with many tokens: they are copied side by side to one matrix.
 const WIDE: usize = 4;
-/// Inputs after which that matrix is done.
+/// Inputs of that matrix.
 const CHUNK_INPUTS: usize = 256;
 
-/// The product of all panels with all tokens.
-pub(super) fn float(pool: &ThreadPool, w: &Matrix, x: &[f32], tokens: usize, output: &Output) {
+/// Multiplies all panels by all tokens. `format` is that of `w`.
+pub(super) fn float(
+    pool: &ThreadPool,
+    format: FloatFormat,
+    w: &Matrix,
+    x: &[f32],
+    tokens: usize,
+    output: &Output,
+) {
     let panels = w.shape().panels();
     if tokens < FLOAT_GEMV_TOKENS {
         let task_panels = (GEMV_BYTES / w.shape().panel_bytes().max(1))
             .clamp(8, panels.div_ceil(2 * pool.threads()).max(8));
         let pieces = panels.div_ceil(task_panels);
         return pool.run(pieces * tokens, |index| {
-            let (token, panels) = cut(index, pieces, panels, task_panels);
-            float_gemv_task(w, x, panels, token, output);
+            let (token, panels) = grid_task(index, pieces, panels, task_panels);
+            gemv_task(format, w, x, panels, token, output);
         });
     }
     let pieces = panels.div_ceil(WIDE);
     pool.run(pieces * tokens.div_ceil(TASK_TOKENS), |index| {
-        let (row, panels) = cut(index, pieces, panels, WIDE);
+        let (row, panels) = grid_task(index, pieces, panels, WIDE);
         let tokens = row * TASK_TOKENS..((row + 1) * TASK_TOKENS).min(tokens);
-        float_task(w, x, panels, tokens, output);
+        matmul_task(format, w, x, panels, tokens, output);
     });
 }
 
-fn float_gemv_task(w: &Matrix, x: &[f32], panels: Range<usize>, token: usize, output: &Output) {
-    let MatrixShape { format, cols, .. } = w.shape();
+/// Multiplies some panels by one token.
+fn gemv_task(
+    format: FloatFormat,
+    w: &Matrix,
+    x: &[f32],
+    panels: Range<usize>,
+    token: usize,
+    output: &Output,
+) {
+    let cols = w.shape().cols;
     scratch::with(panels.len() * PANEL, |acc| {
         acc.fill(0.0);
         if cols > 0 {
@@ -53,7 +69,15 @@ fn float_gemv_task(w: &Matrix, x: &[f32], panels: Range<usize>, token: usize, ou
     });
 }
 
-fn float_task(w: &Matrix, x: &[f32], panels: Range<usize>, tokens: Range<usize>, output: &Output) {
+/// Multiplies some panels by some tokens.
+fn matmul_task(
+    format: FloatFormat,
+    w: &Matrix,
+    x: &[f32],
+    panels: Range<usize>,
+    tokens: Range<usize>,
+    output: &Output,
+) {
     let cols = w.shape().cols;
     let width = panels.len() * PANEL;
     scratch::with(width * (CHUNK_INPUTS + tokens.len()), |buffer| {
@@ -63,7 +87,7 @@ fn float_task(w: &Matrix, x: &[f32], panels: Range<usize>, tokens: Range<usize>,
         }
         for start in (0..cols).step_by(CHUNK_INPUTS) {
             let inputs = start..(start + CHUNK_INPUTS).min(cols);
-            side_by_side(output.kernels, w, panels.clone(), inputs.clone(), b);
+            copy_panels(output.kernels, format, w, panels.clone(), inputs.clone(), b);
             let a = Strided {
                 data: &x[tokens.start * cols + start..],
                 stride: cols,
@@ -87,9 +111,10 @@ fn float_task(w: &Matrix, x: &[f32], panels: Range<usize>, tokens: Range<usize>,
     });
 }
 
-/// The weights of some panels and inputs in f32, as a row-major matrix `[inputs, panels * 8]`.
-fn side_by_side(
+/// Converts the weights of some panels and inputs to a row-major f32 matrix `[inputs, panels * 8]`.
+fn copy_panels(
     kernels: &dyn Kernels,
+    format: FloatFormat,
     w: &Matrix,
     panels: Range<usize>,
     inputs: Range<usize>,
@@ -104,15 +129,14 @@ fn side_by_side(
         .chunks_exact(size)
         .enumerate()
     {
-        if w.shape().format == Format::F16 {
-            kernels.widen(
-                &panel[inputs.start * PANEL * 2..inputs.end * PANEL * 2],
-                wide,
-            );
-        } else {
-            let bytes = panel[inputs.start * PANEL * 4..inputs.end * PANEL * 4].chunks_exact(4);
-            for (wide, bytes) in wide.iter_mut().zip(bytes) {
-                *wide = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let row_bytes = PANEL * format.weight_bytes();
+        let panel = &panel[inputs.start * row_bytes..inputs.end * row_bytes];
+        match format {
+            FloatFormat::F16 => kernels.widen(panel, wide),
+            FloatFormat::F32 => {
+                for (wide, bytes) in wide.iter_mut().zip(panel.chunks_exact(4)) {
+                    *wide = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
             }
         }
         for (b, wide) in b.chunks_exact_mut(width).zip(wide.chunks_exact(PANEL)) {

@@ -1,11 +1,12 @@
-//! What the tests share: random numbers, pools, the number of cases.
+//! Random numbers, pools and the number of cases for the tests.
 #![allow(dead_code)]
 
-use edge_lmm_kernels::{Isa, ThreadPool};
+use edge_lmm_kernels::format::FormatKind;
+use edge_lmm_kernels::{Format, Isa, ThreadPool};
 use proptest::test_runner::Config;
 use std::num::NonZeroUsize;
 
-/// A small generator (SplitMix64: Steele et al. 2014), so that a seed says everything about a case.
+/// SplitMix64 generator (Steele et al. 2014): a seed reproduces a case.
 pub struct Random(pub u64);
 
 impl Random {
@@ -30,7 +31,7 @@ impl Random {
     }
 }
 
-/// The instruction sets to test: all that the machine has.
+/// The instruction sets to test: all of this machine.
 pub fn isas() -> Vec<Isa> {
     Isa::available()
 }
@@ -45,7 +46,16 @@ pub fn pool(isa: Isa) -> ThreadPool {
     ThreadPool::with_isa(threads(2), isa)
 }
 
-/// A test configuration with `cases` cases, or as many as `PROPTEST_CASES` says (emulated machines are slow).
+/// Largest quantized activation for weights of `format`; infinite for float weights, whose activations are not
+/// quantized.
+pub fn max_quant(pool: &ThreadPool, format: Format) -> f32 {
+    match format.kind() {
+        FormatKind::Float(_) => f32::INFINITY,
+        FormatKind::Quant(format) => pool.kernels().activation_scheme(format).max_quant,
+    }
+}
+
+/// A test configuration with `cases` cases, or the number in `PROPTEST_CASES`, for slow emulated machines.
 pub fn cases(cases: u32) -> Config {
     let cases = std::env::var("PROPTEST_CASES")
         .ok()

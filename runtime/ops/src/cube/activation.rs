@@ -1,4 +1,4 @@
-//! Activation functions, and the gated middle of a feed-forward.
+//! Activation functions, and the gate of a feed-forward network.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -11,7 +11,7 @@ use crate::stage;
 const UNITS: usize = 256;
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
-/// One element through an activation.
+/// Applies an activation function to one element.
 #[cube]
 pub(super) fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
     match activation {
@@ -60,7 +60,7 @@ pub(super) fn gated<R: CubeRuntime>(
     let len = x.rows * width;
     if len > 0 {
         stage::launched();
-        // SAFETY: units below `len` read and write within `rows` rows of `2 width` and `width`.
+        // SAFETY: units below `len` access `rows` rows of `2 width` and `width` only.
         #[allow(unsafe_code)]
         unsafe {
             gated_kernel::launch_unchecked::<R>(

@@ -1,4 +1,4 @@
-//! The keys and values of past positions, in device memory.
+//! Key-value cache in device memory.
 
 use burn::tensor::{TensorMetadata, f16};
 use burn_cubecl::CubeRuntime;
@@ -9,17 +9,17 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use edge_lmm_kernels::attention::Heads;
 
+use super::attention::plain::fits;
+use super::memory;
 use super::products::{HALF_MAX, Products, half};
 use super::tensor::{Rows, array, array_of, cubes, elements};
-use super::{attention, memory};
 use crate::backend::{CacheError, CacheShape, KvStore};
 use crate::stage;
 
 const UNITS: usize = 256;
 
-/// Keys and values, each `[kv_heads, capacity, head_dim]` per layer; in half precision where the
-/// shape allows it and the device has it. All memory is taken at the beginning; new positions are
-/// written where they belong and nothing is ever moved.
+/// Keys and values, each `[kv_heads, capacity, head_dim]` per layer, in half precision if the shape allows
+/// and the device supports it. All memory is allocated on creation; entries are never moved.
 pub struct CubeCache<R: CubeRuntime> {
     pub(super) client: ComputeClient<R>,
     layers: Vec<(Handle, Handle)>,
@@ -33,19 +33,19 @@ pub struct CubeCache<R: CubeRuntime> {
 pub(super) struct Layer<R: CubeRuntime> {
     pub(super) keys: ArrayArg<R>,
     pub(super) values: ArrayArg<R>,
-    /// Whether they are in half precision, or else in f32.
+    /// `true` for half precision, `false` for f32.
     pub(super) half: bool,
 }
 
 impl<R: CubeRuntime> CubeCache<R> {
-    /// Takes the memory.
+    /// Allocates the memory.
     pub(super) fn new(shape: CacheShape, device: &R::Device) -> Result<Self, CacheError> {
         memory::watch();
         Self::with_client(shape, R::client(device))
     }
 
     fn with_client(shape: CacheShape, client: ComputeClient<R>) -> Result<Self, CacheError> {
-        if !attention::fits(&client, shape.head_dim) {
+        if !fits(&client, shape.head_dim) {
             return Err(CacheError(format!(
                 "heads of {} elements are too large for this device's kernels; use --device cpu",
                 shape.head_dim
@@ -69,13 +69,13 @@ impl<R: CubeRuntime> CubeCache<R> {
         let layers = (0..shape.layers)
             .map(|_| (client.empty(bytes), client.empty(bytes)))
             .collect();
-        // Memory is taken asynchronously; this waits until it has been, or could not be.
-        let taken = client.flush();
+        // Allocation is asynchronous; this waits for its completion or failure.
+        let allocated = client.flush();
         if let Some(failure) = memory::failure(&client) {
             let all = 2 * bytes * shape.layers;
             return Err(too_large(format!("{all} bytes in all, {failure}")));
         }
-        taken.map_err(|error| too_large(format!("{error:?}")))?;
+        allocated.map_err(|error| too_large(format!("{error:?}")))?;
         let products = match shape.quantized {
             true => Products::of(&client),
             false => Products::Plain,
@@ -90,12 +90,12 @@ impl<R: CubeRuntime> CubeCache<R> {
         })
     }
 
-    /// Multiplies tiles in a way of one's own choice.
+    /// Selects the way of multiplication.
     pub fn with_products(self, products: Products) -> Self {
         Self { products, ..self }
     }
 
-    /// How tiles are multiplied.
+    /// Way of multiplication.
     pub(super) fn products(&self) -> Products {
         self.products
     }
@@ -115,8 +115,8 @@ impl<R: CubeRuntime> CubeCache<R> {
         }
     }
 
-    /// Writes keys and values of new tokens behind the positions held, keys rotated with `rotation`
-    /// (cosines and sines) if there is one; then queries are rotated, too, in place.
+    /// Stores the keys and values of new tokens after the positions in use. If `rotation` (cosines and sines)
+    /// is given, keys are rotated, and queries are rotated in place.
     pub(super) fn append(
         &mut self,
         qkv: &Rows<R>,
@@ -166,8 +166,8 @@ impl<R: CubeRuntime> CubeCache<R> {
         let (cubes, dim) = (cubes(count.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32));
         let (client, qkv, rotated) = (&self.client, qkv.arg(), rotation.is_some());
         stage::launched();
-        // SAFETY: units below `count` write keys and values of one element at positions below the
-        // capacity, as asserted above, and read rows that hold both, or turn a pair of a query.
+        // SAFETY: units below `count` write one element of keys and values at positions below the
+        // capacity, as asserted above, from rows that hold both, or rotate a pair of a query.
         #[allow(unsafe_code)]
         unsafe {
             if self.half {
@@ -309,28 +309,28 @@ fn copy_heads_kernel<E: Float>(
     values[head * to + element] = old_values[head * from + element];
 }
 
-/// Where new keys and values come from and go to.
+/// Source and destination of new keys and values.
 #[derive(CubeType, CubeLaunch)]
 struct Place {
     /// Elements from one token to the next.
     stride: usize,
-    /// The first key's column; values follow keys.
+    /// Column of the first key; the values follow the keys.
     column: usize,
-    /// Elements of a token's keys.
+    /// Elements of the keys of a token.
     width: usize,
     head_dim: usize,
-    /// Pairs of a head that are rotated.
+    /// Rotated pairs per head.
     half: usize,
-    /// Pairs of a token's queries that are rotated.
+    /// Rotated pairs of the queries of a token.
     pairs: usize,
     capacity: usize,
-    /// Positions held.
+    /// Positions in use.
     len: usize,
-    /// Pairs to turn and elements to copy.
+    /// Number of pairs to rotate and elements to copy.
     count: usize,
 }
 
-/// A unit for each pair of a query, and for each element of a key and the value's beside it.
+/// Rotates one pair of a query, or copies one element of keys and values, per unit.
 #[cube(launch_unchecked)]
 fn append_kernel<E: Float>(
     qkv: &mut Array<f32>,
@@ -377,6 +377,7 @@ fn append_kernel<E: Float>(
     }
 }
 
+/// Converts a number for storage.
 #[cube]
 fn stored<E: Float>(value: f32, #[comptime] rounded: bool) -> E {
     if comptime!(rounded) {

@@ -1,34 +1,29 @@
-//! Products of small matrices by the matrix operations of tensor cores: a plane of 32 units holds
-//! 16 x 16 fragments of the operands, half-precision numbers in shared memory, and of the sums, in
-//! f32.
+//! Matrix operations of tensor cores. A plane of 32 units holds 16 x 16 fragments of the operands, which
+//! are half-precision numbers from shared memory, and of the sums, in f32.
 //!
-//! Devices without such operations can carry out the same steps with multiply-adds
-//! ([`Products::Emulated`]): slowly, for every unit loads its operands itself, but with the same
-//! operands from the same places, so that all that is around the operations can be tested there.
+//! Devices without matrix operations can emulate them by multiply-adds ([`Products::Emulated`]). This is
+//! slow, because each unit loads its operands itself, but accesses the same operands in the same places,
+//! so that the surrounding code can be tested.
 
 use cubecl::prelude::*;
 
 use super::packed::{QUAD, Quad};
-use super::products::Products;
+use super::products::{PLANE, Products, SIDE};
 
-/// Side of a fragment.
-pub(super) const SIDE: usize = 16;
-/// Units that carry out an operation together.
-pub(super) const PLANE: usize = 32;
-/// Bytes to which the device's operations want fragments aligned.
+/// Alignment of fragments in shared memory, in bytes.
 pub(super) const ALIGNMENT: usize = 32;
-/// Elements of a fragment that a unit emulates: a half of a row.
+/// Elements of a fragment that a unit emulates: half of a row.
 const OWN: usize = SIDE * SIDE / PLANE;
 
 /// Four elements in shared memory.
 pub(super) type Four<S> = Vector<S, Const<4>>;
 
-/// How an operand lies in shared memory.
+/// Layout of an operand in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Order {
-    /// Elements of a row stand together.
+    /// Row-major.
     Rows,
-    /// Elements of a column stand together.
+    /// Column-major.
     Columns,
 }
 
@@ -44,27 +39,27 @@ impl Order {
 /// A fragment of an operand.
 #[derive(CubeType)]
 pub(super) struct Operand<S: Float> {
-    /// One, or none where operations are emulated.
+    /// One fragment, or none if operations are emulated.
     matrix: Sequence<cmma::Matrix<Four<S>>>,
-    /// What the unit needs where they are.
+    /// The elements that the unit needs if operations are emulated.
     elements: Array<f32>,
 }
 
-/// The row of a fragment that a unit emulates, and its first column.
+/// Row and first column of the part of a fragment that a unit emulates.
 #[cube]
 fn own() -> (usize, usize) {
     let unit = UNIT_POS as usize % PLANE;
     (unit / 2, unit % 2 * OWN)
 }
 
-/// Element `at` of shared memory, counted in elements.
+/// Element `at` of shared memory.
 #[cube]
 fn element<S: Float>(shared: &SharedMemory<Four<S>>, at: usize) -> f32 {
     f32::cast_from(shared[at / QUAD][at % QUAD])
 }
 
-/// The fragment of a left operand that begins at element `at`; `pitch` is from one row (or column)
-/// to the next, in elements.
+/// Loads the fragment of a left operand that begins at element `at`. `pitch` is the distance of rows (or
+/// columns) in elements.
 #[cube]
 pub(super) fn left<S: Float>(
     shared: &SharedMemory<Four<S>>,
@@ -97,7 +92,7 @@ pub(super) fn left<S: Float>(
     Operand::<S> { matrix, elements }
 }
 
-/// As [`left`], of a right operand.
+/// As [`left`], for a right operand.
 #[cube]
 pub(super) fn right<S: Float>(
     shared: &SharedMemory<Four<S>>,
@@ -132,7 +127,7 @@ pub(super) fn right<S: Float>(
     Operand::<S> { matrix, elements }
 }
 
-/// Sums of products of a plane: some fragments.
+/// Sums of a plane: a number of fragments.
 #[derive(CubeType)]
 pub(super) struct Sums {
     matrices: Sequence<cmma::Matrix<f32>>,
@@ -186,7 +181,7 @@ impl Sums {
         }
     }
 
-    /// Stores fragment `index`, its rows `pitch` elements from each other, from element `at` on.
+    /// Stores fragment `index` from element `at` on, with rows at a distance of `pitch` elements.
     pub(super) fn store(
         &self,
         #[comptime] index: usize,

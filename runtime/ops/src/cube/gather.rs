@@ -1,4 +1,4 @@
-//! Rows of a packed matrix, dequantized: embeddings.
+//! Dequantization of rows of a packed matrix: embeddings.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -14,7 +14,7 @@ use crate::stage;
 
 const UNITS: usize = 128;
 
-/// A cube for each row, a unit for each load that has inputs of it.
+/// Dequantizes one row per cube and one load per unit.
 #[cube(launch_unchecked)]
 fn gather_kernel(
     weight: &Packed,
@@ -69,7 +69,7 @@ pub(super) fn gather_rows<R: CubeRuntime>(
             shape.rows
         );
         stage::launched();
-        // SAFETY: every id is a row, and of a load only inputs below `cols` are written.
+        // SAFETY: all ids are rows, and only inputs below `cols` are written.
         #[allow(unsafe_code)]
         unsafe {
             gather_kernel::launch_unchecked::<R>(

@@ -1,35 +1,35 @@
-//! Many tokens times a packed matrix: a cube computes a tile of 64 tokens by 64 rows. For every 32
-//! inputs (a block) the tile's activations and dequantized weights are brought into shared memory,
-//! then multiplied.
+//! Product of many tokens and a packed matrix. A cube computes a tile of 64 tokens by 64 rows. For each
+//! block of 32 inputs, the activations and the dequantized weights of the tile are copied to shared memory
+//! and multiplied.
 //!
-//! How they are multiplied is the only difference between devices ([`Products`]).
+//! Devices differ only in the way of multiplication ([`Products`]).
 
 use burn::tensor::f16;
 use burn_cubecl::CubeRuntime;
 use cubecl::prelude::*;
 use edge_lmm_kernels::format::{BLOCK, Format, PANEL};
 
-use super::fragments::{self, ALIGNMENT, Four, Order, PLANE, SIDE, Sums};
-use super::linear::{Epilogue, Operands, Output};
+use super::epilogue::{Epilogue, Operands, Output};
+use super::fragments::{self, ALIGNMENT, Four, Order, Sums};
 use super::packed::{
     Load, Packed, QUAD, Quad, first_input, inputs_of_load, loads_of_inputs, packed, quads_of_load,
     weights,
 };
-use super::products::{HALF_MAX, Products};
+use super::products::{HALF_MAX, PLANE, Products, SIDE};
 use crate::stage;
 
 const UNITS: usize = 128;
 /// Tokens and rows of a tile.
 const TILE: usize = 64;
-/// Vectors of four elements from one input to the next in shared memory. Two more than the tile
-/// is wide: units that write the same tokens of successive inputs then meet other banks.
+/// Vectors of four elements from one input to the next in shared memory. Two more than the width of the
+/// tile, so that units that write the same tokens of successive inputs access different banks.
 const PITCH: usize = TILE / QUAD + 2;
-/// Tokens that a unit multiplies with one quad of rows.
+/// Tokens that a unit multiplies by one quad of rows.
 const UNIT_TOKENS: usize = TILE * TILE / QUAD / UNITS;
-/// Side of the part of a tile that a plane computes, in fragments.
+/// Fragments along a side of the part of a tile that a plane computes.
 const PLANE_FRAGMENTS: usize = TILE / 2 / SIDE;
-/// Elements from one token to the next in a tile of sums: as many more than the tile is wide as
-/// keep fragments aligned and units that read successive tokens at different banks.
+/// Elements from one token to the next in a tile of sums. Eight more than the width of the tile, so that
+/// fragments are aligned and units that read successive tokens access different banks.
 const SUMS_PITCH: usize = TILE + 8;
 
 #[cube(launch_unchecked)]
@@ -43,12 +43,12 @@ fn gemm_kernel<S: Float>(
     #[comptime] format: Format,
     #[comptime] epilogue: Epilogue,
 ) {
-    // Neighbouring cubes share the weights, which are more than the activations.
+    // Neighbouring cubes share weights, which are larger than the activations.
     let (token, row) = (CUBE_POS % tiles * TILE, CUBE_POS / tiles * TILE);
     if row >= weight.rows {
         terminate!();
     }
-    // Element `[input, token]` and `[input, row]`.
+    // Elements `[input, token]` and `[input, row]`.
     let mut tokens = SharedMemory::<Four<S>>::new_aligned(comptime!(BLOCK * PITCH), ALIGNMENT);
     let mut rows = SharedMemory::<Four<S>>::new_aligned(comptime!(BLOCK * PITCH), ALIGNMENT);
     match products {
@@ -99,7 +99,7 @@ fn gemm_kernel<S: Float>(
     }
 }
 
-/// Activations of the tile's tokens for the inputs of a block; zeros for those that do not exist.
+/// Copies the activations of the tile's tokens for the inputs of a block, with zeros for padding.
 #[cube]
 fn fill_tokens<S: Float>(
     shared: &mut SharedMemory<Four<S>>,
@@ -135,7 +135,7 @@ fn fill_tokens<S: Float>(
     }
 }
 
-/// Weights of the tile's rows for the inputs of a block; zeros for those that do not exist.
+/// Dequantizes the weights of the tile's rows for the inputs of a block, with zeros for padding.
 #[cube]
 fn fill_rows<S: Float>(
     shared: &mut SharedMemory<Four<S>>,
@@ -173,7 +173,7 @@ fn fill_rows<S: Float>(
     }
 }
 
-/// A load of weights that are zero.
+/// A load of zero weights.
 #[cube]
 fn zero_weights(#[comptime] format: Format) -> Load {
     match format {
@@ -182,7 +182,7 @@ fn zero_weights(#[comptime] format: Format) -> Load {
     }
 }
 
-/// Where the unit's sums are in the tile: its first token and its quad of rows.
+/// First token and quad of rows of the unit's sums in the tile.
 #[cube]
 fn place_of_unit() -> (usize, usize) {
     let unit = UNIT_POS as usize;
@@ -192,7 +192,7 @@ fn place_of_unit() -> (usize, usize) {
     )
 }
 
-/// Adds a block's products, every unit those of its tokens and quad.
+/// Adds the products of a block for the unit's tokens and quad.
 #[cube]
 fn multiply<S: Float>(
     tokens: &SharedMemory<Four<S>>,
@@ -237,7 +237,7 @@ fn store(
     }
 }
 
-/// Where the plane's quarter of the tile begins: token and row.
+/// First token and row of the plane's quarter of the tile.
 #[cube]
 fn place_of_plane() -> (usize, usize) {
     let plane = UNIT_POS as usize / PLANE;
@@ -247,7 +247,7 @@ fn place_of_plane() -> (usize, usize) {
     )
 }
 
-/// Adds a block's products, every plane those of its quarter.
+/// Adds the products of a block for the plane's quarter.
 #[cube]
 fn multiply_matrices<S: Float>(
     tokens: &SharedMemory<Four<S>>,
@@ -274,8 +274,8 @@ fn multiply_matrices<S: Float>(
     }
 }
 
-/// Stores the planes' sums, by way of shared memory: how a fragment lies in registers is not
-/// known.
+/// Stores the planes' sums through shared memory, because the layout of a fragment in registers is
+/// unspecified.
 #[cube]
 fn store_matrices(
     sums: &Sums,
@@ -308,7 +308,7 @@ fn store_matrices(
     }
 }
 
-/// Computes the product of any number of tokens.
+/// Launches the product of any number of tokens.
 pub(super) fn launch<R: CubeRuntime>(operands: &Operands<'_, R>, products: Products) {
     match products {
         Products::Plain => launch_with::<R, f32>(operands, products),
@@ -320,8 +320,7 @@ fn launch_with<R: CubeRuntime, S: Float>(operands: &Operands<'_, R>, products: P
     let Operands { x, shape, .. } = operands;
     let tiles = x.rows.div_ceil(TILE);
     stage::launched();
-    // SAFETY: cubes whose tile has rows read loads, inputs and tokens that exist, and store the
-    // same tokens and rows.
+    // SAFETY: cubes whose tile has rows access existing loads, inputs, tokens and rows only.
     #[allow(unsafe_code)]
     unsafe {
         gemm_kernel::launch_unchecked::<S, R>(

@@ -1,11 +1,11 @@
-//! One token, or a few, times a packed matrix: bound by the bytes of the weights, so every weight
-//! is read once, 16 bytes at a time, and dequantized in registers.
+//! Product of one or a few tokens and a packed matrix. It is bound by the bytes of the weights, so each
+//! weight is read once, 16 bytes at a time, and dequantized in registers.
 
 use burn_cubecl::CubeRuntime;
 use cubecl::prelude::*;
 use edge_lmm_kernels::format::{Format, PANEL};
 
-use super::linear::{Epilogue, Operands, Output};
+use super::epilogue::{Epilogue, Operands, Output};
 use super::packed::{
     Packed, QUAD, Quad, block_of_load, first_input, inputs_of_load, loads_of_inputs, packed,
     quads_of_load, weights,
@@ -13,11 +13,11 @@ use super::packed::{
 use super::tensor::cubes;
 use crate::stage;
 
-/// Most tokens: their sums must fit the registers.
+/// Largest number of tokens; their sums must fit the registers.
 pub(super) const TOKENS: usize = 4;
 const UNITS: usize = 128;
 
-/// A cube for each panel, or for each pair of panels of gate and up.
+/// Computes one panel per cube, or one pair of panels of gate and up.
 #[cube(launch_unchecked)]
 fn gemv_kernel<N: Size>(
     weight: &Packed,
@@ -39,7 +39,7 @@ fn gemv_kernel<N: Size>(
     let product = products_of_panel(weight, panel, x, x_stride, &mut shared, tokens, format);
     let mut up = 0.0f32;
     if comptime!(epilogue.gated) {
-        // Nobody may write the next sums before everybody has read these.
+        // All units must have read these sums before the next ones are written.
         sync_cube();
         up = products_of_panel(
             weight,
@@ -64,8 +64,8 @@ fn gemv_kernel<N: Size>(
     }
 }
 
-/// The products of a panel: unit `token * PANEL + row` gets that token's with that row. All units
-/// take the panel's loads in turn and add their sums at the end.
+/// Computes the products of a panel; unit `token * PANEL + row` returns that of its token and row. The
+/// loads of the panel are distributed over all units, whose sums are added at the end.
 #[cube]
 fn products_of_panel<N: Size>(
     weight: &Packed,
@@ -92,7 +92,7 @@ fn products_of_panel<N: Size>(
         shared[i * UNITS + unit] = sums[i];
     }
     sync_cube();
-    // Units that differ by a multiple of `together` have sums of the same rows.
+    // Units whose indices differ by a multiple of `together` have sums of the same rows.
     let together = comptime!(loads_of_inputs(format));
     let halvings = comptime!((UNITS / together).ilog2() as usize);
     #[unroll]
@@ -111,7 +111,7 @@ fn products_of_panel<N: Size>(
     if unit < comptime!(tokens * PANEL) {
         let (token, row) = (unit / PANEL, unit % PANEL);
         let (quad, lane) = (row / QUAD, row % QUAD);
-        // With one quad in a load, quad 1 is with unit 1; with two, it is unit 0's second sum.
+        // With one quad per load, quad 1 is that of unit 1; with two, it is the second sum of unit 0.
         let at = (token * quads + quad / together) * UNITS + quad % together;
         product = shared[at][lane];
     }
@@ -153,7 +153,7 @@ fn add_load<N: Size>(
     }
 }
 
-/// `count` inputs of a token from `first` on; zeros beyond the last one.
+/// `count` inputs of a token from `first` on, with zeros past the last one.
 #[cube]
 fn inputs_at<N: Size>(
     x: &Array<Vector<f32, N>>,
@@ -179,7 +179,7 @@ fn inputs_at<N: Size>(
     values
 }
 
-/// Computes the product of at most [`TOKENS`] tokens.
+/// Launches the product of at most [`TOKENS`] tokens.
 pub(super) fn launch<R: CubeRuntime>(operands: &Operands<'_, R>) {
     let Operands { x, shape, .. } = operands;
     let cube_count = shape.panels() / if operands.epilogue.gated { 2 } else { 1 };

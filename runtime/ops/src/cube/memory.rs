@@ -1,8 +1,8 @@
-//! What happens when a device has no more memory.
+//! Failed allocations of device memory.
 //!
-//! CubeCL takes memory on a thread of its own, and panics there if there is none; all that is told
-//! later is that a buffer is missing, and not even that on every device. So the panic itself is
-//! caught: it says how much was asked for.
+//! CubeCL allocates on a thread of its own and panics there if an allocation fails. Later operations report
+//! at most that a buffer is missing. A panic hook therefore records the failure, including the requested
+//! size.
 
 use std::panic::PanicHookInfo;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
@@ -13,20 +13,20 @@ use cubecl::stream_id::StreamId;
 
 use crate::backend::MemoryFailure;
 
-/// An allocation that failed: the stream that asked, and the bytes where they are known. Every
-/// thread has a stream of its own, and CubeCL's thread works in the name of the one that asks.
+/// A failed allocation: the requesting stream, and the bytes if known. Each thread has its own stream, and
+/// CubeCL's thread acts for the stream of the requesting one.
 type Failed = (StreamId, Option<u64>);
 
-/// What has not been told yet, at most one of each stream.
+/// Failures that have not been reported, at most one per stream.
 static FAILED: Mutex<Vec<Failed>> = Mutex::new(Vec::new());
 
 fn failed() -> MutexGuard<'static, Vec<Failed>> {
-    // A vector is whole whenever a thread that holds it may panic.
+    // The vector is consistent whenever a thread that holds the lock can panic.
     FAILED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes allocations that fail, from now on, instead of printing a panic for each; all other
-/// panics are printed as before. Once for the whole program, further calls do nothing.
+/// Installs a panic hook that records failed allocations without printing them and passes all other panics
+/// to the previous hook. Only the first call has an effect.
 pub fn watch() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -45,7 +45,7 @@ fn note(asked: Option<u64>) {
     }
 }
 
-/// The bytes that were asked for, if that is what the panic is about.
+/// `Some` with the requested bytes, if known, if the panic is a failed allocation.
 fn failed_allocation(panic: &PanicHookInfo<'_>) -> Option<Option<u64>> {
     let of_runtime = panic.location().is_some_and(|location| {
         ["cubecl", "wgpu"]
@@ -53,7 +53,7 @@ fn failed_allocation(panic: &PanicHookInfo<'_>) -> Option<Option<u64>> {
             .any(|name| location.file().contains(name))
     });
     let text = panic.payload_as_str().filter(|_| of_runtime)?;
-    // What CubeCL says, and wgpu.
+    // Messages of CubeCL and wgpu.
     let memory = ["can't allocate buffer", "Out of Memory"];
     memory
         .iter()
@@ -61,7 +61,7 @@ fn failed_allocation(panic: &PanicHookInfo<'_>) -> Option<Option<u64>> {
         .then(|| size(text))
 }
 
-/// The number behind `size: `.
+/// The number after `size: `.
 fn size(text: &str) -> Option<u64> {
     let (_, behind) = text.split_once("size: ")?;
     let digits = behind.split(|c: char| !c.is_ascii_digit()).next()?;

@@ -1,30 +1,36 @@
-//! GPUs: the operations as CubeCL kernels, written once for every CubeCL runtime (CUDA, Vulkan).
+//! GPU backend: CubeCL kernels for every CubeCL runtime (CUDA, Vulkan).
+//!
+//! A file uses only files above it in this table:
 //!
 //! | file | subject |
 //! |---|---|
-//! | `packed` | packed weights as a GPU reads them |
-//! | `linear`, `gemv`, `gemm` | products with packed weights, a few tokens or many |
-//! | `products`, `fragments` | how tiles are multiplied: multiply-adds or tensor cores |
-//! | `gather`, `highest` | embeddings, the next token of a greedy answer |
-//! | `attention`, `attention_tiles` | flash attention, plain and by tensor cores |
-//! | `cache` | keys and values of past positions |
-//! | `memory` | what happens when there is none left |
-//! | `norm`, `rope`, `activation` | the rest of a transformer block |
-//! | `tensor` | how burn's tensors go into kernels |
-//! | `trial` | every kernel compiled and timed once |
+//! | `tensor` | tensors as kernel arguments |
+//! | `memory` | failed allocations |
+//! | `norm`, `rope`, `activation` | normalization, rotary embedding, activations |
+//! | `argmax` | the next token of greedy decoding |
+//! | `packed` | packed weights on a GPU |
+//! | `products`, `fragments` | ways of multiplication: multiply-adds or tensor cores |
+//! | `gather` | embeddings |
+//! | `epilogue`, `gemv`, `gemm`, `linear` | products with packed weights, for a few tokens or many |
+//! | `attention/{operands, plain, tensor_cores}` | flash attention kernels |
+//! | `cache` | key-value cache |
+//! | `attention/step` | selection and launch of the attention kernels |
+//! | `backend` | the operations of [`KernelBackend`](crate::KernelBackend) |
+//! | `trial` | compilation and timing of every kernel |
 //!
-//! burn gives tensors, memory and the queue of work; its fusion and autotuning are off. No
-//! operation waits for the device: only reading a tensor does.
+//! burn provides tensors, memory and the queue of operations; its fusion and autotuning are off. No
+//! operation waits for the device, except those that read a tensor.
 
 mod activation;
+mod argmax;
 mod attention;
-mod attention_tiles;
+mod backend;
 mod cache;
+mod epilogue;
 mod fragments;
 mod gather;
 mod gemm;
 mod gemv;
-mod highest;
 mod linear;
 pub mod memory;
 mod norm;
@@ -34,17 +40,11 @@ mod rope;
 mod tensor;
 mod trial;
 
-use burn::tensor::backend::ExecutionError;
-use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor, TensorPrimitive};
-use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime};
-use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{Heads, Mask};
-use edge_lmm_kernels::format::MatrixShape;
-
-use crate::backend::{CacheError, CacheShape, KernelBackend, MemoryFailure, Part};
-use crate::reference;
+#[cfg(feature = "vulkan")]
+pub use backend::Vulkan;
+pub use backend::{Cube, attention_by, multiply, products};
+#[cfg(feature = "cuda")]
+pub use backend::{Cuda, keep_compiled};
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
 #[cfg(feature = "vulkan")]
@@ -53,252 +53,4 @@ pub use cache::CubeCache;
 #[cfg(feature = "cuda")]
 pub use cubecl::cuda::CudaRuntime;
 pub use products::Products;
-use tensor::Rows;
 pub use trial::{Trial, trials};
-
-/// The backend of a CubeCL runtime: f32 activations, 32-bit integers and truth values, so that
-/// any device can hold them.
-pub type Cube<R> = CubeBackend<R, f32, i32, u32>;
-/// NVIDIA GPUs.
-#[cfg(feature = "cuda")]
-pub type Cuda = Cube<CudaRuntime>;
-/// GPUs through Vulkan.
-#[cfg(feature = "vulkan")]
-pub type Vulkan = Cube<WgpuRuntime>;
-
-/// Keeps compiled kernels in a folder, so that the next start need not compile them; to be called
-/// before any device is used. The folder must belong to this very program: what is kept is known
-/// by the kernels' names and options, not by their code.
-#[cfg(feature = "cuda")]
-pub fn keep_compiled(folder: &std::path::Path) {
-    use cubecl::config::cache::CacheConfig;
-    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-    // It can be set only before anybody reads it.
-    if CubeClRuntimeConfig::storage().lock().is_none() {
-        let mut config = CubeClRuntimeConfig::default();
-        config.compilation.cache = Some(CacheConfig::File(folder.to_owned()));
-        CubeClRuntimeConfig::set(config);
-    }
-}
-
-/// How the device that holds `x` multiplies tiles.
-pub fn products<R: CubeRuntime>(x: &Tensor<Cube<R>, 2>) -> Products {
-    Products::of(&R::client(&x.device()))
-}
-
-/// `x Wᵀ` of more than a few tokens, multiplied in a way of one's own choice.
-///
-/// # Shapes
-/// - x: `[tokens, cols]`, result: `[tokens, rows]`
-pub fn multiply<R: CubeRuntime>(
-    x: Tensor<Cube<R>, 2>,
-    weight: Tensor<Cube<R>, 1, Int>,
-    shape: MatrixShape,
-    products: Products,
-) -> Tensor<Cube<R>, 2> {
-    let (x, weight) = (x.into_primitive().tensor(), weight.into_primitive());
-    let out = linear::linear(
-        &x,
-        &weight,
-        shape,
-        None,
-        Activation::None,
-        None,
-        Some(products),
-    );
-    Tensor::from_primitive(TensorPrimitive::Float(out))
-}
-
-/// Attention among the tokens of `qkv`, multiplied in a way of one's own choice.
-///
-/// # Shapes
-/// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
-pub fn attention_by<R: CubeRuntime>(
-    qkv: Tensor<Cube<R>, 2>,
-    heads: Heads,
-    mask: Mask<'_>,
-    scale: f32,
-    products: Products,
-) -> Tensor<Cube<R>, 2> {
-    let tensor = &qkv.into_primitive().tensor();
-    let part = |heads_before: usize| Part {
-        tensor,
-        column: heads_before * heads.head_dim,
-    };
-    let (k, v) = (part(heads.heads), part(heads.heads + heads.kv_heads));
-    let out = attend::<R, u32>(part(0), k, v, heads, mask, None, scale, products);
-    Tensor::from_primitive(TensorPrimitive::Float(out))
-}
-
-impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, T> {
-    type KvCache = CubeCache<R>;
-
-    fn memory_failure(device: &Self::Device) -> Option<MemoryFailure> {
-        memory::failure(&R::client(device))
-    }
-
-    fn packed_linear(
-        x: &FloatTensor<Self>,
-        weight: &IntTensor<Self>,
-        shape: MatrixShape,
-        bias: Option<&FloatTensor<Self>>,
-        activation: Activation,
-        residual: Option<FloatTensor<Self>>,
-    ) -> FloatTensor<Self> {
-        linear::linear(x, weight, shape, bias, activation, residual, None)
-    }
-
-    fn gated_linear(
-        x: &FloatTensor<Self>,
-        weight: &IntTensor<Self>,
-        shape: MatrixShape,
-        activation: Activation,
-    ) -> FloatTensor<Self> {
-        linear::gated(x, weight, shape, activation)
-    }
-
-    fn gather_rows(
-        weight: &IntTensor<Self>,
-        shape: MatrixShape,
-        ids: &[u32],
-        _device: &Self::Device,
-    ) -> FloatTensor<Self> {
-        gather::gather_rows(weight, shape, ids)
-    }
-
-    fn highest(scores: FloatTensor<Self>) -> Result<Option<u32>, ExecutionError> {
-        highest::highest(&scores)
-    }
-
-    fn fused_rms_norm(
-        x: &FloatTensor<Self>,
-        gamma: &FloatTensor<Self>,
-        eps: f32,
-    ) -> FloatTensor<Self> {
-        norm::rms_norm(x, gamma, eps)
-    }
-
-    fn fused_layer_norm(
-        x: &FloatTensor<Self>,
-        gamma: &FloatTensor<Self>,
-        beta: &FloatTensor<Self>,
-        eps: f32,
-    ) -> FloatTensor<Self> {
-        norm::layer_norm(x, gamma, beta, eps)
-    }
-
-    fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        activation::gated(gate_up, activation)
-    }
-
-    fn rope(
-        x: FloatTensor<Self>,
-        column: usize,
-        heads: usize,
-        head_dim: usize,
-        cos: &FloatTensor<Self>,
-        sin: &FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        rope::rope(x, column, heads, head_dim, cos, sin)
-    }
-
-    fn fused_attention(
-        q: Part<'_, Self>,
-        k: Part<'_, Self>,
-        v: Part<'_, Self>,
-        heads: Heads,
-        mask: Mask<'_>,
-        bias: Option<&FloatTensor<Self>>,
-        scale: f32,
-    ) -> FloatTensor<Self> {
-        attend(q, k, v, heads, mask, bias, scale, Products::Plain)
-    }
-
-    fn quantized_attention(
-        q: Part<'_, Self>,
-        k: Part<'_, Self>,
-        v: Part<'_, Self>,
-        heads: Heads,
-        mask: Mask<'_>,
-        scale: f32,
-    ) -> FloatTensor<Self> {
-        let products = Products::of(&q.tensor.client);
-        attend(q, k, v, heads, mask, None, scale, products)
-    }
-
-    fn kv_cache(shape: CacheShape, device: &Self::Device) -> Result<Self::KvCache, CacheError> {
-        CubeCache::new(shape, device)
-    }
-
-    fn cached_attention(
-        qkv: &FloatTensor<Self>,
-        heads: Heads,
-        cache: &mut Self::KvCache,
-        layer: usize,
-        bias: Option<&FloatTensor<Self>>,
-        scale: f32,
-    ) -> FloatTensor<Self> {
-        cache.append(&Rows::of(qkv), heads, layer, None);
-        attention::cached(qkv, heads, cache, layer, bias, scale)
-    }
-
-    fn rotated_attention(
-        qkv: FloatTensor<Self>,
-        heads: Heads,
-        cos: &FloatTensor<Self>,
-        sin: &FloatTensor<Self>,
-        cache: &mut Self::KvCache,
-        layer: usize,
-        scale: f32,
-    ) -> FloatTensor<Self> {
-        let qkv = Rows::owned(qkv);
-        cache.append(&qkv, heads, layer, Some((cos, sin)));
-        attention::cached(&qkv.into_tensor(), heads, cache, layer, None, scale)
-    }
-}
-
-/// Attention without a matrix of scores, or with one where heads are too large for the kernels.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the operation's own and one more"
-)]
-fn attend<R: CubeRuntime, T: BoolElement>(
-    q: Part<'_, CubeBackend<R, f32, i32, T>>,
-    k: Part<'_, CubeBackend<R, f32, i32, T>>,
-    v: Part<'_, CubeBackend<R, f32, i32, T>>,
-    heads: Heads,
-    mask: Mask<'_>,
-    bias: Option<&CubeTensor<R>>,
-    scale: f32,
-    products: Products,
-) -> CubeTensor<R> {
-    if !attention::fits(&q.tensor.client, heads.head_dim) {
-        let part = |part: Part<'_, CubeBackend<R, f32, i32, T>>, heads_of: usize| {
-            let tensor = TensorPrimitive::Float(part.tensor.clone());
-            let tensor = Tensor::<CubeBackend<R, f32, i32, T>, 2>::from_primitive(tensor);
-            tensor.narrow(1, part.column, heads_of * heads.head_dim)
-        };
-        let [q, k, v] = [
-            part(q, heads.heads),
-            part(k, heads.kv_heads),
-            part(v, heads.kv_heads),
-        ];
-        let bias = bias.map(|bias| {
-            Tensor::<CubeBackend<R, f32, i32, T>, 3>::from_primitive(TensorPrimitive::Float(
-                bias.clone(),
-            ))
-        });
-        let out = reference::attention(q, k, v, heads, mask, bias, scale);
-        return out.into_primitive().tensor();
-    }
-    attention::fused(
-        (q.tensor, q.column),
-        (k.tensor, k.column),
-        (v.tensor, v.column),
-        heads,
-        mask,
-        bias,
-        scale,
-        products,
-    )
-}

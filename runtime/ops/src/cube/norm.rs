@@ -1,4 +1,4 @@
-//! Norms: a cube for each row.
+//! Norms, with one cube per row.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -11,7 +11,7 @@ const UNITS: usize = 256;
 /// Halvings that leave one of [`UNITS`] sums.
 const HALVINGS: usize = UNITS.ilog2() as usize;
 
-/// The sum of a value over all units of the cube, for every unit.
+/// Sums a value over all units of the cube; valid for all units.
 #[cube]
 fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     let unit = UNIT_POS as usize;
@@ -27,9 +27,18 @@ fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
         sync_cube();
     }
     let sum = shared[0];
-    // Nobody may write the next sum before everybody has read this one.
+    // All units must have read this sum before the next one is written.
     sync_cube();
     sum
+}
+
+/// The factor, or NaN if the mean square has overflowed: the factor is 0 then, which would turn an
+/// overflow into zeros that nobody notices.
+#[cube]
+fn overflow_to_nan(mean_square: f32, factor: f32) -> f32 {
+    let is_finite = u32::reinterpret(mean_square) < 0x7F80_0000u32;
+    let nan = f32::reinterpret(0x7FC0_0000u32);
+    select(is_finite, factor, nan)
 }
 
 #[cube(launch_unchecked)]
@@ -52,7 +61,7 @@ fn rms_norm_kernel(
         sum += x[row + i] * x[row + i];
     }
     let mean_square = sum_over_cube(sum, &mut shared) / f32::cast_from(width);
-    let factor = 1.0f32 / f32::sqrt(mean_square + eps);
+    let factor = overflow_to_nan(mean_square, 1.0f32 / f32::sqrt(mean_square + eps));
     for i in range_stepped(unit, width, UNITS) {
         out[CUBE_POS * width + i] = x[row + i] * factor * gamma[i];
     }
@@ -79,14 +88,14 @@ fn layer_norm_kernel(
         sum += x[row + i];
     }
     let mean = sum_over_cube(sum, &mut shared) / f32::cast_from(width);
-    // In a pass of its own: the difference of two large sums would cancel.
+    // A separate pass, because the difference of two large sums would cancel.
     let mut squares = 0.0f32;
     for i in range_stepped(unit, width, UNITS) {
         let centred = x[row + i] - mean;
         squares += centred * centred;
     }
     let variance = sum_over_cube(squares, &mut shared) / f32::cast_from(width);
-    let factor = 1.0f32 / f32::sqrt(variance + eps);
+    let factor = overflow_to_nan(variance, 1.0f32 / f32::sqrt(variance + eps));
     for i in range_stepped(unit, width, UNITS) {
         out[CUBE_POS * width + i] = (x[row + i] - mean) * factor * gamma[i] + beta[i];
     }
@@ -102,7 +111,7 @@ pub(super) fn rms_norm<R: CubeRuntime>(
     let out = Rows::empty(&x, x.rows, x.width);
     if x.rows > 0 {
         stage::launched();
-        // SAFETY: cubes below `rows` read and write one row each.
+        // SAFETY: cubes below `rows` access one row each.
         #[allow(unsafe_code)]
         unsafe {
             rms_norm_kernel::launch_unchecked::<R>(
@@ -133,7 +142,7 @@ pub(super) fn layer_norm<R: CubeRuntime>(
     let out = Rows::empty(&x, x.rows, x.width);
     if x.rows > 0 {
         stage::launched();
-        // SAFETY: cubes below `rows` read and write one row each.
+        // SAFETY: cubes below `rows` access one row each.
         #[allow(unsafe_code)]
         unsafe {
             layer_norm_kernel::launch_unchecked::<R>(

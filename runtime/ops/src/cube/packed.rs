@@ -1,26 +1,25 @@
-//! Packed weights on a GPU: the very bytes of the record, as
-//! [`edge_lmm_kernels::format`](mod@edge_lmm_kernels::format) describes them, so that one record
-//! serves every device. All that the kernels know of that layout is in this file.
+//! Packed weights on a GPU. The bytes are those of the record, as described in
+//! [`edge_lmm_kernels::format`](mod@edge_lmm_kernels::format), so that a record serves every device.
+//! Only this file depends on their layout.
 //!
 //! A panel of 8 rows is read 16 bytes at a time. Such a *load* holds the weights of one or a few
 //! consecutive inputs for one or two *quads* of 4 rows:
 //!
-//! | format | inputs of a load | quads of a load | loads that cover the same inputs |
+//! | format | inputs per load | quads per load | loads for the same inputs |
 //! |---|---|---|---|
 //! | `q4` | 8 | 1 | 2 |
 //! | `q8` | 4 | 1 | 2 |
 //! | `f16` | 1 | 2 | 1 |
 //! | `f32` | 1 | 1 | 2 |
 //!
-//! Consecutive loads lie side by side in memory, so consecutive units that take one each read
-//! whole cache lines. The eight scales of a group are one further load, the eight levels of a block
-//! half of one.
+//! Consecutive loads are adjacent in memory, so that consecutive units read whole cache lines. The eight
+//! scales of a group are one load, the eight sub-block scales of a block half a load.
 
 use burn::tensor::{DType, f16};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use edge_lmm_kernels::format::{BLOCK, Format, GROUP, MatrixShape, PANEL};
+use edge_lmm_kernels::format::{BLOCK, FloatFormat, Format, FormatKind, GROUP, MatrixShape, PANEL};
 
 use super::tensor::array;
 
@@ -28,9 +27,8 @@ use super::tensor::array;
 pub(super) const QUAD: usize = 4;
 /// Bytes of a load.
 const LOAD: usize = 16;
-/// `2^23` as f32: its mantissa's lowest bits count ones, so that an integer below `2^23`, or-ed
-/// into it, makes the float `2^23 + integer`. Cheaper than a conversion, which GPUs do at a
-/// quarter of the rate of an addition or less.
+/// Bits of `2^23` as f32. Bitwise or with an integer below `2^23` gives the float `2^23 + integer`. This is
+/// cheaper than a conversion, which GPUs execute at a quarter of the rate of an addition or less.
 const TWO_TO_23: u32 = 0x4B00_0000;
 
 /// Sixteen bytes of a packed matrix.
@@ -38,7 +36,7 @@ pub(super) type Load = Vector<u32, Const<4>>;
 /// The weights of four rows for one input.
 pub(super) type Quad = Vector<f32, Const<4>>;
 
-/// Inputs of a load.
+/// Inputs per load.
 pub(super) const fn inputs_of_load(format: Format) -> usize {
     match format {
         Format::Q4 => 8,
@@ -47,7 +45,7 @@ pub(super) const fn inputs_of_load(format: Format) -> usize {
     }
 }
 
-/// Quads of a load.
+/// Quads per load.
 pub(super) const fn quads_of_load(format: Format) -> usize {
     match format {
         Format::F16 => 2,
@@ -55,22 +53,22 @@ pub(super) const fn quads_of_load(format: Format) -> usize {
     }
 }
 
-/// Loads that cover the same inputs of a panel.
+/// Loads for the same inputs of a panel.
 pub(super) const fn loads_of_inputs(format: Format) -> usize {
     PANEL / QUAD / quads_of_load(format)
 }
 
-/// A packed matrix as a kernel sees it. All counts are in loads.
+/// A packed matrix as a kernel argument. Offsets and sizes are in loads.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Packed {
     data: Array<Load>,
-    /// From one panel to the next.
+    /// Distance of panels.
     panel: usize,
-    /// From the beginning of a panel, with its scales, to its levels.
-    levels: usize,
-    /// From the beginning of a panel to its weights.
+    /// Offset of the sub-block scales in a panel, which begins with the scales.
+    sub_scales: usize,
+    /// Offset of the weights in a panel.
     quants: usize,
-    /// Weights of a panel.
+    /// Loads of weights in a panel.
     pub(super) loads: usize,
     /// Panels.
     pub(super) panels: usize,
@@ -80,10 +78,10 @@ pub(super) struct Packed {
     pub(super) cols: usize,
 }
 
-/// The matrix that the bytes of `weight` are, for a kernel.
+/// The matrix in the bytes of `weight` as a kernel argument.
 ///
 /// # Panics
-/// If they are too few.
+/// If there are too few bytes.
 pub(super) fn packed<R: CubeRuntime>(
     weight: &CubeTensor<R>,
     shape: MatrixShape,
@@ -92,18 +90,19 @@ pub(super) fn packed<R: CubeRuntime>(
     let bytes = shape
         .byte_len()
         .expect("the size of a packed weight is checked when it is loaded");
-    let (levels, quants, weights) = match shape.format {
-        Format::Q8 | Format::Q4 => {
-            let (levels, quants) = shape.level_and_quant_offsets();
-            (levels, quants, shape.panel_bytes() - quants)
+    let (sub_scales, quants, weights) = match shape.format.kind() {
+        FormatKind::Quant(format) => {
+            let offsets = format.offsets(shape.blocks());
+            let weights = shape.panel_bytes() - offsets.quants;
+            (offsets.sub_scales, offsets.quants, weights)
         }
-        Format::F16 => (0, 0, shape.cols * PANEL * 2),
-        Format::F32 => (0, 0, shape.cols * PANEL * 4),
+        FormatKind::Float(FloatFormat::F16) => (0, 0, shape.cols * PANEL * 2),
+        FormatKind::Float(FloatFormat::F32) => (0, 0, shape.cols * PANEL * 4),
     };
     PackedLaunch::new(
         array(&weight.handle, bytes / size_of::<u32>()),
         shape.panel_bytes() / LOAD,
-        levels / LOAD,
+        sub_scales / LOAD,
         quants / LOAD,
         weights / LOAD,
         shape.panels(),
@@ -119,7 +118,8 @@ impl Packed {
         self.data[panel * self.panel + self.quants + index]
     }
 
-    /// The scales of a block for the quad that load `index` belongs to, levels included.
+    /// Scales of a block for the quad of load `index`, multiplied by the sub-block scales in formats that
+    /// have them.
     pub(super) fn scale(
         &self,
         panel: usize,
@@ -134,17 +134,20 @@ impl Packed {
             select(second, scales[2], scales[0]),
             select(second, scales[3], scales[1]),
         );
-        if comptime!(format == Format::Q4) {
-            let levels = self.data[start + self.levels + block / 2];
-            let first = select(second, levels[1], levels[0]);
-            let next = select(second, levels[3], levels[2]);
-            scale *= signed_bytes(select(block % 2 == 1, next, first));
+        match format {
+            Format::Q4 => {
+                let sub_scales = self.data[start + self.sub_scales + block / 2];
+                let first = select(second, sub_scales[1], sub_scales[0]);
+                let next = select(second, sub_scales[3], sub_scales[2]);
+                scale *= signed_bytes(select(block % 2 == 1, next, first));
+            }
+            Format::Q8 | Format::F16 | Format::F32 => {}
         }
         scale
     }
 }
 
-/// The four signed bytes of a word.
+/// Converts the four signed bytes of a word.
 #[cube]
 fn signed_bytes(word: u32) -> Quad {
     // Flipping the sign bits adds 128.
@@ -156,7 +159,7 @@ fn signed_bytes(word: u32) -> Quad {
     integers(words, 0usize, 0xFFu32, 128u32)
 }
 
-/// The block that load `index` of a panel belongs to.
+/// Block of load `index` of a panel.
 #[cube]
 pub(super) fn block_of_load(index: usize, #[comptime] format: Format) -> usize {
     let inputs = comptime!(inputs_of_load(format));
@@ -164,7 +167,7 @@ pub(super) fn block_of_load(index: usize, #[comptime] format: Format) -> usize {
     index / together * inputs / BLOCK
 }
 
-/// The first input of load `index` of a panel.
+/// First input of load `index` of a panel.
 #[cube]
 pub(super) fn first_input(index: usize, #[comptime] format: Format) -> usize {
     let inputs = comptime!(inputs_of_load(format));
@@ -172,7 +175,7 @@ pub(super) fn first_input(index: usize, #[comptime] format: Format) -> usize {
     index / together * inputs
 }
 
-/// The weights in a load for its input `input` and quad `quad`; without their scale.
+/// Unscaled weights of a load for its input `input` and quad `quad`.
 #[cube]
 pub(super) fn weights(
     load: Load,
@@ -181,9 +184,9 @@ pub(super) fn weights(
     #[comptime] format: Format,
 ) -> Quad {
     match format {
-        // Byte j of a row's word has input j in its low nibble and input 4 + j in the high one.
+        // Byte j of the word of a row has input j in its low nibble and input 4 + j in the high one.
         Format::Q4 => integers(load, comptime!(input % 4 * 8 + input / 4 * 4), 0xFu32, 8u32),
-        // Flipping the sign bits adds 128 to every weight.
+        // Flipping the sign bits adds 128 to each weight.
         Format::Q8 => integers(
             load ^ Load::new(0x8080_8080u32),
             comptime!(input * 8),
@@ -195,7 +198,7 @@ pub(super) fn weights(
     }
 }
 
-/// The integers in some bits of four words, less `bias`.
+/// Converts the integers in some bits of four words, minus `bias`.
 #[cube]
 fn integers(
     words: Load,
@@ -209,7 +212,7 @@ fn integers(
     Quad::reinterpret(bits) - Quad::new(offset)
 }
 
-/// Four half-precision numbers in two words.
+/// Converts the four half-precision numbers in two words.
 #[cube]
 fn halves(low: u32, high: u32) -> Quad {
     let low = Vector::<f16, Const<2>>::reinterpret(low);

@@ -1,35 +1,38 @@
-//! How tiles are multiplied: the only difference between devices.
+//! Ways of multiplication of tiles: the only difference between devices.
 
 use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
 use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 
-use super::fragments::{PLANE, SIDE};
+/// Side of a fragment: the operands and results of a matrix operation.
+pub(super) const SIDE: usize = 16;
+/// Units that carry out a matrix operation together.
+pub(super) const PLANE: usize = 32;
 
-/// How a tile is multiplied.
+/// Way of multiplication of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Products {
     /// Multiply-adds in f32.
     Plain,
-    /// 16 x 16 x 16 matrix operations: half-precision operands, sums in f32.
+    /// Matrix operations of 16 x 16 x 16 on half-precision operands with sums in f32.
     Matrix,
-    /// The same steps, with multiply-adds in place of the operations: for tests on devices that
-    /// have none.
+    /// The steps of `Matrix` with multiply-adds in place of the matrix operations, for tests on devices
+    /// without them.
     Emulated,
 }
 
-/// The largest half-precision number. A few activations of language models are beyond it; as
-/// infinity they would spoil everything behind them.
+/// Largest half-precision number. Activations of language models occasionally exceed it; converted to
+/// infinity, they would make all later results NaN.
 pub(super) const HALF_MAX: f32 = 65_504.0;
 
-/// Half precision, as devices name it.
+/// The half-precision type.
 pub(super) fn half() -> StorageType {
     ElemType::Float(FloatKind::F16).into()
 }
 
 impl Products {
-    /// What suits the device.
+    /// The fastest way that the device supports.
     pub fn of<R: CubeRuntime>(client: &ComputeClient<R>) -> Self {
         let properties = client.properties();
         let config = MmaConfig {

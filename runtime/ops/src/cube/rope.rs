@@ -1,4 +1,4 @@
-//! Rotary embeddings, in place.
+//! Rotary position embedding in place.
 
 use burn::tensor::TensorMetadata;
 use burn_cubecl::CubeRuntime;
@@ -10,16 +10,16 @@ use crate::stage;
 
 const UNITS: usize = 256;
 
-/// Where the rotated heads are.
+/// Place of the rotated heads.
 #[derive(CubeType, CubeLaunch)]
 struct Place {
     stride: usize,
     column: usize,
     heads: usize,
     head_dim: usize,
-    /// Pairs of a head.
+    /// Pairs per head.
     half: usize,
-    /// Pairs in all.
+    /// Number of pairs of all heads and tokens.
     pairs: usize,
 }
 

@@ -1,4 +1,4 @@
-//! How burn's tensors go into kernels.
+//! Tensors as kernel arguments.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -8,16 +8,16 @@ use cubecl::client::ComputeClient;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Most cubes in one dimension of a launch; every device allows that many.
+/// Largest number of cubes in one dimension of a launch, supported by all devices.
 const CUBES: usize = 32_768;
 
-/// A grid of `count` cubes; a kernel leaves those beyond it out (`CUBE_POS >= count`).
+/// A grid of at least `count` cubes. Kernels must skip those with `CUBE_POS >= count`.
 pub(super) fn cubes(count: usize) -> CubeCount {
     let x = count.clamp(1, CUBES);
     CubeCount::Static(x as u32, count.div_ceil(x).max(1) as u32, 1)
 }
 
-/// An f32 matrix whose rows are contiguous, perhaps with a gap after each: devices pad rows.
+/// An f32 matrix with contiguous rows. There can be padding between rows.
 pub(super) struct Rows<R: CubeRuntime> {
     tensor: CubeTensor<R>,
     pub(super) rows: usize,
@@ -27,7 +27,7 @@ pub(super) struct Rows<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Rows<R> {
-    /// A view of the tensor, or of a copy where elements of a row do not stand together.
+    /// Views the tensor, or a contiguous copy if its rows are not contiguous.
     pub(super) fn of(tensor: &CubeTensor<R>) -> Self {
         assert_eq!(tensor.dtype, DType::F32, "activations are f32");
         let mut tensor = tensor.clone();
@@ -48,7 +48,7 @@ impl<R: CubeRuntime> Rows<R> {
         }
     }
 
-    /// A matrix for a kernel to fill.
+    /// An uninitialized matrix.
     pub(super) fn empty(like: &Self, rows: usize, width: usize) -> Self {
         let (client, device) = (like.client().clone(), like.tensor.device.clone());
         let tensor = empty(&client, &device, [rows, width].into());
@@ -60,7 +60,7 @@ impl<R: CubeRuntime> Rows<R> {
         }
     }
 
-    /// The tensor to be changed in place: itself if nobody else holds it, else a copy.
+    /// The tensor for modification in place: a copy if it has other owners.
     pub(super) fn owned(tensor: CubeTensor<R>) -> Self {
         let alone = tensor.can_mut() && tensor.is_nonoverlapping();
         let tensor = if alone { tensor } else { tensor.copy() };
@@ -81,13 +81,13 @@ impl<R: CubeRuntime> Rows<R> {
         self.tensor
     }
 
-    /// Whether rows can be read four elements at a time.
+    /// Returns `true` if rows can be read four elements at a time.
     pub(super) fn by_four(&self) -> bool {
         let offset = self.tensor.handle.offset_start.unwrap_or(0);
         self.width.is_multiple_of(4) && self.stride.is_multiple_of(4) && offset.is_multiple_of(16)
     }
 
-    /// The elements, from the first row's first to the last row's last.
+    /// The elements as a kernel argument, from the first of the first row to the last of the last row.
     pub(super) fn arg(&self) -> ArrayArg<R> {
         let len = match self.rows {
             0 => 0,
@@ -97,14 +97,14 @@ impl<R: CubeRuntime> Rows<R> {
     }
 }
 
-/// The elements of a contiguous tensor.
+/// The elements of a tensor as a kernel argument, contiguous.
 pub(super) fn elements<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
     assert_eq!(tensor.dtype, DType::F32, "activations are f32");
     let tensor = into_contiguous(tensor.clone());
     array(&tensor.handle, tensor.shape().num_elements())
 }
 
-/// A contiguous f32 tensor for a kernel to fill.
+/// An uninitialized contiguous f32 tensor.
 pub(super) fn empty<R: CubeRuntime>(
     client: &ComputeClient<R>,
     device: &R::Device,
@@ -114,26 +114,26 @@ pub(super) fn empty<R: CubeRuntime>(
     CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, DType::F32)
 }
 
-/// `len` elements of four bytes.
+/// `len` elements of four bytes as a kernel argument.
 pub(super) fn array<R: CubeRuntime>(handle: &Handle, len: usize) -> ArrayArg<R> {
     array_of(handle, len, 4)
 }
 
-/// `len` elements of `size` bytes.
+/// `len` elements of `size` bytes as a kernel argument.
 pub(super) fn array_of<R: CubeRuntime>(handle: &Handle, len: usize, size: usize) -> ArrayArg<R> {
     assert!(
         (len * size) as u64 <= handle.size_in_used(),
         "{len} elements in {} bytes",
         handle.size_in_used()
     );
-    // SAFETY: so many elements are in the buffer, as was just checked.
+    // SAFETY: the size of the buffer is checked above.
     #[allow(unsafe_code)]
     unsafe {
         ArrayArg::from_raw_parts(handle.clone(), len)
     }
 }
 
-/// Small numbers for a kernel, such as row indices.
+/// Integers as a kernel argument, such as row indices.
 pub(super) fn indices<R: CubeRuntime>(client: &ComputeClient<R>, values: &[u32]) -> ArrayArg<R> {
     array(
         &client.create_from_slice(u32::as_bytes(values)),

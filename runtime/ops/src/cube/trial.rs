@@ -1,4 +1,4 @@
-//! Compiles and times every kernel once: what `edge-lmm doctor` says of a GPU.
+//! Compilation and timing of every kernel, for the GPU report of `edge-lmm doctor`.
 
 use std::time::{Duration, Instant};
 
@@ -9,39 +9,40 @@ use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::{Format, MatrixShape};
 
-use super::{Cube, Products, products};
+use super::backend::{Cube, products};
+use super::products::Products;
 use crate::backend::{CacheShape, KernelBackend, KvStore};
 use crate::functional::{
-    Columns, attention, encoder_attention, gated, gated_linear, gather_rows, highest, layer_norm,
+    Columns, argmax, attention, encoder_attention, gated, gated_linear, gather_rows, layer_norm,
     linear, rms_norm, rope, rotated_attention,
 };
 
-/// Scores of a token: a usual vocabulary.
+/// Scores of a token: the size of a typical vocabulary.
 const SCORES: usize = 151_936;
 /// Head sizes of the supported models.
 const HEADS: [usize; 6] = [64, 72, 80, 88, 96, 128];
-/// Calls that are timed, after the first one.
+/// Number of timed calls, after the first one.
 const CALLS: u32 = 10;
 
-/// What a kernel took.
+/// Cost of a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trial {
     /// The kernel and its operands.
     pub name: String,
-    /// The first call, in which the kernel is compiled or read from the cache.
+    /// Time of the first call, in which the kernel is compiled or read from the cache.
     pub first: Duration,
-    /// A further call.
+    /// Time of a later call.
     pub call: Duration,
-    /// Bytes that a call has to read and write at least.
+    /// Fewest bytes that a call reads and writes.
     pub bytes: usize,
-    /// Multiplications that a call has to do.
+    /// Multiplications of a call.
     pub products: usize,
 }
 
 /// Runs every kernel on operands of `width` (a multiple of 64) and `tokens`.
 ///
 /// # Errors
-/// What the device says of the first kernel that it cannot compile or run.
+/// If the device cannot compile or run a kernel: its message for the first such kernel.
 pub fn trials<R: CubeRuntime>(
     device: &R::Device,
     width: usize,
@@ -70,13 +71,13 @@ impl<R: CubeRuntime> Bench<R> {
     fn wait(&self, name: &str) -> Result<(), String> {
         Cube::<R>::sync(&self.device).map_err(|error| {
             let error = error.to_string();
-            // A compiler's message is followed by all of the kernel's code.
+            // The message of the compiler is followed by the code of the kernel.
             let message = error.split("[Source]").next().unwrap_or_default().trim();
             format!("{name}: {message}")
         })
     }
 
-    /// Times `call`, which moves so many f32 elements besides `bytes`.
+    /// Times `call`, which reads and writes `elements` f32 numbers and `bytes` other bytes.
     fn time(
         &mut self,
         name: String,
@@ -161,10 +162,10 @@ impl<R: CubeRuntime> Bench<R> {
             || gated(x.clone(), Activation::Silu),
         )?;
         let scores = self.random([1, SCORES]);
-        let name = format!("highest of {SCORES}");
+        let name = format!("argmax of {SCORES}");
         self.time(name, SCORES, 0, 0, || {
-            // A failure of the device is told by the next wait.
-            let _ = highest(scores.clone());
+            // The next wait reports failures of the device.
+            let _ = argmax(scores.clone());
             scores.clone()
         })?;
         let angles = self.random([tokens, 32]);
@@ -204,7 +205,7 @@ impl<R: CubeRuntime> Bench<R> {
         self.decoding_attention(grouped, tokens, true)
     }
 
-    /// Among the tokens of an encoder with quantized weights.
+    /// Attention among the tokens of an encoder with quantized weights.
     fn encoder_attention(
         &mut self,
         width: usize,
@@ -232,7 +233,7 @@ impl<R: CubeRuntime> Bench<R> {
         })
     }
 
-    /// A prefill of so many tokens, and one token behind them.
+    /// Attention of a prefill of `tokens` tokens, and of one token after them.
     fn decoding_attention(
         &mut self,
         heads: Heads,
@@ -276,11 +277,11 @@ impl<R: CubeRuntime> Bench<R> {
         })
     }
 
-    /// How tiles are multiplied, as names have it.
+    /// Suffix of a name for the way of multiplication.
     fn kind(&self) -> String {
         match products(&self.random([1, 4])) {
             Products::Matrix => ", matrix".to_owned(),
-            _ => String::new(),
+            Products::Plain | Products::Emulated => String::new(),
         }
     }
 }

@@ -27,8 +27,7 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
 /// Blocks after the screen descriptor.
 #[derive(Default)]
 struct Blocks {
-    /// Seconds of each frame; the last one belongs to the frame that is yet to come, for which an
-    /// extension before it announces it.
+    /// Seconds of each frame. The last one belongs to the next frame: an extension announces it.
     delays: Vec<f64>,
     /// Whether the last block was complete.
     at_boundary: bool,
@@ -37,7 +36,6 @@ struct Blocks {
 impl Blocks {
     /// Goes past all blocks; `None` if the file ends before its trailer.
     fn walk(&mut self, bytes: &[u8]) -> Option<()> {
-        const TRAILER: u8 = 0x3b;
         const EXTENSION: u8 = 0x21;
         const FRAME: u8 = 0x2c;
         let mut pieces = Pieces(bytes);
@@ -56,8 +54,7 @@ impl Blocks {
                     skip_data(&mut pieces)?;
                     self.delays.push(0.0);
                 }
-                TRAILER => return Some(()),
-                // Decoders stop at the first byte that begins no block.
+                // The trailer, or a byte that begins no block, at which decoders stop.
                 _ => return Some(()),
             }
         }

@@ -181,11 +181,11 @@ fn over(new: [u8; 4], old: [u8; 4]) -> [u8; 4] {
         255 => new,
         alpha => {
             let alpha = u32::from(alpha);
-            let beneath = u32::from(old[3]) * (256 - alpha) >> 8;
+            let beneath = (u32::from(old[3]) * (256 - alpha)) >> 8;
             let scale = (1 << 24) / (alpha + beneath);
             let mix = |i: usize| {
                 let sum = u32::from(new[i]) * alpha + u32::from(old[i]) * beneath;
-                (sum * scale >> 24) as u8
+                ((sum * scale) >> 24) as u8
             };
             [mix(0), mix(1), mix(2), (alpha + beneath) as u8]
         }

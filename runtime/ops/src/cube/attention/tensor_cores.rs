@@ -1,34 +1,34 @@
-//! Attention of many queries by fragments ([`fragments`]): the kernel of
-//! [`attention`](super::attention), with operands in half precision for the matrix operations of
-//! tensor cores.
+//! Attention kernel for many queries by the matrix operations of tensor cores, with half-precision
+//! operands ([`fragments`]).
 //!
-//! A plane has 16 rows of queries. For every tile of keys it multiplies them with the keys, puts
-//! the scores into shared memory, where two units of a row make weights of them, and multiplies the
-//! weights with the values, 64 columns at a time. Sums over tiles stay in the units' registers: how
-//! a fragment lies in registers is not known, so it could not be scaled there.
+//! A plane computes 16 rows of queries. For each tile of keys it multiplies them by the keys and stores
+//! the scores in shared memory, where two units per row convert them to attention weights. It then
+//! multiplies the weights by the values, 64 columns at a time. Sums over tiles are kept in the units' own
+//! registers, because the layout of a fragment in registers is unspecified and it could not be scaled
+//! there.
 
 use cubecl::prelude::*;
 
-use super::attention::{Operand, Options, Sizes, UNSEEN, seen};
-use super::fragments::{self, ALIGNMENT, Four, Order, PLANE, SIDE};
-use super::packed::{QUAD, Quad};
-use super::products::{HALF_MAX, Products};
+use super::operands::{MASKED, Operand, Options, Sizes, visible_keys};
+use crate::cube::fragments::{self, ALIGNMENT, Four, Order};
+use crate::cube::packed::{QUAD, Quad};
+use crate::cube::products::{HALF_MAX, PLANE, Products, SIDE};
 
-/// Units that share a row.
-const SHARE: usize = PLANE / SIDE;
-/// Columns that are multiplied at once with the weights.
+/// Units per row.
+const ROW_UNITS: usize = PLANE / SIDE;
+/// Columns of the values that are multiplied at once.
 const CHUNK: usize = 64;
-/// Elements from one row to the next in a tile of scores, or of sums of a chunk. Eight more than
-/// it is wide: the two units of four successive rows, which read 16 bytes each at once, then meet
-/// all banks.
+/// Elements from one row to the next in a tile of scores, or of sums of a chunk. Eight more than its
+/// width, so that the two units of four successive rows, which read 16 bytes each at once, access all
+/// banks.
 const SCORES_PITCH: usize = CHUNK + 8;
-/// Elements of half precision that keep successive rows at different banks.
+/// Half-precision elements that pad rows, so that successive rows are in different banks.
 const PAD: usize = 8;
 
 /// The size of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
-    /// Planes, 16 rows each.
+    /// Planes of 16 rows each.
     planes: usize,
     /// Keys, at most [`CHUNK`].
     keys: usize,
@@ -36,8 +36,8 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The largest tile that takes at most `limit` bytes of shared memory and has less than half of
-    /// its rows unused, if there is one.
+    /// The largest tile that needs at most `limit` bytes of shared memory and leaves less than half of
+    /// its rows unused, if any.
     pub(super) fn of(limit: usize, rows: usize, head_dim: usize) -> Option<Self> {
         [(4, 64), (4, 32), (2, 32), (2, 16), (1, 32), (1, 16)]
             .into_iter()
@@ -64,7 +64,7 @@ impl Tile {
         self.planes * PLANE
     }
 
-    /// Elements of a head in shared memory: whole fragments.
+    /// Elements of a head in shared memory, rounded up to whole fragments.
     const fn width(&self) -> usize {
         self.head_dim.next_multiple_of(SIDE)
     }
@@ -74,7 +74,7 @@ impl Tile {
         self.width() + PAD
     }
 
-    /// Elements from one row of weights to the next.
+    /// Elements from one row of attention weights to the next.
     const fn weights_pitch(&self) -> usize {
         self.keys + PAD
     }
@@ -85,8 +85,7 @@ impl Tile {
     }
 }
 
-/// As [`attention_kernel`](super::attention): cube `[x, y, z]` has tile `x` of key head `y` and
-/// part `z` of the keys.
+/// Computes a tile of attention, as [`attention_kernel`](super::plain::attention_kernel).
 #[cube(launch_unchecked)]
 pub(super) fn tiles_kernel<S: Float, E: Float>(
     q: &Operand<f32>,
@@ -109,12 +108,12 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
     let all_rows = sizes.queries * sizes.group;
     let size = comptime!(tile.rows() * pitch / QUAD);
     let mut queries = SharedMemory::<Four<S>>::new_aligned(size, ALIGNMENT);
-    // Keys, then values.
+    // Holds keys, then values.
     let size = comptime!(keys * pitch / QUAD);
     let mut side = SharedMemory::<Four<S>>::new_aligned(size, ALIGNMENT);
     let size = comptime!(tile.rows() * tile.weights_pitch() / QUAD);
     let mut weights = SharedMemory::<Four<S>>::new_aligned(size, ALIGNMENT);
-    // Scores, then sums of a chunk of columns.
+    // Holds scores, then sums of a chunk of columns.
     let size = comptime!(tile.rows() * SCORES_PITCH / QUAD);
     let mut scores = SharedMemory::<Quad>::new_aligned(size, ALIGNMENT);
     let mut of_units = SharedMemory::<f32>::new(units);
@@ -130,16 +129,16 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
         queries[at / quads * comptime!(pitch / QUAD) + at % quads] = four;
     }
 
-    // The unit's row, and which of the row's units it is.
-    let (local, share) = (unit / SHARE, unit % SHARE);
+    // Row of the unit, and its index among the units of the row.
+    let (local, index) = (unit / ROW_UNITS, unit % ROW_UNITS);
     let row = first_row + local;
     let last = all_rows - 1;
-    let sight = comptime!(options.sight);
-    let (from, to) = seen(min(row, last) / sizes.group, ends, sizes, sight);
-    // Later queries never see earlier keys than the first one, nor the last one fewer.
-    let (mut key, _) = seen(first_row / sizes.group, ends, sizes, sight);
+    let mask = comptime!(options.mask);
+    let (from, to) = visible_keys(min(row, last) / sizes.group, ends, sizes, mask);
+    // The bounds of the visible keys ascend with the query.
+    let (mut key, _) = visible_keys(first_row / sizes.group, ends, sizes, mask);
     let last_row = min(first_row + comptime!(tile.rows() - 1), last);
-    let (_, mut end) = seen(last_row / sizes.group, ends, sizes, sight);
+    let (_, mut end) = visible_keys(last_row / sizes.group, ends, sizes, mask);
     if comptime!(options.split) {
         let part = CUBE_POS_Z as usize * sizes.part;
         key = max(key, part);
@@ -147,16 +146,16 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
     }
     let to = min(to, end);
 
-    // The unit's quads of its row's sums: every second one.
-    let own = comptime!(quads / SHARE);
+    // The unit accumulates every second quad of its row.
+    let own = comptime!(quads / ROW_UNITS);
     let mut sums = Array::<Quad>::new(own);
     #[unroll]
     for i in 0..own {
         sums[i] = Quad::new(0.0f32);
     }
     let mut total = 0.0f32;
-    let mut maximum = f32::new(UNSEEN);
-    // The plane's first row.
+    let mut maximum = f32::new(MASKED);
+    // First row of the plane.
     let plane = unit / PLANE * SIDE;
     let line = comptime!(SCORES_PITCH / QUAD);
     while key < end {
@@ -181,48 +180,48 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
         }
         sync_cube();
 
-        let mut highest = f32::new(UNSEEN);
+        let mut tile_maximum = f32::new(MASKED);
         #[unroll]
-        for i in 0..comptime!(keys / QUAD / SHARE) {
-            let quad = i * SHARE + share;
+        for i in 0..comptime!(keys / QUAD / ROW_UNITS) {
+            let quad = i * ROW_UNITS + index;
             let mut four = scores[local * line + quad];
             #[unroll]
             for lane in 0..QUAD {
                 let position = key + quad * QUAD + lane;
-                let mut score = f32::new(UNSEEN);
+                let mut score = f32::new(MASKED);
                 if position >= from && position < to && row < all_rows {
                     score = four[lane];
                     if comptime!(options.biased) {
                         let head = kv_head * sizes.group + row % sizes.group;
                         let of_query = head * sizes.queries + row / sizes.group;
-                        score = max(score + bias[of_query * sizes.keys + position], UNSEEN);
+                        score = max(score + bias[of_query * sizes.keys + position], MASKED);
                     }
                 }
                 four[lane] = score;
-                highest = max(highest, score);
+                tile_maximum = max(tile_maximum, score);
             }
             scores[local * line + quad] = four;
         }
-        of_units[unit] = highest;
-        // Nobody needs the keys any more.
+        of_units[unit] = tile_maximum;
+        // The keys are no longer needed; values take their place.
         fill::<S, E>(&mut side, v, kv_head, key, end, tile);
         sync_cube();
         let before = maximum;
         #[unroll]
-        for i in 0..SHARE {
-            maximum = max(maximum, of_units[local * SHARE + i]);
+        for i in 0..ROW_UNITS {
+            maximum = max(maximum, of_units[local * ROW_UNITS + i]);
         }
         let factor = f32::exp(before - maximum);
         total *= factor;
         #[unroll]
-        for i in 0..comptime!(keys / QUAD / SHARE) {
-            let quad = i * SHARE + share;
+        for i in 0..comptime!(keys / QUAD / ROW_UNITS) {
+            let quad = i * ROW_UNITS + index;
             let four = scores[local * line + quad];
             let mut rounded = Four::<S>::new(S::new(0.0));
             #[unroll]
             for lane in 0..QUAD {
                 let weight = f32::exp(four[lane] - maximum);
-                let weight = select(four[lane] > UNSEEN, weight, 0.0f32);
+                let weight = select(four[lane] > MASKED, weight, 0.0f32);
                 total += weight;
                 rounded[lane] = S::cast_from(weight);
             }
@@ -252,9 +251,9 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
             }
             sync_cube();
             #[unroll]
-            for i in 0..comptime!(count * SIDE / QUAD / SHARE) {
-                let at = comptime!(chunk * CHUNK / QUAD / SHARE + i);
-                let part = scores[local * line + i * SHARE + share];
+            for i in 0..comptime!(count * SIDE / QUAD / ROW_UNITS) {
+                let at = comptime!(chunk * CHUNK / QUAD / ROW_UNITS + i);
+                let part = scores[local * line + i * ROW_UNITS + index];
                 sums[at] = sums[at] * Quad::new(factor) + part;
             }
             sync_cube();
@@ -266,8 +265,8 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
     sync_cube();
     total = 0.0f32;
     #[unroll]
-    for i in 0..SHARE {
-        total += of_units[local * SHARE + i];
+    for i in 0..ROW_UNITS {
+        total += of_units[local * ROW_UNITS + i];
     }
     if row < all_rows {
         let head = kv_head * sizes.group + row % sizes.group;
@@ -275,7 +274,7 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
         let mut factor = 1.0f32;
         if comptime!(options.split) {
             place += CUBE_POS_Z as usize * sizes.queries * sizes.heads;
-            if share == 0 {
+            if index == 0 {
                 stats[2 * place] = maximum;
                 stats[2 * place + 1] = total;
             }
@@ -285,7 +284,7 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
         let head_dim = comptime!(tile.head_dim);
         #[unroll]
         for i in 0..own {
-            let quad = i * SHARE + share;
+            let quad = i * ROW_UNITS + index;
             #[unroll]
             for lane in 0..QUAD {
                 let d = quad * QUAD + lane;
@@ -297,7 +296,7 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
     }
 }
 
-/// Four elements of a head from `d` on, scaled; zeros beyond its last one.
+/// Four elements of a head from `d` on, scaled, with zeros past its last element.
 #[cube]
 fn four_of<S: Float, E: Float>(
     operand: &Operand<E>,
@@ -310,7 +309,7 @@ fn four_of<S: Float, E: Float>(
     let mut four = Four::<S>::new(S::new(0.0));
     #[unroll]
     for i in 0..QUAD {
-        // Quads of most heads are whole: then one comparison does.
+        // One comparison is enough if the head is a multiple of a quad.
         let next = comptime!(if head_dim.is_multiple_of(QUAD) { 0 } else { i });
         if d + next < head_dim {
             let value = f32::cast_from(operand.data[from + d + i]) * scale;
@@ -320,7 +319,7 @@ fn four_of<S: Float, E: Float>(
     four
 }
 
-/// Brings a tile of keys or values into shared memory; zeros from `end` on.
+/// Copies a tile of keys or values to shared memory, with zeros from `end` on.
 #[cube]
 fn fill<S: Float, E: Float>(
     side: &mut SharedMemory<Four<S>>,

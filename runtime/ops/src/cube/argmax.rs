@@ -1,5 +1,4 @@
-//! The highest of a row of scores: the next token of a greedy answer, so that its number is all
-//! that is read from the device.
+//! Argmax of a row of scores: the next token of greedy decoding. Only the index is read from the device.
 
 use burn::tensor::backend::ExecutionError;
 use burn_cubecl::CubeRuntime;
@@ -12,95 +11,98 @@ use crate::stage;
 const UNITS: usize = 256;
 /// Halvings that leave one of [`UNITS`] candidates.
 const HALVINGS: usize = UNITS.ilog2() as usize;
-/// Most cubes that look for the highest score, so that one cube can look through what they find.
+/// Largest number of cubes in the first pass, so that one cube can reduce their candidates.
 const CUBES: usize = 64;
-/// Scores of a unit that are worth a further cube.
+/// Fewest scores per unit.
 const UNIT_SCORES: usize = 4;
-/// The key of what is not a number, above all others.
-const NOT_A_NUMBER: u32 = u32::MAX;
+/// Key of NaN and positive infinity, above all others.
+const OVERFLOW_KEY: u32 = u32::MAX;
+/// Key of negative infinity, below those of all finite scores.
+const LOWEST_KEY: u32 = !0xFF80_0000;
 
-/// A number that is ordered as the score is, zeros of either sign being equal. Integers, because
-/// devices need not compare scores that are not numbers in any particular way.
+/// An integer key ordered as the scores, with equal keys for zeros of either sign. Keys are integers
+/// because the comparison of NaN is device-specific.
 #[cube]
 fn key_of(score: f32) -> u32 {
     let bits = u32::reinterpret(score);
     let size = bits & 0x7FFF_FFFFu32;
     let positive = bits >> 31u32 == 0u32;
     let key = select(positive || size == 0u32, size | 0x8000_0000u32, !bits);
-    // Beyond infinity there is what is not a number.
-    select(size > 0x7F80_0000u32, NOT_A_NUMBER, key)
+    // Magnitudes above infinity are NaN.
+    let overflows = size > 0x7F80_0000u32 || bits == 0x7F80_0000u32;
+    select(overflows, OVERFLOW_KEY, key)
 }
 
-/// Whether the first of two candidates is to be taken.
+/// Returns `true` if the first of two candidates precedes the second.
 #[cube]
-fn better(key: u32, place: u32, other: u32, other_place: u32) -> bool {
-    key > other || (key == other && place < other_place)
+fn better(key: u32, index: u32, other: u32, other_index: u32) -> bool {
+    key > other || (key == other && index < other_index)
 }
 
-/// The best of all units' candidates, for unit 0.
+/// The best candidate of all units; valid for unit 0.
 #[cube]
-fn best_of_cube(key: u32, place: u32) -> (u32, u32) {
+fn best_of_cube(key: u32, index: u32) -> (u32, u32) {
     let unit = UNIT_POS as usize;
     let mut keys = SharedMemory::<u32>::new(UNITS);
-    let mut places = SharedMemory::<u32>::new(UNITS);
+    let mut indices = SharedMemory::<u32>::new(UNITS);
     keys[unit] = key;
-    places[unit] = place;
+    indices[unit] = index;
     sync_cube();
     #[unroll]
     for i in 0..HALVINGS {
         let half = comptime!(UNITS >> (i + 1));
         if unit < half {
-            let (other, other_place) = (keys[unit + half], places[unit + half]);
-            if better(other, other_place, keys[unit], places[unit]) {
+            let (other, other_index) = (keys[unit + half], indices[unit + half]);
+            if better(other, other_index, keys[unit], indices[unit]) {
                 keys[unit] = other;
-                places[unit] = other_place;
+                indices[unit] = other_index;
             }
         }
         sync_cube();
     }
-    (keys[0], places[0])
+    (keys[0], indices[0])
 }
 
-/// Every cube's best candidate: key and place. Key 0 is below that of every score.
+/// Finds the best candidate of each cube: key and index. Key 0 is below those of all scores.
 #[cube(launch_unchecked)]
 fn candidates_kernel(scores: &Array<f32>, found: &mut Array<u32>, len: usize, cubes: usize) {
     let first = CUBE_POS * UNITS + UNIT_POS as usize;
     let mut key = 0u32;
-    let mut place = 0u32;
+    let mut index = 0u32;
     for at in range_stepped(first, len, cubes * UNITS) {
         let other = key_of(scores[at]);
-        // Later places are larger: among equals the first one stays.
+        // Indices ascend, so that the first of equal scores is kept.
         if other > key {
             key = other;
-            place = at as u32;
+            index = at as u32;
         }
     }
-    let (key, place) = best_of_cube(key, place);
+    let (key, index) = best_of_cube(key, index);
     if UNIT_POS == 0 {
         found[2 * CUBE_POS] = key;
-        found[2 * CUBE_POS + 1] = place;
+        found[2 * CUBE_POS + 1] = index;
     }
 }
 
-/// The best of at most [`UNITS`] candidates; its key in place 0 of the result, its place behind it.
+/// Finds the best of at most [`UNITS`] candidates; the result is its key and its index.
 #[cube(launch_unchecked)]
 fn best_kernel(found: &Array<u32>, best: &mut Array<u32>, cubes: usize) {
     let unit = UNIT_POS as usize;
     let mut key = 0u32;
-    let mut place = 0u32;
+    let mut index = 0u32;
     if unit < cubes {
         key = found[2 * unit];
-        place = found[2 * unit + 1];
+        index = found[2 * unit + 1];
     }
-    let (key, place) = best_of_cube(key, place);
+    let (key, index) = best_of_cube(key, index);
     if unit == 0 {
         best[0] = key;
-        best[1] = place;
+        best[1] = index;
     }
 }
 
-/// See [`KernelBackend::highest`](crate::KernelBackend::highest).
-pub(super) fn highest<R: CubeRuntime>(
+/// See [`KernelBackend::argmax`](crate::KernelBackend::argmax).
+pub(super) fn argmax<R: CubeRuntime>(
     scores: &CubeTensor<R>,
 ) -> Result<Option<u32>, ExecutionError> {
     let client = &scores.client;
@@ -112,7 +114,7 @@ pub(super) fn highest<R: CubeRuntime>(
     let pair = 2 * size_of::<u32>();
     let mut found = client.empty(cubes * pair);
     stage::launched();
-    // SAFETY: units read scores below `len`; every cube writes the pair of its own place.
+    // SAFETY: units read scores below `len`; each cube writes its own pair.
     #[allow(unsafe_code)]
     unsafe {
         candidates_kernel::launch_unchecked::<R>(
@@ -128,8 +130,8 @@ pub(super) fn highest<R: CubeRuntime>(
     if cubes > 1 {
         let best = client.empty(pair);
         stage::launched();
-        // SAFETY: units below `cubes`, which are no more than units, read one pair each; one pair
-        // is written.
+        // SAFETY: units below `cubes`, of which there are at most `UNITS`, read one pair each; one pair is
+        // written.
         #[allow(unsafe_code)]
         unsafe {
             best_kernel::launch_unchecked::<R>(
@@ -149,5 +151,6 @@ pub(super) fn highest<R: CubeRuntime>(
             reason: error.to_string(),
         })?;
     let pair = u32::from_bytes(&bytes);
-    Ok((pair[0] != NOT_A_NUMBER).then_some(pair[1]))
+    let is_finite = (LOWEST_KEY + 1..OVERFLOW_KEY).contains(&pair[0]);
+    Ok(is_finite.then_some(pair[1]))
 }
