@@ -66,12 +66,18 @@ pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<Audio, MediaError> 
         Format::Wav => wav::decode(bytes),
         Format::Mp3 | Format::Flac | Format::Aiff => {
             budget::check(bytes.len() as u64)?;
-            match format {
-                Format::Mp3 => warn_of_cut_frame(bytes),
-                Format::Aiff => check_aiff(bytes)?,
-                _ => {}
-            }
-            decode_stream(format.name(), bytes.to_vec())
+            let stream = match format {
+                Format::Flac => flac_without_metadata(bytes)?,
+                Format::Aiff => {
+                    check_aiff(bytes)?;
+                    bytes.to_vec()
+                }
+                _ => {
+                    check_mp3(bytes)?;
+                    bytes.to_vec()
+                }
+            };
+            decode_stream(format.name(), stream)
         }
         other => Err(other.wrong("sound")),
     }
@@ -93,16 +99,51 @@ pub(super) fn check_len(samples: usize) -> Result<(), MediaError> {
     budget::check(samples as u64 * size_of::<f32>() as u64)
 }
 
-/// Warns of an MP3 that ends within a frame. Recordings of a stream do, so it is no error.
-fn warn_of_cut_frame(bytes: &[u8]) {
+/// Checks that no tag is left before the frames: those that are whole were skipped, and Symphonia
+/// takes as much memory as a tag announces. Warns of an MP3 that ends within a frame; recordings of
+/// a stream do, so it is no error.
+pub(super) fn check_mp3(bytes: &[u8]) -> Result<(), MediaError> {
+    if bytes.starts_with(b"ID3") {
+        return Err(MediaError::truncated("MP3", "it ends within its ID3 tag"));
+    }
     let mut rest = bytes;
     while let Some(len) = mp3_frame_len(rest) {
         let Some(next) = rest.get(len..) else {
             log::warn!("the MP3 ends within a frame: it may be truncated");
-            return;
+            break;
         };
         rest = next;
     }
+    Ok(())
+}
+
+/// A FLAC file (RFC 9639, section 8) with no metadata but the description of the stream. Symphonia
+/// takes as much memory as a comment or an image announces, up to 4 GiB.
+fn flac_without_metadata(bytes: &[u8]) -> Result<Vec<u8>, MediaError> {
+    const LAST: u8 = 0x80;
+    const STREAM_INFO: u8 = 0;
+    let mut pieces = Pieces(&bytes[4..]);
+    let mut block = || -> Option<(u8, &[u8])> {
+        let [kind, a, b, c] = pieces.array()?;
+        let data = pieces.take(u32::from_be_bytes([0, a, b, c]) as usize)?;
+        Some((kind, data))
+    };
+    let mut info = None;
+    loop {
+        let (kind, data) =
+            block().ok_or_else(|| MediaError::truncated("FLAC", "it ends within its metadata"))?;
+        if kind & !LAST == STREAM_INFO {
+            info = info.or(Some(data));
+        }
+        if kind & LAST != 0 {
+            break;
+        }
+    }
+    let info =
+        info.ok_or_else(|| MediaError::damaged("FLAC", "it has no description of the stream"))?;
+    let len = (info.len() as u32).to_be_bytes();
+    let header: [&[u8]; 4] = [b"fLaC", &[LAST | STREAM_INFO], &len[1..], info];
+    Ok([&header.concat(), pieces.0].concat())
 }
 
 /// Checks that an AIFF is as long as its header says.

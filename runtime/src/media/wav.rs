@@ -47,23 +47,28 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Audio, MediaError> {
         .get(12..)
         .ok_or_else(|| MediaError::truncated("WAV", "it ends within its header"))?;
     let mut pieces = Pieces(content);
-    let (mut layout, mut long_size) = (None, None);
+    let mut header = Header::default();
+    let mut long_size = None;
     loop {
         let rest = pieces.0;
         match riff_chunk(&mut pieces) {
-            Some((b"fmt ", data)) => layout = Some(Layout::parse(data)?),
+            Some((b"fmt ", data)) => {
+                header.layout = Some(Layout::parse(data)?);
+                header.format = data;
+            }
+            Some((b"fact", data)) => header.fact = Some(data),
             // RF64: the sizes of the file and of its samples have 64 bits.
             Some((b"ds64", &[_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, ..])) => {
                 long_size = Some(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
             }
             Some((b"data", [])) if !is_empty(bytes, pieces.0) => {
-                return samples(bytes, layout, pieces.0);
+                return header.samples(pieces.0);
             }
-            Some((b"data", data)) => return samples(bytes, layout, data),
+            Some((b"data", data)) => return header.samples(data),
             Some(_) => {}
             None if rest.starts_with(b"data") && rest.len() >= 8 => {
                 let data = unfinished(&rest[8..], word(rest, 4).unwrap_or(0), long_size)?;
-                return samples(bytes, layout, data);
+                return header.samples(data);
             }
             None if rest.is_empty() => return Err(damaged("it holds no samples")),
             None => {
@@ -135,19 +140,56 @@ impl Layout {
     }
 }
 
-fn samples(bytes: &[u8], layout: Option<Layout>, data: &[u8]) -> Result<Audio, MediaError> {
-    let layout = layout.ok_or_else(|| damaged("its samples come before their description"))?;
-    match layout.sample {
-        Sample::Compressed(Compression::Mp3) => {
-            budget::check(data.len() as u64)?;
-            return audio::decode_stream("MP3", data.to_vec());
+/// The chunks that describe the samples.
+#[derive(Default)]
+struct Header<'a> {
+    layout: Option<Layout>,
+    /// `fmt `
+    format: &'a [u8],
+    /// `fact`: the number of samples.
+    fact: Option<&'a [u8]>,
+}
+
+impl Header<'_> {
+    fn samples(&self, data: &[u8]) -> Result<Audio, MediaError> {
+        let layout = self
+            .layout
+            .ok_or_else(|| damaged("its samples come before their description"))?;
+        match layout.sample {
+            Sample::Compressed(Compression::Mp3) => {
+                budget::check(data.len() as u64)?;
+                audio::check_mp3(data)?;
+                audio::decode_stream("MP3", data.to_vec())
+            }
+            Sample::Compressed(Compression::Adpcm) => {
+                budget::check(data.len() as u64)?;
+                audio::decode_stream("WAV", self.file(data))
+            }
+            _ => plain_samples(layout, data),
         }
-        Sample::Compressed(Compression::Adpcm) => {
-            budget::check(bytes.len() as u64)?;
-            return audio::decode_stream("WAV", bytes.to_vec());
-        }
-        _ => {}
     }
+
+    /// A file without other chunks: Symphonia takes as much memory as a text in one announces, up
+    /// to 4 GiB.
+    fn file(&self, data: &[u8]) -> Vec<u8> {
+        let mut file = b"RIFF\0\0\0\0WAVE".to_vec();
+        let fact = self.fact.map(|fact| (b"fact", fact));
+        let chunks = [(b"fmt ", self.format)].into_iter().chain(fact);
+        for (name, content) in chunks.chain([(b"data", data)]) {
+            file.extend(name);
+            file.extend((content.len() as u32).to_le_bytes());
+            file.extend(content);
+            if content.len() % 2 == 1 {
+                file.push(0);
+            }
+        }
+        let len = (file.len() - 8) as u32;
+        file[4..8].copy_from_slice(&len.to_le_bytes());
+        file
+    }
+}
+
+fn plain_samples(layout: Layout, data: &[u8]) -> Result<Audio, MediaError> {
     let sample = layout.sample;
     let frame = sample.len() * layout.channels;
     audio::check_len(data.len() / frame)?;

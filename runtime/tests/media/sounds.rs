@@ -186,6 +186,37 @@ fn cover_pictures_do_not_matter() {
     );
 }
 
+/// Decoders take the memory for a text before they read it.
+#[test]
+fn texts_that_announce_gigabytes_take_no_memory() {
+    let lie = u32::MAX.to_le_bytes();
+    let read = |name: &str| std::fs::read(path(&format!("sounds/{name}"))).expect(name);
+    // FLAC: a comment block with an empty vendor and one comment.
+    let mut flac = read("flac_16.flac");
+    let comments = [&[0; 4][..], &1u32.to_le_bytes(), &lie].concat();
+    let header = [4, 0, 0, comments.len() as u8];
+    let end_of_info = 4 + 4 + 34;
+    let is_last = std::mem::take(&mut flac[4]) & 0x80;
+    let block = [&[header[0] | is_last], &header[1..], &comments].concat();
+    flac.splice(end_of_info..end_of_info, block);
+    // WAV: a list with a title.
+    let mut wav = read("wav_ima_adpcm.wav");
+    let list = [&b"LIST\x10\0\0\0INFOINAM"[..], &lie, b"abcd"].concat();
+    wav.splice(12..12, list);
+    let len = (wav.len() - 8) as u32;
+    wav[4..8].copy_from_slice(&len.to_le_bytes());
+    for (name, content) in [("flac_16.flac", flac), ("wav_ima_adpcm.wav", wav)] {
+        let (_folder, file) = temporary(name, &content);
+        let expected = load_audio(&path(&format!("sounds/{name}"))).expect(name);
+        assert_eq!(load_audio(&file).expect(name), expected, "{name}");
+    }
+    // MP3: a tag of 256 MiB.
+    let mp3 = [b"ID3\x04\0\0\x7f\x7f\x7f\x7f", &read("mp3_mono.mp3")[..]].concat();
+    let (_folder, file) = temporary("tag.mp3", &mp3);
+    let error = load_audio(&file).unwrap_err().to_string();
+    assert!(error.contains("truncated"), "{error}");
+}
+
 #[test]
 fn errors_say_what_is_wrong() {
     let nan = f32::NAN.to_le_bytes();
