@@ -1,7 +1,7 @@
 //! Turns a checkpoint into one record that `edge-lmm` runs.
 //!
 //! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`mod@write`]
-//! packs and writes them one by one: memory stays near the largest tensor, not the model. [`output`]
+//! packs and writes them one by one: memory stays near the largest tensor, not the model. [`edge_lmm::output`]
 //! lets a file appear only when it is whole.
 
 mod leftovers;
