@@ -138,8 +138,12 @@ pub fn bytes(n: usize) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// Milliseconds, or seconds from ten of them on.
 fn milliseconds(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+    match time.as_secs() {
+        0..10 => format!("{:.1} ms", time.as_secs_f64() * 1e3),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
 }
 
 /// A row of the table: a top stage, or the modules of one kind inside it.
@@ -266,7 +270,8 @@ mod tests {
         let stages = [
             stage("vision", "vision", 1150),
             stage("vision.blocks.0.mlp", "vision", 300),
-            stage("text.decoder.layers.0.cross_attention", "decode", 90_000),
+            stage("text.decoder.layers.0.cross_attention", "decode", 90),
+            stage("load", "load", 0),
             stage("vision.blocks.1.mlp", "vision", 200),
             stage("projector", "projector", 5),
             stage("decode", "decode", 95),
@@ -287,6 +292,8 @@ mod tests {
 
     #[test]
     fn sizes_are_readable() {
+        assert_eq!(milliseconds(Duration::from_millis(1234)), "1234.0 ms");
+        assert_eq!(milliseconds(Duration::from_millis(123_456)), "123.5 s");
         assert_eq!(bytes(12), "12 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(5 << 30), "5.0 GiB");
