@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Command;
 use clap_complete::Shell;
 
-/// What is asked for, if the arguments after the program's name are `--generate WHAT`.
+/// Returns WHAT if the arguments after the program's name are exactly `--generate WHAT`.
 pub fn requested(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
     let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
     match &arguments[..] {

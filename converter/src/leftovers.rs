@@ -46,7 +46,7 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[PlannedWeight]) -> Resul
     Ok(())
 }
 
-/// Whether a tensor belongs to the same module as `tensor`, directly and not in a submodule.
+/// Returns `true` if a tensor belongs to the same module as `tensor`, directly and not in a submodule.
 /// `scope` is the module with a dot, or the tensor itself where it is no `.weight`.
 fn belongs(name: &str, scope: &str, tensor: &str) -> bool {
     let rest = &name[scope.len()..];

@@ -51,7 +51,7 @@ fn small_weights_keep_the_function() {
     assert_eq!(answer.text, "green");
 }
 
-/// What overflows on the way gives an error, not the token with index 0 for ever.
+/// An overflow inside the model gives an error instead of repeating the token with index 0.
 #[test]
 fn overflowing_weights_give_no_answer() {
     let copy = Copy::of("qwen2vl-tiny");

@@ -174,7 +174,7 @@ impl RotaryScaling {
         frequencies
     }
 
-    /// What cosine and sine are multiplied with.
+    /// The factor of cosine and sine.
     pub fn attention_factor(&self) -> f32 {
         match self {
             Self::LongRope(long_rope) => long_rope.attention_factor,

@@ -49,7 +49,7 @@ const TENSORS: [&str; 22] = [
     "miss_block",
     "trainable_tokens_",
 ];
-/// What to do about a PEFT adapter.
+/// The advice for a PEFT adapter.
 const ADVICE: &str = "the merged model: load the base model and the adapter with peft, call \
                       merge_and_unload() and save_pretrained(), and convert that folder";
 
@@ -118,7 +118,7 @@ pub(super) fn check_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> 
     }
 }
 
-/// Whether a part of a tensor's name is that of an adapter.
+/// Returns `true` if a part of a tensor's name is that of an adapter.
 fn is_adapter(name: &str) -> bool {
     name.starts_with("base_model.model.")
         || name

@@ -31,7 +31,7 @@ pub enum SourceError {
     NotDownloaded {
         /// The file.
         path: PathBuf,
-        /// What it holds instead, and what to do.
+        /// A description of the content, with advice.
         found: &'static str,
     },
     /// A file that belongs to the checkpoint is not there.

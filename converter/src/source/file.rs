@@ -16,7 +16,7 @@ const HASH_CHUNK: usize = 64 << 20;
 pub struct SourceFile {
     /// File name without its directory.
     pub name: String,
-    /// Where it was read.
+    /// The path that it was read from.
     pub path: PathBuf,
     /// Size in bytes.
     pub bytes: u64,

@@ -188,7 +188,7 @@ impl Cmd {
     }
 }
 
-/// Whether the model takes no media of the question's kind.
+/// Returns `true` if the model takes no media of the question's kind.
 fn is_unsupported(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<EngineError>();
     matches!(

@@ -57,7 +57,7 @@ const NEUTRAL: [(&str, f64); 20] = [
     ("use_parallel_residual", 0.0),
 ];
 
-/// What cosine and sine are multiplied with.
+/// The factor of cosine and sine.
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Keys of a vision tower, behind `clip.`, with the value at which they change nothing.
