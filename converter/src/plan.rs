@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use edge_lmm::Cpu;
 use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
-use edge_lmm_models::family::{self, FamilyInfo, ModelFiles};
+use edge_lmm_models::families;
+use edge_lmm_models::family::{FamilyInfo, ModelFiles};
 use edge_lmm_models::record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
@@ -187,10 +188,10 @@ impl Plan {
             video_preprocessor: checkpoint.video_preprocessor_config.clone(),
             generation: checkpoint.generation_config.clone(),
         };
-        let family = family::info(&files)?;
+        let family = families::info(&files)?;
         let declared =
             Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec.part)));
-        let vocabulary = family::build(&files, &declared)?.language().vocabulary();
+        let vocabulary = families::build(&files, &declared)?.language().vocabulary();
         check_tokenizer(checkpoint, vocabulary)?;
         let weights = declared
             .into_specs()
@@ -247,7 +248,7 @@ impl Plan {
                 .map(|format| format.0)
                 .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
         });
-        let model = family::build(&self.info.files, &declared)?;
+        let model = families::build(&self.info.files, &declared)?;
         let weights: Vec<StoredWeight> = self
             .weights
             .iter()

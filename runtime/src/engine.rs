@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::family::{self, BuiltModel};
+use edge_lmm_models::families;
+use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::model::{DecoderState, MediaInput, MediaKind, MediaOptions, Prompt};
 use edge_lmm_models::monitor::{Monitor, Progress};
 use edge_lmm_models::prompt::{Message, TextProcessor, TextStream};
@@ -169,7 +170,7 @@ impl<B: KernelBackend> Engine<B> {
         log::debug!(
             "{}: {} with {} weights",
             record.path().display(),
-            family::info(&info.files)?.title,
+            families::info(&info.files)?.title,
             weights.len()
         );
         // Memory of exactly the weights' sizes, where a device keeps pools of other sizes.

@@ -14,7 +14,8 @@ use burn::tensor::{AllocationProperty, DType};
 use burn_store::BurnpackStore;
 use bytes::Bytes;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::family::{self, BuiltModel};
+use edge_lmm_models::families;
+use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::record::{
     CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY,
 };
@@ -301,7 +302,7 @@ impl Record {
                 .map(|format| format.0)
                 .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
         });
-        let model = family::build(&self.info.files, &weights)?;
+        let model = families::build(&self.info.files, &weights)?;
         let specs = weights.into_specs();
         self.check_weights(&specs)?;
         Ok((model, specs))

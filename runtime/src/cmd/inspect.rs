@@ -10,7 +10,7 @@ use edge_lmm::needs::{Demand, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
-use edge_lmm_models::family;
+use edge_lmm_models::families;
 use edge_lmm_models::model::LanguageModel;
 use edge_lmm_models::weights::WeightSpec;
 use serde::Serialize;
@@ -121,7 +121,7 @@ impl Cmd {
             .collect();
         let language: &dyn LanguageModel<Cpu> = model.language();
         let context = self.context.min(language.context_length());
-        let family = family::info(&info.files)?;
+        let family = families::info(&info.files)?;
         Ok(Report {
             family: family.title.to_owned(),
             model_type: family.model_type.to_owned(),

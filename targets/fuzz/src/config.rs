@@ -3,7 +3,8 @@
 use edge_lmm::Cpu;
 use edge_lmm::generation::{GenerationConfig, Run};
 use edge_lmm::sampler::Sampling;
-use edge_lmm_models::family::{self, ModelFiles};
+use edge_lmm_models::families;
+use edge_lmm_models::family::ModelFiles;
 use edge_lmm_models::model::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::Weights;
@@ -51,7 +52,7 @@ pub const MODEL_CONFIG: Target = Target {
             return;
         };
         let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::Q4));
-        let model = match family::build(&files, &weights) {
+        let model = match families::build(&files, &weights) {
             Ok(model) => model,
             Err(error) => return errors::check(&error),
         };

@@ -19,18 +19,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config_file::parse_config;
+use crate::encoders::eva_vit::{EvaVit, EvaVitConfig};
+use crate::encoders::qformer::{QFormer, QFormerConfig};
 use crate::error::ModelError;
-use crate::eva_vit::{EvaVit, EvaVitConfig};
 use crate::family::{BuiltModel, FamilyInfo, ModelFiles};
 use crate::layers::Linear;
 use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt, Span};
 use crate::monitor::Monitor;
-use crate::opt::{Opt, OptConfig};
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::prompt::{Message, TextProcessor};
-use crate::qformer::{QFormer, QFormerConfig};
-use crate::t5::{T5, T5Config};
+use crate::text::opt::{Opt, OptConfig};
+use crate::text::t5::{T5, T5Config};
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.

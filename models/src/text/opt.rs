@@ -15,11 +15,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config_file::without_nulls;
-use crate::decoder::{capture_last, last_row};
 use crate::error::ModelError;
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
 use crate::model::{DecoderState, LanguageModel, Position};
 use crate::monitor::Monitor;
+use crate::text::decoder::{capture_last, last_row};
 use crate::weights::{Part, Scope};
 
 /// Rows of the table of positions before that of position 0; the reference has it in its code.

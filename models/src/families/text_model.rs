@@ -6,13 +6,13 @@ use burn::tensor::Tensor;
 use edge_lmm_ops::KernelBackend;
 use serde_json::Value;
 
-use crate::decoder::{Decoder, DecoderNames, Projections};
 use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::model::{LanguageModel, MediaInput, Model, Prompt};
 use crate::monitor::Monitor;
 use crate::prompt::{Message, TextProcessor};
-use crate::text_config::{TextKind, decoder_config};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Weights};
 
 /// For checkpoints without a chat template, which were not trained to converse: the text as it is.

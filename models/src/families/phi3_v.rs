@@ -15,9 +15,8 @@ use edge_lmm_ops::{Activation, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::config_file::parse_config;
-use crate::decoder::{Decoder, DecoderNames, Projections};
+use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::Linear;
@@ -26,7 +25,8 @@ use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::phi3_vision::PreprocessConfig;
 use crate::prompt::{Message, TextProcessor};
-use crate::text_config::{TextKind, decoder_config};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.

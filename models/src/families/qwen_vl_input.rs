@@ -5,11 +5,11 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::model::{MediaInput, MediaKind, MediaOptions, Prompt};
-use crate::multimodal_rope::multimodal_positions;
-use crate::placeholder::expand_placeholders;
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
+use crate::prompt::placeholder::expand_placeholders;
 use crate::prompt::{Message, TextProcessor};
+use crate::text::multimodal_rope::multimodal_positions;
 
 /// The template of the published checkpoints, for those that come without one.
 const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\

@@ -8,7 +8,7 @@
 
 use crate::family::FamilyInfo;
 
-pub use crate::text_model::TextModel as Qwen2;
+pub use crate::families::text_model::TextModel as Qwen2;
 
 /// The registry's entry.
 pub const INFO: FamilyInfo = FamilyInfo {

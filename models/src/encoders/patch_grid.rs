@@ -5,7 +5,7 @@ use edge_lmm_ops::KernelBackend;
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::rotary::{RotaryTable, inverse_frequencies};
+use crate::text::rotary::{RotaryTable, inverse_frequencies};
 
 /// Base of the vision towers' rotary frequencies; older versions of the reference have it in their
 /// code, newer ones write it into `vision_config`.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::error::ModelError;
 use crate::guard;
 use crate::model::MediaKind;
-use crate::prompt::{Content, Message, Role};
+use crate::prompt::message::{Content, Message, Role};
 
 /// Longest template in bytes. Published ones have up to 30 kB. Every level of nesting takes a
 /// byte or more, and the stack of [`guard::on_large_stack`] holds so many levels.

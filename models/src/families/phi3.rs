@@ -9,7 +9,7 @@
 
 use crate::family::FamilyInfo;
 
-pub use crate::text_model::TextModel as Phi3;
+pub use crate::families::text_model::TextModel as Phi3;
 
 /// The registry's entry.
 pub const INFO: FamilyInfo = FamilyInfo {

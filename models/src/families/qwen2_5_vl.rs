@@ -17,19 +17,19 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config_file::{flattened, parse_config};
-use crate::decoder::{Decoder, DecoderConfig, DecoderNames};
+use crate::encoders::merger::{Merger, MergerConfig};
+use crate::encoders::patch_grid::{check_rotary, patch_places, rotary_table};
 use crate::error::ModelError;
+use crate::families::qwen_vl_input::{MediaTokens, PatchSize, QwenVlInput};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::{Linear, RmsNorm};
-use crate::merger::{Merger, MergerConfig};
 use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
 use crate::monitor::Monitor;
-use crate::patch_grid::{check_rotary, patch_places, rotary_table};
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
-use crate::qwen_vl_input::{MediaTokens, PatchSize, QwenVlInput};
-use crate::rotary::RotaryTable;
-use crate::text_config::{TextKind, decoder_config};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
+use crate::text::rotary::RotaryTable;
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.

@@ -14,20 +14,20 @@ use edge_lmm_ops::{Activation, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::config_file::{parse_config, without_nulls};
-use crate::decoder::{Decoder, DecoderNames};
+use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::Linear;
 use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt};
 use crate::monitor::Monitor;
-use crate::placeholder::expand_placeholders;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
 use crate::preprocess::{Filter, RgbImage};
+use crate::prompt::placeholder::expand_placeholders;
 use crate::prompt::{Message, TextProcessor};
-use crate::text_config::{TextKind, decoder_config};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.

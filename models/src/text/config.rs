@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config_file::without_nulls;
-use crate::decoder::{DecoderConfig, RotaryKind, ScaledRotary};
 use crate::error::ModelError;
-use crate::rope_fields::RopeFields;
-use crate::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
+use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary};
+use crate::text::rope_fields::RopeFields;
+use crate::text::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
 
 /// Kinds of language models, by `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

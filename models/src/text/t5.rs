@@ -18,11 +18,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config_file::without_nulls;
-use crate::decoder::capture_last;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
 use crate::model::{DecoderState, LanguageModel, Position};
 use crate::monitor::Monitor;
+use crate::text::decoder::capture_last;
 use crate::weights::{Part, Scope};
 
 /// Scores are not scaled: the reference's initialisation makes up for it.

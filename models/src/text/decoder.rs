@@ -11,8 +11,8 @@ use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::model::{DecoderState, LanguageModel, Position};
 use crate::monitor::Monitor;
-use crate::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
-use crate::text_config::TextKind;
+use crate::text::config::TextKind;
+use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
 use crate::weights::{Part, Scope};
 
 /// How positions become angles.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config_file::parse_config;
-use crate::decoder::{Decoder, DecoderNames};
+use crate::encoders::whisper::{Spectrogram, WhisperConfig, WhisperEncoder};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::Linear;
@@ -22,13 +22,13 @@ use crate::model::{
     AudioPadding, LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt,
 };
 use crate::monitor::Monitor;
-use crate::placeholder::expand_placeholders;
 use crate::preprocess::mel::{MelConfig, Padding};
 use crate::preprocess::sample_rate::resample;
+use crate::prompt::placeholder::expand_placeholders;
 use crate::prompt::{Message, TextProcessor};
-use crate::text_config::{TextKind, decoder_config};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Weights};
-use crate::whisper_encoder::{Spectrogram, WhisperConfig, WhisperEncoder};
 
 /// The registry's entry.
 pub const INFO: FamilyInfo = FamilyInfo {

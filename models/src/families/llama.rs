@@ -9,7 +9,7 @@
 
 use crate::family::FamilyInfo;
 
-pub use crate::text_model::TextModel as Llama;
+pub use crate::families::text_model::TextModel as Llama;
 
 /// The registry's entry.
 pub const INFO: FamilyInfo = FamilyInfo {

@@ -43,7 +43,7 @@ pub(crate) fn multimodal_positions(
 mod tests {
     use super::*;
     use crate::model::MediaKind;
-    use crate::placeholder::expand_placeholders;
+    use crate::prompt::placeholder::expand_placeholders;
 
     fn medium(grid: [usize; 3], time_step: u32) -> MediaInput {
         MediaInput {
