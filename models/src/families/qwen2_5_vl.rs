@@ -22,11 +22,14 @@ use crate::encoders::patch_grid::{check_rotary, patch_places, rotary_table};
 use crate::error::ModelError;
 use crate::families::qwen_vl_input::{MediaTokens, PatchSize, QwenVlInput};
 use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::{Linear, RmsNorm};
-use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
+use crate::layout::Layout;
+use crate::media::{MediaInput, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Message, Prompt, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
 use crate::text::rotary::RotaryTable;
@@ -274,7 +277,7 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         &self,
         text: &TextProcessor,
         messages: &[Message],
-        media: &[MediaInput],
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         self.input.prompt(text, messages, media)
     }
@@ -283,7 +286,7 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let windows = self.vision.windows(medium.grid);
         let features = {
@@ -303,7 +306,7 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         let out = self.projector.forward(features);
         let out = reorder(out, 1, &windows.raster_order());
         probe::capture("projector_out", &out);
-        Ok(out)
+        Ok(Encoded::new(medium, out))
     }
 }
 

@@ -22,11 +22,14 @@ use crate::encoders::patch_grid::{check_rotary, patch_places, rotary_table};
 use crate::error::ModelError;
 use crate::families::qwen_vl_input::{MediaTokens, PatchSize, QwenVlInput};
 use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
-use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
+use crate::layout::Layout;
+use crate::media::{MediaInput, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Message, Prompt, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
 use crate::text::rotary::RotaryTable;
@@ -257,7 +260,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         &self,
         text: &TextProcessor,
         messages: &[Message],
-        media: &[MediaInput],
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         self.input.prompt(text, messages, media)
     }
@@ -266,7 +269,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
@@ -279,7 +282,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out);
-        Ok(out)
+        Ok(Encoded::new(medium, out))
     }
 }
 

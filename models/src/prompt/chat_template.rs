@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::ModelError;
 use crate::guard;
-use crate::model::MediaKind;
+use crate::media::MediaKind;
 use crate::prompt::message::{Content, Message, Role};
 
 /// Longest template in bytes. Published ones have up to 30 kB. Every level of nesting takes a

@@ -404,7 +404,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::MediaKind;
+    use crate::media::MediaKind;
     use crate::prompt::{Content, Message, Role, TextProcessor};
 
     /// Every kind of tokenizer among the test checkpoints.

@@ -1,6 +1,6 @@
 //! A conversation, as the user and the model see it.
 
-use crate::model::MediaKind;
+use crate::media::MediaKind;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

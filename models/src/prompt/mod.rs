@@ -4,12 +4,13 @@
 //! and the messages' text stay apart on the way, so that control tokens in a message have no
 //! effect.
 
+mod assembly;
 mod chat_template;
 mod control_tokens;
 mod message;
-pub(crate) mod placeholder;
 mod text_processor;
 mod tokenizer_limits;
 
+pub use assembly::{Prompt, PromptBuilder, Span, expand_placeholders, medium_text};
 pub use message::{Content, Message, Role};
 pub use text_processor::{Rendered, TextProcessor, TextStream};

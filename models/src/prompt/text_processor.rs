@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::ModelError;
 use crate::guard;
-use crate::model::MediaKind;
+use crate::media::MediaKind;
 use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::prompt::message::{Content, Message};

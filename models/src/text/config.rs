@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
-use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary};
+use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary, SlidingWindow};
 use crate::text::rope_fields::RopeFields;
 use crate::text::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
 
@@ -170,7 +170,8 @@ impl Fields {
             },
             qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
             tied: self.tie_word_embeddings.unwrap_or(false),
-            context_length: self.context_length(kind),
+            context_length: self.max_position_embeddings,
+            sliding_window: self.sliding_window(kind),
         })
     }
 
@@ -200,35 +201,29 @@ impl Fields {
         })
     }
 
-    /// Up to here every token sees all tokens before it, which is all that is supported: a
-    /// sliding window ends the context.
-    fn context_length(&self, kind: TextKind) -> usize {
-        match self.sliding_window {
-            Some(window) if self.slides(kind) && window < self.max_position_embeddings => {
-                log::warn!(
-                    "sliding windows are not supported; the context ends at the window's {window} \
-                     tokens instead of {}",
-                    self.max_position_embeddings
-                );
-                window
-            }
-            _ => self.max_position_embeddings,
-        }
-    }
-
-    /// Whether attention of some layer stays inside the window.
-    fn slides(&self, kind: TextKind) -> bool {
-        match kind {
-            TextKind::Llama => false,
-            TextKind::Phi3 => true,
+    /// The window of the layers whose attention slides, if it is shorter than the context.
+    fn sliding_window(&self, kind: TextKind) -> Option<SlidingWindow> {
+        let size = self.sliding_window?;
+        let layers: Vec<bool> = match kind {
+            TextKind::Llama => return None,
+            TextKind::Phi3 => vec![true; self.num_hidden_layers],
             TextKind::Qwen2 | TextKind::QwenVl => {
-                let some_layer = match &self.layer_types {
-                    Some(types) => types.iter().any(|layer| layer == "sliding_attention"),
-                    None => self.max_window_layers.unwrap_or(0) < self.num_hidden_layers,
+                if !self.use_sliding_window.unwrap_or(false) {
+                    return None;
+                }
+                let first = self.max_window_layers.unwrap_or(0);
+                let slides = |layer: usize| match &self.layer_types {
+                    Some(types) => types
+                        .get(layer)
+                        .is_some_and(|kind| kind == "sliding_attention"),
+                    None => layer >= first,
                 };
-                self.use_sliding_window.unwrap_or(false) && some_layer
+                (0..self.num_hidden_layers).map(slides).collect()
             }
-        }
+        };
+        let window = SlidingWindow { size, layers };
+        let short = size < self.max_position_embeddings && window.layers.contains(&true);
+        short.then_some(window)
     }
 }
 
@@ -361,19 +356,39 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_ends_the_context() {
-        let context = |kind, config: Value| decoder_config(kind, &config).unwrap().context_length;
-        let config = json!({"sliding_window": 100});
-        assert_eq!(context(TextKind::Phi3, config.clone()), 100);
-        assert_eq!(context(TextKind::Qwen2, config), 32_768);
-        let sliding = |key: &str, value: Value| json!({"sliding_window": 100, "use_sliding_window": true, key: value});
+    fn the_named_layers_have_the_window() {
+        let layers = |kind, config: Value| {
+            let decoder = decoder_config(kind, &config).unwrap();
+            let window = decoder.sliding_window?;
+            assert_eq!(window.size, 100);
+            Some(window.layers)
+        };
+        let config = json!({"sliding_window": 100, "num_hidden_layers": 2});
+        assert_eq!(layers(TextKind::Phi3, config.clone()), Some(vec![true; 2]));
+        assert_eq!(layers(TextKind::Qwen2, config), None);
+        let sliding = |key: &str, value: Value| {
+            layers(
+                TextKind::Qwen2,
+                json!({"sliding_window": 100, "use_sliding_window": true,
+                "num_hidden_layers": 2, key: value}),
+            )
+        };
         for (key, value, expected) in [
-            ("max_window_layers", json!(28), 100),
-            ("max_window_layers", json!(32), 32_768),
-            ("layer_types", json!(["full_attention"]), 32_768),
-            ("layer_types", json!(["sliding_attention"]), 100),
+            ("max_window_layers", json!(1), Some(vec![false, true])),
+            ("max_window_layers", json!(2), None),
+            (
+                "layer_types",
+                json!(["full_attention", "full_attention"]),
+                None,
+            ),
+            (
+                "layer_types",
+                json!(["sliding_attention", "full_attention"]),
+                Some(vec![true, false]),
+            ),
+            ("max_position_embeddings", json!(100), None),
         ] {
-            assert_eq!(context(TextKind::Qwen2, sliding(key, value)), expected);
+            assert_eq!(sliding(key, value), expected);
         }
     }
 }

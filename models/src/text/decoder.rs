@@ -3,13 +3,16 @@
 //! and a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and
 //! `modeling_phi3.py` of `transformers`.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, probe, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, Mask, probe, stage};
 
 use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
-use crate::model::{DecoderState, LanguageModel, Position};
+use crate::layout::Position;
 use crate::monitor::Monitor;
 use crate::text::config::TextKind;
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
@@ -63,6 +66,17 @@ pub struct DecoderConfig {
     pub tied: bool,
     /// Positions the model was made for.
     pub context_length: usize,
+    /// Layers whose tokens see only those near before them.
+    pub sliding_window: Option<SlidingWindow>,
+}
+
+/// Attention to the last tokens only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Number of tokens that a token sees, its own included.
+    pub size: usize,
+    /// For each layer, whether it has the window.
+    pub layers: Vec<bool>,
 }
 
 impl DecoderConfig {
@@ -100,6 +114,15 @@ impl DecoderConfig {
                 self.head_dim
             )));
         }
+        if self
+            .sliding_window
+            .as_ref()
+            .is_some_and(|window| window.size == 0)
+        {
+            return Err(ModelError::config(
+                "sliding_window is 0, expected at least 1: every token sees itself",
+            ));
+        }
         if let RotaryKind::Sections(sections) = &self.rotary
             && sections.iter().sum::<usize>() != self.head_dim / 2
         {
@@ -110,6 +133,12 @@ impl DecoderConfig {
             )));
         }
         Ok(())
+    }
+
+    /// Window of a layer.
+    fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer)?.then_some(window.size)
     }
 
     fn heads(&self) -> Heads {
@@ -274,27 +303,41 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
 
     fn step(
         &self,
-        embeddings: Tensor<B, 2>,
-        positions: &[Position],
+        input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
-        let table = self.rotary_table(positions, state.long, &embeddings.device());
-        let mut x = embeddings;
+        let device = input.embeddings.device();
+        let table = self.rotary_table(input.positions, state.long, &device);
+        let past = state.len();
+        let all = input.visible(past, None);
+        let windows = self.config.sliding_window.as_ref();
+        let near = windows.and_then(|window| input.visible(past, Some(window.size)));
+        let mut x = input.embeddings.clone();
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             let last = i + 1 == self.layers.len();
-            x = layer.forward(x, &table, &mut state.cache, i, self.config.heads(), last);
+            let visible = match self.config.window(i) {
+                Some(_) => &near,
+                None => &all,
+            };
+            let place = Place {
+                layer: i,
+                visible: visible.as_deref(),
+                last_row: last && input.output == OutputRows::Last,
+            };
+            x = input.inject(i, x);
+            x = layer.forward(x, &table, &mut state.cache, self.config.heads(), place);
             if !last {
                 capture_last(&x);
             }
         }
-        state.cache.advance(positions.len());
+        state.cache.advance(input.len());
         let hidden = self.norm.forward(x);
-        probe::capture("lm_hidden_last", &hidden);
+        capture_last(&hidden);
         Ok(hidden)
     }
 
@@ -308,7 +351,24 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
     }
 }
 
-/// The last token of a step, which alone is left after the last layer's attention: nobody sees the others' outputs.
+/// What a layer of a step has to know beside its inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Keys that each token attends to, if not all up to its own.
+    pub visible: Option<&'a [Range<usize>]>,
+    /// Computes only the last token after attention: the output of the others is not used.
+    pub last_row: bool,
+}
+
+impl<'a> Place<'a> {
+    pub fn mask(self) -> Mask<'a> {
+        self.visible.map_or(Mask::Causal, Mask::Ranges)
+    }
+}
+
+/// The last row of a step's hidden states.
 pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     match x.dims()[0] {
         1 => x,
@@ -377,16 +437,15 @@ impl<B: KernelBackend> DecoderLayer<B> {
         x: Tensor<B, 2>,
         table: &RotaryTable<B>,
         cache: &mut B::KvCache,
-        layer: usize,
         heads: Heads,
-        last: bool,
+        place: Place<'_>,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = table.attend(qkv, heads, cache, layer, scale);
-            if last {
+            let attended = table.attend(qkv, heads, cache, place.layer, place.visible, scale);
+            if place.last_row {
                 self.out.forward_residual(last_row(attended), last_row(x))
             } else {
                 self.out.forward_residual(attended, x)

@@ -8,18 +8,17 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use edge_lmm_ops::{
-    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, probe, select_rows,
-    stage,
+    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, select_rows, stage,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
-use crate::model::{DecoderState, LanguageModel, Position};
 use crate::monitor::Monitor;
-use crate::text::decoder::{capture_last, last_row};
+use crate::text::decoder::{Place, capture_last, last_row};
 use crate::weights::{Part, Scope};
 
 /// Rows of the table of positions before that of position 0; the reference has it in its code.
@@ -228,30 +227,37 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
 
     fn step(
         &self,
-        embeddings: Tensor<B, 2>,
-        positions: &[Position],
+        input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
-        let rows: Vec<u32> = positions
+        let rows: Vec<u32> = input
+            .positions
             .iter()
             .map(|position| position[0] + POSITION_OFFSET as u32)
             .collect();
-        let mut x = embeddings + select_rows(self.positions.val(), &rows);
+        let visible = input.visible(state.len(), None);
+        let mut x = input.embeddings.clone() + select_rows(self.positions.val(), &rows);
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             let last = i + 1 == self.layers.len();
-            x = layer.forward(x, &mut state.cache, i, self.config.heads(), last);
+            let place = Place {
+                layer: i,
+                visible: visible.as_deref(),
+                last_row: last && input.output == OutputRows::Last,
+            };
+            x = input.inject(i, x);
+            x = layer.forward(x, &mut state.cache, self.config.heads(), place);
             if !last {
                 capture_last(&x);
             }
         }
-        state.cache.advance(positions.len());
+        state.cache.advance(input.len());
         let hidden = self.norm.forward(x);
-        probe::capture("lm_hidden_last", &hidden);
+        capture_last(&hidden);
         Ok(hidden)
     }
 
@@ -305,16 +311,16 @@ impl<B: KernelBackend> OptLayer<B> {
         &self,
         x: Tensor<B, 2>,
         cache: &mut B::KvCache,
-        layer: usize,
         heads: Heads,
-        last: bool,
+        place: Place<'_>,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = cached_attention::<B>(qkv, heads, cache, layer, None, scale);
-            if last {
+            let mask = place.mask();
+            let attended = cached_attention::<B>(qkv, heads, cache, place.layer, mask, None, scale);
+            if place.last_row {
                 self.out.forward_residual(last_row(attended), last_row(x))
             } else {
                 self.out.forward_residual(attended, x)

@@ -1,8 +1,10 @@
 //! Tables of rotary position embeddings (Su et al. 2021), in one, two or three dimensions, and the
 //! ways to scale their frequencies for longer texts than a model was first trained on.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData};
-use edge_lmm_ops::{Heads, KernelBackend, rope, rotated_attention};
+use edge_lmm_ops::{Heads, KernelBackend, Mask, rope, rotated_attention};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -60,7 +62,7 @@ impl<B: KernelBackend> RotaryTable<B> {
     }
 
     /// Rotates queries and keys, appends keys and values to `layer` of the cache, and lets every
-    /// token attend to all positions up to its own.
+    /// token attend to the positions that `visible` selects, or to all up to its own.
     ///
     /// # Shapes
     /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
@@ -70,9 +72,12 @@ impl<B: KernelBackend> RotaryTable<B> {
         heads: Heads,
         cache: &mut B::KvCache,
         layer: usize,
+        visible: Option<&[Range<usize>]>,
         scale: f32,
     ) -> Tensor<B, 2> {
-        rotated_attention(qkv, heads, &self.cos, &self.sin, cache, layer, scale)
+        let mask = visible.map_or(Mask::Causal, Mask::Ranges);
+        let (cos, sin) = (&self.cos, &self.sin);
+        rotated_attention(qkv, heads, cos, sin, cache, layer, mask, scale)
     }
 }
 

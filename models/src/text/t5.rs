@@ -19,10 +19,10 @@ use serde_json::Value;
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
-use crate::model::{DecoderState, LanguageModel, Position};
 use crate::monitor::Monitor;
-use crate::text::decoder::capture_last;
+use crate::text::decoder::{capture_last, last_row};
 use crate::weights::{Part, Scope};
 
 /// Scores are not scaled: the reference's initialisation makes up for it.
@@ -268,8 +268,7 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
     /// Runs the encoder over the prompt and the decoder over its start token.
     fn prefill(
         &self,
-        embeddings: Tensor<B, 2>,
-        _positions: &[Position],
+        input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
@@ -277,27 +276,26 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
             let _text = stage::scope(format_args!("text"));
             let encoded = self
                 .encoder
-                .forward(embeddings, self.config.heads(), monitor)?;
+                .forward(input.embeddings, self.config.heads(), monitor)?;
             probe::capture("encoder_out", &encoded.clone().unsqueeze::<3>());
             state.cross = self.decoder.cross_keys(encoded);
         }
         let start = self.embed(&[self.config.start_token()]);
-        self.step(start, &[[0; 3]], state, monitor)
+        self.step(StepInput::new(start, &[[0; 3]]), state, monitor)
     }
 
     /// Positions are those of the decoder and follow from the cache.
     fn step(
         &self,
-        embeddings: Tensor<B, 2>,
-        _positions: &[Position],
+        input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
         let hidden = self
             .decoder
-            .forward(embeddings, state, self.config.heads(), monitor)?;
-        probe::capture("lm_hidden_last", &hidden);
+            .forward(input, state, self.config.heads(), monitor)?;
+        capture_last(&hidden);
         Ok(hidden)
     }
 
@@ -415,19 +413,19 @@ impl<B: KernelBackend> Decoder<B> {
             .collect()
     }
 
-    /// The normalised hidden state of the last token.
+    /// The normalised hidden states that `input` asks for.
     fn forward(
         &self,
-        embeddings: Tensor<B, 2>,
+        input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         heads: Heads,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let _scope = stage::scope(format_args!("decoder"));
-        let [tokens, _] = embeddings.dims();
+        let [tokens, _] = input.embeddings.dims();
         let past = state.cache.len();
         let bias = self.bias.forward(past..past + tokens, past + tokens);
-        let mut x = embeddings;
+        let mut x = input.embeddings;
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             monitor.report(i, self.layers.len())?;
@@ -441,7 +439,10 @@ impl<B: KernelBackend> Decoder<B> {
             }
         }
         state.cache.advance(tokens);
-        Ok(self.norm.forward(x.narrow(0, tokens - 1, 1)))
+        Ok(self.norm.forward(match input.output {
+            OutputRows::Last => last_row(x),
+            OutputRows::All => x,
+        }))
     }
 }
 
@@ -486,7 +487,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let _stage = stage::module("attention");
         let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
         let bias = Some(bias.clone());
-        let attended = cached_attention::<B>(qkv, heads, cache, layer, bias, SCALE);
+        let attended = cached_attention::<B>(qkv, heads, cache, layer, Mask::Causal, bias, SCALE);
         self.out.forward_residual(attended, x)
     }
 
