@@ -8,10 +8,10 @@ use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
 use edge_lmm_models::families;
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
-use edge_lmm_models::record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
+use edge_lmm_record::schema::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 
 use crate::source::{Checkpoint, SourceError};
 use crate::{leftovers, names};

@@ -17,9 +17,9 @@ use edge_lmm::output::Output;
 use edge_lmm_kernels::format::PANEL;
 use edge_lmm_kernels::pack::{PackStats, pack_rows};
 use edge_lmm_kernels::pool;
-use edge_lmm_models::record::{CHECKSUMS, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
 use edge_lmm_models::weights::{Storage, WeightSpec};
 use edge_lmm_ops::{Format, MatrixShape};
+use edge_lmm_record::schema::{CHECKSUMS, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 

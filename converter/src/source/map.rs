@@ -37,7 +37,7 @@ impl Map {
         // time and index with bounds checks, so the worst are wrong numbers, a panic or, for a file that is
         // cut short, a SIGBUS.
         let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?;
-        if let Some(found) = edge_lmm::stand_in::describe(&map) {
+        if let Some(found) = edge_lmm_record::stand_in::describe(&map) {
             return Err(SourceError::NotDownloaded {
                 path: path.to_path_buf(),
                 found,

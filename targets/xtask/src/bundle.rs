@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 use clap::Args;
-use edge_lmm_targets::bundle;
+use edge_lmm_record::bundle;
 
 use crate::cross::{self, BuildOptions};
 use crate::emulate::Emulator;

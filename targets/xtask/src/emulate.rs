@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use edge_lmm_targets::{Device, bundle};
+use edge_lmm_record::bundle;
+use edge_lmm_targets::Device;
 
 use crate::shell;
 

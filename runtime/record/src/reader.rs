@@ -16,18 +16,14 @@ use bytes::Bytes;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families;
 use edge_lmm_models::family::BuiltModel;
-use edge_lmm_models::record::{
-    CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY,
-};
 use edge_lmm_models::weights::{Storage, WeightSpec, Weights};
 use edge_lmm_ops::{KernelBackend, MatrixShape};
-use edge_lmm_targets::bundle;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::error::EngineError;
 use crate::map::{Mapping, map_file};
-use crate::stand_in;
+use crate::schema::{CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY};
+use crate::{bundle, stand_in};
 
 /// A model without its weights, and the weights it declares.
 pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
@@ -103,6 +99,9 @@ pub enum RecordError {
         /// What is wrong.
         reason: String,
     },
+    /// The configuration describes no model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 /// A tensor of the record.
@@ -295,7 +294,7 @@ impl Record {
     pub fn skeleton<B: KernelBackend>(
         &self,
         device: &B::Device,
-    ) -> Result<Skeleton<B>, EngineError> {
+    ) -> Result<Skeleton<B>, RecordError> {
         let weights = Weights::<B>::new(device.clone(), |spec| {
             let format = self.info.formats.get(&spec.name);
             format

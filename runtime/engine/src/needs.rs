@@ -344,7 +344,7 @@ mod tests {
     static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
 
     fn record() -> Record {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/qwen2vl-tiny.bpk");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo/qwen2vl-tiny.bpk");
         Record::open(&path).expect("the demo's record opens")
     }
 

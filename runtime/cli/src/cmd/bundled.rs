@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Command;
-use edge_lmm_targets::bundle;
+use edge_lmm_record::bundle;
 
 /// The arguments as the command line parser expects them: those of a bundle completed by what is
 /// meant, others unchanged.

@@ -48,9 +48,9 @@ fn lock(map: &Mmap) -> io::Result<()> {
         io::Error::new(
             error.kind(),
             format!(
-                "its {} cannot be locked in memory ({error}): raise the limit (`ulimit -l \
+                "its {} bytes cannot be locked in memory ({error}): raise the limit (`ulimit -l \
                  unlimited`, or LimitMEMLOCK=infinity in a systemd unit) or leave --mlock out",
-                crate::report::bytes(map.len())
+                map.len()
             ),
         )
     })

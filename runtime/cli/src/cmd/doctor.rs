@@ -5,7 +5,7 @@ use edge_lmm::Device;
 use edge_lmm::health::{Health, System};
 use edge_lmm::report::bytes;
 use edge_lmm_kernels::cpu::Isa;
-use edge_lmm_models::record::FORMAT_VERSION;
+use edge_lmm_record::FORMAT_VERSION;
 use serde::Serialize;
 
 use super::options::print_now;

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 fn demo(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../models/demo")
+        .join("../../models/demo")
         .join(name)
 }
 

@@ -3,7 +3,7 @@
 use super::error::MediaError;
 use super::kind::MediaKind;
 use super::pieces::Pieces;
-use crate::stand_in;
+use edge_lmm_record::stand_in;
 
 /// Bytes from which a format can be told, unless a tag precedes it.
 pub const HEAD: usize = 64;

@@ -25,7 +25,7 @@ fn closed() -> std::io::PipeWriter {
 
 #[test]
 fn a_closed_pipe_ends_the_program_quietly() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let record = demo.join("qwen2vl-tiny.bpk");
     let record = record.to_str().expect("a readable path");
     for arguments in [
@@ -43,7 +43,7 @@ fn a_closed_pipe_ends_the_program_quietly() {
 
 #[test]
 fn a_server_ends_quietly_with_its_reader() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let record = demo.join("qwen2vl-tiny.bpk");
     let requests = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(requests.path(), "{\"id\": 1, \"prompt\": \"hi\"}\n")

@@ -6,7 +6,7 @@ use clap::Args;
 use edge_lmm::Record;
 use edge_lmm::output::Output;
 use edge_lmm::report::bytes;
-use edge_lmm_targets::bundle;
+use edge_lmm_record::bundle;
 
 use super::options::print_now;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use edge_lmm_ops::Format;
 use serde::{Deserialize, Serialize};
 
-use crate::family::ModelFiles;
+use edge_lmm_models::family::ModelFiles;
 
 /// Version of the record format that this code reads and writes. Packed layouts, names of
 /// weights and the fields of [`RecordInfo`] are part of it.

@@ -15,7 +15,7 @@ const QUESTION: &str = "how many shapes are there?";
 
 fn demo(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../models/demo")
+        .join("../../models/demo")
         .join(name)
 }
 

@@ -1,5 +1,5 @@
 //! What *runs* a model: maps its record, prepares media and prompts, drives prefill and decode,
-//! and times every stage. The `edge-lmm` command is a thin shell over this library.
+//! and times every stage. The `edge-lmm` command (crate `edge-lmm-cli`) is a thin shell over it.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -11,26 +11,22 @@ pub mod experiment;
 pub mod generation;
 pub mod health;
 pub mod manifest;
-#[allow(unsafe_code)]
-pub mod map;
 pub mod media;
 pub mod needs;
 mod one_line;
-pub mod output;
-pub mod record;
 pub mod report;
 pub mod sampler;
 pub mod serve;
-pub mod stand_in;
 pub mod target;
 pub mod trace;
 
 pub use device::{AnyEngine, Device, Devices};
+pub use edge_lmm_record as record;
+pub use edge_lmm_record::{Record, RecordError, map, output};
 pub use engine::{Answer, Engine, Event, FinishReason, Request};
 pub use error::EngineError;
 pub use media::Media;
 pub use one_line::one_line;
-pub use record::{Record, RecordError};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.
 pub type Cpu = burn_ndarray::NdArray<f32, i64, i8>;

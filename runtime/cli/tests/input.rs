@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 fn demo(name: &str) -> PathBuf {
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo");
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
     PathBuf::from(demo).join(name)
 }
 

@@ -53,7 +53,7 @@ struct Report {
     context: usize,
     kv_cache_bytes: usize,
     converter: String,
-    sources: Vec<edge_lmm_models::record::SourceFile>,
+    sources: Vec<edge_lmm_record::SourceFile>,
     verified: bool,
     config: serde_json::Value,
     target: Option<TargetReport>,
@@ -244,7 +244,7 @@ mod tests {
     fn a_record_that_does_not_fit_its_device_is_a_failure() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../models/demo/qwen2vl-tiny.bpk"
+            "/../../models/demo/qwen2vl-tiny.bpk"
         );
         let record = Record::open(path.as_ref()).expect("the demo's record opens");
         let report = |memory_bytes: u64| {

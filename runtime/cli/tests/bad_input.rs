@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 fn demo(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../models/demo")
+        .join("../../models/demo")
         .join(name)
 }
 

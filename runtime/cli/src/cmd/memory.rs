@@ -240,7 +240,7 @@ mod tests {
     fn refusal(available: u64, group: Option<u64>) -> Option<String> {
         let record = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../models/demo/qwen2vl-tiny.bpk"
+            "/../../models/demo/qwen2vl-tiny.bpk"
         );
         let record = Record::open(record.as_ref()).expect("the demo's record opens");
         let memory = Memory {
@@ -288,7 +288,7 @@ mod tests {
     fn one_stage_at_a_time_is_enough() {
         let record = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../models/demo/qwen2vl-tiny.bpk"
+            "/../../models/demo/qwen2vl-tiny.bpk"
         );
         let record = Record::open(record.as_ref()).expect("the demo's record opens");
         let scenario = Scenario {
