@@ -18,11 +18,13 @@
 //! An executable's loader ignores what follows the program, so the file runs as it is. Tools that
 //! rewrite executables (`strip`, `upx`) throw the record away.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::output::{Output, OutputError};
 
 /// The record begins at a multiple of this.
 pub const ALIGNMENT: u64 = 64 << 10;
@@ -60,6 +62,9 @@ pub enum BundleError {
     /// The bundle contradicts itself or has lost its end.
     #[error("the bundle is damaged or truncated: {0}; copy it again")]
     Damaged(String),
+    /// The bundle cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// Made by a later version of this program.
     #[error("the bundle has version {0}, this program reads version {VERSION}")]
     Version(u32),
@@ -192,50 +197,36 @@ fn at(path: &Path) -> impl Fn(io::Error) -> BundleError {
     }
 }
 
-/// Writes the program with the record appended to `out`, an empty file at `path`, and makes it
-/// executable. A program that is a bundle already gives its program only.
+/// Writes the program with the record appended, as an executable file. A program that is a bundle
+/// already gives its program only.
 ///
 /// # Errors
-/// If a file cannot be read or written.
-pub fn write_to(
-    program: &Path,
-    record: &Path,
-    out: &mut File,
-    path: &Path,
-) -> Result<Place, BundleError> {
+/// If a file cannot be read or written, or the output is one of the inputs.
+pub fn write(program: &Path, record: &Path, mut output: Output) -> Result<Place, BundleError> {
+    output.check_inputs([program, record].into_iter())?;
     let mut source = File::open(program).map_err(at(program))?;
     let program_len = match locate(&mut source)? {
         Some(place) => place.program,
         None => source.metadata().map_err(at(program))?.len(),
     };
-    source.seek(SeekFrom::Start(0)).map_err(at(program))?;
-    io::copy(&mut source.take(program_len), out).map_err(at(path))?;
     let mut record_file = File::open(record).map_err(at(record))?;
-    let place = append(out, program_len, &mut record_file).map_err(at(path))?;
-    make_executable(out).map_err(at(path))?;
+    let written = write_to(output.file(), source, program_len, &mut record_file);
+    let place = written.map_err(|error| output.io(error))?;
+    output.finish()?;
     Ok(place)
 }
 
-/// Writes the bundle `output`, which appears whole or not at all.
-///
-/// # Errors
-/// If a file cannot be read or written.
-pub fn write(program: &Path, record: &Path, output: &Path) -> Result<Place, BundleError> {
-    let mut name = output.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let part = output.with_file_name(name);
-    let written = (|| {
-        let mut out = File::create(&part).map_err(at(&part))?;
-        let place = write_to(program, record, &mut out, output)?;
-        out.sync_all().map_err(at(&part))?;
-        fs::rename(&part, output).map_err(at(output))?;
-        Ok(place)
-    })();
-    if written.is_err() {
-        // Nothing is lost if it stays: it never had the final name.
-        let _ = fs::remove_file(&part);
-    }
-    written
+fn write_to(
+    out: &mut File,
+    mut program: File,
+    program_len: u64,
+    record: &mut File,
+) -> io::Result<Place> {
+    program.seek(SeekFrom::Start(0))?;
+    io::copy(&mut program.take(program_len), out)?;
+    let place = append(out, program_len, record)?;
+    make_executable(out)?;
+    Ok(place)
 }
 
 /// Appends padding, record and trailer to a program of `program` bytes.
@@ -268,7 +259,7 @@ fn append(out: &mut File, program: u64, record: &mut File) -> io::Result<Place> 
 #[cfg(unix)]
 fn make_executable(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o755))
+    file.set_permissions(std::fs::Permissions::from_mode(0o755))
 }
 
 #[cfg(not(unix))]
@@ -278,8 +269,11 @@ fn make_executable(_: &File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
     use tempfile::TempDir;
+
+    use super::*;
 
     const RECORD: &[u8] = b"NRUB and then weights";
 
@@ -300,7 +294,7 @@ mod tests {
             let program = self.write("program", &elf(5000));
             let record = self.write("record", RECORD);
             let output = self.0.path().join("bundle");
-            write(&program, &record, &output).unwrap();
+            write(&program, &record, Output::create(&output, true).unwrap()).unwrap();
             output
         }
     }
@@ -337,7 +331,8 @@ mod tests {
         let first = files.bundle();
         let record = files.write("other", b"NRUB another");
         let second = files.0.path().join("second");
-        let place = write(&first, &record, &second).unwrap();
+        let output = Output::create(&second, true).unwrap();
+        let place = write(&first, &record, output).unwrap();
         assert_eq!((place.program, place.length), (5000, 12));
         assert_eq!(find(&second).unwrap(), Some(place));
     }

@@ -14,25 +14,21 @@ use burn::tensor::{AllocationProperty, DType};
 use burn_store::BurnpackStore;
 use bytes::Bytes;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::families;
-use edge_lmm_models::family::BuiltModel;
-use edge_lmm_models::weights::{Storage, WeightSpec, Weights};
-use edge_lmm_ops::{KernelBackend, MatrixShape};
+use edge_lmm_models::weights::WeightSpec;
+use edge_lmm_ops::KernelBackend;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::map::{Mapping, map_file};
+use crate::map::{FileMap, Mapping};
 use crate::schema::{CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY};
+use crate::skeleton::Skeleton;
 use crate::{bundle, stand_in};
-
-/// A model without its weights, and the weights it declares.
-pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
 
 const MAGIC: u32 = 0x4255_524E;
 const BURNPACK_VERSION: u16 = 1;
 /// Magic, version, length of the metadata.
-const PREAMBLE: usize = 10;
-const ALIGNMENT: usize = 256;
+pub(crate) const PREAMBLE: usize = 10;
+pub(crate) const ALIGNMENT: usize = 256;
 const MAX_METADATA: usize = 100 << 20;
 const CBOR_DEPTH: usize = 64;
 
@@ -44,6 +40,19 @@ pub enum RecordError {
     Io {
         /// The file.
         path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file cannot be kept in memory.
+    #[error(
+        "the {bytes} bytes of {path} cannot be locked in memory ({source}): raise the limit \
+         (`ulimit -l unlimited`, or LimitMEMLOCK=infinity in a systemd unit)"
+    )]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Bytes to lock.
+        bytes: usize,
         /// The system's reason.
         source: std::io::Error,
     },
@@ -166,12 +175,22 @@ impl Record {
             path: path.to_owned(),
             source: error,
         })?;
+        let map = |offset, length| {
+            let map = FileMap::of_range(&file, offset, length, mapping.prefault).map_err(io)?;
+            if mapping.lock {
+                map.lock().map_err(|source| RecordError::Lock {
+                    path: path.to_owned(),
+                    bytes: map.len(),
+                    source,
+                })?;
+            }
+            Ok::<Bytes, RecordError>(Bytes::from_owner(map))
+        };
         let Some(place) = place else {
             let length = file.metadata().map_err(io)?.len();
-            let bytes = map_file(&file, 0, length, mapping).map_err(io)?;
-            return Self::from_bytes(bytes, path);
+            return Self::from_bytes(map(0, length)?, path);
         };
-        let bytes = map_file(&file, place.offset, place.length, mapping).map_err(io)?;
+        let bytes = map(place.offset, place.length)?;
         if !mapping.trust && xxh3_64(&bytes) != place.hash {
             return Err(RecordError::Damaged {
                 path: path.to_owned(),
@@ -295,14 +314,7 @@ impl Record {
         &self,
         device: &B::Device,
     ) -> Result<Skeleton<B>, RecordError> {
-        let weights = Weights::<B>::new(device.clone(), |spec| {
-            let format = self.info.formats.get(&spec.name);
-            format
-                .map(|format| format.0)
-                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        });
-        let model = families::build(&self.info.files, &weights)?;
-        let specs = weights.into_specs();
+        let (model, specs) = self.info.skeleton::<B>(device)?;
         self.check_weights(&specs)?;
         Ok((model, specs))
     }
@@ -327,7 +339,7 @@ impl Record {
                 .tensors
                 .get(&spec.name)
                 .ok_or_else(|| unfit(format!("the weight {} is missing", spec.name)))?;
-            let (dtype, shape) = self.expected(spec);
+            let (dtype, shape) = self.info.stored(spec);
             if entry.dtype != dtype || entry.shape != shape {
                 return Err(unfit(format!(
                     "the weight {} is {:?} {:?}, expected {dtype:?} {shape:?}",
@@ -342,27 +354,6 @@ impl Record {
                 "it has a weight {name} that the model lacks"
             ))),
             None => Ok(()),
-        }
-    }
-
-    fn expected(&self, spec: &WeightSpec) -> (DType, Vec<usize>) {
-        match spec.storage {
-            Storage::Packed { cols } => {
-                let format = self.info.formats.get(&spec.name);
-                let bytes = format.and_then(|format| {
-                    MatrixShape {
-                        format: format.0,
-                        rows: spec.rows(),
-                        cols,
-                    }
-                    .byte_len()
-                });
-                (DType::U8, vec![bytes.unwrap_or(0)])
-            }
-            Storage::Dense { cols } => (
-                DType::F32,
-                std::iter::once(spec.rows()).chain(cols).collect(),
-            ),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use edge_lmm_ops::Format;
+use burn::tensor::DType;
+use edge_lmm_models::weights::{Storage, WeightSpec};
+use edge_lmm_ops::{Format, MatrixShape};
 use serde::{Deserialize, Serialize};
 
 use edge_lmm_models::family::ModelFiles;
@@ -35,6 +37,30 @@ pub struct RecordInfo {
     pub sources: Vec<SourceFile>,
     /// Version of the converter.
     pub converter: String,
+}
+
+impl RecordInfo {
+    /// Element type and shape of a weight's tensor; no bytes for a packed weight without a format.
+    pub fn stored(&self, spec: &WeightSpec) -> (DType, Vec<usize>) {
+        match spec.storage {
+            Storage::Packed { cols } => {
+                let format = self.formats.get(&spec.name);
+                let bytes = format.and_then(|format| {
+                    MatrixShape {
+                        format: format.0,
+                        rows: spec.rows(),
+                        cols,
+                    }
+                    .byte_len()
+                });
+                (DType::U8, vec![bytes.unwrap_or(0)])
+            }
+            Storage::Dense { cols } => (
+                DType::F32,
+                std::iter::once(spec.rows()).chain(cols).collect(),
+            ),
+        }
+    }
 }
 
 /// A packed format, by its name.

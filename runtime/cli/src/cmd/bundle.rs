@@ -33,16 +33,14 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let mut output = Output::create(&self.output, self.force)?;
+        let output = Output::create(&self.output, self.force)?;
         let record = Record::open(&self.model)?;
         record.verify()?;
         let program = match self.program {
             Some(program) => program,
             None => std::env::current_exe()?,
         };
-        output.check_inputs([program.as_path(), self.model.as_path()].into_iter())?;
-        let place = bundle::write_to(&program, &self.model, output.file(), &self.output)?;
-        output.finish()?;
+        let place = bundle::write(&program, &self.model, output)?;
         print_now(&format!(
             "wrote {}: program {}, record {} at {}\n",
             self.output.display(),
