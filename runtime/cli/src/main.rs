@@ -1,6 +1,7 @@
 //! The `edge-lmm` command.
 
 mod cmd;
+mod timing;
 
 use std::process::ExitCode;
 
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", edge_lmm::one_line(&error));
+            eprintln!("error: {}", edge_lmm::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -2,8 +2,37 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use serde::Deserialize;
+
+/// Why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// The file cannot be opened.
+    #[error("cannot open the manifest {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: csv::Error,
+    },
+    /// A row is not a question.
+    #[error(
+        "{}: expected the columns id,media_path,question,answer,task: {source}", path.display()
+    )]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: csv::Error,
+    },
+    /// The file has no rows.
+    #[error("{} has no questions", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
 
 /// A question with the answer that counts as right.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -34,20 +63,22 @@ impl Manifest {
     ///
     /// # Errors
     /// If the file cannot be read, lacks a column or has no row.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let mut reader = csv::Reader::from_path(path)
-            .with_context(|| format!("cannot open the manifest {}", path.display()))?;
+    pub fn open(path: &Path) -> Result<Self, ManifestError> {
+        let mut reader = csv::Reader::from_path(path).map_err(|source| ManifestError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
         let questions = reader
             .deserialize()
             .collect::<Result<Vec<Question>, _>>()
-            .with_context(|| {
-                format!(
-                    "{}: expected the columns id,media_path,question,answer,task",
-                    path.display()
-                )
+            .map_err(|source| ManifestError::Row {
+                path: path.to_owned(),
+                source,
             })?;
         if questions.is_empty() {
-            bail!("{} has no questions", path.display());
+            return Err(ManifestError::Empty {
+                path: path.to_owned(),
+            });
         }
         Ok(Self {
             folder: path.parent().unwrap_or(Path::new("")).to_owned(),

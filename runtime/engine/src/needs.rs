@@ -100,7 +100,7 @@ impl Demand {
     ///
     /// # Errors
     /// If the record does not fit its model.
-    pub fn of_record(record: &Record, scenario: &Scenario) -> anyhow::Result<Self> {
+    pub fn of_record(record: &Record, scenario: &Scenario) -> Result<Self, EngineError> {
         let plan = Plan::new(record)?;
         Ok(Self::new(
             &*plan.model,

@@ -16,8 +16,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use data_encoding::{BASE64, BASE64_NOPAD};
+use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage::{self, StageRecord};
@@ -25,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::generation::is_penalty;
-use crate::media::{FrameSelection, MediaBudget, MediaKind, Source, decode_image};
+use crate::media::{FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
 use crate::{Answer, AnyEngine, EngineError, Event, Media, Request, one_line};
@@ -82,6 +81,50 @@ pub enum ImageSource {
         /// In base64, also as a `data:` URL.
         base64: String,
     },
+}
+
+/// Why a request cannot be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The line is not a request.
+    #[error("the request cannot be read: {0}")]
+    Json(serde_json::Error),
+    /// The question is missing.
+    #[error("the request has no \"prompt\": expected {{\"prompt\": \"What is this?\", ...}}")]
+    NoPrompt,
+    /// A temperature that gives no distribution.
+    #[error("temperature is {0}, expected 0 or more")]
+    Temperature(f32),
+    /// A probability out of range.
+    #[error("top_p is {0}, expected more than 0, at most 1")]
+    TopP(f32),
+    /// A penalty out of range.
+    #[error("repetition_penalty is {0}, expected a number above 0")]
+    RepetitionPenalty(f32),
+    /// More images than a request may have.
+    #[error("the request has {0} images, at most {MAX_IMAGES} are accepted")]
+    TooManyImages(usize),
+    /// A file where none may be named.
+    #[error("files are not allowed: send images in base64")]
+    FilesRefused,
+    /// A `data:` URL of another encoding.
+    #[error("images[{index}] is a data: URL without base64: expected data:image/png;base64,...")]
+    DataUrl {
+        /// Number of the image, from 0.
+        index: usize,
+    },
+    /// Text that is not base64.
+    #[error("invalid base64 in images[{index}]: {source}")]
+    Base64 {
+        /// Number of the image, from 0.
+        index: usize,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// An image, video or sound.
+    #[error(transparent)]
+    Media(#[from] MediaError),
 }
 
 /// A line of the server.
@@ -165,7 +208,7 @@ impl Question {
     pub fn parse(line: &[u8]) -> Result<Self, Reply> {
         let question: Self = serde_json::from_slice(line).map_err(|error| Reply::Error {
             id: id_of(line),
-            error: one_line(&anyhow::Error::new(error).context("the request cannot be read")),
+            error: one_line(&RequestError::Json(error)),
         })?;
         match is_id(&question.id) {
             true => Ok(question),
@@ -201,10 +244,11 @@ impl Question {
         }
     }
 
-    fn try_prepare(&self, limits: &Limits) -> anyhow::Result<(Sampling, Vec<Media>, Vec<Message>)> {
-        let prompt = self.prompt.as_deref().context(
-            "the request has no \"prompt\": expected {\"prompt\": \"What is this?\", ...}",
-        )?;
+    fn try_prepare(
+        &self,
+        limits: &Limits,
+    ) -> Result<(Sampling, Vec<Media>, Vec<Message>), RequestError> {
+        let prompt = self.prompt.as_deref().ok_or(RequestError::NoPrompt)?;
         let sampling = sampling(self, limits)?;
         let media = media(self, limits)?;
         let messages = messages(self, prompt, &media);
@@ -248,7 +292,7 @@ impl Prepared {
             },
             Err(error) => Reply::Error {
                 id: id.clone(),
-                error: one_line(&error.into()),
+                error: one_line(&error),
             },
         });
     }
@@ -306,22 +350,17 @@ fn id_of(line: &[u8]) -> Value {
         .unwrap_or(Value::Null)
 }
 
-fn sampling(question: &Question, limits: &Limits) -> anyhow::Result<Sampling> {
+fn sampling(question: &Question, limits: &Limits) -> Result<Sampling, RequestError> {
+    let temperature = question.temperature;
+    if !(temperature >= 0.0 && temperature.is_finite()) {
+        return Err(RequestError::Temperature(temperature));
+    }
     let top_p = question.top_p.unwrap_or(1.0);
-    anyhow::ensure!(
-        question.temperature >= 0.0 && question.temperature.is_finite(),
-        "temperature is {}, expected 0 or more",
-        question.temperature
-    );
-    anyhow::ensure!(
-        top_p > 0.0 && top_p <= 1.0,
-        "top_p is {top_p}, expected more than 0, at most 1"
-    );
-    if let Some(penalty) = question.repetition_penalty {
-        anyhow::ensure!(
-            is_penalty(penalty),
-            "repetition_penalty is {penalty}, expected a number above 0"
-        );
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err(RequestError::TopP(top_p));
+    }
+    if let Some(penalty) = question.repetition_penalty.filter(|&p| !is_penalty(p)) {
+        return Err(RequestError::RepetitionPenalty(penalty));
     }
     Ok(Sampling {
         temperature: question.temperature,
@@ -333,22 +372,19 @@ fn sampling(question: &Question, limits: &Limits) -> anyhow::Result<Sampling> {
     })
 }
 
-fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
-    anyhow::ensure!(
-        question.images.len() <= MAX_IMAGES,
-        "the request has {} images, at most {MAX_IMAGES} are accepted",
-        question.images.len()
-    );
+fn media(question: &Question, limits: &Limits) -> Result<Vec<Media>, RequestError> {
+    if question.images.len() > MAX_IMAGES {
+        return Err(RequestError::TooManyImages(question.images.len()));
+    }
     let open = |path: &PathBuf, kind| {
-        anyhow::ensure!(
-            limits.files,
-            "files are not allowed: send images in base64 (the server runs with --no-files)"
-        );
+        if !limits.files {
+            return Err(RequestError::FilesRefused);
+        }
         Ok(Media::read(&Source::file(path)?, kind, limits.frames)?)
     };
     let mut budget = MediaBudget::new();
     let mut media = Vec::new();
-    let mut hold = |medium: Media| -> anyhow::Result<()> {
+    let mut hold = |medium: Media| -> Result<(), RequestError> {
         budget.hold(&medium)?;
         media.push(medium);
         Ok(())
@@ -383,13 +419,11 @@ fn is_data_url(text: &str) -> bool {
 
 /// The bytes of image number `index`: base64, with or without line breaks and padding, possibly as
 /// a `data:` URL (RFC 2397).
-fn inline_bytes(text: &str, index: usize) -> anyhow::Result<Vec<u8>> {
+fn inline_bytes(text: &str, index: usize) -> Result<Vec<u8>, RequestError> {
     let base64 = match is_data_url(text).then(|| text.split_once(',')) {
         None => text,
         Some(Some((header, data))) if header.to_ascii_lowercase().ends_with(";base64") => data,
-        Some(_) => anyhow::bail!(
-            "images[{index}] is a data: URL without base64: expected data:image/png;base64,..."
-        ),
+        Some(_) => return Err(RequestError::DataUrl { index }),
     };
     let base64: Vec<u8> = base64
         .bytes()
@@ -401,7 +435,7 @@ fn inline_bytes(text: &str, index: usize) -> anyhow::Result<Vec<u8>> {
     };
     encoding
         .decode(&base64)
-        .with_context(|| format!("invalid base64 in images[{index}]"))
+        .map_err(|source| RequestError::Base64 { index, source })
 }
 
 /// Instructions, and a turn that shows the media before it asks.

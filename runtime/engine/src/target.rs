@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use comfy_table::{CellAlignment, Table, presets};
 use edge_lmm_targets::{Device, Estimate, Fit, Needs};
 use serde::Serialize;
 
@@ -92,14 +91,15 @@ impl fmt::Display for TargetReport {
 }
 
 impl TargetReport {
-    fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN).set_header([
+    /// A row per stage under a header, in columns of equal width.
+    fn table(&self) -> String {
+        let header = [
             "stage", "tokens", "read", "GMACs", "at least", "limit", "tokens/s",
-        ]);
-        for estimate in &self.estimates {
+        ];
+        let mut rows = vec![header.map(str::to_owned)];
+        rows.extend(self.estimates.iter().map(|estimate| {
             let work = &estimate.work;
-            table.add_row([
+            [
                 work.stage.to_owned(),
                 work.tokens.to_string(),
                 bytes(work.bytes as usize),
@@ -107,12 +107,20 @@ impl TargetReport {
                 format!("{:.2} ms", estimate.seconds() * 1e3),
                 estimate.limit().to_owned(),
                 format!("{:.1}", work.tokens as f64 / estimate.seconds()),
-            ]);
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        table
+            ]
+        }));
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        let line = |row: &[String; 7]| {
+            let mut line = format!("| {:<1$} |", row[0], width(0));
+            for (column, cell) in row.iter().enumerate().skip(1) {
+                line += &format!(" {cell:>0$} |", width(column));
+            }
+            line
+        };
+        let rule = std::array::from_fn(|column| "-".repeat(width(column)));
+        let mut lines: Vec<String> = rows.iter().map(line).collect();
+        lines.insert(1, line(&rule));
+        lines.join("\n")
     }
 }
 

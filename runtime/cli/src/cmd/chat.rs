@@ -144,7 +144,7 @@ impl Cmd {
                 }
                 Line::Media(path) => match self.media.open(path.as_ref()) {
                     Ok(medium) => conversation.pending.push(medium),
-                    Err(error) => self.print_error(&one_line(&error.into()))?,
+                    Err(error) => self.print_error(&one_line(&error))?,
                 },
                 Line::Question(question) => {
                     self.turn(
@@ -212,7 +212,7 @@ impl Cmd {
                 media.truncate(before.1);
                 self.print_error(&format!(
                     "{}; the question is taken back, /forget starts a new conversation",
-                    one_line(&error)
+                    one_line(error.as_ref())
                 ))?;
             }
         }

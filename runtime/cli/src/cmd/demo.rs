@@ -5,11 +5,12 @@ use std::ops::ControlFlow;
 use anyhow::ensure;
 use clap::Args;
 use edge_lmm::output::Output;
-use edge_lmm::report::table;
 use edge_lmm::{Media, Record, Request, media};
 use edge_lmm_models::demo::{IMAGE, RECORD};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_ops::stage;
+
+use crate::timing::table;
 
 use super::options::{DeviceOptions, print_now, user_message};
 

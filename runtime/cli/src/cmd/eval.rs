@@ -120,7 +120,7 @@ impl Cmd {
                     report.skipped += 1;
                 }
                 Err(error) => {
-                    let error = one_line(&error);
+                    let error = one_line(error.as_ref());
                     progress.suspend(|| eprintln!("error: question {}: {error}", question.id));
                     report.failures.push(Failure {
                         id: question.id.clone(),

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use edge_lmm::output::Output;
-use edge_lmm::report::{AnswerReport, summary, table};
+use edge_lmm::report::AnswerReport;
 use edge_lmm::{Request, trace};
 use edge_lmm_ops::stage;
+
+use crate::timing::{summary, table};
 
 use super::answer::answer;
 use super::options::{

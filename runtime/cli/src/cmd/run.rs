@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use edge_lmm::output::Output;
-use edge_lmm::report::{AnswerReport, summary, table};
+use edge_lmm::report::AnswerReport;
 use edge_lmm::{Request, dump};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::{probe, stage};
+
+use crate::timing::{summary, table};
 
 use super::answer::answer;
 use super::options::{

@@ -3,7 +3,6 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use comfy_table::{CellAlignment, Table, presets};
 use edge_lmm_kernels::workload::{
     IMAGE_ATTENTION, ImageAttention, NETWORKS, Network, PRODUCTS, Product, noise, weights,
 };
@@ -322,50 +321,6 @@ fn measure_attention(
         bytes,
         (false, 0.0, peak),
     )
-}
-
-impl Report {
-    /// The report as a table.
-    pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN);
-        table.set_header([
-            "kernel", "weights", "shape", "ms", "GOP/s", "GB/s", "of peak",
-        ]);
-        for column in table.column_iter_mut().skip(3) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        for m in &self.measurements {
-            let share = m
-                .share
-                .map_or("-".to_owned(), |share| format!("{:.0} %", 100.0 * share));
-            table.add_row([
-                m.what.clone(),
-                m.format.clone(),
-                m.shape.clone(),
-                format!("{:.3}", m.ms),
-                format!("{:.1}", m.gops),
-                format!("{:.1}", m.gbs),
-                share,
-            ]);
-        }
-        let peaks: Vec<String> = self
-            .operations_per_second
-            .iter()
-            .filter_map(|(format, speed)| Some(format!("{format} {:.0} GOP/s", (*speed)? * 1e-9)))
-            .collect();
-        format!(
-            "{}, {} threads; peak: memory {:.1} GB/s, registers {}\n{table}",
-            self.kernels,
-            self.threads,
-            self.read_bandwidth * 1e-9,
-            if peaks.is_empty() {
-                "not measured for this instruction set".to_owned()
-            } else {
-                peaks.join(", ")
-            },
-        )
-    }
 }
 
 #[cfg(test)]
