@@ -20,7 +20,6 @@ pub mod model;
 pub mod monitor;
 pub mod preprocess;
 pub mod prompt;
-pub mod record;
 mod text;
 pub mod weights;
 
