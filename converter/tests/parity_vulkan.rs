@@ -8,7 +8,7 @@ use common::{F32, ask, data, engine_on, goldens};
 use edge_lmm::{Request, Vulkan};
 use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::Format;
 use edge_lmm_ops::stage::{self, StageRecord};
 
@@ -88,12 +88,11 @@ fn launches_of_a_token() {
     let golden = &goldens(&data().join("goldens/qwen2vl-tiny"))[0];
     stage::record(None);
     let request = Request {
-        messages: &ask(&golden.media, &golden.question),
         media: &golden.media,
-        options: MediaOptions::default(),
         max_tokens: 5,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(&ask(&golden.media, &golden.question))
     };
     let answer = engine
         .answer(&request, |_| std::ops::ControlFlow::Continue(()))

@@ -13,7 +13,7 @@ use crate::layout::Layout;
 use crate::media::{MediaInput, MediaOptions};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
-use crate::prompt::{Message, Prompt, TextProcessor};
+use crate::prompt::{Conversation, Prompt, TextProcessor};
 
 /// An encoded medium.
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ pub trait Model<B: KernelBackend>: Send + Sync {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError>;
 }

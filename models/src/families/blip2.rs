@@ -31,7 +31,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
-use crate::prompt::{Message, Prompt, PromptBuilder, TextProcessor};
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::text::opt::{Opt, OptConfig};
 use crate::text::t5::{T5, T5Config};
 use crate::weights::{Part, Scope, Weights};
@@ -173,10 +173,10 @@ impl<B: KernelBackend> Model<B> for Blip2<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        self.0.prompt(text, messages, media)
+        self.0.prompt(text, conversation, media)
     }
 
     fn encode(
@@ -260,11 +260,11 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         // Pictures stand before the text, wherever the messages show them.
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, |_| String::new())?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, |_| String::new())?;
         self.layout.prompt(&text.encode(&rendered)?, media)
     }
 

@@ -27,7 +27,7 @@ use crate::monitor::Monitor;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
 use crate::preprocess::{Filter, RgbImage};
-use crate::prompt::{Message, Prompt, TextProcessor, expand_placeholders};
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
@@ -253,11 +253,11 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         let placeholder = |_| "<image>\n".to_owned();
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode_whole(&rendered)?;
         expand_placeholders(&ids, |id| id == self.image_token, media)
     }

@@ -27,7 +27,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::phi3_vision::PreprocessConfig;
-use crate::prompt::{Message, Prompt, PromptBuilder, TextProcessor};
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Scope, Weights};
@@ -262,12 +262,12 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         // Numbers have to rise from picture to picture, so the order alone says which is which.
         let placeholder = |_| format!("{}1{}\n", TAG.0, TAG.1);
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let chunks = rendered.split(split_at_tags);
         if chunks.len() != media.len() + 1 {
             return Err(ModelError::Placeholders {

@@ -29,7 +29,7 @@ use crate::media::{MediaInput, MediaOptions};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
-use crate::prompt::{Message, Prompt, TextProcessor};
+use crate::prompt::{Conversation, Prompt, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
 use crate::text::rotary::RotaryTable;
@@ -276,10 +276,10 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        self.input.prompt(text, messages, media)
+        self.input.prompt(text, conversation, media)
     }
 
     fn encode(

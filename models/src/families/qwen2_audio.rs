@@ -25,7 +25,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::mel::{MelConfig, Padding};
 use crate::preprocess::sample_rate::resample;
-use crate::prompt::{Message, Prompt, TextProcessor, expand_placeholders};
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Weights};
@@ -216,11 +216,11 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         let placeholder = |_| "<|audio_bos|><|AUDIO|><|audio_eos|>\n".to_owned();
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode(&rendered)?;
         expand_placeholders(&ids, |id| id == self.audio_token, media)
     }

@@ -8,7 +8,7 @@ use crate::layout::{Layout, Run};
 use crate::media::{MediaInput, MediaKind, MediaOptions};
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
-use crate::prompt::{Message, Prompt, TextProcessor, expand_placeholders};
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 
 /// The template of the published checkpoints, for those that come without one.
 const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
@@ -145,7 +145,7 @@ impl QwenVlInput {
     pub fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         let placeholder = |kind| {
@@ -155,7 +155,7 @@ impl QwenVlInput {
             };
             format!("<|vision_start|><|{pad}|><|vision_end|>")
         };
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode(&rendered)?;
         let is_pad = |id| [self.tokens.image_token_id, self.tokens.video_token_id].contains(&id);
         expand_placeholders(&ids, is_pad, media)

@@ -13,7 +13,7 @@ use crate::layout::Layout;
 use crate::media::MediaInput;
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
-use crate::prompt::{Message, Prompt, PromptBuilder, TextProcessor};
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Weights};
@@ -55,10 +55,10 @@ impl<B: KernelBackend> Model<B> for TextModel<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
+        conversation: Conversation<'_>,
         _media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        let rendered = text.render(messages, PLAIN_TEMPLATE, |_| String::new())?;
+        let rendered = text.render(conversation, PLAIN_TEMPLATE, |_| String::new())?;
         // A template writes the token that begins a text itself, where it wants one.
         let ids = match text.has_template() {
             true => text.encode(&rendered)?,

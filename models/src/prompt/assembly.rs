@@ -14,7 +14,9 @@ pub struct Span {
     pub medium: usize,
     /// Row of the medium's features that the first token stands for.
     pub row: usize,
-    /// Returns `true` if the tokens attend to each other in both directions.
+    /// Position of text that follows.
+    pub next_position: u32,
+    /// `true` if the tokens attend to each other in both directions.
     pub bidirectional: bool,
 }
 
@@ -80,14 +82,16 @@ impl PromptBuilder {
     /// its tokens.
     pub fn run(&mut self, placeholder: u32, medium: usize, row: usize, run: &Run) {
         let prompt = &mut self.0;
+        let base = prompt.next_position;
+        prompt.next_position = base.saturating_add(run.extent());
         prompt.spans.push(Span {
             start: prompt.ids.len(),
             len: run.len(),
             medium,
             row,
+            next_position: prompt.next_position,
             bidirectional: run.is_bidirectional(),
         });
-        let base = prompt.next_position;
         let positions = run.offsets().iter();
         prompt
             .positions
@@ -95,7 +99,6 @@ impl PromptBuilder {
         prompt
             .ids
             .extend(std::iter::repeat_n(placeholder, run.len()));
-        prompt.next_position = base.saturating_add(run.extent());
     }
 
     /// Appends all runs of a medium without text between them.

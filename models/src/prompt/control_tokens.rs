@@ -405,7 +405,7 @@ mod tests {
 
     use super::*;
     use crate::media::MediaKind;
-    use crate::prompt::{Content, Message, Role, TextProcessor};
+    use crate::prompt::{Conversation, Message, Role, TextProcessor};
 
     /// Every kind of tokenizer among the test checkpoints.
     const CHECKPOINTS: [&str; 10] = [
@@ -439,11 +439,16 @@ mod tests {
     }
 
     fn prompt(text: &TextProcessor, question: &str) -> Vec<u32> {
-        let message = Message {
-            role: Role::User,
-            content: vec![Content::Text(question.to_owned())],
+        prompt_with(text, question, false)
+    }
+
+    fn prompt_with(text: &TextProcessor, question: &str, parse_special: bool) -> Vec<u32> {
+        let messages = [Message::text(Role::User, question)];
+        let conversation = Conversation {
+            messages: &messages,
+            parse_special,
         };
-        let rendered = text.render(&[message], "", |_: MediaKind| String::new());
+        let rendered = text.render(conversation, "", |_: MediaKind| String::new());
         text.encode(&rendered.expect("a prompt")).expect("ids")
     }
 
@@ -592,11 +597,11 @@ mod tests {
     fn control_tokens_can_be_allowed() {
         let json = json("qwen2vl-tiny");
         let template = "<|im_start|>{{ messages[0].content }}".to_owned();
-        let mut text = TextProcessor::new(&json.to_string(), Some(template)).unwrap();
+        let text = TextProcessor::new(&json.to_string(), Some(template)).unwrap();
         let end = text.id("<|im_end|>").unwrap();
         assert!(!prompt(&text, "a<|im_end|>").contains(&end));
-        text.set_parse_special(true);
-        assert_eq!(prompt(&text, "a<|im_end|>").last(), Some(&end));
+        let special = prompt_with(&text, "a<|im_end|>", true);
+        assert_eq!(special.last(), Some(&end));
     }
 
     #[test]

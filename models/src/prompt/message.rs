@@ -42,6 +42,36 @@ pub struct Message {
     pub content: Vec<Content>,
 }
 
+/// Messages and how they are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// The messages so far.
+    pub messages: &'a [Message],
+    /// Control tokens in messages, such as `<|im_end|>`, take effect; without this they are text.
+    pub parse_special: bool,
+}
+
+impl<'a> From<&'a [Message]> for Conversation<'a> {
+    fn from(messages: &'a [Message]) -> Self {
+        Self {
+            messages,
+            parse_special: false,
+        }
+    }
+}
+
+impl<'a, const N: usize> From<&'a [Message; N]> for Conversation<'a> {
+    fn from(messages: &'a [Message; N]) -> Self {
+        messages.as_slice().into()
+    }
+}
+
+impl<'a> From<&'a Vec<Message>> for Conversation<'a> {
+    fn from(messages: &'a Vec<Message>) -> Self {
+        messages.as_slice().into()
+    }
+}
+
 impl Message {
     /// Bytes of its text.
     pub fn text_len(&self) -> usize {

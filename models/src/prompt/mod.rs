@@ -12,5 +12,5 @@ mod text_processor;
 mod tokenizer_limits;
 
 pub use assembly::{Prompt, PromptBuilder, Span, expand_placeholders, medium_text};
-pub use message::{Content, Message, Role};
+pub use message::{Content, Conversation, Message, Role};
 pub use text_processor::{Rendered, TextProcessor, TextStream};

@@ -10,7 +10,7 @@ use crate::guard;
 use crate::media::MediaKind;
 use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
-use crate::prompt::message::{Content, Message};
+use crate::prompt::message::{Content, Conversation, Message};
 use crate::prompt::tokenizer_limits;
 
 /// A rendered conversation, which remembers what is the template's and what the messages'.
@@ -18,6 +18,7 @@ use crate::prompt::tokenizer_limits;
 pub struct Rendered {
     /// The text; characters of messages that could be part of a control token are disguised.
     text: String,
+    parse_special: bool,
     disguise: Disguise,
 }
 
@@ -26,6 +27,7 @@ impl Rendered {
     pub(crate) fn split(&self, split: impl Fn(&str) -> Vec<&str>) -> Vec<Self> {
         let part = |text: &str| Self {
             text: text.to_owned(),
+            parse_special: self.parse_special,
             disguise: self.disguise.clone(),
         };
         split(&self.text).into_iter().map(part).collect()
@@ -40,7 +42,6 @@ pub struct TextProcessor {
     source: Option<String>,
     template: Option<ChatTemplate>,
     edges: EdgeTokens,
-    parse_special: bool,
     prepared: OnceLock<Prepared>,
     literal: OnceLock<LiteralTokenizer>,
 }
@@ -74,7 +75,6 @@ impl TextProcessor {
             tokenizer,
             template: template.transpose()?,
             edges: EdgeTokens::default(),
-            parse_special: false,
             prepared: OnceLock::new(),
             literal: OnceLock::new(),
         })
@@ -98,12 +98,6 @@ impl TextProcessor {
             end: token("eos_token_id"),
         };
         self
-    }
-
-    /// Whether control tokens that a message writes, such as `<|im_end|>`, have their effect.
-    /// Without this they are text.
-    pub fn set_parse_special(&mut self, parse: bool) {
-        self.parse_special = parse;
     }
 
     /// Whether the checkpoint has a chat template.
@@ -165,7 +159,7 @@ impl TextProcessor {
     ) -> Result<Vec<u32>, ModelError> {
         let (text, places) = prompt.disguise.take_off(&prompt.text);
         let plain = |whole| encode(&self.tokenizer, &text, whole);
-        let Some(prepared) = self.prepared.get().filter(|_| !self.parse_special) else {
+        let Some(prepared) = self.prepared.get().filter(|_| !prompt.parse_special) else {
             return with(&plain);
         };
         let control = &prepared.control;
@@ -223,12 +217,16 @@ impl TextProcessor {
     ///
     /// # Errors
     /// If the template cannot be rendered.
-    pub fn render(
+    pub fn render<'a>(
         &self,
-        messages: &[Message],
+        conversation: impl Into<Conversation<'a>>,
         fallback: &str,
         placeholder: impl Fn(MediaKind) -> String + Copy,
     ) -> Result<Rendered, ModelError> {
+        let Conversation {
+            messages,
+            parse_special,
+        } = conversation.into();
         let prepared = self.prepare(fallback, placeholder)?;
         let fill = |messages: &[Message]| {
             let values = prepared.forms.values(messages, placeholder);
@@ -237,9 +235,10 @@ impl TextProcessor {
         let text = fill(messages)?;
         let plain = |text| Rendered {
             text,
+            parse_special,
             disguise: Disguise::default(),
         };
-        if self.parse_special {
+        if parse_special {
             return Ok(plain(text));
         }
         let control = &prepared.control;
@@ -263,6 +262,7 @@ impl TextProcessor {
         }
         Ok(Rendered {
             text: marked,
+            parse_special,
             disguise,
         })
     }

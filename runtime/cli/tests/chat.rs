@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use edge_lmm::{AnyEngine, Device, FinishReason, Media, Record, Request, media};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::media::MediaData;
+use edge_lmm::{AnySession, Device, FinishReason, Media, Record, Request, media};
 use edge_lmm_models::prompt::{Content, Message, Role};
 use serde_json::Value;
 
@@ -16,9 +16,9 @@ fn demo(name: &str) -> PathBuf {
         .join(name)
 }
 
-fn engine() -> AnyEngine {
+fn engine() -> AnySession {
     let record = Record::open(&demo("qwen2vl-tiny.bpk")).expect("the demo's record opens");
-    Device::Cpu.load(&record).expect("it loads")
+    Device::Cpu.load(&record).expect("it loads").session()
 }
 
 /// Feeds lines to `edge-lmm chat --json`; the objects it prints.
@@ -46,14 +46,14 @@ fn chat(arguments: &[&str], lines: &[u8]) -> Vec<Value> {
 
 /// A second image: the first one mirrored.
 fn mirrored(image: &Media) -> Media {
-    let Media::Image(image) = image else {
+    let MediaData::Image(image) = image.data() else {
         panic!("{image:?} is no image");
     };
     let row = |y: usize| image.row(y).chunks_exact(3).rev().flatten().copied();
     let pixels: Vec<u8> = (0..image.height()).flat_map(row).collect();
     let mirrored =
         edge_lmm_models::preprocess::RgbImage::new(image.width(), image.height(), pixels);
-    Media::Image(mirrored.expect("an image"))
+    Media::image(mirrored.expect("an image"))
 }
 
 fn user(media: usize, text: &str) -> Message {
@@ -68,7 +68,7 @@ fn user(media: usize, text: &str) -> Message {
 /// the turn before that are in its prompt, and its text is that of the same turn from scratch.
 #[test]
 fn a_growing_conversation_computes_nothing_twice() {
-    let first = Media::Image(media::load_image(&demo("shapes.png")).expect("the image"));
+    let first = Media::image(media::load_image(&demo("shapes.png")).expect("the image"));
     let images = [mirrored(&first), first];
     let (mut kept, mut fresh) = (engine(), engine());
     let (mut messages, mut shown) = (Vec::new(), Vec::new());
@@ -91,14 +91,12 @@ fn a_growing_conversation_computes_nothing_twice() {
         messages.push(user(new.len(), question));
         shown.extend_from_slice(new);
         let request = Request {
-            messages: &messages,
             media: &shown,
-            options: MediaOptions::default(),
             max_tokens: 300,
-            ignore_eos: false,
             sampling: Default::default(),
+            ..Request::new(&messages)
         };
-        let answer = |engine: &mut AnyEngine| {
+        let answer = |engine: &mut AnySession| {
             let answer = engine.answer(&request, |_| ControlFlow::Continue(()));
             answer.expect("an answer")
         };
@@ -176,12 +174,10 @@ fn a_cancelled_answer_keeps_its_text() {
     let mut engine = engine();
     let messages = [user(0, "hello")];
     let request = Request {
-        messages: &messages,
-        media: &[],
-        options: MediaOptions::default(),
         max_tokens: 1000,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     let mut events = 0;
     let answer = engine.answer(&request, |event| {
@@ -205,16 +201,14 @@ fn a_cancelled_answer_keeps_its_text() {
 /// Cancelled while the image is encoded, nothing of the request stays behind.
 #[test]
 fn a_cancelled_encoder_gives_no_answer() {
-    let image = Media::Image(media::load_image(&demo("shapes.png")).expect("the image"));
+    let image = Media::image(media::load_image(&demo("shapes.png")).expect("the image"));
     let mut engine = engine();
     let messages = [user(1, "how many shapes are there?")];
     let request = Request {
-        messages: &messages,
         media: &[image],
-        options: MediaOptions::default(),
         max_tokens: 8,
-        ignore_eos: false,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     for stage in ["vision", "prefill"] {
         let mut stopped = false;

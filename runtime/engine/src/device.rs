@@ -7,9 +7,11 @@ use std::str::FromStr;
 use edge_lmm_ops::MemoryFailure;
 
 use crate::Cpu;
-use crate::engine::{Answer, Engine, Event, Request};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::record::Record;
+use crate::request::{Answer, Event, Request};
+use crate::session::Session;
 
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +220,8 @@ fn free_memory(device: Device) -> Option<u64> {
     }
 }
 
-/// A loaded model on one of the devices that this program was built for.
+/// A loaded model on one of the devices that this program was built for. Clones share the weights.
+#[derive(Clone)]
 pub enum AnyEngine {
     /// On the processor.
     Cpu(Engine<Cpu>),
@@ -230,21 +233,46 @@ pub enum AnyEngine {
     Vulkan(Engine<crate::Vulkan>),
 }
 
-/// The same expression for the engine of any device.
-macro_rules! each {
-    ($self:expr, $engine:ident => $do:expr) => {
-        match $self {
-            AnyEngine::Cpu($engine) => $do,
+impl AnyEngine {
+    /// See [`Engine::session`].
+    pub fn session(&self) -> AnySession {
+        match self {
+            Self::Cpu(engine) => AnySession::Cpu(engine.session()),
             #[cfg(feature = "cuda")]
-            AnyEngine::Cuda($engine) => $do,
+            Self::Cuda(engine) => AnySession::Cuda(engine.session()),
             #[cfg(feature = "vulkan")]
-            AnyEngine::Vulkan($engine) => $do,
+            Self::Vulkan(engine) => AnySession::Vulkan(engine.session()),
+        }
+    }
+}
+
+/// A conversation with a model on one of the devices that this program was built for.
+pub enum AnySession {
+    /// On the processor.
+    Cpu(Session<Cpu>),
+    /// On an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Session<crate::Cuda>),
+    /// On a Vulkan device.
+    #[cfg(feature = "vulkan")]
+    Vulkan(Session<crate::Vulkan>),
+}
+
+/// The same expression for the session of any device.
+macro_rules! each {
+    ($self:expr, $session:ident => $do:expr) => {
+        match $self {
+            AnySession::Cpu($session) => $do,
+            #[cfg(feature = "cuda")]
+            AnySession::Cuda($session) => $do,
+            #[cfg(feature = "vulkan")]
+            AnySession::Vulkan($session) => $do,
         }
     };
 }
 
-impl AnyEngine {
-    /// See [`Engine::answer`].
+impl AnySession {
+    /// See [`Session::answer`].
     ///
     /// # Errors
     /// As there.
@@ -253,12 +281,12 @@ impl AnyEngine {
         request: &Request<'_>,
         on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
-        let answer = each!(self, engine => engine.answer(request, on_event));
+        let answer = each!(self, session => session.answer(request, on_event));
         answer.map_err(|error| self.after(error))
     }
 
-    /// What is left to do after a failure of the device: what the engine remembers may be
-    /// incomplete, and the device knows how much memory is free.
+    /// Cleans up after a failure of the device: encoder outputs may be incomplete, and the device
+    /// knows how much memory is free.
     fn after(&mut self, error: EngineError) -> EngineError {
         match error {
             EngineError::Memory(failure) => {
@@ -274,22 +302,17 @@ impl AnyEngine {
         }
     }
 
-    /// See [`Engine::forget`].
+    /// See [`Session::forget`].
     pub fn forget(&mut self) {
-        each!(self, engine => engine.forget());
+        each!(self, session => session.forget());
     }
 
-    /// See [`Engine::set_parse_special`].
-    pub fn set_parse_special(&mut self, parse: bool) {
-        each!(self, engine => engine.set_parse_special(parse));
-    }
-
-    /// See [`Engine::device`].
+    /// The device of the model.
     pub fn device(&self) -> Device {
         match self {
             Self::Cpu(_) => Device::Cpu,
             #[cfg(feature = "cuda")]
-            Self::Cuda(engine) => Device::Cuda(engine.device().index),
+            Self::Cuda(session) => Device::Cuda(session.device().index),
             #[cfg(feature = "vulkan")]
             Self::Vulkan(_) => Device::Vulkan,
         }

@@ -68,6 +68,17 @@ pub enum EngineError {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// A step without a conversation or without tokens.
+    #[error("there is nothing to continue: take a prompt in first, then at least one token")]
+    NothingToContinue,
+    /// The state has no room for further tokens.
+    #[error("the conversation would be {tokens} tokens long, the model holds {context}")]
+    ContextFull {
+        /// Tokens with the further ones.
+        tokens: usize,
+        /// Positions of the model.
+        context: usize,
+    },
     /// The model computed something that is no number.
     #[error(
         "the scores of token {0} are not numbers: the weights are damaged (check with \

@@ -5,28 +5,36 @@
 pub mod cuda;
 pub mod device;
 pub mod dump;
-pub mod engine;
+mod engine;
 mod error;
 pub mod experiment;
+mod features;
 pub mod generation;
 pub mod health;
+mod loaded;
 pub mod manifest;
 pub mod media;
 pub mod needs;
 mod one_line;
 pub mod report;
+mod request;
 pub mod sampler;
 pub mod serve;
+mod session;
+mod stop;
 pub mod target;
 pub mod trace;
 
-pub use device::{AnyEngine, Device, Devices};
+pub use device::{AnyEngine, AnySession, Device, Devices};
 pub use edge_lmm_record as record;
 pub use edge_lmm_record::{Record, RecordError, map, output};
-pub use engine::{Answer, Engine, Event, FinishReason, Request};
+pub use engine::Engine;
 pub use error::EngineError;
 pub use media::Media;
 pub use one_line::one_line;
+pub use request::{Answer, Event, FinishReason, Request};
+pub use session::{Generation, Logits, Prefilled, Session, Snapshot, Token};
+pub use stop::StopFilter;
 
 /// The CPU backend: burn-ndarray's storage under our kernels.
 pub type Cpu = burn_ndarray::NdArray<f32, i64, i8>;

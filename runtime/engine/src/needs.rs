@@ -2,7 +2,8 @@
 
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::BuiltModel;
-use edge_lmm_models::model::{MediaInput, MediaOptions, PREFILL_CHUNK};
+use edge_lmm_models::language::PREFILL_CHUNK;
+use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::{Part, Storage, WeightSpec};
 use edge_lmm_targets::{Needs, Work};
@@ -317,12 +318,12 @@ impl Visual {
     fn of_media(media: &[MediaInput]) -> Self {
         let mut visual = Self::default();
         for medium in media {
-            visual.tokens += medium.tokens as u64;
+            visual.tokens += medium.tokens() as u64;
             if medium.values.is_empty() {
                 continue;
             }
             // Families without a grid have about one patch per token or more.
-            let patches = medium.grid.iter().product::<usize>().max(medium.tokens) as u64;
+            let patches = medium.grid.iter().product::<usize>().max(medium.tokens()) as u64;
             visual.patches += patches;
             visual.largest = visual.largest.max(patches);
             visual.bytes += (2 * size_of_val(&medium.values[..])) as u64;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use edge_lmm_ops::stage::StageRecord;
 use serde::Serialize;
 
-use crate::engine::{Answer, FinishReason};
+use crate::request::{Answer, FinishReason};
 
 /// A stage as `--json` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage::{self, StageRecord};
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ use crate::generation::is_penalty;
 use crate::media::{FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
-use crate::{Answer, AnyEngine, EngineError, Event, Media, Request, one_line};
+use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
 
 /// Longest request in bytes: room for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
@@ -187,6 +187,8 @@ pub struct Limits {
     pub repetition_penalty: Option<f32>,
     /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
     pub ignore_generation_config: bool,
+    /// Whether control tokens in questions take effect.
+    pub parse_special: bool,
 }
 
 /// A question whose media are decoded.
@@ -261,14 +263,14 @@ impl Prepared {
     /// the work by breaking: then nobody waits for the reply.
     pub fn answer(
         &self,
-        engine: &mut AnyEngine,
+        session: &mut AnySession,
         limits: &Limits,
         mut reply: impl FnMut(Reply),
         mut watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) {
         let id = &self.question.id;
-        stage::record(engine.device().synchronize());
-        let answer = self.generate(engine, limits, |event| {
+        stage::record(session.device().synchronize());
+        let answer = self.generate(session, limits, |event| {
             if let Event::Text(delta) = event
                 && self.question.stream
             {
@@ -312,20 +314,21 @@ impl Prepared {
 
     fn generate(
         &self,
-        engine: &mut AnyEngine,
+        session: &mut AnySession,
         limits: &Limits,
         on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
         let wanted = self.question.max_tokens.unwrap_or(limits.max_tokens);
         let request = Request {
-            messages: &self.messages,
             media: &self.media,
             options: limits.media.clone(),
             max_tokens: wanted.min(limits.max_tokens),
             ignore_eos: self.question.ignore_eos,
             sampling: self.sampling.clone(),
+            parse_special: limits.parse_special,
+            ..Request::new(&self.messages)
         };
-        engine.answer(&request, on_event)
+        session.answer(&request, on_event)
     }
 }
 
@@ -395,7 +398,7 @@ fn media(question: &Question, limits: &Limits) -> Result<Vec<Media>, RequestErro
             ImageSource::File(text) => is_data_url(text).then_some(text.as_str()),
         };
         hold(match (inline, image) {
-            (Some(text), _) => Media::Image(decode_image(&inline_bytes(text, i)?)?),
+            (Some(text), _) => Media::image(decode_image(&inline_bytes(text, i)?)?),
             (None, ImageSource::File(path)) => open(&path.into(), MediaKind::Image)?,
             (None, ImageSource::Inline { .. }) => unreachable!("inline images have text"),
         })?;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use edge_lmm::{Answer, AnyEngine, EngineError, Event, Request};
+use edge_lmm::{Answer, AnySession, EngineError, Event, Request};
 
 use super::memory::RequestEstimate;
 use super::options::print_now;
@@ -13,7 +13,7 @@ use super::progress::AnswerProgress;
 /// # Errors
 /// If the request does not fit into memory, cannot be answered, or standard output fails.
 pub fn answer(
-    engine: &mut AnyEngine,
+    engine: &mut AnySession,
     request: &Request<'_>,
     estimate: &RequestEstimate,
     stream: bool,
@@ -26,7 +26,7 @@ pub fn answer(
 /// # Errors
 /// As [`answer`].
 pub fn answer_until(
-    engine: &mut AnyEngine,
+    engine: &mut AnySession,
     request: &Request<'_>,
     estimate: &RequestEstimate,
     stream: bool,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnyEngine, FinishReason, Media, Request, one_line};
+use edge_lmm::{AnySession, FinishReason, Media, Request, one_line};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::stage;
 use serde_json::json;
@@ -108,7 +108,6 @@ impl Cmd {
         self.generation.sampling()?;
         let record = self.device.open(&self.model)?;
         let mut engine = self.device.load_record(&record)?;
-        engine.set_parse_special(self.prompt_options.parse_special);
         let estimate = self.device.estimate(&record, self.generation.max_tokens)?;
         let mut conversation = Conversation::new(self.system.as_deref());
         conversation.pending = self.files.open(&self.media)?;
@@ -162,7 +161,7 @@ impl Cmd {
     /// Answers a question, or takes it back with its media.
     fn turn(
         &self,
-        engine: &mut AnyEngine,
+        engine: &mut AnySession,
         estimate: &RequestEstimate,
         conversation: &mut Conversation,
         question: &str,
@@ -180,12 +179,13 @@ impl Cmd {
             self.device.record_stages()?;
         }
         let request = Request {
-            messages,
             media,
             options: self.media.options(),
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
+            parse_special: self.prompt_options.parse_special,
+            ..Request::new(messages)
         };
         let pressed = || interrupts.pressed();
         let answer = answer_until(engine, &request, estimate, !self.json, pressed);

@@ -7,7 +7,6 @@ use clap::Args;
 use edge_lmm::output::Output;
 use edge_lmm::{Media, Record, Request, media};
 use edge_lmm_models::demo::{IMAGE, RECORD};
-use edge_lmm_models::model::MediaOptions;
 use edge_lmm_ops::stage;
 
 use crate::timing::table;
@@ -50,7 +49,7 @@ impl Cmd {
         let mut engine = self.device.load_record(&record)?;
         let image = {
             let _stage = stage::top("media");
-            Media::Image(media::decode_image(IMAGE)?)
+            Media::image(media::decode_image(IMAGE)?)
         };
         let prepared = self.question.is_none();
         let questions: Vec<(&str, &str)> = match &self.question {
@@ -63,12 +62,10 @@ impl Cmd {
             let media = [image.clone()];
             let messages = [user_message(&media, question)];
             let request = Request {
-                messages: &messages,
                 media: &media,
-                options: MediaOptions::default(),
                 max_tokens: 16,
-                ignore_eos: false,
                 sampling: Default::default(),
+                ..Request::new(&messages)
             };
             let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
             print_now(&format!("{}\n", answer.text))?;

@@ -97,7 +97,6 @@ impl Cmd {
             .map(|path| Output::replace(path, inputs))
             .transpose()?;
         let mut engine = self.device.load(&self.model)?;
-        engine.set_parse_special(self.prompt_options.parse_special);
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(
             ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")
@@ -156,7 +155,7 @@ impl Cmd {
 
     fn ask(
         &self,
-        engine: &mut edge_lmm::AnyEngine,
+        engine: &mut edge_lmm::AnySession,
         manifest: &Manifest,
         question: &Question,
     ) -> anyhow::Result<Prediction> {
@@ -171,12 +170,13 @@ impl Cmd {
         // Every question stands for itself: nothing is kept from the one before.
         engine.forget();
         let request = Request {
-            messages: &messages,
             media: &media,
             options: self.media.options(),
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
+            parse_special: self.prompt_options.parse_special,
+            ..Request::new(&messages)
         };
         let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
         Ok(Prediction {

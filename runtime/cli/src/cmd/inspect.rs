@@ -11,7 +11,7 @@ use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
 use edge_lmm_models::families;
-use edge_lmm_models::model::LanguageModel;
+use edge_lmm_models::language::LanguageModel;
 use edge_lmm_models::weights::WeightSpec;
 use serde::Serialize;
 

@@ -10,7 +10,7 @@ use edge_lmm::needs::{Demand, Plan, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::{Device, Record};
 use edge_lmm_kernels::{Format, peak, pool};
-use edge_lmm_models::model::MediaInput;
+use edge_lmm_models::media::MediaInput;
 
 /// Positions that an answer is taken to need before its prompt is known.
 const CONTEXT: usize = 2048;
@@ -154,7 +154,7 @@ impl RequestEstimate {
         }
         let tokens = |medium: &MediaInput| match medium.values.is_empty() {
             true => 0,
-            false => medium.tokens,
+            false => medium.tokens(),
         };
         let new_tokens: usize = media.iter().map(tokens).sum();
         if new_tokens >= LARGE_REQUEST {

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{AnyEngine, Devices, Media, Record};
+use edge_lmm::{AnySession, Devices, Media, Record};
 use edge_lmm_kernels::pool;
-use edge_lmm_models::model::{AudioPadding, MediaKind, MediaOptions};
+use edge_lmm_models::media::{AudioPadding, MediaKind, MediaOptions};
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
@@ -53,7 +53,7 @@ impl DeviceOptions {
     }
 
     /// Opens a record and loads its model.
-    pub fn load(&self, model: &Path) -> anyhow::Result<AnyEngine> {
+    pub fn load(&self, model: &Path) -> anyhow::Result<AnySession> {
         self.load_record(&self.open(model)?)
     }
 
@@ -70,11 +70,11 @@ impl DeviceOptions {
     }
 
     /// Loads the model of an open record.
-    pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
+    pub fn load_record(&self, record: &Record) -> anyhow::Result<AnySession> {
         if let Some(threads) = self.threads {
             pool::set_global_threads(threads);
         }
-        Ok(self.device.choose()?.load(record)?)
+        Ok(self.device.choose()?.load(record)?.session())
     }
 }
 

@@ -57,12 +57,12 @@ impl Cmd {
         let media = self.files.open(&self.media)?;
         let messages = [user_message(&media, &self.prompt)];
         let request = Request {
-            messages: &messages,
             media: &media,
             options: self.media.options(),
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling,
+            ..Request::new(&messages)
         };
         let estimate = self.device.estimate(&record, request.max_tokens)?;
         let answer = answer(&mut engine, &request, &estimate, false)?;

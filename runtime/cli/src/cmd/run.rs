@@ -62,18 +62,18 @@ impl Cmd {
         }
         let record = self.device.open(&self.model)?;
         let mut engine = self.device.load_record(&record)?;
-        engine.set_parse_special(self.prompt_options.parse_special);
         let media = self.files.open(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);
         let messages: Vec<Message> = system.into_iter().chain([user]).collect();
         let request = Request {
-            messages: &messages,
             media: &media,
             options: self.media.options(),
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling,
+            parse_special: self.prompt_options.parse_special,
+            ..Request::new(&messages)
         };
         if dump.is_some() {
             probe::start();

@@ -25,6 +25,6 @@ pub use audio::{Audio, load_audio};
 pub use error::MediaError;
 pub use image::{decode_image, load_image};
 pub use kind::{MediaKind, kind};
-pub use medium::{Media, MediaBudget};
+pub use medium::{Media, MediaBudget, MediaData};
 pub use source::Source;
 pub use video::{FrameSelection, Video, load_video};

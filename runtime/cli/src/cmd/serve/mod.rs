@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::serve::{Limits, MAX_LINE, Question, Reply};
-use edge_lmm::{AnyEngine, Event};
+use edge_lmm::{AnySession, Event};
 use sd_notify::NotifyState;
 
 use self::clients::{Job, hung_up};
@@ -85,9 +85,9 @@ impl Cmd {
             frames: self.media.frames(),
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
+            parse_special: self.prompt_options.parse_special,
         };
         let mut engine = self.device.load(&self.model)?;
-        engine.set_parse_special(self.prompt_options.parse_special);
         let model = self.model.display();
         match &self.socket {
             None => {
@@ -110,7 +110,7 @@ impl Cmd {
     }
 }
 
-fn serve_standard_input(engine: &mut AnyEngine, limits: &Limits) -> anyhow::Result<()> {
+fn serve_standard_input(engine: &mut AnySession, limits: &Limits) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     while let Some(line) = read_line(&mut input)? {
         let mut written = Ok(());
@@ -145,7 +145,7 @@ fn break_if(condition: bool) -> ControlFlow<()> {
 
 /// Answers the jobs of all clients, one after the other.
 fn answer_jobs(
-    engine: &mut AnyEngine,
+    engine: &mut AnySession,
     limits: &Limits,
     jobs: &Receiver<Job>,
 ) -> anyhow::Result<()> {
