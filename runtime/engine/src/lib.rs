@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod media;
 pub mod needs;
 mod one_line;
+pub mod processors;
 pub mod report;
 mod request;
 pub mod sampler;

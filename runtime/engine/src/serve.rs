@@ -23,10 +23,9 @@ use edge_lmm_ops::stage::{self, StageRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::generation::is_penalty;
 use crate::media::{FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image};
 use crate::report::AnswerReport;
-use crate::sampler::Sampling;
+use crate::sampler::{Sampling, SamplingError};
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
 
 /// Longest request in bytes: room for some images in base64.
@@ -35,6 +34,10 @@ pub const MAX_LINE: usize = 64 << 20;
 const MAX_IMAGES: usize = 64;
 /// Longest `id` in bytes: every reply carries it.
 const MAX_ID: usize = 256;
+/// Most stop strings of a request.
+const MAX_STOP: usize = 16;
+/// Most bytes of a stop string.
+const MAX_STOP_BYTES: usize = 256;
 
 /// A question.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -62,12 +65,46 @@ pub struct Question {
     pub top_k: usize,
     /// Pick among the best tokens of this probability, 1 if not given.
     pub top_p: Option<f32>,
+    /// Pick among tokens of at least this share of the best one's probability, 0 for all.
+    pub min_p: f32,
+    /// Makes tokens of the answer less likely, 0 is off.
+    pub presence_penalty: f32,
+    /// Makes tokens of the answer less likely with each time, 0 is off.
+    pub frequency_penalty: f32,
+    /// Strings that end the answer.
+    pub stop: Stop,
     /// Start of the random sequence.
     pub seed: u64,
     /// Makes tokens that were there before less likely, 1 is off; the server's if not given.
     pub repetition_penalty: Option<f32>,
     /// Send the text as it comes.
     pub stream: bool,
+}
+
+/// One stop string or several.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Stop {
+    /// All of them.
+    pub fn strings(&self) -> &[String] {
+        match self {
+            Self::One(string) => std::slice::from_ref(string),
+            Self::Many(strings) => strings,
+        }
+    }
 }
 
 /// An image of a question.
@@ -93,15 +130,20 @@ pub enum RequestError {
     /// The question is missing.
     #[error("the request has no \"prompt\": expected {{\"prompt\": \"What is this?\", ...}}")]
     NoPrompt,
-    /// A temperature that gives no distribution.
-    #[error("temperature is {0}, expected 0 or more")]
-    Temperature(f32),
-    /// A probability out of range.
-    #[error("top_p is {0}, expected more than 0, at most 1")]
-    TopP(f32),
-    /// A penalty out of range.
-    #[error("repetition_penalty is {0}, expected a number above 0")]
-    RepetitionPenalty(f32),
+    /// A setting of the choice of tokens is out of its range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// More or longer stop strings than a request may have.
+    #[error(
+        "the request has {count} stop strings of up to {longest} bytes, at most {MAX_STOP} of \
+         {MAX_STOP_BYTES} bytes are accepted"
+    )]
+    Stop {
+        /// Number of strings.
+        count: usize,
+        /// Bytes of the longest one.
+        longest: usize,
+    },
     /// More images than a request may have.
     #[error("the request has {0} images, at most {MAX_IMAGES} are accepted")]
     TooManyImages(usize),
@@ -325,6 +367,7 @@ impl Prepared {
             max_tokens: wanted.min(limits.max_tokens),
             ignore_eos: self.question.ignore_eos,
             sampling: self.sampling.clone(),
+            stop: self.question.stop.strings(),
             parse_special: limits.parse_special,
             ..Request::new(&self.messages)
         };
@@ -354,25 +397,25 @@ fn id_of(line: &[u8]) -> Value {
 }
 
 fn sampling(question: &Question, limits: &Limits) -> Result<Sampling, RequestError> {
-    let temperature = question.temperature;
-    if !(temperature >= 0.0 && temperature.is_finite()) {
-        return Err(RequestError::Temperature(temperature));
+    let stop = question.stop.strings();
+    let longest = stop.iter().map(String::len).max().unwrap_or(0);
+    if stop.len() > MAX_STOP || longest > MAX_STOP_BYTES {
+        let count = stop.len();
+        return Err(RequestError::Stop { count, longest });
     }
-    let top_p = question.top_p.unwrap_or(1.0);
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        return Err(RequestError::TopP(top_p));
-    }
-    if let Some(penalty) = question.repetition_penalty.filter(|&p| !is_penalty(p)) {
-        return Err(RequestError::RepetitionPenalty(penalty));
-    }
-    Ok(Sampling {
+    let sampling = Sampling {
         temperature: question.temperature,
         top_k: question.top_k,
-        top_p,
+        top_p: question.top_p.unwrap_or(1.0),
+        min_p: question.min_p,
         seed: question.seed,
         repetition_penalty: question.repetition_penalty.or(limits.repetition_penalty),
+        presence_penalty: question.presence_penalty,
+        frequency_penalty: question.frequency_penalty,
         ignore_generation_config: limits.ignore_generation_config,
-    })
+    };
+    sampling.check()?;
+    Ok(sampling)
 }
 
 fn media(question: &Question, limits: &Limits) -> Result<Vec<Media>, RequestError> {

@@ -185,6 +185,7 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
             ..Request::new(messages)
         };
         let pressed = || interrupts.pressed();

@@ -176,6 +176,7 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
             ..Request::new(&messages)
         };
         let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;

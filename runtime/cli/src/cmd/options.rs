@@ -224,7 +224,7 @@ pub struct LogitsOptions {
 
 fn parse_penalty(text: &str) -> Result<f32, String> {
     match text.parse() {
-        Ok(penalty) if edge_lmm::generation::is_penalty(penalty) => Ok(penalty),
+        Ok(penalty) if edge_lmm::sampler::is_penalty(penalty) => Ok(penalty),
         _ => Err("expected a number above 0".to_owned()),
     }
 }
@@ -247,6 +247,28 @@ pub struct GenerationOptions {
     /// Pick among the best tokens that together have probability P
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
+    /// Pick among tokens of at least P times the best token's probability (0: all)
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that the answer contains less likely; 0 is off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    presence_penalty: f32,
+    /// Make tokens less likely for each time that the answer contains them; 0 is off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    frequency_penalty: f32,
+    /// End the answer before this text; repeat for several
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
     /// Start of the random sequence
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -257,20 +279,19 @@ pub struct GenerationOptions {
 impl GenerationOptions {
     /// The checked choice of tokens.
     pub fn sampling(&self) -> anyhow::Result<Sampling> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            bail!("--temperature {}: expected 0 or more", self.temperature);
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            bail!("--top-p {}: expected more than 0, at most 1", self.top_p);
-        }
-        Ok(Sampling {
+        let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
+            min_p: self.min_p,
             seed: self.seed,
             repetition_penalty: self.logits.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
-        })
+        };
+        sampling.check()?;
+        Ok(sampling)
     }
 }
 

@@ -62,6 +62,7 @@ impl Cmd {
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling,
+            stop: &self.generation.stop,
             ..Request::new(&messages)
         };
         let estimate = self.device.estimate(&record, request.max_tokens)?;

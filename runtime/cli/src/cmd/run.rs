@@ -73,6 +73,7 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling,
             parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
             ..Request::new(&messages)
         };
         if dump.is_some() {
