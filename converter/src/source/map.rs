@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::error::{Result, SourceError};
 
-/// A whole file, mapped read-only. Pages are read when touched and can be dropped by the system at any
-/// time, so a checkpoint larger than the memory can be converted.
+/// A whole file, mapped read-only. The system reads pages on access and may drop them at any time,
+/// so a checkpoint larger than memory can be converted.
 #[derive(Debug)]
 pub(super) struct Map(memmap2::Mmap);
 
@@ -15,14 +15,14 @@ impl Map {
     /// Maps the regular file at `path`.
     ///
     /// # Errors
-    /// If it cannot be read, or holds only what a failed download leaves.
+    /// If it cannot be read, or contains only the remains of a failed download.
     #[allow(unsafe_code)] // The only way to map a file; nothing else in this module is unsafe.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let io = |source| SourceError::Io {
             path: path.to_path_buf(),
             source,
         };
-        // Asked before opening: opening a pipe would wait for a writer.
+        // Checked before opening: opening a pipe would block.
         let metadata = std::fs::metadata(path).map_err(io)?;
         if !metadata.is_file() {
             return Err(SourceError::NotACheckpoint {
@@ -32,10 +32,10 @@ impl Map {
             });
         }
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is private and read-only and lives as long as every slice of it. A file that
-        // somebody changes meanwhile is the risk that every mapping has: all uses check plain bytes at run
-        // time and index with bounds checks, so the worst are wrong numbers, a panic or, for a file that is
-        // cut short, a SIGBUS.
+        // SAFETY: the mapping is private and read-only and outlives every slice of it. A file
+        // modified by another process is a risk of every mapping: all uses check plain bytes at run
+        // time and index with bounds checks, so the worst outcomes are wrong numbers, a panic or,
+        // for a truncated file, a SIGBUS.
         let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?;
         if let Some(found) = edge_lmm::stand_in::describe(&map) {
             return Err(SourceError::NotDownloaded {
@@ -49,8 +49,8 @@ impl Map {
 }
 
 impl Map {
-    /// Takes the pages read so far out of this process; they are read again when touched. Without it a
-    /// conversion would end up holding the whole checkpoint, until the system is short of memory.
+    /// Releases the resident pages; they are read again on access. Without this, a conversion would
+    /// hold the whole checkpoint until the system runs short of memory.
     pub(super) fn release(&self) {
         // SAFETY: the mapping is read-only, so every page equals the file and none is lost.
         #[cfg(unix)]
