@@ -1,5 +1,5 @@
-//! Where the converter writes: paths are checked before work starts, files are whole or untouched,
-//! and nothing is left behind.
+//! Output paths are checked before work starts, files are complete or untouched, and no temporary
+//! files remain.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The source does not exist, so that only a check before any work can see the output first.
+/// The source does not exist, so only a check before reading it can reject the output.
 #[test]
 fn outputs_are_checked_first() {
     let nothing = Path::new("/nonexistent/model");

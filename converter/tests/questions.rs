@@ -1,4 +1,4 @@
-//! Answers to a question set, row by row with the reference implementation's.
+//! Answers to a question set, compared row by row with those of the reference implementation.
 
 mod common;
 
@@ -21,11 +21,11 @@ fn open(path: &Path) -> Media {
                 frames_per_second: video.frames_per_second,
             }
         }
-        _ => Media::Image(media::load_image(path).expect("a picture")),
+        _ => Media::Image(media::load_image(path).expect("an image")),
     }
 }
 
-/// The reference's answers, by question.
+/// Reads the answers of the reference by question.
 fn reference(name: &str) -> BTreeMap<String, String> {
     let path = data().join(format!("questions/reference_{name}.csv"));
     let mut reader = csv::Reader::from_path(path).expect("reference answers");
@@ -33,7 +33,7 @@ fn reference(name: &str) -> BTreeMap<String, String> {
     rows.collect::<Result<_, _>>().expect("id,predicted")
 }
 
-/// Answers to the questions that the reference answers.
+/// Answers the questions that the reference answers.
 fn answers(engine: &mut Engine<Cpu>, name: &str) -> Vec<(String, String, bool)> {
     let manifest = Manifest::open(&data().join("questions/manifest.csv")).expect("questions");
     let reference = reference(name);

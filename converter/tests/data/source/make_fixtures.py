@@ -46,7 +46,7 @@ def random_blocks(kind: Type, rows: int, columns: int) -> np.ndarray:
     """Random bytes with the half-precision scales replaced by finite ones, subnormal and negative ones among them."""
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows * columns // block_len, block_bytes), dtype=np.uint8)
-    # Where the scales (and minima) of each type lie.
+    # Offsets of the scales (and minima) of each type.
     halves = {Type.Q4_1: [0, 2], Type.Q5_1: [0, 2], Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208]}
     for at in halves.get(kind, [0]):
         exponents = rng.uniform(-24, 4, len(blocks))
