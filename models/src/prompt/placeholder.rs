@@ -1,12 +1,12 @@
-//! Places of media in a tokenized prompt.
+//! Placeholder tokens of media in a prompt.
 
 use crate::error::ModelError;
 use crate::model::{MediaInput, Span};
 
-/// Replaces every single placeholder of a tokenized prompt by as many as its medium has tokens.
+/// Replaces every placeholder token by as many as its image, video or audio clip has tokens.
 ///
 /// # Errors
-/// If there are not as many placeholders as media.
+/// If the numbers of placeholders and media differ.
 pub(crate) fn expand_placeholders(
     ids: &[u32],
     is_placeholder: impl Fn(u32) -> bool,
@@ -15,7 +15,7 @@ pub(crate) fn expand_placeholders(
     let found = ids.iter().filter(|&&id| is_placeholder(id)).count();
     if found != media.len() {
         return Err(ModelError::Prompt(format!(
-            "found {found} places for pictures, videos and sounds, expected {}; \
+            "found {found} placeholder tokens for images, videos and audio, expected {}; \
              with --parse-special, the question must not contain placeholder tokens",
             media.len()
         )));

@@ -1,11 +1,11 @@
-//! Positions on the axes time, height and width (M-RoPE, Wang et al. 2024, section 2.1).
+//! Positions along time, height and width (M-RoPE, Wang et al. 2024, section 2.1).
 
 use crate::model::{MediaInput, Position, Span};
 
-/// Positions of a prompt's tokens (`get_rope_index` of the reference): text counts on all axes
-/// alike; a medium's tokens get the text's next position plus their place in time, height and
-/// width; text goes on after the largest position so far. In time, patches are
-/// [`MediaInput::time_step`] positions apart.
+/// Computes the positions of a prompt's tokens (`get_rope_index` of the reference). Text tokens
+/// have equal positions on all axes. Tokens of an image or video have the next text position plus
+/// their offset in time, height and width. Text then continues after the largest position so far.
+/// Patches adjacent in time are [`MediaInput::time_step`] positions apart.
 pub(crate) fn multimodal_positions(
     len: usize,
     spans: &[Span],
@@ -26,7 +26,7 @@ pub(crate) fn multimodal_positions(
         let [t, h, w] = medium.grid.map(|n| n as u32);
         let (h, w) = (h / merge as u32, w / merge as u32);
         for i in 0..t {
-            // A file may claim any rate.
+            // A file may claim any frame rate.
             let time = next.saturating_add(i.saturating_mul(medium.time_step));
             for j in 0..h {
                 positions.extend((0..w).map(|k| [time, next + j, next + k]));
@@ -56,7 +56,7 @@ mod tests {
         }
     }
 
-    /// Worked by hand from the paper's figure: text 0 1, a 2x3 picture from 2 on, text from 5.
+    /// Computed by hand from the paper's figure: text 0 1, a 2x3 image from 2 on, text from 5.
     #[test]
     fn text_goes_on_after_the_largest_position() {
         let media = [medium([1, 4, 6], 1)];
@@ -71,8 +71,8 @@ mod tests {
         assert_eq!(positions[8], [5, 5, 5]);
     }
 
-    /// The example in the documentation of the reference's `get_rope_index`: three patches in
-    /// time of 2x2 tokens, 50 positions apart, then text from 101 on.
+    /// The example in the documentation of the reference's `get_rope_index`: three temporal patches
+    /// of 2x2 tokens, 50 positions apart, then text from 101 on.
     #[test]
     fn time_goes_in_steps() {
         let media = [medium([3, 4, 4], 50)];
