@@ -74,8 +74,11 @@ fn links_and_devices_are_told() {
     let folder = tempfile::tempdir().expect("a folder");
     let link = folder.path().join("link.bpk");
     std::os::unix::fs::symlink("elsewhere.bpk", &link).expect("a link");
-    refused(&convert(&source, &link, &[]), &["leads nowhere"]);
-    refused(&convert(&source, &link, &["--force"]), &["leads nowhere"]);
+    refused(&convert(&source, &link, &[]), &["broken symbolic link"]);
+    refused(
+        &convert(&source, &link, &["--force"]),
+        &["broken symbolic link"],
+    );
     refused(
         &convert(&source, Path::new("/dev/null"), &["--force"]),
         &["device"],

@@ -1,4 +1,4 @@
-//! The timing table and its JSON form.
+//! Timing table and its JSON form.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use serde::Serialize;
 
 use crate::engine::{Answer, FinishReason};
 
-/// A stage as `--json` shows it.
+/// A stage in the output of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StageTime {
-    /// Name of a top stage, or path of a module.
+    /// Name of a top-level stage, or path of a module.
     pub name: String,
-    /// The top stage it ran in.
+    /// Top-level stage that it belongs to.
     pub stage: &'static str,
-    /// Milliseconds over all calls.
+    /// Total milliseconds of all calls.
     pub ms: f64,
-    /// Calls.
+    /// Number of calls.
     pub calls: usize,
-    /// Highest heap use while it ran.
+    /// Peak heap use during the stage.
     pub peak_bytes: usize,
-    /// GPU kernels launched while it ran (0 on the CPU).
+    /// GPU kernels launched during the stage (0 on the CPU).
     pub launches: usize,
 }
 
@@ -38,33 +38,33 @@ impl From<&StageRecord> for StageTime {
     }
 }
 
-/// What `--json` prints for one answer.
+/// Output of `--json` for one answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AnswerReport {
     /// The answer.
     pub text: String,
-    /// Generated ids.
+    /// Generated token ids.
     pub tokens: Vec<u32>,
-    /// Tokens of the prompt.
+    /// Number of tokens in the prompt.
     pub prompt_tokens: usize,
-    /// Tokens of the media among them.
+    /// Number of media tokens among them.
     pub visual_tokens: usize,
-    /// Prompt tokens that were in the cache already.
+    /// Prompt tokens reused from the cache.
     pub reused_tokens: usize,
-    /// Why the answer ended.
+    /// Reason why the answer ended.
     pub finish_reason: FinishReason,
     /// Milliseconds from the undecoded media to the first token.
     pub first_token_ms: f64,
     /// All stages and modules.
     pub stages: Vec<StageTime>,
-    /// Generated tokens per second of decoding (`null` without a decode step).
+    /// Generated tokens per second of decoding (`null` without a decoding step).
     pub tokens_per_second: Option<f64>,
-    /// Most memory the process has held, mapped weights included, where the system tells.
+    /// Peak resident memory of the process including mapped weights, if the system reports it.
     pub peak_resident_bytes: Option<u64>,
 }
 
 impl AnswerReport {
-    /// Puts an answer and its stages together.
+    /// Builds the report from an answer and its stages.
     pub fn new(answer: &Answer, stages: &[StageRecord]) -> Self {
         Self {
             text: answer.text.clone(),
@@ -81,8 +81,8 @@ impl AnswerReport {
     }
 }
 
-/// Generated tokens over the time of stage `decode`. The first token's scores come from prefill,
-/// so the steps are one fewer than the tokens.
+/// Returns the generated tokens divided by the time of stage `decode`. The logits of the first
+/// token come from prefill, so there is one step less than tokens.
 pub fn tokens_per_second(answer: &Answer, stages: &[StageRecord]) -> Option<f64> {
     let decode = stages
         .iter()
@@ -91,13 +91,14 @@ pub fn tokens_per_second(answer: &Answer, stages: &[StageRecord]) -> Option<f64>
     Some(steps as f64 / decode.time.as_secs_f64())
 }
 
-/// Time from the undecoded media to the first token: that of stage `media`, and the engine's.
+/// Returns the time from the undecoded media to the first token: stage `media` plus the time of the
+/// engine.
 pub fn first_token(answer: &Answer, stages: &[StageRecord]) -> Duration {
     let media = stages.iter().filter(|stage| stage.name == "media");
     media.map(|stage| stage.time).sum::<Duration>() + answer.first_token
 }
 
-/// Tokens, speed and time to the first token, for people.
+/// Formats tokens, speed and time to the first token as text.
 pub fn summary(answer: &Answer, stages: &[StageRecord]) -> String {
     let speed = tokens_per_second(answer, stages)
         .map_or_else(String::new, |speed| format!(" at {speed:.1} tokens/s"));
@@ -115,7 +116,7 @@ pub fn summary(answer: &Answer, stages: &[StageRecord]) -> String {
     )
 }
 
-/// The most memory this process has held (`VmHWM`), on Linux.
+/// Returns the peak resident memory of this process (`VmHWM`), on Linux.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -123,7 +124,7 @@ pub fn peak_resident_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// A readable number of bytes.
+/// Formats a number of bytes with a unit.
 pub fn bytes(n: usize) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if n < 1024 {
@@ -138,7 +139,7 @@ pub fn bytes(n: usize) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// Milliseconds, or seconds from ten of them on.
+/// Formats a time in milliseconds, or in seconds from ten seconds on.
 fn milliseconds(time: Duration) -> String {
     match time.as_secs() {
         0..10 => format!("{:.1} ms", time.as_secs_f64() * 1e3),
@@ -146,7 +147,7 @@ fn milliseconds(time: Duration) -> String {
     }
 }
 
-/// A row of the table: a top stage, or the modules of one kind inside it.
+/// A row of the table: a top-level stage, or its modules of one kind.
 struct Row {
     name: String,
     time: Duration,
@@ -155,7 +156,7 @@ struct Row {
     top: bool,
 }
 
-/// Top stages, each followed by its modules, layers of a stack taken together.
+/// Lists the top-level stages, each followed by its modules with the layers of a stack combined.
 fn rows(stages: &[StageRecord]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for top in stages.iter().filter(|stage| stage.name == stage.stage) {
@@ -189,12 +190,12 @@ fn rows(stages: &[StageRecord]) -> Vec<Row> {
     rows
 }
 
-/// The path of a module without its first part, which the stage tells: the table stays narrow.
+/// Strips the first component of a module's path, which the stage repeats.
 fn within_stage(path: &str) -> &str {
     path.split_once('.').map_or(path, |(_, rest)| rest)
 }
 
-/// `vision.blocks.7.mlp` as `vision.blocks.*.mlp`.
+/// Replaces numbers: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
 fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('.')
@@ -209,7 +210,8 @@ fn without_numbers(path: &str) -> String {
     parts.join(".")
 }
 
-/// The table of stages: time, share of the whole, calls and peak heap; the largest is marked.
+/// Formats the table of stages: time, fraction of the total, calls and peak heap; the largest stage
+/// is marked.
 pub fn table(stages: &[StageRecord]) -> String {
     let rows = rows(stages);
     let total: Duration = rows.iter().filter(|row| row.top).map(|row| row.time).sum();

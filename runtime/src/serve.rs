@@ -1,4 +1,4 @@
-//! Requests and replies of the server: one JSON object per line.
+//! Requests and replies of the server, one JSON object per line.
 //!
 //! ```text
 //! {"id": 1, "prompt": "What is this?", "images": ["/data/cat.jpg"], "max_tokens": 64}
@@ -9,8 +9,8 @@
 //! {"id": 2, "done": true, "text": "A dog.", ...}
 //! {"id": 3, "error": "..."}
 //! ```
-//! Each request is a conversation of its own. The encoder's output of an image and the beginning of
-//! a prompt are computed once for requests that share them.
+//! Each request is a separate conversation. Encoder outputs of an image and common prompt prefixes
+//! are computed once and shared between requests.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -30,44 +30,44 @@ use crate::report::AnswerReport;
 use crate::sampler::Sampling;
 use crate::{Answer, AnyEngine, EngineError, Event, Media, Request, one_line};
 
-/// Longest request in bytes: room for some images in base64.
+/// Maximum length of a request in bytes, enough for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
-/// Most images of a request.
+/// Maximum images per request.
 const MAX_IMAGES: usize = 64;
-/// Longest `id` in bytes: every reply carries it.
+/// Maximum length of `id` in bytes, because every reply contains it.
 const MAX_ID: usize = 256;
 
-/// A question.
+/// A request.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Question {
-    /// Comes back with every reply: text, a number or null.
+    /// Id that is repeated in every reply: a string, a number or null.
     pub id: Value,
     /// The question.
     pub prompt: Option<String>,
-    /// Instructions for the model.
+    /// System message.
     pub system: Option<String>,
-    /// Images.
+    /// Images of the question.
     pub images: Vec<ImageSource>,
     /// A video file.
     pub video: Option<PathBuf>,
-    /// A sound file.
+    /// An audio file.
     pub audio: Option<PathBuf>,
-    /// Tokens to generate at most; the server has a limit of its own.
+    /// Maximum number of tokens to generate, in addition to the server's limit.
     pub max_tokens: Option<usize>,
-    /// Go on after the model says that it is done.
+    /// `true` to continue after the end-of-sequence token.
     pub ignore_eos: bool,
-    /// Randomness.
+    /// Sampling temperature.
     pub temperature: f32,
-    /// Pick among so many best tokens, 0 for all.
+    /// Number of most likely tokens to sample from, 0 for all.
     pub top_k: usize,
-    /// Pick among the best tokens of this probability, 1 if not given.
+    /// Total probability of the most likely tokens to sample from, 1 by default.
     pub top_p: Option<f32>,
-    /// Start of the random sequence.
+    /// Seed of the random number generator.
     pub seed: u64,
-    /// Makes tokens that were there before less likely, 1 is off; the server's if not given.
+    /// Penalty of tokens that occurred before, 1 to disable; the server's value by default.
     pub repetition_penalty: Option<f32>,
-    /// Send the text as it comes.
+    /// `true` to send the text as it is generated.
     pub stream: bool,
 }
 
@@ -75,47 +75,47 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum ImageSource {
-    /// A file that the server can read, or a `data:` URL.
+    /// Path of a file on the server, or a `data:` URL.
     File(String),
-    /// The file's content.
+    /// Content of the file.
     Inline {
-        /// In base64, also as a `data:` URL.
+        /// Base64, optionally as a `data:` URL.
         base64: String,
     },
 }
 
-/// A line of the server.
+/// A reply line of the server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Reply {
-    /// Further text.
+    /// Newly generated text.
     Delta {
-        /// The question's.
+        /// Id of the request.
         id: Value,
         /// The text.
         delta: String,
     },
-    /// The whole answer.
+    /// The complete answer.
     Done {
-        /// The question's.
+        /// Id of the request.
         id: Value,
-        /// `true`
+        /// Always `true`.
         done: bool,
         /// The answer.
         #[serde(flatten)]
         report: Box<AnswerReport>,
     },
-    /// There is no answer.
+    /// The request failed.
     Error {
-        /// The question's, as far as it could be read.
+        /// Id of the request, if it could be parsed.
         id: Value,
-        /// Why.
+        /// The reason.
         error: String,
     },
 }
 
 impl Reply {
-    /// An error that belongs to no question.
+    /// Creates an error without a request id.
     pub fn error(error: String) -> Self {
         Self::Error {
             id: Value::Null,
@@ -123,59 +123,59 @@ impl Reply {
         }
     }
 
-    /// The line, without its end.
+    /// Returns the line without its newline.
     pub fn line(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
     }
 }
 
-/// What the server allows.
+/// Limits and defaults of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_tokens: usize,
-    /// Whether questions may name files.
+    /// `true` if requests may name files.
     pub files: bool,
-    /// How media are prepared.
+    /// Options of media preprocessing.
     pub media: MediaOptions,
-    /// Frames of a video that are used.
+    /// Selection of video frames.
     pub frames: FrameSelection,
-    /// The repetition penalty of questions that give none; the checkpoint's if `None`.
+    /// Repetition penalty of requests without one; the checkpoint's if `None`.
     pub repetition_penalty: Option<f32>,
-    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    /// `true` to ignore the checkpoint's `generation_config.json` in the logits.
     pub ignore_generation_config: bool,
 }
 
-/// A question whose media are decoded.
+/// A request with decoded media.
 #[derive(Debug, Clone)]
 pub struct Prepared {
     question: Question,
     media: Vec<Media>,
     messages: Vec<Message>,
     sampling: Sampling,
-    /// Time that decoding took; on a thread of its own, so that no stage records it.
+    /// Decoding time, measured here because decoding runs on a separate thread without stages.
     decoding: Duration,
 }
 
 impl Question {
-    /// Reads a line.
+    /// Parses a line.
     ///
     /// # Errors
-    /// The reply to a line that is no question.
+    /// The reply to an invalid line.
     pub fn parse(line: &[u8]) -> Result<Self, Reply> {
         let question: Self = serde_json::from_slice(line).map_err(|error| Reply::Error {
             id: id_of(line),
-            error: one_line(&anyhow::Error::new(error).context("the request cannot be read")),
+            error: one_line(&anyhow::Error::new(error).context("invalid request")),
         })?;
         match is_id(&question.id) {
             true => Ok(question),
             false => Err(Reply::error(format!(
-                "\"id\" is neither null, a number nor text of at most {MAX_ID} bytes"
+                "\"id\" is not null, a number or a string of at most {MAX_ID} bytes"
             ))),
         }
     }
 
-    /// Whether it shows images, a video or a sound.
+    /// Returns `true` if the request has images, a video or audio.
     pub fn has_media(&self) -> bool {
         !self.images.is_empty() || self.video.is_some() || self.audio.is_some()
     }
@@ -183,7 +183,7 @@ impl Question {
     /// Checks the question and decodes its media.
     ///
     /// # Errors
-    /// The reply to a question that cannot be answered.
+    /// The reply to a request that cannot be answered.
     pub fn prepare(self, limits: &Limits) -> Result<Prepared, Reply> {
         let start = Instant::now();
         match self.try_prepare(limits) {
@@ -213,8 +213,8 @@ impl Question {
 }
 
 impl Prepared {
-    /// Answers the question; `reply` gets the lines to send. `watch` sees every event and cancels
-    /// the work by breaking: then nobody waits for the reply.
+    /// Answers the request; `reply` receives the lines to send. `watch` receives every event and
+    /// cancels the work by breaking, for clients that have disconnected.
     pub fn answer(
         &self,
         engine: &mut AnyEngine,
@@ -253,7 +253,7 @@ impl Prepared {
         });
     }
 
-    /// Stage `media`, if there are any.
+    /// Returns stage `media`, if there are media.
     fn media_stage(&self) -> Option<StageRecord> {
         (!self.media.is_empty()).then(|| StageRecord {
             name: "media".to_owned(),
@@ -293,7 +293,7 @@ fn is_id(id: &Value) -> bool {
     }
 }
 
-/// The id of a request that is no question.
+/// Returns the id of an invalid request.
 fn id_of(line: &[u8]) -> Value {
     #[derive(Deserialize)]
     struct Identified {
@@ -342,7 +342,7 @@ fn media(question: &Question, limits: &Limits) -> anyhow::Result<Vec<Media>> {
     let open = |path: &PathBuf, kind| {
         anyhow::ensure!(
             limits.files,
-            "files are not allowed: send images in base64 (the server runs with --no-files)"
+            "files are disabled (--no-files); send images in base64"
         );
         Ok(Media::read(&Source::file(path)?, kind, limits.frames)?)
     };
@@ -381,8 +381,8 @@ fn is_data_url(text: &str) -> bool {
         .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
-/// The bytes of image number `index`: base64, with or without line breaks and padding, possibly as
-/// a `data:` URL (RFC 2397).
+/// Decodes image `index`: base64 with or without line breaks and padding, optionally as a `data:`
+/// URL (RFC 2397).
 fn inline_bytes(text: &str, index: usize) -> anyhow::Result<Vec<u8>> {
     let base64 = match is_data_url(text).then(|| text.split_once(',')) {
         None => text,
@@ -404,7 +404,7 @@ fn inline_bytes(text: &str, index: usize) -> anyhow::Result<Vec<u8>> {
         .with_context(|| format!("invalid base64 in images[{index}]"))
 }
 
-/// Instructions, and a turn that shows the media before it asks.
+/// Builds the system message and a user turn with the media before the question.
 fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> {
     let mut content: Vec<Content> = media
         .iter()
@@ -434,7 +434,7 @@ mod tests {
         };
         assert_eq!(*id, 7);
         assert!(
-            error.starts_with("the request cannot be read: unknown field"),
+            error.starts_with("invalid request: unknown field"),
             "{error}"
         );
         assert!(

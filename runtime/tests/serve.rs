@@ -319,7 +319,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
         (json!({ "id": 7, "prompt": 5 }).to_string(), "invalid type"),
         (
             json!({ "id": 7, "prompt": "x", "images": [file] }).to_string(),
-            "files are not allowed",
+            "files are disabled",
         ),
         (
             json!({ "id": 7, "prompt": "x", "images": [{ "base64": "!" }] }).to_string(),

@@ -1,11 +1,11 @@
-//! A decoded image, video or sound.
+//! Decoded images, videos and audio.
 
 use edge_lmm_models::preprocess::RgbImage;
 
 use super::budget;
 use super::{FrameSelection, MediaError, MediaKind, Source};
 
-/// A decoded medium.
+/// A decoded image, video or audio clip.
 #[derive(Debug, Clone)]
 pub enum Media {
     /// A still image.
@@ -14,10 +14,10 @@ pub enum Media {
     Video {
         /// The frames.
         frames: Vec<RgbImage>,
-        /// Their rate.
+        /// Frames per second.
         frames_per_second: f32,
     },
-    /// A sound in one channel.
+    /// Mono audio.
     Audio {
         /// Samples from -1 to 1.
         samples: Vec<f32>,
@@ -26,20 +26,20 @@ pub enum Media {
     },
 }
 
-/// The memory that the media of one request may take together: as much as one of them alone.
+/// The memory limit for all media of a request together, equal to that of a single one.
 #[derive(Debug)]
 pub struct MediaBudget(u64);
 
 impl MediaBudget {
-    /// Half of the memory that this process can still have.
+    /// Creates a limit of half the memory that this process can allocate.
     pub fn new() -> Self {
         Self(budget::limit())
     }
 
-    /// Counts a medium.
+    /// Subtracts an item's memory from the limit.
     ///
     /// # Errors
-    /// [`MediaError::Memory`] if the media exceed the budget.
+    /// [`MediaError::Memory`] if the media exceed the limit.
     pub fn hold(&mut self, medium: &Media) -> Result<(), MediaError> {
         let needed = medium.bytes() as u64;
         self.0 = self.0.checked_sub(needed).ok_or(MediaError::Memory {
@@ -57,10 +57,10 @@ impl Default for MediaBudget {
 }
 
 impl Media {
-    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
+    /// Decodes a source of kind `kind`; `frames` selects the frames of a video.
     ///
     /// # Errors
-    /// If the source holds something else, is damaged, or needs more memory than may be used.
+    /// If the source has another kind, is damaged or exceeds the memory limit.
     pub fn read(
         source: &Source,
         kind: MediaKind,
@@ -85,7 +85,7 @@ impl Media {
         })
     }
 
-    /// Bytes of its pixels or samples.
+    /// Returns the bytes of its pixels or samples.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Image(image) => image.pixels().len(),
@@ -94,7 +94,7 @@ impl Media {
         }
     }
 
-    /// The kind of medium.
+    /// Returns the kind.
     pub fn kind(&self) -> MediaKind {
         match self {
             Self::Image(_) => MediaKind::Image,
