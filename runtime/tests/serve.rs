@@ -282,7 +282,7 @@ fn slow_clients_are_disconnected() {
         assert!(
             reply["error"]
                 .as_str()
-                .is_some_and(|e| e.contains("in time")),
+                .is_some_and(|e| e.contains("within the time limit")),
             "{reply}"
         );
     }
