@@ -22,17 +22,17 @@ pub enum Products {
     Emulated,
 }
 
-/// Largest half-precision number. Activations of language models occasionally exceed it; converted to
-/// infinity, they would make all later results NaN.
+/// Largest half-precision number. Activations of language models occasionally exceed it; converted
+/// to infinity, they would make all later results NaN.
 pub(super) const HALF_MAX: f32 = 65_504.0;
 
-/// The half-precision type.
+/// Returns the half-precision type.
 pub(super) fn half() -> StorageType {
     ElemType::Float(FloatKind::F16).into()
 }
 
 impl Products {
-    /// The fastest way that the device supports.
+    /// Returns the fastest way that the device supports.
     pub fn of<R: CubeRuntime>(client: &ComputeClient<R>) -> Self {
         let properties = client.properties();
         let config = MmaConfig {
