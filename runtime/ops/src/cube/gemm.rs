@@ -173,7 +173,7 @@ fn fill_rows<S: Float>(
     }
 }
 
-/// A load of zero weights.
+/// Returns a load of zero weights.
 #[cube]
 fn zero_weights(#[comptime] format: Format) -> Load {
     match format {
