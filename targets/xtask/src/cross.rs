@@ -267,7 +267,9 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
             .map(|feature| format!("with {feature}, "))
             .collect::<String>(),
         requirements.bytes as f64 / 1e6,
-        requirements.glibc.map_or("none".to_owned(), |v| v.to_string()),
+        requirements
+            .glibc
+            .map_or("none".to_owned(), |v| v.to_string()),
         if requirements.libraries.is_empty() {
             "none".to_owned()
         } else {
@@ -288,7 +290,11 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
                 || C_LIBRARY.contains(&library.as_str())
                 || library.starts_with("ld-linux"))
     };
-    if let Some(library) = requirements.libraries.iter().find(|library| !allowed(library)) {
+    if let Some(library) = requirements
+        .libraries
+        .iter()
+        .find(|library| !allowed(library))
+    {
         bail!(
             "{} requires {library}; expected only {}",
             program.display(),
