@@ -59,7 +59,7 @@ struct Cli {
     target_context: usize,
     /// Image size in the memory estimate of --target
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
-    target_picture: (usize, usize),
+    target_image_size: (usize, usize),
     /// Write a JSON report with the format, size and relative error of every weight
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
@@ -161,15 +161,15 @@ fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> 
     let device = edge_lmm_targets::device(name)?;
     let scenario = Scenario {
         context: cli.target_context,
-        picture: Some(cli.target_picture),
+        picture: Some(cli.target_image_size),
     };
     let demand = plan.demand(tokenizer, &scenario)?;
-    let report = TargetReport::new(device, demand, cli.target_picture);
+    let report = TargetReport::new(device, demand, cli.target_image_size);
     eprintln!("{report}");
     ensure!(
         report.fit.fits || cli.force,
-        "{}; use smaller formats, a smaller context (--target-context) or picture \
-         (--target-picture), or write it all the same with --force",
+        "{}; use smaller formats, a smaller context (--target-context) or image \
+         (--target-image-size), or use --force to write it anyway",
         report.verdict()
     );
     Ok(())

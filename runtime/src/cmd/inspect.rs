@@ -37,7 +37,7 @@ pub struct Cmd {
     target: Option<String>,
     /// Image size in the estimate
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
-    picture: (usize, usize),
+    image_size: (usize, usize),
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -102,10 +102,10 @@ impl Cmd {
         let device = edge_lmm_targets::device(name)?;
         let scenario = Scenario {
             context: self.context,
-            picture: Some(self.picture),
+            picture: Some(self.image_size),
         };
         let demand = Demand::of_record(record, &scenario)?;
-        Ok(Some(TargetReport::new(device, demand, self.picture)))
+        Ok(Some(TargetReport::new(device, demand, self.image_size)))
     }
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
