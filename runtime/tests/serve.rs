@@ -311,7 +311,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
     let mut client = Client::connect(&socket);
     let file = demo("shapes.png");
     let bad: [(String, &str); 9] = [
-        ("not JSON".to_owned(), "cannot be read"),
+        ("not JSON".to_owned(), "invalid request"),
         (
             json!({ "id": 7, "question": "?" }).to_string(),
             "unknown field",
@@ -378,10 +378,10 @@ fn repetition_penalties() {
     let ids: Vec<_> = servers.as_array().expect("tokens").to_vec();
     let repeats = (1..ids.len()).any(|at| ids[..at].contains(&ids[at]));
     assert!(!repeats, "{servers}");
-    // The server lets this place for an image take effect, and there is none.
+    // The server lets this placeholder token take effect, but there is no image.
     let reply = client.ask(json!({ "prompt": "<|image_pad|>" }));
     let error = reply["error"].as_str().unwrap_or_default();
-    assert!(error.contains("found 1 places"), "{reply}");
+    assert!(error.contains("found 1 placeholder tokens"), "{reply}");
 }
 
 #[test]

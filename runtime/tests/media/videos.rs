@@ -227,7 +227,7 @@ fn strips_are_cut_from_the_left() {
     let message = load_video(&file, FrameSelection::All)
         .unwrap_err()
         .to_string();
-    assert!(message.contains("12 pixels wide"), "{message}");
+    assert!(message.contains("width of 12 pixels"), "{message}");
 }
 
 #[test]
