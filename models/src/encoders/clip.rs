@@ -149,7 +149,8 @@ impl ClipConfig {
         let wanted = if index < 0 { states + index } else { index };
         if !(0..states).contains(&wanted) {
             return Err(ModelError::config(format!(
-                "the configuration requests the features of layer {index}, the vision tower has {} layers",
+                "the configuration requests the features of layer {index}, the vision tower has \
+                 {} layers",
                 self.num_hidden_layers
             )));
         }
@@ -328,7 +329,7 @@ pub fn cut_patches(image: &[f32], config: &ClipConfig) -> Vec<f32> {
             for channel in 0..config.num_channels {
                 for y in row * patch..(row + 1) * patch {
                     let start = (channel * size + y) * size + column * patch;
-                    patches.extend_from_slice(&picture[start..start + patch]);
+                    patches.extend_from_slice(&image[start..start + patch]);
                 }
             }
         }
@@ -353,10 +354,10 @@ mod tests {
     /// Computed by hand: the value of a pixel is `100 * channel + 10 * row + column`.
     #[test]
     fn patches_are_ordered_channel_row_column() {
-        let picture: Vec<f32> = (0..2 * 5 * 5)
+        let image: Vec<f32> = (0..2 * 5 * 5)
             .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
             .collect();
-        let patches = cut_patches(&picture, &config());
+        let patches = cut_patches(&image, &config());
         assert_eq!(patches.len(), 4 * 8);
         assert_eq!(patches[8..16], [2., 3., 12., 13., 102., 103., 112., 113.]);
         assert_eq!(patches[16..20], [20., 21., 30., 31.]);

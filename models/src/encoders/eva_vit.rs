@@ -120,17 +120,17 @@ impl EvaVitConfig {
     /// Cuts an image into patches, in raster order.
     ///
     /// # Shapes
-    /// - picture: `[3, image_size, image_size]`
+    /// - image: `[3, image_size, image_size]`
     /// - result: `[patches, 3 * patch_size * patch_size]`, a patch's values ordered channel, row,
     ///   column as in the reference's convolution
-    pub fn cut_patches(&self, picture: &[f32]) -> Vec<f32> {
+    pub fn cut_patches(&self, image: &[f32]) -> Vec<f32> {
         let (size, patch, side) = (self.image_size, self.patch_size, self.side());
         let mut patches = Vec::with_capacity(self.patches() * self.patch_width());
         for (row, column) in (0..side).flat_map(|r| (0..side).map(move |c| (r, c))) {
             for channel in 0..CHANNELS {
                 for y in row * patch..(row + 1) * patch {
                     let start = (channel * size + y) * size + column * patch;
-                    patches.extend_from_slice(&picture[start..start + patch]);
+                    patches.extend_from_slice(&image[start..start + patch]);
                 }
             }
         }
@@ -280,10 +280,10 @@ mod tests {
             patch_size: 2,
             ..EvaVitConfig::default()
         };
-        let picture: Vec<f32> = (0..3 * 5 * 5)
+        let image: Vec<f32> = (0..3 * 5 * 5)
             .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
             .collect();
-        let patches = config.cut_patches(&picture);
+        let patches = config.cut_patches(&image);
         assert_eq!(patches.len(), 4 * 12);
         assert_eq!(
             patches[12..24],

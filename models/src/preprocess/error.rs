@@ -82,7 +82,8 @@ pub enum PreprocessError {
     NoFrames,
     /// A video whose frames differ in size.
     #[error(
-        "frame {index} of the video is {}x{} pixels, the first one {}x{}; all frames must have the same size",
+        "frame {index} of the video is {}x{} pixels, the first one {}x{}; all frames \
+         must have the same size",
         found.0, found.1, expected.0, expected.1
     )]
     FrameSize {
@@ -106,7 +107,8 @@ pub enum PreprocessError {
     },
     /// Audio that is too long after resampling.
     #[error(
-        "the audio has {samples} samples after resampling, at most {limit} are supported; shorten it"
+        "the audio has {samples} samples after resampling, at most {limit} are supported; \
+         shorten it"
     )]
     TooLong {
         /// Samples after resampling.

@@ -16,7 +16,7 @@ pub struct Normalization {
     pub image_mean: [f64; 3],
     /// Standard deviation of each channel after rescaling.
     pub image_std: [f64; 3],
-    /// Factor of 8-bit samples.
+    /// Factor by which 8-bit samples are multiplied.
     pub rescale_factor: f64,
 }
 

@@ -53,6 +53,9 @@ mod tests {
             tokens: 1,
         }];
         let error = expand_placeholders(&[1, 2], |id| id == 9, &media).unwrap_err();
-        assert!(error.to_string().contains("found 0 placeholder tokens"), "{error}");
+        assert!(
+            error.to_string().contains("found 0 placeholder tokens"),
+            "{error}"
+        );
     }
 }

@@ -247,12 +247,12 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         }
     }
 
-    /// The encoder processes the prompt; the decoder's sequence is the start token and the answer.
+    /// Counts the start token and the answer; the prompt is in the encoder.
     fn positions(&self, _prompt: usize, answer: usize) -> usize {
         answer.saturating_add(1).min(self.config.n_positions)
     }
 
-    /// Encoder tokens attend to all others, so a longer prompt changes all of them.
+    /// Returns 0: encoder tokens attend to all others, so a longer prompt changes all of them.
     fn reusable(&self, _shared: usize) -> usize {
         0
     }
@@ -285,7 +285,7 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         self.step(start, &[[0; 3]], state, monitor)
     }
 
-    /// The positions are those of the decoder and follow from the cache.
+    /// Runs the decoder; its positions follow from the cache.
     fn step(
         &self,
         embeddings: Tensor<B, 2>,

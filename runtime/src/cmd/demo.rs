@@ -78,7 +78,7 @@ impl Cmd {
         eprintln!("{}", table(&stage::finish()));
         ensure!(
             wrong.is_empty(),
-            "the demo gave a wrong answer on this machine ({}); please report it with the output of \
+            "the demo gave a wrong answer on this machine ({}); please report it with output of \
              `edge-lmm doctor`",
             wrong.join(", ")
         );

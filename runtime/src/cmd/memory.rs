@@ -184,7 +184,7 @@ impl RequestEstimate {
     }
 }
 
-/// How far a model fits into memory.
+/// Degree to which a model fits into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fit {
     /// All weights fit.

@@ -1,6 +1,6 @@
 //! Still images: PNG, JPEG, WebP, BMP and GIF (the first frame of an animated GIF or WebP).
 //!
-//! Images are converted to 8-bit RGB as by Pillow's `convert("RGB")`, the first step of the
+//! Images are converted to 8-bit RGB as with Pillow's `convert("RGB")`, the first step of the
 //! processors of `transformers`: transparency is dropped without blending, 16-bit colors lose their
 //! low byte, and values of 16-bit gray images above 255 become 255. Exif orientation is applied, as
 //! by `transformers.image_utils.load_image`.

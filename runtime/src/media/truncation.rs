@@ -95,7 +95,7 @@ impl Jpeg {
     }
 }
 
-/// Skips past the next marker and returns it. Other bytes in between are ignored, as by decoders.
+/// Skips past the next marker and returns it. Other bytes in between are ignored, as decoders do.
 fn next_marker(pieces: &mut Pieces<'_>) -> Option<u8> {
     loop {
         if pieces.byte()? == 0xff {

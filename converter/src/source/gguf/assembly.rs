@@ -53,7 +53,8 @@ impl<'h, 'a> Assembly<'h, 'a> {
             file: self.file.to_string(),
             tensor: name.into(),
             needed_for:
-                "the architecture needs it; the file is incomplete or has the wrong architecture in its metadata"
+                "the architecture requires it; the file is incomplete or its metadata names the \
+                 wrong architecture"
                     .into(),
         }
     }

@@ -111,7 +111,7 @@ fn read_text(
         "qwen2vl" => Err(malformed(
             &text.header.file,
             "only the language model of a qwen2vl model",
-            "its vision tower as well; name the mmproj-*.gguf file that belongs to it with --mmproj",
+            "its vision tower as well; name its mmproj-*.gguf file with --mmproj",
         )),
         other => Err(not_supported(&text.header.file, "architecture", other)),
     }

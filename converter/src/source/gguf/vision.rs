@@ -12,7 +12,7 @@ pub(super) struct VisionTower {
     pub(super) heads: usize,
     pub(super) patch: usize,
     pub(super) feed_forward: usize,
-    /// `true` if the names of `ffn_up` and `ffn_down` are swapped, as by llama.cpp's first
+    /// `true` if the names of `ffn_up` and `ffn_down` are swapped, as in llama.cpp's first
     /// converters.
     swapped: bool,
 }

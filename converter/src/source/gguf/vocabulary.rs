@@ -92,7 +92,8 @@ impl<'h> Vocabulary<'h> {
             malformed(
                 &self.header.file,
                 format!("a vocabulary without {token}"),
-                "one with the placeholder token of this multimodal model; convert the checkpoint on the hub that has it",
+                "one with the placeholder token of this multimodal model; convert the checkpoint \
+                 on the hub that has it",
             )
         })
     }
@@ -211,8 +212,8 @@ impl<'h> Vocabulary<'h> {
             Some("default") => Ok(LLAMA_CPP_DEFAULT),
             None => {
                 log::warn!(
-                    "{}: tokenizer.ggml.pre is missing, so text may be split differently than in training; \
-                     convert the model again with a current llama.cpp",
+                    "{}: tokenizer.ggml.pre is missing, so text may be split differently than \
+                     in training; convert the model again with a current llama.cpp",
                     self.header.file
                 );
                 Ok(LLAMA_CPP_DEFAULT)

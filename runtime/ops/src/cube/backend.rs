@@ -47,12 +47,12 @@ pub fn keep_compiled(folder: &std::path::Path) {
     }
 }
 
-/// Returns the way of multiplication on the device of `x`.
+/// Returns the multiplication method on the device of `x`.
 pub fn products<R: CubeRuntime>(x: &Tensor<Cube<R>, 2>) -> Products {
     Products::of(&R::client(&x.device()))
 }
 
-/// Computes `x Wᵀ` for many tokens with the given way of multiplication.
+/// Computes `x Wᵀ` for many tokens with the given multiplication method.
 ///
 /// # Shapes
 /// - x: `[tokens, cols]`, result: `[tokens, rows]`
@@ -75,7 +75,7 @@ pub fn multiply<R: CubeRuntime>(
     Tensor::from_primitive(TensorPrimitive::Float(out))
 }
 
-/// Computes attention among the tokens of `qkv` with the given way of multiplication.
+/// Computes attention among the tokens of `qkv` with the given multiplication method.
 ///
 /// # Shapes
 /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`

@@ -90,12 +90,12 @@ impl<R: CubeRuntime> CubeCache<R> {
         })
     }
 
-    /// Selects the way of multiplication.
+    /// Selects the multiplication method.
     pub fn with_products(self, products: Products) -> Self {
         Self { products, ..self }
     }
 
-    /// Returns the way of multiplication.
+    /// Returns the multiplication method.
     pub(super) fn products(&self) -> Products {
         self.products
     }

@@ -2,7 +2,7 @@
 //! block of 32 inputs, the activations and the dequantized weights of the tile are copied to shared memory
 //! and multiplied.
 //!
-//! Devices differ only in the way of multiplication ([`Products`]).
+//! Devices differ only in the multiplication method ([`Products`]).
 
 use burn::tensor::f16;
 use burn_cubecl::CubeRuntime;

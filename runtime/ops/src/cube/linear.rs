@@ -14,7 +14,7 @@ use super::tensor::Rows;
 use super::{activation, gemm, gemv};
 
 /// See [`KernelBackend::packed_linear`](crate::KernelBackend::packed_linear). `products` applies to
-/// many tokens; `None` selects the fastest supported way.
+/// many tokens; `None` selects the fastest supported method.
 pub(super) fn linear<R: CubeRuntime>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,

@@ -278,7 +278,7 @@ impl<R: CubeRuntime> Bench<R> {
         })
     }
 
-    /// Returns the suffix of a name for the way of multiplication.
+    /// Returns the suffix of a name for the multiplication method.
     fn kind(&self) -> String {
         match products(&self.random([1, 4])) {
             Products::Matrix => ", matrix".to_owned(),

@@ -1,4 +1,4 @@
-//! GIF (GIF89a specification), composed as by Pillow.
+//! GIF (GIF89a specification), composed as in Pillow.
 //!
 //! Transparent pixels of the first frame show their palette color, those of later frames the pixels
 //! below. "Restore to background" leaves the frame's transparent color, or the background color if

@@ -1,4 +1,4 @@
-//! Animated WebP ("WebP Container Specification"), composed as by libwebp (`anim_decode.c`).
+//! Animated WebP ("WebP Container Specification"), composed as in libwebp (`anim_decode.c`).
 //!
 //! Each frame is decoded as a separate still image. The background color of the file is ignored: a
 //! disposed area becomes transparent black.
