@@ -60,7 +60,7 @@ class Check:
         start = time.monotonic()
         try:
             action()
-        except Exception as error:  # every step is tried, and all failures are told at the end
+        except Exception as error:  # every step is tried, and all failures are reported at the end
             print(f"  FAILED: {error}")
             self.failures.append(name)
         if not self.dry:

@@ -57,7 +57,7 @@ pub enum BundleError {
         /// The error of the system.
         source: io::Error,
     },
-    /// The bundle contradicts itself or is truncated.
+    /// The trailer is inconsistent or the bundle is truncated.
     #[error("the bundle is damaged or truncated: {0}; copy it again")]
     Damaged(String),
     /// The bundle was written by a newer version of this program.

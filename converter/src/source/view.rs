@@ -102,7 +102,7 @@ pub(super) enum View {
     /// Chunks of `chunk` elements taken from the parts in turn (a convolution over time stored as
     /// one convolution per frame).
     Interleaved {
-        /// In the order of their turns, all of equal size.
+        /// In reading order, all of equal size.
         parts: Vec<Stored>,
         /// Elements per turn.
         chunk: usize,

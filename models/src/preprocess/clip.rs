@@ -231,11 +231,11 @@ fn cropped(size: Option<Size>) -> Result<(usize, usize), PreprocessError> {
 /// Centers the image in a square of the mean color, truncated to 8 bits.
 fn pad_to_square(image: &RgbImage, mean: [f64; 3]) -> Result<RgbImage, PreprocessError> {
     let side = image.width().max(image.height());
-    let colour = mean.map(|mean| (mean * 255.0) as u8);
+    let color = mean.map(|mean| (mean * 255.0) as u8);
     let mut pixels = allocate(RgbImage::bytes(side, side)?)?;
     let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
     let fill = |pixels: &mut Vec<u8>, count: usize| {
-        pixels.extend(std::iter::repeat_n(colour, count).flatten());
+        pixels.extend(std::iter::repeat_n(color, count).flatten());
     };
     fill(&mut pixels, top * side);
     for y in 0..image.height() {

@@ -58,9 +58,9 @@ pub fn layer_norm<B: Backend>(
     beta: Tensor<B, 1>,
     eps: f32,
 ) -> Tensor<B, 2> {
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = centred.clone().powi_scalar(2).mean_dim(1);
-    centred / (variance + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
+    let centered = x.clone() - x.mean_dim(1);
+    let variance = centered.clone().powi_scalar(2).mean_dim(1);
+    centered / (variance + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
 }
 
 /// Computes `activation(gate) * up` for rows `gate | up`.

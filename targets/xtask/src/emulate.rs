@@ -124,11 +124,11 @@ impl Emulator {
     fn check_bundle(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
         let bundled = work.join("bundle");
         let place = bundle::write(program, &demo_record(), &bundled)?;
-        let picture = shell::root().join("models/demo/shapes.png");
+        let image = shell::root().join("models/demo/shapes.png");
         let question = ["--prompt", "how many shapes are there?", "--image"];
         let ask = |bundled: &Path| {
             let mut command = self.command(bundled);
-            command.args(question).arg(&picture);
+            command.args(question).arg(&image);
             command
         };
         let answer = shell::output(&mut ask(&bundled))?;

@@ -329,7 +329,7 @@ fn control_files(
          Section: science\n\
          Priority: optional\n\
          Description: runs large multimodal models on small devices\n \
-         edge-lmm answers questions about images, videos and sounds with models\n \
+         edge-lmm answers questions about images, videos and audio with models\n \
          of a few billion parameters, quantized to 4 and 8 bits, and reports where the\n \
          time goes. Records in /var/lib/edge-lmm can be served on a Unix socket with\n \
          the service edge-lmm@NAME. edge-lmm-convert creates records from checkpoints.\n",

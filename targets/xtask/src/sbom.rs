@@ -138,8 +138,8 @@ fn expression(license: &str) -> String {
 /// Returns name, version, license and authors of each library, and each license text once.
 pub fn licences(packages: &[Package]) -> String {
     let mut text = String::from(
-        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the licence named, and of the Rust\n\
-         standard library (MIT OR Apache-2.0). A static program contains musl (MIT), too.\n\n",
+        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the license named, and of the Rust\n\
+         standard library (MIT OR Apache-2.0). A static program also contains musl (MIT).\n\n",
     );
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for package in packages.iter().filter(|package| package.source.is_some()) {

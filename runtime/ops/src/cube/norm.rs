@@ -91,8 +91,8 @@ fn layer_norm_kernel(
     // A separate pass, because the difference of two large sums would cancel.
     let mut squares = 0.0f32;
     for i in range_stepped(unit, width, UNITS) {
-        let centred = x[row + i] - mean;
-        squares += centred * centred;
+        let centered = x[row + i] - mean;
+        squares += centered * centered;
     }
     let variance = sum_over_cube(squares, &mut shared) / f32::cast_from(width);
     let factor = overflow_to_nan(variance, 1.0f32 / f32::sqrt(variance + eps));

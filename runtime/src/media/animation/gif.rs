@@ -16,7 +16,7 @@ use super::check_size;
 
 const NAME: &str = "GIF";
 
-/// Returns the seconds of each complete frame.
+/// Returns the duration of each complete frame in seconds.
 pub fn delays(bytes: &[u8]) -> Vec<f64> {
     let mut blocks = Blocks::default();
     let _ = blocks.walk(bytes);
@@ -27,8 +27,8 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
 /// State of a walk over the blocks after the screen descriptor.
 #[derive(Default)]
 struct Blocks {
-    /// Seconds of each frame. The last entry belongs to the next frame, which an extension
-    /// precedes.
+    /// Duration of each frame in seconds. The last entry belongs to the next frame, which an
+    /// extension precedes.
     delays: Vec<f64>,
     /// `true` if the last block was complete.
     at_boundary: bool,

@@ -13,8 +13,8 @@ use super::check_size;
 
 const NAME: &str = "PNG";
 
-/// Returns the seconds of the frames: an `acTL` chunk precedes the image data, each frame has an
-/// `fcTL` chunk.
+/// Returns the durations of the frames in seconds: an `acTL` chunk precedes the image data, each
+/// frame has an `fcTL` chunk.
 pub fn delays(bytes: &[u8]) -> Vec<f64> {
     let mut pieces = Pieces(bytes.get(8..).unwrap_or_default());
     let (mut animated, mut delays) = (false, Vec::new());
@@ -100,7 +100,7 @@ fn next_frame(
         ColorType::GrayscaleAlpha => {
             let pixels = bytes.as_chunks().0.iter();
             Ok(pixels
-                .map(|&[grey, alpha]| [grey, grey, grey, alpha])
+                .map(|&[gray, alpha]| [gray, gray, gray, alpha])
                 .collect())
         }
         other => Err(MediaError::damaged(

@@ -20,8 +20,8 @@ fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("WebP", message)
 }
 
-/// Returns the seconds of the frames: one `ANMF` chunk per frame, with 24 bits of milliseconds at
-/// offset 12.
+/// Returns the durations of the frames in seconds: one `ANMF` chunk per frame, with 24 bits of
+/// milliseconds at offset 12.
 pub fn delays(bytes: &[u8]) -> Vec<f64> {
     let delay = |data: &[u8]| f64::from(triple(data, 12)) / 1000.0;
     frames(bytes).map(delay).collect()
