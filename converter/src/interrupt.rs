@@ -43,7 +43,7 @@ fn end(signal: i32) -> ! {
     process::exit(128 + signal)
 }
 
-/// Returns the signals that this process ignores as a bit mask, or 0 where `/proc` does not tell.
+/// Returns the signals that this process ignores as a bit mask, or 0 if `/proc` is unavailable.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status

@@ -171,7 +171,7 @@ pub(super) fn read_sharded(
             return Err(SourceError::MissingFile {
                 path,
                 needed_for: format!(
-                    "{index_file} says that this shard holds {} tensors ({}); download it",
+                    "{index_file} lists {} tensors ({}) of this shard; download it",
                     expected.len(),
                     some_of(&expected)
                 ),
@@ -184,7 +184,7 @@ pub(super) fn read_sharded(
                     file: path.display().to_string(),
                     tensor: name,
                     needed_for: format!(
-                        "{index_file} says that it is in this shard; the files do not belong together"
+                        "{index_file} assigns it to this shard; the files do not belong together"
                     ),
                 });
             };

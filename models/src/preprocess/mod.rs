@@ -4,7 +4,7 @@
 //! `transformers` (4.57), which resize images with Pillow and videos with torchvision. The crate
 //! `edge-lmm` decodes files.
 //!
-//! Each family of models has a file of its own; they share [`resize`] and [`normalize`]. [`mel`]
+//! Each family of models has its own file; they share [`resize`] and [`normalize`]. [`mel`]
 //! serves all audio encoders, [`sample_rate`] converts audio to the rate they expect.
 
 pub mod clip;

@@ -37,7 +37,7 @@ impl Audio {
         sample_rate: u32,
     ) -> Result<Self, MediaError> {
         if samples.is_empty() {
-            return Err(MediaError::damaged(format, "it holds no samples"));
+            return Err(MediaError::damaged(format, "it has no samples"));
         }
         if let Some(at) = samples.iter().position(|v| !v.is_finite()) {
             let message = format!("sample {at} is {}, expected a finite number", samples[at]);

@@ -70,7 +70,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Audio, MediaError> {
                 let data = unfinished(&rest[8..], word(rest, 4).unwrap_or(0), long_size)?;
                 return header.samples(data);
             }
-            None if rest.is_empty() => return Err(damaged("it holds no samples")),
+            None if rest.is_empty() => return Err(damaged("it has no samples")),
             None => {
                 let message = format!("it ends after {} bytes, within a chunk", bytes.len());
                 return Err(MediaError::truncated("WAV", message));

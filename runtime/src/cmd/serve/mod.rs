@@ -203,7 +203,7 @@ fn listen(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     if is_socket {
         if UnixStream::connect(path).is_ok() {
-            bail!("{} belongs to a server that is running", path.display());
+            bail!("{} is in use by a running server", path.display());
         }
         fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
