@@ -392,7 +392,7 @@ fn a_socket_in_use_is_not_taken_and_a_left_over_is() {
     let mut second = server(&["--socket", socket.to_str().expect("a readable path")]);
     let second = second.output().expect("the command starts");
     let message = String::from_utf8_lossy(&second.stderr);
-    assert!(message.contains("a server that is running"), "{message}");
+    assert!(message.contains("a running server"), "{message}");
     drop(first);
     assert!(socket.exists(), "a killed server leaves its socket");
     let _third = listen(&socket, &[]);
