@@ -7,7 +7,7 @@ use edge_lmm::Answer;
 use edge_lmm::report::{bytes, first_token, peak_resident_bytes, tokens_per_second};
 use edge_lmm_ops::stage::StageRecord;
 
-/// Tokens, speed and time to the first token, for people.
+/// Formats tokens, speed and time to the first token as text.
 pub fn summary(answer: &Answer, stages: &[StageRecord]) -> String {
     let speed = tokens_per_second(answer, stages)
         .map_or_else(String::new, |speed| format!(" at {speed:.1} tokens/s"));
@@ -33,7 +33,7 @@ fn milliseconds(time: Duration) -> String {
     }
 }
 
-/// A row of the table: a top stage, or the modules of one kind inside it.
+/// A row of the table: a top-level stage, or its modules of one kind.
 struct Row {
     name: String,
     time: Duration,
@@ -42,7 +42,7 @@ struct Row {
     top: bool,
 }
 
-/// Top stages, each followed by its modules, layers of a stack taken together.
+/// Lists the top-level stages, each followed by its modules with the layers of a stack combined.
 fn rows(stages: &[StageRecord]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for top in stages.iter().filter(|stage| stage.name == stage.stage) {
@@ -76,12 +76,12 @@ fn rows(stages: &[StageRecord]) -> Vec<Row> {
     rows
 }
 
-/// The path of a module without its first part, which the stage tells: the table stays narrow.
+/// Strips the first component of a module's path, which the stage repeats.
 fn within_stage(path: &str) -> &str {
     path.split_once('.').map_or(path, |(_, rest)| rest)
 }
 
-/// `vision.blocks.7.mlp` as `vision.blocks.*.mlp`.
+/// Replaces numbers: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
 fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('.')
@@ -96,7 +96,8 @@ fn without_numbers(path: &str) -> String {
     parts.join(".")
 }
 
-/// The table of stages: time, share of the whole, calls and peak heap; the largest is marked.
+/// Formats the table of stages: time, fraction of the total, calls and peak heap; the largest stage
+/// is marked.
 pub fn table(stages: &[StageRecord]) -> String {
     let rows = rows(stages);
     let total: Duration = rows.iter().filter(|row| row.top).map(|row| row.time).sum();

@@ -1,4 +1,4 @@
-//! `edge-lmm chat`: a conversation over several turns.
+//! `edge-lmm chat`: a conversation of several turns.
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -19,23 +19,23 @@ use super::options::{
 use super::signals::Interrupts;
 
 const HELP: &str = "\
-/media FILE  shows an image, a video or a sound with the next question
+/media FILE  adds an image, video or audio file to the next question
 /forget      starts a new conversation
-/help        shows this list
-/quit        leaves, as the end of input does
-A line that begins with // is a question that begins with /. Ctrl-C stops an answer.";
+/help        lists the commands
+/quit        exits, like the end of input
+A question that starts with / is entered with //. Ctrl-C stops an answer.";
 
-/// Talks over several turns; images and the conversation so far are not computed again.
+/// Holds a conversation of several turns; images and earlier turns are not computed again.
 ///
-/// Reads one question per line. `/media FILE` shows a further image, video or sound with the next
+/// Reads one question per line. `/media FILE` adds an image, video or audio file to the next
 /// question, `/forget` starts a new conversation, `/help` lists the commands, `/quit` or the end of
-/// input leaves. A question that cannot be answered is taken back, and the conversation goes on.
-/// Ctrl-C stops an answer; pressed twice, it leaves.
+/// input exits. A question that cannot be answered is removed from the conversation. Ctrl-C stops
+/// an answer; pressed twice, it exits.
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// Instructions for the model [default: what its chat template says]
+    /// System message [default: that of the chat template]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Print one JSON object per turn instead of the text: text, reused_tokens, stages, ..., or
@@ -54,7 +54,7 @@ pub struct Cmd {
     device: DeviceOptions,
 }
 
-/// The messages so far with the media that they show.
+/// The messages so far and their media.
 #[derive(Default)]
 struct Conversation {
     messages: Vec<Message>,
@@ -73,7 +73,7 @@ impl Conversation {
     }
 }
 
-/// A line of input.
+/// A parsed line of input.
 enum Line<'a> {
     Nothing,
     Quit,
@@ -104,7 +104,7 @@ impl<'a> Line<'a> {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        // Wrong options end the program before the model is loaded.
+        // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
         let record = self.device.open(&self.model)?;
         let mut engine = self.device.load_record(&record)?;
@@ -158,7 +158,7 @@ impl Cmd {
         }
     }
 
-    /// Answers a question, or takes it back with its media.
+    /// Answers a question. If that fails, removes it and its media from the conversation.
     fn turn(
         &self,
         engine: &mut AnySession,
@@ -202,7 +202,7 @@ impl Cmd {
                 }
                 if answer.finish_reason == FinishReason::Context {
                     eprintln!(
-                        "note: the answer ends where the model's context is full; /forget starts \
+                        "note: the answer ends because the context is full; /forget starts \
                          a new conversation"
                     );
                 }

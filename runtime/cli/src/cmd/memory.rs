@@ -1,4 +1,4 @@
-//! How a record is kept in memory, and whether it fits.
+//! Mapping of a record and memory checks.
 
 use std::path::Path;
 
@@ -12,25 +12,25 @@ use edge_lmm::{Device, Record};
 use edge_lmm_kernels::{Format, peak, pool};
 use edge_lmm_models::media::MediaInput;
 
-/// Positions that an answer is taken to need before its prompt is known.
+/// Context length assumed for an answer whose prompt is not yet known.
 const CONTEXT: usize = 2048;
 
-/// The mapping of the record.
+/// Options for the mapping of the record.
 #[derive(Debug, Clone, Args)]
 pub struct MemoryOptions {
-    /// Read the whole record at the start, instead of when a weight is first used
+    /// Read the whole record at startup instead of on demand
     #[arg(long)]
     prefault: bool,
-    /// Keep the record in memory even when other programs need room
+    /// Lock the record in memory, so that it is not evicted
     #[arg(long)]
     mlock: bool,
-    /// Start even if the memory is too small for the model
+    /// Start even if memory is too small for the model
     #[arg(long)]
     ignore_memory: bool,
 }
 
 impl MemoryOptions {
-    /// Opens a record, if it fits into the memory that the device has.
+    /// Opens a record if it fits into the memory of the device.
     pub fn open(&self, path: &Path, device: Device) -> anyhow::Result<Record> {
         let mapping = Mapping {
             prefault: self.prefault,
@@ -38,7 +38,7 @@ impl MemoryOptions {
             trust: false,
         };
         if !self.ignore_memory {
-            // Before anything is read at once or locked.
+            // Checked before anything is read or locked.
             let trust = Mapping {
                 trust: true,
                 ..Mapping::default()
@@ -51,13 +51,13 @@ impl MemoryOptions {
             let fit = check(
                 &demand,
                 &path.display().to_string(),
-                "use a smaller or more strongly quantized record",
+                "use a smaller record or one with fewer bits per weight",
                 device == Device::Cpu && !self.mlock,
                 memory_of(device),
             )?;
             if fit == Fit::OneStageAtATime {
                 log::warn!(
-                    "{} does not fit into memory as a whole: encoder and language model take turns \
+                    "{} does not fit into memory completely: encoder and language model alternate \
                      and are read from the disk again",
                     path.display()
                 );
@@ -66,7 +66,7 @@ impl MemoryOptions {
         Ok(Record::open_with(path, mapping)?)
     }
 
-    /// Prepares estimates of requests with answers of up to `max_tokens`.
+    /// Prepares memory estimates for requests with answers of up to `max_tokens` tokens.
     pub fn estimate(
         &self,
         record: &Record,
@@ -85,7 +85,7 @@ impl MemoryOptions {
     }
 }
 
-/// The memory of a device that has its own; that of a Jetson's GPU is the machine's.
+/// Returns the memory of a device with dedicated memory; a Jetson's GPU shares that of the machine.
 fn own_memory(device: Device) -> Option<Memory> {
     match device {
         #[cfg(feature = "cuda")]
@@ -105,7 +105,7 @@ fn own_memory(device: Device) -> Option<Memory> {
     }
 }
 
-/// The owner of the memory that a device uses, and its state, where the system tells.
+/// Returns the owner and the state of the memory that a device uses, if the system reports it.
 fn memory_of(device: Device) -> (&'static str, Option<Memory>) {
     match own_memory(device) {
         Some(memory) => ("the GPU", Some(memory)),
@@ -113,7 +113,7 @@ fn memory_of(device: Device) -> (&'static str, Option<Memory>) {
     }
 }
 
-/// Estimates what a request costs before its encoders run.
+/// Estimator of the cost of a request before its encoders run.
 pub struct RequestEstimate {
     plan: Plan,
     device: Device,
@@ -122,17 +122,18 @@ pub struct RequestEstimate {
     vision_format: Option<Format>,
 }
 
-/// Visual tokens from which on a request is announced with its cost.
+/// Visual tokens from which the cost of a request is reported.
 const LARGE_REQUEST: usize = 1024;
-/// Share of the processor's peak that the vision encoder reaches; what is missing is attention and
+/// Fraction of the processor's peak that the vision encoder reaches; the rest is attention and
 /// memory traffic.
 const ENCODER_EFFICIENCY: f64 = 0.5;
 
 impl RequestEstimate {
-    /// Refuses a request that cannot fit into memory and passes a note about a large one on.
+    /// Rejects a request that cannot fit into memory, and passes a note about a large one to
+    /// `note`.
     ///
     /// # Errors
-    /// If memory is too small, with the numbers.
+    /// If memory is too small. The message contains the numbers.
     pub fn check(
         &self,
         prompt_tokens: usize,
@@ -171,28 +172,28 @@ impl RequestEstimate {
         };
         let time = match (vision, peak) {
             (Some(work), Some(peak)) => format!(
-                ", whose encoding takes about {:.0} s on this machine",
+                ", which take about {:.0} s to encode on this machine",
                 2.0 * work.macs as f64 / (ENCODER_EFFICIENCY * peak)
             ),
             _ => String::new(),
         };
         format!(
-            "note: the media make {tokens} tokens{time}; --image-tokens MIN..MAX makes images \
-             smaller, --frames N takes fewer frames of a video"
+            "note: the media have {tokens} tokens{time}; --image-tokens MIN..MAX makes images \
+             smaller, --frames N uses fewer frames of a video"
         )
     }
 }
 
-/// How a model fits into memory.
+/// Degree to which a model fits into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fit {
-    /// With all of its weights.
+    /// All weights fit.
     Whole,
-    /// With the weights of one stage at a time; the others are read from the disk again.
+    /// The weights of one stage at a time fit; the others are read from disk again.
     OneStageAtATime,
 }
 
-/// Refuses what cannot fit, with the numbers; `owner` has the memory.
+/// Rejects what cannot fit; the message contains the numbers. `owner` is that of the memory.
 fn check(
     demand: &Demand,
     what: &str,
@@ -200,7 +201,7 @@ fn check(
     mapped: bool,
     (owner, memory): (&str, Option<Memory>),
 ) -> anyhow::Result<Fit> {
-    // A system that does not tell is trusted.
+    // Without figures from the system, the model is assumed to fit.
     let Some(memory) = memory else {
         return Ok(Fit::Whole);
     };
@@ -209,7 +210,7 @@ fn check(
     if needs.total() <= usable {
         return Ok(Fit::Whole);
     }
-    // A GPU holds all weights in its own memory.
+    // A GPU keeps all weights in its own memory.
     if mapped && demand.least() <= usable {
         return Ok(Fit::OneStageAtATime);
     }
@@ -283,7 +284,7 @@ mod tests {
         }
     }
 
-    /// Weights are mapped: encoder and language model can take turns in memory.
+    /// Weights are mapped, so encoder and language model can alternate in memory.
     #[test]
     fn one_stage_at_a_time_is_enough() {
         let record = concat!(

@@ -1,4 +1,4 @@
-//! Options that several subcommands share.
+//! Options shared by several subcommands.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -16,27 +16,27 @@ use edge_lmm_ops::stage;
 
 use super::memory::{MemoryOptions, RequestEstimate};
 
-/// Device and threads.
+/// Options for device and threads.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceOptions {
-    /// Where to compute: cpu, cuda, cuda:N (an NVIDIA GPU by its index) or vulkan (experimental);
-    /// several, as in cuda,cpu: the first that this program and this machine have
+    /// Device: cpu, cuda, cuda:N (an NVIDIA GPU by index) or vulkan (experimental); with a list
+    /// such as cuda,cpu, the first one that is available
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Devices,
-    /// Threads on the CPU [default: one per core]
+    /// Number of CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     memory: MemoryOptions,
 }
 
-/// Most threads that can be asked for; a core needs one.
+/// Maximum number of threads.
 const MAX_THREADS: usize = 256;
 
-/// A number of threads.
+/// Parses a number of threads.
 ///
 /// # Errors
-/// If it is 0, too large or no number.
+/// If it is 0, too large or not a number.
 pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse::<NonZeroUsize>() {
         Ok(threads) if threads.get() <= MAX_THREADS => Ok(threads),
@@ -45,8 +45,7 @@ pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 impl DeviceOptions {
-    /// Begins to record stages; on a device that works asynchronously a stage then ends when its
-    /// work is done.
+    /// Starts recording stages. On an asynchronous device, a stage ends when its work is complete.
     pub fn record_stages(&self) -> anyhow::Result<()> {
         stage::record(self.device.choose()?.synchronize());
         Ok(())
@@ -57,13 +56,13 @@ impl DeviceOptions {
         self.load_record(&self.open(model)?)
     }
 
-    /// Opens a record, if its model fits into memory.
+    /// Opens a record if its model fits into memory.
     pub fn open(&self, model: &Path) -> anyhow::Result<Record> {
         let _stage = stage::top("load");
         self.memory.open(model, self.device.choose()?)
     }
 
-    /// Prepares estimates of requests with answers of up to `max_tokens`.
+    /// Prepares memory estimates for requests with answers of up to `max_tokens` tokens.
     pub fn estimate(&self, record: &Record, max_tokens: usize) -> anyhow::Result<RequestEstimate> {
         let device = self.device.choose()?;
         self.memory.estimate(record, device, max_tokens)
@@ -78,7 +77,7 @@ impl DeviceOptions {
     }
 }
 
-/// Fewest and most, as `MIN..MAX`.
+/// Minimum and maximum number of tokens, as `MIN..MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenRange(usize, usize);
 
@@ -96,7 +95,7 @@ impl FromStr for TokenRange {
     }
 }
 
-/// What follows a sound.
+/// Padding of audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PaddingChoice(AudioPadding);
 
@@ -112,24 +111,24 @@ impl FromStr for PaddingChoice {
     }
 }
 
-/// How media are read and prepared.
+/// Options for reading and preparing media.
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
-    /// Fewest and most tokens of an image, which is resized to fit; for models that take images of
-    /// any size
+    /// Minimum and maximum tokens of an image, which is resized to fit; for models that accept
+    /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
-    /// Frames of a video to use, evenly spread [default: all]
+    /// Number of video frames to use, evenly spaced [default: all]
     #[arg(long, value_name = "N")]
     frames: Option<NonZeroUsize>,
-    /// What follows a sound: nothing, or silence up to the 30 seconds that encoders were trained
-    /// on; the answers are the same
+    /// Padding of audio: none, or silence up to the 30 seconds that encoders were trained on;
+    /// answers are the same
     #[arg(long, value_name = "none|30s", default_value = "none")]
     audio_padding: PaddingChoice,
 }
 
 impl MediaArgs {
-    /// The options for the engine.
+    /// Returns the media options of the engine.
     pub fn options(&self) -> MediaOptions {
         MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
@@ -138,7 +137,7 @@ impl MediaArgs {
         }
     }
 
-    /// Frames of a video to use.
+    /// Returns the selection of video frames.
     pub fn frames(&self) -> FrameSelection {
         match self.frames {
             None => FrameSelection::All,
@@ -146,7 +145,7 @@ impl MediaArgs {
         }
     }
 
-    /// Reads an image, a video or a sound, whichever the file holds.
+    /// Reads an image, video or audio file and detects its kind.
     pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
         let _stage = stage::top("media");
         let source = Source::file(path)?;
@@ -154,22 +153,22 @@ impl MediaArgs {
     }
 }
 
-/// The media of a question, given by kind.
+/// The media of a question by kind.
 #[derive(Debug, Clone, Args)]
 pub struct MediaFiles {
-    /// An image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; repeat for several
+    /// Image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; may be repeated
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// A video (animated GIF, Y4M, a folder of images), or - for standard input
+    /// Video (animated GIF, Y4M, folder of images), or - for standard input
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// A sound (WAV, AIFF, FLAC, MP3), or - for standard input; repeat for several
+    /// Audio (WAV, AIFF, FLAC, MP3), or - for standard input; may be repeated
     #[arg(long, value_name = "FILE")]
     audio: Vec<PathBuf>,
 }
 
 impl MediaFiles {
-    /// Reads them all: images, then the video, then sounds.
+    /// Reads all files: images, then the video, then audio.
     pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
         if self
             .paths()
@@ -190,7 +189,7 @@ impl MediaFiles {
             .collect()
     }
 
-    /// The files with the kind that the user gave them as.
+    /// Iterates over the files with the kinds given by the user.
     pub fn paths(&self) -> impl Iterator<Item = (&Path, MediaKind)> {
         let images = self.image.iter().map(|path| (path, MediaKind::Image));
         let video = self.video.iter().map(|path| (path, MediaKind::Video));
@@ -200,24 +199,24 @@ impl MediaFiles {
     }
 }
 
-/// How messages become a prompt.
+/// Options for building a prompt.
 #[derive(Debug, Clone, Args)]
 pub struct PromptOptions {
-    /// Let control tokens in questions and instructions, such as <|im_end|>, take effect; without
-    /// this they are text
+    /// Let control tokens in prompts and system messages, such as <|im_end|>, take effect; by
+    /// default they are text
     #[arg(long)]
     pub parse_special: bool,
 }
 
-/// Changes to the logits before a token is picked.
+/// Options that change the logits before sampling.
 #[derive(Debug, Clone, Args)]
 pub struct LogitsOptions {
-    /// Make tokens that were there before less likely; 1 is off [default: what the checkpoint's
-    /// generation_config.json says]
+    /// Penalize tokens that occurred before; 1 disables [default: that of the checkpoint's
+    /// generation_config.json]
     #[arg(long, value_name = "X", value_parser = parse_penalty)]
     pub repetition_penalty: Option<f32>,
-    /// Do not apply the checkpoint's generation_config.json: repetition penalty, excluded tokens,
-    /// ...; the tokens that end an answer are still read
+    /// Ignore the repetition penalty, excluded tokens, ... of the checkpoint's
+    /// generation_config.json; its end-of-sequence tokens still apply
     #[arg(long)]
     pub ignore_generation_config: bool,
 }
@@ -229,22 +228,22 @@ fn parse_penalty(text: &str) -> Result<f32, String> {
     }
 }
 
-/// How many tokens, and how they are picked.
+/// Options for the length and sampling of an answer.
 #[derive(Debug, Clone, Args)]
 pub struct GenerationOptions {
-    /// Tokens to generate at most
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// Go on after the model says that it is done
+    /// Continue after the end-of-sequence token
     #[arg(long)]
     pub ignore_eos: bool,
-    /// Randomness: 0 always takes the best token
+    /// Sampling temperature; 0 always selects the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
-    /// Pick among the K best tokens only (0: all)
+    /// Sample from the K most likely tokens only (0: all)
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Pick among the best tokens that together have probability P
+    /// Sample from the most likely tokens with total probability P
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// Pick among tokens of at least P times the best token's probability (0: all)
@@ -277,7 +276,7 @@ pub struct GenerationOptions {
 }
 
 impl GenerationOptions {
-    /// The checked choice of tokens.
+    /// Returns the sampling parameters after checking them.
     pub fn sampling(&self) -> anyhow::Result<Sampling> {
         let sampling = Sampling {
             temperature: self.temperature,
@@ -295,7 +294,7 @@ impl GenerationOptions {
     }
 }
 
-/// A user's turn that shows `media` before it asks.
+/// Builds a user turn with `media` before the prompt.
 pub fn user_message(media: &[Media], prompt: &str) -> Message {
     let mut content: Vec<Content> = media
         .iter()
@@ -308,12 +307,13 @@ pub fn user_message(media: &[Media], prompt: &str) -> Message {
     }
 }
 
-/// Writes to standard output at once; a closed pipe, as `| head` leaves it, ends the program quietly.
+/// Writes to standard output and flushes it; a closed pipe, as with `| head`, ends the program
+/// silently.
 pub fn print_now(text: &str) -> anyhow::Result<()> {
     use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Nobody reads on: what would follow is computed in vain.
+        // The reader is gone, so further output has no use.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.context("cannot write to standard output"),
     }

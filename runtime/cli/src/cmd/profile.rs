@@ -15,15 +15,15 @@ use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
 };
 
-/// Answers one question and prints where the time went, module by module.
+/// Answers one question and prints the time of every module.
 ///
-/// The table takes the layers of a stack together; --json has every layer, --chrome-trace every
-/// call (open it in https://ui.perfetto.dev or chrome://tracing).
+/// The table combines the layers of a stack; --json lists every layer, --chrome-trace every call
+/// (open it in https://ui.perfetto.dev or chrome://tracing).
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// The question
+    /// Question to answer
     #[arg(long, value_name = "TEXT", default_value = "Describe this.")]
     prompt: String,
     #[command(flatten)]
