@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use edge_lmm::Cpu;
 use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
-use edge_lmm_models::families;
+use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
@@ -189,9 +189,10 @@ impl Plan {
             generation: checkpoint.generation_config.clone(),
         };
         let family = families::info(&files)?;
-        let (model, specs) = skeleton::<Cpu>(&files, &Default::default(), |spec| {
-            Ok(options.format(spec.part))
-        })?;
+        let (model, specs) =
+            skeleton::<Cpu>(&Registry::default(), &files, &Default::default(), |spec| {
+                Ok(options.format(spec.part))
+            })?;
         check_tokenizer(checkpoint, model.language().vocabulary())?;
         let weights = specs
             .into_iter()
@@ -240,7 +241,9 @@ impl Plan {
     /// # Errors
     /// If the model does not accept an image of that size.
     pub fn demand(&self, tokenizer: usize, scenario: &Scenario) -> Result<Demand, ConvertError> {
-        let (model, _) = self.info.skeleton::<Cpu>(&Default::default())?;
+        let (model, _) = self
+            .info
+            .skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         let weights: Vec<StoredWeight> = self
             .weights
             .iter()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::prompt::TextProcessor;
 use edge_lmm_ops::KernelBackend;
 use edge_lmm_record::Record;
@@ -25,7 +26,20 @@ impl<B: KernelBackend> Engine<B> {
     /// # Errors
     /// If the record does not fit its model.
     pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
-        LoadedModel::load(record, device).map(|model| Self(Arc::new(model)))
+        Self::load_with(&Registry::default(), record, device)
+    }
+
+    /// As [`load`](Self::load), with families of the program's own.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        registry: &Registry<B>,
+        record: &Record,
+        device: B::Device,
+    ) -> Result<Self, EngineError> {
+        let model = LoadedModel::load(registry, record, device)?;
+        Ok(Self(Arc::new(model)))
     }
 
     /// Opens a session: a conversation with a state of its own. Sessions share the weights and the

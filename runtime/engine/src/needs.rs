@@ -1,6 +1,7 @@
 //! What a model needs: memory, and work per stage, for a context and a picture of some size.
 
 use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::language::PREFILL_CHUNK;
 use edge_lmm_models::media::{MediaInput, MediaOptions};
@@ -235,7 +236,7 @@ impl Plan {
     /// # Errors
     /// If the record does not fit its model.
     pub fn new(record: &Record) -> Result<Self, EngineError> {
-        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
+        let (model, specs) = record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         let lengths: std::collections::BTreeMap<&str, usize> = record
             .tensors()
             .map(|(name, entry)| (name, entry.len))
