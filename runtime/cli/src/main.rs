@@ -1,7 +1,7 @@
 //! The `edge-lmm` command.
 
 mod cmd;
-mod timing;
+mod summary;
 
 use std::process::ExitCode;
 

@@ -4,11 +4,15 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::str::FromStr;
 
-use edge_lmm_ops::MemoryFailure;
+use edge_lmm_models::media::MediaInput;
+use edge_lmm_ops::stage::Synchronize;
+use edge_lmm_ops::{Format, KernelBackend, MemoryFailure};
 
 use crate::Cpu;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::memory::{Fit, MemoryCheck};
+use crate::needs::Demand;
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
 use crate::session::Session;
@@ -153,7 +157,7 @@ impl Device {
 
     /// What waits until the device has done its work, where work is asynchronous; the device must
     /// have been checked.
-    pub fn synchronize(self) -> Option<Box<dyn Fn()>> {
+    pub(crate) fn synchronize(self) -> Option<Synchronize> {
         match self {
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => Some(synchronize::<crate::Cuda>(cuda_device(index))),
@@ -177,6 +181,33 @@ impl Device {
             _ => Engine::load(record, Default::default()).map(AnyEngine::Cpu),
         }
     }
+
+    /// As [`load`](Self::load), unless the model cannot fit into the memory that the device has.
+    /// `locked` if all of its weights have to stay there.
+    ///
+    /// # Errors
+    /// [`EngineError::DoesNotFit`], and as there.
+    pub fn load_checked(
+        self,
+        record: &Record,
+        locked: bool,
+    ) -> Result<(AnyEngine, Fit), EngineError> {
+        self.check()?;
+        let check = match (MemoryCheck::new(self), locked) {
+            (check, true) => check.locked(),
+            (check, false) => check,
+        };
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Engine::load_checked(record, cuda_device(index), &check)
+                .map(|(engine, fit)| (AnyEngine::Cuda(engine), fit)),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Engine::load_checked(record, Default::default(), &check)
+                .map(|(engine, fit)| (AnyEngine::Vulkan(engine), fit)),
+            _ => Engine::load_checked(record, Default::default(), &check)
+                .map(|(engine, fit)| (AnyEngine::Cpu(engine), fit)),
+        }
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -184,8 +215,8 @@ fn cuda_device(index: usize) -> edge_lmm_ops::cube::CudaDevice {
     edge_lmm_ops::cube::CudaDevice::new(index)
 }
 
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-fn synchronize<B: edge_lmm_ops::KernelBackend>(device: B::Device) -> Box<dyn Fn()> {
+/// Waits until a device has done its work.
+pub(crate) fn synchronize<B: KernelBackend>(device: B::Device) -> Synchronize {
     Box::new(move || {
         if let Err(error) = B::sync(&device) {
             // Whoever reads the next result gets the error.
@@ -233,7 +264,41 @@ pub enum AnyEngine {
     Vulkan(Engine<crate::Vulkan>),
 }
 
+/// The same expression for the engine of any device.
+macro_rules! each_engine {
+    ($self:expr, $engine:ident => $do:expr) => {
+        match $self {
+            AnyEngine::Cpu($engine) => $do,
+            #[cfg(feature = "cuda")]
+            AnyEngine::Cuda($engine) => $do,
+            #[cfg(feature = "vulkan")]
+            AnyEngine::Vulkan($engine) => $do,
+        }
+    };
+}
+
 impl AnyEngine {
+    /// See [`Engine::demand`].
+    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+        each_engine!(self, engine => engine.demand(media, prompt_tokens, max_tokens))
+    }
+
+    /// The format of the vision encoder's weights.
+    pub(crate) fn vision_format(&self) -> Option<Format> {
+        each_engine!(self, engine => engine.vision_format())
+    }
+
+    /// The device of the model.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Cpu(_) => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(engine) => Device::Cuda(engine.device().index),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(_) => Device::Vulkan,
+        }
+    }
+
     /// See [`Engine::session`].
     pub fn session(&self) -> AnySession {
         match self {

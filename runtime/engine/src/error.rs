@@ -5,10 +5,12 @@ use edge_lmm_ops::MemoryFailure;
 
 use crate::device::DeviceError;
 use crate::media::MediaError;
+use crate::memory::MemoryError;
 use crate::record::RecordError;
 
 /// Why a model cannot be loaded or cannot answer.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EngineError {
     /// The record.
     #[error(transparent)]
@@ -22,6 +24,9 @@ pub enum EngineError {
     /// The device that was asked for.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The model is too large for the memory.
+    #[error(transparent)]
+    DoesNotFit(#[from] MemoryError),
     /// The device, while it computed.
     #[error("the device failed: {0}")]
     Compute(String),

@@ -1,6 +1,7 @@
 //! What *runs* a model: maps its record, prepares media and prompts, drives prefill and decode,
 //! and times every stage. The `edge-lmm` command (crate `edge-lmm-cli`) is a thin shell over it.
 
+mod columns;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod health;
 mod loaded;
 pub mod manifest;
 pub mod media;
+pub mod memory;
 pub mod needs;
 mod one_line;
 pub mod report;
@@ -23,11 +25,11 @@ pub mod serve;
 mod session;
 mod stop;
 pub mod target;
-pub mod trace;
+pub mod timing;
 
 pub use device::{AnyEngine, AnySession, Device, Devices};
 pub use edge_lmm_record as record;
-pub use edge_lmm_record::{Record, RecordError, map, output};
+pub use edge_lmm_record::{Record, RecordError, output};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use media::Media;
@@ -35,6 +37,7 @@ pub use one_line::one_line;
 pub use request::{Answer, Event, FinishReason, Request};
 pub use session::{Generation, Logits, Prefilled, Session, Snapshot, Token};
 pub use stop::StopFilter;
+pub use timing::{Recording, Stage, Timing};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.
 pub type Cpu = burn_ndarray::NdArray<f32, i64, i8>;

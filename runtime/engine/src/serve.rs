@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::prompt::{Content, Message, Role};
-use edge_lmm_ops::stage::{self, StageRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -269,7 +268,6 @@ impl Prepared {
         mut watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) {
         let id = &self.question.id;
-        stage::record(session.device().synchronize());
         let answer = self.generate(session, limits, |event| {
             if let Event::Text(delta) = event
                 && self.question.stream
@@ -281,35 +279,23 @@ impl Prepared {
             }
             watch(&event)
         });
-        let stages: Vec<StageRecord> = self
-            .media_stage()
-            .into_iter()
-            .chain(stage::finish())
-            .collect();
         reply(match answer {
-            Ok(answer) => Reply::Done {
-                id: id.clone(),
-                done: true,
-                report: Box::new(AnswerReport::new(&answer, &stages)),
-            },
+            Ok(answer) => {
+                let mut timing = answer.timing.clone();
+                if !self.media.is_empty() {
+                    timing.prepend("media", self.decoding, self.media.len());
+                }
+                Reply::Done {
+                    id: id.clone(),
+                    done: true,
+                    report: Box::new(AnswerReport::new(&answer, &timing)),
+                }
+            }
             Err(error) => Reply::Error {
                 id: id.clone(),
                 error: one_line(&error),
             },
         });
-    }
-
-    /// Stage `media`, if there are any.
-    fn media_stage(&self) -> Option<StageRecord> {
-        (!self.media.is_empty()).then(|| StageRecord {
-            name: "media".to_owned(),
-            stage: "media",
-            time: self.decoding,
-            calls: self.media.len(),
-            peak_bytes: 0,
-            launches: 0,
-            spans: Vec::new(),
-        })
     }
 
     fn generate(
@@ -326,6 +312,7 @@ impl Prepared {
             ignore_eos: self.question.ignore_eos,
             sampling: self.sampling.clone(),
             parse_special: limits.parse_special,
+            timing: true,
             ..Request::new(&self.messages)
         };
         session.answer(&request, on_event)

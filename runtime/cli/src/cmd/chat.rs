@@ -8,11 +8,10 @@ use clap::Args;
 use edge_lmm::report::AnswerReport;
 use edge_lmm::{AnySession, FinishReason, Media, Request, one_line};
 use edge_lmm_models::prompt::{Message, Role};
-use edge_lmm_ops::stage;
 use serde_json::json;
 
 use super::answer::answer_until;
-use super::memory::RequestEstimate;
+use super::memory::RequestCheck;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
 };
@@ -106,9 +105,11 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
-        let record = self.device.open(&self.model)?;
-        let mut engine = self.device.load_record(&record)?;
-        let estimate = self.device.estimate(&record, self.generation.max_tokens)?;
+        let engine = self.device.load(&self.model)?;
+        let check = self
+            .device
+            .request_check(&engine, self.generation.max_tokens);
+        let mut session = engine.session();
         let mut conversation = Conversation::new(self.system.as_deref());
         conversation.pending = self.files.open(&self.media)?;
         let interrupts = Interrupts::watch();
@@ -138,7 +139,7 @@ impl Cmd {
                     ))?;
                 }
                 Line::Forget => {
-                    engine.forget();
+                    session.forget();
                     conversation = Conversation::new(self.system.as_deref());
                 }
                 Line::Media(path) => match self.media.open(path.as_ref()) {
@@ -147,8 +148,8 @@ impl Cmd {
                 },
                 Line::Question(question) => {
                     self.turn(
-                        &mut engine,
-                        &estimate,
+                        &mut session,
+                        &check,
                         &mut conversation,
                         question,
                         &interrupts,
@@ -161,8 +162,8 @@ impl Cmd {
     /// Answers a question, or takes it back with its media.
     fn turn(
         &self,
-        engine: &mut AnySession,
-        estimate: &RequestEstimate,
+        session: &mut AnySession,
+        check: &RequestCheck,
         conversation: &mut Conversation,
         question: &str,
         interrupts: &Interrupts,
@@ -175,9 +176,6 @@ impl Cmd {
         let before = (messages.len(), media.len());
         messages.push(user_message(pending, question));
         media.append(pending);
-        if self.json {
-            self.device.record_stages()?;
-        }
         let request = Request {
             media,
             options: self.media.options(),
@@ -185,16 +183,16 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
+            timing: self.json,
             ..Request::new(messages)
         };
         let pressed = || interrupts.pressed();
-        let answer = answer_until(engine, &request, estimate, !self.json, pressed);
-        let stages = stage::finish();
+        let answer = answer_until(session, &request, check, !self.json, pressed);
         interrupts.reset();
         match answer {
             Ok(answer) => {
                 if self.json {
-                    let report = AnswerReport::new(&answer, &stages);
+                    let report = AnswerReport::new(&answer, &answer.timing);
                     print_now(&format!("{}\n", serde_json::to_string(&report)?))?;
                 } else {
                     print_now("\n")?;

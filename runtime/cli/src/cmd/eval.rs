@@ -96,7 +96,7 @@ impl Cmd {
         let predictions = predictions
             .map(|path| Output::replace(path, inputs))
             .transpose()?;
-        let mut engine = self.device.load(&self.model)?;
+        let mut session = self.device.load(&self.model)?.session();
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(
             ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")
@@ -113,7 +113,7 @@ impl Cmd {
             predictions: Vec::new(),
         };
         for question in questions {
-            match self.ask(&mut engine, &manifest, question) {
+            match self.ask(&mut session, &manifest, question) {
                 Ok(prediction) => report.add(question, prediction),
                 Err(error) if self.skip_unsupported && is_unsupported(&error) => {
                     report.skipped += 1;
@@ -155,7 +155,7 @@ impl Cmd {
 
     fn ask(
         &self,
-        engine: &mut edge_lmm::AnySession,
+        session: &mut edge_lmm::AnySession,
         manifest: &Manifest,
         question: &Question,
     ) -> anyhow::Result<Prediction> {
@@ -168,7 +168,7 @@ impl Cmd {
             .collect();
         let messages = [user_message(&media, &question.question)];
         // Every question stands for itself: nothing is kept from the one before.
-        engine.forget();
+        session.forget();
         let request = Request {
             media: &media,
             options: self.media.options(),
@@ -178,7 +178,7 @@ impl Cmd {
             parse_special: self.prompt_options.parse_special,
             ..Request::new(&messages)
         };
-        let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
+        let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
         Ok(Prediction {
             id: question.id.clone(),
             right: is_right(&answer.text, &question.answer),

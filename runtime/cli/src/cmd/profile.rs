@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use edge_lmm::Request;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Request, trace};
-use edge_lmm_ops::stage;
 
-use crate::timing::{summary, table};
+use crate::summary::summary;
 
 use super::answer::answer;
 use super::options::{
@@ -51,9 +50,9 @@ impl Cmd {
         let trace_file = trace_file
             .map(|path| Output::replace(path, inputs))
             .transpose()?;
-        self.device.record_stages()?;
-        let record = self.device.open(&self.model)?;
-        let mut engine = self.device.load_record(&record)?;
+        let mut recording = self.device.recording()?;
+        let recorded = recording.enter();
+        let engine = self.device.load(&self.model)?;
         let media = self.files.open(&self.media)?;
         let messages = [user_message(&media, &self.prompt)];
         let request = Request {
@@ -64,16 +63,17 @@ impl Cmd {
             sampling,
             ..Request::new(&messages)
         };
-        let estimate = self.device.estimate(&record, request.max_tokens)?;
-        let answer = answer(&mut engine, &request, &estimate, false)?;
-        let stages = stage::finish();
+        let check = self.device.request_check(&engine, request.max_tokens);
+        let answer = answer(&mut engine.session(), &request, &check, false)?;
+        drop(recorded);
+        let timing = recording.finish();
         if let Some(file) = trace_file {
-            file.finish_with(&serde_json::to_vec(&trace::chrome(&stages))?)?;
+            file.finish_with(&serde_json::to_vec(&timing.chrome_trace())?)?;
         }
         let text = if self.json {
-            serde_json::to_string(&AnswerReport::new(&answer, &stages))?
+            serde_json::to_string(&AnswerReport::new(&answer, &timing))?
         } else {
-            format!("{}\n{}", table(&stages), summary(&answer, &stages))
+            format!("{}\n{}", timing, summary(&answer, &timing))
         };
         print_now(&format!("{text}\n"))
     }
