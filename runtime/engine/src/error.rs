@@ -4,6 +4,7 @@ use edge_lmm_models::ModelError;
 use edge_lmm_ops::MemoryFailure;
 
 use crate::device::DeviceError;
+#[cfg(feature = "files")]
 use crate::media::MediaError;
 use crate::memory::MemoryError;
 use crate::record::RecordError;
@@ -18,7 +19,8 @@ pub enum EngineError {
     /// The model or its prompt.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A picture, video or sound.
+    /// An image, video or sound.
+    #[cfg(feature = "files")]
     #[error(transparent)]
     Media(#[from] MediaError),
     /// The device that was asked for.

@@ -18,12 +18,14 @@ use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use edge_lmm_models::media::MediaOptions;
-use edge_lmm_models::prompt::{Content, Message, Role};
+use edge_lmm_models::prompt::{Message, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::generation::is_penalty;
-use crate::media::{FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image};
+use crate::media::{
+    FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
+};
 use crate::report::AnswerReport;
 use crate::sampler::Sampling;
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
@@ -430,18 +432,12 @@ fn inline_bytes(text: &str, index: usize) -> Result<Vec<u8>, RequestError> {
 
 /// Instructions, and a turn that shows the media before it asks.
 fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> {
-    let mut content: Vec<Content> = media
-        .iter()
-        .map(|medium| Content::Media(medium.kind()))
-        .collect();
-    content.push(Content::Text(prompt.to_owned()));
     let system = question.system.clone();
     let system = system.map(|text| Message::text(Role::System, text));
-    let user = Message {
-        role: Role::User,
-        content,
-    };
-    system.into_iter().chain([user]).collect()
+    system
+        .into_iter()
+        .chain([user_message(media, prompt)])
+        .collect()
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnySession, FinishReason, Media, Request, one_line};
+use edge_lmm::{AnySession, FinishReason, Media, Request, one_line, user_message};
 use edge_lmm_models::prompt::{Message, Role};
 use serde_json::json;
 
 use super::answer::answer_until;
 use super::memory::RequestCheck;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
 use super::signals::Interrupts;
 

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use anyhow::ensure;
 use clap::Args;
 use edge_lmm::output::Output;
-use edge_lmm::{Media, Record, Request, media};
+use edge_lmm::{Media, Record, Request, media, user_message};
 use edge_lmm_models::demo::{IMAGE, RECORD};
 use edge_lmm_ops::stage;
 
-use super::options::{DeviceOptions, print_now, user_message};
+use super::options::{DeviceOptions, print_now};
 
 /// Questions about the image, with their answers.
 const QUESTIONS: [(&str, &str); 2] = [

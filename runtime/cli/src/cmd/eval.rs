@@ -10,14 +10,12 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
 use edge_lmm::output::Output;
-use edge_lmm::{EngineError, Request, one_line};
+use edge_lmm::{EngineError, Request, one_line, user_message};
 use edge_lmm_models::ModelError;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now, user_message,
-};
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers every question of a manifest and counts the right answers.
 ///

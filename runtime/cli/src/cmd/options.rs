@@ -11,7 +11,6 @@ use edge_lmm::sampler::Sampling;
 use edge_lmm::{AnyEngine, Devices, Media, Record, Recording};
 use edge_lmm_kernels::pool;
 use edge_lmm_models::media::{AudioPadding, MediaKind, MediaOptions};
-use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
 use super::memory::{MemoryOptions, RequestCheck};
@@ -262,19 +261,6 @@ impl GenerationOptions {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
         })
-    }
-}
-
-/// A user's turn that shows `media` before it asks.
-pub fn user_message(media: &[Media], prompt: &str) -> Message {
-    let mut content: Vec<Content> = media
-        .iter()
-        .map(|medium| Content::Media(medium.kind()))
-        .collect();
-    content.push(Content::Text(prompt.to_owned()));
-    Message {
-        role: Role::User,
-        content,
     }
 }
 

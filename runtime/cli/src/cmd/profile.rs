@@ -3,16 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use edge_lmm::Request;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
+use edge_lmm::{Request, user_message};
 
 use crate::summary::summary;
 
 use super::answer::answer;
-use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
-};
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now};
 
 /// Answers one question and prints where the time went, module by module.
 ///

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Recording, Request, dump};
+use edge_lmm::{Recording, Request, dump, user_message};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::probe;
 
@@ -13,7 +13,7 @@ use crate::summary::summary;
 
 use super::answer::answer;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
 
 /// Answers one question, about images, a video or sounds if you give some.
