@@ -132,6 +132,7 @@ impl Timing {
     }
 
     /// Adds a stage that was measured elsewhere in front of the others.
+    #[cfg(feature = "serve")]
     pub(crate) fn prepend(&mut self, name: &'static str, time: Duration, calls: usize) {
         let stage = Stage {
             name: name.to_owned(),
