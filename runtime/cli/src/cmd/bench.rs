@@ -12,15 +12,15 @@ use super::options::{parse_threads, print_now};
 
 /// Runs an experiment and prints its table.
 ///
-/// `kernels` needs no model: it times the products and attention of Qwen2-VL-2B and CLIP in their
-/// real shapes and compares them with what this machine can do at most: its memory bandwidth, and
-/// its multiplications on registers. EDGE_LMM_ISA chooses the instruction set.
+/// `kernels` needs no model: it times products and attention in the shapes of Qwen2-VL-2B and CLIP
+/// and compares them with the peak of this machine: memory bandwidth, and multiplications in
+/// registers. EDGE_LMM_ISA selects the instruction set.
 #[derive(Args)]
 pub struct Cmd {
-    /// The experiment
+    /// Experiment to run
     #[arg(value_enum)]
     experiment: Experiment,
-    /// Threads [default: one per core]
+    /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object instead of the table

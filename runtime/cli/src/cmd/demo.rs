@@ -1,4 +1,4 @@
-//! `edge-lmm demo`: a true answer without any file.
+//! `edge-lmm demo`: an answer without external files.
 
 use std::ops::ControlFlow;
 
@@ -11,20 +11,20 @@ use edge_lmm_ops::stage;
 
 use super::options::{DeviceOptions, print_now};
 
-/// Questions about the image, with their answers.
+/// Questions about the image with the expected answers.
 const QUESTIONS: [(&str, &str); 2] = [
     ("how many shapes are there?", "two"),
     ("list the shapes.", "blue square, yellow cross"),
 ];
 
-/// Answers questions about an embedded image with an embedded model, and shows the timing.
+/// Answers questions about an embedded image with an embedded model and prints the timing.
 ///
-/// The model has 0.8 million parameters and knows coloured shapes only; it takes the same way
-/// through the program as a real one. --question asks it something else, such as "is there a red
-/// circle?"; --save-image writes the image to look at.
+/// The model has 0.8 million parameters and knows only colored shapes; it runs through the same
+/// code as a real one. --question asks a different question, such as "is there a red circle?";
+/// --save-image writes the image to a file.
 #[derive(Args)]
 pub struct Cmd {
-    /// Ask this instead of the prepared questions
+    /// Ask this question instead of the default ones
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
     /// Write the image to a file
@@ -73,7 +73,7 @@ impl Cmd {
         eprintln!("{}", recording.finish());
         ensure!(
             wrong.is_empty(),
-            "the demo answered wrongly on this machine ({}); please report it with the output of \
+            "the demo gave a wrong answer on this machine ({}); please report it with output of \
              `edge-lmm doctor`",
             wrong.join(", ")
         );

@@ -1,4 +1,4 @@
-//! `edge-lmm inspect`: what a record holds.
+//! `edge-lmm inspect`: a description of a record.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,27 +17,27 @@ use serde::Serialize;
 
 use super::options::print_now;
 
-/// Shows what a record holds: family, parts, formats, bytes, and the memory a context needs.
+/// Describes a record: family, parts, formats, size, and the memory estimate for a context length.
 #[derive(Args)]
 pub struct Cmd {
-    /// The record
+    /// Record to describe
     model: PathBuf,
-    /// Positions to plan the key-value cache for
+    /// Context length of the key-value cache in the estimate
     #[arg(long, value_name = "N", default_value_t = 4096)]
     context: usize,
-    /// Compare every weight with its checksum (reads the whole file)
+    /// Verify the checksum of every weight (reads the whole file)
     #[arg(long)]
     verify: bool,
     /// List every weight
     #[arg(long)]
     tensors: bool,
-    /// Check whether it fits a device (exit code 1 if not), and how fast that can be at best: raspberry-pi-5,
-    /// raspberry-pi-5-8gb, jetson-orin-nano, host, ...
+    /// Check that it fits a device (exit code 1 if not) and estimate its best speed:
+    /// raspberry-pi-5, raspberry-pi-5-8gb, jetson-orin-nano, host, ...
     #[arg(long, value_name = "DEVICE")]
     target: Option<String>,
-    /// Size of the picture to plan for
+    /// Image size in the estimate
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
-    picture: (usize, usize),
+    image_size: (usize, usize),
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -102,10 +102,10 @@ impl Cmd {
         let device = edge_lmm_targets::device(name)?;
         let scenario = Scenario {
             context: self.context,
-            picture: Some(self.picture),
+            picture: Some(self.image_size),
         };
         let demand = Demand::of_record(record, &scenario)?;
-        Ok(Some(TargetReport::new(device, demand, self.picture)))
+        Ok(Some(TargetReport::new(device, demand, self.image_size)))
     }
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
@@ -165,7 +165,7 @@ impl Cmd {
         let mut text = format!(
             "{} ({}), {}, written by converter {}\n{table}\n\
              key-value cache for {} of at most {} positions: {}\n\
-             memory needed with it: about {} and the activations",
+             memory estimate: about {} plus activations",
             report.family,
             report.model_type,
             bytes(report.file_bytes),
@@ -187,7 +187,7 @@ impl Cmd {
             text += &format!("\n{target}");
         }
         if report.verified {
-            text += "\nall checksums are right";
+            text += "\nall checksums are correct";
         }
         if self.tensors {
             for tensor in &report.tensors {
@@ -230,7 +230,7 @@ fn parts(tensors: &[TensorReport]) -> BTreeMap<String, PartReport> {
     parts
 }
 
-/// Fails for a record that does not fit its device, so that scripts can tell by the exit code.
+/// Returns an error for a record that does not fit its device, for the exit code.
 fn check_fit(target: &TargetReport) -> anyhow::Result<()> {
     ensure!(target.fit.fits, "{}", target.verdict());
     Ok(())
