@@ -246,7 +246,7 @@ mod tests {
             env!("CARGO_MANIFEST_DIR"),
             "/../../models/demo/qwen2vl-tiny.bpk"
         );
-        let record = Record::open(path.as_ref()).expect("the demo's record opens");
+        let record = Record::open(path).expect("the demo's record opens");
         let report = |memory_bytes: u64| {
             let scenario = Scenario {
                 context: 512,
