@@ -69,7 +69,7 @@ pub enum ModelError {
     Prompt(String),
     /// The rendered prompt and its media do not fit together.
     #[error(
-        "found {found} places for images, videos and sounds in the prompt, expected {expected}; text \
+        "found {found} placeholder tokens for images, videos and sounds, expected {expected}; text \
          whose control tokens take effect must not contain placeholder tokens"
     )]
     Placeholders {

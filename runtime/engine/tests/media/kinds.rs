@@ -78,7 +78,7 @@ fn everything_else_is_refused() {
         let (_folder, file) = temporary("media.png", content);
         let message = kind(&file).unwrap_err().to_string();
         assert!(
-            message.contains("not an image, video or sound: found "),
+            message.contains("not an image, video or audio file: found "),
             "{message}"
         );
     }
