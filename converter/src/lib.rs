@@ -4,11 +4,13 @@
 //! packs and writes them one by one: memory stays near the largest tensor, not the model. [`edge_lmm::output`]
 //! lets a file appear only when it is whole.
 
+mod fold;
 mod leftovers;
 mod names;
 pub mod plan;
+mod rows;
 pub mod source;
 pub mod write;
 
-pub use plan::{ConvertError, Options, Plan};
+pub use plan::{ConvertError, Options, Plan, Pruning};
 pub use write::{Report, write_record, write_record_to};

@@ -24,6 +24,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::plan::{ConvertError, Plan, PlannedWeight};
+use crate::rows::read_rows;
 use crate::source::{Checkpoint, some_of};
 
 /// Values that one task reads and packs at a time; a few of them are in memory at once.
@@ -271,8 +272,8 @@ impl Job {
         let spec = &weight.spec;
         (self.progress)(&spec.name, 0);
         let (bytes, stats) = match (spec.storage, weight.format) {
-            (Storage::Packed { cols }, Some(format)) => self.pack(spec, format, cols)?,
-            _ => (self.dense(spec)?, PackStats::default()),
+            (Storage::Packed { cols }, Some(format)) => self.pack(weight, format, cols)?,
+            _ => (self.dense(weight)?, PackStats::default()),
         };
         self.hashes
             .borrow_mut()
@@ -287,9 +288,10 @@ impl Job {
         Ok(bytes)
     }
 
-    fn dense(&self, spec: &WeightSpec) -> Result<Vec<u8>, ConvertError> {
+    fn dense(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
+        let spec = &weight.spec;
         let mut values = Vec::with_capacity(spec.rows() * spec.cols());
-        read_rows(&self.checkpoint, spec, 0..spec.rows(), &mut values)?;
+        read_rows(&self.checkpoint, weight, 0..spec.rows(), &mut values)?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(ConvertError::Pack {
                 weight: spec.name.clone(),
@@ -301,7 +303,8 @@ impl Job {
     }
 
     /// Reads and packs runs of panels on all threads.
-    fn pack(&self, spec: &WeightSpec, format: Format, cols: usize) -> Packed {
+    fn pack(&self, weight: &PlannedWeight, format: Format, cols: usize) -> Packed {
+        let spec = &weight.spec;
         let shape = MatrixShape {
             format,
             rows: spec.rows(),
@@ -319,7 +322,7 @@ impl Job {
                 batch.iter().map(|_| Mutex::new(None)).collect();
             pool.run(batch.len(), |task| {
                 let rows = batch[task]..(batch[task] + step).min(shape.rows);
-                let packed = pack_chunk(checkpoint, spec, shape, rows);
+                let packed = pack_chunk(checkpoint, weight, shape, rows);
                 *slots[task].lock().expect("no task panics with the lock") = Some(packed);
             });
             for slot in slots {
@@ -355,35 +358,16 @@ impl Job {
 
 fn pack_chunk(
     checkpoint: &Checkpoint,
-    spec: &WeightSpec,
+    weight: &PlannedWeight,
     shape: MatrixShape,
     rows: Range<usize>,
 ) -> Packed {
     let mut values = Vec::with_capacity(rows.len() * shape.cols);
-    read_rows(checkpoint, spec, rows.clone(), &mut values)?;
+    read_rows(checkpoint, weight, rows.clone(), &mut values)?;
     let mut bytes = Vec::new();
     let stats = pack_rows(shape, &values, &mut bytes).map_err(|error| ConvertError::Pack {
-        weight: spec.name.clone(),
+        weight: weight.spec.name.clone(),
         reason: format!("rows {} to {}: {error}", rows.start, rows.end),
     })?;
     Ok((bytes, stats))
-}
-
-/// Rows of a weight, across the tensors it is stacked of.
-fn read_rows(
-    checkpoint: &Checkpoint,
-    spec: &WeightSpec,
-    rows: Range<usize>,
-    out: &mut Vec<f32>,
-) -> Result<(), ConvertError> {
-    let mut first = 0;
-    for source in &spec.sources {
-        let own = first..first + source.rows;
-        let (start, end) = (rows.start.max(own.start), rows.end.min(own.end));
-        if start < end {
-            checkpoint.read_rows(&source.tensor, start - first..end - first, out)?;
-        }
-        first = own.end;
-    }
-    Ok(())
 }

@@ -18,6 +18,7 @@ pub mod monitor;
 pub mod preprocess;
 pub mod prompt;
 pub mod record;
+mod sizes;
 mod text;
 pub mod weights;
 

@@ -129,12 +129,13 @@ impl<B: KernelBackend> Qwen2Audio<B> {
             model: "language_model.model",
             head: "language_model.lm_head",
         };
+        let audio_scope = root.child("audio", "audio_tower");
         Ok(Self {
-            audio: WhisperEncoder::init(audio, &root.child("audio", "audio_tower"))?,
+            audio: WhisperEncoder::init(audio, &audio_scope)?,
             projector: projector.linear(
                 "projector",
                 &[("linear", text.hidden_size)],
-                audio.d_model,
+                WhisperEncoder::outputs(audio, &audio_scope),
                 true,
             )?,
             text: Decoder::init(text, names, &root)?,
