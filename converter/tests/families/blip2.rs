@@ -1,34 +1,10 @@
-//! Every stage of BLIP-2 against the reference implementation's values.
+//! BLIP-2: what is kept of a conversation, and how many images a prompt takes.
 
-mod common;
-
-use common::check::check_family;
-use common::{F32, ask, data, engine, goldens};
 use edge_lmm::{Media, Request};
 use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::Message;
 
-#[test]
-fn trained() {
-    let folder = data().join("goldens/blip2-tiny");
-    check_family(&data().join("blip2-tiny"), None, &folder, 8);
-}
-
-/// An odd number of layers in the Q-Former, so that the last one looks at the picture; a grey
-/// picture; a final norm with negative scales.
-#[test]
-fn of_other_dimensions() {
-    let folder = data().join("blip2-odd");
-    check_family(&folder, None, &folder.join("goldens"), 3);
-}
-
-/// Encoder and decoder of different depth, heads together wider than the residual stream,
-/// distances beyond the last bucket.
-#[test]
-fn over_flan_t5() {
-    let folder = data().join("blip2-t5-odd");
-    check_family(&folder, None, &folder.join("goldens"), 3);
-}
+use crate::common::{F32, ask, data, engine, goldens};
 
 /// The answers to all samples' questions about one picture, and how many
 /// tokens of each prompt were in the state already.
