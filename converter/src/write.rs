@@ -346,11 +346,7 @@ impl Job {
             rows: spec.rows(),
             cols: spec.cols(),
             bytes,
-            relative_error: if stats.squared_norm > 0.0 {
-                (stats.squared_error / stats.squared_norm).sqrt()
-            } else {
-                0.0
-            },
+            relative_error: stats.relative_error(),
             lost: stats.lost,
         }
     }

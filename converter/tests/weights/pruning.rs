@@ -4,6 +4,7 @@ use edge_lmm::{Cpu, Engine};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Options, Plan, Pruning};
 use edge_lmm_models::weights::Selection;
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::common::damage::{Copy, Tensors};
@@ -68,7 +69,7 @@ fn same(found: &mut Engine<Cpu>, expected: &mut Engine<Cpu>, manifest: &Manifest
     assert_eq!(tokens, expected_tokens);
     assert!(expected["logits_first"].values.iter().any(|&x| x != 0.0));
     for (stage, expected) in &expected {
-        assert_eq!(found[stage].values, expected.values, "{stage}");
+        assert!(found[stage].values == expected.values, "{stage} differs");
     }
 }
 
@@ -101,9 +102,27 @@ fn channels(config: &Value) -> Selection {
     selection
 }
 
-/// The trained Qwen2-VL with half of its channels, cut by hand.
-fn cut_by_hand() -> Copy {
+/// A folder with the tensors and the configuration of a checkpoint, in f32.
+fn folder_of(checkpoint: &Checkpoint) -> Copy {
     let copy = Copy::of("qwen2vl-tiny");
+    copy.write("config.json", checkpoint.config.to_string());
+    copy.change_tensors(|tensors| {
+        tensors.clear();
+        for (name, info) in checkpoint.tensors() {
+            let mut values = Vec::new();
+            checkpoint
+                .read_rows(name, 0..info.rows(), &mut values)
+                .expect(name);
+            let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
+            tensors.insert(name.to_owned(), (Dtype::F32, info.shape.clone(), bytes));
+        }
+    });
+    copy
+}
+
+/// The trained Qwen2-VL with half of its channels, cut by hand.
+fn cut_by_hand(checkpoint: &Checkpoint) -> Copy {
+    let copy = folder_of(checkpoint);
     copy.change_tensors(|tensors| {
         let names: Vec<String> = tensors.keys().cloned().collect();
         for name in &names {
@@ -130,17 +149,16 @@ fn half_of(manifest: &Manifest, options: &Options) -> Engine<Cpu> {
     pruned(checkpoint, options, config, selection)
 }
 
-/// In f32 and in the default formats, from either kind of file: the half-precision values of the
-/// file of llama.cpp are those of the original, as `source_gguf.rs` tests.
+/// In f32 and in the default formats, from either kind of file.
 #[test]
 fn half_of_the_channels() {
-    let cut = cut_by_hand();
-    let manifest = Manifest::named("qwen2vl-tiny");
-    let gguf = Manifest::named("qwen2vl-tiny-gguf");
-    for options in [F32, Options::default()] {
-        let mut by_hand = engine(cut.path(), None, &options);
-        same(&mut half_of(&manifest, &options), &mut by_hand, &manifest);
-        same(&mut half_of(&gguf, &options), &mut by_hand, &manifest);
+    for name in ["qwen2vl-tiny", "qwen2vl-tiny-gguf"] {
+        let manifest = Manifest::named(name);
+        let cut = cut_by_hand(&manifest.open());
+        for options in [F32, Options::default()] {
+            let mut by_hand = engine(cut.path(), None, &options);
+            same(&mut half_of(&manifest, &options), &mut by_hand, &manifest);
+        }
     }
 }
 

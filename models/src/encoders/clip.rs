@@ -8,13 +8,13 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, KernelBackend, Mask, probe, stage};
+use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
 use serde::Deserialize;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
 use crate::encoders::square_patches::SquarePatches;
 use crate::error::ModelError;
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
 use crate::weights::Scope;
@@ -103,16 +103,6 @@ impl ClipConfig {
         Ok(())
     }
 
-    fn activation(&self) -> Result<Activation, ModelError> {
-        match self.hidden_act.as_str() {
-            "quick_gelu" => Ok(Activation::QuickGelu),
-            "gelu" => Ok(Activation::Gelu),
-            other => Err(ModelError::config(format!(
-                "vision_config.hidden_act is {other:?}, expected \"quick_gelu\" or \"gelu\""
-            ))),
-        }
-    }
-
     fn grid(&self) -> SquarePatches {
         SquarePatches {
             channels: self.num_channels,
@@ -184,7 +174,7 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         let block = BlockConfig {
             heads: equal_heads(config.num_attention_heads, config.hidden_size),
             ffn: config.intermediate_size,
-            activation: config.activation()?,
+            activation: activation("vision_config.hidden_act", &config.hidden_act)?,
             eps: config.layer_norm_eps,
             qkv_bias: true,
             names: &BLOCK_NAMES,

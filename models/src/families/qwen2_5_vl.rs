@@ -14,14 +14,14 @@ use edge_lmm_ops::{Activation, Heads, KernelBackend, Mask, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::{flattened, parse_config};
 use crate::encoders::block::{equal_heads, self_attention};
 use crate::encoders::merger::Merger;
 use crate::encoders::patch_grid::{
     PatchConfig, check_heads, check_rotary, check_token_width, patch_places, rotary_table,
 };
 use crate::error::ModelError;
-use crate::families::qwen_vl_input::{MediaTokens, QwenVlInput};
+use crate::families::qwen_vl_config::QwenVlConfig;
+use crate::families::qwen_vl_input::QwenVlInput;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::{Linear, RmsNorm};
 use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
@@ -29,8 +29,7 @@ use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
 use crate::sizes::{self, Section};
-use crate::text::config::{TextKind, decoder_config};
-use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
+use crate::text::decoder::{Decoder, DecoderNames};
 use crate::text::rotary::RotaryTable;
 use crate::weights::{Part, Scope, Weights};
 
@@ -46,21 +45,6 @@ pub const INFO: FamilyInfo = FamilyInfo {
 
 /// Epsilon of the vision tower's norms; the reference has it in its code.
 const VISION_NORM_EPS: f64 = 1e-6;
-
-#[derive(Debug, Clone)]
-struct Config {
-    text: DecoderConfig,
-    vision: VisionConfig,
-    tokens: MediaTokens,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Sections {
-    #[serde(default)]
-    vision_config: VisionConfig,
-    #[serde(flatten)]
-    tokens: MediaTokens,
-}
 
 /// The vision tower's part of `config.json`; the defaults are those of the reference's
 /// `Qwen2_5_VLVisionConfig`.
@@ -96,21 +80,6 @@ impl Default for VisionConfig {
             tokens_per_second: 4,
             rope_parameters: Value::Null,
         }
-    }
-}
-
-impl Config {
-    fn parse(config: &Value) -> Result<Self, ModelError> {
-        let flat = flattened(config);
-        let text = decoder_config(TextKind::QwenVl, &flat)?;
-        let sections: Sections = parse_config(&flat)?;
-        let vision = sections.vision_config;
-        vision.check(text.hidden_size)?;
-        Ok(Self {
-            text,
-            vision,
-            tokens: sections.tokens,
-        })
     }
 }
 
@@ -166,14 +135,11 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
-        let config = Config::parse(&files.config)?;
+        let config = QwenVlConfig::<VisionConfig>::parse(&files.config)?;
         let vision = &config.vision;
+        vision.check(config.text.hidden_size)?;
         let input = QwenVlInput::new(files, vision.patches.size(), config.tokens)?;
         let root = weights.root(Part::Vision);
-        let names = DecoderNames {
-            model: "model",
-            head: "lm_head",
-        };
         Ok(Self {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
             projector: Merger::init(
@@ -185,7 +151,7 @@ impl<B: KernelBackend> Qwen25Vl<B> {
                     .child("projector", "visual.merger"),
                 |scope, name, source, width| scope.rms_norm(name, source, width, VISION_NORM_EPS),
             )?,
-            text: Decoder::init(config.text, names, &root)?,
+            text: Decoder::init(config.text, DecoderNames::TOP, &root)?,
             input,
             tokens_per_second: vision.tokens_per_second,
         })

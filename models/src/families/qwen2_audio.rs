@@ -125,10 +125,6 @@ impl<B: KernelBackend> Qwen2Audio<B> {
         let projector = root
             .part(Part::Projector)
             .child("", "multi_modal_projector");
-        let names = DecoderNames {
-            model: "language_model.model",
-            head: "language_model.lm_head",
-        };
         let audio_scope = root.child("audio", "audio_tower");
         Ok(Self {
             audio: WhisperEncoder::init(audio, &audio_scope)?,
@@ -138,7 +134,7 @@ impl<B: KernelBackend> Qwen2Audio<B> {
                 WhisperEncoder::outputs(audio, &audio_scope),
                 true,
             )?,
-            text: Decoder::init(text, names, &root)?,
+            text: Decoder::init(text, DecoderNames::NESTED, &root)?,
             mel,
             audio_token: config.audio_token(),
         })

@@ -14,14 +14,14 @@ use edge_lmm_ops::{Activation, KernelBackend, Mask, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::{flattened, parse_config};
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
 use crate::encoders::merger::Merger;
 use crate::encoders::patch_grid::{
     PatchConfig, check_heads, check_rotary, check_token_width, patch_places, rotary_table,
 };
 use crate::error::ModelError;
-use crate::families::qwen_vl_input::{MediaTokens, QwenVlInput};
+use crate::families::qwen_vl_config::QwenVlConfig;
+use crate::families::qwen_vl_input::QwenVlInput;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::layers::{LayerNorm, Linear};
 use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
@@ -29,8 +29,7 @@ use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Message, TextProcessor};
 use crate::sizes::{self, Section};
-use crate::text::config::{TextKind, decoder_config};
-use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
+use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.
@@ -52,21 +51,6 @@ const BLOCK_NAMES: BlockNames = BlockNames {
     out: "attn.proj",
     mlp: ["mlp.fc1", "mlp.fc2"],
 };
-
-#[derive(Debug, Clone)]
-struct Config {
-    text: DecoderConfig,
-    vision: VisionConfig,
-    tokens: MediaTokens,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Sections {
-    #[serde(default)]
-    vision_config: VisionConfig,
-    #[serde(flatten)]
-    tokens: MediaTokens,
-}
 
 /// The vision tower's part of `config.json`; the defaults are those of the reference's
 /// `Qwen2VLVisionConfig`.
@@ -96,21 +80,6 @@ impl Default for VisionConfig {
             patches: PatchConfig::default(),
             rope_parameters: Value::Null,
         }
-    }
-}
-
-impl Config {
-    fn parse(config: &Value) -> Result<Self, ModelError> {
-        let flat = flattened(config);
-        let text = decoder_config(TextKind::QwenVl, &flat)?;
-        let sections: Sections = parse_config(&flat)?;
-        let vision = sections.vision_config;
-        vision.check(text.hidden_size)?;
-        Ok(Self {
-            text,
-            vision,
-            tokens: sections.tokens,
-        })
     }
 }
 
@@ -168,14 +137,11 @@ impl<B: KernelBackend> Qwen2Vl<B> {
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
-        let config = Config::parse(&files.config)?;
+        let config = QwenVlConfig::<VisionConfig>::parse(&files.config)?;
         let vision = &config.vision;
+        vision.check(config.text.hidden_size)?;
         let input = QwenVlInput::new(files, vision.patches.size(), config.tokens)?;
         let root = weights.root(Part::Vision);
-        let names = DecoderNames {
-            model: "model",
-            head: "lm_head",
-        };
         Ok(Self {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
             projector: Merger::init(
@@ -185,7 +151,7 @@ impl<B: KernelBackend> Qwen2Vl<B> {
                     .child("projector", "visual.merger"),
                 |scope, name, source, width| scope.layer_norm(name, source, width, VISION_NORM_EPS),
             )?,
-            text: Decoder::init(config.text, names, &root)?,
+            text: Decoder::init(config.text, DecoderNames::TOP, &root)?,
             input,
         })
     }

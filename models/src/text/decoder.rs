@@ -158,6 +158,20 @@ pub struct DecoderNames {
     pub head: &'static str,
 }
 
+impl DecoderNames {
+    /// Those of a language model alone, and of a multimodal model that extends one.
+    pub const TOP: Self = Self {
+        model: "model",
+        head: "lm_head",
+    };
+
+    /// Those of a language model inside another model.
+    pub const NESTED: Self = Self {
+        model: "language_model.model",
+        head: "language_model.lm_head",
+    };
+}
+
 impl<B: KernelBackend> Decoder<B> {
     /// Declares the weights under `text` of the record, projections split in the checkpoint.
     ///

@@ -14,7 +14,7 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::without_nulls;
+use crate::config_file::parse_section;
 use crate::encoders::block::equal_heads;
 use crate::error::ModelError;
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
@@ -92,8 +92,7 @@ impl OptConfig {
     /// If it makes no model or one of a kind that is not supported (that of OPT-350M: norms
     /// behind the blocks, projected embeddings).
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(without_nulls(section))
-            .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
+        let config: Self = parse_section("text_config", section)?;
         config.check()?;
         Ok(config)
     }

@@ -17,7 +17,7 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::without_nulls;
+use crate::config_file::parse_section;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
 use crate::model::{DecoderState, LanguageModel, Position};
@@ -105,8 +105,7 @@ impl T5Config {
     /// # Errors
     /// If it makes no model or one of a kind that is not supported (T5 before version 1.1).
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(without_nulls(section))
-            .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
+        let config: Self = parse_section("text_config", section)?;
         config.check()?;
         Ok(config)
     }

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(runs(&kept, 0..6), [1..4, 7..8, 5..7]);
         assert_eq!(runs(&kept, 2..5), [3..4, 7..8, 5..6]);
         assert_eq!(runs(&Extent::All(9), 2..5), vec![2..5]);
-        assert_eq!(runs(&kept, 3..3), vec![]);
+        assert!(runs(&kept, 3..3).is_empty());
     }
 
     #[test]
