@@ -18,21 +18,6 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Checkpoints by their folder, with the number of versions that can save them.
-const CHECKPOINTS: [(&str, usize); 9] = [
-    ("qwen2vl-tiny", 6),
-    // The class came with 4.49.
-    ("qwen25vl-tiny", 5),
-    ("llava-tiny", 6),
-    ("blip2-tiny", 6),
-    ("blip2-t5-odd", 6),
-    ("qwen2audio-tiny", 6),
-    ("llama3-odd", 6),
-    ("qwen2-odd", 6),
-    // 4.46 knows no heads that are rotated in part.
-    ("phi3-odd", 5),
-];
-
 fn layouts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/layouts")
 }
@@ -91,51 +76,22 @@ fn check(checkpoint: &str, folder: &Path) {
     }
 }
 
-fn check_layouts(checkpoint: &str) {
-    let versions = std::fs::read_dir(layouts()).expect("layouts");
-    let mut found = 0;
-    for version in versions {
-        let layout = version.expect("an entry").path().join(checkpoint);
-        if layout.is_dir() {
+/// Every checkpoint that versions of `transformers` have saved, as its manifest says.
+#[test]
+fn all_versions() {
+    let versions: Vec<PathBuf> = std::fs::read_dir(layouts())
+        .expect("layouts")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    for manifest in Manifest::of_the_hub() {
+        let name = &manifest.name;
+        let saved = versions.iter().map(|version| version.join(name));
+        let saved: Vec<PathBuf> = saved.filter(|layout| layout.is_dir()).collect();
+        assert_eq!(saved.len(), manifest.layouts, "{name}");
+        for layout in saved {
             println!("{}", layout.display());
-            check(checkpoint, assemble(checkpoint, &layout).path());
-            found += 1;
+            check(name, assemble(name, &layout).path());
         }
-    }
-    let expected = CHECKPOINTS.iter().find(|(name, _)| *name == checkpoint);
-    assert_eq!(Some(found), expected.map(|(_, versions)| *versions));
-}
-
-#[test]
-fn qwen2_vl() {
-    check_layouts("qwen2vl-tiny");
-}
-
-#[test]
-fn qwen2_5_vl() {
-    check_layouts("qwen25vl-tiny");
-}
-
-#[test]
-fn llava() {
-    check_layouts("llava-tiny");
-}
-
-#[test]
-fn blip2() {
-    check_layouts("blip2-tiny");
-    check_layouts("blip2-t5-odd");
-}
-
-#[test]
-fn qwen2_audio() {
-    check_layouts("qwen2audio-tiny");
-}
-
-#[test]
-fn text_models() {
-    for checkpoint in ["llama3-odd", "qwen2-odd", "phi3-odd"] {
-        check_layouts(checkpoint);
     }
 }
 

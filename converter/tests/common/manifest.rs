@@ -37,6 +37,9 @@ pub struct Manifest {
     pub gpu_samples: Vec<usize>,
     /// The reference's answers to the question set.
     pub questions: Option<String>,
+    /// Versions of `transformers` that have saved it for the tests of layouts.
+    #[serde(default)]
+    pub layouts: usize,
     /// Spellings of control tokens that its prompts must take for text. There are none for files
     /// of llama.cpp, whose prompts are those of the original.
     pub spellings: Option<Vec<String>>,

@@ -14,9 +14,9 @@ use crate::common::{F32, Golden, engine_from, relative};
 use crate::stages;
 
 /// Inputs by weight, those of several calls one after the other.
-type Seen = BTreeMap<String, (usize, Vec<f32>)>;
+pub type Seen = BTreeMap<String, (usize, Vec<f32>)>;
 
-fn observed(
+pub fn observed(
     engine: &mut Engine<Cpu>,
     golden: &Golden,
     mut keep: impl FnMut(&str) -> bool + 'static,
