@@ -1,6 +1,6 @@
 //! Decides what a record will hold, before anything is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use edge_lmm::Cpu;
@@ -193,6 +193,8 @@ pub struct Plan {
     pub weights: Vec<PlannedWeight>,
     /// Tensors of the checkpoint that the model does not use.
     pub unused: Vec<String>,
+    /// The dimensions that [`Pruning::selection`] can name, with their sizes after pruning.
+    pub dimensions: BTreeMap<String, usize>,
 }
 
 impl Plan {
@@ -230,6 +232,7 @@ impl Plan {
                 .with_selection(pruning.selection);
         let vocabulary = families::build(&files, &declared)?.language().vocabulary();
         declared.check_selection()?;
+        let dimensions = declared.dimensions();
         check_tokenizer(checkpoint, vocabulary)?;
         let weights = declared
             .into_specs()
@@ -249,6 +252,7 @@ impl Plan {
             .collect();
         Ok(Self {
             family,
+            dimensions,
             unused: checkpoint
                 .tensors()
                 .map(|(name, _)| name)

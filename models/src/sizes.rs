@@ -15,6 +15,15 @@ pub(crate) const VOCABULARY: usize = 1 << 22;
 /// Most positions of a language model.
 pub(crate) const POSITIONS: usize = 1 << 24;
 
+/// What is wrong with the first of some sizes, given as `(field, value, largest)`, that is not
+/// between 1 and the largest value.
+pub(crate) fn out_of_range(sizes: &[(&str, usize, usize)]) -> Option<String> {
+    sizes
+        .iter()
+        .find(|(_, size, largest)| !(1..=*largest).contains(size))
+        .map(|(name, size, largest)| format!("{name} is {size}, expected 1 to {largest}"))
+}
+
 /// A section of `config.json` by its name, which messages put before that of a field; empty for
 /// the top level.
 #[derive(Debug, Clone, Copy)]
@@ -33,14 +42,8 @@ impl Section<'_> {
     /// # Errors
     /// Names the first that is out of range.
     pub fn sizes(&self, sizes: &[(&str, usize, usize)]) -> Result<(), ModelError> {
-        match sizes
-            .iter()
-            .find(|(_, size, largest)| !(1..=*largest).contains(size))
-        {
-            Some((name, size, largest)) => Err(ModelError::config(format!(
-                "{} is {size}, expected 1 to {largest}",
-                self.field(name)
-            ))),
+        match out_of_range(sizes) {
+            Some(message) => Err(ModelError::config(self.field(&message))),
             None => Ok(()),
         }
     }

@@ -250,6 +250,47 @@ fn fused_projections_layers_heads_and_tokens() {
     }
 }
 
+/// What can be named, over a decoder, an encoder and a decoder, and three kinds of encoders.
+#[test]
+fn dimensions_are_listed() {
+    for (name, dimensions) in [
+        (
+            "phi35v-odd",
+            &[
+                ("text.vocabulary", 499),
+                ("text.layers", 4),
+                ("text.layers.3.ffn", 132),
+                ("text.layers.3.heads", 6),
+                ("text.layers.3.kv_heads", 3),
+                ("vision.blocks.0.ffn", 100),
+            ][..],
+        ),
+        (
+            "blip2-t5-odd",
+            &[
+                ("text.encoder.layers", 4),
+                ("text.encoder.heads", 5),
+                ("text.encoder.layers.0.mlp.ffn", 92),
+                ("text.decoder.layers.2.cross_heads", 5),
+                ("projector.qformer.layers", 3),
+                ("vision.blocks", 3),
+            ],
+        ),
+        ("qwen2audio-odd", &[("audio.layers.2.ffn", 100)]),
+    ] {
+        let plan = Plan::new(&Manifest::named(name).open(), &F32).expect("a plan");
+        for (dimension, size) in dimensions {
+            let found = plan.dimensions.get(*dimension);
+            assert_eq!(
+                found,
+                Some(size),
+                "{name}: {dimension} of {:?}",
+                plan.dimensions
+            );
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let checkpoint = Manifest::named("qwen2vl-tiny").open();

@@ -1,6 +1,7 @@
 //! Why media cannot be prepared.
 
 use super::image::MAX_PIXELS;
+use crate::sizes::out_of_range;
 
 /// Why a picture, video or sound cannot be prepared for a model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -132,6 +133,14 @@ impl PreprocessError {
     /// A configuration error.
     pub(super) fn config(message: impl Into<String>) -> Self {
         Self::Config(message.into())
+    }
+
+    /// Checks sizes of a configuration, see [`out_of_range`].
+    ///
+    /// # Errors
+    /// Names the first that is out of range.
+    pub(super) fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<(), Self> {
+        out_of_range(sizes).map_or(Ok(()), |message| Err(Self::Config(message)))
     }
 }
 
