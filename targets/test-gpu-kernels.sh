@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# Its name has the architecture in it, or not.
+# The name may contain the architecture.
 driver() {
     ls /usr/share/vulkan/icd.d/lvp_icd*.json 2>/dev/null | head -n 1
 }
@@ -24,9 +24,9 @@ if [ -n "$missing" ]; then
 fi
 VK_DRIVER_FILES=$(driver)
 export VK_DRIVER_FILES
-# For GPUs of JetPack 6; without it the newest CUDA is assumed.
+# For GPUs of JetPack 6; the default is the newest CUDA.
 export CUDARC_CUDA_VERSION="${CUDARC_CUDA_VERSION:-12060}"
 
 cargo test --locked -p edge-lmm-ops -p edge-lmm-convert --features edge-lmm-ops/vulkan,edge-lmm-convert/vulkan \
     --test cube --test parity_vulkan
-cargo clippy --locked -p edge-lmm-ops -p edge-lmm --features edge-lmm/cuda,edge-lmm/vulkan --all-targets -- -D warnings
+cargo clippy --locked -p edge-lmm-ops -p edge-lmm -p edge-lmm-cli --features edge-lmm-cli/cuda,edge-lmm-cli/vulkan --all-targets -- -D warnings

@@ -1,89 +1,79 @@
-//! Packs weights and writes the record, one weight at a time.
+//! Packing of weights and writing of the record, one weight at a time.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use burn::module::ParamId;
-use burn::tensor::{DType, Shape, TensorData};
-use burn_store::{BurnpackWriter, TensorSnapshot, TensorSnapshotError};
-use edge_lmm::Record;
-use edge_lmm::output::Output;
 use edge_lmm_kernels::format::PANEL;
 use edge_lmm_kernels::pack::{PackStats, pack_rows};
 use edge_lmm_kernels::pool;
-use edge_lmm_models::record::{CHECKSUMS, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
 use edge_lmm_models::weights::{Storage, WeightSpec};
 use edge_lmm_ops::{Format, MatrixShape};
+use edge_lmm_record::output::Output;
+use edge_lmm_record::{Description, WriteError};
 use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::plan::{ConvertError, Plan, PlannedWeight};
 use crate::rows::read_rows;
 use crate::source::{Checkpoint, some_of};
 
-/// Values that one task reads and packs at a time; a few of them are in memory at once.
+/// Values that one task reads and packs at a time; a few such chunks are in memory at once.
 const CHUNK: usize = 1 << 20;
 
-/// What became of every weight.
+/// The result of a conversion.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Family of the model.
     pub family: &'static str,
-    /// Bytes of the record.
+    /// Size of the record in bytes.
     pub file_bytes: u64,
-    /// The weights, in the order of the record.
+    /// Weights in the order of the record.
     pub tensors: Vec<TensorReport>,
 }
 
-/// What became of a weight.
+/// The result of converting one weight.
 #[derive(Debug, Clone, Serialize)]
 pub struct TensorReport {
     /// Name in the record.
     pub name: String,
     /// Part of the model.
     pub part: String,
-    /// Tensors it was made of, with their types.
+    /// Source tensors with their types.
     pub sources: Vec<String>,
-    /// `q4`, `q8`, `f16`, `f32`, or `dense f32` for what is never packed.
+    /// `q4`, `q8`, `f16`, `f32`, or `dense f32` for weights that are never packed.
     pub scheme: String,
-    /// Outputs.
+    /// Output dimension.
     pub rows: usize,
-    /// Inputs.
+    /// Input dimension.
     pub cols: usize,
     /// Bytes in the record.
     pub bytes: usize,
     /// Norm of the quantization error over the norm of the weight.
     pub relative_error: f64,
-    /// Values that are too small for the format, so that little or nothing of them is left.
+    /// Number of values too small for the format, which are lost entirely or in large part.
     pub lost: usize,
 }
 
-/// Hears of every weight that is begun and of the bytes that are packed.
+/// Callback for each started weight and the bytes packed.
 type Progress = Box<dyn Fn(&str, usize)>;
 
-/// Packed bytes with what the packing lost.
+/// Packed bytes with the statistics of the packing.
 type Packed = Result<(Vec<u8>, PackStats), ConvertError>;
 
-/// Everything the writing of one record shares.
+/// State shared by the callbacks that write one record.
 struct Job {
     checkpoint: Arc<Checkpoint>,
     progress: Progress,
-    hashes: RefCell<BTreeMap<String, u64>>,
     reports: RefCell<Vec<TensorReport>>,
-    error: RefCell<Option<ConvertError>>,
 }
 
-/// Writes the record of `plan` to `path`, atomically: the file appears when it is whole, and
-/// replaces another one. `progress` as in [`write_record_to`].
+/// Writes the record of `plan` to `path` atomically, replacing an existing file. The file appears
+/// only when it is complete. `progress` is as in [`write_record_to`].
 ///
 /// # Errors
-/// As [`write_record_to`], or if `path` is no place for a file.
+/// As [`write_record_to`], or if no file can be created at `path`.
 pub fn write_record(
     plan: &Plan,
     checkpoint: Arc<Checkpoint>,
@@ -93,11 +83,11 @@ pub fn write_record(
     write_record_to(Output::create(path, true)?, plan, checkpoint, progress)
 }
 
-/// Writes the record of `plan`. `progress` gets the name of every weight with 0 bytes when it is
-/// begun, and then the bytes that are packed, in one or several steps.
+/// Writes the record of `plan`. `progress` receives the name of every weight with 0 bytes when it
+/// is started, and then the number of bytes packed, in one or several steps.
 ///
 /// # Errors
-/// If a tensor cannot be read or packed, or the file cannot be written; nothing is left behind.
+/// If a tensor cannot be read or packed, or the file cannot be written; no file is left behind.
 pub fn write_record_to(
     output: Output,
     plan: &Plan,
@@ -107,36 +97,23 @@ pub fn write_record_to(
     let job = Rc::new(Job {
         checkpoint: checkpoint.clone(),
         progress: Box::new(progress),
-        hashes: RefCell::new(BTreeMap::new()),
         reports: RefCell::new(Vec::new()),
-        error: RefCell::new(None),
     });
-    let unwritable = |reason: String| ConvertError::Write {
-        path: output.path().to_owned(),
-        reason,
+    let description = Description {
+        info: &plan.info,
+        tokenizer: &checkpoint.tokenizer,
+        template: checkpoint.chat_template.as_deref(),
     };
-    let info = serde_json::to_string(&plan.info).map_err(|e| unwritable(e.to_string()))?;
-    let mut snapshots: Vec<TensorSnapshot> = plan
-        .weights
-        .iter()
-        .zip(1..)
-        .map(|(weight, id)| weight_snapshot(weight.clone(), id, job.clone()))
-        .collect();
-    snapshots.push(checksum_snapshot(plan.weights.len(), job.clone()));
-    let mut writer = BurnpackWriter::new(snapshots)
-        .with_metadata(INFO_KEY, &info)
-        .with_metadata(TOKENIZER_KEY, &checkpoint.tokenizer);
-    if let Some(template) = &checkpoint.chat_template {
-        writer = writer.with_metadata(TEMPLATE_KEY, template);
-    }
-    let written = writer.write_to_file(output.part());
-    if let Some(error) = job.error.take() {
-        return Err(error);
-    }
-    written.map_err(|e| unwritable(e.to_string()))?;
-    seal(output.part()).map_err(|error| output.io(error))?;
-    check(&output, plan)?;
-    let file_bytes = output.finish()?;
+    let specs: Vec<WeightSpec> = plan.weights.iter().map(|w| w.spec.clone()).collect();
+    let (weights, packing) = (plan.weights.clone(), job.clone());
+    let file_bytes = edge_lmm_record::write_record(output, description, &specs, move |index| {
+        packing.bytes(&weights[index])
+    })
+    .map_err(|error| match error {
+        WriteError::Weight(error) => error,
+        WriteError::Output(error) => ConvertError::Output(error),
+        WriteError::Record { path, reason } => ConvertError::Write { path, reason },
+    })?;
     let tensors = job.reports.take();
     warn_of_lost_weights(&tensors);
     Ok(Report {
@@ -144,38 +121,6 @@ pub fn write_record_to(
         file_bytes,
         tensors,
     })
-}
-
-/// Puts the header's own hash where the first checksum is.
-fn seal(path: &Path) -> std::io::Result<()> {
-    let mut handle = File::options().read(true).write(true).open(path)?;
-    let mut preamble = [0; 10];
-    handle.read_exact(&mut preamble)?;
-    let len = u32::from_le_bytes([preamble[6], preamble[7], preamble[8], preamble[9]]);
-    let mut header = preamble.to_vec();
-    (&mut handle).take(len.into()).read_to_end(&mut header)?;
-    // The checksums are the last tensor, and its length is known from the file's end: one hash
-    // per tensor and the header's, so the place is found by reading the record as a reader does.
-    let place = checksum_place(&header).ok_or_else(|| {
-        std::io::Error::other("the header that was just written cannot be read back")
-    })?;
-    handle.seek(SeekFrom::Start(place))?;
-    handle.write_all(&xxh3_64(&header).to_le_bytes())
-}
-
-/// Absolute position of the checksums in a file with this header.
-fn checksum_place(header: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Metadata {
-        tensors: BTreeMap<String, Descriptor>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Descriptor {
-        data_offsets: (u64, u64),
-    }
-    let metadata: Metadata = ciborium::de::from_reader(&header[10..]).ok()?;
-    let start = metadata.tensors.get(CHECKSUMS)?.data_offsets.0;
-    Some((header.len() as u64).next_multiple_of(256) + start)
 }
 
 /// Warns once of values that are too small for their format: the model is another one where
@@ -205,69 +150,8 @@ fn warn_of_lost_weights(tensors: &[TensorReport]) {
     );
 }
 
-/// Reads the record back the way the runtime does.
-fn check(output: &Output, plan: &Plan) -> Result<(), ConvertError> {
-    let specs: Vec<WeightSpec> = plan.weights.iter().map(|w| w.spec.clone()).collect();
-    Record::open(output.part())
-        .and_then(|record| record.check_weights(&specs))
-        .map_err(|error| ConvertError::Write {
-            path: output.path().to_owned(),
-            reason: format!("the written record does not read back: {error}"),
-        })
-}
-
-fn weight_snapshot(weight: PlannedWeight, id: u64, job: Rc<Job>) -> TensorSnapshot {
-    let (dtype, shape) = match weight.spec.storage {
-        Storage::Packed { .. } => (DType::U8, vec![weight.bytes]),
-        Storage::Dense { cols } => (
-            DType::F32,
-            std::iter::once(weight.spec.rows()).chain(cols).collect(),
-        ),
-    };
-    let path = weight.spec.name.split('.').map(str::to_owned).collect();
-    let tensor_shape = Shape::from(shape.clone());
-    let data = move || {
-        let bytes = job.bytes(&weight).map_err(|error| {
-            let message = error.to_string();
-            job.error.replace(Some(error));
-            TensorSnapshotError::DataError(message)
-        })?;
-        Ok(TensorData::from_bytes_vec(bytes, shape.clone(), dtype))
-    };
-    TensorSnapshot::from_closure(
-        Rc::new(data),
-        dtype,
-        tensor_shape,
-        path,
-        Vec::new(),
-        // Counted, not drawn: the same checkpoint gives the same file.
-        ParamId::from(id),
-    )
-}
-
-/// The last tensor: room for the header's hash, then the hashes of the others by name.
-fn checksum_snapshot(weights: usize, job: Rc<Job>) -> TensorSnapshot {
-    let len = 8 * (weights + 1);
-    let data = move || {
-        let hashes = job.hashes.borrow();
-        let bytes: Vec<u8> = std::iter::once(0)
-            .chain(hashes.values().copied())
-            .flat_map(u64::to_le_bytes)
-            .collect();
-        Ok(TensorData::from_bytes_vec(bytes, vec![len], DType::U8))
-    };
-    TensorSnapshot::from_closure(
-        Rc::new(data),
-        DType::U8,
-        Shape::from(vec![len]),
-        vec![CHECKSUMS.to_owned()],
-        Vec::new(),
-        ParamId::from(0),
-    )
-}
-
 impl Job {
-    /// The bytes of a weight as the record stores them; keeps hash and report.
+    /// Returns the bytes of a weight as stored in the record, and keeps its hash and report.
     fn bytes(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
         let spec = &weight.spec;
         (self.progress)(&spec.name, 0);
@@ -275,13 +159,10 @@ impl Job {
             (Storage::Packed { cols }, Some(format)) => self.pack(weight, format, cols)?,
             _ => (self.dense(weight)?, PackStats::default()),
         };
-        self.hashes
-            .borrow_mut()
-            .insert(spec.name.clone(), xxh3_64(&bytes));
         self.reports
             .borrow_mut()
             .push(self.report(weight, bytes.len(), &stats));
-        // Every tensor is read once: what it took of the memory is free again.
+        // Every tensor is read once, so its pages can be released.
         for file in &self.checkpoint.files {
             file.release();
         }
@@ -316,7 +197,7 @@ impl Job {
         let checkpoint = &*self.checkpoint;
         let mut bytes = Vec::with_capacity(shape.byte_len().unwrap_or_default());
         let mut stats = PackStats::default();
-        // A batch of tasks at a time, so that what waits to be joined stays small.
+        // Works in batches to limit the memory of packed chunks that wait to be joined.
         for batch in starts.chunks(2 * pool.threads()) {
             let slots: Vec<Mutex<Option<Packed>>> =
                 batch.iter().map(|_| Mutex::new(None)).collect();

@@ -1,7 +1,8 @@
-//! Checkpoints in the layouts of versions 4.46 to 5 of `transformers` give the reference's answers.
+//! Checkpoints in the layouts of `transformers` 4.46 to 5 give the answers of the reference.
 //!
-//! `data/layouts` holds the test checkpoints as each version saves them; `save_layouts.py` there
-//! made them. Phi-3.5-Vision has no class in `transformers`, so its layouts are made here.
+//! `data/layouts` holds the test checkpoints as each version saves them; `save_layouts.py` in that
+//! folder creates them. Phi-3.5-Vision has no class in `transformers`, so its layouts are generated
+//! here.
 
 mod common;
 
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 use common::check::check_sample;
 use common::manifest::Manifest;
 use common::{F32, Golden, ask, convert, data, engine, goldens};
-use edge_lmm::{Media, Request};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::Request;
+use edge_lmm::media::MediaData;
+use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::prompt::Message;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -32,8 +34,8 @@ fn copy(from: &Path, to: &Path, keep: impl Fn(&str) -> bool) {
     }
 }
 
-/// The weights of a checkpoint with the other files of `layout`. Its own tokenizer.json is used
-/// where the layout has none: then they are equal.
+/// Assembles the weights of a checkpoint with the other files of `layout`. Uses the checkpoint's
+/// own tokenizer.json if the layout has none: then they are equal.
 fn assemble(checkpoint: &str, layout: &Path) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let own = ["model.safetensors", "tokenizer.json"];
@@ -44,7 +46,7 @@ fn assemble(checkpoint: &str, layout: &Path) -> TempDir {
     folder
 }
 
-/// A copy of a checkpoint, to be changed.
+/// Copies a checkpoint so that it can be modified.
 fn copy_of(checkpoint: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     copy(&data().join(checkpoint), folder.path(), |_| true);
@@ -60,7 +62,7 @@ fn write(folder: &Path, name: &str, value: &Value) {
     std::fs::write(folder.join(name), value.to_string()).expect(name);
 }
 
-/// Checks the first sample and the first one with a medium of another kind.
+/// Checks the first sample and the first one with another kind of media.
 fn check(checkpoint: &str, folder: &Path) {
     let manifest = Manifest::named(checkpoint);
     let mut goldens = manifest.goldens();
@@ -95,7 +97,7 @@ fn all_versions() {
     }
 }
 
-/// What version 5 does to the files of other models, done to those of Phi-3.5-Vision: sections of
+/// Applies the changes of version 5 to the files of Phi-3.5-Vision: sections of
 /// `processor_config.json`, `dtype`, `rope_parameters`.
 #[test]
 fn phi3_vision() {
@@ -129,7 +131,7 @@ fn into_sections(folder: &Path, section: &str) {
     );
 }
 
-/// Trainers save parameters under the names that they have in memory.
+/// Trainers save parameters under their names in memory.
 #[test]
 fn nested_names_of_weights() {
     let renamed: [(&str, &[(&str, &str)]); 3] = [
@@ -176,14 +178,14 @@ fn nested_names_of_weights() {
     }
 }
 
-/// The configuration of the video processor is for videos only: frames of 112x112 pixels at most
-/// 3136 pixels large are 4x4 patches, while images keep their own limits.
+/// The configuration of the video processor applies only to videos. Frames of 112x112 pixels,
+/// limited to 3136 pixels, are 4x4 patches; images keep their own limits.
 #[test]
 fn videos_have_limits_of_their_own() {
     let manifest = Manifest::named("qwen2vl-tiny");
     let goldens = manifest.goldens();
-    let frames = |golden: &Golden| match &golden.media[..] {
-        [Media::Video { frames, .. }] => Some(frames.len()),
+    let frames = |golden: &Golden| match golden.media.first()?.data() {
+        MediaData::Video { frames, .. } => Some(frames.len()),
         _ => None,
     };
     let image = &goldens[0];
@@ -218,15 +220,14 @@ fn videos_have_limits_of_their_own() {
     }
 }
 
-/// The question of a sample.
+/// Builds the request of a sample.
 fn request<'a>(messages: &'a [Message], golden: &'a Golden) -> Request<'a> {
     Request {
-        messages,
         media: &golden.media,
-        options: MediaOptions::default(),
         max_tokens: 16,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(messages)
     }
 }
 
@@ -237,7 +238,7 @@ fn error(folder: &Path) -> String {
     }
 }
 
-/// The defaults of the reference's classes are not those of the published files.
+/// The defaults of the reference's classes differ from those of the published files.
 #[test]
 fn a_missing_processor_is_named() {
     for checkpoint in [
@@ -261,7 +262,7 @@ fn a_missing_processor_is_named() {
     }
 }
 
-/// Files of 4.52 to 4.55 repeat the top level in `text_config`, some of it as null.
+/// Files of 4.52 to 4.55 repeat top-level values in `text_config`, some as null.
 #[test]
 fn nulls_do_not_override_the_top_level() {
     let folder = copy_of("qwen2vl-tiny");
@@ -285,8 +286,8 @@ fn nulls_do_not_override_the_top_level() {
     check("qwen2vl-tiny", folder.path());
 }
 
-/// Sections keep only what differs from the defaults of their class, so the error of a tiny model
-/// without sizes must be about a weight, never about a member that is missing.
+/// Sections keep only values that differ from the defaults of their class, so for a tiny model
+/// without sizes the error must concern a weight and not a missing value.
 #[test]
 fn sizes_may_be_left_out() {
     let sections: [(&str, &str, &[&str]); 4] = [
@@ -306,8 +307,8 @@ fn sizes_may_be_left_out() {
     }
 }
 
-/// Parameters of rotary embeddings in the layout of version 5 give the answers of the older one,
-/// with a part of each head rotated, with and without LongRoPE.
+/// RoPE parameters in the layout of version 5 give the same answers as in the older one, with
+/// partial rotation, with and without LongRoPE.
 #[test]
 fn partial_rotation_in_both_layouts() {
     let golden = &goldens(&data().join("phi3-odd/goldens"))[0];

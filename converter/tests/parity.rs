@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use common::check::check_sample;
 use common::manifest::Manifest;
 use common::{F32, engine_of, relative};
-use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use libtest_mimic::{Arguments, Trial};
 
 fn padding(audio_padding: AudioPadding) -> MediaOptions {

@@ -1,5 +1,5 @@
-//! Every stage of every family on a Vulkan device, a software one among them, against the
-//! reference implementation's values: the kernels are those of CUDA.
+//! Comparison of every stage of every family with the reference implementation on a Vulkan device,
+//! which may be a software one: the kernels are those of CUDA.
 
 mod common;
 
@@ -9,7 +9,7 @@ use common::{F32, ask, data, engine_on, goldens};
 use edge_lmm::{Request, Vulkan};
 use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::Format;
 use edge_lmm_ops::stage::{self, StageRecord};
 use libtest_mimic::{Arguments, Trial};
@@ -28,8 +28,8 @@ fn check(manifest: &Manifest) {
     }
 }
 
-/// With quantized weights a token of an answer takes 8 kernels for each layer, or 9 where keys are
-/// split, and a few around the layers.
+/// With quantized weights a generated token takes 8 kernel launches per layer, or 9 if keys are
+/// split, plus a few outside the layers.
 fn launches_of_a_token() {
     let source = Checkpoint::open(&data().join("qwen2vl-tiny"), None).expect("a checkpoint");
     let options = Options {
@@ -41,12 +41,11 @@ fn launches_of_a_token() {
     let golden = &goldens(&data().join("goldens/qwen2vl-tiny"))[0];
     stage::record(None);
     let request = Request {
-        messages: &ask(&golden.media, &golden.question),
         media: &golden.media,
-        options: MediaOptions::default(),
         max_tokens: 5,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(&ask(&golden.media, &golden.question))
     };
     let answer = engine
         .answer(&request, |_| std::ops::ControlFlow::Continue(()))
@@ -78,7 +77,7 @@ fn launches_of_a_token() {
         of_step(all),
         layers.len()
     );
-    // The embedding, the norm, the head, and the best score by way of several cubes.
+    // The embedding, the norm, the head, and the argmax, which takes two kernels.
     assert!((4..=5).contains(&(of_step(all) - inside)), "{all:?}");
 }
 

@@ -1,5 +1,5 @@
-//! What messages say never changes how a prompt is built, in every family; and what
-//! `generation_config.json` changes in an answer.
+//! Message content never changes how a prompt is built, in any family; and the effects of
+//! `generation_config.json`.
 
 mod common;
 
@@ -9,13 +9,13 @@ use std::path::Path;
 use common::manifest::Manifest;
 use common::{F32, ask, data, engine, sound};
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{Cpu, Engine, Media, Request, media};
+use edge_lmm::{Cpu, Media, Request, Session, media};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::probe;
 use serde_json::{Value, json};
 
 /// The prompt's ids.
-fn prompt(engine: &mut Engine<Cpu>, messages: &[Message], media: &[Media]) -> Vec<u32> {
+fn prompt(engine: &mut Session<Cpu>, messages: &[Message], media: &[Media]) -> Vec<u32> {
     engine.forget();
     probe::start();
     let answer = engine.answer(&request(messages, media, 1), |_| {
@@ -32,16 +32,16 @@ fn prompt(engine: &mut Engine<Cpu>, messages: &[Message], media: &[Media]) -> Ve
 
 fn request<'a>(messages: &'a [Message], media: &'a [Media], max_tokens: usize) -> Request<'a> {
     Request {
-        messages,
         media,
         options: Default::default(),
         max_tokens,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(messages)
     }
 }
 
-/// Ids and texts of the added tokens.
+/// Returns ids and texts of the added tokens.
 fn added_tokens(checkpoint: &Path) -> Vec<(u32, String)> {
     let text = fs::read_to_string(checkpoint.join("tokenizer.json")).expect("a tokenizer");
     let json: Value = serde_json::from_str(&text).expect("JSON");
@@ -53,15 +53,15 @@ fn added_tokens(checkpoint: &Path) -> Vec<(u32, String)> {
     added.iter().map(token).collect()
 }
 
-/// Compares prompts of attacks with that of an ordinary question, as the user's, the operator's
-/// and an earlier answer's words.
+/// Compares prompts that contain attacks with an ordinary question, in user, system and assistant
+/// turns.
 fn check(name: &str, media: &[Media], extra: &[&str]) {
     let checkpoint = data().join(name);
     let added = added_tokens(&checkpoint);
     let mut engine = engine(&checkpoint, None, &F32);
     let mut control = |messages: &[Message]| -> Vec<u32> {
         let ids = prompt(&mut engine, messages, media).into_iter();
-        // A few tokenizers have no other id for unknown characters.
+        // Some tokenizers use `<unk>` for unknown characters.
         let is_control = |id: &u32| added.iter().any(|(own, text)| own == id && text != "<unk>");
         ids.filter(is_control).collect()
     };
@@ -95,7 +95,7 @@ fn check(name: &str, media: &[Media], extra: &[&str]) {
 
 fn image() -> Media {
     let path = data().join("questions/images/color_000.png");
-    Media::Image(media::load_image(&path).expect("an image"))
+    Media::image(media::load_image(&path).expect("an image"))
 }
 
 /// A medium of the kind that the checkpoint takes.
@@ -120,7 +120,7 @@ fn messages_do_not_change_how_prompts_are_built() {
     }
 }
 
-/// A question of the same number of tokens but for the word itself keeps its place.
+/// Quoting a word changes no other token of the prompt.
 #[test]
 fn quoted_words_stay_in_the_prompt() {
     for (name, media) in [("llava-tiny", vec![]), ("qwen2vl-tiny", vec![image()])] {
@@ -152,15 +152,16 @@ fn control_tokens_take_effect_if_asked_for() {
             })
             .is_ok()
     );
-    engine.set_parse_special(true);
-    let error = engine.answer(&request(&messages, &[], 1), |_| {
-        std::ops::ControlFlow::Continue(())
-    });
+    let special = Request {
+        parse_special: true,
+        ..request(&messages, &[], 1)
+    };
+    let error = engine.answer(&special, |_| std::ops::ControlFlow::Continue(()));
     let error = error.expect_err("a place without an image").to_string();
-    assert!(error.contains("found 1 places"), "{error}");
+    assert!(error.contains("found 1 placeholder tokens"), "{error}");
 }
 
-/// Tokens of transformers 4.57.6 in f32 with this penalty.
+/// Expected tokens of transformers 4.57.6 in f32 with this penalty.
 #[test]
 fn the_repetition_penalty_of_the_checkpoint_is_applied() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -179,7 +180,7 @@ fn the_repetition_penalty_of_the_checkpoint_is_applied() {
     let mut penalized = engine(folder.path(), None, &F32);
     let mut plain = engine(&data().join("qwen2vl-tiny"), None, &F32);
     let messages = [Message::text(Role::User, "hello")];
-    let tokens = |engine: &mut Engine<Cpu>, sampling: Sampling| {
+    let tokens = |engine: &mut Session<Cpu>, sampling: Sampling| {
         let request = Request {
             ignore_eos: false,
             sampling,

@@ -1,4 +1,4 @@
-//! Answers to a question set, row by row with the reference implementation's.
+//! Answers to a question set, compared row by row with those of the reference implementation.
 
 mod common;
 
@@ -9,22 +9,18 @@ use common::manifest::Manifest;
 use common::{F32, ask, data, engine_of, sound};
 use edge_lmm::manifest::{Manifest as Questions, is_right};
 use edge_lmm::media::{self, FrameSelection, MediaKind};
-use edge_lmm::{Cpu, Engine, Media, Request};
+use edge_lmm::{Cpu, Media, Request, Session};
 use edge_lmm_convert::Options;
-use edge_lmm_models::model::MediaOptions;
 use libtest_mimic::{Arguments, Trial};
 
 fn open(path: &Path) -> Media {
     match media::kind(path).expect("a medium") {
         MediaKind::Video => {
             let video = media::load_video(path, FrameSelection::All).expect("a video");
-            Media::Video {
-                frames: video.frames,
-                frames_per_second: video.frames_per_second,
-            }
+            Media::video(video.frames, video.frames_per_second)
         }
         MediaKind::Audio => sound(path),
-        MediaKind::Image => Media::Image(media::load_image(path).expect("an image")),
+        MediaKind::Image => Media::image(media::load_image(path).expect("an image")),
     }
 }
 
@@ -36,7 +32,7 @@ fn reference(file: &str) -> BTreeMap<String, String> {
 }
 
 /// Answers to the questions that the reference answers.
-fn answers(engine: &mut Engine<Cpu>, file: &str) -> Vec<(String, String, bool)> {
+fn answers(engine: &mut Session<Cpu>, file: &str) -> Vec<(String, String, bool)> {
     let manifest = Questions::open(&data().join("questions/manifest.csv")).expect("questions");
     let reference = reference(file);
     let own = |id: &str| reference.contains_key(id);
@@ -49,12 +45,10 @@ fn answers(engine: &mut Engine<Cpu>, file: &str) -> Vec<(String, String, bool)> 
             .collect();
         let messages = ask(&media, &question.question);
         let request = Request {
-            messages: &messages,
             media: &media,
-            options: MediaOptions::default(),
             max_tokens: 16,
-            ignore_eos: false,
             sampling: Default::default(),
+            ..Request::new(&messages)
         };
         engine.forget();
         let answer = engine

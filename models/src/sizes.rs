@@ -61,7 +61,7 @@ impl Section<'_> {
             section => format!("{section}: "),
         };
         Err(ModelError::config(format!(
-            "{section}width {width} cannot be shared evenly by {heads} heads"
+            "{section}width {width} is not divisible by {heads} heads"
         )))
     }
 
@@ -112,7 +112,7 @@ mod tests {
         );
         assert!(
             message(vision.heads(10, 3))
-                .contains("vision_config: width 10 cannot be shared evenly by 3 heads")
+                .contains("vision_config: width 10 is not divisible by 3 heads")
         );
         assert!(message(vision.heads(10, 0)).contains("0 heads"));
         assert!(

@@ -1,15 +1,16 @@
-//! Every stage of a model against the reference implementation's values.
+//! Comparison of every stage of a model with the values of the reference implementation.
 
 use std::collections::BTreeMap;
 
 use super::manifest::Manifest;
 use super::{Golden, ask, relative};
-use edge_lmm::{Engine, Media, Request};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::media::MediaData;
+use edge_lmm::{Request, Session};
+use edge_lmm_models::media::MediaOptions;
 use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
-/// What goldens hold beyond the stages.
+/// Golden values that are not stages.
 const NO_STAGES: [&str; 3] = ["greedy16", "logits_argmax_all", "window_index"];
 
 /// The error of a stage in a sample.
@@ -21,18 +22,18 @@ pub struct Compared {
 
 /// Everything captured on the way to an answer that equals the golden one.
 pub fn answer_sample<B: KernelBackend>(
-    engine: &mut Engine<B>,
+    engine: &mut Session<B>,
     golden: &Golden,
     options: &MediaOptions,
 ) -> BTreeMap<String, Captured> {
     let messages = ask(&golden.media, &golden.question);
     let request = Request {
-        messages: &messages,
         media: &golden.media,
         options: options.clone(),
         max_tokens: golden.greedy.len(),
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     engine.forget();
     probe::start();
@@ -46,7 +47,7 @@ pub fn answer_sample<B: KernelBackend>(
 
 /// Checks the answer to a sample and all of its stages; returns what was captured and compared.
 pub fn check_sample<B: KernelBackend>(
-    engine: &mut Engine<B>,
+    engine: &mut Session<B>,
     manifest: &Manifest,
     golden: &Golden,
     options: &MediaOptions,
@@ -90,7 +91,7 @@ pub fn check_sample<B: KernelBackend>(
                 let own = captured(&found, stage);
                 let width = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
                 assert_eq!(width(&own.shape), width(&value.0), "{name}: width of {key}");
-                // Decoding steps are captured after the prompt's; the prompt's come first.
+                // Decoding steps are captured after the prompt, so the prompt's values come first.
                 let own = &own.values[..value.1.len()];
                 (relative(own, &value.1), stage_tolerance)
             }
@@ -117,7 +118,7 @@ fn different(found: &[f32], expected: &[f32]) -> f64 {
     found.iter().zip(expected).filter(|(f, e)| f != e).count() as f64
 }
 
-/// How many ids differ; where the reference has a negative one for a visual token, any will do.
+/// How many ids differ. The reference marks visual tokens by negative ids; any id matches them.
 fn different_ids(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len(), "tokens");
     let same = |(f, e): (&f32, &f32)| *e < 0.0 || f == e;
@@ -128,8 +129,8 @@ fn different_ids(found: &[f32], expected: &[f32]) -> f64 {
         .count() as f64
 }
 
-/// The largest difference of preprocessed values. A golden may hold the first values only, or end
-/// in crops of nothing but zeros.
+/// The largest difference of preprocessed values. A golden may contain only the first values, or
+/// end in crops of zeros.
 fn beginning(found: &[f32], expected: &[f32]) -> f64 {
     let own = found.len().min(expected.len());
     let missing = expected[own..].iter().any(|&value| value != 0.0);
@@ -151,8 +152,11 @@ fn mel(stage: &str, features: &Captured, golden: &Golden, expected: &[f32]) -> f
     let found: Vec<f32> = match stage {
         "mel_head64" => rows.flat_map(|row| row[..64].to_vec()).collect(),
         _ => {
-            let [Media::Audio { samples, .. }] = &golden.media[..] else {
+            let [sound] = &golden.media[..] else {
                 panic!("{} is not one sound", golden.name);
+            };
+            let MediaData::Audio { samples, .. } = sound.data() else {
+                panic!("{} is not a sound", golden.name);
             };
             let valid = samples.len().div_ceil(160);
             rows.map(|row| row[..valid].iter().sum::<f32>() / valid as f32)

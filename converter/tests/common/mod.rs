@@ -1,4 +1,4 @@
-//! Converting test checkpoints and reading golden values.
+//! Conversion of test checkpoints and golden values.
 
 #![allow(dead_code)] // every test file uses its own part
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edge_lmm::{Cpu, Engine, Media, Record, media};
+use edge_lmm::{Cpu, Engine, Media, Record, Session, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
 use edge_lmm_models::prompt::{Content, Message, Role};
@@ -19,19 +19,19 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The folder of test data.
+/// Returns the folder of test data.
 pub fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data")
 }
 
-/// All parts in f32.
+/// Options that store all parts in f32.
 pub const F32: Options = Options {
     text: Format::F32,
     vision: Format::F32,
     audio: Format::F32,
 };
 
-/// A record in a folder of its own.
+/// A record in its own temporary folder.
 pub struct Converted {
     _folder: TempDir,
     pub path: PathBuf,
@@ -65,7 +65,7 @@ fn write(plan: &Plan, checkpoint: Checkpoint) -> Result<Converted, ConvertError>
 }
 
 /// Converts and loads a checkpoint.
-pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine<Cpu> {
+pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Session<Cpu> {
     engine_of(
         Checkpoint::open(source, mmproj).expect("a checkpoint"),
         options,
@@ -73,22 +73,23 @@ pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine
 }
 
 /// Converts and loads an open checkpoint.
-pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Engine<Cpu> {
+pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Session<Cpu> {
     engine_on(checkpoint, options)
 }
 
 /// Converts an open checkpoint and loads it on a device of any kind.
-pub fn engine_on<B: KernelBackend>(checkpoint: Checkpoint, options: &Options) -> Engine<B> {
+pub fn engine_on<B: KernelBackend>(checkpoint: Checkpoint, options: &Options) -> Session<B> {
     let plan = Plan::new(&checkpoint, options).expect("a plan");
     engine_from(&plan, checkpoint)
 }
 
 /// Writes the record of a plan and loads it.
-pub fn engine_from<B: KernelBackend>(plan: &Plan, checkpoint: Checkpoint) -> Engine<B> {
+pub fn engine_from<B: KernelBackend>(plan: &Plan, checkpoint: Checkpoint) -> Session<B> {
     let converted = write(plan, checkpoint).expect("the checkpoint converts");
     let record = Record::open(&converted.path).expect("the record opens");
     record.verify().expect("the record's checksums are right");
-    Engine::load(&record, Default::default()).expect("the model loads")
+    let engine = Engine::load(&record, Default::default()).expect("the model loads");
+    engine.session()
 }
 
 /// A sample of a golden set.
@@ -101,7 +102,7 @@ pub struct Golden {
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
-/// Reads `index.json` and what it names.
+/// Reads `index.json` and the files it names.
 pub fn goldens(folder: &Path) -> Vec<Golden> {
     let text = std::fs::read_to_string(folder.join("index.json")).expect("index.json");
     let index: Value = serde_json::from_str(&text).expect("index.json is JSON");
@@ -120,7 +121,7 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
         .map(|file| folder.join(file.as_str().expect("a file name")))
         .collect();
     let images = || -> Vec<_> {
-        let load = |path: &PathBuf| media::load_image(path).expect("a picture");
+        let load = |path: &PathBuf| media::load_image(path).expect("an image");
         files.iter().map(load).collect()
     };
     let is_sound = |path: &PathBuf| path.extension().is_some_and(|name| name == "wav");
@@ -131,12 +132,9 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     let media = if files.iter().any(is_sound) {
         files.iter().map(|path| sound(path)).collect()
     } else if is_video {
-        vec![Media::Video {
-            frames: images(),
-            frames_per_second: 2.0,
-        }]
+        vec![Media::video(images(), 2.0)]
     } else {
-        images().into_iter().map(Media::Image).collect()
+        images().into_iter().map(Media::image).collect()
     };
     let id = &sample["id"];
     Golden {
@@ -154,13 +152,10 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     }
 }
 
-/// Reads a sound.
+/// Reads an audio file.
 pub fn sound(path: &Path) -> Media {
     let audio = media::load_audio(path).expect("a sound");
-    Media::Audio {
-        samples: audio.samples,
-        sample_rate: audio.sample_rate,
-    }
+    Media::audio(audio.samples, audio.sample_rate)
 }
 
 fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
@@ -184,7 +179,7 @@ fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         .collect()
 }
 
-/// A user's turn that shows the media and asks.
+/// Builds a user turn with media and a question.
 pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
     let mut content: Vec<Content> = media
         .iter()
@@ -197,7 +192,7 @@ pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
     }]
 }
 
-/// Norm of the difference over the norm of the expected.
+/// Returns the norm of the difference over the norm of `expected`.
 pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let (mut difference, mut norm) = (0f64, 0f64);

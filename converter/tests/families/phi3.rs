@@ -1,12 +1,11 @@
 //! Phi-3: short and long sequences, whose rotary embeddings differ.
 
 use edge_lmm::Request;
-use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::{Message, Role};
 
 use crate::common::{F32, data, engine};
 
-/// What a short sequence left in the cache must not go into a long one, nor the other way round.
+/// Cache entries of a short sequence must not be used for a long one, nor the other way round.
 #[test]
 fn what_is_kept_fits_the_length() {
     let mut engine = engine(&data().join("phi3-odd"), None, &F32);
@@ -17,13 +16,12 @@ fn what_is_kept_fits_the_length() {
         engine.forget();
         let mut last = (Vec::new(), 0);
         for question in questions {
+            let messages = [Message::text(Role::User, *question)];
             let request = Request {
-                messages: &[Message::text(Role::User, *question)],
-                media: &[],
-                options: MediaOptions::default(),
                 max_tokens: 4,
                 ignore_eos: true,
                 sampling: Default::default(),
+                ..Request::new(&messages)
             };
             let answer = engine
                 .answer(&request, |_| std::ops::ControlFlow::Continue(()))
@@ -33,7 +31,7 @@ fn what_is_kept_fits_the_length() {
         last
     };
     let (fresh, _) = tokens(&[beginning]);
-    // Below the border the same beginning is used again, beyond it it is not.
+    // Below the limit the common prefix is reused, beyond it is not.
     let (kept, reused) = tokens(&[beginning, beginning]);
     assert_eq!(kept, fresh);
     assert!(reused > 10, "{reused} reused");

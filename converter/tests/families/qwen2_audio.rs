@@ -1,34 +1,29 @@
-//! Qwen2-Audio: media that it cannot hear, and sounds of other sample rates.
+//! Qwen2-Audio: media that it cannot process, and sounds of other sample rates.
 
 use std::collections::BTreeMap;
 
-use edge_lmm::{Engine, Media, Request};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::{Media, Request, Session};
 
 use crate::common::{F32, ask, data, engine};
 
-fn answer(engine: &mut Engine<edge_lmm::Cpu>, media: &[Media]) -> Result<String, String> {
+fn answer(engine: &mut Session<edge_lmm::Cpu>, media: &[Media]) -> Result<String, String> {
     let messages = ask(media, "is the sound high or low?");
     let request = Request {
-        messages: &messages,
         media,
-        options: MediaOptions::default(),
         max_tokens: 16,
-        ignore_eos: false,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
     answer.map(|a| a.text).map_err(|error| error.to_string())
 }
 
-/// What the model cannot hear or see gives an error that says why, and the model goes on.
+/// Media that the model cannot process give an error with the reason, and the model still works
+/// afterwards.
 #[test]
 fn odd_media() {
     let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);
-    let sound = |samples: Vec<f32>, sample_rate| Media::Audio {
-        samples,
-        sample_rate,
-    };
+    let sound = Media::audio;
     let refused: BTreeMap<&str, Media> = [
         ("no samples", sound(vec![], 16_000)),
         ("hears none of less than 321", sound(vec![0.1; 320], 16_000)),
@@ -42,25 +37,22 @@ fn odd_media() {
         assert!(error.contains(expected), "{error}");
     }
     let picture = edge_lmm::media::load_image(&data().join("goldens/qwen25vl-tiny/sample_0.png"));
-    let error = answer(&mut engine, &[Media::Image(picture.expect("a picture"))]);
-    assert!(error.unwrap_err().contains("takes no pictures"));
+    let error = answer(&mut engine, &[Media::image(picture.expect("a picture"))]);
+    assert!(error.unwrap_err().contains("takes no images"));
     // Silence, something far too loud and 40 seconds are sounds like any other.
     for samples in [vec![0.0; 16_000], vec![1e6; 16_000], vec![0.1; 640_000]] {
         answer(&mut engine, &[sound(samples, 16_000)]).expect("an answer");
     }
 }
 
-/// The same tone at another rate, resampled, is heard alike.
+/// A tone resampled from another rate gives the same answer.
 #[test]
 fn other_rates_sound_alike() {
     let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);
     let tone = |frequency: f32, rate: u32| {
         let step = 2.0 * std::f32::consts::PI * frequency / rate as f32;
         let samples = (0..rate / 2).map(|i| 0.5 * (i as f32 * step).sin());
-        Media::Audio {
-            samples: samples.collect(),
-            sample_rate: rate,
-        }
+        Media::audio(samples.collect(), rate)
     };
     for (frequency, expected) in [(300.0, "low"), (1800.0, "high")] {
         for rate in [16_000, 44_100, 8000, 48_000] {

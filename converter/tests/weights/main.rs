@@ -9,21 +9,19 @@ mod observing;
 mod pruning;
 
 use common::Golden;
-use edge_lmm::{Cpu, Engine};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::{Cpu, Session};
 use edge_lmm_ops::probe::{self, Captured};
 use std::collections::BTreeMap;
 
 /// Answers a sample's question with a few tokens and captures the stages.
-fn stages(engine: &mut Engine<Cpu>, golden: &Golden) -> (Vec<u32>, BTreeMap<String, Captured>) {
+fn stages(engine: &mut Session<Cpu>, golden: &Golden) -> (Vec<u32>, BTreeMap<String, Captured>) {
     let messages = common::ask(&golden.media, &golden.question);
     let request = edge_lmm::Request {
-        messages: &messages,
         media: &golden.media,
-        options: MediaOptions::default(),
         max_tokens: 4,
         ignore_eos: true,
         sampling: Default::default(),
+        ..edge_lmm::Request::new(&messages)
     };
     engine.forget();
     probe::start();

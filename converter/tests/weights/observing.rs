@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use edge_lmm::{Cpu, Engine};
+use edge_lmm::{Cpu, Session};
 use edge_lmm_convert::Plan;
 use edge_lmm_models::weights::Storage;
 use edge_lmm_ops::observe;
@@ -17,7 +17,7 @@ use crate::stages;
 pub type Seen = BTreeMap<String, (usize, Vec<f32>)>;
 
 pub fn observed(
-    engine: &mut Engine<Cpu>,
+    engine: &mut Session<Cpu>,
     golden: &Golden,
     mut keep: impl FnMut(&str) -> bool + 'static,
 ) -> Seen {

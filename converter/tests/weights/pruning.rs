@@ -1,6 +1,6 @@
 //! A selection of a checkpoint gives the record of a checkpoint whose tensors were cut by hand.
 
-use edge_lmm::{Cpu, Engine};
+use edge_lmm::{Cpu, Session};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Options, Plan, Pruning};
 use edge_lmm_models::weights::Selection;
@@ -56,13 +56,13 @@ fn pruned(
     options: &Options,
     config: Value,
     selection: Selection,
-) -> Engine<Cpu> {
+) -> Session<Cpu> {
     let plan = Plan::pruned(&checkpoint, options, Pruning { config, selection }).expect("a plan");
     engine_from(&plan, checkpoint)
 }
 
 /// Both give the same tokens and the same values in all stages.
-fn same(found: &mut Engine<Cpu>, expected: &mut Engine<Cpu>, manifest: &Manifest) {
+fn same(found: &mut Session<Cpu>, expected: &mut Session<Cpu>, manifest: &Manifest) {
     let golden = &manifest.goldens()[0];
     let (tokens, found) = stages(found, golden);
     let (expected_tokens, expected) = stages(expected, golden);
@@ -141,7 +141,7 @@ fn cut_by_hand(checkpoint: &Checkpoint) -> Copy {
     copy
 }
 
-fn half_of(manifest: &Manifest, options: &Options) -> Engine<Cpu> {
+fn half_of(manifest: &Manifest, options: &Options) -> Session<Cpu> {
     let checkpoint = manifest.open();
     let mut config = checkpoint.config.clone();
     let selection = channels(&config);

@@ -1,10 +1,9 @@
-//! The vision transformer of CLIP (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>), which
-//! LLaVA and Phi-3.5-Vision see through: square pictures in square patches, a class token, learned
-//! positions, a norm before the first layer. The reference is `modeling_clip.py` of
-//! `transformers`.
+//! The vision transformer of CLIP (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>), used
+//! by LLaVA and Phi-3.5-Vision: square images in square patches, a class token, learned positions,
+//! a norm before the first layer. The reference is `modeling_clip.py` of `transformers`.
 //!
-//! Models that look through it take the states after some inner layer. The layers behind that one
-//! and the last norm would have no effect: they are neither run nor stored.
+//! Both models use the hidden states of an inner layer. The layers after it and the last norm have
+//! no effect, so they are neither run nor stored.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -26,7 +25,7 @@ const BLOCK_NAMES: BlockNames = BlockNames {
     mlp: ["mlp.fc1", "mlp.fc2"],
 };
 
-/// The tower's part of `config.json`; the reference's defaults where it says nothing.
+/// The tower's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ClipConfig {
@@ -34,13 +33,13 @@ pub struct ClipConfig {
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Layers of the whole tower.
+    /// Number of layers of the whole tower.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub num_channels: usize,
-    /// Side of a picture in pixels.
+    /// Side of an image in pixels.
     pub image_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -67,7 +66,7 @@ impl Default for ClipConfig {
 }
 
 impl ClipConfig {
-    /// `openai/clip-vit-large-patch14-336`.
+    /// Returns the configuration of `openai/clip-vit-large-patch14-336`.
     pub fn large_patch14_336() -> Self {
         Self {
             hidden_size: 1024,
@@ -111,28 +110,29 @@ impl ClipConfig {
         }
     }
 
-    /// Patches on each side of an image; pixels left over at the edge are not used.
+    /// Returns the number of patches per side of an image; pixels beyond the last whole patch are
+    /// ignored.
     pub fn side(&self) -> usize {
         self.grid().side()
     }
 
-    /// Patches of an image.
+    /// Returns the number of patches of an image.
     pub fn patches(&self) -> usize {
         self.grid().count()
     }
 
-    /// Values of a patch.
+    /// Returns the number of values of a patch.
     pub fn patch_width(&self) -> usize {
         self.grid().width()
     }
 
-    /// Values of a picture.
+    /// Returns the number of values of an image.
     pub fn picture_len(&self) -> usize {
         self.num_channels * self.image_size * self.image_size
     }
 
-    /// The layers that have to run for `hidden_states[index]` of the reference, where 0 is what
-    /// enters the first layer and negative numbers count from the end.
+    /// Returns the number of layers to run for `hidden_states[index]` of the reference, where 0 is
+    /// the input of the first layer and negative indices count from the end.
     ///
     /// # Errors
     /// If there is no such state.
@@ -141,7 +141,8 @@ impl ClipConfig {
         let wanted = if index < 0 { states + index } else { index };
         if !(0..states).contains(&wanted) {
             return Err(ModelError::config(format!(
-                "the features of layer {index} are asked for, the vision tower has {} layers",
+                "the configuration requests the features of layer {index}, the vision tower has \
+                 {} layers",
                 self.num_hidden_layers
             )));
         }
@@ -160,11 +161,11 @@ pub struct ClipVisionTower<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> ClipVisionTower<B> {
-    /// Declares the embeddings and the first `layers` layers; the checkpoint's prefix of `scope`
-    /// is what holds `embeddings` and `encoder`.
+    /// Declares the embeddings and the first `layers` layers; `scope` is the checkpoint prefix of
+    /// `embeddings` and `encoder`.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(
         config: &ClipConfig,
         layers: usize,
@@ -195,7 +196,7 @@ impl<B: KernelBackend> ClipVisionTower<B> {
                 config.patches() + 1,
                 width,
             ),
-            // The checkpoint's name has this typo.
+            // The typo is part of the checkpoint's name.
             pre_norm: scope.layer_norm("pre_norm", "pre_layrnorm", width, eps),
             blocks: scope
                 .layers("blocks", layers, |i| format!("encoder.layers.{i}"))?
@@ -205,10 +206,10 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         })
     }
 
-    /// The states of a picture after the last stored layer, class token first.
+    /// Returns the hidden states of an image after the last stored layer, class token first.
     ///
     /// # Shapes
-    /// - patches: `[patches, channels * patch_size * patch_size]` as [`cut_patches`] gives them
+    /// - patches: `[patches, channels * patch_size * patch_size]` from [`cut_patches`]
     /// - result: `[1 + patches, hidden_size]`
     ///
     /// # Errors

@@ -1,7 +1,7 @@
-//! The vision transformer of EVA-CLIP (Fang et al. 2022, <https://arxiv.org/abs/2211.07636>), which
-//! BLIP-2 sees through: square pictures in square patches, a class token, learned positions,
-//! pre-norm layers with fused queries, keys and values, a norm at the end. The reference is
-//! `Blip2VisionModel` in `modeling_blip_2.py` of `transformers`.
+//! The vision transformer of EVA-CLIP (Fang et al. 2022, <https://arxiv.org/abs/2211.07636>), used
+//! by BLIP-2: square images in square patches, a class token, learned positions, pre-norm layers
+//! with fused queries, keys and values, a norm at the end. The reference is `Blip2VisionModel` in
+//! `modeling_blip_2.py` of `transformers`.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -23,10 +23,10 @@ const BLOCK_NAMES: BlockNames = BlockNames {
     mlp: ["mlp.fc1", "mlp.fc2"],
 };
 
-/// Channels of a picture; the reference has them in its code.
+/// Channels of an image; the reference hard-codes them.
 const CHANNELS: usize = 3;
 
-/// The tower's part of `config.json`; the reference's defaults (ViT-g) where it says nothing.
+/// The tower's section of `config.json`, with the defaults of the reference (ViT-g).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EvaVitConfig {
@@ -34,11 +34,11 @@ pub struct EvaVitConfig {
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
-    /// Side of a picture in pixels.
+    /// Side of an image in pixels.
     pub image_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -46,7 +46,7 @@ pub struct EvaVitConfig {
     pub hidden_act: String,
     /// Epsilon of the norms.
     pub layer_norm_eps: f64,
-    /// Whether queries, keys and values have a bias (that of the keys is zero).
+    /// `true` if queries, keys and values have a bias (that of the keys is zero).
     pub qkv_bias: bool,
 }
 
@@ -91,7 +91,7 @@ impl EvaVitConfig {
         }
     }
 
-    /// Patches of an image and values of a patch.
+    /// Returns the number of patches of an image and the number of values of a patch.
     pub fn patches_shape(&self) -> [usize; 2] {
         [self.grid().count(), self.grid().width()]
     }
@@ -102,7 +102,7 @@ impl EvaVitConfig {
     }
 }
 
-/// The tower.
+/// The vision tower.
 #[derive(Module, Debug)]
 pub struct EvaVit<B: KernelBackend> {
     patch_embed: Linear<B>,
@@ -115,11 +115,10 @@ pub struct EvaVit<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> EvaVit<B> {
-    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `embeddings` and
-    /// `encoder`.
+    /// Declares the weights; `scope` is the checkpoint prefix of `embeddings` and `encoder`.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(config: &EvaVitConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         config.check()?;
         let block = BlockConfig {
@@ -162,11 +161,10 @@ impl<B: KernelBackend> EvaVit<B> {
         scope.normed("norm", config.hidden_size)
     }
 
-    /// The normalised states of a picture, class token first.
+    /// Returns the normalized hidden states of an image, class token first.
     ///
     /// # Shapes
-    /// - patches: `[patches, 3 * patch_size * patch_size]` as [`EvaVitConfig::cut_patches`] gives
-    ///   them
+    /// - patches: `[patches, 3 * patch_size * patch_size]` from [`EvaVitConfig::cut_patches`]
     /// - result: `[1 + patches, hidden_size]`
     ///
     /// # Errors

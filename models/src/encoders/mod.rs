@@ -1,4 +1,4 @@
-//! Encoders of images and sounds, and what maps their features into a language model.
+//! Encoders of images and audio, and projectors into a language model.
 
 pub(crate) mod block;
 pub(crate) mod clip;

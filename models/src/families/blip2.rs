@@ -23,12 +23,15 @@ use crate::encoders::eva_vit::{EvaVit, EvaVitConfig};
 use crate::encoders::qformer::{QFormer, QFormerConfig};
 use crate::error::ModelError;
 use crate::family::{BuiltModel, FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::Linear;
-use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt, Span};
+use crate::layout::{Layout, Run};
+use crate::media::{MediaInput, MediaKind, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::sizes::Section;
 use crate::text::opt::{Opt, OptConfig};
 use crate::text::t5::{T5, T5Config};
@@ -171,17 +174,17 @@ impl<B: KernelBackend> Model<B> for Blip2<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        self.0.prompt(text, messages, media)
+        self.0.prompt(text, conversation, media)
     }
 
     fn encode(
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         self.0.encode(medium, monitor)
     }
 }
@@ -241,7 +244,7 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Blip2Model<B, L> {
     }
 }
 
-impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Model<B> for Blip2Model<B, L> {
+impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip2Model<B, L> {
     fn language(&self) -> &dyn LanguageModel<B> {
         &self.text
     }
@@ -253,19 +256,18 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Model<B> for Blip2Model<
             values: self.preprocess.image(image)?.values,
             shape: vec![1, 3, side, side],
             grid: [0; 3],
-            time_step: 0,
-            tokens: self.projector.tokens(),
+            layout: Run::sequence(self.projector.tokens()).into(),
         })
     }
 
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         // Pictures stand before the text, wherever the messages show them.
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, |_| String::new())?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, |_| String::new())?;
         self.layout.prompt(&text.encode(&rendered)?, media)
     }
 
@@ -273,7 +275,7 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Model<B> for Blip2Model<
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
@@ -286,7 +288,7 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Model<B> for Blip2Model<
         probe::capture("vision_out", &features.clone().unsqueeze::<3>());
         let _stage = stage::top("projector");
         let _scope = stage::scope(format_args!("projector"));
-        Ok(self.projector.forward(features))
+        Ok(Encoded::new(medium, self.projector.forward(features)))
     }
 }
 
@@ -325,7 +327,7 @@ impl PromptLayout {
     }
 
     /// The picture's tokens, then the text between what the language model expects around it.
-    fn prompt(&self, text: &[u32], media: &[MediaInput]) -> Result<Prompt, ModelError> {
+    fn prompt(&self, text: &[u32], media: &[&Layout]) -> Result<Prompt, ModelError> {
         if media.len() > 1 {
             return Err(ModelError::Prompt(format!(
                 "{} pictures, but {} takes at most one",
@@ -338,23 +340,14 @@ impl PromptLayout {
                 "the text contains the token that stands for a picture".to_owned(),
             ));
         }
-        let count = media.first().map_or(0, |medium| medium.tokens);
-        let mut ids = vec![self.placeholder; count];
-        ids.extend(self.traits.before);
-        ids.extend(text);
-        ids.extend(self.traits.after);
-        let spans = (0..media.len())
-            .map(|medium| Span {
-                start: 0,
-                len: count,
-                medium,
-            })
-            .collect();
-        Ok(Prompt {
-            positions: (0..ids.len()).map(|i| [i as u32; 3]).collect(),
-            ids,
-            spans,
-        })
+        let mut prompt = PromptBuilder::new();
+        if let Some(layout) = media.first() {
+            prompt.medium(self.placeholder, 0, layout);
+        }
+        prompt.text(self.traits.before.as_slice());
+        prompt.text(text);
+        prompt.text(self.traits.after.as_slice());
+        Ok(prompt.finish())
     }
 }
 
@@ -406,15 +399,8 @@ impl<B: KernelBackend> Projector<B> {
 mod tests {
     use super::*;
 
-    fn picture(tokens: usize) -> MediaInput {
-        MediaInput {
-            kind: MediaKind::Image,
-            values: Vec::new(),
-            shape: vec![1, 3, 0, 0],
-            grid: [0; 3],
-            time_step: 0,
-            tokens,
-        }
+    fn image(tokens: usize) -> Layout {
+        Run::sequence(tokens).into()
     }
 
     fn layout(placeholder: Option<u32>, before: Option<u32>, after: Option<u32>) -> PromptLayout {
@@ -429,12 +415,12 @@ mod tests {
     #[test]
     fn the_picture_stands_before_the_first_token() {
         let opt = layout(Some(99), Some(2), None);
-        let prompt = opt.prompt(&[7, 8], &[picture(3)]).unwrap();
+        let prompt = opt.prompt(&[7, 8], &[&image(3)]).unwrap();
         assert_eq!(prompt.ids, [99, 99, 99, 2, 7, 8]);
         assert_eq!(prompt.positions[5], [5; 3]);
         assert_eq!((prompt.spans[0].start, prompt.spans[0].len), (0, 3));
         let t5 = layout(None, None, Some(1));
-        let prompt = t5.prompt(&[7, 8], &[picture(2)]).unwrap();
+        let prompt = t5.prompt(&[7, 8], &[&image(2)]).unwrap();
         assert_eq!(prompt.ids, [0, 0, 7, 8, 1]);
         let text_only = t5.prompt(&[7, 8], &[]).unwrap();
         assert_eq!(text_only.ids, [7, 8, 1]);
@@ -459,9 +445,9 @@ mod tests {
     #[test]
     fn what_is_no_prompt_is_refused() {
         let layout = layout(Some(99), Some(2), None);
-        let error = layout.prompt(&[7], &[picture(3), picture(3)]).unwrap_err();
+        let error = layout.prompt(&[7], &[&image(3), &image(3)]).unwrap_err();
         assert!(error.to_string().contains("at most one"), "{error}");
-        let error = layout.prompt(&[7, 99], &[picture(3)]).unwrap_err();
+        let error = layout.prompt(&[7, 99], &[&image(3)]).unwrap_err();
         assert!(
             error.to_string().contains("stands for a picture"),
             "{error}"

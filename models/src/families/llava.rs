@@ -18,14 +18,16 @@ use crate::config_file::{parse_config, without_nulls};
 use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::Linear;
-use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt};
+use crate::layout::{Layout, Run};
+use crate::media::{MediaInput, MediaKind, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
 use crate::preprocess::{Filter, RgbImage};
-use crate::prompt::placeholder::expand_placeholders;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
@@ -240,34 +242,27 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
             values,
             shape: vec![1, self.clip.num_channels, side, side],
             grid: [0; 3],
-            time_step: 0,
-            tokens: self.clip.patches() + usize::from(self.keeps_class_token),
+            layout: Run::sequence(self.clip.patches() + usize::from(self.keeps_class_token)).into(),
         })
     }
 
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         let placeholder = |_| "<image>\n".to_owned();
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode_whole(&rendered)?;
-        let (ids, spans) = expand_placeholders(&ids, |id| id == self.image_token, media)?;
-        let positions = (0..ids.len() as u32).map(|i| [i; 3]).collect();
-        Ok(Prompt {
-            ids,
-            spans,
-            positions,
-        })
+        expand_placeholders(&ids, |id| id == self.image_token, media)
     }
 
     fn encode(
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
@@ -285,7 +280,7 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out.clone().unsqueeze::<3>());
-        Ok(out)
+        Ok(Encoded::new(medium, out))
     }
 }
 

@@ -19,12 +19,15 @@ use crate::config_file::parse_config;
 use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::Linear;
-use crate::model::{LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt, Span};
+use crate::layout::{Layout, Run};
+use crate::media::{MediaInput, MediaKind, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::phi3_vision::PreprocessConfig;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Scope, Weights};
@@ -248,56 +251,42 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
             shape: vec![crops.count(), self.clip.num_channels, size, size],
             values: crops.pixel_values,
             grid: [1, rows * side, columns * side],
-            time_step: 0,
-            tokens: self.tokens(crops.grid),
+            layout: Run::sequence(self.tokens(crops.grid)).into(),
         })
     }
 
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         // Numbers have to rise from picture to picture, so the order alone says which is which.
         let placeholder = |_| format!("{}1{}\n", TAG.0, TAG.1);
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let chunks = rendered.split(split_at_tags);
         if chunks.len() != media.len() + 1 {
-            return Err(ModelError::Prompt(format!(
-                "found {} places for pictures, expected {}; \
-                 with --parse-special, the question must not contain {}1{}",
-                chunks.len() - 1,
-                media.len(),
-                TAG.0,
-                TAG.1
-            )));
+            return Err(ModelError::Placeholders {
+                found: chunks.len() - 1,
+                expected: media.len(),
+            });
         }
-        let (mut ids, mut spans) = (Vec::new(), Vec::new());
+        let mut prompt = PromptBuilder::new();
         for (medium, chunk) in chunks.into_iter().enumerate() {
             // Every piece of text is encoded by itself and begins with the token for it.
-            ids.extend(text.encode_whole(&chunk)?);
-            if let Some(input) = media.get(medium) {
-                spans.push(Span {
-                    start: ids.len(),
-                    len: input.tokens,
-                    medium,
-                });
-                ids.extend(std::iter::repeat_n(PLACEHOLDER, input.tokens));
+            prompt.text(&text.encode_whole(&chunk)?);
+            if let Some(layout) = media.get(medium) {
+                prompt.medium(PLACEHOLDER, medium, layout);
             }
         }
-        Ok(Prompt {
-            positions: (0..ids.len() as u32).map(|i| [i; 3]).collect(),
-            ids,
-            spans,
-        })
+        Ok(prompt.finish())
     }
 
     fn encode(
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let crops: Vec<Tensor<B, 2>> = {
             let _stage = stage::top("vision");
@@ -315,7 +304,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         let columns = medium.grid[2] / self.clip.side();
         let out = self.projector.forward(crops, columns, self.clip.side() / 2);
         probe::capture("projector_out", &out.clone().unsqueeze::<3>());
-        Ok(out)
+        Ok(Encoded::new(medium, out))
     }
 }
 

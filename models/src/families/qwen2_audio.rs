@@ -17,15 +17,15 @@ use crate::config_file::parse_config;
 use crate::encoders::whisper::{Spectrogram, WhisperConfig, WhisperEncoder};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::Linear;
-use crate::model::{
-    AudioPadding, LanguageModel, MediaInput, MediaKind, MediaOptions, Model, Prompt,
-};
+use crate::layout::{Layout, Run};
+use crate::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::mel::{MelConfig, Padding};
 use crate::preprocess::sample_rate::resample;
-use crate::prompt::placeholder::expand_placeholders;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Weights};
@@ -206,34 +206,27 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
             values: mel.values,
             shape: vec![1, mel.bins, mel.frames],
             grid: [valid, 1, 1],
-            time_step: 1,
-            tokens,
+            layout: Run::sequence(tokens).into(),
         })
     }
 
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         let placeholder = |_| "<|audio_bos|><|AUDIO|><|audio_eos|>\n".to_owned();
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode(&rendered)?;
-        let (ids, spans) = expand_placeholders(&ids, |id| id == self.audio_token, media)?;
-        let positions = (0..ids.len() as u32).map(|i| [i; 3]).collect();
-        Ok(Prompt {
-            ids,
-            spans,
-            positions,
-        })
+        expand_placeholders(&ids, |id| id == self.audio_token, media)
     }
 
     fn encode(
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let features = {
             let _stage = stage::top("audio");
             let _scope = stage::scope(format_args!("audio"));
@@ -242,13 +235,13 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
                 frames: medium.shape[2],
             };
             let features = self.hear(spectrogram, positions(medium.grid[0]), monitor)?;
-            features.narrow(0, 0, medium.tokens)
+            features.narrow(0, 0, medium.tokens())
         };
         probe::capture("vision_out", &features);
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out);
-        Ok(out)
+        Ok(Encoded::new(medium, out))
     }
 }
 

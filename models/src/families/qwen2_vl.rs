@@ -23,11 +23,14 @@ use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
 use crate::families::qwen_vl_input::QwenVlInput;
 use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
-use crate::model::{LanguageModel, MediaInput, MediaOptions, Model, Prompt};
+use crate::layout::Layout;
+use crate::media::{MediaInput, MediaOptions};
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Conversation, Prompt, TextProcessor};
 use crate::sizes::{self, Section};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
@@ -182,17 +185,17 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        self.input.prompt(text, messages, media)
+        self.input.prompt(text, conversation, media)
     }
 
     fn encode(
         &self,
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
         let features = {
             let _stage = stage::top("vision");
@@ -205,7 +208,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out);
-        Ok(out)
+        Ok(Encoded::new(medium, out))
     }
 }
 

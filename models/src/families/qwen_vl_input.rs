@@ -4,12 +4,11 @@ use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::family::ModelFiles;
-use crate::model::{MediaInput, MediaKind, MediaOptions, Prompt};
+use crate::layout::{Layout, Run};
+use crate::media::{MediaInput, MediaKind, MediaOptions};
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
-use crate::prompt::placeholder::expand_placeholders;
-use crate::prompt::{Message, TextProcessor};
-use crate::text::multimodal_rope::multimodal_positions;
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 
 /// The template of the published checkpoints, for those that come without one.
 const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
@@ -135,8 +134,7 @@ impl QwenVlInput {
             shape: vec![count, patches.pixel_values.len() / count.max(1)],
             values: patches.pixel_values,
             grid: patches.grid,
-            time_step,
-            tokens: count / (merge * merge),
+            layout: Run::grid([t, h / merge, w / merge], time_step).into(),
         }
     }
 
@@ -147,8 +145,8 @@ impl QwenVlInput {
     pub fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        media: &[MediaInput],
+        conversation: Conversation<'_>,
+        media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
         let placeholder = |kind| {
             let pad = match kind {
@@ -157,16 +155,9 @@ impl QwenVlInput {
             };
             format!("<|vision_start|><|{pad}|><|vision_end|>")
         };
-        let rendered = text.render(messages, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let ids = text.encode(&rendered)?;
         let is_pad = |id| [self.tokens.image_token_id, self.tokens.video_token_id].contains(&id);
-        let (ids, spans) = expand_placeholders(&ids, is_pad, media)?;
-        let merge = self.image.merge_size;
-        let positions = multimodal_positions(ids.len(), &spans, media, merge);
-        Ok(Prompt {
-            ids,
-            spans,
-            positions,
-        })
+        expand_placeholders(&ids, is_pad, media)
     }
 }

@@ -8,9 +8,12 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::family::ModelFiles;
-use crate::model::{LanguageModel, MediaInput, Model, Prompt};
+use crate::language::LanguageModel;
+use crate::layout::Layout;
+use crate::media::MediaInput;
+use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
-use crate::prompt::{Message, TextProcessor};
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Weights};
@@ -48,29 +51,28 @@ impl<B: KernelBackend> Model<B> for TextModel<B> {
     fn prompt(
         &self,
         text: &TextProcessor,
-        messages: &[Message],
-        _media: &[MediaInput],
+        conversation: Conversation<'_>,
+        _media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        let rendered = text.render(messages, PLAIN_TEMPLATE, |_| String::new())?;
+        let rendered = text.render(conversation, PLAIN_TEMPLATE, |_| String::new())?;
         // A template writes the token that begins a text itself, where it wants one.
         let ids = match text.has_template() {
             true => text.encode(&rendered)?,
             false => text.encode_whole(&rendered)?,
         };
-        Ok(Prompt {
-            positions: (0..ids.len() as u32).map(|i| [i; 3]).collect(),
-            ids,
-            spans: Vec::new(),
-        })
+        let mut prompt = PromptBuilder::new();
+        prompt.text(&ids);
+        Ok(prompt.finish())
     }
 
     /// No medium gets here, since none is prepared.
     fn encode(
         &self,
-        _medium: &MediaInput,
+        medium: &MediaInput,
         _monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Encoded<B>, ModelError> {
         let embedded = self.text.embed(&[0]);
-        Ok(Tensor::empty([0, embedded.dims()[1]], &embedded.device()))
+        let none = Tensor::empty([0, embedded.dims()[1]], &embedded.device());
+        Ok(Encoded::new(medium, none))
     }
 }

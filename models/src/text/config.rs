@@ -1,12 +1,12 @@
-//! The language model's part of a configuration, as Llama, Qwen2, Phi-3 and the multimodal models
-//! around them have it.
+//! Configuration of the language model shared by Llama, Qwen2, Phi-3 and the multimodal models
+//! based on them.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
-use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary};
+use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary, SlidingWindow};
 use crate::text::rope_fields::RopeFields;
 use crate::text::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
 
@@ -17,17 +17,17 @@ pub enum TextKind {
     Llama,
     /// Qwen2 (Yang et al. 2024): queries, keys and values have a bias.
     Qwen2,
-    /// Qwen2 inside Qwen2-VL and Qwen2.5-VL: positions count time, height and width (M-RoPE).
+    /// Qwen2 inside Qwen2-VL and Qwen2.5-VL: positions have time, height and width (M-RoPE).
     QwenVl,
     /// Phi-3 (Abdin et al. 2024): fused projections.
     Phi3,
 }
 
 impl TextKind {
-    /// The kind that a configuration names.
+    /// Returns the kind named by a configuration.
     ///
     /// # Errors
-    /// If it is none of these.
+    /// If the kind is not supported.
     pub fn parse(model_type: &str) -> Result<Self, ModelError> {
         match model_type {
             "llama" => Ok(Self::Llama),
@@ -39,7 +39,7 @@ impl TextKind {
         }
     }
 
-    /// The values of the reference's configuration class, which files may leave out.
+    /// Returns the defaults of the reference's configuration class, which files may omit.
     fn defaults(self) -> Value {
         match self {
             Self::Llama => json!({
@@ -74,7 +74,7 @@ impl TextKind {
         }
     }
 
-    /// Positions that the model was first trained on, if the file does not say.
+    /// Returns the original context length if the file does not state it.
     fn default_original(self) -> Option<usize> {
         (self == Self::Phi3).then_some(4096)
     }
@@ -101,15 +101,14 @@ struct Fields {
     layer_types: Option<Vec<String>>,
 }
 
-/// Reads a [`DecoderConfig`] from the fields of `config`: those of `kind`'s configuration class
-/// where it has none.
+/// Reads a [`DecoderConfig`] from `config`, with the defaults of `kind`'s configuration class.
 ///
 /// # Errors
-/// If fields are of the wrong type or ask for something that is not supported.
+/// If a field has the wrong type or a value that is not supported.
 pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, ModelError> {
     let mut merged = kind.defaults();
     if config.get("num_key_value_heads") == Some(&Value::Null) {
-        // The one null that is not the default: as many as there are heads.
+        // The only null that does not mean the default: as many as attention heads.
         merged["num_key_value_heads"] = Value::Null;
     }
     let given = without_nulls(config);
@@ -124,7 +123,7 @@ pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, M
 }
 
 impl Fields {
-    /// Refuses what would be computed wrongly.
+    /// Rejects settings that are not supported.
     fn check(&self) -> Result<(), ModelError> {
         if let Some(act) = self.hidden_act.as_deref().filter(|&act| act != "silu") {
             return Err(ModelError::config(format!(
@@ -170,7 +169,8 @@ impl Fields {
             },
             qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
             tied: self.tie_word_embeddings.unwrap_or(false),
-            context_length: self.context_length(kind),
+            context_length: self.max_position_embeddings,
+            sliding_window: self.sliding_window(kind),
         })
     }
 
@@ -181,7 +181,7 @@ impl Fields {
         head_dim: usize,
     ) -> Result<ScaledRotary, ModelError> {
         let share = rope.share;
-        // As Python's int(): towards zero.
+        // Matches Python's int(), which rounds towards zero.
         let dim = (head_dim as f64 * share) as usize;
         if share > 1.0 || dim == 0 || !dim.is_multiple_of(2) {
             return Err(ModelError::config(format!(
@@ -200,39 +200,33 @@ impl Fields {
         })
     }
 
-    /// Up to here every token sees all tokens before it, which is all that is supported: a
-    /// sliding window ends the context.
-    fn context_length(&self, kind: TextKind) -> usize {
-        match self.sliding_window {
-            Some(window) if self.slides(kind) && window < self.max_position_embeddings => {
-                log::warn!(
-                    "sliding windows are not supported; the context ends at the window's {window} \
-                     tokens instead of {}",
-                    self.max_position_embeddings
-                );
-                window
-            }
-            _ => self.max_position_embeddings,
-        }
-    }
-
-    /// Whether attention of some layer stays inside the window.
-    fn slides(&self, kind: TextKind) -> bool {
-        match kind {
-            TextKind::Llama => false,
-            TextKind::Phi3 => true,
+    /// The window of the layers whose attention slides, if it is shorter than the context.
+    fn sliding_window(&self, kind: TextKind) -> Option<SlidingWindow> {
+        let size = self.sliding_window?;
+        let layers: Vec<bool> = match kind {
+            TextKind::Llama => return None,
+            TextKind::Phi3 => vec![true; self.num_hidden_layers],
             TextKind::Qwen2 | TextKind::QwenVl => {
-                let some_layer = match &self.layer_types {
-                    Some(types) => types.iter().any(|layer| layer == "sliding_attention"),
-                    None => self.max_window_layers.unwrap_or(0) < self.num_hidden_layers,
+                if !self.use_sliding_window.unwrap_or(false) {
+                    return None;
+                }
+                let first = self.max_window_layers.unwrap_or(0);
+                let slides = |layer: usize| match &self.layer_types {
+                    Some(types) => types
+                        .get(layer)
+                        .is_some_and(|kind| kind == "sliding_attention"),
+                    None => layer >= first,
                 };
-                self.use_sliding_window.unwrap_or(false) && some_layer
+                (0..self.num_hidden_layers).map(slides).collect()
             }
-        }
+        };
+        let window = SlidingWindow { size, layers };
+        let short = size < self.max_position_embeddings && window.layers.contains(&true);
+        short.then_some(window)
     }
 }
 
-/// The shares of the frequencies for time, height and width.
+/// Returns the numbers of frequencies for time, height and width.
 fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
     let scaling = rope.scaling.as_ref().unwrap_or(&Value::Null);
     let kind = scaling_kind(scaling)?;
@@ -260,7 +254,7 @@ fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
 mod tests {
     use super::*;
 
-    /// The file of `llava-hf/llava-1.5-7b-hf` says little more than this.
+    /// The file of `llava-hf/llava-1.5-7b-hf` contains little more than this.
     #[test]
     fn a_short_configuration_gets_the_sizes_of_llama() {
         let config = json!({"vocab_size": 32_064, "max_position_embeddings": 4096,
@@ -298,8 +292,8 @@ mod tests {
         }
     }
 
-    /// The language model of Qwen2-VL 72B as `transformers` 5 saves it: what equals the defaults
-    /// of its class may be missing.
+    /// The language model of Qwen2-VL 72B as saved by `transformers` 5, which omits values that
+    /// equal the defaults of the class.
     #[test]
     fn defaults_are_those_of_the_class() {
         let config = json!({"rope_parameters": {
@@ -361,19 +355,39 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_ends_the_context() {
-        let context = |kind, config: Value| decoder_config(kind, &config).unwrap().context_length;
-        let config = json!({"sliding_window": 100});
-        assert_eq!(context(TextKind::Phi3, config.clone()), 100);
-        assert_eq!(context(TextKind::Qwen2, config), 32_768);
-        let sliding = |key: &str, value: Value| json!({"sliding_window": 100, "use_sliding_window": true, key: value});
+    fn the_named_layers_have_the_window() {
+        let layers = |kind, config: Value| {
+            let decoder = decoder_config(kind, &config).unwrap();
+            let window = decoder.sliding_window?;
+            assert_eq!(window.size, 100);
+            Some(window.layers)
+        };
+        let config = json!({"sliding_window": 100, "num_hidden_layers": 2});
+        assert_eq!(layers(TextKind::Phi3, config.clone()), Some(vec![true; 2]));
+        assert_eq!(layers(TextKind::Qwen2, config), None);
+        let sliding = |key: &str, value: Value| {
+            layers(
+                TextKind::Qwen2,
+                json!({"sliding_window": 100, "use_sliding_window": true,
+                "num_hidden_layers": 2, key: value}),
+            )
+        };
         for (key, value, expected) in [
-            ("max_window_layers", json!(28), 100),
-            ("max_window_layers", json!(32), 32_768),
-            ("layer_types", json!(["full_attention"]), 32_768),
-            ("layer_types", json!(["sliding_attention"]), 100),
+            ("max_window_layers", json!(1), Some(vec![false, true])),
+            ("max_window_layers", json!(2), None),
+            (
+                "layer_types",
+                json!(["full_attention", "full_attention"]),
+                None,
+            ),
+            (
+                "layer_types",
+                json!(["sliding_attention", "full_attention"]),
+                Some(vec![true, false]),
+            ),
+            ("max_position_embeddings", json!(100), None),
         ] {
-            assert_eq!(context(TextKind::Qwen2, sliding(key, value)), expected);
+            assert_eq!(sliding(key, value), expected);
         }
     }
 }

@@ -1,37 +1,40 @@
-//! The decoder-only language model that most families share: Llama (Touvron et al. 2023), Qwen2,
-//! Phi-3 and their relatives. Pre-norm layers of grouped-query attention with rotary embeddings
-//! and a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and
-//! `modeling_phi3.py` of `transformers`.
+//! The decoder-only language model shared by most families: Llama (Touvron et al. 2023), Qwen2,
+//! Phi-3 and related models. Pre-norm layers of grouped-query attention with rotary embeddings and
+//! a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and `modeling_phi3.py` of
+//! `transformers`.
+
+use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, probe, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, Mask, probe, stage};
 
 use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
-use crate::model::{DecoderState, LanguageModel, Position};
+use crate::layout::Position;
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
 use crate::text::config::TextKind;
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
 use crate::weights::{Extent, Part, Scope};
 
-/// How positions become angles.
+/// Computation of rotary angles from positions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RotaryKind {
-    /// Time, height and width, each with its own share of the frequencies (M-RoPE, Wang et al.
-    /// 2024, section 2.1); the shares sum to half a head.
+    /// Time, height and width, each with its own section of the frequencies (M-RoPE, Wang et al.
+    /// 2024, section 2.1); the sections sum to half a head.
     Sections([usize; 3]),
-    /// One position per token; part of a head may stay as it is, and frequencies may be scaled.
+    /// One position per token, with optional partial rotation and scaling of frequencies.
     Scaled(ScaledRotary),
 }
 
-/// Rotary embeddings of [`RotaryKind::Scaled`].
+/// Parameters of [`RotaryKind::Scaled`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScaledRotary {
-    /// Elements of a head that are rotated, the first ones; even.
+    /// Number of leading elements of a head that are rotated; even.
     pub dim: usize,
-    /// How frequencies are scaled.
+    /// Scaling of the frequencies.
     pub scaling: RotaryScaling,
 }
 
@@ -40,7 +43,7 @@ pub struct ScaledRotary {
 pub struct DecoderConfig {
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
     /// Query heads.
     pub heads: usize,
@@ -56,18 +59,29 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How positions become angles.
+    /// Computation of rotary angles.
     pub rotary: RotaryKind,
-    /// Whether queries, keys and values have a bias.
+    /// `true` if queries, keys and values have a bias.
     pub qkv_bias: bool,
-    /// Whether the embedding table is the output head, too.
+    /// `true` if the embedding table is also the output head.
     pub tied: bool,
-    /// Positions the model was made for.
+    /// Context length of the model.
     pub context_length: usize,
+    /// Layers whose tokens see only those near before them.
+    pub sliding_window: Option<SlidingWindow>,
+}
+
+/// Attention to the last tokens only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Number of tokens that a token sees, its own included.
+    pub size: usize,
+    /// For each layer, whether it has the window.
+    pub layers: Vec<bool>,
 }
 
 impl DecoderConfig {
-    /// Checks that the sizes make a model.
+    /// Checks that the sizes describe a valid model.
     ///
     /// # Errors
     /// If a size is zero or implausible, or sizes do not divide each other.
@@ -88,15 +102,24 @@ impl DecoderConfig {
         ])?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(ModelError::config(format!(
-                "{} attention heads cannot share {} key-value heads evenly",
+                "{} attention heads are not divisible by {} key-value heads",
                 self.heads, self.kv_heads
             )));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(ModelError::config(format!(
-                "head size {} is odd, rotary embeddings need pairs",
+                "head size {} is odd, rotary embeddings require an even size",
                 self.head_dim
             )));
+        }
+        if self
+            .sliding_window
+            .as_ref()
+            .is_some_and(|window| window.size == 0)
+        {
+            return Err(ModelError::config(
+                "sliding_window is 0, expected at least 1: every token sees itself",
+            ));
         }
         if let RotaryKind::Sections(sections) = &self.rotary
             && sections.iter().sum::<usize>() != self.head_dim / 2
@@ -108,6 +131,12 @@ impl DecoderConfig {
             )));
         }
         Ok(())
+    }
+
+    /// Window of a layer.
+    fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer)?.then_some(window.size)
     }
 
     fn heads(&self) -> Heads {
@@ -130,7 +159,7 @@ pub struct Decoder<B: KernelBackend> {
     config: DecoderConfig,
 }
 
-/// How a checkpoint stores the projections that this decoder computes in one product.
+/// Storage of the projections that this decoder computes in one product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projections {
     /// `q_proj`, `k_proj`, `v_proj` and `gate_proj`, `up_proj`.
@@ -140,7 +169,7 @@ pub enum Projections {
 }
 
 impl Projections {
-    /// How checkpoints of that kind do it.
+    /// Returns the storage used by checkpoints of this kind.
     pub fn of(kind: TextKind) -> Self {
         match kind {
             TextKind::Phi3 => Self::Fused,
@@ -152,7 +181,7 @@ impl Projections {
 /// Names of a decoder's modules in the checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct DecoderNames {
-    /// What holds `embed_tokens`, `layers` and `norm`.
+    /// Module of `embed_tokens`, `layers` and `norm`.
     pub model: &'static str,
     /// The output head.
     pub head: &'static str,
@@ -173,10 +202,11 @@ impl DecoderNames {
 }
 
 impl<B: KernelBackend> Decoder<B> {
-    /// Declares the weights under `text` of the record, projections split in the checkpoint.
+    /// Declares the weights under `text` of the record, from separate projections in the
+    /// checkpoint.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(
         config: DecoderConfig,
         names: DecoderNames,
@@ -185,7 +215,7 @@ impl<B: KernelBackend> Decoder<B> {
         Self::init_with(config, names, Projections::Split, root)
     }
 
-    /// As [`Self::init`], for either way of storing projections.
+    /// Declares the weights like [`Self::init`], for either storage of projections.
     ///
     /// # Errors
     /// As [`Self::init`].
@@ -223,7 +253,7 @@ impl<B: KernelBackend> Decoder<B> {
         })
     }
 
-    /// The table for tokens at `positions` of a sequence that is long or not.
+    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
     fn rotary_table(
         &self,
         positions: &[Position],
@@ -290,27 +320,41 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
 
     fn step(
         &self,
-        embeddings: Tensor<B, 2>,
-        positions: &[Position],
+        input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let _text = stage::scope(format_args!("text"));
-        let table = self.rotary_table(positions, state.long, &embeddings.device());
-        let mut x = embeddings;
+        let device = input.embeddings.device();
+        let table = self.rotary_table(input.positions, state.long, &device);
+        let past = state.len();
+        let all = input.visible(past, None);
+        let windows = self.config.sliding_window.as_ref();
+        let near = windows.and_then(|window| input.visible(past, Some(window.size)));
+        let mut x = input.embeddings.clone();
         capture_last(&x);
         for (i, layer) in self.layers.iter().enumerate() {
             monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
             let last = i + 1 == self.layers.len();
-            x = layer.forward(x, &table, &mut state.cache, i, self.config.heads(), last);
+            let visible = match self.config.window(i) {
+                Some(_) => &near,
+                None => &all,
+            };
+            let place = Place {
+                layer: i,
+                visible: visible.as_deref(),
+                last_row: last && input.output == OutputRows::Last,
+            };
+            x = input.inject(i, x);
+            x = layer.forward(x, &table, &mut state.cache, self.config.heads(), place);
             if !last {
                 capture_last(&x);
             }
         }
-        state.cache.advance(positions.len());
+        state.cache.advance(input.len());
         let hidden = self.norm.forward(x);
-        probe::capture("lm_hidden_last", &hidden);
+        capture_last(&hidden);
         Ok(hidden)
     }
 
@@ -324,7 +368,24 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
     }
 }
 
-/// The last token of a step, which alone is left after the last layer's attention: nobody sees the others' outputs.
+/// What a layer of a step has to know beside its inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Keys that each token attends to, if not all up to its own.
+    pub visible: Option<&'a [Range<usize>]>,
+    /// Computes only the last token after attention: the output of the others is not used.
+    pub last_row: bool,
+}
+
+impl<'a> Place<'a> {
+    pub fn mask(self) -> Mask<'a> {
+        self.visible.map_or(Mask::Causal, Mask::Ranges)
+    }
+}
+
+/// The last row of a step's hidden states.
 pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     match x.dims()[0] {
         1 => x,
@@ -332,7 +393,7 @@ pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     }
 }
 
-/// Captures the last row of what enters a layer.
+/// Captures the last row of a layer's input.
 pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
     if probe::active() {
         probe::capture("lm_hidden_last", &last_row(x.clone()));
@@ -395,16 +456,15 @@ impl<B: KernelBackend> DecoderLayer<B> {
         x: Tensor<B, 2>,
         table: &RotaryTable<B>,
         cache: &mut B::KvCache,
-        layer: usize,
         heads: Heads,
-        last: bool,
+        place: Place<'_>,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = table.attend(qkv, heads, cache, layer, scale);
-            if last {
+            let attended = table.attend(qkv, heads, cache, place.layer, place.visible, scale);
+            if place.last_row {
                 self.out.forward_residual(last_row(attended), last_row(x))
             } else {
                 self.out.forward_residual(attended, x)

@@ -2,7 +2,6 @@
 
 pub(crate) mod config;
 pub(crate) mod decoder;
-pub(crate) mod multimodal_rope;
 pub(crate) mod opt;
 mod rope_fields;
 pub(crate) mod rotary;

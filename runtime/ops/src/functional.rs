@@ -16,7 +16,7 @@ fn tensor<B: KernelBackend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 2> 
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-/// Columns from `column` on of a tensor, such as a part of a fused projection.
+/// Columns of a tensor from `column` on, such as a part of a fused projection.
 #[derive(Clone)]
 pub struct Columns<B: KernelBackend> {
     /// `[tokens, width]`
@@ -188,8 +188,8 @@ pub fn attention<B: KernelBackend>(
     })
 }
 
-/// Attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its weights
-/// are `quantized`, otherwise [`KernelBackend::fused_attention`].
+/// Computes attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its
+/// weights are `quantized`, otherwise [`KernelBackend::fused_attention`].
 pub fn encoder_attention<B: KernelBackend>(
     q: impl Into<Columns<B>>,
     k: impl Into<Columns<B>>,
@@ -229,6 +229,7 @@ pub fn cached_attention<B: KernelBackend>(
     heads: Heads,
     cache: &mut B::KvCache,
     layer: usize,
+    mask: Mask<'_>,
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
@@ -237,12 +238,14 @@ pub fn cached_attention<B: KernelBackend>(
         heads,
         cache,
         layer,
+        mask,
         bias.map(float).as_ref(),
         scale,
     ))
 }
 
 /// See [`KernelBackend::rotated_attention`].
+#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub fn rotated_attention<B: KernelBackend>(
     qkv: Tensor<B, 2>,
     heads: Heads,
@@ -250,6 +253,7 @@ pub fn rotated_attention<B: KernelBackend>(
     sin: &Tensor<B, 2>,
     cache: &mut B::KvCache,
     layer: usize,
+    mask: Mask<'_>,
     scale: f32,
 ) -> Tensor<B, 2> {
     tensor(B::rotated_attention(
@@ -259,6 +263,7 @@ pub fn rotated_attention<B: KernelBackend>(
         &float(sin.clone()),
         cache,
         layer,
+        mask,
         scale,
     ))
 }

@@ -18,7 +18,7 @@ use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Par
 
 type Cpu = NdArray<f32, i64, i8>;
 
-/// The elements of a float tensor; copied only if they are not contiguous.
+/// Returns the elements of a float tensor; copies only if they are not contiguous.
 fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
     let NdArrayTensor::F32(storage) = tensor else {
         panic!("activations are f32, found {:?}", tensor.dtype());
@@ -30,7 +30,7 @@ fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
     }
 }
 
-/// The bytes of a packed weight; copied only if they are not contiguous.
+/// Returns the bytes of a packed weight; copies only if they are not contiguous.
 fn bytes(tensor: &NdArrayTensor) -> Cow<'_, [u8]> {
     let NdArrayTensor::U8(storage) = tensor else {
         panic!("packed weights are u8, found {:?}", tensor.dtype());
@@ -70,7 +70,7 @@ fn update(tensor: NdArrayTensor, change: impl FnOnce(&mut [f32])) -> NdArrayTens
     }
 }
 
-/// Rows and columns of a matrix.
+/// Returns rows and columns of a matrix.
 fn size(tensor: &NdArrayTensor) -> [usize; 2] {
     let shape = tensor.shape();
     [shape[0], shape[1]]
@@ -106,6 +106,10 @@ impl KvStore for KvCache {
 
     fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
         KvCache::grow(self, capacity).map_err(|error| CacheError(error.to_string()))
+    }
+
+    fn fork(&self) -> Result<Self, CacheError> {
+        KvCache::fork(self).map_err(|error| CacheError(error.to_string()))
     }
 }
 
@@ -307,7 +311,9 @@ impl KernelBackend for Cpu {
         let segments = match mask {
             Mask::Full => &whole,
             Mask::Segments(ends) => ends,
-            Mask::Causal => return Self::fused_attention(q, k, v, heads, mask, None, scale),
+            Mask::Causal | Mask::Ranges(_) => {
+                return Self::fused_attention(q, k, v, heads, mask, None, scale);
+            }
         };
         let pool = pool::global();
         let [kv_len, _] = size(k.tensor);
@@ -347,6 +353,7 @@ impl KernelBackend for Cpu {
         heads: Heads,
         cache: &mut KvCache,
         layer: usize,
+        mask: Mask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
@@ -368,6 +375,7 @@ impl KernelBackend for Cpu {
             cache,
             layer,
             cache.len() + tokens,
+            mask,
             bias.as_deref(),
             scale,
         );

@@ -1,11 +1,11 @@
-//! The configuration files of a model, as a record holds them.
+//! Fuzz targets for the configuration files of a model, as stored in a record.
 
 use edge_lmm::Cpu;
 use edge_lmm::generation::{GenerationConfig, Run};
 use edge_lmm::sampler::Sampling;
 use edge_lmm_models::families;
 use edge_lmm_models::family::ModelFiles;
-use edge_lmm_models::model::{MediaInput, MediaOptions};
+use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::Weights;
 use edge_lmm_ops::Format;
@@ -30,7 +30,7 @@ fn seeds() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// From configurations to a model without weights and to the inputs of its encoder.
+/// Configurations, a model without weights, and the inputs of its encoder.
 pub const MODEL_CONFIG: Target = Target {
     name: "model_config",
     form: Form::Json(&[b"null", b"text_config", b"rope_scaling", b"model_type"]),
@@ -69,10 +69,10 @@ pub const MODEL_CONFIG: Target = Target {
 
 fn check_medium(medium: &MediaInput) {
     assert_eq!(medium.values.len(), medium.shape.iter().product::<usize>());
-    assert!(medium.tokens > 0);
+    assert!(medium.tokens() > 0);
 }
 
-/// The settings of generation, applied to a few logits.
+/// Generation settings, applied to a few logits.
 pub const GENERATION_CONFIG: Target = Target {
     name: "generation_config",
     form: Form::Json(&[b"null", b"[]", b"[[1, 2]]", b"1e39"]),

@@ -1,8 +1,8 @@
-//! Requests of the server.
+//! Fuzz target for requests of the server.
 
 use edge_lmm::media::FrameSelection;
 use edge_lmm::serve::{Limits, Question, Reply};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm_models::media::MediaOptions;
 use serde_json::Value;
 
 use crate::mutate::Form;
@@ -51,6 +51,7 @@ pub const REQUEST: Target = Target {
             frames: FrameSelection::Uniform(2),
             repetition_penalty: None,
             ignore_generation_config: false,
+            parse_special: false,
         };
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),
@@ -66,7 +67,7 @@ pub const REQUEST: Target = Target {
     },
 };
 
-/// Checks that a reply is one short line of JSON with an error; returns its id.
+/// Checks that a reply is one short line of JSON with an error. Returns its id.
 fn check_reply(reply: &Reply) -> Value {
     let line = reply.line();
     let json: Value = serde_json::from_str(&line).expect("JSON");

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: feeds every parser with damaged input for a while.
+//! `cargo xtask fuzz`: feeds damaged input to every parser.
 
 use std::process::Command;
 
@@ -7,29 +7,29 @@ use clap::Args;
 
 use crate::shell;
 
-/// Fails on inputs that take longer or more memory than any that the tests know.
+/// Fails on inputs that take more time or memory than any input of the tests.
 const LIMITS: [&str; 3] = ["-timeout=20", "-rss_limit_mb=2560", "-malloc_limit_mb=1024"];
 
-/// Runs the fuzz targets for some time each. Needs `cargo install cargo-fuzz`.
+/// Runs the fuzz targets, each for a given time. Requires `cargo install cargo-fuzz`.
 #[derive(Args)]
 pub struct Cmd {
     /// Seconds per target
     #[arg(long, value_name = "N", default_value_t = 30)]
     seconds: u32,
-    /// Inputs per target at most
+    /// Maximum number of inputs per target
     #[arg(long, value_name = "N")]
     inputs: Option<u64>,
-    /// Longest input in bytes
+    /// Maximum input length in bytes
     #[arg(long, value_name = "N", default_value_t = 4096)]
     max_len: usize,
-    /// Targets, all if none is named
+    /// Targets to run, all by default
     targets: Vec<String>,
 }
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let all = shell::output(&mut cargo_fuzz("list"))
-            .context("cargo-fuzz is needed: cargo install cargo-fuzz")?;
+            .context("cargo-fuzz is missing; run cargo install cargo-fuzz")?;
         let all: Vec<&str> = all.split_whitespace().collect();
         ensure!(!all.is_empty(), "there are no fuzz targets");
         for name in &self.targets {
@@ -65,14 +65,14 @@ fn cargo_fuzz(command: &str) -> Command {
     cargo
         .args(["fuzz", command])
         .current_dir(shell::root().join("targets"));
-    // The sanitizer's flags are not stable. Libraries at the highest level take far longer to
-    // build than a short run gains; symbols make reports readable.
+    // The sanitizer's flags are unstable. Building libraries at full optimization takes far longer
+    // than a short run gains; symbols make reports readable.
     cargo.envs([
         ("RUSTC_BOOTSTRAP", "1"),
         ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
         ("CARGO_PROFILE_RELEASE_STRIP", "none"),
     ]);
-    // Freed memory counts as used while it waits for the check of late accesses.
+    // Freed memory counts as used while quarantined for use-after-free checks.
     cargo.env(
         "ASAN_OPTIONS",
         "quarantine_size_mb=16:detect_stack_use_after_return=0",

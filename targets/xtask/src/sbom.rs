@@ -1,5 +1,5 @@
-//! What a program is made of, from `cargo metadata`: a list of components (CycloneDX 1.5,
-//! <https://cyclonedx.org>) and their licences with their texts.
+//! Components of a program according to `cargo metadata`: a list of components (CycloneDX 1.5,
+//! <https://cyclonedx.org>), and their licenses with the texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cross::CONVERTER;
+use crate::cross::{CONVERTER, RUNTIME_PACKAGE};
 use crate::shell;
 
 /// A library in the program.
@@ -32,7 +32,7 @@ struct Metadata {
 }
 
 /// All that is linked into edge-lmm with these features, and into edge-lmm-convert, for a Rust
-/// target, edge-lmm first: tools, macros and tests are left out.
+/// target, the package of edge-lmm first: tools, macros and tests are left out.
 pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package>> {
     let text = shell::output(
         Command::new("cargo")
@@ -48,11 +48,11 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
             .current_dir(shell::root()),
     )?;
     let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata")?;
-    // What the features of this one program choose, the metadata of the workspace does not tell.
+    // The metadata of the workspace does not reflect the features of this program alone.
     let tree = shell::output(
         Command::new("cargo")
             .args(["tree", "--locked"])
-            .args(["--package", "edge-lmm", "--package", CONVERTER])
+            .args(["--package", RUNTIME_PACKAGE, "--package", CONVERTER])
             .args([
                 "--edges",
                 "normal,no-proc-macro",
@@ -65,24 +65,24 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
             .args(
                 features
                     .iter()
-                    .map(|feature| format!("--features=edge-lmm/{feature}")),
+                    .map(|feature| format!("--features={RUNTIME_PACKAGE}/{feature}")),
             )
             .current_dir(shell::root()),
     )?;
     let linked: BTreeSet<(&str, &str)> = tree.lines().filter_map(name_and_version).collect();
     let mut packages = metadata.packages;
     packages.retain(|package| linked.contains(&(package.name.as_str(), package.version.as_str())));
-    packages.sort_by_key(|package| (package.name != "edge-lmm", package.name.clone()));
+    packages.sort_by_key(|package| (package.name != RUNTIME_PACKAGE, package.name.clone()));
     Ok(packages)
 }
 
-/// Of a line such as `serde v1.0.229 (proc-macro)`.
+/// Parses a line such as `serde v1.0.229 (proc-macro)`.
 fn name_and_version(line: &str) -> Option<(&str, &str)> {
     let mut words = line.split_whitespace();
     Some((words.next()?, words.next()?.strip_prefix('v')?))
 }
 
-/// The list of components.
+/// Builds the list of components.
 pub fn cyclonedx(packages: &[Package], triple: &str) -> anyhow::Result<String> {
     let [own, others @ ..] = packages else {
         anyhow::bail!("there are no packages");
@@ -126,7 +126,7 @@ fn component(package: &Package, kind: &str) -> Value {
     component
 }
 
-/// Old manifests separate alternatives by a slash.
+/// Converts a license expression: old manifests separate alternatives by a slash.
 fn expression(license: &str) -> String {
     license
         .split('/')
@@ -135,11 +135,11 @@ fn expression(license: &str) -> String {
         .join(" OR ")
 }
 
-/// Name, version, licence and authors of each library, and each licence's text once.
+/// Returns name, version, license and authors of each library, and each license text once.
 pub fn licences(packages: &[Package]) -> String {
     let mut text = String::from(
-        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the licence named, and of the Rust\n\
-         standard library (MIT OR Apache-2.0). A static program contains musl (MIT), too.\n\n",
+        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the license named, and of the Rust\n\
+         standard library (MIT OR Apache-2.0). A static program also contains musl (MIT).\n\n",
     );
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for package in packages.iter().filter(|package| package.source.is_some()) {
@@ -169,7 +169,7 @@ pub fn licences(packages: &[Package]) -> String {
     text
 }
 
-/// The licence files beside a manifest.
+/// Reads the license files beside a manifest.
 fn licence_texts(manifest: &Path) -> Vec<String> {
     let Some(Ok(files)) = manifest.parent().map(fs::read_dir) else {
         return Vec::new();
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_tree_are_understood() {
-        let line = "edge-lmm v0.1.0 (/somewhere/runtime)";
+        let line = "edge-lmm v0.1.0 (/somewhere/runtime/engine)";
         assert_eq!(name_and_version(line), Some(("edge-lmm", "0.1.0")));
         assert_eq!(name_and_version(""), None);
     }

@@ -56,7 +56,7 @@ impl<R: CubeRuntime> CubeCache<R> {
         let largest = client.properties().memory.max_page_size;
         let too_large = |reason: String| {
             CacheError(format!(
-                "no memory on the device for keys and values of {} positions in {} layers: \
+                "not enough device memory for keys and values of {} positions in {} layers: \
                  {reason}; use a shorter context",
                 shape.capacity, shape.layers,
             ))
@@ -90,12 +90,12 @@ impl<R: CubeRuntime> CubeCache<R> {
         })
     }
 
-    /// Selects the way of multiplication.
+    /// Selects the multiplication method.
     pub fn with_products(self, products: Products) -> Self {
         Self { products, ..self }
     }
 
-    /// Way of multiplication.
+    /// Returns the multiplication method.
     pub(super) fn products(&self) -> Products {
         self.products
     }
@@ -104,7 +104,7 @@ impl<R: CubeRuntime> CubeCache<R> {
         self.shape.kv_heads * self.shape.head_dim * self.shape.capacity
     }
 
-    /// Keys and values of a layer.
+    /// Returns the keys and values of a layer.
     pub(super) fn layer(&self, layer: usize) -> Layer<R> {
         let (keys, values) = &self.layers[layer];
         let (len, size) = (self.elements(), element_bytes(self.half));
@@ -184,6 +184,23 @@ impl<R: CubeRuntime> CubeCache<R> {
 }
 
 impl<R: CubeRuntime> CubeCache<R> {
+    /// Copies the positions in use into a cache for `capacity` positions, which must hold them.
+    fn copy(&self, capacity: usize) -> Result<Self, CacheError> {
+        let shape = CacheShape {
+            capacity,
+            ..self.shape
+        };
+        let copy = Self::with_client(shape, self.client.clone())?;
+        for layer in 0..shape.layers {
+            self.copy_layer(layer, &copy);
+        }
+        Ok(Self {
+            len: self.len,
+            products: self.products,
+            ..copy
+        })
+    }
+
     /// Copies the positions in use of a layer into a larger cache of the same shape.
     fn copy_layer(&self, layer: usize, larger: &Self) {
         let head_dim = self.shape.head_dim;
@@ -271,24 +288,17 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
         if capacity <= self.shape.capacity {
             return Ok(());
         }
-        let shape = CacheShape {
-            capacity,
-            ..self.shape
-        };
-        let grown = Self::with_client(shape, self.client.clone())?;
-        for layer in 0..shape.layers {
-            self.copy_layer(layer, &grown);
-        }
-        *self = Self {
-            len: self.len,
-            products: self.products,
-            ..grown
-        };
+        *self = self.copy(capacity)?;
         Ok(())
+    }
+
+    fn fork(&self) -> Result<Self, CacheError> {
+        self.copy(self.shape.capacity)
     }
 }
 
-/// Copies the first `used` elements of every head, whose heads have `from` and `to` elements.
+/// Copies the first `used` elements of every head. Heads have `from` elements in the source and
+/// `to` in the destination.
 #[cube(launch_unchecked)]
 fn copy_heads_kernel<E: Float>(
     old_keys: &Array<E>,

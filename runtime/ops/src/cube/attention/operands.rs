@@ -11,6 +11,7 @@ pub(super) enum MaskKind {
     Full,
     Segments,
     Causal,
+    Ranges,
 }
 
 /// Compile-time options of the kernels.
@@ -35,7 +36,7 @@ pub(super) struct Operand<E: Float> {
 
 #[cube]
 impl<E: Float> Operand<E> {
-    /// Index of the first element of a head at a position.
+    /// Returns the index of the first element of a head at a position.
     pub(super) fn at(&self, head: usize, position: usize) -> usize {
         self.column + head * self.head + position * self.position
     }
@@ -52,12 +53,12 @@ pub(super) struct Sizes {
     pub(super) group: usize,
     /// Keys per part.
     pub(super) part: usize,
-    /// Number of segment bounds.
+    /// Number of bounds of segments or ranges.
     pub(super) ends: usize,
     pub(super) scale: f32,
 }
 
-/// Range of the keys visible to a query: first, and one past the last.
+/// Returns the range of the keys visible to a query: first, and one past the last.
 #[cube]
 pub(super) fn visible_keys(
     query: usize,
@@ -71,6 +72,10 @@ pub(super) fn visible_keys(
         MaskKind::Full => {}
         MaskKind::Causal => {
             end = sizes.keys - sizes.queries + query + 1;
+        }
+        MaskKind::Ranges => {
+            first = ends[2 * query] as usize;
+            end = ends[2 * query + 1] as usize;
         }
         MaskKind::Segments => {
             for i in 0..sizes.ends - 1 {

@@ -1,0 +1,230 @@
+//! `edge-lmm chat`: a conversation of several turns.
+
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use edge_lmm::report::AnswerReport;
+use edge_lmm::{AnySession, FinishReason, Media, Request, one_line};
+use edge_lmm_models::prompt::{Message, Role};
+use edge_lmm_ops::stage;
+use serde_json::json;
+
+use super::answer::answer_until;
+use super::memory::RequestEstimate;
+use super::options::{
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
+};
+use super::signals::Interrupts;
+
+const HELP: &str = "\
+/media FILE  adds an image, video or audio file to the next question
+/forget      starts a new conversation
+/help        lists the commands
+/quit        exits, like the end of input
+A question that starts with / is entered with //. Ctrl-C stops an answer.";
+
+/// Holds a conversation of several turns; images and earlier turns are not computed again.
+///
+/// Reads one question per line. `/media FILE` adds an image, video or audio file to the next
+/// question, `/forget` starts a new conversation, `/help` lists the commands, `/quit` or the end of
+/// input exits. A question that cannot be answered is removed from the conversation. Ctrl-C stops
+/// an answer; pressed twice, it exits.
+#[derive(Args)]
+pub struct Cmd {
+    /// Record written by edge-lmm-convert
+    model: PathBuf,
+    /// System message [default: that of the chat template]
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Print one JSON object per turn instead of the text: text, reused_tokens, stages, ..., or
+    /// error
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    files: MediaFiles,
+    #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+}
+
+/// The messages so far and their media.
+#[derive(Default)]
+struct Conversation {
+    messages: Vec<Message>,
+    media: Vec<Media>,
+    /// Media of the next question.
+    pending: Vec<Media>,
+}
+
+impl Conversation {
+    fn new(system: Option<&str>) -> Self {
+        let system = system.map(|text| Message::text(Role::System, text));
+        Self {
+            messages: system.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A parsed line of input.
+enum Line<'a> {
+    Nothing,
+    Quit,
+    Forget,
+    Help,
+    Media(&'a str),
+    Unknown(&'a str),
+    Question(&'a str),
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Self {
+        let line = line.trim();
+        if let Some(question) = line.strip_prefix('/').filter(|rest| rest.starts_with('/')) {
+            return Self::Question(question);
+        }
+        match line.split_once(char::is_whitespace).unwrap_or((line, "")) {
+            ("", _) => Self::Nothing,
+            ("/quit", "") => Self::Quit,
+            ("/forget", "") => Self::Forget,
+            ("/help", "") => Self::Help,
+            ("/media", path) if !path.trim().is_empty() => Self::Media(path.trim()),
+            (command, _) if command.starts_with('/') => Self::Unknown(line),
+            _ => Self::Question(line),
+        }
+    }
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        // Reports invalid options before the model is loaded.
+        self.generation.sampling()?;
+        let record = self.device.open(&self.model)?;
+        let mut engine = self.device.load_record(&record)?;
+        let estimate = self.device.estimate(&record, self.generation.max_tokens)?;
+        let mut conversation = Conversation::new(self.system.as_deref());
+        conversation.pending = self.files.open(&self.media)?;
+        let interrupts = Interrupts::watch();
+        let mut input = std::io::stdin().lock();
+        let prompts = input.is_terminal() && std::io::stderr().is_terminal();
+        loop {
+            if prompts {
+                eprint!("> ");
+            }
+            let mut line = Vec::new();
+            let read = input.read_until(b'\n', &mut line);
+            if read.context("cannot read standard input")? == 0 {
+                return Ok(());
+            }
+            interrupts.reset();
+            let Ok(line) = std::str::from_utf8(&line) else {
+                self.print_error("the question is not UTF-8 text")?;
+                continue;
+            };
+            match Line::parse(line) {
+                Line::Nothing => {}
+                Line::Quit => return Ok(()),
+                Line::Help => eprintln!("{HELP}"),
+                Line::Unknown(command) => {
+                    self.print_error(&format!(
+                        "unknown command {command:?}; /help lists the commands"
+                    ))?;
+                }
+                Line::Forget => {
+                    engine.forget();
+                    conversation = Conversation::new(self.system.as_deref());
+                }
+                Line::Media(path) => match self.media.open(path.as_ref()) {
+                    Ok(medium) => conversation.pending.push(medium),
+                    Err(error) => self.print_error(&one_line(&error))?,
+                },
+                Line::Question(question) => {
+                    self.turn(
+                        &mut engine,
+                        &estimate,
+                        &mut conversation,
+                        question,
+                        &interrupts,
+                    )?;
+                }
+            }
+        }
+    }
+
+    /// Answers a question. If that fails, removes it and its media from the conversation.
+    fn turn(
+        &self,
+        engine: &mut AnySession,
+        estimate: &RequestEstimate,
+        conversation: &mut Conversation,
+        question: &str,
+        interrupts: &Interrupts,
+    ) -> anyhow::Result<()> {
+        let Conversation {
+            messages,
+            media,
+            pending,
+        } = conversation;
+        let before = (messages.len(), media.len());
+        messages.push(user_message(pending, question));
+        media.append(pending);
+        if self.json {
+            self.device.record_stages()?;
+        }
+        let request = Request {
+            media,
+            options: self.media.options(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling: self.generation.sampling()?,
+            parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
+            ..Request::new(messages)
+        };
+        let pressed = || interrupts.pressed();
+        let answer = answer_until(engine, &request, estimate, !self.json, pressed);
+        let stages = stage::finish();
+        interrupts.reset();
+        match answer {
+            Ok(answer) => {
+                if self.json {
+                    let report = AnswerReport::new(&answer, &stages);
+                    print_now(&format!("{}\n", serde_json::to_string(&report)?))?;
+                } else {
+                    print_now("\n")?;
+                }
+                if answer.finish_reason == FinishReason::Context {
+                    eprintln!(
+                        "note: the answer ends because the context is full; /forget starts \
+                         a new conversation"
+                    );
+                }
+                messages.push(Message::text(Role::Assistant, answer.text));
+            }
+            Err(error) => {
+                messages.truncate(before.0);
+                media.truncate(before.1);
+                self.print_error(&format!(
+                    "{}; the question is taken back, /forget starts a new conversation",
+                    one_line(error.as_ref())
+                ))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn print_error(&self, error: &str) -> anyhow::Result<()> {
+        eprintln!("error: {error}");
+        match self.json {
+            true => print_now(&format!("{}\n", json!({ "error": error }))),
+            false => Ok(()),
+        }
+    }
+}

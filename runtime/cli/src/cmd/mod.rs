@@ -1,0 +1,60 @@
+//! Subcommands, one file each.
+
+mod answer;
+mod bench;
+mod bundle;
+pub mod bundled;
+mod chat;
+mod completions;
+mod demo;
+mod doctor;
+mod eval;
+mod gpu;
+mod inspect;
+mod man;
+mod memory;
+mod options;
+mod profile;
+mod progress;
+mod run;
+mod serve;
+pub mod signals;
+
+use clap::Subcommand;
+
+/// The subcommands of `edge-lmm`.
+#[derive(Subcommand)]
+pub enum Command {
+    Run(run::Cmd),
+    Chat(chat::Cmd),
+    Eval(eval::Cmd),
+    Profile(profile::Cmd),
+    Bench(bench::Cmd),
+    Inspect(inspect::Cmd),
+    Demo(demo::Cmd),
+    Doctor(doctor::Cmd),
+    Serve(serve::Cmd),
+    Bundle(bundle::Cmd),
+    Completions(completions::Cmd),
+    Man(man::Cmd),
+}
+
+impl Command {
+    /// Runs the selected subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Run(cmd) => cmd.run(),
+            Self::Chat(cmd) => cmd.run(),
+            Self::Eval(cmd) => cmd.run(),
+            Self::Profile(cmd) => cmd.run(),
+            Self::Bench(cmd) => cmd.run(),
+            Self::Inspect(cmd) => cmd.run(),
+            Self::Demo(cmd) => cmd.run(),
+            Self::Doctor(cmd) => cmd.run(),
+            Self::Serve(cmd) => cmd.run(),
+            Self::Bundle(cmd) => cmd.run(),
+            Self::Completions(cmd) => cmd.run(),
+            Self::Man(cmd) => cmd.run(),
+        }
+    }
+}

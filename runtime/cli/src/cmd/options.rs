@@ -1,0 +1,320 @@
+//! Options shared by several subcommands.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
+use edge_lmm::sampler::Sampling;
+use edge_lmm::{AnySession, Devices, Media, Record};
+use edge_lmm_kernels::pool;
+use edge_lmm_models::media::{AudioPadding, MediaKind, MediaOptions};
+use edge_lmm_models::prompt::{Content, Message, Role};
+use edge_lmm_ops::stage;
+
+use super::memory::{MemoryOptions, RequestEstimate};
+
+/// Options for device and threads.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceOptions {
+    /// Device: cpu, cuda, cuda:N (an NVIDIA GPU by index) or vulkan (experimental); with a list
+    /// such as cuda,cpu, the first one that is available
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: Devices,
+    /// Number of CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    memory: MemoryOptions,
+}
+
+/// Maximum number of threads.
+const MAX_THREADS: usize = 256;
+
+/// Parses a number of threads.
+///
+/// # Errors
+/// If it is 0, too large or not a number.
+pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse::<NonZeroUsize>() {
+        Ok(threads) if threads.get() <= MAX_THREADS => Ok(threads),
+        _ => Err(format!("expected 1 to {MAX_THREADS} threads")),
+    }
+}
+
+impl DeviceOptions {
+    /// Starts recording stages. On an asynchronous device, a stage ends when its work is complete.
+    pub fn record_stages(&self) -> anyhow::Result<()> {
+        stage::record(self.device.choose()?.synchronize());
+        Ok(())
+    }
+
+    /// Opens a record and loads its model.
+    pub fn load(&self, model: &Path) -> anyhow::Result<AnySession> {
+        self.load_record(&self.open(model)?)
+    }
+
+    /// Opens a record if its model fits into memory.
+    pub fn open(&self, model: &Path) -> anyhow::Result<Record> {
+        let _stage = stage::top("load");
+        self.memory.open(model, self.device.choose()?)
+    }
+
+    /// Prepares memory estimates for requests with answers of up to `max_tokens` tokens.
+    pub fn estimate(&self, record: &Record, max_tokens: usize) -> anyhow::Result<RequestEstimate> {
+        let device = self.device.choose()?;
+        self.memory.estimate(record, device, max_tokens)
+    }
+
+    /// Loads the model of an open record.
+    pub fn load_record(&self, record: &Record) -> anyhow::Result<AnySession> {
+        if let Some(threads) = self.threads {
+            pool::set_global_threads(threads);
+        }
+        Ok(self.device.choose()?.load(record)?.session())
+    }
+}
+
+/// Minimum and maximum number of tokens, as `MIN..MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenRange(usize, usize);
+
+impl FromStr for TokenRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text
+            .split_once("..")
+            .and_then(|(min, max)| Some((min.parse().ok()?, max.parse().ok()?)));
+        match parsed {
+            Some((min, max)) if 0 < min && min <= max => Ok(Self(min, max)),
+            _ => Err("expected MIN..MAX with 0 < MIN <= MAX, for example 64..576".to_owned()),
+        }
+    }
+}
+
+/// Padding of audio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PaddingChoice(AudioPadding);
+
+impl FromStr for PaddingChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(AudioPadding::None)),
+            "30s" => Ok(Self(AudioPadding::Window)),
+            _ => Err("expected none or 30s".to_owned()),
+        }
+    }
+}
+
+/// Options for reading and preparing media.
+#[derive(Debug, Clone, Args)]
+pub struct MediaArgs {
+    /// Minimum and maximum tokens of an image, which is resized to fit; for models that accept
+    /// images of any size
+    #[arg(long, value_name = "MIN..MAX")]
+    image_tokens: Option<TokenRange>,
+    /// Number of video frames to use, evenly spaced [default: all]
+    #[arg(long, value_name = "N")]
+    frames: Option<NonZeroUsize>,
+    /// Padding of audio: none, or silence up to the 30 seconds that encoders were trained on;
+    /// answers are the same
+    #[arg(long, value_name = "none|30s", default_value = "none")]
+    audio_padding: PaddingChoice,
+}
+
+impl MediaArgs {
+    /// Returns the media options of the engine.
+    pub fn options(&self) -> MediaOptions {
+        MediaOptions {
+            image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
+            audio_padding: self.audio_padding.0,
+            ..MediaOptions::default()
+        }
+    }
+
+    /// Returns the selection of video frames.
+    pub fn frames(&self) -> FrameSelection {
+        match self.frames {
+            None => FrameSelection::All,
+            Some(count) => FrameSelection::Uniform(count.get()),
+        }
+    }
+
+    /// Reads an image, video or audio file and detects its kind.
+    pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
+        let _stage = stage::top("media");
+        let source = Source::file(path)?;
+        Media::read(&source, source.kind()?, self.frames())
+    }
+}
+
+/// The media of a question by kind.
+#[derive(Debug, Clone, Args)]
+pub struct MediaFiles {
+    /// Image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; may be repeated
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Video (animated GIF, Y4M, folder of images), or - for standard input
+    #[arg(long, value_name = "FILE")]
+    video: Option<PathBuf>,
+    /// Audio (WAV, AIFF, FLAC, MP3), or - for standard input; may be repeated
+    #[arg(long, value_name = "FILE")]
+    audio: Vec<PathBuf>,
+}
+
+impl MediaFiles {
+    /// Reads all files: images, then the video, then audio.
+    pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
+        if self
+            .paths()
+            .filter(|(path, _)| path.as_os_str() == "-")
+            .count()
+            > 1
+        {
+            bail!("only one of --image, --video and --audio can be -: standard input is read once");
+        }
+        let mut budget = MediaBudget::new();
+        self.paths()
+            .map(|(path, kind)| {
+                let _stage = stage::top("media");
+                let medium = Media::read(&Source::open(path)?, kind, args.frames())?;
+                budget.hold(&medium)?;
+                Ok(medium)
+            })
+            .collect()
+    }
+
+    /// Iterates over the files with the kinds given by the user.
+    pub fn paths(&self) -> impl Iterator<Item = (&Path, MediaKind)> {
+        let images = self.image.iter().map(|path| (path, MediaKind::Image));
+        let video = self.video.iter().map(|path| (path, MediaKind::Video));
+        let audio = self.audio.iter().map(|path| (path, MediaKind::Audio));
+        let all = images.chain(video).chain(audio);
+        all.map(|(path, kind)| (path.as_path(), kind))
+    }
+}
+
+/// Options for building a prompt.
+#[derive(Debug, Clone, Args)]
+pub struct PromptOptions {
+    /// Let control tokens in prompts and system messages, such as <|im_end|>, take effect; by
+    /// default they are text
+    #[arg(long)]
+    pub parse_special: bool,
+}
+
+/// Options that change the logits before sampling.
+#[derive(Debug, Clone, Args)]
+pub struct LogitsOptions {
+    /// Penalize tokens that occurred before; 1 disables [default: that of the checkpoint's
+    /// generation_config.json]
+    #[arg(long, value_name = "X", value_parser = parse_penalty)]
+    pub repetition_penalty: Option<f32>,
+    /// Ignore the repetition penalty, excluded tokens, ... of the checkpoint's
+    /// generation_config.json; its end-of-sequence tokens still apply
+    #[arg(long)]
+    pub ignore_generation_config: bool,
+}
+
+fn parse_penalty(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(penalty) if edge_lmm::sampler::is_penalty(penalty) => Ok(penalty),
+        _ => Err("expected a number above 0".to_owned()),
+    }
+}
+
+/// Options for the length and sampling of an answer.
+#[derive(Debug, Clone, Args)]
+pub struct GenerationOptions {
+    /// Maximum number of tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// Continue after the end-of-sequence token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Sampling temperature; 0 always selects the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Sample from the K most likely tokens only (0: all)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Sample from the most likely tokens with total probability P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Pick among tokens of at least P times the best token's probability (0: all)
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that the answer contains less likely; 0 is off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    presence_penalty: f32,
+    /// Make tokens less likely for each time that the answer contains them; 0 is off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    frequency_penalty: f32,
+    /// End the answer before this text; repeat for several
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Start of the random sequence
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    logits: LogitsOptions,
+}
+
+impl GenerationOptions {
+    /// Returns the sampling parameters after checking them.
+    pub fn sampling(&self) -> anyhow::Result<Sampling> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+            repetition_penalty: self.logits.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            ignore_generation_config: self.logits.ignore_generation_config,
+        };
+        sampling.check()?;
+        Ok(sampling)
+    }
+}
+
+/// Builds a user turn with `media` before the prompt.
+pub fn user_message(media: &[Media], prompt: &str) -> Message {
+    let mut content: Vec<Content> = media
+        .iter()
+        .map(|medium| Content::Media(medium.kind()))
+        .collect();
+    content.push(Content::Text(prompt.to_owned()));
+    Message {
+        role: Role::User,
+        content,
+    }
+}
+
+/// Writes to standard output and flushes it; a closed pipe, as with `| head`, ends the program
+/// silently.
+pub fn print_now(text: &str) -> anyhow::Result<()> {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader is gone, so further output has no use.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("cannot write to standard output"),
+    }
+}

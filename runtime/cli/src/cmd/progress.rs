@@ -1,0 +1,56 @@
+//! Progress of an answer on a terminal.
+
+use edge_lmm::Event;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A progress bar on standard error for the layers of the encoder and of prefill. It is hidden
+/// unless standard error is a terminal, and cleared when the first text arrives.
+pub struct AnswerProgress {
+    bar: ProgressBar,
+    stage: &'static str,
+}
+
+impl AnswerProgress {
+    /// Creates a bar without progress.
+    pub fn new() -> Self {
+        let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} layers {elapsed}");
+        let bar = ProgressBar::new(0);
+        // The template is a constant; the default style is a fallback.
+        let bar = match style {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        };
+        Self { bar, stage: "" }
+    }
+
+    /// Shows an event.
+    pub fn show(&mut self, event: &Event<'_>) {
+        match *event {
+            Event::Progress {
+                stage: "decode", ..
+            }
+            | Event::Text(_) => self.bar.finish_and_clear(),
+            Event::Progress { stage, done, total } => {
+                if self.stage != stage || done == 0 {
+                    self.stage = stage;
+                    self.bar.reset();
+                    self.bar.set_message(stage);
+                }
+                self.bar.set_length(total as u64);
+                self.bar.set_position(done as u64);
+            }
+            Event::Prepared { .. } => {}
+        }
+    }
+
+    /// Writes a line above the bar.
+    pub fn note(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
+
+impl Drop for AnswerProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,99 @@
+//! `edge-lmm run`: one answer.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use edge_lmm::output::Output;
+use edge_lmm::report::AnswerReport;
+use edge_lmm::{Request, dump};
+use edge_lmm_models::prompt::{Message, Role};
+use edge_lmm_ops::{probe, stage};
+
+use crate::timing::{summary, table};
+
+use super::answer::answer;
+use super::options::{
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
+};
+
+/// Answers one question, optionally about images, a video or audio.
+///
+/// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
+#[derive(Args)]
+pub struct Cmd {
+    /// Record written by edge-lmm-convert
+    model: PathBuf,
+    /// Question to answer
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// System message [default: that of the chat template]
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    files: MediaFiles,
+    #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+    /// Print the time of every stage to standard error
+    #[arg(long)]
+    timing: bool,
+    /// Print one JSON object instead of the text: text, tokens, stages, ...
+    #[arg(long)]
+    json: bool,
+    /// Write the intermediate tensors of the prompt to a file
+    #[arg(long, value_name = "FILE.safetensors")]
+    dump_stages: Option<PathBuf>,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let sampling = self.generation.sampling()?;
+        let inputs = self.files.paths().map(|(path, _)| path);
+        let inputs = inputs.chain([self.model.as_path()]);
+        let dump = self.dump_stages.as_deref();
+        let dump = dump.map(|path| Output::replace(path, inputs)).transpose()?;
+        if self.timing || self.json {
+            self.device.record_stages()?;
+        }
+        let record = self.device.open(&self.model)?;
+        let mut engine = self.device.load_record(&record)?;
+        let media = self.files.open(&self.media)?;
+        let system = self.system.map(|text| Message::text(Role::System, text));
+        let user = user_message(&media, &self.prompt);
+        let messages: Vec<Message> = system.into_iter().chain([user]).collect();
+        let request = Request {
+            media: &media,
+            options: self.media.options(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling,
+            parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
+            ..Request::new(&messages)
+        };
+        if dump.is_some() {
+            probe::start();
+        }
+        let estimate = self.device.estimate(&record, request.max_tokens)?;
+        let answer = answer(&mut engine, &request, &estimate, !self.json)?;
+        if let Some(dump) = dump {
+            dump::write(dump, &probe::finish())?;
+        }
+        let stages = stage::finish();
+        if self.json {
+            let report = AnswerReport::new(&answer, &stages);
+            print_now(&format!("{}\n", serde_json::to_string(&report)?))?;
+        } else {
+            print_now("\n")?;
+        }
+        if self.timing {
+            eprintln!("{}\n{}", table(&stages), summary(&answer, &stages));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! Measurements of `edge-lmm bench`.
+
+pub mod kernels;

@@ -1,0 +1,351 @@
+//! Picks the next token from the scores.
+
+use edge_lmm_ops::slice_argmax;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::processors::LogitsProcessor;
+
+/// How the next token is picked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Scores are divided by it; 0 picks the best token always.
+    pub temperature: f32,
+    /// Only the best `top_k` tokens are considered (0: all).
+    pub top_k: usize,
+    /// Only the best tokens that together have this probability are considered.
+    pub top_p: f32,
+    /// Only tokens of at least this share of the best token's probability are considered (min-p
+    /// sampling, [arXiv:2407.01082](https://arxiv.org/abs/2407.01082)); 0 is off.
+    pub min_p: f32,
+    /// Start of the random sequence; the same seed gives the same answer.
+    pub seed: u64,
+    /// Makes tokens that were there before less likely; 1 is off. The checkpoint's if `None`.
+    pub repetition_penalty: Option<f32>,
+    /// Subtracted from the logits of tokens that the answer contains; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time that the answer contains it; 0 is off.
+    pub frequency_penalty: f32,
+    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    pub ignore_generation_config: bool,
+}
+
+impl Default for Sampling {
+    /// Greedy.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            repetition_penalty: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            ignore_generation_config: false,
+        }
+    }
+}
+
+/// A setting out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{name} is {found}, expected {expected}")]
+pub struct SamplingError {
+    /// Name of the setting.
+    pub name: &'static str,
+    /// Its value.
+    pub found: f32,
+    /// The range.
+    pub expected: &'static str,
+}
+
+impl Sampling {
+    /// Checks the ranges of all settings.
+    ///
+    /// # Errors
+    /// The first setting that is out of its range.
+    pub fn check(&self) -> Result<(), SamplingError> {
+        let positive = "a number above 0";
+        let penalty = "a number from -100 to 100";
+        let in_range = |penalty: f32| (-100.0..=100.0).contains(&penalty);
+        let repetition = self.repetition_penalty.unwrap_or(1.0);
+        let settings = [
+            (
+                "temperature",
+                self.temperature,
+                self.temperature >= 0.0 && self.temperature.is_finite(),
+                "0 or more",
+            ),
+            (
+                "top_p",
+                self.top_p,
+                self.top_p > 0.0 && self.top_p <= 1.0,
+                "more than 0, at most 1",
+            ),
+            (
+                "min_p",
+                self.min_p,
+                (0.0..=1.0).contains(&self.min_p),
+                "0 to 1",
+            ),
+            (
+                "repetition_penalty",
+                repetition,
+                is_penalty(repetition),
+                positive,
+            ),
+            (
+                "presence_penalty",
+                self.presence_penalty,
+                in_range(self.presence_penalty),
+                penalty,
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                in_range(self.frequency_penalty),
+                penalty,
+            ),
+        ];
+        match settings.into_iter().find(|setting| !setting.2) {
+            None => Ok(()),
+            Some((name, found, _, expected)) => Err(SamplingError {
+                name,
+                found,
+                expected,
+            }),
+        }
+    }
+
+    /// Whether the best token is always picked.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0
+    }
+}
+
+/// Whether a repetition penalty can be applied.
+pub fn is_penalty(penalty: f32) -> bool {
+    penalty > 0.0 && penalty.is_finite()
+}
+
+/// A running choice of tokens.
+#[derive(Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    processors: Vec<Box<dyn LogitsProcessor>>,
+    random: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// Starts at the seed; `processors` change the scores in their order.
+    pub fn new(sampling: Sampling, processors: Vec<Box<dyn LogitsProcessor>>) -> Self {
+        let random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Self {
+            sampling,
+            processors,
+            random,
+        }
+    }
+
+    /// Whether the token with the highest score, as the model gives it, is always picked.
+    pub fn takes_argmax(&self) -> bool {
+        self.sampling.is_greedy() && self.processors.is_empty()
+    }
+
+    /// The token that follows `tokens`; `None` if a score is not a number.
+    pub fn pick(&mut self, scores: &[f32], tokens: &[u32]) -> Option<u32> {
+        if self.takes_argmax() {
+            return slice_argmax(scores);
+        }
+        // The model's own scores are finite or it has overflowed; processors may exclude tokens.
+        slice_argmax(scores)?;
+        let mut scores = scores.to_vec();
+        for processor in &mut self.processors {
+            processor.process(&mut scores, tokens);
+        }
+        let mut candidates: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
+        if self.sampling.is_greedy() {
+            let best = candidates
+                .into_iter()
+                .reduce(|best, next| if next.1 > best.1 { next } else { best });
+            return best.map(|(id, _)| id);
+        }
+        // Ties go to the lower id, so that the order is total.
+        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let keep = match self.sampling.top_k {
+            0 => candidates.len(),
+            k => k.min(candidates.len()),
+        };
+        if keep < candidates.len() {
+            candidates.select_nth_unstable_by(keep - 1, order);
+            candidates.truncate(keep);
+        }
+        candidates.sort_unstable_by(order);
+        self.draw(&candidates)
+    }
+
+    fn draw(&mut self, candidates: &[(u32, f32)]) -> Option<u32> {
+        let (best, top) = *candidates.first()?;
+        // All are excluded.
+        if top == f32::NEG_INFINITY {
+            return Some(best);
+        }
+        let weights: Vec<f64> = candidates
+            .iter()
+            .map(|&(_, score)| f64::from((score - top) / self.sampling.temperature).exp())
+            .collect();
+        let total: f64 = weights.iter().sum();
+        // The nucleus: the fewest best tokens whose probability reaches top_p.
+        let mut nucleus = 0.0;
+        let mut count = 0;
+        for weight in &weights {
+            nucleus += weight;
+            count += 1;
+            if nucleus >= f64::from(self.sampling.top_p) * total {
+                break;
+            }
+        }
+        let likely = weights.partition_point(|&weight| weight >= f64::from(self.sampling.min_p));
+        if likely < count {
+            count = likely.max(1);
+            nucleus = weights[..count].iter().sum();
+        }
+        let mut rest = self.random.random::<f64>() * nucleus;
+        for (&(id, _), weight) in candidates.iter().zip(&weights).take(count) {
+            rest -= weight;
+            if rest <= 0.0 {
+                return Some(id);
+            }
+        }
+        candidates.get(count.checked_sub(1)?).map(|&(id, _)| id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(temperature: f32, top_k: usize, top_p: f32) -> Sampler {
+        let sampling = Sampling {
+            temperature,
+            top_k,
+            top_p,
+            seed: 7,
+            ..Default::default()
+        };
+        Sampler::new(sampling, Vec::new())
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_best() {
+        assert_eq!(
+            sampler(0.0, 0, 1.0).pick(&[0.0, 3.0, 3.0, -1.0], &[]),
+            Some(1)
+        );
+        assert_eq!(sampler(0.0, 0, 1.0).pick(&[], &[]), None);
+        assert_eq!(sampler(0.0, 0, 1.0).pick(&[1.0, f32::NAN], &[]), None);
+    }
+
+    #[test]
+    fn limits_keep_the_best() {
+        let scores = [1.0, 5.0, 4.9, 0.0];
+        for _ in 0..50 {
+            assert_eq!(sampler(1.0, 1, 1.0).pick(&scores, &[]), Some(1));
+            assert_eq!(sampler(1.0, 0, 0.1).pick(&scores, &[]), Some(1));
+        }
+        let mut both = sampler(1.0, 2, 1.0);
+        let picks: Vec<_> = (0..200).map(|_| both.pick(&scores, &[]).unwrap()).collect();
+        assert!(picks.iter().all(|id| [1, 2].contains(id)));
+        assert!(picks.contains(&1) && picks.contains(&2));
+    }
+
+    #[test]
+    fn unlikely_tokens_are_dropped() {
+        let scores = [1.0, 5.0, 4.9, 0.0];
+        let mut sampler = sampler(1.0, 0, 1.0);
+        sampler.sampling.min_p = 0.5;
+        let picks: Vec<_> = (0..200)
+            .map(|_| sampler.pick(&scores, &[]).unwrap())
+            .collect();
+        assert!(picks.iter().all(|id| [1, 2].contains(id)));
+        assert!(picks.contains(&1) && picks.contains(&2));
+        sampler.sampling.min_p = 1.0;
+        assert!((0..50).all(|_| sampler.pick(&scores, &[]) == Some(1)));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let good = Sampling::default();
+        assert_eq!(good.check(), Ok(()));
+        for (name, bad) in [
+            (
+                "temperature",
+                Sampling {
+                    temperature: f32::NAN,
+                    ..good.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: 0.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "min_p",
+                Sampling {
+                    min_p: 1.5,
+                    ..good.clone()
+                },
+            ),
+            (
+                "repetition_penalty",
+                Sampling {
+                    repetition_penalty: Some(0.0),
+                    ..good.clone()
+                },
+            ),
+            (
+                "presence_penalty",
+                Sampling {
+                    presence_penalty: f32::INFINITY,
+                    ..good.clone()
+                },
+            ),
+            (
+                "frequency_penalty",
+                Sampling {
+                    frequency_penalty: -101.0,
+                    ..good.clone()
+                },
+            ),
+        ] {
+            assert_eq!(bad.check().unwrap_err().name, name);
+        }
+    }
+
+    /// 2000 draws of a token with probability 3/4: off by more than 5 standard deviations
+    /// (0.0097 each) once in 1.7 million seeds, and the seed is fixed.
+    #[test]
+    fn frequencies_follow_the_scores() {
+        let mut sampler = sampler(1.0, 0, 1.0);
+        let scores = [3f32.ln(), 0.0];
+        let hits = (0..2000)
+            .filter(|_| sampler.pick(&scores, &[]) == Some(0))
+            .count();
+        assert!((hits as f64 / 2000.0 - 0.75).abs() < 0.049, "{hits}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_tokens() {
+        let scores: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
+        let run = || {
+            let mut sampler = sampler(0.8, 20, 0.9);
+            (0..20)
+                .map(|_| sampler.pick(&scores, &[]))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(run(), run());
+    }
+}

@@ -1,3 +1,0 @@
-//! Measurements that a command repeats: `edge-lmm bench`.
-
-pub mod kernels;
