@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::{CommandFactory, Parser};
 use edge_lmm::needs::Scenario;
 use edge_lmm::one_line;
-use edge_lmm::output::Output;
+use edge_lmm::output::{Output, OutputError};
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm_convert::source::Checkpoint;
@@ -114,6 +114,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
+/// Names the option that helps.
+fn with_option(error: OutputError) -> anyhow::Error {
+    match error {
+        OutputError::Exists { .. } => anyhow!("{error} (--force)"),
+        error => error.into(),
+    }
+}
+
 /// The output files of a run, reserved before any work starts.
 struct Outputs {
     record: Output,
@@ -122,7 +130,7 @@ struct Outputs {
 
 impl Outputs {
     fn create(cli: &Cli) -> anyhow::Result<Self> {
-        let record = Output::create(&cli.output, cli.force)?;
+        let record = Output::create(&cli.output, cli.force).map_err(with_option)?;
         let report = match &cli.report {
             Some(path) if record.is(path) => return Err(record.in_use("the report").into()),
             Some(path) => Some(Output::create(path, true)?),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use edge_lmm::Cpu;
 use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
-use edge_lmm_models::families;
+use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
 use edge_lmm_models::weights::{Part, Selection, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
@@ -283,7 +283,9 @@ impl Plan {
     /// # Errors
     /// If the model does not accept an image of that size.
     pub fn demand(&self, tokenizer: usize, scenario: &Scenario) -> Result<Demand, ConvertError> {
-        let (model, _) = self.info.skeleton::<Cpu>(&Default::default())?;
+        let (model, _) = self
+            .info
+            .skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         let weights: Vec<StoredWeight> = self
             .weights
             .iter()

@@ -13,7 +13,7 @@ use crate::weights::Scope;
 
 /// What a block is made of.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BlockConfig<'a> {
+pub struct BlockConfig<'a> {
     /// Heads, which share the residual stream's width.
     pub heads: Heads,
     /// Width of the feed-forward.
@@ -30,7 +30,7 @@ pub(crate) struct BlockConfig<'a> {
 
 /// Names of a block's modules in the checkpoint.
 #[derive(Debug)]
-pub(crate) struct BlockNames {
+pub struct BlockNames {
     /// The norms before attention and before the feed-forward.
     pub norms: [&'static str; 2],
     /// Queries, keys and values, in one module or in three.
@@ -43,7 +43,7 @@ pub(crate) struct BlockNames {
 
 /// The block.
 #[derive(Module, Debug)]
-pub(crate) struct Block<B: KernelBackend> {
+pub struct Block<B: KernelBackend> {
     attention_norm: LayerNorm<B>,
     qkv: Linear<B>,
     out: Linear<B>,
@@ -109,7 +109,7 @@ impl<B: KernelBackend> Block<B> {
 ///
 /// # Shapes
 /// - qkv: `[tokens, 3 * width]`, output: `[tokens, width]`
-pub(crate) fn self_attention<B: KernelBackend>(
+pub fn self_attention<B: KernelBackend>(
     qkv: Tensor<B, 2>,
     heads: Heads,
     mask: Mask<'_>,
@@ -129,7 +129,7 @@ pub(crate) fn self_attention<B: KernelBackend>(
 }
 
 /// `count` heads that share `width` evenly.
-pub(crate) fn equal_heads(count: usize, width: usize) -> Heads {
+pub fn equal_heads(count: usize, width: usize) -> Heads {
     Heads {
         heads: count,
         kv_heads: count,

@@ -1,10 +1,10 @@
 //! Encoders of images and audio, and projectors into a language model.
 
-pub(crate) mod block;
-pub(crate) mod clip;
-pub(crate) mod eva_vit;
-pub(crate) mod merger;
-pub(crate) mod patch_grid;
-pub(crate) mod qformer;
+pub mod block;
+pub mod clip;
+pub mod eva_vit;
+pub mod merger;
+pub mod patch_grid;
+pub mod qformer;
 mod square_patches;
-pub(crate) mod whisper;
+pub mod whisper;

@@ -5,6 +5,7 @@ use crate::sizes::out_of_range;
 
 /// The error returned when an image, video or audio clip cannot be prepared for a model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PreprocessError {
     /// An image without pixels.
     #[error("the image is {width}x{height} pixels, expected at least 1x1")]
@@ -28,7 +29,7 @@ pub enum PreprocessError {
     /// An image or video with more tokens than the model's context.
     #[error(
         "the image or video has {tokens} tokens, the model's context is {limit}; make it smaller \
-         (--image-tokens) or use fewer frames (--frames)"
+         or use fewer frames"
     )]
     TooManyTokens {
         /// Tokens of the image or video.

@@ -242,12 +242,7 @@ impl LiteralTokenizer {
         control: &ControlTokens,
         text: &str,
     ) -> Result<Self, ModelError> {
-        let failed = |error: String| {
-            ModelError::Tokenizer(format!(
-                "it cannot be rewritten to keep control tokens in a message as text \
-                 (--parse-special does not need that): {error}"
-            ))
-        };
+        let failed = ModelError::ControlTokens;
         let used: BTreeSet<char> = text.chars().collect();
         let sentinel = PRIVATE.rev().find(|c| !used.contains(c));
         let sentinel = sentinel

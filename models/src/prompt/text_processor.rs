@@ -7,7 +7,9 @@ use tokenizers::Tokenizer;
 
 use crate::error::ModelError;
 use crate::guard;
+use crate::layout::Layout;
 use crate::media::MediaKind;
+use crate::prompt::assembly::medium_text;
 use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::prompt::message::{Content, Conversation, Message};
@@ -31,6 +33,44 @@ impl Rendered {
             disguise: self.disguise.clone(),
         };
         split(&self.text).into_iter().map(part).collect()
+    }
+
+    /// Replaces each `mark` of the template by the text of a medium: its text pieces, and
+    /// `placeholder` for each run. A mark in a message stays as it is, unless its control tokens
+    /// take effect.
+    ///
+    /// # Errors
+    /// If the number of marks differs from that of the media.
+    pub fn with_media(
+        &self,
+        mark: &str,
+        media: &[&Layout],
+        placeholder: &str,
+    ) -> Result<Self, ModelError> {
+        let found = self.text.matches(mark).count();
+        if found != media.len() {
+            return Err(ModelError::Placeholders {
+                found,
+                expected: media.len(),
+            });
+        }
+        let mut media = media.iter();
+        let mut text = String::with_capacity(self.text.len());
+        for part in self.text.split_inclusive(mark) {
+            match (part.strip_suffix(mark), media.len()) {
+                (Some(before), 1..) => {
+                    text.push_str(before);
+                    let layouts = media.next();
+                    text.extend(layouts.map(|layout| medium_text(layout, placeholder)));
+                }
+                _ => text.push_str(part),
+            }
+        }
+        Ok(Self {
+            text,
+            parse_special: self.parse_special,
+            disguise: self.disguise.clone(),
+        })
     }
 }
 

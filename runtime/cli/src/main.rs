@@ -1,7 +1,8 @@
 //! The `edge-lmm` command.
 
 mod cmd;
-mod timing;
+mod errors;
+mod summary;
 
 use std::process::ExitCode;
 
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", edge_lmm::one_line(error.as_ref()));
+            eprintln!("error: {}", errors::message(&error));
             ExitCode::FAILURE
         }
     }

@@ -4,17 +4,22 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::str::FromStr;
 
-use edge_lmm_ops::MemoryFailure;
+use edge_lmm_models::media::MediaInput;
+use edge_lmm_ops::stage::Synchronize;
+use edge_lmm_ops::{Format, KernelBackend, MemoryFailure};
 
 use crate::Cpu;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::memory::{Fit, MemoryCheck};
+use crate::needs::Demand;
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
 use crate::session::Session;
 
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// The processor.
     Cpu,
@@ -85,14 +90,15 @@ impl Devices {
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DeviceError {
     /// No device was named.
     #[error("no device was named")]
     None,
     /// This program was built without it.
     #[error(
-        "this program was built without {name}: build it with `cargo build --release --features \
-         {feature}`, or use --device cpu"
+        "this program was built without {name}: build it with the Cargo feature `{feature}`, or \
+         use the CPU"
     )]
     NotBuilt {
         /// What is missing.
@@ -102,12 +108,12 @@ pub enum DeviceError {
     },
     /// CUDA.
     #[cfg(feature = "cuda")]
-    #[error("--device cuda: {0}")]
+    #[error("CUDA: {0}")]
     Cuda(#[from] crate::cuda::CudaError),
     /// Vulkan.
     #[cfg(feature = "vulkan")]
     #[error(
-        "--device vulkan: no Vulkan device can be opened: install a Vulkan driver and its loader (libvulkan.so.1)"
+        "no Vulkan device can be opened: install a Vulkan driver and its loader (libvulkan.so.1)"
     )]
     Vulkan,
 }
@@ -153,7 +159,7 @@ impl Device {
 
     /// What waits until the device has done its work, where work is asynchronous; the device must
     /// have been checked.
-    pub fn synchronize(self) -> Option<Box<dyn Fn()>> {
+    pub(crate) fn synchronize(self) -> Option<Synchronize> {
         match self {
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => Some(synchronize::<crate::Cuda>(cuda_device(index))),
@@ -177,6 +183,33 @@ impl Device {
             _ => Engine::load(record, Default::default()).map(AnyEngine::Cpu),
         }
     }
+
+    /// As [`load`](Self::load), unless the model cannot fit into the memory that the device has.
+    /// `locked` if all of its weights have to stay there.
+    ///
+    /// # Errors
+    /// [`EngineError::DoesNotFit`], and as there.
+    pub fn load_checked(
+        self,
+        record: &Record,
+        locked: bool,
+    ) -> Result<(AnyEngine, Fit), EngineError> {
+        self.check()?;
+        let check = match (MemoryCheck::new(self), locked) {
+            (check, true) => check.locked(),
+            (check, false) => check,
+        };
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Engine::load_checked(record, cuda_device(index), &check)
+                .map(|(engine, fit)| (AnyEngine::Cuda(engine), fit)),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Engine::load_checked(record, Default::default(), &check)
+                .map(|(engine, fit)| (AnyEngine::Vulkan(engine), fit)),
+            _ => Engine::load_checked(record, Default::default(), &check)
+                .map(|(engine, fit)| (AnyEngine::Cpu(engine), fit)),
+        }
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -184,8 +217,8 @@ fn cuda_device(index: usize) -> edge_lmm_ops::cube::CudaDevice {
     edge_lmm_ops::cube::CudaDevice::new(index)
 }
 
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-fn synchronize<B: edge_lmm_ops::KernelBackend>(device: B::Device) -> Box<dyn Fn()> {
+/// Waits until a device has done its work.
+pub(crate) fn synchronize<B: KernelBackend>(device: B::Device) -> Synchronize {
     Box::new(move || {
         if let Err(error) = B::sync(&device) {
             // Whoever reads the next result gets the error.
@@ -222,6 +255,7 @@ fn free_memory(device: Device) -> Option<u64> {
 
 /// A loaded model on one of the devices that this program was built for. Clones share the weights.
 #[derive(Clone)]
+#[non_exhaustive]
 pub enum AnyEngine {
     /// On the processor.
     Cpu(Engine<Cpu>),
@@ -233,7 +267,41 @@ pub enum AnyEngine {
     Vulkan(Engine<crate::Vulkan>),
 }
 
+/// The same expression for the engine of any device.
+macro_rules! each_engine {
+    ($self:expr, $engine:ident => $do:expr) => {
+        match $self {
+            AnyEngine::Cpu($engine) => $do,
+            #[cfg(feature = "cuda")]
+            AnyEngine::Cuda($engine) => $do,
+            #[cfg(feature = "vulkan")]
+            AnyEngine::Vulkan($engine) => $do,
+        }
+    };
+}
+
 impl AnyEngine {
+    /// See [`Engine::demand`].
+    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+        each_engine!(self, engine => engine.demand(media, prompt_tokens, max_tokens))
+    }
+
+    /// The format of the vision encoder's weights.
+    pub(crate) fn vision_format(&self) -> Option<Format> {
+        each_engine!(self, engine => engine.vision_format())
+    }
+
+    /// The device of the model.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Cpu(_) => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(engine) => Device::Cuda(engine.device().index),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(_) => Device::Vulkan,
+        }
+    }
+
     /// See [`Engine::session`].
     pub fn session(&self) -> AnySession {
         match self {
@@ -247,6 +315,7 @@ impl AnyEngine {
 }
 
 /// A conversation with a model on one of the devices that this program was built for.
+#[non_exhaustive]
 pub enum AnySession {
     /// On the processor.
     Cpu(Session<Cpu>),
@@ -349,7 +418,7 @@ mod tests {
         {
             assert_eq!(devices("cuda,cpu").choose().unwrap(), Device::Cpu);
             let error = devices("cuda").choose().unwrap_err().to_string();
-            assert!(error.contains("--features cuda"), "{error}");
+            assert!(error.contains("`cuda`"), "{error}");
         }
     }
 }

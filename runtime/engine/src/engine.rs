@@ -2,13 +2,20 @@
 
 use std::sync::Arc;
 
+use edge_lmm_models::families::Registry;
+use edge_lmm_models::media::MediaInput;
 use edge_lmm_models::prompt::TextProcessor;
-use edge_lmm_ops::KernelBackend;
+use edge_lmm_ops::{Format, KernelBackend};
 use edge_lmm_record::Record;
 
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
+use crate::memory::{Fit, MemoryCheck, Subject};
+use crate::needs::{Demand, Scenario};
 use crate::session::Session;
+
+/// Positions that an answer is taken to need before its prompt is known.
+const CONTEXT: usize = 2048;
 
 /// A loaded model, from which sessions are opened. Clones share the weights.
 pub struct Engine<B: KernelBackend>(Arc<LoadedModel<B>>);
@@ -25,7 +32,57 @@ impl<B: KernelBackend> Engine<B> {
     /// # Errors
     /// If the record does not fit its model.
     pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
-        LoadedModel::load(record, device).map(|model| Self(Arc::new(model)))
+        Self::load_with(&Registry::default(), record, device)
+    }
+
+    /// As [`load`](Self::load), with families of the program's own.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        registry: &Registry<B>,
+        record: &Record,
+        device: B::Device,
+    ) -> Result<Self, EngineError> {
+        let model = LoadedModel::load(registry, record, device, |_, _| Ok(()))?;
+        Ok(Self(Arc::new(model)))
+    }
+
+    /// As [`load`](Self::load), unless the model cannot fit into the memory that `check` has.
+    ///
+    /// # Errors
+    /// [`EngineError::DoesNotFit`], and as there.
+    pub fn load_checked(
+        record: &Record,
+        device: B::Device,
+        check: &MemoryCheck,
+    ) -> Result<(Self, Fit), EngineError> {
+        let mut fit = Fit::Whole;
+        let model = LoadedModel::load(&Registry::default(), record, device, |model, holdings| {
+            let scenario = Scenario {
+                context: CONTEXT,
+                picture: None,
+            };
+            let demand = holdings.demand(model, &scenario)?;
+            let subject = Subject::Model(record.path().display().to_string());
+            fit = check.check(&demand, subject)?;
+            Ok(())
+        })?;
+        Ok((Self(Arc::new(model)), fit))
+    }
+
+    /// The demand of a request with preprocessed media, a prompt of `prompt_tokens` and an answer
+    /// of at most `max_tokens`.
+    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+        let Self(shared) = self;
+        shared
+            .holdings
+            .request(&*shared.model, media, prompt_tokens, max_tokens)
+    }
+
+    /// The format of the vision encoder's weights.
+    pub(crate) fn vision_format(&self) -> Option<Format> {
+        self.0.vision_format
     }
 
     /// Opens a session: a conversation with a state of its own. Sessions share the weights and the

@@ -4,11 +4,14 @@ use edge_lmm_models::ModelError;
 use edge_lmm_ops::MemoryFailure;
 
 use crate::device::DeviceError;
+#[cfg(feature = "files")]
 use crate::media::MediaError;
+use crate::memory::MemoryError;
 use crate::record::RecordError;
 
 /// Why a model cannot be loaded or cannot answer.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EngineError {
     /// The record.
     #[error(transparent)]
@@ -16,27 +19,31 @@ pub enum EngineError {
     /// The model or its prompt.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A picture, video or sound.
+    /// An image, video or sound.
+    #[cfg(feature = "files")]
     #[error(transparent)]
     Media(#[from] MediaError),
     /// The device that was asked for.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The model is too large for the memory.
+    #[error(transparent)]
+    DoesNotFit(#[from] MemoryError),
     /// The device, while it computed.
     #[error("the device failed: {0}")]
     Compute(String),
     /// The device has no more memory.
     #[error(
-        "no memory is left on the device: {0}; use a shorter context (fewer --max-tokens, a shorter \
-         prompt), smaller or fewer pictures (--image-tokens), or a more strongly quantized record, \
-         or end other programs"
+        "no memory is left on the device: {0}; use a shorter context (a shorter prompt or \
+         answer), smaller or fewer images, or a more strongly quantized record, or end other \
+         programs"
     )]
     Memory(MemoryFailure),
     /// The prompt is longer than the model can take.
     #[error(
-        "the prompt has {tokens} tokens ({visual} of them for pictures, video or sound), the \
-         model holds {context}; shorten the question, or use fewer or smaller pictures \
-         (--image-tokens), fewer frames (--frames) or shorter sounds"
+        "the prompt has {tokens} tokens ({visual} of them for images, video or audio), the \
+         model's context is {context}; shorten the question, or use fewer or smaller images, fewer \
+         frames or shorter audio"
     )]
     TooLong {
         /// Tokens of the prompt.
@@ -81,8 +88,8 @@ pub enum EngineError {
     },
     /// The model computed something that is no number.
     #[error(
-        "the scores of token {0} are not numbers: the weights are damaged (check with \
-         `edge-lmm inspect --verify`) or overflow in this format"
+        "the scores of token {0} are not numbers: the weights are damaged (verify the record) \
+         or overflow in this format"
     )]
     NotANumber(usize),
 }

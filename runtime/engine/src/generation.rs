@@ -228,10 +228,11 @@ impl GenerationConfig {
 }
 
 fn invalid(key: &str, found: &Value, expected: &str) -> ModelError {
-    ModelError::config(format!(
-        "generation_config.json: {key} is {found}, expected {expected}; \
-         --ignore-generation-config leaves the file out"
-    ))
+    ModelError::GenerationConfig {
+        key: key.to_owned(),
+        found: found.to_string(),
+        expected: expected.to_owned(),
+    }
 }
 
 /// Makes every token so far less likely: its logit is divided by the penalty, or multiplied if

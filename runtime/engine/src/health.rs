@@ -350,7 +350,7 @@ fn advice(health: &Health) -> Vec<String> {
     {
         advice.push(
             "swap is on a disk or card: if weights are swapped out, an answer takes minutes; \
-             prefer zram, or --mlock"
+             prefer zram, or lock the record in memory"
                 .to_owned(),
         );
     }

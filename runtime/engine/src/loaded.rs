@@ -2,15 +2,18 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::prompt::TextProcessor;
-use edge_lmm_ops::{KernelBackend, stage};
+use edge_lmm_ops::{Format, KernelBackend, stage};
 use edge_lmm_record::{Record, RecordError};
 use serde_json::Value;
 
 use crate::error::EngineError;
 use crate::features::{FEATURE_CACHE_BYTES, FeatureCache};
 use crate::generation::GenerationConfig;
+use crate::memory::vision_format;
+use crate::needs::Holdings;
 
 /// A loaded model and what all of its sessions have in common.
 pub(crate) struct LoadedModel<B: KernelBackend> {
@@ -19,19 +22,29 @@ pub(crate) struct LoadedModel<B: KernelBackend> {
     pub end_tokens: Vec<u32>,
     pub generation: GenerationConfig,
     pub device: B::Device,
+    pub holdings: Holdings,
+    pub vision_format: Option<Format>,
     features: Mutex<FeatureCache<B>>,
 }
 
 impl<B: KernelBackend> LoadedModel<B> {
-    /// Builds the model of a record and borrows its weights (stage `load`).
+    /// Builds the model of a record and borrows its weights (stage `load`). `check` may refuse the
+    /// model before its weights are filled.
     ///
     /// # Errors
     /// If the record does not fit its model.
-    pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
+    pub fn load(
+        registry: &Registry<B>,
+        record: &Record,
+        device: B::Device,
+        check: impl FnOnce(&dyn BuiltModel<B>, &Holdings) -> Result<(), EngineError>,
+    ) -> Result<Self, EngineError> {
         let _stage = stage::top("load");
         let info = record.info();
-        let (model, weights) = record.skeleton::<B>(&device)?;
+        let (model, weights) = record.skeleton(registry, &device)?;
         log::debug!("{}: {} weights", record.path().display(), weights.len());
+        let holdings = Holdings::new(record, weights);
+        check(&*model, &holdings)?;
         // Memory of exactly the weights' sizes, where a device keeps pools of other sizes.
         let (model, loaded) =
             B::memory_persistent_allocations(&device, (model, record), |(mut model, record)| {
@@ -54,6 +67,8 @@ impl<B: KernelBackend> LoadedModel<B> {
             model,
             text,
             device,
+            holdings,
+            vision_format: vision_format(info),
             features: Mutex::new(FeatureCache::new(FEATURE_CACHE_BYTES)),
         })
     }

@@ -1,11 +1,13 @@
 //! What a model needs: memory, and work per stage, for a context and a picture of some size.
 
 use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::language::PREFILL_CHUNK;
 use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::{Part, Storage, WeightSpec};
+use edge_lmm_ops::KernelBackend;
 use edge_lmm_targets::{Needs, Work};
 
 use crate::{Cpu, EngineError, Record};
@@ -102,21 +104,16 @@ impl Demand {
     /// # Errors
     /// If the record does not fit its model.
     pub fn of_record(record: &Record, scenario: &Scenario) -> Result<Self, EngineError> {
-        let plan = Plan::new(record)?;
-        Ok(Self::new(
-            &*plan.model,
-            &plan.weights,
-            plan.tokenizer,
-            scenario,
-        )?)
+        let (model, specs) = record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
+        Ok(Holdings::new(record, specs).demand(&*model, scenario)?)
     }
 
     /// Of a model with these weights and a tokenizer of so many bytes.
     ///
     /// # Errors
     /// If the model cannot take a picture of that size.
-    pub fn new(
-        model: &dyn BuiltModel<Cpu>,
+    pub fn new<B: KernelBackend>(
+        model: &dyn BuiltModel<B>,
         weights: &[StoredWeight],
         tokenizer: usize,
         scenario: &Scenario,
@@ -139,8 +136,8 @@ impl Demand {
 
     /// Of a prompt of `prompt` tokens, those of its media included, and a context of at least
     /// `context` positions.
-    fn of_prompt(
-        model: &dyn BuiltModel<Cpu>,
+    fn of_prompt<B: KernelBackend>(
+        model: &dyn BuiltModel<B>,
         weights: &[StoredWeight],
         tokenizer: usize,
         visual: &Visual,
@@ -222,20 +219,16 @@ impl Demand {
     }
 }
 
-/// The model of a record without its weights, for estimates of many requests.
-pub struct Plan {
-    model: Box<dyn BuiltModel<Cpu>>,
+/// The weights of a record, for estimates of many requests.
+#[derive(Debug, Clone)]
+pub struct Holdings {
     weights: Vec<StoredWeight>,
     tokenizer: usize,
 }
 
-impl Plan {
-    /// Reads what estimates need from a record.
-    ///
-    /// # Errors
-    /// If the record does not fit its model.
-    pub fn new(record: &Record) -> Result<Self, EngineError> {
-        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
+impl Holdings {
+    /// Those of a record whose model declares `specs`.
+    pub fn new(record: &Record, specs: Vec<WeightSpec>) -> Self {
         let lengths: std::collections::BTreeMap<&str, usize> = record
             .tensors()
             .map(|(name, entry)| (name, entry.len))
@@ -244,18 +237,35 @@ impl Plan {
             bytes: lengths.get(spec.name.as_str()).copied().unwrap_or(0),
             spec,
         });
-        Ok(Self {
-            model,
+        Self {
             weights: weights.collect(),
             tokenizer: record.tokenizer().len(),
-        })
+        }
+    }
+
+    /// The demand of a model with these weights.
+    ///
+    /// # Errors
+    /// If the model cannot take an image of the scenario's size.
+    pub fn demand<B: KernelBackend>(
+        &self,
+        model: &dyn BuiltModel<B>,
+        scenario: &Scenario,
+    ) -> Result<Demand, ModelError> {
+        Demand::new(model, &self.weights, self.tokenizer, scenario)
     }
 
     /// The demand of a request with preprocessed media, a prompt of `prompt` tokens and an answer
     /// of up to `max_tokens`.
-    pub fn request(&self, media: &[MediaInput], prompt: usize, max_tokens: usize) -> Demand {
+    pub fn request<B: KernelBackend>(
+        &self,
+        model: &dyn BuiltModel<B>,
+        media: &[MediaInput],
+        prompt: usize,
+        max_tokens: usize,
+    ) -> Demand {
         Demand::of_prompt(
-            &*self.model,
+            model,
             &self.weights,
             self.tokenizer,
             &Visual::of_media(media),
@@ -300,8 +310,8 @@ struct Visual {
 
 impl Visual {
     /// Preprocesses an image of the given width and height as the family does.
-    fn of_blank_image(
-        model: &dyn BuiltModel<Cpu>,
+    fn of_blank_image<B: KernelBackend>(
+        model: &dyn BuiltModel<B>,
         (width, height): (usize, usize),
     ) -> Result<Self, ModelError> {
         let pixels = RgbImage::bytes(width, height)?;

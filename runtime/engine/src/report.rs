@@ -1,41 +1,9 @@
 //! An answer with its stages as JSON.
 
-use std::time::Duration;
-
-use edge_lmm_ops::stage::StageRecord;
 use serde::Serialize;
 
 use crate::request::{Answer, FinishReason};
-
-/// A stage as `--json` shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StageTime {
-    /// Name of a top stage, or path of a module.
-    pub name: String,
-    /// The top stage it ran in.
-    pub stage: &'static str,
-    /// Milliseconds over all calls.
-    pub ms: f64,
-    /// Calls.
-    pub calls: usize,
-    /// Highest heap use while it ran.
-    pub peak_bytes: usize,
-    /// GPU kernels launched while it ran (0 on the CPU).
-    pub launches: usize,
-}
-
-impl From<&StageRecord> for StageTime {
-    fn from(record: &StageRecord) -> Self {
-        Self {
-            name: record.name.clone(),
-            stage: record.stage,
-            ms: record.time.as_secs_f64() * 1e3,
-            calls: record.calls,
-            peak_bytes: record.peak_bytes,
-            launches: record.launches,
-        }
-    }
-}
+use crate::timing::Timing;
 
 /// What `--json` prints for one answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -55,7 +23,7 @@ pub struct AnswerReport {
     /// Milliseconds from the undecoded media to the first token.
     pub first_token_ms: f64,
     /// All stages and modules.
-    pub stages: Vec<StageTime>,
+    pub stages: Timing,
     /// Generated tokens per second of decoding (`null` without a decode step).
     pub tokens_per_second: Option<f64>,
     /// Most memory the process has held, mapped weights included, where the system tells.
@@ -64,7 +32,7 @@ pub struct AnswerReport {
 
 impl AnswerReport {
     /// Puts an answer and its stages together.
-    pub fn new(answer: &Answer, stages: &[StageRecord]) -> Self {
+    pub fn new(answer: &Answer, timing: &Timing) -> Self {
         Self {
             text: answer.text.clone(),
             tokens: answer.tokens.clone(),
@@ -72,28 +40,12 @@ impl AnswerReport {
             visual_tokens: answer.visual_tokens,
             reused_tokens: answer.reused_tokens,
             finish_reason: answer.finish_reason,
-            first_token_ms: first_token(answer, stages).as_secs_f64() * 1e3,
-            stages: stages.iter().map(StageTime::from).collect(),
-            tokens_per_second: tokens_per_second(answer, stages),
+            first_token_ms: answer.first_token_after(timing).as_secs_f64() * 1e3,
+            stages: timing.clone(),
+            tokens_per_second: answer.tokens_per_second(timing),
             peak_resident_bytes: peak_resident_bytes(),
         }
     }
-}
-
-/// Generated tokens over the time of stage `decode`. The first token's scores come from prefill,
-/// so the steps are one fewer than the tokens.
-pub fn tokens_per_second(answer: &Answer, stages: &[StageRecord]) -> Option<f64> {
-    let decode = stages
-        .iter()
-        .find(|stage| stage.name == "decode" && stage.stage == "decode")?;
-    let steps = answer.tokens.len().checked_sub(1).filter(|&n| n > 0)?;
-    Some(steps as f64 / decode.time.as_secs_f64())
-}
-
-/// Time from the undecoded media to the first token: that of stage `media`, and the engine's.
-pub fn first_token(answer: &Answer, stages: &[StageRecord]) -> Duration {
-    let media = stages.iter().filter(|stage| stage.name == "media");
-    media.map(|stage| stage.time).sum::<Duration>() + answer.first_token
 }
 
 /// The most memory this process has held (`VmHWM`), on Linux.

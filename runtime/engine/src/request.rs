@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::media::Media;
 use crate::sampler::Sampling;
+use crate::timing::Timing;
 
 /// A question to a model.
 ///
@@ -39,6 +40,9 @@ pub struct Request<'a> {
     pub stop: &'a [String],
     /// Control tokens in messages, such as `<|im_end|>`, take effect; without this they are text.
     pub parse_special: bool,
+    /// Measures the stages of the answer ([`Answer::timing`]). On a device that works
+    /// asynchronously this makes the answer slower.
+    pub timing: bool,
 }
 
 impl<'a> Request<'a> {
@@ -56,12 +60,14 @@ impl<'a> Request<'a> {
             sampling: Sampling::default(),
             stop: &[],
             parse_special: false,
+            timing: false,
         }
     }
 }
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Answer {
     /// The text, without special tokens and without the stop string that ended it.
     pub text: String,
@@ -77,11 +83,31 @@ pub struct Answer {
     pub finish_reason: FinishReason,
     /// Time from the request, with its media decoded, to the first token.
     pub first_token: Duration,
+    /// Stages from preprocessing to decoding, if the request asked for them.
+    pub timing: Timing,
+}
+
+impl Answer {
+    /// Generated tokens over the time of stage `decode` in `timing`. The scores of the first token
+    /// come from the prefill, so the steps are one fewer than the tokens.
+    pub fn tokens_per_second(&self, timing: &Timing) -> Option<f64> {
+        let decode = timing.stage("decode")?;
+        let steps = self.tokens.len().checked_sub(1).filter(|&n| n > 0)?;
+        Some(steps as f64 / decode.time.as_secs_f64())
+    }
+
+    /// Time from the undecoded media to the first token: stage `media` of `timing`, and the
+    /// answer's own.
+    pub fn first_token_after(&self, timing: &Timing) -> Duration {
+        let media = timing.stage("media").map(|stage| stage.time);
+        media.unwrap_or_default() + self.first_token
+    }
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model gave an end-of-sequence token, or the text reached a stop string.
     Stop,
@@ -95,6 +121,7 @@ pub enum FinishReason {
 
 /// Reported while a request is answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// Media are preprocessed, and an upper bound of the prompt's length is known; the encoders
     /// come next.

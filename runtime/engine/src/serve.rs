@@ -18,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use edge_lmm_models::media::MediaOptions;
-use edge_lmm_models::prompt::{Content, Message, Role};
-use edge_lmm_ops::stage::{self, StageRecord};
+use edge_lmm_models::prompt::{Message, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::media::{FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image};
+use crate::media::{
+    FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
+};
 use crate::report::AnswerReport;
 use crate::sampler::{Sampling, SamplingError};
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
@@ -311,7 +312,6 @@ impl Prepared {
         mut watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) {
         let id = &self.question.id;
-        stage::record(session.device().synchronize());
         let answer = self.generate(session, limits, |event| {
             if let Event::Text(delta) = event
                 && self.question.stream
@@ -323,35 +323,23 @@ impl Prepared {
             }
             watch(&event)
         });
-        let stages: Vec<StageRecord> = self
-            .media_stage()
-            .into_iter()
-            .chain(stage::finish())
-            .collect();
         reply(match answer {
-            Ok(answer) => Reply::Done {
-                id: id.clone(),
-                done: true,
-                report: Box::new(AnswerReport::new(&answer, &stages)),
-            },
+            Ok(answer) => {
+                let mut timing = answer.timing.clone();
+                if !self.media.is_empty() {
+                    timing.prepend("media", self.decoding, self.media.len());
+                }
+                Reply::Done {
+                    id: id.clone(),
+                    done: true,
+                    report: Box::new(AnswerReport::new(&answer, &timing)),
+                }
+            }
             Err(error) => Reply::Error {
                 id: id.clone(),
                 error: one_line(&error),
             },
         });
-    }
-
-    /// Returns stage `media`, if there are media.
-    fn media_stage(&self) -> Option<StageRecord> {
-        (!self.media.is_empty()).then(|| StageRecord {
-            name: "media".to_owned(),
-            stage: "media",
-            time: self.decoding,
-            calls: self.media.len(),
-            peak_bytes: 0,
-            launches: 0,
-            spans: Vec::new(),
-        })
     }
 
     fn generate(
@@ -369,6 +357,7 @@ impl Prepared {
             sampling: self.sampling.clone(),
             stop: self.question.stop.strings(),
             parse_special: limits.parse_special,
+            timing: true,
             ..Request::new(&self.messages)
         };
         session.answer(&request, on_event)
@@ -486,18 +475,12 @@ fn inline_bytes(text: &str, index: usize) -> Result<Vec<u8>, RequestError> {
 
 /// Builds the system message and a user turn with the media before the question.
 fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> {
-    let mut content: Vec<Content> = media
-        .iter()
-        .map(|medium| Content::Media(medium.kind()))
-        .collect();
-    content.push(Content::Text(prompt.to_owned()));
     let system = question.system.clone();
     let system = system.map(|text| Message::text(Role::System, text));
-    let user = Message {
-        role: Role::User,
-        content,
-    };
-    system.into_iter().chain([user]).collect()
+    system
+        .into_iter()
+        .chain([user_message(media, prompt)])
+        .collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt;
 use edge_lmm_targets::{Device, Estimate, Fit, Needs};
 use serde::Serialize;
 
+use crate::columns::columns;
 use crate::needs::Demand;
 use crate::report::bytes;
 
@@ -91,7 +92,6 @@ impl fmt::Display for TargetReport {
 }
 
 impl TargetReport {
-    /// A row per stage under a header, in columns of equal width.
     fn table(&self) -> String {
         let header = [
             "stage", "tokens", "read", "GMACs", "at least", "limit", "tokens/s",
@@ -109,18 +109,7 @@ impl TargetReport {
                 format!("{:.1}", work.tokens as f64 / estimate.seconds()),
             ]
         }));
-        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-        let line = |row: &[String; 7]| {
-            let mut line = format!("| {:<1$} |", row[0], width(0));
-            for (column, cell) in row.iter().enumerate().skip(1) {
-                line += &format!(" {cell:>0$} |", width(column));
-            }
-            line
-        };
-        let rule = std::array::from_fn(|column| "-".repeat(width(column)));
-        let mut lines: Vec<String> = rows.iter().map(line).collect();
-        lines.insert(1, line(&rule));
-        lines.join("\n")
+        columns(&rows)
     }
 }
 

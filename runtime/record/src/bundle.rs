@@ -50,6 +50,7 @@ pub struct Place {
 
 /// The error returned when a bundle cannot be read or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BundleError {
     /// A file cannot be read or written.
     #[error("{path}: {source}")]

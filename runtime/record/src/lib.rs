@@ -21,7 +21,7 @@ pub mod stand_in;
 #[cfg(feature = "model")]
 mod writer;
 
-pub use map::{FileMap, Mapping};
+pub use map::FileMap;
 #[cfg(feature = "model")]
 pub use reader::{Record, RecordError, TensorEntry};
 #[cfg(feature = "model")]

@@ -1,21 +1,14 @@
 //! Read-only mappings of files.
 
 use std::fs::File;
+use std::hint::black_box;
 use std::io;
 use std::ops::Deref;
 
 use memmap2::{Mmap, MmapOptions};
 
-/// How a record is mapped.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Mapping {
-    /// Read the whole file at once, instead of when a weight is first used.
-    pub prefault: bool,
-    /// Keep it in memory: the system may not drop it when other programs need room.
-    pub lock: bool,
-    /// Do not compare the record of a bundle with its checksum, which reads it whole.
-    pub trust: bool,
-}
+/// The smallest page of the systems that records are used on, in bytes.
+const PAGE: usize = 4096;
 
 /// Bytes of a file. Pages are read when touched, and the system may drop them at any time, so a
 /// file may be larger than the memory.
@@ -28,14 +21,14 @@ impl FileMap {
     /// # Errors
     /// As [`Self::of_range`].
     pub fn whole(file: &File) -> io::Result<Self> {
-        Self::of_range(file, 0, file.metadata()?.len(), false)
+        Self::of_range(file, 0, file.metadata()?.len())
     }
 
-    /// Maps `length` bytes from `offset`; with `prefault` they are read at once.
+    /// Maps `length` bytes from `offset`.
     ///
     /// # Errors
     /// If the file is a folder or cannot be mapped.
-    pub fn of_range(file: &File, offset: u64, length: u64, prefault: bool) -> io::Result<Self> {
+    pub fn of_range(file: &File, offset: u64, length: u64) -> io::Result<Self> {
         if file.metadata()?.is_dir() {
             return Err(io::Error::other("is a folder"));
         }
@@ -43,9 +36,6 @@ impl FileMap {
             .map_err(|_| io::Error::other("is larger than this machine's address space"))?;
         let mut options = MmapOptions::new();
         options.offset(offset).len(length);
-        if prefault {
-            options.populate();
-        }
         // SAFETY: the mapping is private and read-only, and lives as long as every slice of it.
         // Another process may change the file meanwhile. Readers index with bounds checks, and
         // what they read is checked or may be any bit pattern (packed weights, floats), so the
@@ -61,6 +51,13 @@ impl FileMap {
     /// If the system refuses, usually because of a limit of the process.
     pub fn lock(&self) -> io::Result<()> {
         self.0.lock()
+    }
+
+    /// Reads all pages now, instead of when they are first touched.
+    pub fn prefault(&self) {
+        for page in self.0.chunks(PAGE) {
+            black_box(page[0]);
+        }
     }
 
     /// Drops the pages read so far from this process; they are read again when touched.
@@ -79,12 +76,6 @@ impl Deref for FileMap {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl AsRef<[u8]> for FileMap {
-    fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }

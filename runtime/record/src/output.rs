@@ -14,6 +14,7 @@ use same_file::Handle;
 
 /// The error returned when a file cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OutputError {
     /// The path leads to something other than a regular file.
     #[error("cannot write {}: {found}; expected the name of a file", path.display())]
@@ -32,7 +33,7 @@ pub enum OutputError {
         folder: PathBuf,
     },
     /// The file exists.
-    #[error("{} exists; use --force to overwrite it", path.display())]
+    #[error("{} exists; choose another name or allow it to be overwritten", path.display())]
     Exists {
         /// The path as given.
         path: PathBuf,

@@ -9,17 +9,19 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, DType};
 use burn_store::BurnpackStore;
 use bytes::Bytes;
 use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::weights::WeightSpec;
-use edge_lmm_ops::KernelBackend;
+use edge_lmm_ops::{KernelBackend, stage};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::map::{FileMap, Mapping};
+use crate::map::FileMap;
 use crate::schema::{CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY};
 use crate::skeleton::Skeleton;
 use crate::{bundle, stand_in};
@@ -34,6 +36,7 @@ const CBOR_DEPTH: usize = 64;
 
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RecordError {
     /// The file cannot be read.
     #[error("cannot open {path}: {source}")]
@@ -135,6 +138,18 @@ pub struct Record {
     tokenizer: String,
     template: Option<String>,
     tensors: BTreeMap<String, TensorEntry>,
+    /// Where `bytes` are, if they are a file's.
+    map: Option<Arc<FileMap>>,
+    bundle: Option<bundle::Place>,
+}
+
+/// A mapping as the owner of bytes.
+struct Shared(Arc<FileMap>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 #[derive(Deserialize)]
@@ -152,20 +167,23 @@ struct Descriptor {
 }
 
 impl Record {
-    /// Maps and checks a record file.
+    /// Maps and checks a record file, or the record inside a bundle (a program with a record
+    /// appended), which is compared with its checksum.
     ///
     /// # Errors
     /// If it cannot be read, is no record, is of another version or contradicts itself.
-    pub fn open(path: &Path) -> Result<Self, RecordError> {
-        Self::open_with(path, Mapping::default())
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, RecordError> {
+        let record = Self::open_unverified(path)?;
+        record.verify_bundle()?;
+        Ok(record)
     }
 
-    /// Maps and checks a record file, or the record inside a bundle (a program with a record
-    /// appended), whose checksum is compared, too, unless the mapping trusts it.
+    /// As [`Self::open`], without reading the whole record of a bundle for its checksum.
     ///
     /// # Errors
-    /// As [`Self::open`], or if the mapping cannot be locked.
-    pub fn open_with(path: &Path, mapping: Mapping) -> Result<Self, RecordError> {
+    /// As [`Self::open`].
+    pub fn open_unverified(path: impl AsRef<Path>) -> Result<Self, RecordError> {
+        let path = path.as_ref();
         let io = |source| RecordError::Io {
             path: path.to_owned(),
             source,
@@ -175,29 +193,52 @@ impl Record {
             path: path.to_owned(),
             source: error,
         })?;
-        let map = |offset, length| {
-            let map = FileMap::of_range(&file, offset, length, mapping.prefault).map_err(io)?;
-            if mapping.lock {
-                map.lock().map_err(|source| RecordError::Lock {
-                    path: path.to_owned(),
-                    bytes: map.len(),
-                    source,
-                })?;
-            }
-            Ok::<Bytes, RecordError>(Bytes::from_owner(map))
+        let (offset, length) = match &place {
+            Some(place) => (place.offset, place.length),
+            None => (0, file.metadata().map_err(io)?.len()),
         };
-        let Some(place) = place else {
-            let length = file.metadata().map_err(io)?.len();
-            return Self::from_bytes(map(0, length)?, path);
-        };
-        let bytes = map(place.offset, place.length)?;
-        if !mapping.trust && xxh3_64(&bytes) != place.hash {
-            return Err(RecordError::Damaged {
-                path: path.to_owned(),
+        let map = Arc::new(FileMap::of_range(&file, offset, length).map_err(io)?);
+        let mut record = Self::from_bytes(Bytes::from_owner(Shared(map.clone())), path)?;
+        record.map = Some(map);
+        record.bundle = place;
+        Ok(record)
+    }
+
+    /// Compares the record of a bundle with its checksum; reads the whole record. Does nothing for
+    /// other records.
+    ///
+    /// # Errors
+    /// If it differs.
+    pub fn verify_bundle(&self) -> Result<(), RecordError> {
+        let _stage = stage::top("load");
+        match &self.bundle {
+            Some(place) if xxh3_64(&self.bytes) != place.hash => Err(RecordError::Damaged {
+                path: self.path.clone(),
                 reason: "the record in the bundle differs from its checksum".to_owned(),
-            });
+            }),
+            _ => Ok(()),
         }
-        Self::from_bytes(bytes, path)
+    }
+
+    /// Reads the whole file now, instead of when a weight is first used.
+    pub fn prefault(&self) {
+        let _stage = stage::top("load");
+        if let Some(map) = &self.map {
+            map.prefault();
+        }
+    }
+
+    /// Keeps the record in memory, even if other programs need room.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn lock(&self) -> Result<(), RecordError> {
+        let locked = self.map.as_ref().map_or(Ok(()), |map| map.lock());
+        locked.map_err(|source| RecordError::Lock {
+            path: self.path.clone(),
+            bytes: self.bytes.len(),
+            source,
+        })
     }
 
     /// A record that is part of the program; `name` stands for it in messages.
@@ -213,6 +254,7 @@ impl Record {
     /// # Errors
     /// As [`Self::open`].
     pub fn from_bytes(bytes: Bytes, path: &Path) -> Result<Self, RecordError> {
+        let _stage = stage::top("load");
         let bytes = aligned(bytes);
         let damaged = |reason: String| RecordError::Damaged {
             path: path.to_owned(),
@@ -244,6 +286,8 @@ impl Record {
             tokenizer,
             template: texts.remove(TEMPLATE_KEY),
             tensors,
+            map: None,
+            bundle: None,
         })
     }
 
@@ -312,9 +356,10 @@ impl Record {
     /// If the configuration makes no model, or a weight is missing or of another shape.
     pub fn skeleton<B: KernelBackend>(
         &self,
+        registry: &Registry<B>,
         device: &B::Device,
     ) -> Result<Skeleton<B>, RecordError> {
-        let (model, specs) = self.info.skeleton::<B>(device)?;
+        let (model, specs) = self.info.skeleton(registry, device)?;
         self.check_weights(&specs)?;
         Ok((model, specs))
     }

@@ -1,5 +1,6 @@
 //! Fuzz targets for records and bundles.
 
+use edge_lmm_models::families::Registry;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
@@ -71,7 +72,7 @@ fn check(bytes: &[u8]) {
             "{name} ends beyond the file"
         );
     }
-    if let Err(error) = record.skeleton::<Cpu>(&Default::default()) {
+    if let Err(error) = record.skeleton::<Cpu>(&Registry::default(), &Default::default()) {
         errors::check(&error);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use edge_lmm::{Answer, AnySession, EngineError, Event, Request};
 
-use super::memory::RequestEstimate;
+use super::memory::RequestCheck;
 use super::options::print_now;
 use super::progress::AnswerProgress;
 
@@ -13,12 +13,12 @@ use super::progress::AnswerProgress;
 /// # Errors
 /// If the request does not fit into memory, cannot be answered, or standard output fails.
 pub fn answer(
-    engine: &mut AnySession,
+    session: &mut AnySession,
     request: &Request<'_>,
-    estimate: &RequestEstimate,
+    check: &RequestCheck,
     stream: bool,
 ) -> anyhow::Result<Answer> {
-    answer_until(engine, request, estimate, stream, || false)
+    answer_until(session, request, check, stream, || false)
 }
 
 /// Answers like [`answer`], cancelled when `cancelled` returns `true`.
@@ -26,21 +26,21 @@ pub fn answer(
 /// # Errors
 /// As [`answer`].
 pub fn answer_until(
-    engine: &mut AnySession,
+    session: &mut AnySession,
     request: &Request<'_>,
-    estimate: &RequestEstimate,
+    check: &RequestCheck,
     stream: bool,
     cancelled: impl Fn() -> bool,
 ) -> anyhow::Result<Answer> {
     let mut progress = AnswerProgress::new();
     let mut failed = Ok(());
-    let answer = engine.answer(request, |event| {
+    let answer = session.answer(request, |event| {
         progress.show(&event);
         let outcome = match event {
             Event::Prepared {
                 prompt_tokens,
                 media,
-            } => estimate.check(prompt_tokens, media, |note| progress.note(note)),
+            } => check.run(prompt_tokens, media, |note| progress.note(note)),
             Event::Text(text) if stream => print_now(text),
             _ => Ok(()),
         };

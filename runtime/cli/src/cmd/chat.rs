@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnySession, FinishReason, Media, Request, one_line};
+use edge_lmm::{AnySession, FinishReason, Media, Request, user_message};
 use edge_lmm_models::prompt::{Message, Role};
-use edge_lmm_ops::stage;
 use serde_json::json;
 
+use crate::errors::message;
+
 use super::answer::answer_until;
-use super::memory::RequestEstimate;
+use super::memory::RequestCheck;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
 use super::signals::Interrupts;
 
@@ -106,9 +107,11 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
-        let record = self.device.open(&self.model)?;
-        let mut engine = self.device.load_record(&record)?;
-        let estimate = self.device.estimate(&record, self.generation.max_tokens)?;
+        let engine = self.device.load(&self.model)?;
+        let check = self
+            .device
+            .request_check(&engine, self.generation.max_tokens);
+        let mut session = engine.session();
         let mut conversation = Conversation::new(self.system.as_deref());
         conversation.pending = self.files.open(&self.media)?;
         let interrupts = Interrupts::watch();
@@ -138,17 +141,17 @@ impl Cmd {
                     ))?;
                 }
                 Line::Forget => {
-                    engine.forget();
+                    session.forget();
                     conversation = Conversation::new(self.system.as_deref());
                 }
                 Line::Media(path) => match self.media.open(path.as_ref()) {
                     Ok(medium) => conversation.pending.push(medium),
-                    Err(error) => self.print_error(&one_line(&error))?,
+                    Err(error) => self.print_error(&message(&error.into()))?,
                 },
                 Line::Question(question) => {
                     self.turn(
-                        &mut engine,
-                        &estimate,
+                        &mut session,
+                        &check,
                         &mut conversation,
                         question,
                         &interrupts,
@@ -161,8 +164,8 @@ impl Cmd {
     /// Answers a question. If that fails, removes it and its media from the conversation.
     fn turn(
         &self,
-        engine: &mut AnySession,
-        estimate: &RequestEstimate,
+        session: &mut AnySession,
+        check: &RequestCheck,
         conversation: &mut Conversation,
         question: &str,
         interrupts: &Interrupts,
@@ -175,9 +178,6 @@ impl Cmd {
         let before = (messages.len(), media.len());
         messages.push(user_message(pending, question));
         media.append(pending);
-        if self.json {
-            self.device.record_stages()?;
-        }
         let request = Request {
             media,
             options: self.media.options(),
@@ -185,17 +185,17 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
+            timing: self.json,
             stop: &self.generation.stop,
             ..Request::new(messages)
         };
         let pressed = || interrupts.pressed();
-        let answer = answer_until(engine, &request, estimate, !self.json, pressed);
-        let stages = stage::finish();
+        let answer = answer_until(session, &request, check, !self.json, pressed);
         interrupts.reset();
         match answer {
             Ok(answer) => {
                 if self.json {
-                    let report = AnswerReport::new(&answer, &stages);
+                    let report = AnswerReport::new(&answer, &answer.timing);
                     print_now(&format!("{}\n", serde_json::to_string(&report)?))?;
                 } else {
                     print_now("\n")?;
@@ -213,7 +213,7 @@ impl Cmd {
                 media.truncate(before.1);
                 self.print_error(&format!(
                     "{}; the question is taken back, /forget starts a new conversation",
-                    one_line(error.as_ref())
+                    message(&error)
                 ))?;
             }
         }

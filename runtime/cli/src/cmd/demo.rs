@@ -5,13 +5,11 @@ use std::ops::ControlFlow;
 use anyhow::ensure;
 use clap::Args;
 use edge_lmm::output::Output;
-use edge_lmm::{Media, Record, Request, media};
+use edge_lmm::{Media, Record, Request, media, user_message};
 use edge_lmm_models::demo::{IMAGE, RECORD};
 use edge_lmm_ops::stage;
 
-use crate::timing::table;
-
-use super::options::{DeviceOptions, print_now, user_message};
+use super::options::{DeviceOptions, print_now};
 
 /// Questions about the image with the expected answers.
 const QUESTIONS: [(&str, &str); 2] = [
@@ -41,12 +39,10 @@ impl Cmd {
         if let Some(path) = &self.save_image {
             Output::replace(path, [])?.finish_with(IMAGE)?;
         }
-        self.device.record_stages()?;
-        let record = {
-            let _stage = stage::top("load");
-            Record::from_static(RECORD, "the embedded model")?
-        };
-        let mut engine = self.device.load_record(&record)?;
+        let mut recording = self.device.recording()?;
+        let recorded = recording.enter();
+        let record = Record::from_static(RECORD, "the embedded model")?;
+        let mut session = self.device.load_record(&record)?.session();
         let image = {
             let _stage = stage::top("media");
             Media::image(media::decode_image(IMAGE)?)
@@ -67,13 +63,14 @@ impl Cmd {
                 sampling: Default::default(),
                 ..Request::new(&messages)
             };
-            let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
+            let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
             print_now(&format!("{}\n", answer.text))?;
             if prepared && answer.text != expected {
                 wrong.push(format!("{question:?}: {:?}, not {expected:?}", answer.text));
             }
         }
-        eprintln!("{}", table(&stage::finish()));
+        drop(recorded);
+        eprintln!("{}", recording.finish());
         ensure!(
             wrong.is_empty(),
             "the demo gave a wrong answer on this machine ({}); please report it with output of \

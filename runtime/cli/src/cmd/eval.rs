@@ -10,14 +10,14 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
 use edge_lmm::output::Output;
-use edge_lmm::{EngineError, Request, one_line};
+use edge_lmm::{EngineError, Request, user_message};
 use edge_lmm_models::ModelError;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now, user_message,
-};
+use crate::errors::message;
+
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers every question of a manifest and counts the correct answers.
 ///
@@ -96,7 +96,7 @@ impl Cmd {
         let predictions = predictions
             .map(|path| Output::replace(path, inputs))
             .transpose()?;
-        let mut engine = self.device.load(&self.model)?;
+        let mut session = self.device.load(&self.model)?.session();
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(
             ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")
@@ -113,13 +113,13 @@ impl Cmd {
             predictions: Vec::new(),
         };
         for question in questions {
-            match self.ask(&mut engine, &manifest, question) {
+            match self.ask(&mut session, &manifest, question) {
                 Ok(prediction) => report.add(question, prediction),
                 Err(error) if self.skip_unsupported && is_unsupported(&error) => {
                     report.skipped += 1;
                 }
                 Err(error) => {
-                    let error = one_line(error.as_ref());
+                    let error = message(&error);
                     progress.suspend(|| eprintln!("error: question {}: {error}", question.id));
                     report.failures.push(Failure {
                         id: question.id.clone(),
@@ -155,7 +155,7 @@ impl Cmd {
 
     fn ask(
         &self,
-        engine: &mut edge_lmm::AnySession,
+        session: &mut edge_lmm::AnySession,
         manifest: &Manifest,
         question: &Question,
     ) -> anyhow::Result<Prediction> {
@@ -168,7 +168,7 @@ impl Cmd {
             .collect();
         let messages = [user_message(&media, &question.question)];
         // Questions are independent: nothing is kept from the previous one.
-        engine.forget();
+        session.forget();
         let request = Request {
             media: &media,
             options: self.media.options(),
@@ -179,7 +179,7 @@ impl Cmd {
             stop: &self.generation.stop,
             ..Request::new(&messages)
         };
-        let answer = engine.answer(&request, |_| ControlFlow::Continue(()))?;
+        let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
         Ok(Prediction {
             id: question.id.clone(),
             right: is_right(&answer.text, &question.answer),

@@ -10,7 +10,7 @@ use edge_lmm::needs::{Demand, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
-use edge_lmm_models::families;
+use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::language::LanguageModel;
 use edge_lmm_models::weights::WeightSpec;
 use serde::Serialize;
@@ -110,7 +110,7 @@ impl Cmd {
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
         let info = record.info();
-        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
+        let (model, specs) = record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         let entries: BTreeMap<&str, usize> = record
             .tensors()
             .map(|(name, entry)| (name, entry.len))
@@ -246,7 +246,7 @@ mod tests {
             env!("CARGO_MANIFEST_DIR"),
             "/../../models/demo/qwen2vl-tiny.bpk"
         );
-        let record = Record::open(path.as_ref()).expect("the demo's record opens");
+        let record = Record::open(path).expect("the demo's record opens");
         let report = |memory_bytes: u64| {
             let scenario = Scenario {
                 context: 512,

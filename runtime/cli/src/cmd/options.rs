@@ -8,13 +8,12 @@ use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{AnySession, Devices, Media, Record};
+use edge_lmm::{AnyEngine, Devices, Media, Record, Recording};
 use edge_lmm_kernels::pool;
 use edge_lmm_models::media::{AudioPadding, MediaKind, MediaOptions};
-use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::stage;
 
-use super::memory::{MemoryOptions, RequestEstimate};
+use super::memory::{MemoryOptions, RequestCheck};
 
 /// Options for device and threads.
 #[derive(Debug, Clone, Args)]
@@ -45,35 +44,27 @@ pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 impl DeviceOptions {
-    /// Starts recording stages. On an asynchronous device, a stage ends when its work is complete.
-    pub fn record_stages(&self) -> anyhow::Result<()> {
-        stage::record(self.device.choose()?.synchronize());
-        Ok(())
+    /// A recording of stages on the device.
+    pub fn recording(&self) -> anyhow::Result<Recording> {
+        Ok(Recording::new(self.device.choose()?))
     }
 
-    /// Opens a record and loads its model.
-    pub fn load(&self, model: &Path) -> anyhow::Result<AnySession> {
-        self.load_record(&self.open(model)?)
+    /// Opens a record and loads its model, if it fits into memory.
+    pub fn load(&self, model: &Path) -> anyhow::Result<AnyEngine> {
+        self.load_record(&Record::open_unverified(model)?)
     }
 
-    /// Opens a record if its model fits into memory.
-    pub fn open(&self, model: &Path) -> anyhow::Result<Record> {
-        let _stage = stage::top("load");
-        self.memory.open(model, self.device.choose()?)
+    /// Prepares the check of requests with answers of at most `max_tokens`.
+    pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
+        self.memory.request_check(engine, max_tokens)
     }
 
-    /// Prepares memory estimates for requests with answers of up to `max_tokens` tokens.
-    pub fn estimate(&self, record: &Record, max_tokens: usize) -> anyhow::Result<RequestEstimate> {
-        let device = self.device.choose()?;
-        self.memory.estimate(record, device, max_tokens)
-    }
-
-    /// Loads the model of an open record.
-    pub fn load_record(&self, record: &Record) -> anyhow::Result<AnySession> {
+    /// Loads the model of an open record, if it fits into memory.
+    pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
         if let Some(threads) = self.threads {
             pool::set_global_threads(threads);
         }
-        Ok(self.device.choose()?.load(record)?.session())
+        self.memory.load(record, self.device.choose()?)
     }
 }
 
@@ -291,19 +282,6 @@ impl GenerationOptions {
         };
         sampling.check()?;
         Ok(sampling)
-    }
-}
-
-/// Builds a user turn with `media` before the prompt.
-pub fn user_message(media: &[Media], prompt: &str) -> Message {
-    let mut content: Vec<Content> = media
-        .iter()
-        .map(|medium| Content::Media(medium.kind()))
-        .collect();
-    content.push(Content::Text(prompt.to_owned()));
-    Message {
-        role: Role::User,
-        content,
     }
 }
 

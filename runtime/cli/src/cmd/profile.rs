@@ -5,15 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Request, trace};
-use edge_lmm_ops::stage;
+use edge_lmm::{Request, user_message};
 
-use crate::timing::{summary, table};
+use crate::summary::summary;
 
 use super::answer::answer;
-use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now, user_message,
-};
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now};
 
 /// Answers one question and prints the time of every module.
 ///
@@ -51,9 +48,9 @@ impl Cmd {
         let trace_file = trace_file
             .map(|path| Output::replace(path, inputs))
             .transpose()?;
-        self.device.record_stages()?;
-        let record = self.device.open(&self.model)?;
-        let mut engine = self.device.load_record(&record)?;
+        let mut recording = self.device.recording()?;
+        let recorded = recording.enter();
+        let engine = self.device.load(&self.model)?;
         let media = self.files.open(&self.media)?;
         let messages = [user_message(&media, &self.prompt)];
         let request = Request {
@@ -65,16 +62,17 @@ impl Cmd {
             stop: &self.generation.stop,
             ..Request::new(&messages)
         };
-        let estimate = self.device.estimate(&record, request.max_tokens)?;
-        let answer = answer(&mut engine, &request, &estimate, false)?;
-        let stages = stage::finish();
+        let check = self.device.request_check(&engine, request.max_tokens);
+        let answer = answer(&mut engine.session(), &request, &check, false)?;
+        drop(recorded);
+        let timing = recording.finish();
         if let Some(file) = trace_file {
-            file.finish_with(&serde_json::to_vec(&trace::chrome(&stages))?)?;
+            file.finish_with(&serde_json::to_vec(&timing.chrome_trace())?)?;
         }
         let text = if self.json {
-            serde_json::to_string(&AnswerReport::new(&answer, &stages))?
+            serde_json::to_string(&AnswerReport::new(&answer, &timing))?
         } else {
-            format!("{}\n{}", table(&stages), summary(&answer, &stages))
+            format!("{}\n{}", timing, summary(&answer, &timing))
         };
         print_now(&format!("{text}\n"))
     }

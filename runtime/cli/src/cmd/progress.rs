@@ -39,7 +39,7 @@ impl AnswerProgress {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(done as u64);
             }
-            Event::Prepared { .. } => {}
+            _ => {}
         }
     }
 

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Request, dump};
+use edge_lmm::{Recording, Request, dump, user_message};
 use edge_lmm_models::prompt::{Message, Role};
-use edge_lmm_ops::{probe, stage};
+use edge_lmm_ops::probe;
 
-use crate::timing::{summary, table};
+use crate::summary::summary;
 
 use super::answer::answer;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now, user_message,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
 
 /// Answers one question, optionally about images, a video or audio.
@@ -57,11 +57,10 @@ impl Cmd {
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
         let dump = dump.map(|path| Output::replace(path, inputs)).transpose()?;
-        if self.timing || self.json {
-            self.device.record_stages()?;
-        }
-        let record = self.device.open(&self.model)?;
-        let mut engine = self.device.load_record(&record)?;
+        let timed = self.timing || self.json;
+        let mut recording = timed.then(|| self.device.recording()).transpose()?;
+        let recorded = recording.as_mut().map(Recording::enter);
+        let engine = self.device.load(&self.model)?;
         let media = self.files.open(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);
@@ -79,20 +78,21 @@ impl Cmd {
         if dump.is_some() {
             probe::start();
         }
-        let estimate = self.device.estimate(&record, request.max_tokens)?;
-        let answer = answer(&mut engine, &request, &estimate, !self.json)?;
+        let check = self.device.request_check(&engine, request.max_tokens);
+        let answer = answer(&mut engine.session(), &request, &check, !self.json)?;
         if let Some(dump) = dump {
             dump::write(dump, &probe::finish())?;
         }
-        let stages = stage::finish();
+        drop(recorded);
+        let timing = recording.map(Recording::finish).unwrap_or_default();
         if self.json {
-            let report = AnswerReport::new(&answer, &stages);
+            let report = AnswerReport::new(&answer, &timing);
             print_now(&format!("{}\n", serde_json::to_string(&report)?))?;
         } else {
             print_now("\n")?;
         }
         if self.timing {
-            eprintln!("{}\n{}", table(&stages), summary(&answer, &stages));
+            eprintln!("{}\n{}", timing, summary(&answer, &timing));
         }
         Ok(())
     }

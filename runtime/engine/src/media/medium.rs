@@ -2,11 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
+use edge_lmm_models::media::MediaKind;
 use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_models::prompt::{Content, Message, Role};
 use xxhash_rust::xxh3::Xxh3;
-
-use super::budget;
-use super::{FrameSelection, MediaError, MediaKind, Source};
 
 /// A decoded medium. Clones share its data.
 #[derive(Debug, Clone)]
@@ -41,36 +40,6 @@ pub enum MediaData {
     },
 }
 
-/// The memory that the media of one request may take together: as much as one of them alone.
-#[derive(Debug)]
-pub struct MediaBudget(u64);
-
-impl MediaBudget {
-    /// Half of the memory that this process can still have.
-    pub fn new() -> Self {
-        Self(budget::limit())
-    }
-
-    /// Counts a medium.
-    ///
-    /// # Errors
-    /// [`MediaError::Memory`] if the media exceed the budget.
-    pub fn hold(&mut self, medium: &Media) -> Result<(), MediaError> {
-        let needed = medium.bytes() as u64;
-        self.0 = self.0.checked_sub(needed).ok_or(MediaError::Memory {
-            needed,
-            limit: self.0,
-        })?;
-        Ok(())
-    }
-}
-
-impl Default for MediaBudget {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl From<MediaData> for Media {
     fn from(data: MediaData) -> Self {
         let hash = OnceLock::new();
@@ -102,28 +71,6 @@ impl Media {
         .into()
     }
 
-    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
-    ///
-    /// # Errors
-    /// If the source holds something else, is damaged, or needs more memory than may be used.
-    pub fn read(
-        source: &Source,
-        kind: MediaKind,
-        frames: FrameSelection,
-    ) -> Result<Self, MediaError> {
-        Ok(match kind {
-            MediaKind::Image => Self::image(source.image()?),
-            MediaKind::Video => {
-                let video = source.video(frames)?;
-                Self::video(video.frames, video.frames_per_second)
-            }
-            MediaKind::Audio => {
-                let audio = source.audio()?;
-                Self::audio(audio.samples, audio.sample_rate)
-            }
-        })
-    }
-
     /// Pixels or samples.
     pub fn data(&self) -> &MediaData {
         &self.0.data
@@ -152,6 +99,15 @@ impl Media {
     /// Hash of the data, computed on the first call.
     pub fn content_hash(&self) -> u128 {
         *self.0.hash.get_or_init(|| self.data().hash())
+    }
+}
+
+/// A user's turn that shows `media` and then says `text`.
+pub fn user_message(media: &[Media], text: impl Into<String>) -> Message {
+    let media = media.iter().map(|medium| Content::Media(medium.kind()));
+    Message {
+        role: Role::User,
+        content: media.chain([Content::Text(text.into())]).collect(),
     }
 }
 

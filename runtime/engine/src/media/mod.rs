@@ -1,30 +1,10 @@
-//! Images, videos and audio from files.
-//!
-//! The content of a file decides its format ([`kind()`]); the name matters only for frame strips
-//! (see [`video`]). Files are untrusted: allocations are compared with a memory limit before they
-//! are made (half of the memory that the process can allocate), truncated and damaged files give an
-//! error, and a panic of a decoder becomes an error.
+//! Images, videos and audio, decoded or (feature `files`, on by default) read from files.
 
-mod animation;
-pub mod audio;
-mod budget;
-mod error;
-mod format;
-mod guard;
-pub mod image;
-pub mod kind;
+#[cfg(feature = "files")]
+mod files;
 mod medium;
-mod pieces;
-mod source;
-mod truncation;
-pub mod video;
-mod wav;
-mod y4m;
 
-pub use audio::{Audio, load_audio};
-pub use error::MediaError;
-pub use image::{decode_image, load_image};
-pub use kind::{MediaKind, kind};
-pub use medium::{Media, MediaBudget, MediaData};
-pub use source::Source;
-pub use video::{FrameSelection, Video, load_video};
+pub use edge_lmm_models::media::MediaKind;
+#[cfg(feature = "files")]
+pub use files::*;
+pub use medium::{Media, MediaData, user_message};

@@ -15,6 +15,7 @@ use crate::processors::LogitsProcessor;
 use crate::request::{Answer, FinishReason, Request};
 use crate::sampler::Sampler;
 use crate::stop::StopFilter;
+use crate::timing::{Recording, Timing};
 
 /// A generated token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub struct Generation<'s, B: KernelBackend> {
     /// Scores of the next token.
     logits: Option<Tensor<B, 2>>,
     started: Instant,
+    recording: Option<Recording>,
     ended: bool,
 }
 
@@ -54,6 +56,9 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         on_event: &mut OnEvent<'_>,
     ) -> Result<Self, EngineError> {
         let started = Instant::now();
+        let device = &session.shared.device;
+        let mut recording = request.timing.then(|| Recording::on::<B>(device));
+        let entered = recording.as_mut().map(Recording::enter);
         let (prepared, reused_tokens, logits) = session.take_in(request, on_event)?;
         let prompt = &prepared.prompt;
         let tokens = session.language().decoder_tokens(&prompt.ids);
@@ -67,6 +72,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             .generation
             .processors(&request.sampling, run)?;
         chain.extend(processors);
+        drop(entered);
         let answer = Answer {
             text: String::new(),
             tokens: Vec::new(),
@@ -75,6 +81,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             reused_tokens,
             finish_reason: FinishReason::Cancelled,
             first_token: started.elapsed(),
+            timing: Timing::default(),
         };
         let mut generation = Self {
             sampler: Sampler::new(request.sampling.clone(), chain),
@@ -87,6 +94,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             ignore_eos: request.ignore_eos,
             logits: Some(logits),
             started,
+            recording,
             ended: false,
         };
         if request.max_tokens == 0 {
@@ -182,6 +190,9 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             rest.push_str(&self.stop.finish());
             self.answer.text.push_str(&rest);
         }
+        if let Some(recording) = self.recording {
+            self.answer.timing = recording.finish();
+        }
         Ok((self.answer, rest))
     }
 }
@@ -193,7 +204,12 @@ impl<B: KernelBackend> Iterator for Generation<'_, B> {
         if self.ended {
             return None;
         }
-        let token = self.advance();
+        let mut recording = self.recording.take();
+        let token = match &mut recording {
+            Some(recording) => recording.run(|| self.advance()),
+            None => self.advance(),
+        };
+        self.recording = recording;
         if token.is_err() {
             self.ended = true;
         }

@@ -47,7 +47,7 @@ impl<R: CubeRuntime> CubeCache<R> {
     fn with_client(shape: CacheShape, client: ComputeClient<R>) -> Result<Self, CacheError> {
         if !fits(&client, shape.head_dim) {
             return Err(CacheError(format!(
-                "heads of {} elements are too large for this device's kernels; use --device cpu",
+                "heads of {} elements are too large for this device's kernels; use the CPU",
                 shape.head_dim
             )));
         }

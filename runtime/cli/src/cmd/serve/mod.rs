@@ -87,12 +87,12 @@ impl Cmd {
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
         };
-        let mut engine = self.device.load(&self.model)?;
+        let mut session = self.device.load(&self.model)?.session();
         let model = self.model.display();
         match &self.socket {
             None => {
                 eprintln!("{model} is ready and answers requests on standard input");
-                serve_standard_input(&mut engine, &limits)
+                serve_standard_input(&mut session, &limits)
             }
             Some(path) => {
                 let listener = listen(path, self.socket_mode)?;
@@ -104,13 +104,13 @@ impl Cmd {
                 // Without systemd there is nothing to notify.
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
                 eprintln!("{model} is ready and listens on {}", path.display());
-                answer_jobs(&mut engine, &limits, &jobs)
+                answer_jobs(&mut session, &limits, &jobs)
             }
         }
     }
 }
 
-fn serve_standard_input(engine: &mut AnySession, limits: &Limits) -> anyhow::Result<()> {
+fn serve_standard_input(session: &mut AnySession, limits: &Limits) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     while let Some(line) = read_line(&mut input)? {
         let mut written = Ok(());
@@ -127,7 +127,7 @@ fn serve_standard_input(engine: &mut AnySession, limits: &Limits) -> anyhow::Res
         };
         match question.and_then(|question| question.prepare(limits)) {
             Ok(request) => {
-                request.answer(engine, limits, send, |_| break_if(hung_up(&io::stdout())));
+                request.answer(session, limits, send, |_| break_if(hung_up(&io::stdout())));
             }
             Err(reply) => send(reply),
         }
@@ -145,7 +145,7 @@ fn break_if(condition: bool) -> ControlFlow<()> {
 
 /// Answers the jobs of all clients in sequence.
 fn answer_jobs(
-    engine: &mut AnySession,
+    session: &mut AnySession,
     limits: &Limits,
     jobs: &Receiver<Job>,
 ) -> anyhow::Result<()> {
@@ -163,7 +163,7 @@ fn answer_jobs(
             continue;
         }
         let send = |reply| job.reply(reply);
-        job.request.answer(engine, limits, send, |_: &Event<'_>| {
+        job.request.answer(session, limits, send, |_: &Event<'_>| {
             watchdog.notify();
             break_if(hung_up(&*job.client))
         });

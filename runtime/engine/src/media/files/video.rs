@@ -37,6 +37,7 @@ pub struct Video {
 
 /// Selection of the frames to keep; others are not held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FrameSelection {
     /// All frames.
     All,

@@ -51,7 +51,7 @@ pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<RgbImage, MediaErro
         Format::Jpeg => ImageFormat::Jpeg,
         Format::WebP => ImageFormat::WebP,
         Format::Bmp => ImageFormat::Bmp,
-        Format::Other(super::MediaKind::Image, name) => return Err(unsupported(name)),
+        Format::Other(super::kind::MediaKind::Image, name) => return Err(unsupported(name)),
         other => return Err(other.wrong("image")),
     };
     truncation::check(format, bytes)?;

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_ops::stage;
 
 use super::animation::Animation;
 use super::audio::{self, Audio};
@@ -15,6 +16,7 @@ use super::guard::guarded;
 use super::kind::MediaKind;
 use super::video::{self, FrameSelection, Video};
 use super::{budget, image};
+use crate::media::Media;
 
 /// Maximum bytes of a file that is read into memory.
 const MAX_FILE: u64 = 512 << 20;
@@ -152,6 +154,40 @@ impl Source {
         decode: impl FnOnce(&Path, &Content) -> Result<T, MediaError>,
     ) -> Result<T, MediaError> {
         guarded(|| decode(&self.path, &self.content)).map_err(|error| error.of(&self.path))
+    }
+}
+
+impl Media {
+    /// Reads an image, a video or a sound, whichever the file holds (stage `media`).
+    ///
+    /// # Errors
+    /// If it is none of these, is damaged, or needs more memory than may be used.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, MediaError> {
+        let _stage = stage::top("media");
+        let source = Source::file(path.as_ref())?;
+        Self::read(&source, source.kind()?, FrameSelection::All)
+    }
+
+    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
+    ///
+    /// # Errors
+    /// If the source holds something else, is damaged, or needs more memory than may be used.
+    pub fn read(
+        source: &Source,
+        kind: MediaKind,
+        frames: FrameSelection,
+    ) -> Result<Self, MediaError> {
+        Ok(match kind {
+            MediaKind::Image => Self::image(source.image()?),
+            MediaKind::Video => {
+                let video = source.video(frames)?;
+                Self::video(video.frames, video.frames_per_second)
+            }
+            MediaKind::Audio => {
+                let audio = source.audio()?;
+                Self::audio(audio.samples, audio.sample_rate)
+            }
+        })
     }
 }
 

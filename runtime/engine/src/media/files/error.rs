@@ -8,6 +8,7 @@ use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 
 /// The error returned when an image, video or audio file cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MediaError {
     /// An error with the file that caused it.
     #[error("{}: {error}", path.display())]
@@ -86,7 +87,7 @@ pub enum MediaError {
     /// More frames than fit into memory.
     #[error(
         "{frames} frames of {width}x{height} pixels are too many: at most {MAX_FRAMES} frames and \
-         {} pixels are supported; use fewer frames (--frames N) or scale the video down",
+         {} pixels are supported; use fewer frames or scale the video down",
         RgbImage::MAX_PIXELS
     )]
     TooManyFrames {

@@ -10,6 +10,7 @@
 use crate::health::System;
 
 use super::error::MediaError;
+use crate::media::Media;
 
 /// Allocations up to this size are not checked.
 const SMALL: u64 = 16 << 20;
@@ -22,6 +23,36 @@ pub(super) fn limit() -> u64 {
 fn of(system: &System) -> u64 {
     let half = system.memory().map(|memory| memory.usable() / 2);
     half.map_or(u64::MAX, |half| half.max(SMALL))
+}
+
+/// The memory that the media of one request may take together: as much as one of them alone.
+#[derive(Debug)]
+pub struct MediaBudget(u64);
+
+impl MediaBudget {
+    /// Half of the memory that this process can still have.
+    pub fn new() -> Self {
+        Self(limit())
+    }
+
+    /// Counts a medium.
+    ///
+    /// # Errors
+    /// [`MediaError::Memory`] if the media exceed the budget.
+    pub fn hold(&mut self, medium: &Media) -> Result<(), MediaError> {
+        let needed = medium.bytes() as u64;
+        self.0 = self.0.checked_sub(needed).ok_or(MediaError::Memory {
+            needed,
+            limit: self.0,
+        })?;
+        Ok(())
+    }
+}
+
+impl Default for MediaBudget {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Checks that `bytes` may be allocated.
