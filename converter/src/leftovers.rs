@@ -67,7 +67,7 @@ pub(crate) fn warn_of_low_bit_sources(checkpoint: &Checkpoint, weights: &[Planne
     };
     let mut types = BTreeSet::new();
     let mut count = 0;
-    for weight in weights.iter().filter(|w| w.format == Some(Format::Q4)) {
+    for weight in weights.iter().filter(|w| w.format.is_some_and(is_low_bit)) {
         let found: Vec<String> = weight
             .spec
             .sources
@@ -86,6 +86,14 @@ pub(crate) fn warn_of_low_bit_sources(checkpoint: &Checkpoint, weights: &[Planne
              (twice as large)",
             types.join(", ")
         );
+    }
+}
+
+/// Whether a format has about four bits per weight or fewer.
+fn is_low_bit(format: Format) -> bool {
+    match format {
+        Format::F32 | Format::F16 | Format::Q8 => false,
+        Format::Q4 => true,
     }
 }
 

@@ -5,11 +5,13 @@
 //! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
 //! complete.
 
+mod fold;
 mod leftovers;
 mod names;
 pub mod plan;
+mod rows;
 pub mod source;
 pub mod write;
 
-pub use plan::{ConvertError, Options, Plan};
+pub use plan::{ConvertError, Options, Plan, Pruning};
 pub use write::{Report, write_record, write_record_to};

@@ -1,6 +1,6 @@
 //! Plans the contents of a record before anything is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use edge_lmm::Cpu;
@@ -8,11 +8,12 @@ use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
 use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
-use edge_lmm_models::weights::{Part, Storage, WeightSpec};
+use edge_lmm_models::weights::{Part, Selection, Storage, WeightSpec, Weights};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
-use edge_lmm_record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile, skeleton};
+use edge_lmm_record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 
+use crate::rows::Factors;
 use crate::source::{Checkpoint, SourceError};
 use crate::{leftovers, names};
 
@@ -52,6 +53,14 @@ pub enum ConvertError {
         weight: String,
         /// The model's family.
         family: &'static str,
+    },
+    /// A scale cannot be folded.
+    #[error("cannot scale the outputs of {module}: {reason}")]
+    Fold {
+        /// The module.
+        module: String,
+        /// Why.
+        reason: String,
     },
     /// A weight cannot be packed.
     #[error("weight {weight}: {reason}")]
@@ -118,6 +127,15 @@ impl Options {
     }
 }
 
+/// What is left of a checkpoint after pruning.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pruning {
+    /// `config.json` with the sizes after pruning, which becomes the record's.
+    pub config: serde_json::Value,
+    /// What is kept.
+    pub selection: Selection,
+}
+
 /// A weight and its size in the record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedWeight {
@@ -127,6 +145,8 @@ pub struct PlannedWeight {
     pub format: Option<Format>,
     /// Bytes in the record.
     pub bytes: usize,
+    /// Factors of its rows and columns.
+    pub factors: Factors,
 }
 
 impl PlannedWeight {
@@ -173,6 +193,8 @@ pub struct Plan {
     pub weights: Vec<PlannedWeight>,
     /// Tensors of the checkpoint that the model does not use.
     pub unused: Vec<String>,
+    /// The dimensions that [`Pruning::selection`] can name, with their sizes after pruning.
+    pub dimensions: BTreeMap<String, usize>,
 }
 
 impl Plan {
@@ -182,19 +204,38 @@ impl Plan {
     /// If the family is unknown, a tensor is missing or has the wrong shape, or the tokenizer
     /// does not match.
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Self, ConvertError> {
-        let files = ModelFiles {
+        let whole = Pruning {
             config: checkpoint.config.clone(),
+            selection: Selection::default(),
+        };
+        Self::pruned(checkpoint, options, whole)
+    }
+
+    /// As [`Self::new`], for a part of the checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::new`], or if selection, configuration and checkpoint do not fit together.
+    pub fn pruned(
+        checkpoint: &Checkpoint,
+        options: &Options,
+        pruning: Pruning,
+    ) -> Result<Self, ConvertError> {
+        let files = ModelFiles {
+            config: pruning.config,
             preprocessor: checkpoint.preprocessor_config.clone(),
             video_preprocessor: checkpoint.video_preprocessor_config.clone(),
             generation: checkpoint.generation_config.clone(),
         };
         let family = families::info(&files)?;
-        let (model, specs) =
-            skeleton::<Cpu>(&Registry::default(), &files, &Default::default(), |spec| {
-                Ok(options.format(spec.part))
-            })?;
-        check_tokenizer(checkpoint, model.language().vocabulary())?;
-        let weights = specs
+        let declared =
+            Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec.part)))
+                .with_selection(pruning.selection);
+        let vocabulary = families::build(&files, &declared)?.language().vocabulary();
+        declared.check_selection()?;
+        let dimensions = declared.dimensions();
+        check_tokenizer(checkpoint, vocabulary)?;
+        let weights = declared
+            .into_specs()
             .into_iter()
             .map(|spec| plan_weight(spec, checkpoint, options, family))
             .collect::<Result<Vec<_>, _>>()?;
@@ -211,6 +252,7 @@ impl Plan {
             .collect();
         Ok(Self {
             family,
+            dimensions,
             unused: checkpoint
                 .tensors()
                 .map(|(name, _)| name)
@@ -281,6 +323,7 @@ fn plan_weight(
     family: &FamilyInfo,
 ) -> Result<PlannedWeight, ConvertError> {
     let cols = spec.cols();
+    let source_cols = spec.columns.source_len();
     for source in &mut spec.sources {
         source.tensor = names::stored(&source.tensor, checkpoint);
         let info =
@@ -291,12 +334,13 @@ fn plan_weight(
                     weight: spec.name.clone(),
                     family: family.title,
                 })?;
-        if info.rows() != source.rows || info.row_len() != cols {
+        let rows = source.rows.source_len();
+        if info.rows() != rows || info.row_len() != source_cols {
             return Err(ConvertError::Shape {
                 tensor: source.tensor.clone(),
                 found: info.shape.clone(),
-                rows: source.rows,
-                cols,
+                rows,
+                cols: source_cols,
             });
         }
         checkpoint.check_readable(&source.tensor)?;
@@ -320,6 +364,7 @@ fn plan_weight(
         spec,
         format,
         bytes,
+        factors: Factors::default(),
     };
     log::debug!("{}", planned.describe(checkpoint));
     Ok(planned)

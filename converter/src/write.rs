@@ -16,6 +16,7 @@ use edge_lmm_record::{Description, WriteError};
 use serde::Serialize;
 
 use crate::plan::{ConvertError, Plan, PlannedWeight};
+use crate::rows::read_rows;
 use crate::source::{Checkpoint, some_of};
 
 /// Values that one task reads and packs at a time; a few such chunks are in memory at once.
@@ -155,8 +156,8 @@ impl Job {
         let spec = &weight.spec;
         (self.progress)(&spec.name, 0);
         let (bytes, stats) = match (spec.storage, weight.format) {
-            (Storage::Packed { cols }, Some(format)) => self.pack(spec, format, cols)?,
-            _ => (self.dense(spec)?, PackStats::default()),
+            (Storage::Packed { cols }, Some(format)) => self.pack(weight, format, cols)?,
+            _ => (self.dense(weight)?, PackStats::default()),
         };
         self.reports
             .borrow_mut()
@@ -168,9 +169,10 @@ impl Job {
         Ok(bytes)
     }
 
-    fn dense(&self, spec: &WeightSpec) -> Result<Vec<u8>, ConvertError> {
+    fn dense(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
+        let spec = &weight.spec;
         let mut values = Vec::with_capacity(spec.rows() * spec.cols());
-        read_rows(&self.checkpoint, spec, 0..spec.rows(), &mut values)?;
+        read_rows(&self.checkpoint, weight, 0..spec.rows(), &mut values)?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(ConvertError::Pack {
                 weight: spec.name.clone(),
@@ -182,7 +184,8 @@ impl Job {
     }
 
     /// Reads and packs runs of panels on all threads.
-    fn pack(&self, spec: &WeightSpec, format: Format, cols: usize) -> Packed {
+    fn pack(&self, weight: &PlannedWeight, format: Format, cols: usize) -> Packed {
+        let spec = &weight.spec;
         let shape = MatrixShape {
             format,
             rows: spec.rows(),
@@ -200,7 +203,7 @@ impl Job {
                 batch.iter().map(|_| Mutex::new(None)).collect();
             pool.run(batch.len(), |task| {
                 let rows = batch[task]..(batch[task] + step).min(shape.rows);
-                let packed = pack_chunk(checkpoint, spec, shape, rows);
+                let packed = pack_chunk(checkpoint, weight, shape, rows);
                 *slots[task].lock().expect("no task panics with the lock") = Some(packed);
             });
             for slot in slots {
@@ -224,11 +227,7 @@ impl Job {
             rows: spec.rows(),
             cols: spec.cols(),
             bytes,
-            relative_error: if stats.squared_norm > 0.0 {
-                (stats.squared_error / stats.squared_norm).sqrt()
-            } else {
-                0.0
-            },
+            relative_error: stats.relative_error(),
             lost: stats.lost,
         }
     }
@@ -236,35 +235,16 @@ impl Job {
 
 fn pack_chunk(
     checkpoint: &Checkpoint,
-    spec: &WeightSpec,
+    weight: &PlannedWeight,
     shape: MatrixShape,
     rows: Range<usize>,
 ) -> Packed {
     let mut values = Vec::with_capacity(rows.len() * shape.cols);
-    read_rows(checkpoint, spec, rows.clone(), &mut values)?;
+    read_rows(checkpoint, weight, rows.clone(), &mut values)?;
     let mut bytes = Vec::new();
     let stats = pack_rows(shape, &values, &mut bytes).map_err(|error| ConvertError::Pack {
-        weight: spec.name.clone(),
+        weight: weight.spec.name.clone(),
         reason: format!("rows {} to {}: {error}", rows.start, rows.end),
     })?;
     Ok((bytes, stats))
-}
-
-/// Reads rows of a weight across the tensors that it is stacked from.
-fn read_rows(
-    checkpoint: &Checkpoint,
-    spec: &WeightSpec,
-    rows: Range<usize>,
-    out: &mut Vec<f32>,
-) -> Result<(), ConvertError> {
-    let mut first = 0;
-    for source in &spec.sources {
-        let own = first..first + source.rows;
-        let (start, end) = (rows.start.max(own.start), rows.end.min(own.end));
-        if start < end {
-            checkpoint.read_rows(&source.tensor, start - first..end - first, out)?;
-        }
-        first = own.end;
-    }
-    Ok(())
 }

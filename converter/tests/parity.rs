@@ -1,31 +1,71 @@
-//! Comparison of every stage of Qwen2-VL with the reference implementation.
+//! Every stage of every test checkpoint against the reference implementation's values. A
+//! checkpoint is tested because it has a manifest in `models/tests/data/checkpoints`.
 
 mod common;
 
-use common::check::check_family;
-use common::data;
+use std::collections::BTreeSet;
 
-#[test]
-fn qwen2_vl() {
-    let folder = data().join("goldens/qwen2vl-tiny");
-    check_family(&data().join("qwen2vl-tiny"), None, &folder, 8);
+use common::check::check_sample;
+use common::manifest::Manifest;
+use common::{F32, engine_of, relative};
+use edge_lmm_models::media::{AudioPadding, MediaOptions};
+use libtest_mimic::{Arguments, Trial};
+
+fn padding(audio_padding: AudioPadding) -> MediaOptions {
+    MediaOptions {
+        audio_padding,
+        ..MediaOptions::default()
+    }
 }
 
-/// Other sizes, none a multiple of a block; an untied head; two shards; two images in one prompt, a
-/// video of five frames, text alone.
-#[test]
-fn qwen2_vl_of_other_dimensions() {
-    let folder = data().join("qwen2vl-odd");
-    check_family(&folder, None, &folder.join("goldens"), 5);
+fn check(manifest: &Manifest) {
+    let mut engine = engine_of(manifest.open(), &F32);
+    let mut compared = BTreeSet::new();
+    let unpadded = manifest.tolerance("without_padding");
+    for mut golden in manifest.goldens() {
+        // The reference is padded; its spectrogram can only be compared then, all else both ways.
+        let options = match unpadded {
+            Some(_) => padding(AudioPadding::Window),
+            None => MediaOptions::default(),
+        };
+        let (padded, stages) = check_sample(&mut engine, manifest, &golden, &options);
+        compared.extend(stages.into_iter().map(|compared| compared.stage));
+        let Some(tolerance) = unpadded else { continue };
+        golden.tensors.retain(|key, _| !is_spectrogram(key));
+        let options = padding(AudioPadding::None);
+        let (found, _) = check_sample(&mut engine, manifest, &golden, &options);
+        for stage in ["vision_out", "projector_out", "lm_hidden_last"] {
+            let error = relative(&found[stage].values, &padded[stage].values);
+            println!("{}: {stage} without padding {error:.1e}", golden.name);
+            assert!(
+                error <= tolerance,
+                "{}: {stage} differs by {error}",
+                golden.name
+            );
+        }
+    }
+    for stage in &manifest.stages {
+        assert!(
+            compared.contains(stage),
+            "{stage} of no sample was compared"
+        );
+    }
 }
 
-#[test]
-fn qwen2_vl_of_other_dimensions_from_gguf() {
-    let folder = data().join("qwen2vl-odd-gguf");
-    check_family(
-        &folder.join("qwen2vl-odd-f16.gguf"),
-        Some(&folder.join("mmproj-qwen2vl-odd-f16.gguf")),
-        &data().join("qwen2vl-odd/goldens"),
-        5,
-    );
+fn is_spectrogram(key: &str) -> bool {
+    key.starts_with("mel_") || key == "input_features"
+}
+
+fn main() {
+    let trials = Manifest::all()
+        .into_iter()
+        .map(|manifest| {
+            let name = manifest.name.clone();
+            Trial::test(name, move || {
+                check(&manifest);
+                Ok(())
+            })
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

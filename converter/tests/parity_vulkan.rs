@@ -4,78 +4,31 @@
 mod common;
 
 use common::check::check_sample;
+use common::manifest::Manifest;
 use common::{F32, ask, data, engine_on, goldens};
 use edge_lmm::{Request, Stage, Vulkan};
 use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::Format;
+use libtest_mimic::{Arguments, Trial};
 
-/// Checks some samples of a checkpoint.
-fn check(checkpoint: &str, folder: &str, samples: &[usize]) {
-    let source = Checkpoint::open(&data().join(checkpoint), None).expect("a checkpoint");
-    let mut engine = engine_on::<Vulkan>(source, &F32);
-    let goldens = goldens(&data().join(folder));
-    // The reference pads audio.
+/// Checks the samples that the manifest names.
+fn check(manifest: &Manifest) {
+    let mut engine = engine_on::<Vulkan>(manifest.open(), &F32);
+    let goldens = manifest.goldens();
+    // The reference pads sounds.
     let options = MediaOptions {
         audio_padding: AudioPadding::Window,
         ..MediaOptions::default()
     };
-    for &sample in samples {
-        check_sample(&mut engine, &goldens[sample], &options);
-    }
-}
-
-/// An image and a video.
-#[test]
-fn qwen2_vl() {
-    check("qwen2vl-tiny", "goldens/qwen2vl-tiny", &[0, 7]);
-    check("qwen2vl-odd", "qwen2vl-odd/goldens", &[0, 1]);
-}
-
-/// Window attention.
-#[test]
-fn qwen2_5_vl() {
-    check("qwen25vl-tiny", "goldens/qwen25vl-tiny", &[0]);
-    check("qwen25vl-odd", "qwen25vl-odd/goldens", &[0, 1]);
-}
-
-#[test]
-fn llava() {
-    check("llava-tiny", "goldens/llava-tiny", &[0]);
-    check("llava-odd", "llava-odd/goldens", &[0]);
-}
-
-/// With OPT, and with Flan-T5 and its attention bias.
-#[test]
-fn blip2() {
-    check("blip2-tiny", "goldens/blip2-tiny", &[0]);
-    check("blip2-t5-odd", "blip2-t5-odd/goldens", &[0]);
-}
-
-#[test]
-fn phi3_vision() {
-    check("phi35v-tiny", "goldens/phi35v-tiny", &[0]);
-    check("phi35v-odd", "phi35v-odd/goldens", &[0]);
-}
-
-#[test]
-fn qwen2_audio() {
-    check("qwen2audio-tiny", "goldens/qwen2audio-tiny", &[0]);
-    check("qwen2audio-odd", "qwen2audio-odd/goldens", &[0]);
-}
-
-/// Text-only language models, with scaled and with partial RoPE.
-#[test]
-fn text() {
-    for name in ["llama3-odd", "qwen2-odd", "phi3-odd"] {
-        check(name, &format!("{name}/goldens"), &[0]);
+    for &sample in &manifest.gpu_samples {
+        check_sample(&mut engine, manifest, &goldens[sample], &options);
     }
 }
 
 /// With quantized weights a generated token takes 8 kernel launches per layer, or 9 if keys are
 /// split, plus a few outside the layers.
-#[test]
 fn launches_of_a_token() {
     let source = Checkpoint::open(&data().join("qwen2vl-tiny"), None).expect("a checkpoint");
     let options = Options {
@@ -125,4 +78,21 @@ fn launches_of_a_token() {
     );
     // The embedding, the norm, the head, and the argmax, which takes two kernels.
     assert!((4..=5).contains(&(of_step(all) - inside)), "{all:?}");
+}
+
+fn trial(name: &str, run: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        run();
+        Ok(())
+    })
+}
+
+fn main() {
+    let mut trials = vec![trial("launches_of_a_token", launches_of_a_token)];
+    for manifest in Manifest::all() {
+        if !manifest.gpu_samples.is_empty() {
+            trials.push(trial(&manifest.name.clone(), move || check(&manifest)));
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

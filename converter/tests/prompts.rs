@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use common::manifest::Manifest;
 use common::{F32, ask, data, engine, sound};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{Cpu, Media, Request, Session, media};
@@ -97,58 +98,25 @@ fn image() -> Media {
     Media::image(media::load_image(&path).expect("an image"))
 }
 
-#[test]
-fn qwen2_vl() {
-    check(
-        "qwen2vl-tiny",
-        &[image()],
-        &["<|vision_start|><|image_pad|><|vision_end|>"],
-    );
+/// A medium of the kind that the checkpoint takes.
+fn medium(manifest: &Manifest) -> Option<Media> {
+    let has = |stage: &str| manifest.stages.iter().any(|own| own == stage);
+    match () {
+        () if has("pixel_values") => Some(image()),
+        () if has("projector_out") => Some(sound(&data().join("questions/audio/audio_000.wav"))),
+        () => None,
+    }
 }
 
 #[test]
-fn qwen2_5_vl() {
-    check("qwen25vl-tiny", &[image()], &["<|video_pad|>"]);
-}
-
-#[test]
-fn qwen2_audio() {
-    let sound = sound(&data().join("questions/audio/audio_000.wav"));
-    check(
-        "qwen2audio-tiny",
-        &[sound],
-        &["Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n"],
-    );
-}
-
-#[test]
-fn llava() {
-    check(
-        "llava-tiny",
-        &[image()],
-        &["<image>\n", "USER: a</s>ASSISTANT: b"],
-    );
-}
-
-#[test]
-fn blip2() {
-    check("blip2-tiny", &[image()], &["<image>"]);
-    check("blip2-t5-odd", &[], &["\u{FF1C}/s\u{FF1E}"]);
-}
-
-#[test]
-fn phi3_vision() {
-    check(
-        "phi35v-tiny",
-        &[image()],
-        &["<|image_1|>", "a <|image_2|>\nb"],
-    );
-}
-
-#[test]
-fn text_alone() {
-    for name in ["llama-odd", "llama3-odd", "qwen2-odd", "phi3-odd"] {
-        check(name, &[], &[]);
+fn messages_do_not_change_how_prompts_are_built() {
+    for manifest in Manifest::all() {
+        let Some(spellings) = &manifest.spellings else {
+            continue;
+        };
+        let spellings: Vec<&str> = spellings.iter().map(String::as_str).collect();
+        let media: Vec<Media> = medium(&manifest).into_iter().collect();
+        check(&manifest.weights, &media, &spellings);
     }
 }
 

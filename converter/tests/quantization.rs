@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::manifest::Manifest;
 use edge_lmm_kernels::{Format, Matrix, MatrixShape, pack_rows};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
@@ -72,17 +73,13 @@ fn numbers(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
 
 #[test]
 fn q4_is_closer_to_trained_weights_than_q4_0() {
-    let names = [
-        "qwen2vl-tiny",
-        "qwen25vl-tiny",
-        "llava-tiny",
-        "blip2-tiny",
-        "phi35v-tiny",
-        "qwen2audio-tiny",
-    ];
+    // What answers questions was trained.
+    let trained = Manifest::of_the_hub()
+        .into_iter()
+        .filter(|manifest| manifest.questions.is_some());
     println!("| model | matrices | q4 | Q4_0 | worse in |");
-    for name in names {
-        let file = std::fs::read(common::data().join(name).join("model.safetensors"))
+    for Manifest { name, weights, .. } in trained {
+        let file = std::fs::read(common::data().join(weights).join("model.safetensors"))
             .expect("a test checkpoint");
         let tensors = SafeTensors::deserialize(&file).expect("a whole file");
         let (mut ours, mut plain) = (Error::default(), Error::default());

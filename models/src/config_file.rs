@@ -18,13 +18,25 @@ pub(crate) fn without_nulls(value: &Value) -> Value {
     }
 }
 
-/// Reads `config.json` or a section of it; nulls count as missing.
+/// Reads `config.json`; nulls count as missing.
 ///
 /// # Errors
 /// If a member is missing or of the wrong type.
-pub(crate) fn parse_config<T: DeserializeOwned>(section: &Value) -> Result<T, ModelError> {
-    serde_json::from_value(without_nulls(section))
+pub(crate) fn parse_config<T: DeserializeOwned>(config: &Value) -> Result<T, ModelError> {
+    serde_json::from_value(without_nulls(config))
         .map_err(|error| ModelError::config(format!("config.json: {error}")))
+}
+
+/// Reads the section `name` of `config.json`, as [`parse_config`].
+///
+/// # Errors
+/// As [`parse_config`].
+pub(crate) fn parse_section<T: DeserializeOwned>(
+    name: &str,
+    section: &Value,
+) -> Result<T, ModelError> {
+    serde_json::from_value(without_nulls(section))
+        .map_err(|error| ModelError::config(format!("config.json: {name}: {error}")))
 }
 
 /// The configuration of a multimodal model with the members of its `text_config`, where newer

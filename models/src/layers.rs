@@ -3,11 +3,12 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use edge_lmm_ops::{
-    Activation, KernelBackend, MatrixShape, PackedLinear, feed_forward, gather_rows, layer_norm,
-    linear, rms_norm,
+    Activation, KernelBackend, MatrixShape, PackedLinear, feed_forward, gated, gather_rows,
+    layer_norm, linear, observe, rms_norm,
 };
 
 use crate::error::ModelError;
+use crate::weights::PackedParam;
 
 /// The activation of a configuration's name for it; `field` is said in the error.
 ///
@@ -33,19 +34,18 @@ pub struct Linear<B: KernelBackend> {
     bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     shape: MatrixShape,
+    #[module(skip)]
+    name: String,
 }
 
 impl<B: KernelBackend> Linear<B> {
     /// A layer over the bytes of a packed matrix.
-    pub fn new(
-        weight: Param<Tensor<B, 1, Int>>,
-        bias: Option<Param<Tensor<B, 1>>>,
-        shape: MatrixShape,
-    ) -> Self {
+    pub fn new((name, weight, shape): PackedParam<B>, bias: Option<Param<Tensor<B, 1>>>) -> Self {
         Self {
             weight,
             bias,
             shape,
+            name,
         }
     }
 
@@ -81,6 +81,10 @@ impl<B: KernelBackend> Linear<B> {
         down: &Self,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
+        if observe::active() {
+            let hidden = self.apply(x, activation, None);
+            return down.apply(hidden, Activation::None, residual);
+        }
         feed_forward(x, self.packed(), activation, false, down.packed(), residual)
     }
 
@@ -96,6 +100,10 @@ impl<B: KernelBackend> Linear<B> {
         down: &Self,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
+        if observe::active() {
+            let hidden = gated(self.forward(x), activation);
+            return down.apply(hidden, Activation::None, residual);
+        }
         feed_forward(x, self.packed(), activation, true, down.packed(), residual)
     }
 
@@ -113,6 +121,7 @@ impl<B: KernelBackend> Linear<B> {
         activation: Activation,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
+        observe::inputs(&self.name, &x);
         let PackedLinear {
             weight,
             shape,
@@ -128,12 +137,18 @@ pub struct Embedding<B: KernelBackend> {
     weight: Param<Tensor<B, 1, Int>>,
     #[module(skip)]
     shape: MatrixShape,
+    #[module(skip)]
+    name: String,
 }
 
 impl<B: KernelBackend> Embedding<B> {
     /// A table over the bytes of a packed matrix.
-    pub fn new(weight: Param<Tensor<B, 1, Int>>, shape: MatrixShape) -> Self {
-        Self { weight, shape }
+    pub fn new((name, weight, shape): PackedParam<B>) -> Self {
+        Self {
+            weight,
+            shape,
+            name,
+        }
     }
 
     /// Rows `ids`: `[ids.len(), width]`.
@@ -146,6 +161,7 @@ impl<B: KernelBackend> Embedding<B> {
 
     /// The product with the table as the weight of a linear layer.
     pub fn as_linear(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        observe::inputs(&self.name, &x);
         linear(
             x,
             self.weight.val(),

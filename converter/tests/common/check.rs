@@ -1,35 +1,31 @@
 //! Comparison of every stage of a model with the values of the reference implementation.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::{F32, Golden, ask, engine, goldens, relative};
+use super::manifest::Manifest;
+use super::{Golden, ask, relative};
+use edge_lmm::media::MediaData;
 use edge_lmm::{Request, Session};
 use edge_lmm_models::media::MediaOptions;
 use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
-/// Promised tolerance for f32 records: norm of the difference over the norm.
-const STAGE_TOLERANCE: f64 = 1e-3;
-/// Promised absolute tolerance for preprocessing; values are of the order of 1.
-const PIXEL_TOLERANCE: f32 = 1e-3;
+/// Golden values that are not stages.
+const NO_STAGES: [&str; 3] = ["greedy16", "logits_argmax_all", "window_index"];
 
-/// Golden values that are not captured stages.
-const NOT_CAPTURED: [&str; 5] = [
-    "greedy16",
-    "logits_argmax_all",
-    "mel_bin_mean_valid",
-    "mel_head64",
-    "window_index",
-];
+/// The error of a stage in a sample.
+#[derive(Debug, Clone)]
+pub struct Compared {
+    pub stage: String,
+    pub error: f64,
+}
 
-/// Checks every captured stage of an answer against the golden values.
-pub fn check_sample<B: KernelBackend>(
+/// Everything captured on the way to an answer that equals the golden one.
+pub fn answer_sample<B: KernelBackend>(
     engine: &mut Session<B>,
     golden: &Golden,
     options: &MediaOptions,
 ) -> BTreeMap<String, Captured> {
-    let name = &golden.name;
     let messages = ask(&golden.media, &golden.question);
     let request = Request {
         media: &golden.media,
@@ -43,63 +39,130 @@ pub fn check_sample<B: KernelBackend>(
     probe::start();
     let answer = engine
         .answer(&request, |_| std::ops::ControlFlow::Continue(()))
-        .expect(name);
+        .expect(&golden.name);
     let found = probe::finish();
-    for (key, (shape, expected)) in &golden.tensors {
-        let stage = key.trim_end_matches("_head");
-        let Some(captured) = found.get(stage) else {
-            assert!(
-                NOT_CAPTURED.contains(&&**key),
-                "{name}: {key} is not captured"
-            );
-            continue;
-        };
-        match stage {
-            "input_ids" => check_ids(name, &captured.values, expected),
-            "position_ids" | "rope_delta" | "grid_thw" => {
-                assert_eq!(&captured.values, expected, "{name}: {key}");
-            }
-            "pixel_values" | "input_features" => {
-                // A golden may contain only the first values, or end in crops of zeros.
-                let own = captured.values.len().min(expected.len());
-                let missing = expected[own..].iter().any(|&value| value != 0.0);
-                assert!(own > 0 && !missing, "{name}: {key} has {own} values");
-                let worst = (captured.values.iter().zip(expected))
-                    .map(|(f, e)| (f - e).abs())
-                    .fold(0.0, f32::max);
-                assert!(worst <= PIXEL_TOLERANCE, "{name}: {key} differs by {worst}");
-            }
-            _ => {
-                let last: usize = shape.iter().skip(1).product();
-                let own: usize = captured.shape.iter().skip(1).product();
-                assert_eq!(own, last, "{name}: width of {key}");
-                // Decoding steps are captured after the prompt, so the prompt's values come first.
-                let error = relative(&captured.values[..expected.len()], expected);
-                println!("{name}: {key} {error:.1e}");
-                assert!(error <= STAGE_TOLERANCE, "{name}: {key} differs by {error}");
-            }
-        }
-    }
-    assert_eq!(answer.tokens, golden.greedy, "{name}");
+    assert_eq!(answer.tokens, golden.greedy, "{}", golden.name);
     found
 }
 
-/// Checks that ids are equal. The reference marks visual tokens by negative ids; any id matches
-/// them.
-fn check_ids(name: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len(), "{name}: tokens");
-    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let same = *expected < 0.0 || found == expected;
-        assert!(same, "{name}: token {at} is {found}, expected {expected}");
+/// Checks the answer to a sample and all of its stages; returns what was captured and compared.
+pub fn check_sample<B: KernelBackend>(
+    engine: &mut Session<B>,
+    manifest: &Manifest,
+    golden: &Golden,
+    options: &MediaOptions,
+) -> (BTreeMap<String, Captured>, Vec<Compared>) {
+    let found = answer_sample(engine, golden, options);
+    let name = &golden.name;
+    let (stage_tolerance, pixel_tolerance) = (
+        manifest.tolerance("stage").expect("a tolerance"),
+        manifest.tolerance("pixels").expect("a tolerance"),
+    );
+    let mut compared = Vec::new();
+    for (key, value) in &golden.tensors {
+        let stage = match manifest.stages.iter().any(|stage| stage == key) {
+            true => key.as_str(),
+            false => key.trim_end_matches("_head"),
+        };
+        if NO_STAGES.contains(&stage) {
+            continue;
+        }
+        assert!(
+            manifest.stages.iter().any(|own| own == stage),
+            "{name}: {key} is not among the stages of the manifest"
+        );
+        let (error, tolerance) = match stage {
+            "input_ids" => (
+                different_ids(&captured(&found, stage).values, &value.1),
+                0.0,
+            ),
+            "position_ids" | "rope_delta" | "grid_thw" => {
+                (different(&captured(&found, stage).values, &value.1), 0.0)
+            }
+            "pixel_values" | "input_features" => (
+                beginning(&captured(&found, stage).values, &value.1),
+                pixel_tolerance,
+            ),
+            "mel_head64" | "mel_bin_mean_valid" => {
+                let features = captured(&found, "input_features");
+                (mel(stage, features, golden, &value.1), pixel_tolerance)
+            }
+            _ => {
+                let own = captured(&found, stage);
+                let width = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
+                assert_eq!(width(&own.shape), width(&value.0), "{name}: width of {key}");
+                // Decoding steps are captured after the prompt, so the prompt's values come first.
+                let own = &own.values[..value.1.len()];
+                (relative(own, &value.1), stage_tolerance)
+            }
+        };
+        println!("{name}: {key} {error:.1e}");
+        assert!(error <= tolerance, "{name}: {key} differs by {error}");
+        compared.push(Compared {
+            stage: stage.to_owned(),
+            error,
+        });
     }
+    (found, compared)
 }
 
-/// Checks all samples and that there are `expected` of them.
-pub fn check_family(checkpoint: &Path, mmproj: Option<&Path>, folder: &Path, expected: usize) {
-    let mut engine = engine(checkpoint, mmproj, &F32);
-    let goldens = goldens(folder);
-    assert_eq!(goldens.len(), expected);
-    for golden in &goldens {
-        check_sample(&mut engine, golden, &MediaOptions::default());
-    }
+fn captured<'a>(found: &'a BTreeMap<String, Captured>, stage: &str) -> &'a Captured {
+    found
+        .get(stage)
+        .unwrap_or_else(|| panic!("{stage} is not captured"))
+}
+
+/// How many values differ.
+fn different(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).filter(|(f, e)| f != e).count() as f64
+}
+
+/// How many ids differ. The reference marks visual tokens by negative ids; any id matches them.
+fn different_ids(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "tokens");
+    let same = |(f, e): (&f32, &f32)| *e < 0.0 || f == e;
+    found
+        .iter()
+        .zip(expected)
+        .filter(|&pair| !same(pair))
+        .count() as f64
+}
+
+/// The largest difference of preprocessed values. A golden may contain only the first values, or
+/// end in crops of zeros.
+fn beginning(found: &[f32], expected: &[f32]) -> f64 {
+    let own = found.len().min(expected.len());
+    let missing = expected[own..].iter().any(|&value| value != 0.0);
+    assert!(own > 0 && !missing, "{own} values");
+    largest_difference(found.iter().zip(expected))
+}
+
+fn largest_difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
+    pairs
+        .map(|(f, e)| f64::from((f - e).abs()))
+        .fold(0.0, f64::max)
+}
+
+/// The goldens of a trained checkpoint hold the first frames of a spectrogram or the means of its
+/// bins over the frames of the sound.
+fn mel(stage: &str, features: &Captured, golden: &Golden, expected: &[f32]) -> f64 {
+    let rows = features.values.chunks(features.shape[2]);
+    let bins = features.shape[1];
+    let found: Vec<f32> = match stage {
+        "mel_head64" => rows.flat_map(|row| row[..64].to_vec()).collect(),
+        _ => {
+            let [sound] = &golden.media[..] else {
+                panic!("{} is not one sound", golden.name);
+            };
+            let MediaData::Audio { samples, .. } = sound.data() else {
+                panic!("{} is not a sound", golden.name);
+            };
+            let valid = samples.len().div_ceil(160);
+            rows.map(|row| row[..valid].iter().sum::<f32>() / valid as f32)
+                .collect()
+        }
+    };
+    assert_eq!((found.len() % bins, found.len()), (0, expected.len()));
+    largest_difference(found.iter().zip(expected))
 }

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod damage;
+pub mod manifest;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,10 +50,14 @@ fn convert_checkpoint(
     checkpoint: Checkpoint,
     options: &Options,
 ) -> Result<Converted, ConvertError> {
+    let plan = Plan::new(&checkpoint, options)?;
+    write(&plan, checkpoint)
+}
+
+fn write(plan: &Plan, checkpoint: Checkpoint) -> Result<Converted, ConvertError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("model.bpk");
-    let plan = Plan::new(&checkpoint, options)?;
-    write_record(&plan, Arc::new(checkpoint), &path, |_, _| {})?;
+    write_record(plan, Arc::new(checkpoint), &path, |_, _| {})?;
     Ok(Converted {
         _folder: folder,
         path,
@@ -74,7 +79,13 @@ pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Session<Cpu> {
 
 /// Converts an open checkpoint and loads it on a device of any kind.
 pub fn engine_on<B: KernelBackend>(checkpoint: Checkpoint, options: &Options) -> Session<B> {
-    let converted = convert_checkpoint(checkpoint, options).expect("the checkpoint converts");
+    let plan = Plan::new(&checkpoint, options).expect("a plan");
+    engine_from(&plan, checkpoint)
+}
+
+/// Writes the record of a plan and loads it.
+pub fn engine_from<B: KernelBackend>(plan: &Plan, checkpoint: Checkpoint) -> Session<B> {
+    let converted = write(plan, checkpoint).expect("the checkpoint converts");
     let record = Record::open(&converted.path).expect("the record opens");
     record.verify().expect("the record's checksums are right");
     let engine = Engine::load(&record, Default::default()).expect("the model loads");

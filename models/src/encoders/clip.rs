@@ -7,15 +7,23 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{
-    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, probe, stage,
-};
+use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
 use serde::Deserialize;
 
+use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
+use crate::encoders::square_patches::SquarePatches;
 use crate::error::ModelError;
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
+use crate::sizes::{self, Section};
 use crate::weights::Scope;
+
+const BLOCK_NAMES: BlockNames = BlockNames {
+    norms: ["layer_norm1", "layer_norm2"],
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    out: "self_attn.out_proj",
+    mlp: ["mlp.fc1", "mlp.fc2"],
+};
 
 /// The tower's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -72,66 +80,50 @@ impl ClipConfig {
     }
 
     fn check(&self) -> Result<(), ModelError> {
-        let sizes = [
-            ("hidden_size", self.hidden_size, 1 << 16),
-            ("intermediate_size", self.intermediate_size, 1 << 20),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
-            ("num_attention_heads", self.num_attention_heads, 1 << 10),
-            ("image_size", self.image_size, 1 << 13),
-            ("patch_size", self.patch_size, 1 << 10),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "vision_config.{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Err(ModelError::config(format!(
-                "vision_config: width {} is not divisible by {} heads",
-                self.hidden_size, self.num_attention_heads
-            )));
-        }
+        let section = Section("vision_config");
+        section.sizes(&[
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::FFN),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+            (
+                "num_attention_heads",
+                self.num_attention_heads,
+                sizes::HEADS,
+            ),
+        ])?;
+        section.heads(self.hidden_size, self.num_attention_heads)?;
+        self.grid().check(section)?;
         if self.num_channels != 3 {
             return Err(ModelError::config(format!(
                 "vision_config.num_channels is {}, expected 3: images are RGB",
                 self.num_channels
             )));
         }
-        if self.patch_size > self.image_size {
-            return Err(ModelError::config(format!(
-                "vision_config: a patch of {} pixels is larger than an image of {}",
-                self.patch_size, self.image_size
-            )));
-        }
         Ok(())
     }
 
-    fn activation(&self) -> Result<Activation, ModelError> {
-        match self.hidden_act.as_str() {
-            "quick_gelu" => Ok(Activation::QuickGelu),
-            "gelu" => Ok(Activation::Gelu),
-            other => Err(ModelError::config(format!(
-                "vision_config.hidden_act is {other:?}, expected \"quick_gelu\" or \"gelu\""
-            ))),
+    fn grid(&self) -> SquarePatches {
+        SquarePatches {
+            channels: self.num_channels,
+            image_size: self.image_size,
+            patch_size: self.patch_size,
         }
     }
 
     /// Returns the number of patches per side of an image; pixels beyond the last whole patch are
     /// ignored.
     pub fn side(&self) -> usize {
-        self.image_size / self.patch_size.max(1)
+        self.grid().side()
     }
 
     /// Returns the number of patches of an image.
     pub fn patches(&self) -> usize {
-        self.side() * self.side()
+        self.grid().count()
     }
 
     /// Returns the number of values of a patch.
     pub fn patch_width(&self) -> usize {
-        self.num_channels * self.patch_size * self.patch_size
+        self.grid().width()
     }
 
     /// Returns the number of values of an image.
@@ -156,14 +148,6 @@ impl ClipConfig {
         }
         Ok(wanted as usize)
     }
-
-    fn heads(&self) -> Heads {
-        Heads {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_attention_heads,
-            head_dim: self.hidden_size / self.num_attention_heads,
-        }
-    }
 }
 
 /// The first layers of the tower.
@@ -173,9 +157,7 @@ pub struct ClipVisionTower<B: KernelBackend> {
     class_embedding: Param<Tensor<B, 1>>,
     position_embedding: Param<Tensor<B, 2>>,
     pre_norm: LayerNorm<B>,
-    blocks: Vec<ClipBlock<B>>,
-    #[module(skip)]
-    config: ClipConfig,
+    blocks: Vec<Block<B>>,
 }
 
 impl<B: KernelBackend> ClipVisionTower<B> {
@@ -190,7 +172,14 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         scope: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
         config.check()?;
-        let activation = config.activation()?;
+        let block = BlockConfig {
+            heads: equal_heads(config.num_attention_heads, config.hidden_size),
+            ffn: config.intermediate_size,
+            activation: activation("vision_config.hidden_act", &config.hidden_act)?,
+            eps: config.layer_norm_eps,
+            qkv_bias: true,
+            names: &BLOCK_NAMES,
+        };
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         let embeddings = scope.child("", "embeddings");
         Ok(Self {
@@ -209,14 +198,11 @@ impl<B: KernelBackend> ClipVisionTower<B> {
             ),
             // The typo is part of the checkpoint's name.
             pre_norm: scope.layer_norm("pre_norm", "pre_layrnorm", width, eps),
-            blocks: (0..layers)
-                .map(|i| {
-                    let source = format!("encoder.layers.{i}");
-                    let scope = scope.child(&format!("blocks.{i}"), &source);
-                    ClipBlock::init(config, activation, &scope)
-                })
+            blocks: scope
+                .layers("blocks", layers, |i| format!("encoder.layers.{i}"))?
+                .iter()
+                .map(|scope| Block::init(block, scope))
                 .collect::<Result<_, _>>()?,
-            config: config.clone(),
         })
     }
 
@@ -242,7 +228,7 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         for (i, block) in self.blocks.iter().enumerate() {
             monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
-            x = block.forward(x, self.config.heads());
+            x = block.forward(x, Mask::Full, None);
         }
         Ok(x)
     }
@@ -258,83 +244,9 @@ impl<B: KernelBackend> ClipVisionTower<B> {
     }
 }
 
-#[derive(Module, Debug)]
-struct ClipBlock<B: KernelBackend> {
-    attention_norm: LayerNorm<B>,
-    qkv: Linear<B>,
-    out: Linear<B>,
-    mlp_norm: LayerNorm<B>,
-    up: Linear<B>,
-    down: Linear<B>,
-    #[module(skip)]
-    activation: Activation,
-}
-
-impl<B: KernelBackend> ClipBlock<B> {
-    fn init(
-        config: &ClipConfig,
-        activation: Activation,
-        scope: &Scope<'_, '_, B>,
-    ) -> Result<Self, ModelError> {
-        let (width, mlp, eps) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.layer_norm_eps,
-        );
-        let attention = scope.child("", "self_attn");
-        let qkv = [("q_proj", width), ("k_proj", width), ("v_proj", width)];
-        Ok(Self {
-            attention_norm: scope.layer_norm("attention_norm", "layer_norm1", width, eps),
-            qkv: attention.linear("qkv", &qkv, width, true)?,
-            out: attention.linear("out", &[("out_proj", width)], width, true)?,
-            mlp_norm: scope.layer_norm("mlp_norm", "layer_norm2", width, eps),
-            up: scope.linear("up", &[("mlp.fc1", mlp)], width, true)?,
-            down: scope.linear("down", &[("mlp.fc2", width)], mlp, true)?,
-            activation,
-        })
-    }
-
-    fn forward(&self, x: Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
-        let x = {
-            let _stage = stage::module("attention");
-            let width = heads.heads * heads.head_dim;
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let [k, v] = [1, 2].map(|i| Columns {
-                tensor: qkv.clone(),
-                column: i * width,
-            });
-            let scale = (heads.head_dim as f32).powf(-0.5);
-            let quantized = self.qkv.is_quantized();
-            let attended = encoder_attention(qkv, k, v, heads, Mask::Full, scale, quantized);
-            self.out.forward_residual(attended, x)
-        };
-        let _stage = stage::module("mlp");
-        let normed = self.mlp_norm.forward(x.clone());
-        self.up
-            .feed_forward(normed, self.activation, &self.down, Some(x))
-    }
-}
-
-/// Cuts an image into patches, in raster order.
-///
-/// # Shapes
-/// - image: `[channels, image_size, image_size]`
-/// - result: `[patches, channels * patch_size * patch_size]`, a patch's values ordered channel,
-///   row, column as in the reference's convolution
+/// Cuts an image into patches: see [`SquarePatches::cut`].
 pub fn cut_patches(image: &[f32], config: &ClipConfig) -> Vec<f32> {
-    let (size, patch, side) = (config.image_size, config.patch_size, config.side());
-    let mut patches = Vec::with_capacity(config.patches() * config.patch_width());
-    for row in 0..side {
-        for column in 0..side {
-            for channel in 0..config.num_channels {
-                for y in row * patch..(row + 1) * patch {
-                    let start = (channel * size + y) * size + column * patch;
-                    patches.extend_from_slice(&image[start..start + patch]);
-                }
-            }
-        }
-    }
-    patches
+    config.grid().cut(image)
 }
 
 #[cfg(test)]
@@ -343,24 +255,9 @@ mod tests {
 
     fn config() -> ClipConfig {
         ClipConfig {
-            num_channels: 2,
-            image_size: 5,
-            patch_size: 2,
             num_hidden_layers: 5,
             ..ClipConfig::default()
         }
-    }
-
-    /// Computed by hand: the value of a pixel is `100 * channel + 10 * row + column`.
-    #[test]
-    fn patches_are_ordered_channel_row_column() {
-        let image: Vec<f32> = (0..2 * 5 * 5)
-            .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
-            .collect();
-        let patches = cut_patches(&image, &config());
-        assert_eq!(patches.len(), 4 * 8);
-        assert_eq!(patches[8..16], [2., 3., 12., 13., 102., 103., 112., 113.]);
-        assert_eq!(patches[16..20], [20., 21., 30., 31.]);
     }
 
     #[test]

@@ -5,15 +5,23 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{
-    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, probe, stage,
-};
+use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
 use serde::Deserialize;
 
+use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
+use crate::encoders::square_patches::SquarePatches;
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
-use crate::weights::Scope;
+use crate::sizes::{self, Section};
+use crate::weights::{Inputs, Scope};
+
+const BLOCK_NAMES: BlockNames = BlockNames {
+    norms: ["layer_norm1", "layer_norm2"],
+    qkv: &["self_attn.qkv"],
+    out: "self_attn.projection",
+    mlp: ["mlp.fc1", "mlp.fc2"],
+};
 
 /// Channels of an image; the reference hard-codes them.
 const CHANNELS: usize = 3;
@@ -60,81 +68,37 @@ impl Default for EvaVitConfig {
 
 impl EvaVitConfig {
     fn check(&self) -> Result<(), ModelError> {
-        let sizes = [
-            ("hidden_size", self.hidden_size, 1 << 16),
-            ("intermediate_size", self.intermediate_size, 1 << 20),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
-            ("num_attention_heads", self.num_attention_heads, 1 << 10),
-            ("image_size", self.image_size, 1 << 13),
-            ("patch_size", self.patch_size, 1 << 10),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "vision_config.{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Err(ModelError::config(format!(
-                "vision_config: width {} is not divisible by {} heads",
-                self.hidden_size, self.num_attention_heads
-            )));
-        }
-        if self.patch_size > self.image_size {
-            return Err(ModelError::config(format!(
-                "vision_config: a patch of {} pixels is larger than an image of {}",
-                self.patch_size, self.image_size
-            )));
-        }
-        Ok(())
+        let section = Section("vision_config");
+        section.sizes(&[
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::FFN),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+            (
+                "num_attention_heads",
+                self.num_attention_heads,
+                sizes::HEADS,
+            ),
+        ])?;
+        section.heads(self.hidden_size, self.num_attention_heads)?;
+        self.grid().check(section)
     }
 
-    /// Returns the number of patches per side of an image; pixels beyond the last whole patch are
-    /// ignored.
-    fn side(&self) -> usize {
-        self.image_size / self.patch_size
+    fn grid(&self) -> SquarePatches {
+        SquarePatches {
+            channels: CHANNELS,
+            image_size: self.image_size,
+            patch_size: self.patch_size,
+        }
     }
 
     /// Returns the number of patches of an image and the number of values of a patch.
     pub fn patches_shape(&self) -> [usize; 2] {
-        [self.patches(), self.patch_width()]
+        [self.grid().count(), self.grid().width()]
     }
 
-    fn patches(&self) -> usize {
-        self.side() * self.side()
-    }
-
-    fn patch_width(&self) -> usize {
-        CHANNELS * self.patch_size * self.patch_size
-    }
-
-    fn heads(&self) -> Heads {
-        Heads {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_attention_heads,
-            head_dim: self.hidden_size / self.num_attention_heads,
-        }
-    }
-
-    /// Cuts an image into patches, in raster order.
-    ///
-    /// # Shapes
-    /// - image: `[3, image_size, image_size]`
-    /// - result: `[patches, 3 * patch_size * patch_size]`, a patch's values ordered channel, row,
-    ///   column as in the reference's convolution
+    /// Cuts an image into patches: see [`SquarePatches::cut`].
     pub fn cut_patches(&self, image: &[f32]) -> Vec<f32> {
-        let (size, patch, side) = (self.image_size, self.patch_size, self.side());
-        let mut patches = Vec::with_capacity(self.patches() * self.patch_width());
-        for (row, column) in (0..side).flat_map(|r| (0..side).map(move |c| (r, c))) {
-            for channel in 0..CHANNELS {
-                for y in row * patch..(row + 1) * patch {
-                    let start = (channel * size + y) * size + column * patch;
-                    patches.extend_from_slice(&image[start..start + patch]);
-                }
-            }
-        }
-        patches
+        self.grid().cut(image)
     }
 }
 
@@ -144,7 +108,7 @@ pub struct EvaVit<B: KernelBackend> {
     patch_embed: Linear<B>,
     class_embedding: Param<Tensor<B, 2>>,
     position_embedding: Param<Tensor<B, 2>>,
-    blocks: Vec<EvaBlock<B>>,
+    blocks: Vec<Block<B>>,
     norm: LayerNorm<B>,
     #[module(skip)]
     config: EvaVitConfig,
@@ -157,28 +121,44 @@ impl<B: KernelBackend> EvaVit<B> {
     /// If the configuration is invalid or a weight is missing.
     pub fn init(config: &EvaVitConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         config.check()?;
+        let block = BlockConfig {
+            heads: equal_heads(config.num_attention_heads, config.hidden_size),
+            ffn: config.intermediate_size,
+            activation: activation("vision_config.hidden_act", &config.hidden_act)?,
+            eps: config.layer_norm_eps,
+            qkv_bias: config.qkv_bias,
+            names: &BLOCK_NAMES,
+        };
+        let [count, patch_width] = config.patches_shape();
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         let embeddings = scope.child("", "embeddings");
         let patches = [("patch_embedding", width)];
         Ok(Self {
-            patch_embed: embeddings.linear("patch_embed", &patches, config.patch_width(), true)?,
+            patch_embed: embeddings.linear("patch_embed", &patches, patch_width, true)?,
             class_embedding: embeddings.matrix("class_embedding", "class_embedding", 1, width),
             // Stored as [1, positions, width].
             position_embedding: embeddings.matrix(
                 "position_embedding",
                 "position_embedding",
                 1,
-                (config.patches() + 1) * width,
+                (count + 1) * width,
             ),
-            blocks: (0..config.num_hidden_layers)
-                .map(|i| {
-                    let source = format!("encoder.layers.{i}");
-                    EvaBlock::init(config, &scope.child(&format!("blocks.{i}"), &source))
-                })
+            blocks: scope
+                .layers("blocks", config.num_hidden_layers, |i| {
+                    format!("encoder.layers.{i}")
+                })?
+                .iter()
+                .map(|scope| Block::init(block, scope))
                 .collect::<Result<_, _>>()?,
             norm: scope.layer_norm("norm", "post_layernorm", width, eps),
             config: config.clone(),
         })
+    }
+
+    /// The features as inputs of the layers that they go into, all of which must be declared with
+    /// them; `scope` is that of [`Self::init`].
+    pub fn outputs(config: &EvaVitConfig, scope: &Scope<'_, '_, B>) -> Inputs {
+        scope.normed("norm", config.hidden_size)
     }
 
     /// Returns the normalized hidden states of an image, class token first.
@@ -202,7 +182,7 @@ impl<B: KernelBackend> EvaVit<B> {
         for (i, block) in self.blocks.iter().enumerate() {
             monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
-            x = block.forward(x, self.config.heads());
+            x = block.forward(x, Mask::Full, None);
         }
         Ok(self.norm.forward(x))
     }
@@ -219,80 +199,9 @@ impl<B: KernelBackend> EvaVit<B> {
     }
 }
 
-#[derive(Module, Debug)]
-struct EvaBlock<B: KernelBackend> {
-    attention_norm: LayerNorm<B>,
-    qkv: Linear<B>,
-    out: Linear<B>,
-    mlp_norm: LayerNorm<B>,
-    up: Linear<B>,
-    down: Linear<B>,
-    #[module(skip)]
-    activation: Activation,
-}
-
-impl<B: KernelBackend> EvaBlock<B> {
-    fn init(config: &EvaVitConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (width, mlp) = (config.hidden_size, config.intermediate_size);
-        let eps = config.layer_norm_eps;
-        let attention = scope.child("", "self_attn");
-        Ok(Self {
-            attention_norm: scope.layer_norm("attention_norm", "layer_norm1", width, eps),
-            qkv: attention.linear("qkv", &[("qkv", 3 * width)], width, config.qkv_bias)?,
-            out: attention.linear("out", &[("projection", width)], width, true)?,
-            mlp_norm: scope.layer_norm("mlp_norm", "layer_norm2", width, eps),
-            up: scope.linear("up", &[("mlp.fc1", mlp)], width, true)?,
-            down: scope.linear("down", &[("mlp.fc2", width)], mlp, true)?,
-            activation: activation("vision_config.hidden_act", &config.hidden_act)?,
-        })
-    }
-
-    fn forward(&self, x: Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
-        let x = {
-            let _stage = stage::module("attention");
-            let width = heads.heads * heads.head_dim;
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let [k, v] = [1, 2].map(|i| Columns {
-                tensor: qkv.clone(),
-                column: i * width,
-            });
-            let scale = (heads.head_dim as f32).powf(-0.5);
-            let quantized = self.qkv.is_quantized();
-            let attended = encoder_attention(qkv, k, v, heads, Mask::Full, scale, quantized);
-            self.out.forward_residual(attended, x)
-        };
-        let _stage = stage::module("mlp");
-        let normed = self.mlp_norm.forward(x.clone());
-        self.up
-            .feed_forward(normed, self.activation, &self.down, Some(x))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Computed by hand: the value of a pixel is `100 * channel + 10 * row + column`.
-    #[test]
-    fn patches_are_ordered_channel_row_column() {
-        let config = EvaVitConfig {
-            image_size: 5,
-            patch_size: 2,
-            ..EvaVitConfig::default()
-        };
-        let image: Vec<f32> = (0..3 * 5 * 5)
-            .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
-            .collect();
-        let patches = config.cut_patches(&image);
-        assert_eq!(patches.len(), 4 * 12);
-        assert_eq!(
-            patches[12..24],
-            [
-                2., 3., 12., 13., 102., 103., 112., 113., 202., 203., 212., 213.
-            ]
-        );
-        assert_eq!(patches[24..28], [20., 21., 30., 31.]);
-    }
 
     #[test]
     fn impossible_sizes_are_refused() {

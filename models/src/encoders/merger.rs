@@ -60,9 +60,10 @@ impl<B: KernelBackend, N: Module<B> + Norm<B>> Merger<B, N> {
     ) -> Result<Self, ModelError> {
         let group = config.merge * config.merge;
         let width = config.patch_width * group;
+        let normed = scope.repeated("norm", 0, width, config.patch_width, group);
         Ok(Self {
             norm: norm(scope, "norm", "ln_q", config.patch_width),
-            up: scope.linear("up", &[("mlp.0", width)], width, true)?,
+            up: scope.linear("up", &[("mlp.0", width)], normed, true)?,
             down: scope.linear("down", &[("mlp.2", config.token_width)], width, true)?,
             group,
         })
@@ -72,7 +73,7 @@ impl<B: KernelBackend, N: Module<B> + Norm<B>> Merger<B, N> {
     ///
     /// # Shapes
     /// - input: `[patches, patch_width]`, patches of a token adjacent;
-    /// output: `[patches / merge², token_width]`
+    ///   output: `[patches / merge², token_width]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let [patches, width] = x.dims();
         let x = self

@@ -1,8 +1,10 @@
 //! Encoders of images and audio, and projectors into a language model.
 
+pub mod block;
 pub mod clip;
 pub mod eva_vit;
 pub mod merger;
 pub mod patch_grid;
 pub mod qformer;
+mod square_patches;
 pub mod whisper;

@@ -2,14 +2,111 @@
 //! Qwen2.5-VL, and its two-dimensional rotary embedding (Wang et al. 2024, section 2.1).
 
 use edge_lmm_ops::KernelBackend;
+use serde::Deserialize;
 use serde_json::Value;
 
+use crate::encoders::merger::MergerConfig;
 use crate::error::ModelError;
+use crate::families::qwen_vl_input::PatchSize;
+use crate::sizes::Section;
 use crate::text::rotary::{RotaryTable, inverse_frequencies};
 
 /// Base of the rotary frequencies of the vision towers. Older versions of the reference hard-code
 /// it, newer ones write it into `vision_config`.
 const THETA: f64 = 10_000.0;
+
+/// How the towers cut images and videos into patches; the names are those of `vision_config`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct PatchConfig {
+    in_channels: usize,
+    patch_size: usize,
+    /// Patches on each side of a token.
+    pub spatial_merge_size: usize,
+    temporal_patch_size: usize,
+}
+
+impl Default for PatchConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            patch_size: 14,
+            spatial_merge_size: 2,
+            temporal_patch_size: 2,
+        }
+    }
+}
+
+impl PatchConfig {
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// If one is out of range.
+    pub fn check(&self, section: Section<'_>) -> Result<(), ModelError> {
+        section.sizes(&[
+            ("in_channels", self.in_channels, 1 << 6),
+            ("patch_size", self.patch_size, 1 << 8),
+            ("spatial_merge_size", self.spatial_merge_size, 1 << 4),
+            ("temporal_patch_size", self.temporal_patch_size, 1 << 4),
+        ])
+    }
+
+    /// Values of a patch.
+    pub fn width(&self) -> usize {
+        self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
+    }
+
+    /// Pixels on each side of a token.
+    pub fn token_side(&self) -> usize {
+        self.patch_size * self.spatial_merge_size
+    }
+
+    /// What the preprocessing must match.
+    pub fn size(&self) -> PatchSize {
+        PatchSize {
+            side: self.patch_size,
+            frames: self.temporal_patch_size,
+            merge: self.spatial_merge_size,
+        }
+    }
+
+    /// The merger of patches with `patch_width` features into tokens.
+    pub fn merger(&self, patch_width: usize, token_width: usize) -> MergerConfig {
+        MergerConfig {
+            patch_width,
+            merge: self.spatial_merge_size,
+            token_width,
+        }
+    }
+}
+
+/// Checks that heads can be rotated by rows and columns.
+///
+/// # Errors
+/// If a head is no multiple of four elements.
+pub(crate) fn check_heads(width: usize, heads: usize) -> Result<(), ModelError> {
+    if width.is_multiple_of(4 * heads) {
+        return Ok(());
+    }
+    Err(ModelError::config(format!(
+        "vision_config: width {width} is not {heads} heads of a multiple of 4 elements, as \
+         two-dimensional rotary embeddings need"
+    )))
+}
+
+/// Checks that the merger's tokens are as wide as the language model.
+///
+/// # Errors
+/// If they are not; `name` is that of the token's width in `vision_config`.
+pub(crate) fn check_token_width(name: &str, width: usize, text: usize) -> Result<(), ModelError> {
+    if width == text {
+        return Ok(());
+    }
+    Err(ModelError::config(format!(
+        "the merger gives {width} elements (vision_config.{name}), the language model takes {text} \
+         (hidden_size)"
+    )))
+}
 
 /// Checks `vision_config.rope_parameters`, if present.
 ///

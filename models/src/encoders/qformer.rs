@@ -8,9 +8,11 @@ use burn::tensor::Tensor;
 use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, attention, stage};
 use serde::Deserialize;
 
+use crate::encoders::block::equal_heads;
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
-use crate::weights::Scope;
+use crate::sizes::{self, Section};
+use crate::weights::{Inputs, Scope};
 
 /// The Q-Former's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -54,49 +56,29 @@ impl Default for QFormerConfig {
 
 impl QFormerConfig {
     fn check(&self, queries: usize) -> Result<(), ModelError> {
-        let sizes = [
-            ("num_query_tokens", queries, 1 << 12),
-            ("qformer_config.hidden_size", self.hidden_size, 1 << 16),
+        Section("").sizes(&[("num_query_tokens", queries, 1 << 12)])?;
+        let section = Section("qformer_config");
+        section.sizes(&[
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::FFN),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
             (
-                "qformer_config.intermediate_size",
-                self.intermediate_size,
-                1 << 20,
-            ),
-            (
-                "qformer_config.num_hidden_layers",
-                self.num_hidden_layers,
-                1 << 10,
-            ),
-            (
-                "qformer_config.num_attention_heads",
+                "num_attention_heads",
                 self.num_attention_heads,
-                1 << 10,
+                sizes::HEADS,
             ),
             (
-                "qformer_config.cross_attention_frequency",
+                "cross_attention_frequency",
                 self.cross_attention_frequency,
-                1 << 10,
+                sizes::LAYERS,
             ),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Err(ModelError::config(format!(
-                "qformer_config: width {} is not divisible by {} heads",
-                self.hidden_size, self.num_attention_heads
-            )));
-        }
-        if self.position_embedding_type != "absolute" {
-            return Err(ModelError::config(format!(
-                "qformer_config.position_embedding_type is {:?}, expected \"absolute\"",
-                self.position_embedding_type
-            )));
-        }
+        ])?;
+        section.heads(self.hidden_size, self.num_attention_heads)?;
+        section.only(
+            "position_embedding_type",
+            &self.position_embedding_type,
+            "absolute",
+        )?;
         if self.use_qformer_text_input {
             return Err(ModelError::config(
                 "qformer_config.use_qformer_text_input is true: a Q-Former that reads the \
@@ -104,14 +86,6 @@ impl QFormerConfig {
             ));
         }
         Ok(())
-    }
-
-    fn heads(&self) -> Heads {
-        Heads {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_attention_heads,
-            head_dim: self.hidden_size / self.num_attention_heads,
-        }
     }
 }
 
@@ -129,14 +103,14 @@ pub struct QFormer<B: KernelBackend> {
 
 impl<B: KernelBackend> QFormer<B> {
     /// Declares the weights; `scope` is the checkpoint prefix of `query_tokens` and `qformer`.
-    /// `encoder_width` is the width of the image features.
+    /// `features` are those of the image.
     ///
     /// # Errors
     /// If the configuration is invalid or a weight is missing.
     pub fn init(
         config: &QFormerConfig,
         queries: usize,
-        encoder_width: usize,
+        features: &Inputs,
         scope: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
         config.check(queries)?;
@@ -146,17 +120,26 @@ impl<B: KernelBackend> QFormer<B> {
             // Stored as [1, queries, width].
             queries: scope.matrix("queries", "query_tokens", 1, queries * width),
             norm: module.layer_norm("norm", "layernorm", width, config.layer_norm_eps),
-            layers: (0..config.num_hidden_layers)
-                .map(|i| {
-                    let source = format!("encoder.layer.{i}");
-                    let scope = module.child(&format!("layers.{i}"), &source);
+            layers: module
+                .layers("layers", config.num_hidden_layers, |i| {
+                    format!("encoder.layer.{i}")
+                })?
+                .iter()
+                .enumerate()
+                .map(|(i, scope)| {
                     let looks = i.is_multiple_of(config.cross_attention_frequency);
-                    QFormerLayer::init(config, looks.then_some(encoder_width), &scope)
+                    QFormerLayer::init(config, looks.then_some(features), scope)
                 })
                 .collect::<Result<_, _>>()?,
             count: queries,
-            heads: config.heads(),
+            heads: equal_heads(config.num_attention_heads, width),
         })
+    }
+
+    /// The outputs as inputs of the layer that they go into; `scope` is that of [`Self::init`].
+    pub fn outputs(config: &QFormerConfig, scope: &Scope<'_, '_, B>) -> Inputs {
+        let last = config.num_hidden_layers.saturating_sub(1);
+        scope.normed(&format!("layers.{last}.mlp_norm"), config.hidden_size)
     }
 
     /// Returns the number of tokens per image.
@@ -195,23 +178,26 @@ struct QFormerLayer<B: KernelBackend> {
 impl<B: KernelBackend> QFormerLayer<B> {
     fn init(
         config: &QFormerConfig,
-        encoder_width: Option<usize>,
+        features: Option<&Inputs>,
         scope: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
-        let (width, mlp) = (config.hidden_size, config.intermediate_size);
+        let width = config.hidden_size;
+        let ffn = scope.dimension("ffn", config.intermediate_size)?;
+        let activation = activation("qformer_config.hidden_act", &config.hidden_act)?;
+        let hidden = scope.activated("up", activation, &ffn);
         let output = scope.child("", "output_query");
         Ok(Self {
             attention: SelfAttention::init(config, &scope.child("attention", "attention"))?,
-            cross_attention: encoder_width
-                .map(|encoder_width| {
+            cross_attention: features
+                .map(|features| {
                     let scope = scope.child("cross_attention", "crossattention");
-                    CrossAttention::init(config, encoder_width, &scope)
+                    CrossAttention::init(config, features, &scope)
                 })
                 .transpose()?,
-            up: scope.linear("up", &[("intermediate_query.dense", mlp)], width, true)?,
-            down: output.linear("down", &[("dense", width)], mlp, true)?,
+            up: scope.linear("up", &[("intermediate_query.dense", &ffn)], width, true)?,
+            down: output.linear("down", &[("dense", width)], hidden, true)?,
             mlp_norm: output.layer_norm("mlp_norm", "LayerNorm", width, config.layer_norm_eps),
-            activation: activation("qformer_config.hidden_act", &config.hidden_act)?,
+            activation,
         })
     }
 
@@ -248,11 +234,12 @@ impl<B: KernelBackend> SelfAttention<B> {
         let width = config.hidden_size;
         let output = scope.child("", "output");
         let qkv = [("query", width), ("key", width), ("value", width)];
+        let attended = scope.produced("qkv", 2 * width, width);
         Ok(Self {
             qkv: scope
                 .child("", "attention")
                 .linear("qkv", &qkv, width, true)?,
-            out: output.linear("out", &[("dense", width)], width, true)?,
+            out: output.linear("out", &[("dense", width)], attended, true)?,
             norm: output.layer_norm("norm", "LayerNorm", width, config.layer_norm_eps),
         })
     }
@@ -280,17 +267,18 @@ struct CrossAttention<B: KernelBackend> {
 impl<B: KernelBackend> CrossAttention<B> {
     fn init(
         config: &QFormerConfig,
-        encoder_width: usize,
+        features: &Inputs,
         scope: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
         let width = config.hidden_size;
+        let attended = scope.produced("kv", width, width);
         let attention = scope.child("", "attention");
         let output = scope.child("", "output");
         let kv = [("key", width), ("value", width)];
         Ok(Self {
             q: attention.linear("q", &[("query", width)], width, true)?,
-            kv: attention.linear("kv", &kv, encoder_width, true)?,
-            out: output.linear("out", &[("dense", width)], width, true)?,
+            kv: attention.linear("kv", &kv, features.clone(), true)?,
+            out: output.linear("out", &[("dense", width)], attended, true)?,
             norm: output.layer_norm("norm", "LayerNorm", width, config.layer_norm_eps),
         })
     }

@@ -8,10 +8,12 @@ use burn::tensor::{Tensor, TensorData};
 use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, stage};
 use serde::Deserialize;
 
+use crate::encoders::block::equal_heads;
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear};
 use crate::monitor::Monitor;
-use crate::weights::Scope;
+use crate::sizes::{self, Section};
+use crate::weights::{Inputs, Scope};
 
 /// Epsilon of the norms: PyTorch's default, used by the reference.
 const NORM_EPS: f64 = 1e-5;
@@ -61,51 +63,26 @@ impl WhisperConfig {
     /// If a size is zero or implausible, the width is not divisible by the heads, or the activation
     /// is not supported.
     pub fn check(&self) -> Result<(), ModelError> {
-        let sizes = [
+        let section = Section("audio_config");
+        section.sizes(&[
             ("num_mel_bins", self.num_mel_bins, 1 << 10),
-            ("encoder_layers", self.encoder_layers, 1 << 10),
+            ("encoder_layers", self.encoder_layers, sizes::LAYERS),
             (
                 "encoder_attention_heads",
                 self.encoder_attention_heads,
-                1 << 10,
+                sizes::HEADS,
             ),
-            ("encoder_ffn_dim", self.encoder_ffn_dim, 1 << 20),
-            ("d_model", self.d_model, 1 << 16),
+            ("encoder_ffn_dim", self.encoder_ffn_dim, sizes::FFN),
+            ("d_model", self.d_model, sizes::WIDTH),
             ("max_source_positions", self.max_source_positions, 1 << 16),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "audio_config.{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
-        if !self.d_model.is_multiple_of(self.encoder_attention_heads) {
-            return Err(ModelError::config(format!(
-                "audio_config: width {} is not divisible by {} heads",
-                self.d_model, self.encoder_attention_heads
-            )));
-        }
-        if self.activation_function != "gelu" {
-            return Err(ModelError::config(format!(
-                "audio_config.activation_function is {:?}, expected \"gelu\"",
-                self.activation_function
-            )));
-        }
-        Ok(())
+        ])?;
+        section.heads(self.d_model, self.encoder_attention_heads)?;
+        section.only("activation_function", &self.activation_function, "gelu")
     }
 
     /// Returns the maximum number of frames of a spectrogram.
     pub fn max_frames(&self) -> usize {
         2 * self.max_source_positions
-    }
-
-    fn heads(&self) -> Heads {
-        Heads {
-            heads: self.encoder_attention_heads,
-            kv_heads: self.encoder_attention_heads,
-            head_dim: self.d_model / self.encoder_attention_heads,
-        }
     }
 }
 
@@ -137,11 +114,10 @@ impl<B: KernelBackend> WhisperEncoder<B> {
     /// If a weight is missing.
     pub fn init(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         let width = config.d_model;
-        let layers = (0..config.encoder_layers)
-            .map(|i| {
-                let path = format!("layers.{i}");
-                EncoderLayer::init(config, &scope.child(&path, &path))
-            })
+        let layers = scope
+            .layers("layers", config.encoder_layers, |i| format!("layers.{i}"))?
+            .iter()
+            .map(|scope| EncoderLayer::init(config, scope))
             .collect::<Result<_, _>>()?;
         let bins = config.num_mel_bins;
         let positions = config.max_source_positions;
@@ -151,8 +127,14 @@ impl<B: KernelBackend> WhisperEncoder<B> {
             positions: scope.matrix("positions", "embed_positions.weight", positions, width),
             layers,
             norm: scope.layer_norm("norm", "layer_norm", width, NORM_EPS),
-            heads: config.heads(),
+            heads: equal_heads(config.encoder_attention_heads, width),
         })
+    }
+
+    /// The normalised states as inputs of the layer that they go into; `scope` is that of
+    /// [`Self::init`].
+    pub fn outputs(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Inputs {
+        scope.normed("norm", config.d_model)
     }
 
     /// Encodes `count` positions (two frames each), of which the first `valid` are attended to.
@@ -257,7 +239,10 @@ struct EncoderLayer<B: KernelBackend> {
 
 impl<B: KernelBackend> EncoderLayer<B> {
     fn init(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (width, ffn) = (config.d_model, config.encoder_ffn_dim);
+        let width = config.d_model;
+        let ffn = scope.dimension("ffn", config.encoder_ffn_dim)?;
+        let normed = |norm| scope.normed(norm, width);
+        let attended = scope.produced("query_value", width, width);
         let attention = scope.child("", "self_attn");
         Ok(Self {
             attention_norm: scope.layer_norm(
@@ -269,14 +254,14 @@ impl<B: KernelBackend> EncoderLayer<B> {
             query_value: attention.linear(
                 "query_value",
                 &[("q_proj", width), ("v_proj", width)],
-                width,
+                normed("attention_norm"),
                 true,
             )?,
-            key: attention.linear("key", &[("k_proj", width)], width, false)?,
-            out: attention.linear("out", &[("out_proj", width)], width, true)?,
+            key: attention.linear("key", &[("k_proj", width)], normed("attention_norm"), false)?,
+            out: attention.linear("out", &[("out_proj", width)], attended, true)?,
             mlp_norm: scope.layer_norm("mlp_norm", "final_layer_norm", width, NORM_EPS),
-            up: scope.linear("up", &[("fc1", ffn)], width, true)?,
-            down: scope.linear("down", &[("fc2", width)], ffn, true)?,
+            up: scope.linear("up", &[("fc1", &ffn)], normed("mlp_norm"), true)?,
+            down: scope.linear("down", &[("fc2", width)], &ffn, true)?,
         })
     }
 

@@ -32,9 +32,10 @@ use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
+use crate::sizes::Section;
 use crate::text::opt::{Opt, OptConfig};
 use crate::text::t5::{T5, T5Config};
-use crate::weights::{Part, Scope, Weights};
+use crate::weights::{Inputs, Part, Scope, Weights};
 
 /// The registry's entry.
 pub const INFO: FamilyInfo = FamilyInfo {
@@ -222,9 +223,11 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B>> Blip2Model<B, L> {
         text: impl FnOnce(&Scope<'_, '_, B>) -> Result<L, ModelError>,
     ) -> Result<Self, ModelError> {
         let vision = &config.vision_config;
-        let tower = EvaVit::init(vision, &root.child("vision", "vision_model"))?;
+        let vision_scope = root.child("vision", "vision_model");
+        let tower = EvaVit::init(vision, &vision_scope)?;
+        let features = EvaVit::outputs(vision, &vision_scope);
         let projector = root.part(Part::Projector).child("projector", "");
-        let projector = Projector::init(config, traits.width, &projector)?;
+        let projector = Projector::init(config, &features, traits.width, &projector)?;
         let text = text(&root.child("text", "language_model"))?;
         Ok(Self {
             vision: tower,
@@ -312,12 +315,8 @@ impl PromptLayout {
             ("text_config.eos_token_id", traits.after),
         ];
         for (name, id) in ids {
-            if let Some(id) = id
-                && id as usize >= vocabulary
-            {
-                return Err(ModelError::config(format!(
-                    "{name} is {id}, the vocabulary has {vocabulary} tokens"
-                )));
+            if let Some(id) = id {
+                Section("").token(name, id, vocabulary)?;
             }
         }
         Ok(Self {
@@ -360,19 +359,20 @@ struct Projector<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Projector<B> {
-    fn init(config: &Config, width: usize, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (queries, inner) = (config.num_query_tokens, config.qformer_config.hidden_size);
+    fn init(
+        config: &Config,
+        features: &Inputs,
+        width: usize,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        let (qformer, queries) = (&config.qformer_config, config.num_query_tokens);
+        let qformer_scope = scope.child("qformer", "");
         Ok(Self {
-            qformer: QFormer::init(
-                &config.qformer_config,
-                queries,
-                config.vision_config.hidden_size,
-                &scope.child("qformer", ""),
-            )?,
+            qformer: QFormer::init(qformer, queries, features, &qformer_scope)?,
             projection: scope.linear(
                 "projection",
                 &[("language_projection", width)],
-                inner,
+                QFormer::outputs(qformer, &qformer_scope),
                 true,
             )?,
         })

@@ -183,14 +183,10 @@ impl<B: KernelBackend> Llava<B> {
         let projector = root
             .part(Part::Projector)
             .child("projector", "multi_modal_projector");
-        let names = DecoderNames {
-            model: "language_model.model",
-            head: "language_model.lm_head",
-        };
         Ok(Self {
             vision: ClipVisionTower::init(clip, config.layers()?, &vision)?,
             projector: Projector::init(&config, text.hidden_size, &projector)?,
-            text: Decoder::init(text, names, &root)?,
+            text: Decoder::init(text, DecoderNames::NESTED, &root)?,
             preprocess,
             image_token: config.image_token(),
             keeps_class_token: config.keeps_class_token()?,

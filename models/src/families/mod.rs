@@ -9,7 +9,8 @@ mod qwen2;
 mod qwen2_5_vl;
 mod qwen2_audio;
 mod qwen2_vl;
-mod qwen_vl_input;
+mod qwen_vl_config;
+pub(crate) mod qwen_vl_input;
 mod text_model;
 
 use edge_lmm_ops::KernelBackend;

@@ -174,14 +174,10 @@ impl<B: KernelBackend> Phi3Vision<B> {
         let embedding = root.child("", "model.vision_embed_tokens");
         let vision = embedding.child("vision", "img_processor.vision_model");
         let projector = embedding.part(Part::Projector).child("projector", "");
-        let names = DecoderNames {
-            model: "model",
-            head: "lm_head",
-        };
         Ok(Self {
             vision: ClipVisionTower::init(&clip, layers, &vision)?,
             projector: Projector::init(&clip, text.hidden_size, &projector)?,
-            text: Decoder::init_with(text, names, Projections::Fused, &root)?,
+            text: Decoder::init_with(text, DecoderNames::TOP, Projections::Fused, &root)?,
             preprocess: preprocess_config(files.preprocessor.as_ref(), &clip)?,
             clip,
         })

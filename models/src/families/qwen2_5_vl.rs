@@ -10,17 +10,18 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use edge_lmm_ops::{
-    Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, probe, stage,
-};
+use edge_lmm_ops::{Activation, Heads, KernelBackend, Mask, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::{flattened, parse_config};
-use crate::encoders::merger::{Merger, MergerConfig};
-use crate::encoders::patch_grid::{check_rotary, patch_places, rotary_table};
+use crate::encoders::block::{equal_heads, self_attention};
+use crate::encoders::merger::Merger;
+use crate::encoders::patch_grid::{
+    PatchConfig, check_heads, check_rotary, check_token_width, patch_places, rotary_table,
+};
 use crate::error::ModelError;
-use crate::families::qwen_vl_input::{MediaTokens, PatchSize, QwenVlInput};
+use crate::families::qwen_vl_config::QwenVlConfig;
+use crate::families::qwen_vl_input::QwenVlInput;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{Linear, RmsNorm};
@@ -30,8 +31,8 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
-use crate::text::config::{TextKind, decoder_config};
-use crate::text::decoder::{Decoder, DecoderConfig, DecoderNames};
+use crate::sizes::{self, Section};
+use crate::text::decoder::{Decoder, DecoderNames};
 use crate::text::rotary::RotaryTable;
 use crate::weights::{Part, Scope, Weights};
 
@@ -48,21 +49,6 @@ pub const INFO: FamilyInfo = FamilyInfo {
 /// Epsilon of the vision tower's norms; the reference has it in its code.
 const VISION_NORM_EPS: f64 = 1e-6;
 
-#[derive(Debug, Clone)]
-struct Config {
-    text: DecoderConfig,
-    vision: VisionConfig,
-    tokens: MediaTokens,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Sections {
-    #[serde(default)]
-    vision_config: VisionConfig,
-    #[serde(flatten)]
-    tokens: MediaTokens,
-}
-
 /// The vision tower's part of `config.json`; the defaults are those of the reference's
 /// `Qwen2_5_VLVisionConfig`.
 #[derive(Debug, Clone, Deserialize)]
@@ -74,10 +60,8 @@ struct VisionConfig {
     intermediate_size: usize,
     num_heads: usize,
     hidden_act: String,
-    in_channels: usize,
-    patch_size: usize,
-    spatial_merge_size: usize,
-    temporal_patch_size: usize,
+    #[serde(flatten)]
+    patches: PatchConfig,
     window_size: usize,
     fullatt_block_indexes: Vec<usize>,
     tokens_per_second: u32,
@@ -93,10 +77,7 @@ impl Default for VisionConfig {
             intermediate_size: 3420,
             num_heads: 16,
             hidden_act: "silu".to_owned(),
-            in_channels: 3,
-            patch_size: 14,
-            spatial_merge_size: 2,
-            temporal_patch_size: 2,
+            patches: PatchConfig::default(),
             window_size: 112,
             fullatt_block_indexes: vec![7, 15, 23, 31],
             tokens_per_second: 4,
@@ -105,102 +86,37 @@ impl Default for VisionConfig {
     }
 }
 
-impl Config {
-    fn parse(config: &Value) -> Result<Self, ModelError> {
-        let flat = flattened(config);
-        let text = decoder_config(TextKind::QwenVl, &flat)?;
-        let sections: Sections = parse_config(&flat)?;
-        let vision = sections.vision_config;
-        vision.check(text.hidden_size)?;
-        Ok(Self {
-            text,
-            vision,
-            tokens: sections.tokens,
-        })
-    }
-}
-
 impl VisionConfig {
     fn check(&self, text_width: usize) -> Result<(), ModelError> {
-        let sizes = [
-            ("depth", self.depth, 1 << 10),
-            ("hidden_size", self.hidden_size, 1 << 16),
-            ("intermediate_size", self.intermediate_size, 1 << 20),
-            ("num_heads", self.num_heads, 1 << 10),
-            ("in_channels", self.in_channels, 1 << 6),
-            ("patch_size", self.patch_size, 1 << 8),
-            ("spatial_merge_size", self.spatial_merge_size, 1 << 4),
-            ("temporal_patch_size", self.temporal_patch_size, 1 << 4),
+        let section = Section("vision_config");
+        section.sizes(&[
+            ("depth", self.depth, sizes::LAYERS),
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::FFN),
+            ("num_heads", self.num_heads, sizes::HEADS),
             ("window_size", self.window_size, 1 << 20),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "vision_config.{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(4 * self.num_heads) {
-            return Err(ModelError::config(format!(
-                "vision_config: width {} is not {} heads of a multiple of 4 elements, \
-                 as two-dimensional rotary embeddings need",
-                self.hidden_size, self.num_heads
-            )));
-        }
+        ])?;
+        self.patches.check(section)?;
+        check_heads(self.hidden_size, self.num_heads)?;
         if self.window() == 0 {
             return Err(ModelError::config(format!(
                 "vision_config.window_size is {} pixels, expected at least one token of {}",
                 self.window_size,
-                self.patch_size * self.spatial_merge_size
+                self.patches.token_side()
             )));
         }
-        if self.out_hidden_size != text_width {
-            return Err(ModelError::config(format!(
-                "the merger gives {} elements (vision_config.out_hidden_size), \
-                 the language model takes {text_width} (hidden_size)",
-                self.out_hidden_size
-            )));
-        }
-        if self.hidden_act != "silu" {
-            return Err(ModelError::config(format!(
-                "vision_config.hidden_act is {:?}, expected \"silu\"",
-                self.hidden_act
-            )));
-        }
+        check_token_width("out_hidden_size", self.out_hidden_size, text_width)?;
+        section.only("hidden_act", &self.hidden_act, "silu")?;
         check_rotary(&self.rope_parameters)
     }
 
     /// Tokens on each side of a window.
     fn window(&self) -> usize {
-        self.window_size / self.spatial_merge_size / self.patch_size
-    }
-
-    fn patch_width(&self) -> usize {
-        self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
-    }
-
-    fn patch(&self) -> PatchSize {
-        PatchSize {
-            side: self.patch_size,
-            frames: self.temporal_patch_size,
-            merge: self.spatial_merge_size,
-        }
-    }
-
-    fn merger(&self) -> MergerConfig {
-        MergerConfig {
-            patch_width: self.hidden_size,
-            merge: self.spatial_merge_size,
-            token_width: self.out_hidden_size,
-        }
+        self.window_size / self.patches.token_side()
     }
 
     fn heads(&self) -> Heads {
-        Heads {
-            heads: self.num_heads,
-            kv_heads: self.num_heads,
-            head_dim: self.hidden_size / self.num_heads,
-        }
+        equal_heads(self.num_heads, self.hidden_size)
     }
 }
 
@@ -222,24 +138,23 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
-        let config = Config::parse(&files.config)?;
+        let config = QwenVlConfig::<VisionConfig>::parse(&files.config)?;
         let vision = &config.vision;
-        let input = QwenVlInput::new(files, vision.patch(), config.tokens)?;
+        vision.check(config.text.hidden_size)?;
+        let input = QwenVlInput::new(files, vision.patches.size(), config.tokens)?;
         let root = weights.root(Part::Vision);
-        let names = DecoderNames {
-            model: "model",
-            head: "lm_head",
-        };
         Ok(Self {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
             projector: Merger::init(
-                vision.merger(),
+                vision
+                    .patches
+                    .merger(vision.hidden_size, vision.out_hidden_size),
                 &root
                     .part(Part::Projector)
                     .child("projector", "visual.merger"),
                 |scope, name, source, width| scope.rms_norm(name, source, width, VISION_NORM_EPS),
             )?,
-            text: Decoder::init(config.text, names, &root)?,
+            text: Decoder::init(config.text, DecoderNames::TOP, &root)?,
             input,
             tokens_per_second: vision.tokens_per_second,
         })
@@ -395,21 +310,20 @@ impl<B: KernelBackend> VisionTransformer<B> {
         let patch_embed = scope.linear(
             "patch_embed",
             &[("patch_embed.proj", config.hidden_size)],
-            config.patch_width(),
+            config.patches.width(),
             false,
         )?;
-        let blocks = (0..config.depth)
-            .map(|i| {
-                let path = format!("blocks.{i}");
-                VisionBlock::init(config, &scope.child(&path, &path))
-            })
+        let blocks = scope
+            .layers("blocks", config.depth, |i| format!("blocks.{i}"))?
+            .iter()
+            .map(|scope| VisionBlock::init(config, scope))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             patch_embed,
             blocks,
             full_attention: config.fullatt_block_indexes.clone(),
             heads: config.heads(),
-            merge: config.spatial_merge_size,
+            merge: config.patches.spatial_merge_size,
             window: config.window(),
         })
     }
@@ -469,19 +383,28 @@ struct VisionBlock<B: KernelBackend> {
 
 impl<B: KernelBackend> VisionBlock<B> {
     fn init(config: &VisionConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (width, ffn) = (config.hidden_size, config.intermediate_size);
+        let width = config.hidden_size;
+        let ffn = scope.dimension("ffn", config.intermediate_size)?;
+        let normed = |norm| scope.normed(norm, width);
+        let attended = scope.produced("qkv", 2 * width, width);
+        let gated = scope.produced("gate_up", ffn.len(), &ffn);
         Ok(Self {
             attention_norm: scope.rms_norm("attention_norm", "norm1", width, VISION_NORM_EPS),
-            qkv: scope.linear("qkv", &[("attn.qkv", 3 * width)], width, true)?,
-            out: scope.linear("out", &[("attn.proj", width)], width, true)?,
+            qkv: scope.linear(
+                "qkv",
+                &[("attn.qkv", 3 * width)],
+                normed("attention_norm"),
+                true,
+            )?,
+            out: scope.linear("out", &[("attn.proj", width)], attended, true)?,
             mlp_norm: scope.rms_norm("mlp_norm", "norm2", width, VISION_NORM_EPS),
             gate_up: scope.linear(
                 "gate_up",
-                &[("mlp.gate_proj", ffn), ("mlp.up_proj", ffn)],
-                width,
+                &[("mlp.gate_proj", &ffn), ("mlp.up_proj", &ffn)],
+                normed("mlp_norm"),
                 true,
             )?,
-            down: scope.linear("down", &[("mlp.down_proj", width)], ffn, true)?,
+            down: scope.linear("down", &[("mlp.down_proj", width)], gated, true)?,
         })
     }
 
@@ -494,17 +417,9 @@ impl<B: KernelBackend> VisionBlock<B> {
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
-            let width = heads.heads * heads.head_dim;
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let qkv = table.rotate(qkv, 0, 2 * heads.heads, heads.head_dim);
-            let [k, v] = [1, 2].map(|i| Columns {
-                tensor: qkv.clone(),
-                column: i * width,
-            });
-            let scale = (heads.head_dim as f32).powf(-0.5);
-            let quantized = self.qkv.is_quantized();
-            let attended =
-                encoder_attention(qkv, k, v, heads, Mask::Segments(segments), scale, quantized);
+            let (mask, quantized) = (Mask::Segments(segments), self.qkv.is_quantized());
+            let attended = self_attention(qkv, heads, mask, Some(table), quantized);
             self.out.forward_residual(attended, x)
         };
         let _stage = stage::module("mlp");

@@ -125,19 +125,16 @@ impl<B: KernelBackend> Qwen2Audio<B> {
         let projector = root
             .part(Part::Projector)
             .child("", "multi_modal_projector");
-        let names = DecoderNames {
-            model: "language_model.model",
-            head: "language_model.lm_head",
-        };
+        let audio_scope = root.child("audio", "audio_tower");
         Ok(Self {
-            audio: WhisperEncoder::init(audio, &root.child("audio", "audio_tower"))?,
+            audio: WhisperEncoder::init(audio, &audio_scope)?,
             projector: projector.linear(
                 "projector",
                 &[("linear", text.hidden_size)],
-                audio.d_model,
+                WhisperEncoder::outputs(audio, &audio_scope),
                 true,
             )?,
-            text: Decoder::init(text, names, &root)?,
+            text: Decoder::init(text, DecoderNames::NESTED, &root)?,
             mel,
             audio_token: config.audio_token(),
         })

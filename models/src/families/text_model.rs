@@ -36,13 +36,9 @@ impl<B: KernelBackend> TextModel<B> {
         let model_type = files.config.get("model_type").and_then(Value::as_str);
         let kind = TextKind::parse(model_type.unwrap_or_default())?;
         let config = decoder_config(kind, &files.config)?;
-        let names = DecoderNames {
-            model: "model",
-            head: "lm_head",
-        };
         let root = weights.root(Part::Text);
         Ok(Self {
-            text: Decoder::init_with(config, names, Projections::of(kind), &root)?,
+            text: Decoder::init_with(config, DecoderNames::TOP, Projections::of(kind), &root)?,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Errors of preparing media.
 
 use super::image::MAX_PIXELS;
+use crate::sizes::out_of_range;
 
 /// The error returned when an image, video or audio clip cannot be prepared for a model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -137,6 +138,14 @@ impl PreprocessError {
     /// Builds a configuration error.
     pub(super) fn config(message: impl Into<String>) -> Self {
         Self::Config(message.into())
+    }
+
+    /// Checks sizes of a configuration, see [`out_of_range`].
+    ///
+    /// # Errors
+    /// Names the first that is out of range.
+    pub(super) fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<(), Self> {
+        out_of_range(sizes).map_or(Ok(()), |message| Err(Self::Config(message)))
     }
 }
 

@@ -100,19 +100,13 @@ impl MelConfig {
     }
 
     fn check(&self) -> Result<(), PreprocessError> {
-        for (name, value, limit) in [
+        PreprocessError::check_sizes(&[
             ("feature_size", self.feature_size, 1 << 10),
             ("sampling_rate", self.sampling_rate as usize, 1 << 20),
             ("hop_length", self.hop_length, 1 << 16),
             ("n_fft", self.n_fft, 1 << 16),
             ("chunk_length", self.chunk_length, 1 << 12),
-        ] {
-            if value == 0 || value > limit {
-                return Err(PreprocessError::config(format!(
-                    "{name} is {value}, expected 1 to {limit}"
-                )));
-            }
-        }
+        ])?;
         if self.n_fft < 2 || self.n_fft > self.chunk_samples() || self.frames() == 0 {
             return Err(PreprocessError::config(format!(
                 "a chunk of {} samples has no frames of {} samples every {}",

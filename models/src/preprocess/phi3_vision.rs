@@ -99,16 +99,10 @@ impl PreprocessConfig {
             crop_size: file.crop_size,
             normalization,
         };
-        for (name, size, limit) in [
+        PreprocessError::check_sizes(&[
             ("num_crops", config.num_crops, 1 << 10),
             ("crop size", config.crop_size, 1 << 12),
-        ] {
-            if size == 0 || size > limit {
-                return Err(PreprocessError::config(format!(
-                    "{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
+        ])?;
         Ok(config)
     }
 

@@ -192,18 +192,11 @@ impl PreprocessConfig {
     }
 
     fn check(&self) -> Result<(), PreprocessError> {
-        let sizes = [
+        PreprocessError::check_sizes(&[
             ("patch_size", self.patch_size, 1 << 10),
             ("temporal_patch_size", self.temporal_patch_size, 1 << 6),
             ("merge_size", self.merge_size, 1 << 6),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(PreprocessError::config(format!(
-                    "{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
+        ])?;
         let PixelRange { min, max } = self.pixels;
         if min > max {
             return Err(PreprocessError::config(format!(

@@ -14,9 +14,10 @@ use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::sizes::{self, Section};
 use crate::text::config::TextKind;
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
-use crate::weights::{Part, Scope};
+use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,23 +86,20 @@ impl DecoderConfig {
     /// # Errors
     /// If a size is zero or implausible, or sizes do not divide each other.
     pub fn check(&self) -> Result<(), ModelError> {
-        let sizes = [
-            ("hidden_size", self.hidden_size, 1 << 16),
-            ("num_hidden_layers", self.layers, 1 << 10),
-            ("num_attention_heads", self.heads, 1 << 10),
-            ("num_key_value_heads", self.kv_heads, 1 << 10),
-            ("head_dim", self.head_dim, 1 << 10),
-            ("intermediate_size", self.intermediate_size, 1 << 20),
-            ("vocab_size", self.vocabulary, 1 << 22),
-            ("max_position_embeddings", self.context_length, 1 << 24),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
+        Section("").sizes(&[
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("num_hidden_layers", self.layers, sizes::LAYERS),
+            ("num_attention_heads", self.heads, sizes::HEADS),
+            ("num_key_value_heads", self.kv_heads, sizes::HEADS),
+            ("head_dim", self.head_dim, sizes::HEADS),
+            ("intermediate_size", self.intermediate_size, sizes::FFN),
+            ("vocab_size", self.vocabulary, sizes::VOCABULARY),
+            (
+                "max_position_embeddings",
+                self.context_length,
+                sizes::POSITIONS,
+            ),
+        ])?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(ModelError::config(format!(
                 "{} attention heads are not divisible by {} key-value heads",
@@ -189,6 +187,20 @@ pub struct DecoderNames {
     pub head: &'static str,
 }
 
+impl DecoderNames {
+    /// Those of a language model alone, and of a multimodal model that extends one.
+    pub const TOP: Self = Self {
+        model: "model",
+        head: "lm_head",
+    };
+
+    /// Those of a language model inside another model.
+    pub const NESTED: Self = Self {
+        model: "language_model.model",
+        head: "language_model.lm_head",
+    };
+}
+
 impl<B: KernelBackend> Decoder<B> {
     /// Declares the weights under `text` of the record, from separate projections in the
     /// checkpoint.
@@ -217,16 +229,20 @@ impl<B: KernelBackend> Decoder<B> {
         let scope = root.part(Part::Text).child("text", "");
         let model = scope.child("", names.model);
         let hidden = config.hidden_size;
-        let embedding = model.embedding("embedding", "embed_tokens", config.vocabulary, hidden)?;
-        let layers = (0..config.layers)
-            .map(|i| {
-                let path = format!("layers.{i}");
-                DecoderLayer::init(&config, projections, &model.child(&path, &path))
-            })
+        let tokens = scope.dimension("vocabulary", config.vocabulary)?;
+        let embedding =
+            model.embedding("embedding", "embed_tokens", &tokens, hidden, config.tied)?;
+        let layers = model
+            .layers("layers", config.layers, |i| format!("layers.{i}"))?
+            .iter()
+            .map(|scope| DecoderLayer::init(&config, projections, scope))
             .collect::<Result<_, _>>()?;
         let norm = model.rms_norm("norm", "norm", hidden, config.rms_norm_eps);
         let head = (!config.tied)
-            .then(|| scope.linear("head", &[(names.head, config.vocabulary)], hidden, false))
+            .then(|| {
+                let normed = scope.normed("norm", hidden);
+                scope.linear("head", &[(names.head, &tokens)], normed, false)
+            })
             .transpose()?;
         Ok(Self {
             embedding,
@@ -400,36 +416,38 @@ impl<B: KernelBackend> DecoderLayer<B> {
         projections: Projections,
         scope: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
-        let (hidden, ffn, eps) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.rms_norm_eps,
-        );
-        let width = config.heads * config.head_dim;
-        let kv_width = config.kv_heads * config.head_dim;
-        let attention = scope.child("", "self_attn");
-        let mlp = scope.child("", "mlp");
-        let (qkv, gate_up): (&[_], &[_]) = match projections {
+        let (hidden, eps, head_dim) = (config.hidden_size, config.rms_norm_eps, config.head_dim);
+        let heads = scope.dimension_of("heads", config.heads, head_dim)?;
+        let kv_heads = scope.dimension_of("kv_heads", config.kv_heads, head_dim)?;
+        let ffn = scope.dimension("ffn", config.intermediate_size)?;
+        let (qkv, gate_up) = match projections {
             Projections::Split => (
-                &[
-                    ("q_proj", width),
-                    ("k_proj", kv_width),
-                    ("v_proj", kv_width),
+                vec![
+                    ("q_proj", heads.clone()),
+                    ("k_proj", kv_heads.clone()),
+                    ("v_proj", kv_heads.clone()),
                 ],
-                &[("gate_proj", ffn), ("up_proj", ffn)],
+                vec![("gate_proj", ffn.clone()), ("up_proj", ffn.clone())],
             ),
             Projections::Fused => (
-                &[("qkv_proj", width + 2 * kv_width)],
-                &[("gate_up_proj", 2 * ffn)],
+                vec![("qkv_proj", Extent::stacked(&[&heads, &kv_heads, &kv_heads]))],
+                vec![("gate_up_proj", Extent::stacked(&[&ffn, &ffn]))],
             ),
         };
+        let normed = |norm| scope.normed(norm, hidden);
+        let values = heads.len() + kv_heads.len();
+        let shared_by = config.heads / config.kv_heads;
+        let attended = scope.repeated("qkv", values, &heads, head_dim, shared_by);
+        let gated = scope.produced("gate_up", ffn.len(), &ffn);
+        let attention = scope.child("", "self_attn");
+        let mlp = scope.child("", "mlp");
         Ok(Self {
             attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
-            qkv: attention.linear("qkv", qkv, hidden, config.qkv_bias)?,
-            out: attention.linear("out", &[("o_proj", hidden)], width, false)?,
+            qkv: attention.linear("qkv", &qkv, normed("attention_norm"), config.qkv_bias)?,
+            out: attention.linear("out", &[("o_proj", hidden)], attended, false)?,
             mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
-            gate_up: mlp.linear("gate_up", gate_up, hidden, false)?,
-            down: mlp.linear("down", &[("down_proj", hidden)], ffn, false)?,
+            gate_up: mlp.linear("gate_up", &gate_up, normed("mlp_norm"), false)?,
+            down: mlp.linear("down", &[("down_proj", hidden)], gated, false)?,
         })
     }
 

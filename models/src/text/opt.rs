@@ -13,11 +13,13 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::without_nulls;
+use crate::config_file::parse_section;
+use crate::encoders::block::equal_heads;
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
+use crate::sizes::{self, Section};
 use crate::text::decoder::{Place, capture_last, last_row};
 use crate::weights::{Part, Scope};
 
@@ -89,38 +91,30 @@ impl OptConfig {
     /// If the configuration is invalid or not supported, as that of OPT-350M (post-norm layers,
     /// projected embeddings).
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(without_nulls(section))
-            .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
+        let config: Self = parse_section("text_config", section)?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), ModelError> {
-        let sizes = [
-            ("vocab_size", self.vocab_size, 1 << 22),
-            ("hidden_size", self.hidden_size, 1 << 16),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
-            ("ffn_dim", self.ffn_dim, 1 << 20),
+        let section = Section("text_config");
+        section.sizes(&[
+            ("vocab_size", self.vocab_size, sizes::VOCABULARY),
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+            ("ffn_dim", self.ffn_dim, sizes::FFN),
             (
                 "max_position_embeddings",
                 self.max_position_embeddings,
-                1 << 24,
+                sizes::POSITIONS,
             ),
-            ("num_attention_heads", self.num_attention_heads, 1 << 10),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "text_config.{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Err(ModelError::config(format!(
-                "text_config: width {} is not divisible by {} heads",
-                self.hidden_size, self.num_attention_heads
-            )));
-        }
+            (
+                "num_attention_heads",
+                self.num_attention_heads,
+                sizes::HEADS,
+            ),
+        ])?;
+        section.heads(self.hidden_size, self.num_attention_heads)?;
         let width = self.word_embed_proj_dim.unwrap_or(self.hidden_size);
         if width != self.hidden_size {
             return Err(ModelError::config(format!(
@@ -143,11 +137,7 @@ impl OptConfig {
     }
 
     fn heads(&self) -> Heads {
-        Heads {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_attention_heads,
-            head_dim: self.hidden_size / self.num_attention_heads,
-        }
+        equal_heads(self.num_attention_heads, self.hidden_size)
     }
 }
 
@@ -172,24 +162,29 @@ impl<B: KernelBackend> Opt<B> {
         config.check()?;
         let scope = scope.part(Part::Text);
         let model = scope.child("", "model.decoder");
-        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let (hidden, tied) = (config.hidden_size, config.tie_word_embeddings);
+        let tokens = scope.dimension("vocabulary", config.vocab_size)?;
         Ok(Self {
-            embedding: model.embedding("embedding", "embed_tokens", vocabulary, hidden)?,
+            embedding: model.embedding("embedding", "embed_tokens", &tokens, hidden, tied)?,
             positions: model.matrix(
                 "positions",
                 "embed_positions.weight",
                 config.max_position_embeddings + POSITION_OFFSET,
                 hidden,
             ),
-            layers: (0..config.num_hidden_layers)
-                .map(|i| {
-                    let path = format!("layers.{i}");
-                    OptLayer::init(&config, &model.child(&path, &path))
-                })
+            layers: model
+                .layers("layers", config.num_hidden_layers, |i| {
+                    format!("layers.{i}")
+                })?
+                .iter()
+                .map(|scope| OptLayer::init(&config, scope))
                 .collect::<Result<_, _>>()?,
             norm: model.layer_norm("norm", "final_layer_norm", hidden, NORM_EPS),
-            head: (!config.tie_word_embeddings)
-                .then(|| scope.linear("head", &[("lm_head", vocabulary)], hidden, false))
+            head: (!tied)
+                .then(|| {
+                    let normed = scope.normed("norm", hidden);
+                    scope.linear("head", &[("lm_head", &tokens)], normed, false)
+                })
                 .transpose()?,
             config,
         })
@@ -284,7 +279,15 @@ struct OptLayer<B: KernelBackend> {
 
 impl<B: KernelBackend> OptLayer<B> {
     fn init(config: &OptConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (width, mlp, bias) = (config.hidden_size, config.ffn_dim, config.enable_bias);
+        let (width, bias) = (config.hidden_size, config.enable_bias);
+        let ffn = scope.dimension("ffn", config.ffn_dim)?;
+        let activation = activation(
+            "text_config.activation_function",
+            &config.activation_function,
+        )?;
+        let normed = |norm| scope.normed(norm, width);
+        let attended = scope.produced("qkv", 2 * width, width);
+        let hidden = scope.activated("up", activation, &ffn);
         let attention = scope.child("", "self_attn");
         let qkv = [("q_proj", width), ("k_proj", width), ("v_proj", width)];
         Ok(Self {
@@ -294,15 +297,12 @@ impl<B: KernelBackend> OptLayer<B> {
                 width,
                 NORM_EPS,
             ),
-            qkv: attention.linear("qkv", &qkv, width, bias)?,
-            out: attention.linear("out", &[("out_proj", width)], width, bias)?,
+            qkv: attention.linear("qkv", &qkv, normed("attention_norm"), bias)?,
+            out: attention.linear("out", &[("out_proj", width)], attended, bias)?,
             mlp_norm: scope.layer_norm("mlp_norm", "final_layer_norm", width, NORM_EPS),
-            up: scope.linear("up", &[("fc1", mlp)], width, bias)?,
-            down: scope.linear("down", &[("fc2", width)], mlp, bias)?,
-            activation: activation(
-                "text_config.activation_function",
-                &config.activation_function,
-            )?,
+            up: scope.linear("up", &[("fc1", &ffn)], normed("mlp_norm"), bias)?,
+            down: scope.linear("down", &[("fc2", width)], hidden, bias)?,
+            activation,
         })
     }
 

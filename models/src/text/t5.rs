@@ -17,13 +17,14 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config_file::without_nulls;
+use crate::config_file::parse_section;
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
 use crate::monitor::Monitor;
+use crate::sizes::{self, Section};
 use crate::text::decoder::{capture_last, last_row};
-use crate::weights::{Part, Scope};
+use crate::weights::{Extent, Inputs, Part, Scope};
 
 /// Scores are not scaled; the initialization of the reference compensates for it.
 const SCALE: f32 = 1.0;
@@ -104,30 +105,23 @@ impl T5Config {
     /// # Errors
     /// If the configuration is invalid or not supported, as that of T5 before version 1.1.
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
-        let config: Self = serde_json::from_value(without_nulls(section))
-            .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
+        let config: Self = parse_section("text_config", section)?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), ModelError> {
-        let sizes = [
-            ("vocab_size", self.vocab_size, 1 << 22),
-            ("d_model", self.d_model, 1 << 16),
-            ("d_kv", self.d_kv, 1 << 10),
-            ("d_ff", self.d_ff, 1 << 20),
-            ("num_layers", self.num_layers, 1 << 10),
-            ("num_decoder_layers", self.decoder_layers(), 1 << 10),
-            ("num_heads", self.num_heads, 1 << 10),
+        let section = Section("text_config");
+        section.sizes(&[
+            ("vocab_size", self.vocab_size, sizes::VOCABULARY),
+            ("d_model", self.d_model, sizes::WIDTH),
+            ("d_kv", self.d_kv, sizes::HEADS),
+            ("d_ff", self.d_ff, sizes::FFN),
+            ("num_layers", self.num_layers, sizes::LAYERS),
+            ("num_decoder_layers", self.decoder_layers(), sizes::LAYERS),
+            ("num_heads", self.num_heads, sizes::HEADS),
             ("n_positions", self.n_positions, 1 << 14),
-        ];
-        for (name, size, limit) in sizes {
-            if size == 0 || size > limit {
-                return Err(ModelError::config(format!(
-                    "text_config.{name} is {size}, expected 1 to {limit}"
-                )));
-            }
-        }
+        ])?;
         // Half of the decoder's buckets are exact. With fewer distances than checked here, the
         // logarithm that spreads the others would have an argument of at most one.
         let buckets = self.relative_attention_num_buckets;
@@ -152,14 +146,11 @@ impl T5Config {
                 self.feed_forward_proj, self.tie_word_embeddings
             )));
         }
-        let start = self.start_token();
-        if start as usize >= self.vocab_size {
-            return Err(ModelError::config(format!(
-                "text_config.decoder_start_token_id is {start}, the vocabulary has {} tokens",
-                self.vocab_size
-            )));
-        }
-        Ok(())
+        section.token(
+            "decoder_start_token_id",
+            self.start_token(),
+            self.vocab_size,
+        )
     }
 
     fn decoder_layers(&self) -> usize {
@@ -181,11 +172,6 @@ impl T5Config {
             kv_heads: self.num_heads,
             head_dim: self.d_kv,
         }
-    }
-
-    /// Returns the width of all heads, which may differ from that of the residual stream.
-    fn inner(&self) -> usize {
-        self.num_heads * self.d_kv
     }
 }
 
@@ -209,12 +195,19 @@ impl<B: KernelBackend> T5<B> {
     pub fn init(config: T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         config.check()?;
         let scope = scope.part(Part::Text);
-        let (vocabulary, hidden) = (config.vocab_size, config.d_model);
+        let hidden = config.d_model;
+        let tokens = scope.dimension("vocabulary", config.vocab_size)?;
+        let (encoder, decoder) = (
+            scope.child("encoder", "encoder"),
+            scope.child("decoder", "decoder"),
+        );
+        let encoded = encoder.normed("norm", hidden);
+        let normed = decoder.normed("norm", hidden);
         Ok(Self {
-            embedding: scope.embedding("embedding", "shared", vocabulary, hidden)?,
-            encoder: Encoder::init(&config, &scope.child("encoder", "encoder"))?,
-            decoder: Decoder::init(&config, &scope.child("decoder", "decoder"))?,
-            head: scope.linear("head", &[("lm_head", vocabulary)], hidden, false)?,
+            embedding: scope.embedding("embedding", "shared", &tokens, hidden, false)?,
+            encoder: Encoder::init(&config, &encoder)?,
+            decoder: Decoder::init(&config, &encoded, &decoder)?,
+            head: scope.linear("head", &[("lm_head", &tokens)], normed, false)?,
             config,
         })
     }
@@ -315,13 +308,14 @@ struct Encoder<B: KernelBackend> {
 
 impl<B: KernelBackend> Encoder<B> {
     fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let heads = scope.dimension_of("heads", config.num_heads, 1)?;
+        let inner = scope.dimension_of("heads", config.num_heads, config.d_kv)?;
         Ok(Self {
-            bias: PositionBias::init(config, Direction::Both, scope),
-            layers: (0..config.num_layers)
-                .map(|i| {
-                    let source = format!("block.{i}.layer");
-                    EncoderLayer::init(config, &scope.child(&format!("layers.{i}"), &source))
-                })
+            bias: PositionBias::init(config, Direction::Both, &heads, scope),
+            layers: scope
+                .layers("layers", config.num_layers, layer_source)?
+                .iter()
+                .map(|scope| EncoderLayer::init(config, &inner, scope))
                 .collect::<Result<_, _>>()?,
             norm: final_norm(config, scope),
         })
@@ -355,13 +349,19 @@ struct EncoderLayer<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> EncoderLayer<B> {
-    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (hidden, inner) = (config.d_model, config.inner());
+    fn init(
+        config: &T5Config,
+        inner: &Extent,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        let hidden = config.d_model;
+        let normed = scope.normed("attention_norm", hidden);
+        let attended = scope.produced("qkv", 2 * inner.len(), inner);
         let attention = scope.child("", "0.SelfAttention");
         Ok(Self {
             attention_norm: norm(config, "attention_norm", "0.layer_norm", scope),
-            qkv: attention.linear("qkv", &qkv(inner), hidden, false)?,
-            out: attention.linear("out", &[("o", hidden)], inner, false)?,
+            qkv: attention.linear("qkv", &qkv(inner), normed, false)?,
+            out: attention.linear("out", &[("o", hidden)], attended, false)?,
             mlp: FeedForward::init(config, &scope.child("mlp", "1"))?,
         })
     }
@@ -390,14 +390,19 @@ struct Decoder<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Decoder<B> {
-    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+    fn init(
+        config: &T5Config,
+        encoded: &Inputs,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        let heads = scope.dimension_of("heads", config.num_heads, 1)?;
+        let inner = scope.dimension_of("heads", config.num_heads, config.d_kv)?;
         Ok(Self {
-            bias: PositionBias::init(config, Direction::Past, scope),
-            layers: (0..config.decoder_layers())
-                .map(|i| {
-                    let source = format!("block.{i}.layer");
-                    DecoderLayer::init(config, &scope.child(&format!("layers.{i}"), &source))
-                })
+            bias: PositionBias::init(config, Direction::Past, &heads, scope),
+            layers: scope
+                .layers("layers", config.decoder_layers(), layer_source)?
+                .iter()
+                .map(|scope| DecoderLayer::init(config, &inner, encoded, scope))
                 .collect::<Result<_, _>>()?,
             norm: final_norm(config, scope),
         })
@@ -460,18 +465,33 @@ struct DecoderLayer<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> DecoderLayer<B> {
-    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (hidden, inner) = (config.d_model, config.inner());
+    fn init(
+        config: &T5Config,
+        inner: &Extent,
+        encoded: &Inputs,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        let hidden = config.d_model;
+        let normed = |norm| scope.normed(norm, hidden);
+        let attended = scope.produced("qkv", 2 * inner.len(), inner);
+        let cross_inner = scope.dimension_of("cross_heads", config.num_heads, config.d_kv)?;
+        let looked = scope.produced("cross_kv", cross_inner.len(), &cross_inner);
+        let cross_kv = [("k", &cross_inner), ("v", &cross_inner)];
         let attention = scope.child("", "0.SelfAttention");
         let cross = scope.child("", "1.EncDecAttention");
         Ok(Self {
             attention_norm: norm(config, "attention_norm", "0.layer_norm", scope),
-            qkv: attention.linear("qkv", &qkv(inner), hidden, false)?,
-            out: attention.linear("out", &[("o", hidden)], inner, false)?,
+            qkv: attention.linear("qkv", &qkv(inner), normed("attention_norm"), false)?,
+            out: attention.linear("out", &[("o", hidden)], attended, false)?,
             cross_norm: norm(config, "cross_norm", "1.layer_norm", scope),
-            cross_q: cross.linear("cross_q", &[("q", inner)], hidden, false)?,
-            cross_kv: cross.linear("cross_kv", &[("k", inner), ("v", inner)], hidden, false)?,
-            cross_out: cross.linear("cross_out", &[("o", hidden)], inner, false)?,
+            cross_q: cross.linear(
+                "cross_q",
+                &[("q", &cross_inner)],
+                normed("cross_norm"),
+                false,
+            )?,
+            cross_kv: cross.linear("cross_kv", &cross_kv, encoded.clone(), false)?,
+            cross_out: cross.linear("cross_out", &[("o", hidden)], looked, false)?,
             mlp: FeedForward::init(config, &scope.child("mlp", "2"))?,
         })
     }
@@ -516,12 +536,15 @@ struct FeedForward<B: KernelBackend> {
 
 impl<B: KernelBackend> FeedForward<B> {
     fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (hidden, ffn) = (config.d_model, config.d_ff);
+        let hidden = config.d_model;
+        let ffn = scope.dimension("ffn", config.d_ff)?;
+        let normed = scope.normed("norm", hidden);
+        let gated = scope.produced("gate_up", ffn.len(), &ffn);
         let dense = scope.child("", "DenseReluDense");
         Ok(Self {
             norm: norm(config, "norm", "layer_norm", scope),
-            gate_up: dense.linear("gate_up", &[("wi_0", ffn), ("wi_1", ffn)], hidden, false)?,
-            down: dense.linear("down", &[("wo", hidden)], ffn, false)?,
+            gate_up: dense.linear("gate_up", &[("wi_0", &ffn), ("wi_1", &ffn)], normed, false)?,
+            down: dense.linear("down", &[("wo", hidden)], gated, false)?,
             activation: config.activation()?,
         })
     }
@@ -534,7 +557,12 @@ impl<B: KernelBackend> FeedForward<B> {
     }
 }
 
-fn qkv(inner: usize) -> [(&'static str, usize); 3] {
+/// What holds the sublayers of a layer in the checkpoint.
+fn layer_source(layer: usize) -> String {
+    format!("block.{layer}.layer")
+}
+
+fn qkv(inner: &Extent) -> [(&'static str, &Extent); 3] {
     [("q", inner), ("k", inner), ("v", inner)]
 }
 
@@ -571,12 +599,17 @@ struct PositionBias<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> PositionBias<B> {
-    fn init(config: &T5Config, direction: Direction, scope: &Scope<'_, '_, B>) -> Self {
+    fn init(
+        config: &T5Config,
+        direction: Direction,
+        heads: &Extent,
+        scope: &Scope<'_, '_, B>,
+    ) -> Self {
         let buckets = config.relative_attention_num_buckets;
         let source = "block.0.layer.0.SelfAttention.relative_attention_bias";
         let scope = scope.child("bias", source);
         Self {
-            table: scope.matrix("table", "weight", buckets, config.num_heads),
+            table: scope.matrix("table", "weight", buckets, heads),
             buckets: Buckets {
                 count: buckets,
                 max_distance: config.relative_attention_max_distance,

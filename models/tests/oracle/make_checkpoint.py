@@ -7,6 +7,7 @@ The checkpoint goes to the folder, the goldens to its subfolder `goldens`. See R
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -17,26 +18,34 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 import goldens  # noqa: E402
-from blip2 import Blip2, Blip2T5  # noqa: E402
-from llava import Llava  # noqa: E402
-from phi35v import Phi35V  # noqa: E402
-from qwen2_audio import Qwen2Audio  # noqa: E402
-from qwen_vl import Qwen2VL, Qwen25VL  # noqa: E402
-from text import Llama, Llama3, Phi3, Qwen2  # noqa: E402
+from family import Family  # noqa: E402
 
-FAMILIES = {f.name: f for f in (Qwen2VL, Qwen25VL, Llava, Blip2, Blip2T5, Qwen2Audio, Phi35V, Llama, Llama3, Qwen2, Phi3)}
+
+def families() -> dict[str, type[Family]]:
+    """The families of the modules beside this one, by the names of their checkpoints."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        # Other modules may need packages that this one does without.
+        if "(Family):\n" not in file.read_text():
+            continue
+        for value in vars(importlib.import_module(file.stem)).values():
+            # A class without a name of its own is what families share.
+            if isinstance(value, type) and issubclass(value, Family) and "name" in vars(value):
+                found[value.name] = value
+    return found
 
 
 def main() -> None:
+    known = families()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=FAMILIES)
+    parser.add_argument("name", choices=sorted(known))
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its content is replaced")
     parser.add_argument("--seed", type=int, help="instead of the family's own")
     args = parser.parse_args()
     torch.set_num_threads(1)
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
-    family = FAMILIES[args.name](args.out)
+    family = known[args.name](args.out)
     family.seed = family.seed if args.seed is None else args.seed
     family.write_files()
     family.write_weights()

@@ -6,14 +6,15 @@
 //! `edge-lmm-kernels`. [`mod@reference`] implements the same operations with plain burn operations,
 //! as a reference for tests.
 //!
-//! [`stage`] records the time of stages, [`probe`] captures intermediate tensors. Their cost is not
-//! measurable while they are off.
+//! [`stage`] records the time of stages, [`probe`] captures intermediate tensors, [`observe`] shows the
+//! inputs of every linear layer. Their cost is not measurable while they are off.
 
 mod backend;
 #[cfg(feature = "cube")]
 pub mod cube;
 mod functional;
 mod ndarray;
+pub mod observe;
 pub mod probe;
 pub mod reference;
 pub mod stage;

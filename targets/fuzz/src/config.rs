@@ -14,32 +14,20 @@ use serde_json::json;
 use crate::mutate::Form;
 use crate::{Target, data, errors};
 
-/// Checkpoints of all families.
-const CHECKPOINTS: [&str; 11] = [
-    "blip2-odd",
-    "blip2-t5-odd",
-    "llama-odd",
-    "llama3-odd",
-    "llava-odd",
-    "phi3-odd",
-    "phi35v-odd",
-    "qwen2-odd",
-    "qwen25vl-odd",
-    "qwen2audio-odd",
-    "qwen2vl-odd",
-];
-
+/// The configurations of all test checkpoints.
 fn seeds() -> Vec<Vec<u8>> {
-    let files = |name: &&str| {
-        let json = |file| data::json(&format!("models/tests/data/{name}/{file}.json"));
-        let files = json!({
-            "config": json("config"),
-            "preprocessor": json("preprocessor_config"),
-            "generation": json("generation_config"),
-        });
-        files.to_string().into_bytes()
-    };
-    CHECKPOINTS.iter().map(files).collect()
+    data::checkpoints()
+        .iter()
+        .map(|name| {
+            let json = |file| data::json(&format!("models/tests/data/{name}/{file}.json"));
+            let files = json!({
+                "config": json("config"),
+                "preprocessor": json("preprocessor_config"),
+                "generation": json("generation_config"),
+            });
+            files.to_string().into_bytes()
+        })
+        .collect()
 }
 
 /// Configurations, a model without weights, and the inputs of its encoder.

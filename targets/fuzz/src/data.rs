@@ -22,6 +22,22 @@ pub fn json(name: &str) -> Value {
     }
 }
 
+/// The folders of the test checkpoints with random weights, of which every family has one, by name.
+///
+/// # Panics
+/// If the folder of their manifests cannot be read.
+pub fn checkpoints() -> Vec<String> {
+    let folder = "models/tests/data/checkpoints";
+    let entries = path(folder).read_dir().expect(folder);
+    let manifests = entries.map(|entry| entry.expect(folder).path());
+    let mut names: Vec<String> = manifests
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .filter(|name| name.ends_with("-odd"))
+        .collect();
+    names.sort();
+    names
+}
+
 /// Reads the files of a folder whose names end in one of `endings` and whose size is at most `max`
 /// bytes, sorted by name.
 ///

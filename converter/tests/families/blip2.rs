@@ -1,33 +1,9 @@
-//! Comparison of every stage of BLIP-2 with the reference implementation.
+//! BLIP-2: what is kept of a conversation, and how many images a prompt takes.
 
-mod common;
-
-use common::check::check_family;
-use common::{F32, ask, data, engine, goldens};
 use edge_lmm::{Media, Request};
 use edge_lmm_models::prompt::Message;
 
-#[test]
-fn trained() {
-    let folder = data().join("goldens/blip2-tiny");
-    check_family(&data().join("blip2-tiny"), None, &folder, 8);
-}
-
-/// An odd number of Q-Former layers, so that the last one has cross-attention; a gray image; a
-/// final norm with negative scales.
-#[test]
-fn of_other_dimensions() {
-    let folder = data().join("blip2-odd");
-    check_family(&folder, None, &folder.join("goldens"), 3);
-}
-
-/// Encoder and decoder of different depth, heads whose total width exceeds the residual stream,
-/// distances beyond the last bucket.
-#[test]
-fn over_flan_t5() {
-    let folder = data().join("blip2-t5-odd");
-    check_family(&folder, None, &folder.join("goldens"), 3);
-}
+use crate::common::{F32, ask, data, engine, goldens};
 
 /// Returns the answers to all questions about one image, and how many tokens of each prompt were
 /// reused from the state.

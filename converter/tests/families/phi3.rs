@@ -1,67 +1,9 @@
-//! Comparison of every stage of the text-only language models with the reference implementation.
+//! Phi-3: short and long sequences, whose rotary embeddings differ.
 
-mod common;
-
-use common::check::check_family;
-use common::{F32, data, engine};
 use edge_lmm::Request;
 use edge_lmm_models::prompt::{Message, Role};
 
-fn check(name: &str) {
-    let folder = data().join(name);
-    check_family(&folder, None, &folder.join("goldens"), 3);
-}
-
-fn check_gguf(name: &str) {
-    let goldens = data().join(name).join("goldens");
-    let file = data().join(format!("{name}-gguf/{name}-f16.gguf"));
-    check_family(&file, None, &goldens, 3);
-}
-
-/// No template, linear RoPE scaling, a head size that is not width / heads.
-#[test]
-fn llama() {
-    check("llama-odd");
-}
-
-#[test]
-fn llama_from_gguf() {
-    check_gguf("llama-odd");
-}
-
-/// A byte-level tokenizer, a template that adds BOS itself, RoPE wavelengths in every range of the
-/// scaling.
-#[test]
-fn llama_3() {
-    check("llama3-odd");
-}
-
-#[test]
-fn llama_3_from_gguf() {
-    check_gguf("llama3-odd");
-}
-
-#[test]
-fn qwen2() {
-    check("qwen2-odd");
-}
-
-#[test]
-fn qwen2_from_gguf() {
-    check_gguf("qwen2-odd");
-}
-
-/// Partial rotation with LongRoPE; one sequence becomes long during generation, one is long from
-/// the start.
-#[test]
-fn phi3() {
-    check("phi3-odd");
-}
-
-#[test]
-fn phi3_from_gguf() {
-    check_gguf("phi3-odd");
-}
+use crate::common::{F32, data, engine};
 
 /// Cache entries of a short sequence must not be used for a long one, nor the other way round.
 #[test]

@@ -1,0 +1,116 @@
+//! Reading rows of a weight: those that are kept, across the tensors that it is stacked of, with the
+//! factors that were folded into it.
+
+use std::ops::Range;
+
+use edge_lmm_models::weights::{Extent, RowSource};
+
+use crate::plan::PlannedWeight;
+use crate::source::{Checkpoint, SourceError};
+
+/// Factors of a weight's rows and columns; none means 1.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Factors {
+    rows: Vec<f32>,
+    columns: Vec<f32>,
+}
+
+impl Factors {
+    /// Multiplies the rows by further factors, one per row.
+    pub(crate) fn multiply_rows(&mut self, factors: &[f32]) {
+        multiply(&mut self.rows, factors);
+    }
+
+    /// Multiplies the columns by further factors, one per column.
+    pub(crate) fn multiply_columns(&mut self, factors: &[f32]) {
+        multiply(&mut self.columns, factors);
+    }
+
+    /// Applies the factors to `values`, which are whole rows from `first` on.
+    fn apply(&self, first: usize, cols: usize, values: &mut [f32]) {
+        for (row, values) in (first..).zip(values.chunks_exact_mut(cols)) {
+            if let Some(factor) = self.rows.get(row) {
+                values.iter_mut().for_each(|value| *value *= factor);
+            }
+            // No factors of columns leave the row as it is.
+            for (value, factor) in values.iter_mut().zip(&self.columns) {
+                *value *= factor;
+            }
+        }
+    }
+}
+
+fn multiply(all: &mut Vec<f32>, factors: &[f32]) {
+    if all.is_empty() {
+        all.extend_from_slice(factors);
+    } else {
+        all.iter_mut().zip(factors).for_each(|(a, b)| *a *= b);
+    }
+}
+
+/// Appends rows of a weight to `out`. Beyond them, no more than one row of a source is in memory.
+///
+/// # Errors
+/// If a tensor cannot be read.
+pub(crate) fn read_rows(
+    checkpoint: &Checkpoint,
+    weight: &PlannedWeight,
+    rows: Range<usize>,
+    out: &mut Vec<f32>,
+) -> Result<(), SourceError> {
+    let spec = &weight.spec;
+    let before = out.len();
+    let mut first = 0;
+    for source in &spec.sources {
+        let own = first..first + source.rows.len();
+        let (start, end) = (rows.start.max(own.start), rows.end.min(own.end));
+        if start < end {
+            let places = start - first..end - first;
+            read_source(checkpoint, source, &spec.columns, places, out)?;
+        }
+        first = own.end;
+    }
+    let cols = spec.cols();
+    weight.factors.apply(rows.start, cols, &mut out[before..]);
+    Ok(())
+}
+
+fn read_source(
+    checkpoint: &Checkpoint,
+    source: &RowSource,
+    columns: &Extent,
+    places: Range<usize>,
+    out: &mut Vec<f32>,
+) -> Result<(), SourceError> {
+    for run in source.rows.runs(places) {
+        let Extent::Some { indices, .. } = columns else {
+            checkpoint.read_rows(&source.tensor, run, out)?;
+            continue;
+        };
+        let mut whole = Vec::with_capacity(columns.source_len());
+        for row in run {
+            whole.clear();
+            checkpoint.read_rows(&source.tensor, row..row + 1, &mut whole)?;
+            out.extend(indices.iter().map(|&column| whole[column as usize]));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Factors;
+
+    #[test]
+    fn factors_belong_to_rows_and_columns() {
+        let mut factors = Factors::default();
+        let mut values = [1.0; 4];
+        factors.apply(1, 2, &mut values);
+        assert_eq!(values, [1.0; 4]);
+        factors.multiply_rows(&[1.0, 2.0, 3.0]);
+        factors.multiply_columns(&[10.0, 100.0]);
+        factors.multiply_rows(&[1.0, 1.0, 2.0]);
+        factors.apply(1, 2, &mut values);
+        assert_eq!(values, [20.0, 200.0, 60.0, 600.0]);
+    }
+}

@@ -1,0 +1,124 @@
+//! The test checkpoints, found by their manifests in `checkpoints` of the test data.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use edge_lmm_convert::source::Checkpoint;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Golden, data, goldens};
+
+/// What is known of a checkpoint; paths are below the folder of test data.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    #[serde(skip)]
+    pub name: String,
+    /// What it is there to catch.
+    pub about: String,
+    /// A folder in the layout of the hub, or a language model of llama.cpp.
+    pub weights: String,
+    /// The tower beside the latter.
+    pub mmproj: Option<String>,
+    /// The checkpoint that says what a file of llama.cpp cannot.
+    pub original: Option<Original>,
+    /// The folder of reference values.
+    pub goldens: String,
+    /// Reference samples, so that a missing one is noticed.
+    pub samples: usize,
+    /// What is compared of them.
+    pub stages: Vec<String>,
+    /// Tolerances that differ from those of all checkpoints, and further ones.
+    #[serde(default)]
+    pub tolerances: BTreeMap<String, Tolerance>,
+    /// Samples that are checked on GPUs.
+    #[serde(default)]
+    pub gpu_samples: Vec<usize>,
+    /// The reference's answers to the question set.
+    pub questions: Option<String>,
+    /// Versions of `transformers` that have saved it for the tests of layouts.
+    #[serde(default)]
+    pub layouts: usize,
+    /// Spellings of control tokens that its prompts must take for text. There are none for files
+    /// of llama.cpp, whose prompts are those of the original.
+    pub spellings: Option<Vec<String>>,
+}
+
+/// A checkpoint that another one takes its image processor and its tokenizer from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Original {
+    pub checkpoint: String,
+    pub why: String,
+}
+
+/// A tolerance with its derivation.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tolerance {
+    pub value: f64,
+    pub why: String,
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> T {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+impl Manifest {
+    /// All checkpoints, by name.
+    pub fn all() -> Vec<Self> {
+        let folder = std::fs::read_dir(data().join("checkpoints")).expect("manifests");
+        let mut names: Vec<String> = folder
+            .map(|entry| entry.expect("an entry").path())
+            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+            .collect();
+        names.sort();
+        assert!(!names.is_empty(), "no manifests");
+        names.iter().map(|name| Self::named(name)).collect()
+    }
+
+    /// Those in the layout of the hub.
+    pub fn of_the_hub() -> Vec<Self> {
+        let mut all = Self::all();
+        all.retain(|manifest| data().join(&manifest.weights).is_dir());
+        all
+    }
+
+    /// One checkpoint.
+    pub fn named(name: &str) -> Self {
+        let path = data().join("checkpoints").join(format!("{name}.json"));
+        Self {
+            name: name.to_owned(),
+            ..read(&path)
+        }
+    }
+
+    /// Opens it.
+    pub fn open(&self) -> Checkpoint {
+        let mmproj = self.mmproj.as_ref().map(|file| data().join(file));
+        let open = |path: &str, mmproj| Checkpoint::open(&data().join(path), mmproj);
+        let mut checkpoint = open(&self.weights, mmproj.as_deref()).expect("a checkpoint");
+        if let Some(original) = &self.original {
+            let original = open(&original.checkpoint, None).expect("the original");
+            checkpoint.preprocessor_config = original.preprocessor_config.clone();
+            checkpoint.tokenizer = original.tokenizer.clone();
+        }
+        checkpoint
+    }
+
+    /// The reference samples.
+    pub fn goldens(&self) -> Vec<Golden> {
+        let goldens = goldens(&data().join(&self.goldens));
+        assert_eq!(goldens.len(), self.samples, "{}", self.name);
+        goldens
+    }
+
+    /// A tolerance, the checkpoint's own or that of all.
+    pub fn tolerance(&self, name: &str) -> Option<f64> {
+        let common: BTreeMap<String, Tolerance> = read(&data().join("tolerances.json"));
+        let found = self.tolerances.get(name).or(common.get(name));
+        found.map(|tolerance| tolerance.value)
+    }
+}

@@ -1,0 +1,8 @@
+//! What single families do beyond the stages that `parity.rs` compares.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod blip2;
+mod phi3;
+mod qwen2_audio;

@@ -1,0 +1,31 @@
+//! What the declarations of weights say beyond names and sizes: which rows and columns are kept,
+//! where scales can be moved to, and which products there are.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod folding;
+mod observing;
+mod pruning;
+
+use common::Golden;
+use edge_lmm::{Cpu, Session};
+use edge_lmm_ops::probe::{self, Captured};
+use std::collections::BTreeMap;
+
+/// Answers a sample's question with a few tokens and captures the stages.
+fn stages(engine: &mut Session<Cpu>, golden: &Golden) -> (Vec<u32>, BTreeMap<String, Captured>) {
+    let messages = common::ask(&golden.media, &golden.question);
+    let request = edge_lmm::Request {
+        media: &golden.media,
+        max_tokens: 4,
+        ignore_eos: true,
+        sampling: Default::default(),
+        ..edge_lmm::Request::new(&messages)
+    };
+    engine.forget();
+    probe::start();
+    let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
+    let stages = probe::finish();
+    (answer.expect(&golden.name).tokens, stages)
+}

@@ -1,0 +1,138 @@
+//! The pre-norm transformer block of the vision towers: layer norm, attention, layer norm,
+//! feed-forward. CLIP, EVA-CLIP and Qwen2-VL differ in the names of their tensors, the activation,
+//! and whether queries and keys are rotated.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, stage};
+
+use crate::error::ModelError;
+use crate::layers::{LayerNorm, Linear};
+use crate::text::rotary::RotaryTable;
+use crate::weights::Scope;
+
+/// What a block is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockConfig<'a> {
+    /// Heads, which share the residual stream's width.
+    pub heads: Heads,
+    /// Width of the feed-forward.
+    pub ffn: usize,
+    /// Activation of the feed-forward.
+    pub activation: Activation,
+    /// Epsilon of the norms.
+    pub eps: f64,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// The modules in the checkpoint.
+    pub names: &'a BlockNames,
+}
+
+/// Names of a block's modules in the checkpoint.
+#[derive(Debug)]
+pub struct BlockNames {
+    /// The norms before attention and before the feed-forward.
+    pub norms: [&'static str; 2],
+    /// Queries, keys and values, in one module or in three.
+    pub qkv: &'static [&'static str],
+    /// The projection of the attention's output.
+    pub out: &'static str,
+    /// The two layers of the feed-forward.
+    pub mlp: [&'static str; 2],
+}
+
+/// The block.
+#[derive(Module, Debug)]
+pub struct Block<B: KernelBackend> {
+    attention_norm: LayerNorm<B>,
+    qkv: Linear<B>,
+    out: Linear<B>,
+    mlp_norm: LayerNorm<B>,
+    up: Linear<B>,
+    down: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+    #[module(skip)]
+    heads: Heads,
+}
+
+impl<B: KernelBackend> Block<B> {
+    /// Declares the weights.
+    ///
+    /// # Errors
+    /// If a weight is missing.
+    pub fn init(config: BlockConfig<'_>, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let BlockConfig { names, eps, .. } = config;
+        let width = config.heads.heads * config.heads.head_dim;
+        let ffn = scope.dimension("ffn", config.ffn)?;
+        let rows = 3 * width / names.qkv.len();
+        let qkv: Vec<(&str, usize)> = names.qkv.iter().map(|name| (*name, rows)).collect();
+        let normed = |norm| scope.normed(norm, width);
+        let attended = scope.produced("qkv", 2 * width, width);
+        let hidden = scope.activated("up", config.activation, &ffn);
+        Ok(Self {
+            attention_norm: scope.layer_norm("attention_norm", names.norms[0], width, eps),
+            qkv: scope.linear("qkv", &qkv, normed("attention_norm"), config.qkv_bias)?,
+            out: scope.linear("out", &[(names.out, width)], attended, true)?,
+            mlp_norm: scope.layer_norm("mlp_norm", names.norms[1], width, eps),
+            up: scope.linear("up", &[(names.mlp[0], &ffn)], normed("mlp_norm"), true)?,
+            down: scope.linear("down", &[(names.mlp[1], width)], hidden, true)?,
+            activation: config.activation,
+            heads: config.heads,
+        })
+    }
+
+    /// # Shapes
+    /// - x and output: `[tokens, width]`; table: one row per token
+    pub fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        mask: Mask<'_>,
+        table: Option<&RotaryTable<B>>,
+    ) -> Tensor<B, 2> {
+        let x = {
+            let _stage = stage::module("attention");
+            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let quantized = self.qkv.is_quantized();
+            let attended = self_attention(qkv, self.heads, mask, table, quantized);
+            self.out.forward_residual(attended, x)
+        };
+        let _stage = stage::module("mlp");
+        let normed = self.mlp_norm.forward(x.clone());
+        self.up
+            .feed_forward(normed, self.activation, &self.down, Some(x))
+    }
+}
+
+/// Attention of an encoder's tokens to each other. `quantized` says whether queries, keys and
+/// values are products with integers.
+///
+/// # Shapes
+/// - qkv: `[tokens, 3 * width]`, output: `[tokens, width]`
+pub fn self_attention<B: KernelBackend>(
+    qkv: Tensor<B, 2>,
+    heads: Heads,
+    mask: Mask<'_>,
+    table: Option<&RotaryTable<B>>,
+    quantized: bool,
+) -> Tensor<B, 2> {
+    let qkv = match table {
+        Some(table) => table.rotate(qkv, 0, 2 * heads.heads, heads.head_dim),
+        None => qkv,
+    };
+    let [k, v] = [1, 2].map(|i| Columns {
+        tensor: qkv.clone(),
+        column: i * heads.heads * heads.head_dim,
+    });
+    let scale = (heads.head_dim as f32).powf(-0.5);
+    encoder_attention(qkv, k, v, heads, mask, scale, quantized)
+}
+
+/// `count` heads that share `width` evenly.
+pub fn equal_heads(count: usize, width: usize) -> Heads {
+    Heads {
+        heads: count,
+        kv_heads: count,
+        head_dim: width / count,
+    }
+}

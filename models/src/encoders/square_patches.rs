@@ -1,0 +1,116 @@
+//! Square images of a fixed size in square patches, as CLIP and EVA-CLIP see them.
+
+use crate::error::ModelError;
+use crate::sizes::Section;
+
+/// How an image is cut into patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SquarePatches {
+    /// Channels of an image.
+    pub channels: usize,
+    /// Side of an image in pixels.
+    pub image_size: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+}
+
+impl SquarePatches {
+    /// Checks the sizes, which `section` has as `image_size` and `patch_size`.
+    ///
+    /// # Errors
+    /// If a size is out of range or no patch fits into an image.
+    pub fn check(&self, section: Section<'_>) -> Result<(), ModelError> {
+        section.sizes(&[
+            ("image_size", self.image_size, 1 << 13),
+            ("patch_size", self.patch_size, 1 << 10),
+        ])?;
+        if self.patch_size > self.image_size {
+            return Err(ModelError::config(format!(
+                "{}: a patch of {} pixels is larger than an image of {}",
+                section.0, self.patch_size, self.image_size
+            )));
+        }
+        Ok(())
+    }
+
+    /// Patches on each side of an image; pixels left over at the edge are not used.
+    pub fn side(&self) -> usize {
+        self.image_size / self.patch_size.max(1)
+    }
+
+    /// Patches of an image.
+    pub fn count(&self) -> usize {
+        self.side() * self.side()
+    }
+
+    /// Values of a patch.
+    pub fn width(&self) -> usize {
+        self.channels * self.patch_size * self.patch_size
+    }
+
+    /// Cuts an image into patches, in raster order.
+    ///
+    /// # Shapes
+    /// - image: `[channels, image_size, image_size]`
+    /// - result: `[patches, channels * patch_size * patch_size]`, a patch's values ordered channel,
+    ///   row, column as in the reference's convolution
+    pub fn cut(&self, image: &[f32]) -> Vec<f32> {
+        let (size, patch, side) = (self.image_size, self.patch_size, self.side());
+        let mut patches = Vec::with_capacity(self.count() * self.width());
+        for (row, column) in (0..side).flat_map(|r| (0..side).map(move |c| (r, c))) {
+            for channel in 0..self.channels {
+                for y in row * patch..(row + 1) * patch {
+                    let start = (channel * size + y) * size + column * patch;
+                    patches.extend_from_slice(&image[start..start + patch]);
+                }
+            }
+        }
+        patches
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Worked by hand: the value of a pixel is `100 * channel + 10 * row + column`.
+    #[test]
+    fn patches_are_ordered_channel_row_column() {
+        let patches = SquarePatches {
+            channels: 3,
+            image_size: 5,
+            patch_size: 2,
+        };
+        let image: Vec<f32> = (0..3 * 5 * 5)
+            .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
+            .collect();
+        let cut = patches.cut(&image);
+        assert_eq!(cut.len(), 4 * 12);
+        assert_eq!(
+            cut[12..24],
+            [
+                2., 3., 12., 13., 102., 103., 112., 113., 202., 203., 212., 213.
+            ]
+        );
+        assert_eq!(cut[24..28], [20., 21., 30., 31.]);
+    }
+
+    #[test]
+    fn a_patch_fits_into_the_image() {
+        let check = |image_size, patch_size| {
+            let patches = SquarePatches {
+                channels: 3,
+                image_size,
+                patch_size,
+            };
+            patches.check(Section("vision_config"))
+        };
+        assert!(check(14, 14).is_ok());
+        let error = check(14, 15).unwrap_err().to_string();
+        assert!(
+            error.contains("larger than an image") && error.contains("vision_config"),
+            "{error}"
+        );
+        assert!(check(14, 0).is_err());
+    }
+}

@@ -1,0 +1,415 @@
+//! Where every weight of a model comes from and how it is stored.
+//!
+//! A model is built once, by one piece of code, for both programs: its `init` walks the module
+//! tree with a [`Scope`] and declares each weight with its name in the record (the path of burn's
+//! module field) and the checkpoint tensors it is made of (Hugging Face names). The converter
+//! reads the declarations ([`Weights::into_specs`]) and writes exactly those weights; the runtime
+//! gets the modules, unallocated, and fills them from the record. So a record always fits the
+//! code that reads it.
+//!
+//! A declaration also says along which named dimension the rows and columns of a matrix run
+//! ([`Scope::dimension`]), so that pruning takes the same channels out of all of them, and which
+//! module before a linear layer can take a scale of its inputs ([`Fold`]).
+
+mod extent;
+mod spec;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use burn::module::{Param, ParamId};
+use burn::tensor::{DType, Int, Shape, Tensor};
+use edge_lmm_ops::{Activation, Format, KernelBackend, MatrixShape};
+
+use crate::error::ModelError;
+use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm};
+
+pub use extent::{Extent, Selection};
+pub use spec::{Fold, Inputs, Part, RowSource, Storage, WeightSpec};
+
+/// Chooses the format of a packed weight.
+type ChooseFormat<'a> = dyn Fn(&WeightSpec) -> Result<Format, ModelError> + 'a;
+
+/// Collects the weights of a model while its modules are built.
+pub struct Weights<'a, B: KernelBackend> {
+    device: B::Device,
+    format: Box<ChooseFormat<'a>>,
+    selection: Selection,
+    specs: RefCell<Vec<WeightSpec>>,
+    dimensions: RefCell<BTreeMap<String, usize>>,
+}
+
+impl<'a, B: KernelBackend> Weights<'a, B> {
+    /// `format` is asked for the format of every packed weight.
+    pub fn new(
+        device: B::Device,
+        format: impl Fn(&WeightSpec) -> Result<Format, ModelError> + 'a,
+    ) -> Self {
+        Self {
+            device,
+            format: Box::new(format),
+            selection: Selection::default(),
+            specs: RefCell::default(),
+            dimensions: RefCell::default(),
+        }
+    }
+
+    /// Takes only `selection` out of the checkpoint. The configuration that the model is built
+    /// from is the one after pruning.
+    pub fn with_selection(self, selection: Selection) -> Self {
+        Self { selection, ..self }
+    }
+
+    /// The root of the record's and the checkpoint's names.
+    pub fn root(&self, part: Part) -> Scope<'_, 'a, B> {
+        Scope {
+            weights: self,
+            name: String::new(),
+            source: String::new(),
+            part,
+        }
+    }
+
+    /// The dimensions that a [`Selection`] can name, with their sizes in the configuration.
+    pub fn dimensions(&self) -> BTreeMap<String, usize> {
+        self.dimensions.borrow().clone()
+    }
+
+    /// Checks that the model has every dimension of the selection.
+    ///
+    /// # Errors
+    /// Names one that it lacks.
+    pub fn check_selection(&self) -> Result<(), ModelError> {
+        let known = self.dimensions.borrow();
+        let mut selected = self.selection.dimensions();
+        match selected.find(|name| !known.contains_key(*name)) {
+            Some(unknown) => Err(ModelError::config(format!(
+                "the model has no dimension {unknown:?} to prune; it has {}",
+                some_names(&known)
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Everything declared, in order.
+    pub fn into_specs(self) -> Vec<WeightSpec> {
+        self.specs.into_inner()
+    }
+}
+
+/// The first few names, for an error message.
+fn some_names(dimensions: &BTreeMap<String, usize>) -> String {
+    let names: Vec<&str> = dimensions.keys().map(String::as_str).take(6).collect();
+    match dimensions.len() - names.len() {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+/// A place in the module tree: prefixes of the record's and of the checkpoint's names.
+pub struct Scope<'s, 'a, B: KernelBackend> {
+    weights: &'s Weights<'a, B>,
+    name: String,
+    source: String,
+    part: Part,
+}
+
+impl<B: KernelBackend> Clone for Scope<'_, '_, B> {
+    fn clone(&self) -> Self {
+        Self {
+            weights: self.weights,
+            name: self.name.clone(),
+            source: self.source.clone(),
+            part: self.part,
+        }
+    }
+}
+
+fn join(prefix: &str, name: &str) -> String {
+    match (prefix.is_empty(), name.is_empty()) {
+        (true, _) => name.to_owned(),
+        (_, true) => prefix.to_owned(),
+        _ => format!("{prefix}.{name}"),
+    }
+}
+
+impl<B: KernelBackend> Scope<'_, '_, B> {
+    /// A child module; an empty `source` stays at the checkpoint's prefix.
+    pub fn child(&self, name: &str, source: &str) -> Self {
+        Self {
+            name: join(&self.name, name),
+            source: join(&self.source, source),
+            ..self.clone()
+        }
+    }
+
+    /// The same place, for weights of another part.
+    pub fn part(&self, part: Part) -> Self {
+        Self {
+            part,
+            ..self.clone()
+        }
+    }
+
+    /// A dimension of `count` rows or columns that can be pruned. `name` is said behind the path
+    /// of this module.
+    ///
+    /// # Errors
+    /// If the selection keeps another number of them.
+    pub fn dimension(&self, name: &str, count: usize) -> Result<Extent, ModelError> {
+        self.dimension_of(name, count, 1)
+    }
+
+    /// As [`Self::dimension`], for `count` units of `size` rows or columns each, such as heads.
+    ///
+    /// # Errors
+    /// As [`Self::dimension`].
+    pub fn dimension_of(
+        &self,
+        name: &str,
+        count: usize,
+        size: usize,
+    ) -> Result<Extent, ModelError> {
+        let name = join(&self.name, name);
+        let extent = self.weights.selection.extent(&name, count, size)?;
+        self.weights.dimensions.borrow_mut().insert(name, count);
+        Ok(extent)
+    }
+
+    /// `count` modules of one kind, `name.0` and so on, which are a dimension `name`; `source`
+    /// gives the checkpoint's name for the number of a layer there.
+    ///
+    /// # Errors
+    /// As [`Self::dimension`].
+    pub fn layers(
+        &self,
+        name: &str,
+        count: usize,
+        source: impl Fn(usize) -> String,
+    ) -> Result<Vec<Self>, ModelError> {
+        let kept = self.dimension(name, count)?;
+        let layer = |i| self.child(&format!("{name}.{i}"), &source(kept.source_index(i)));
+        Ok((0..count).map(layer).collect())
+    }
+
+    /// Inputs that are the outputs of the norm `module`, of `width` elements, and go nowhere but
+    /// into layers declared with these inputs.
+    pub fn normed(&self, module: &str, width: usize) -> Inputs {
+        self.produced(module, 0, width)
+    }
+
+    /// Inputs that are linear in the outputs of the layer `module` from row `first` on, one by
+    /// one, and these go nowhere but into layers declared with these inputs.
+    pub fn produced(&self, module: &str, first: usize, columns: impl Into<Extent>) -> Inputs {
+        let columns = columns.into();
+        let unit = columns.len();
+        self.repeated(module, first, columns, unit, 1)
+    }
+
+    /// As [`Self::produced`], where every `unit` outputs give that many inputs `repeats` times.
+    pub fn repeated(
+        &self,
+        module: &str,
+        first: usize,
+        columns: impl Into<Extent>,
+        unit: usize,
+        repeats: usize,
+    ) -> Inputs {
+        Inputs {
+            columns: columns.into(),
+            folds_into: Some(Fold {
+                module: join(&self.name, module),
+                first,
+                unit,
+                repeats,
+            }),
+        }
+    }
+
+    /// The inputs of the second layer of a feed-forward, behind the outputs of the layer `module`
+    /// and an activation. Only ReLU lets a positive scale through.
+    pub fn activated(
+        &self,
+        module: &str,
+        activation: Activation,
+        columns: impl Into<Extent>,
+    ) -> Inputs {
+        match activation {
+            Activation::Relu => self.produced(module, 0, columns),
+            _ => Inputs::from(columns),
+        }
+    }
+
+    /// A weight of this module, before it is known what it is for.
+    fn spec<E: Into<Extent> + Clone>(
+        &self,
+        name: &str,
+        storage: Storage,
+        sources: &[(&str, E)],
+        columns: Extent,
+    ) -> WeightSpec {
+        let source = |(tensor, rows): &(&str, E)| RowSource {
+            tensor: join(&self.source, tensor),
+            rows: rows.clone().into(),
+        };
+        WeightSpec {
+            name: join(&self.name, name),
+            part: self.part,
+            storage,
+            sources: sources.iter().map(source).collect(),
+            columns,
+            product: false,
+            folds_into: None,
+        }
+    }
+
+    fn declare(&self, spec: WeightSpec) {
+        self.weights.specs.borrow_mut().push(spec);
+    }
+
+    /// A packed matrix.
+    fn packed(&self, spec: WeightSpec) -> Result<PackedParam<B>, ModelError> {
+        let format = (self.weights.format)(&spec)?;
+        let shape = MatrixShape {
+            format,
+            rows: spec.rows(),
+            cols: spec.cols(),
+        };
+        let bytes = shape.byte_len().ok_or_else(|| {
+            ModelError::config(format!(
+                "{}: a matrix of {} x {} does not fit into memory",
+                spec.name, shape.rows, shape.cols
+            ))
+        })?;
+        let name = spec.name.clone();
+        self.declare(spec);
+        let param = Param::uninitialized(
+            ParamId::new(),
+            move |device: &B::Device, _| Tensor::zeros([bytes], (device, DType::U8)),
+            self.weights.device.clone(),
+            false,
+            Shape::new([bytes]),
+        );
+        Ok((name, param, shape))
+    }
+
+    /// A dense f32 vector.
+    pub fn vector<E: Into<Extent> + Clone>(
+        &self,
+        name: &str,
+        sources: &[(&str, E)],
+    ) -> Param<Tensor<B, 1>> {
+        let spec = self.spec(name, Storage::Dense { cols: None }, sources, 1.into());
+        let len = spec.rows();
+        self.declare(spec);
+        Param::uninitialized(
+            ParamId::new(),
+            move |device: &B::Device, _| Tensor::zeros([len], device),
+            self.weights.device.clone(),
+            false,
+            Shape::new([len]),
+        )
+    }
+
+    /// A dense f32 matrix.
+    pub fn matrix(
+        &self,
+        name: &str,
+        source: &str,
+        rows: usize,
+        columns: impl Into<Extent>,
+    ) -> Param<Tensor<B, 2>> {
+        let columns = columns.into();
+        let cols = columns.len();
+        let storage = Storage::Dense { cols: Some(cols) };
+        self.declare(self.spec(name, storage, &[(source, rows)], columns));
+        Param::uninitialized(
+            ParamId::new(),
+            move |device: &B::Device, _| Tensor::zeros([rows, cols], device),
+            self.weights.device.clone(),
+            false,
+            Shape::new([rows, cols]),
+        )
+    }
+
+    /// A linear layer from the modules `sources` (`(checkpoint module, outputs)`) stacked, each
+    /// with a `weight` and, if asked for, a `bias`.
+    ///
+    /// # Errors
+    /// If the record does not say how it is stored, or its size overflows.
+    pub fn linear<E: Into<Extent> + Clone>(
+        &self,
+        name: &str,
+        sources: &[(&str, E)],
+        inputs: impl Into<Inputs>,
+        bias: bool,
+    ) -> Result<Linear<B>, ModelError> {
+        let scope = self.child(name, "");
+        let Inputs {
+            columns,
+            folds_into,
+        } = inputs.into();
+        let names = |field: &str| -> Vec<(String, E)> {
+            let named = |(module, rows): &(&str, E)| (join(module, field), rows.clone());
+            sources.iter().map(named).collect()
+        };
+        let storage = Storage::Packed {
+            cols: columns.len(),
+        };
+        let weight = scope.packed(WeightSpec {
+            product: true,
+            folds_into,
+            ..scope.spec("weight", storage, &borrowed(&names("weight")), columns)
+        })?;
+        let bias = bias.then(|| scope.vector("bias", &borrowed(&names("bias"))));
+        Ok(Linear::new(weight, bias))
+    }
+
+    /// A table of embeddings, one row per token. `is_head` says whether it is the output head,
+    /// too.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn embedding(
+        &self,
+        name: &str,
+        source: &str,
+        tokens: &Extent,
+        cols: usize,
+        is_head: bool,
+    ) -> Result<Embedding<B>, ModelError> {
+        let scope = self.child(name, source);
+        let storage = Storage::Packed { cols };
+        let weight = scope.packed(WeightSpec {
+            product: is_head,
+            ..scope.spec("weight", storage, &[("weight", tokens)], cols.into())
+        })?;
+        Ok(Embedding::new(weight))
+    }
+
+    /// A root mean square norm.
+    pub fn rms_norm(&self, name: &str, source: &str, width: usize, eps: f64) -> RmsNorm<B> {
+        let scope = self.child(name, source);
+        RmsNorm::new(scope.vector("gamma", &[("weight", width)]), eps)
+    }
+
+    /// A layer norm.
+    pub fn layer_norm(&self, name: &str, source: &str, width: usize, eps: f64) -> LayerNorm<B> {
+        let scope = self.child(name, source);
+        LayerNorm::new(
+            scope.vector("gamma", &[("weight", width)]),
+            scope.vector("beta", &[("bias", width)]),
+            eps,
+        )
+    }
+}
+
+/// A packed matrix with its name in the record.
+pub type PackedParam<B> = (String, Param<Tensor<B, 1, Int>>, MatrixShape);
+
+fn borrowed<E: Clone>(sources: &[(String, E)]) -> Vec<(&str, E)> {
+    sources
+        .iter()
+        .map(|(name, rows)| (name.as_str(), rows.clone()))
+        .collect()
+}
