@@ -7,7 +7,7 @@ mod summary;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use edge_lmm_kernels::memory::{self, CountingAllocator};
+use edge_lmm::memory::{self, CountingAllocator};
 
 /// Counts heap bytes, so that the timing table can say what a stage needed.
 #[global_allocator]

@@ -42,6 +42,21 @@ const STEPS: &[Step<'_>] = &[
         &[],
     ),
     (
+        "library alone",
+        // The command turns on features that a program with the library need not have.
+        &[
+            "cargo",
+            "clippy",
+            "-p",
+            "edge-lmm",
+            "--no-default-features",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    ),
+    (
         "lints",
         &[
             "cargo",

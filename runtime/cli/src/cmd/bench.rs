@@ -39,7 +39,7 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let Experiment::Kernels = self.experiment;
         if let Some(threads) = self.threads {
-            pool::set_global_threads(threads);
+            edge_lmm::set_threads(threads);
         }
         let bar = ProgressBar::new_spinner()
             .with_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use edge_lmm::Record;
 use edge_lmm::output::Output;
+use edge_lmm::record::bundle;
 use edge_lmm::report::bytes;
-use edge_lmm_record::bundle;
 
 use super::options::print_now;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Command;
-use edge_lmm_record::bundle;
+use edge_lmm::record::bundle;
 
 /// Returns the arguments for the command line parser. Those of a bundle are completed, others are
 /// unchanged.

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnySession, FinishReason, Media, Request, user_message};
-use edge_lmm_models::prompt::{Message, Role};
+use edge_lmm::{AnySession, FinishReason, Media, Message, Request, Role, user_message};
 use serde_json::json;
 
 use crate::errors::message;

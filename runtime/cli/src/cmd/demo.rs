@@ -4,10 +4,9 @@ use std::ops::ControlFlow;
 
 use anyhow::ensure;
 use clap::Args;
+use edge_lmm::demo::{IMAGE, RECORD};
 use edge_lmm::output::Output;
-use edge_lmm::{Media, Record, Request, media, user_message};
-use edge_lmm_models::demo::{IMAGE, RECORD};
-use edge_lmm_ops::stage;
+use edge_lmm::{Media, Record, Request, media, timing, user_message};
 
 use super::options::{DeviceOptions, print_now};
 
@@ -44,7 +43,7 @@ impl Cmd {
         let record = Record::from_static(RECORD, "the embedded model")?;
         let mut session = self.device.load_record(&record)?.session();
         let image = {
-            let _stage = stage::top("media");
+            let _stage = timing::stage("media");
             Media::image(media::decode_image(IMAGE)?)
         };
         let prepared = self.question.is_none();

@@ -3,9 +3,9 @@
 use clap::Args;
 use edge_lmm::Device;
 use edge_lmm::health::{Health, System};
+use edge_lmm::record::FORMAT_VERSION;
 use edge_lmm::report::bytes;
 use edge_lmm_kernels::cpu::Isa;
-use edge_lmm_record::FORMAT_VERSION;
 use serde::Serialize;
 
 use super::options::print_now;

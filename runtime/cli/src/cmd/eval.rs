@@ -10,8 +10,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
 use edge_lmm::output::Output;
-use edge_lmm::{EngineError, Request, user_message};
-use edge_lmm_models::ModelError;
+use edge_lmm::{EngineError, ModelError, Request, user_message};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 

@@ -53,7 +53,7 @@ struct Report {
     context: usize,
     kv_cache_bytes: usize,
     converter: String,
-    sources: Vec<edge_lmm_record::SourceFile>,
+    sources: Vec<edge_lmm::record::SourceFile>,
     verified: bool,
     config: serde_json::Value,
     target: Option<TargetReport>,
@@ -99,7 +99,7 @@ impl Cmd {
         let Some(name) = &self.target else {
             return Ok(None);
         };
-        let device = edge_lmm_targets::device(name)?;
+        let device = edge_lmm::targets::device(name)?;
         let scenario = Scenario {
             context: self.context,
             picture: Some(self.image_size),
@@ -253,7 +253,7 @@ mod tests {
                 picture: None,
             };
             let demand = Demand::of_record(&record, &scenario).expect("an estimate");
-            let mut device = edge_lmm_targets::device("raspberry-pi-5").expect("a device");
+            let mut device = edge_lmm::targets::device("raspberry-pi-5").expect("a device");
             device.memory_bytes = memory_bytes;
             TargetReport::new(device, demand, (0, 0))
         };

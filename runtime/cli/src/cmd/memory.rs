@@ -2,8 +2,7 @@
 
 use clap::Args;
 use edge_lmm::memory::{Fit, RequestEstimate};
-use edge_lmm::{AnyEngine, Device, Record};
-use edge_lmm_models::media::MediaInput;
+use edge_lmm::{AnyEngine, Device, MediaInput, Record};
 
 /// Visual tokens from which the cost of a request is reported.
 const LARGE_REQUEST: usize = 1024;

@@ -8,10 +8,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{AnyEngine, Devices, Media, Record, Recording};
-use edge_lmm_kernels::pool;
-use edge_lmm_models::media::{AudioPadding, MediaKind, MediaOptions};
-use edge_lmm_ops::stage;
+use edge_lmm::{
+    AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Record, Recording, timing,
+};
 
 use super::memory::{MemoryOptions, RequestCheck};
 
@@ -62,7 +61,7 @@ impl DeviceOptions {
     /// Loads the model of an open record, if it fits into memory.
     pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
         if let Some(threads) = self.threads {
-            pool::set_global_threads(threads);
+            edge_lmm::set_threads(threads);
         }
         self.memory.load(record, self.device.choose()?)
     }
@@ -138,7 +137,7 @@ impl MediaArgs {
 
     /// Reads an image, video or audio file and detects its kind.
     pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
-        let _stage = stage::top("media");
+        let _stage = timing::stage("media");
         let source = Source::file(path)?;
         Media::read(&source, source.kind()?, self.frames())
     }
@@ -172,7 +171,7 @@ impl MediaFiles {
         let mut budget = MediaBudget::new();
         self.paths()
             .map(|(path, kind)| {
-                let _stage = stage::top("media");
+                let _stage = timing::stage("media");
                 let medium = Media::read(&Source::open(path)?, kind, args.frames())?;
                 budget.hold(&medium)?;
                 Ok(medium)

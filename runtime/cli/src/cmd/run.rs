@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use edge_lmm::dump::probe;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Recording, Request, dump, user_message};
-use edge_lmm_models::prompt::{Message, Role};
-use edge_lmm_ops::probe;
+use edge_lmm::{Message, Recording, Request, Role, dump, user_message};
 
 use crate::summary::summary;
 
