@@ -100,14 +100,16 @@ impl DecoderConfig {
                 self.head_dim
             )));
         }
-        if let RotaryKind::Sections(sections) = &self.rotary
-            && sections.iter().sum::<usize>() != self.head_dim / 2
-        {
-            return Err(ModelError::config(format!(
-                "mrope_section {sections:?} sums to {}, expected half a head: {}",
-                sections.iter().sum::<usize>(),
-                self.head_dim / 2
-            )));
+        if let RotaryKind::Sections(sections) = &self.rotary {
+            let sum = sections
+                .iter()
+                .fold(0, |sum: usize, &n| sum.saturating_add(n));
+            if sum != self.head_dim / 2 {
+                return Err(ModelError::config(format!(
+                    "mrope_section {sections:?} sums to {sum}, expected half a head: {}",
+                    self.head_dim / 2
+                )));
+            }
         }
         Ok(())
     }

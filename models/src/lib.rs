@@ -40,6 +40,7 @@ pub mod record;
 mod rope_fields;
 pub mod rotary;
 pub mod t5;
+mod template_limits;
 pub mod text_config;
 pub mod text_model;
 mod tokenizer_limits;

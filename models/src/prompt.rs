@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::chat_template::{ChatTemplate, EdgeTokens, Forms};
+use crate::chat_template::{ChatTemplate, EdgeTokens, Forms, Parsed};
 use crate::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::error::ModelError;
 use crate::guard;
@@ -118,7 +118,6 @@ pub struct TextProcessor {
 /// What the first prompt finds out about the template.
 #[derive(Debug)]
 struct Prepared {
-    template: ChatTemplate,
     forms: Forms,
     control: ControlTokens,
 }
@@ -297,12 +296,30 @@ impl TextProcessor {
         &self,
         messages: &[Message],
         fallback: &str,
+        placeholder: impl Fn(MediaKind) -> String + Copy + Send + Sync,
+    ) -> Result<Rendered, ModelError> {
+        let made;
+        let template = match &self.template {
+            Some(template) => template,
+            None => {
+                made = ChatTemplate::new(fallback)?;
+                &made
+            }
+        };
+        template.open(|parsed| self.render_with(parsed, messages, placeholder))
+    }
+
+    /// As [`Self::render`], with the parsed template.
+    fn render_with(
+        &self,
+        template: &Parsed,
+        messages: &[Message],
         placeholder: impl Fn(MediaKind) -> String + Copy,
     ) -> Result<Rendered, ModelError> {
-        let prepared = self.prepare(fallback, placeholder)?;
+        let prepared = self.prepare(template, placeholder)?;
         let fill = |messages: &[Message]| {
             let values = prepared.forms.values(messages, placeholder);
-            prepared.template.fill(&values, &self.edges)
+            template.fill(&values, &self.edges)
         };
         let text = fill(messages)?;
         let plain = |text| Rendered {
@@ -340,23 +357,15 @@ impl TextProcessor {
     /// Asks the template, once.
     fn prepare(
         &self,
-        fallback: &str,
+        template: &Parsed,
         placeholder: impl Fn(MediaKind) -> String + Copy,
     ) -> Result<&Prepared, ModelError> {
         if let Some(prepared) = self.prepared.get() {
             return Ok(prepared);
         }
-        let template = match &self.template {
-            Some(template) => template.clone(),
-            None => ChatTemplate::new(fallback)?,
-        };
         let forms = Forms::probe(|values| template.fill(values, &self.edges), placeholder);
         let control = ControlTokens::new(&self.tokenizer, &forms.skeleton)?;
-        Ok(self.prepared.get_or_init(|| Prepared {
-            template,
-            forms,
-            control,
-        }))
+        Ok(self.prepared.get_or_init(|| Prepared { forms, control }))
     }
 }
 

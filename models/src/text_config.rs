@@ -361,6 +361,14 @@ mod tests {
     }
 
     #[test]
+    fn sections_that_overflow_are_refused() {
+        let config = json!({"rope_scaling": {"mrope_section": [16, 24, u64::MAX]}});
+        let decoder = decoder_config(TextKind::QwenVl, &config).unwrap();
+        let error = decoder.check().unwrap_err().to_string();
+        assert!(error.contains("mrope_section"), "{error}");
+    }
+
+    #[test]
     fn a_sliding_window_ends_the_context() {
         let context = |kind, config: Value| decoder_config(kind, &config).unwrap().context_length;
         let config = json!({"sliding_window": 100});
