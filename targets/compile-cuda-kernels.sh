@@ -34,7 +34,7 @@ ln -sf libcuda.so.1 "$tools/lib/libcuda.so"
 
 program=${1:-}
 if [ -z "$program" ]; then
-    cargo build --locked -p edge-lmm --features cuda
+    cargo build --locked -p edge-lmm-cli --features cuda
     program=${CARGO_TARGET_DIR:-target}/debug/edge-lmm
 fi
 

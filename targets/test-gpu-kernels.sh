@@ -29,4 +29,4 @@ export CUDARC_CUDA_VERSION="${CUDARC_CUDA_VERSION:-12060}"
 
 cargo test --locked -p edge-lmm-ops -p edge-lmm-convert --features edge-lmm-ops/vulkan,edge-lmm-convert/vulkan \
     --test cube --test parity_vulkan
-cargo clippy --locked -p edge-lmm-ops -p edge-lmm --features edge-lmm/cuda,edge-lmm/vulkan --all-targets -- -D warnings
+cargo clippy --locked -p edge-lmm-ops -p edge-lmm -p edge-lmm-cli --features edge-lmm-cli/cuda,edge-lmm-cli/vulkan --all-targets -- -D warnings

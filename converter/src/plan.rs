@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use edge_lmm::Cpu;
 use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
-use edge_lmm_models::family::{self, FamilyInfo, ModelFiles};
-use edge_lmm_models::record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
-use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
+use edge_lmm_models::families;
+use edge_lmm_models::family::{FamilyInfo, ModelFiles};
+use edge_lmm_models::weights::{Part, Storage, WeightSpec};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
+use edge_lmm_record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile, skeleton};
 
 use crate::source::{Checkpoint, SourceError};
 use crate::{leftovers, names};
@@ -187,13 +188,12 @@ impl Plan {
             video_preprocessor: checkpoint.video_preprocessor_config.clone(),
             generation: checkpoint.generation_config.clone(),
         };
-        let family = family::info(&files)?;
-        let declared =
-            Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec.part)));
-        let vocabulary = family::build(&files, &declared)?.language().vocabulary();
-        check_tokenizer(checkpoint, vocabulary)?;
-        let weights = declared
-            .into_specs()
+        let family = families::info(&files)?;
+        let (model, specs) = skeleton::<Cpu>(&files, &Default::default(), |spec| {
+            Ok(options.format(spec.part))
+        })?;
+        check_tokenizer(checkpoint, model.language().vocabulary())?;
+        let weights = specs
             .into_iter()
             .map(|spec| plan_weight(spec, checkpoint, options, family))
             .collect::<Result<Vec<_>, _>>()?;
@@ -240,14 +240,7 @@ impl Plan {
     /// # Errors
     /// If the model cannot take a picture of that size.
     pub fn demand(&self, tokenizer: usize, scenario: &Scenario) -> Result<Demand, ConvertError> {
-        let formats = &self.info.formats;
-        let declared = Weights::<Cpu>::new(Default::default(), |spec| {
-            let format = formats.get(&spec.name);
-            format
-                .map(|format| format.0)
-                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        });
-        let model = family::build(&self.info.files, &declared)?;
+        let (model, _) = self.info.skeleton::<Cpu>(&Default::default())?;
         let weights: Vec<StoredWeight> = self
             .weights
             .iter()

@@ -1,27 +1,19 @@
 //! Packs weights and writes the record, one weight at a time.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use burn::module::ParamId;
-use burn::tensor::{DType, Shape, TensorData};
-use burn_store::{BurnpackWriter, TensorSnapshot, TensorSnapshotError};
-use edge_lmm::Record;
-use edge_lmm::output::Output;
 use edge_lmm_kernels::format::PANEL;
 use edge_lmm_kernels::pack::{PackStats, pack_rows};
 use edge_lmm_kernels::pool;
-use edge_lmm_models::record::{CHECKSUMS, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
 use edge_lmm_models::weights::{Storage, WeightSpec};
 use edge_lmm_ops::{Format, MatrixShape};
+use edge_lmm_record::output::Output;
+use edge_lmm_record::{Description, WriteError};
 use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::plan::{ConvertError, Plan, PlannedWeight};
 use crate::source::{Checkpoint, some_of};
@@ -73,9 +65,7 @@ type Packed = Result<(Vec<u8>, PackStats), ConvertError>;
 struct Job {
     checkpoint: Arc<Checkpoint>,
     progress: Progress,
-    hashes: RefCell<BTreeMap<String, u64>>,
     reports: RefCell<Vec<TensorReport>>,
-    error: RefCell<Option<ConvertError>>,
 }
 
 /// Writes the record of `plan` to `path`, atomically: the file appears when it is whole, and
@@ -106,36 +96,23 @@ pub fn write_record_to(
     let job = Rc::new(Job {
         checkpoint: checkpoint.clone(),
         progress: Box::new(progress),
-        hashes: RefCell::new(BTreeMap::new()),
         reports: RefCell::new(Vec::new()),
-        error: RefCell::new(None),
     });
-    let unwritable = |reason: String| ConvertError::Write {
-        path: output.path().to_owned(),
-        reason,
+    let description = Description {
+        info: &plan.info,
+        tokenizer: &checkpoint.tokenizer,
+        template: checkpoint.chat_template.as_deref(),
     };
-    let info = serde_json::to_string(&plan.info).map_err(|e| unwritable(e.to_string()))?;
-    let mut snapshots: Vec<TensorSnapshot> = plan
-        .weights
-        .iter()
-        .zip(1..)
-        .map(|(weight, id)| weight_snapshot(weight.clone(), id, job.clone()))
-        .collect();
-    snapshots.push(checksum_snapshot(plan.weights.len(), job.clone()));
-    let mut writer = BurnpackWriter::new(snapshots)
-        .with_metadata(INFO_KEY, &info)
-        .with_metadata(TOKENIZER_KEY, &checkpoint.tokenizer);
-    if let Some(template) = &checkpoint.chat_template {
-        writer = writer.with_metadata(TEMPLATE_KEY, template);
-    }
-    let written = writer.write_to_file(output.part());
-    if let Some(error) = job.error.take() {
-        return Err(error);
-    }
-    written.map_err(|e| unwritable(e.to_string()))?;
-    seal(output.part()).map_err(|error| output.io(error))?;
-    check(&output, plan)?;
-    let file_bytes = output.finish()?;
+    let specs: Vec<WeightSpec> = plan.weights.iter().map(|w| w.spec.clone()).collect();
+    let (weights, packing) = (plan.weights.clone(), job.clone());
+    let file_bytes = edge_lmm_record::write_record(output, description, &specs, move |index| {
+        packing.bytes(&weights[index])
+    })
+    .map_err(|error| match error {
+        WriteError::Weight(error) => error,
+        WriteError::Output(error) => ConvertError::Output(error),
+        WriteError::Record { path, reason } => ConvertError::Write { path, reason },
+    })?;
     let tensors = job.reports.take();
     warn_of_lost_weights(&tensors);
     Ok(Report {
@@ -143,38 +120,6 @@ pub fn write_record_to(
         file_bytes,
         tensors,
     })
-}
-
-/// Puts the header's own hash where the first checksum is.
-fn seal(path: &Path) -> std::io::Result<()> {
-    let mut handle = File::options().read(true).write(true).open(path)?;
-    let mut preamble = [0; 10];
-    handle.read_exact(&mut preamble)?;
-    let len = u32::from_le_bytes([preamble[6], preamble[7], preamble[8], preamble[9]]);
-    let mut header = preamble.to_vec();
-    (&mut handle).take(len.into()).read_to_end(&mut header)?;
-    // The checksums are the last tensor, and its length is known from the file's end: one hash
-    // per tensor and the header's, so the place is found by reading the record as a reader does.
-    let place = checksum_place(&header).ok_or_else(|| {
-        std::io::Error::other("the header that was just written cannot be read back")
-    })?;
-    handle.seek(SeekFrom::Start(place))?;
-    handle.write_all(&xxh3_64(&header).to_le_bytes())
-}
-
-/// Absolute position of the checksums in a file with this header.
-fn checksum_place(header: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Metadata {
-        tensors: BTreeMap<String, Descriptor>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Descriptor {
-        data_offsets: (u64, u64),
-    }
-    let metadata: Metadata = ciborium::de::from_reader(&header[10..]).ok()?;
-    let start = metadata.tensors.get(CHECKSUMS)?.data_offsets.0;
-    Some((header.len() as u64).next_multiple_of(256) + start)
 }
 
 /// Warns once of values that are too small for their format: the model is another one where
@@ -204,67 +149,6 @@ fn warn_of_lost_weights(tensors: &[TensorReport]) {
     );
 }
 
-/// Reads the record back the way the runtime does.
-fn check(output: &Output, plan: &Plan) -> Result<(), ConvertError> {
-    let specs: Vec<WeightSpec> = plan.weights.iter().map(|w| w.spec.clone()).collect();
-    Record::open(output.part())
-        .and_then(|record| record.check_weights(&specs))
-        .map_err(|error| ConvertError::Write {
-            path: output.path().to_owned(),
-            reason: format!("the written record does not read back: {error}"),
-        })
-}
-
-fn weight_snapshot(weight: PlannedWeight, id: u64, job: Rc<Job>) -> TensorSnapshot {
-    let (dtype, shape) = match weight.spec.storage {
-        Storage::Packed { .. } => (DType::U8, vec![weight.bytes]),
-        Storage::Dense { cols } => (
-            DType::F32,
-            std::iter::once(weight.spec.rows()).chain(cols).collect(),
-        ),
-    };
-    let path = weight.spec.name.split('.').map(str::to_owned).collect();
-    let tensor_shape = Shape::from(shape.clone());
-    let data = move || {
-        let bytes = job.bytes(&weight).map_err(|error| {
-            let message = error.to_string();
-            job.error.replace(Some(error));
-            TensorSnapshotError::DataError(message)
-        })?;
-        Ok(TensorData::from_bytes_vec(bytes, shape.clone(), dtype))
-    };
-    TensorSnapshot::from_closure(
-        Rc::new(data),
-        dtype,
-        tensor_shape,
-        path,
-        Vec::new(),
-        // Counted, not drawn: the same checkpoint gives the same file.
-        ParamId::from(id),
-    )
-}
-
-/// The last tensor: room for the header's hash, then the hashes of the others by name.
-fn checksum_snapshot(weights: usize, job: Rc<Job>) -> TensorSnapshot {
-    let len = 8 * (weights + 1);
-    let data = move || {
-        let hashes = job.hashes.borrow();
-        let bytes: Vec<u8> = std::iter::once(0)
-            .chain(hashes.values().copied())
-            .flat_map(u64::to_le_bytes)
-            .collect();
-        Ok(TensorData::from_bytes_vec(bytes, vec![len], DType::U8))
-    };
-    TensorSnapshot::from_closure(
-        Rc::new(data),
-        DType::U8,
-        Shape::from(vec![len]),
-        vec![CHECKSUMS.to_owned()],
-        Vec::new(),
-        ParamId::from(0),
-    )
-}
-
 impl Job {
     /// The bytes of a weight as the record stores them; keeps hash and report.
     fn bytes(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
@@ -274,9 +158,6 @@ impl Job {
             (Storage::Packed { cols }, Some(format)) => self.pack(spec, format, cols)?,
             _ => (self.dense(spec)?, PackStats::default()),
         };
-        self.hashes
-            .borrow_mut()
-            .insert(spec.name.clone(), xxh3_64(&bytes));
         self.reports
             .borrow_mut()
             .push(self.report(weight, bytes.len(), &stats));

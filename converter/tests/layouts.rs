@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use common::check::check_sample;
 use common::{F32, Golden, ask, convert, data, engine, goldens};
-use edge_lmm::{Media, Request};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::Request;
+use edge_lmm::media::MediaData;
+use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::prompt::Message;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -224,8 +225,8 @@ fn nested_names_of_weights() {
 #[test]
 fn videos_have_limits_of_their_own() {
     let goldens = goldens(&data().join("goldens/qwen2vl-tiny"));
-    let frames = |golden: &Golden| match &golden.media[..] {
-        [Media::Video { frames, .. }] => Some(frames.len()),
+    let frames = |golden: &Golden| match golden.media.first()?.data() {
+        MediaData::Video { frames, .. } => Some(frames.len()),
         _ => None,
     };
     let image = &goldens[0];
@@ -263,12 +264,11 @@ fn videos_have_limits_of_their_own() {
 /// The question of a sample.
 fn request<'a>(messages: &'a [Message], golden: &'a Golden) -> Request<'a> {
     Request {
-        messages,
         media: &golden.media,
-        options: MediaOptions::default(),
         max_tokens: 16,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(messages)
     }
 }
 

@@ -5,7 +5,6 @@ mod common;
 use common::check::check_family;
 use common::{F32, ask, data, engine, goldens};
 use edge_lmm::{Media, Request};
-use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::Message;
 
 #[test]
@@ -57,12 +56,11 @@ fn questions_in_a_row(checkpoint: &str, forget: bool) -> Vec<(Vec<u32>, usize)> 
 
 fn request<'a>(media: &'a [Media], messages: &'a [Message]) -> Request<'a> {
     Request {
-        messages,
         media,
-        options: MediaOptions::default(),
         max_tokens: 12,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(messages)
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use common::check::{check_family, check_sample};
 use common::{F32, data, engine_of, goldens};
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm_models::media::MediaOptions;
 
 #[test]
 fn trained() {

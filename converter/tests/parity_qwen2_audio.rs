@@ -8,8 +8,9 @@ use std::path::Path;
 
 use common::check::check_sample;
 use common::{F32, Golden, ask, data, engine, goldens, relative};
-use edge_lmm::{Engine, Media, Request};
-use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm::media::MediaData;
+use edge_lmm::{Media, Request, Session};
+use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::probe::Captured;
 
 /// Absolute difference of spectrograms that the project promises.
@@ -61,8 +62,11 @@ fn check_mel(golden: &Golden, features: &Captured) {
     }
     if let Some((shape, expected)) = golden.tensors.get("mel_bin_mean_valid") {
         assert_eq!(shape, &[bins]);
-        let [Media::Audio { samples, .. }] = &golden.media[..] else {
+        let [sound] = &golden.media[..] else {
             panic!("{} is not one sound", golden.name);
+        };
+        let MediaData::Audio { samples, .. } = sound.data() else {
+            panic!("{} is not a sound", golden.name);
         };
         let valid = samples.len().div_ceil(160);
         for (row, expected) in rows.iter().zip(expected) {
@@ -86,15 +90,13 @@ fn of_other_dimensions() {
     check(&folder, &folder.join("goldens"), 3);
 }
 
-fn answer(engine: &mut Engine<edge_lmm::Cpu>, media: &[Media]) -> Result<String, String> {
+fn answer(engine: &mut Session<edge_lmm::Cpu>, media: &[Media]) -> Result<String, String> {
     let messages = ask(media, "is the sound high or low?");
     let request = Request {
-        messages: &messages,
         media,
-        options: MediaOptions::default(),
         max_tokens: 16,
-        ignore_eos: false,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
     answer.map(|a| a.text).map_err(|error| error.to_string())
@@ -104,10 +106,7 @@ fn answer(engine: &mut Engine<edge_lmm::Cpu>, media: &[Media]) -> Result<String,
 #[test]
 fn odd_media() {
     let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);
-    let sound = |samples: Vec<f32>, sample_rate| Media::Audio {
-        samples,
-        sample_rate,
-    };
+    let sound = Media::audio;
     let refused: BTreeMap<&str, Media> = [
         ("no samples", sound(vec![], 16_000)),
         ("hears none of less than 321", sound(vec![0.1; 320], 16_000)),
@@ -121,8 +120,8 @@ fn odd_media() {
         assert!(error.contains(expected), "{error}");
     }
     let picture = edge_lmm::media::load_image(&data().join("goldens/qwen25vl-tiny/sample_0.png"));
-    let error = answer(&mut engine, &[Media::Image(picture.expect("a picture"))]);
-    assert!(error.unwrap_err().contains("takes no pictures"));
+    let error = answer(&mut engine, &[Media::image(picture.expect("a picture"))]);
+    assert!(error.unwrap_err().contains("takes no images"));
     // Silence, something far too loud and 40 seconds are sounds like any other.
     for samples in [vec![0.0; 16_000], vec![1e6; 16_000], vec![0.1; 640_000]] {
         answer(&mut engine, &[sound(samples, 16_000)]).expect("an answer");
@@ -136,10 +135,7 @@ fn other_rates_sound_alike() {
     let tone = |frequency: f32, rate: u32| {
         let step = 2.0 * std::f32::consts::PI * frequency / rate as f32;
         let samples = (0..rate / 2).map(|i| 0.5 * (i as f32 * step).sin());
-        Media::Audio {
-            samples: samples.collect(),
-            sample_rate: rate,
-        }
+        Media::audio(samples.collect(), rate)
     };
     for (frequency, expected) in [(300.0, "low"), (1800.0, "high")] {
         for rate in [16_000, 44_100, 8000, 48_000] {

@@ -6,7 +6,6 @@ mod common;
 use common::check::check_family;
 use common::{F32, data, engine};
 use edge_lmm::Request;
-use edge_lmm_models::model::MediaOptions;
 use edge_lmm_models::prompt::{Message, Role};
 
 fn check(name: &str) {
@@ -75,13 +74,12 @@ fn what_is_kept_fits_the_length() {
         engine.forget();
         let mut last = (Vec::new(), 0);
         for question in questions {
+            let messages = [Message::text(Role::User, *question)];
             let request = Request {
-                messages: &[Message::text(Role::User, *question)],
-                media: &[],
-                options: MediaOptions::default(),
                 max_tokens: 4,
                 ignore_eos: true,
                 sampling: Default::default(),
+                ..Request::new(&messages)
             };
             let answer = engine
                 .answer(&request, |_| std::ops::ControlFlow::Continue(()))

@@ -5,12 +5,11 @@ mod common;
 
 use common::check::check_sample;
 use common::{F32, ask, data, engine_on, goldens};
-use edge_lmm::{Request, Vulkan};
+use edge_lmm::{Request, Stage, Vulkan};
 use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_models::model::{AudioPadding, MediaOptions};
+use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::Format;
-use edge_lmm_ops::stage::{self, StageRecord};
 
 /// Checks some samples of a checkpoint.
 fn check(checkpoint: &str, folder: &str, samples: &[usize]) {
@@ -86,26 +85,25 @@ fn launches_of_a_token() {
     };
     let mut engine = engine_on::<Vulkan>(source, &options);
     let golden = &goldens(&data().join("goldens/qwen2vl-tiny"))[0];
-    stage::record(None);
     let request = Request {
-        messages: &ask(&golden.media, &golden.question),
+        timing: true,
         media: &golden.media,
-        options: MediaOptions::default(),
         max_tokens: 5,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(&ask(&golden.media, &golden.question))
     };
     let answer = engine
         .answer(&request, |_| std::ops::ControlFlow::Continue(()))
         .expect("an answer");
     let steps = answer.tokens.len() - 1;
-    let stages = stage::finish();
-    let of_step = |found: &StageRecord| {
+    let stages = answer.timing.stages();
+    let of_step = |found: &Stage| {
         assert_eq!(found.launches % steps, 0, "{}: {found:?}", found.name);
         found.launches / steps
     };
     let decode = || stages.iter().filter(|found| found.stage == "decode");
-    let layers: Vec<&StageRecord> = decode()
+    let layers: Vec<&Stage> = decode()
         .filter(|found| found.name.starts_with("text.layers."))
         .collect();
     assert!(!layers.is_empty());

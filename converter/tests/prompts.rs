@@ -8,13 +8,13 @@ use std::path::Path;
 
 use common::{F32, ask, data, engine, sound};
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{Cpu, Engine, Media, Request, media};
+use edge_lmm::{Cpu, Media, Request, Session, media};
 use edge_lmm_models::prompt::{Message, Role};
 use edge_lmm_ops::probe;
 use serde_json::{Value, json};
 
 /// The prompt's ids.
-fn prompt(engine: &mut Engine<Cpu>, messages: &[Message], media: &[Media]) -> Vec<u32> {
+fn prompt(engine: &mut Session<Cpu>, messages: &[Message], media: &[Media]) -> Vec<u32> {
     engine.forget();
     probe::start();
     let answer = engine.answer(&request(messages, media, 1), |_| {
@@ -31,12 +31,12 @@ fn prompt(engine: &mut Engine<Cpu>, messages: &[Message], media: &[Media]) -> Ve
 
 fn request<'a>(messages: &'a [Message], media: &'a [Media], max_tokens: usize) -> Request<'a> {
     Request {
-        messages,
         media,
         options: Default::default(),
         max_tokens,
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(messages)
     }
 }
 
@@ -94,7 +94,7 @@ fn check(name: &str, media: &[Media], extra: &[&str]) {
 
 fn image() -> Media {
     let path = data().join("questions/images/color_000.png");
-    Media::Image(media::load_image(&path).expect("an image"))
+    Media::image(media::load_image(&path).expect("an image"))
 }
 
 #[test]
@@ -184,10 +184,11 @@ fn control_tokens_take_effect_if_asked_for() {
             })
             .is_ok()
     );
-    engine.set_parse_special(true);
-    let error = engine.answer(&request(&messages, &[], 1), |_| {
-        std::ops::ControlFlow::Continue(())
-    });
+    let special = Request {
+        parse_special: true,
+        ..request(&messages, &[], 1)
+    };
+    let error = engine.answer(&special, |_| std::ops::ControlFlow::Continue(()));
     let error = error.expect_err("a place without an image").to_string();
     assert!(error.contains("found 1 places"), "{error}");
 }
@@ -211,7 +212,7 @@ fn the_repetition_penalty_of_the_checkpoint_is_applied() {
     let mut penalized = engine(folder.path(), None, &F32);
     let mut plain = engine(&data().join("qwen2vl-tiny"), None, &F32);
     let messages = [Message::text(Role::User, "hello")];
-    let tokens = |engine: &mut Engine<Cpu>, sampling: Sampling| {
+    let tokens = |engine: &mut Session<Cpu>, sampling: Sampling| {
         let request = Request {
             ignore_eos: false,
             sampling,

@@ -8,20 +8,16 @@ use std::path::Path;
 use common::{F32, ask, data, engine};
 use edge_lmm::manifest::{Manifest, is_right};
 use edge_lmm::media::{self, FrameSelection, MediaKind};
-use edge_lmm::{Cpu, Engine, Media, Request};
+use edge_lmm::{Cpu, Media, Request, Session};
 use edge_lmm_convert::Options;
-use edge_lmm_models::model::MediaOptions;
 
 fn open(path: &Path) -> Media {
     match media::kind(path).expect("a medium") {
         MediaKind::Video => {
             let video = media::load_video(path, FrameSelection::All).expect("a video");
-            Media::Video {
-                frames: video.frames,
-                frames_per_second: video.frames_per_second,
-            }
+            Media::video(video.frames, video.frames_per_second)
         }
-        _ => Media::Image(media::load_image(path).expect("a picture")),
+        _ => Media::image(media::load_image(path).expect("a picture")),
     }
 }
 
@@ -34,7 +30,7 @@ fn reference(name: &str) -> BTreeMap<String, String> {
 }
 
 /// Answers to the questions that the reference answers.
-fn answers(engine: &mut Engine<Cpu>, name: &str) -> Vec<(String, String, bool)> {
+fn answers(engine: &mut Session<Cpu>, name: &str) -> Vec<(String, String, bool)> {
     let manifest = Manifest::open(&data().join("questions/manifest.csv")).expect("questions");
     let reference = reference(name);
     let own = |id: &str| reference.contains_key(id);
@@ -47,12 +43,10 @@ fn answers(engine: &mut Engine<Cpu>, name: &str) -> Vec<(String, String, bool)> 
             .collect();
         let messages = ask(&media, &question.question);
         let request = Request {
-            messages: &messages,
             media: &media,
-            options: MediaOptions::default(),
             max_tokens: 16,
-            ignore_eos: false,
             sampling: Default::default(),
+            ..Request::new(&messages)
         };
         engine.forget();
         let answer = engine

@@ -33,15 +33,14 @@ fn rescaled(factor: f32) -> Copy {
 #[test]
 fn small_weights_keep_the_function() {
     let image = data().join("questions/images/color_000.png");
-    let media = [Media::Image(media::load_image(&image).expect("an image"))];
+    let media = [Media::image(media::load_image(&image).expect("an image"))];
     let messages = ask(&media, "what color is the diamond?");
     let request = Request {
-        messages: &messages,
         media: &media,
         options: Default::default(),
         max_tokens: 8,
-        ignore_eos: false,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     let copy = rescaled(65536.0);
     let mut engine = engine(copy.path(), None, &Options::default());
@@ -64,12 +63,10 @@ fn overflowing_weights_give_no_answer() {
     let mut engine = engine(copy.path(), None, &common::F32);
     let messages = ask(&[], "hello");
     let request = Request {
-        messages: &messages,
-        media: &[],
         options: Default::default(),
         max_tokens: 8,
-        ignore_eos: false,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
     let error = answer.expect_err("an overflow").to_string();

@@ -47,6 +47,20 @@ pub enum ModelError {
     /// The prompt cannot be put together.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// The rendered prompt and its media do not fit together.
+    #[error(
+        "found {found} places for images, videos and sounds in the prompt, expected {expected}; text \
+         whose control tokens take effect must not contain placeholder tokens"
+    )]
+    Placeholders {
+        /// Number of placeholder tokens.
+        found: usize,
+        /// Number that the media need.
+        expected: usize,
+    },
+    /// Tokens cannot be taken out of the state of a recurrent layer.
+    #[error("the model has recurrent layers, whose state cannot go back to fewer tokens")]
+    CannotTruncate,
     /// The computation was cancelled before its end.
     #[error("cancelled")]
     Cancelled,

@@ -1,10 +1,8 @@
 //! What is known of the devices that models run on, and what follows for a model: whether it fits
-//! into their memory ([`fit`]) and how fast it can be at best ([`roofline`]). And the one file that
-//! is put onto them: a program with its record inside ([`bundle`]).
+//! into their memory ([`fit`]) and how fast it can be at best ([`roofline`]).
 //!
 //! The profiles are the files of `targets/profiles`, compiled in; its README explains them.
 
-pub mod bundle;
 pub mod fit;
 pub mod profile;
 pub mod roofline;

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::json::file_name;
-use super::map::Map;
+use edge_lmm_record::FileMap;
 
 /// Bytes that are hashed before their pages are released.
 const HASH_CHUNK: usize = 64 << 20;
@@ -20,12 +20,12 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Size in bytes.
     pub bytes: u64,
-    content: Arc<Map>,
+    content: Arc<FileMap>,
     hash: OnceLock<String>,
 }
 
 impl SourceFile {
-    pub(super) fn new(path: &Path, content: Arc<Map>) -> Self {
+    pub(super) fn new(path: &Path, content: Arc<FileMap>) -> Self {
         Self {
             name: file_name(path),
             path: path.to_path_buf(),

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::error::{Result, malformed};
 use super::file::SourceFile;
-use super::map::Map;
+use super::map;
 
 /// Largest json or text file that is read: a tokenizer of a million tokens stays below, a weight file under a
 /// json name does not.
@@ -18,7 +18,7 @@ pub(super) fn read_text(path: &Path, files: &mut Vec<SourceFile>) -> Result<Opti
     if !path.exists() {
         return Ok(None);
     }
-    let map = Map::open(path)?;
+    let map = map::open(path)?;
     let file = path.display().to_string();
     if map.len() > MAX_TEXT_BYTES {
         return Err(malformed(

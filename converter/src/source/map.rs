@@ -1,72 +1,37 @@
 //! Memory mapping of a weight file.
 
 use std::fs::File;
-use std::ops::Deref;
 use std::path::Path;
+
+use edge_lmm_record::{FileMap, stand_in};
 
 use super::error::{Result, SourceError};
 
-/// A whole file, mapped read-only. Pages are read when touched and can be dropped by the system at any
-/// time, so a checkpoint larger than the memory can be converted.
-#[derive(Debug)]
-pub(super) struct Map(memmap2::Mmap);
-
-impl Map {
-    /// Maps the regular file at `path`.
-    ///
-    /// # Errors
-    /// If it cannot be read, or holds only what a failed download leaves.
-    #[allow(unsafe_code)] // The only way to map a file; nothing else in this module is unsafe.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let io = |source| SourceError::Io {
+/// Maps the regular file at `path`.
+///
+/// # Errors
+/// If it cannot be read, or holds only what a failed download leaves.
+pub(super) fn open(path: &Path) -> Result<FileMap> {
+    let io = |source| SourceError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    // Asked before opening: opening a pipe would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
+        return Err(SourceError::NotACheckpoint {
             path: path.to_path_buf(),
-            source,
-        };
-        // Asked before opening: opening a pipe would wait for a writer.
-        let metadata = std::fs::metadata(path).map_err(io)?;
-        if !metadata.is_file() {
-            return Err(SourceError::NotACheckpoint {
-                path: path.to_path_buf(),
-                found: "something that is not a regular file".into(),
-                expected: "a weight file".into(),
-            });
-        }
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is private and read-only and lives as long as every slice of it. A file that
-        // somebody changes meanwhile is the risk that every mapping has: all uses check plain bytes at run
-        // time and index with bounds checks, so the worst are wrong numbers, a panic or, for a file that is
-        // cut short, a SIGBUS.
-        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?;
-        if let Some(found) = edge_lmm::stand_in::describe(&map) {
-            return Err(SourceError::NotDownloaded {
-                path: path.to_path_buf(),
-                found,
-            });
-        }
-        log::debug!("reading {}, {} bytes", path.display(), map.len());
-        Ok(Self(map))
+            found: "something that is not a regular file".into(),
+            expected: "a weight file".into(),
+        });
     }
-}
-
-impl Map {
-    /// Takes the pages read so far out of this process; they are read again when touched. Without it a
-    /// conversion would end up holding the whole checkpoint, until the system is short of memory.
-    pub(super) fn release(&self) {
-        // SAFETY: the mapping is read-only, so every page equals the file and none is lost.
-        #[cfg(unix)]
-        #[allow(unsafe_code)] // The call is unsafe for mappings that can be written to.
-        let released = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-        #[cfg(unix)]
-        if let Err(error) = released {
-            log::debug!("pages of a weight file stay in memory: {error}");
-        }
+    let map = FileMap::whole(&File::open(path).map_err(io)?).map_err(io)?;
+    if let Some(found) = stand_in::describe(&map) {
+        return Err(SourceError::NotDownloaded {
+            path: path.to_path_buf(),
+            found,
+        });
     }
-}
-
-impl Deref for Map {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
+    log::debug!("reading {}, {} bytes", path.display(), map.len());
+    Ok(map)
 }

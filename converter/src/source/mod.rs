@@ -233,5 +233,5 @@ fn is_gguf_file(path: &Path) -> Result<bool> {
     let named = path
         .extension()
         .is_some_and(|extension| extension == "gguf");
-    Ok(named || gguf::is_gguf(&map::Map::open(path)?))
+    Ok(named || gguf::is_gguf(&map::open(path)?))
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::decode::Decoder;
 use super::error::{Result, SourceError, malformed, some_of};
 use super::file::SourceFile;
-use super::map::Map;
+use super::map;
 use super::view::{Stored, View};
 use super::{Tensor, TensorInfo};
 
@@ -28,7 +28,7 @@ pub(super) fn read_file(
     path: &Path,
     files: &mut Vec<SourceFile>,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let map = Arc::new(Map::open(path)?);
+    let map = Arc::new(map::open(path)?);
     let file: Arc<str> = path.display().to_string().into();
     let (data_start, metadata) = read_header(&map, &file)?;
     let mut tensors = BTreeMap::new();

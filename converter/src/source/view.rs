@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use super::decode::Decoder;
 use super::error::SourceError;
-use super::map::Map;
+use edge_lmm_record::FileMap;
 
 /// A tensor as it lies in a file.
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
-    map: Arc<Map>,
+    map: Arc<FileMap>,
     file: Arc<str>,
     bytes: Range<usize>,
     dtype: String,
@@ -46,7 +46,7 @@ impl Stored {
     /// A tensor in `bytes` of a mapped file. `decoder` is `None` for a type that can be listed but not read;
     /// `supported` then tells which could be. Returns `None` where the file has no such bytes.
     pub(super) fn new(
-        (map, file): (&Arc<Map>, &Arc<str>),
+        (map, file): (&Arc<FileMap>, &Arc<str>),
         bytes: Range<usize>,
         dtype: String,
         decoder: Option<Decoder>,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{F32, Golden, ask, engine, goldens, relative};
-use edge_lmm::{Engine, Request};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm::{Request, Session};
+use edge_lmm_models::media::MediaOptions;
 use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
@@ -25,19 +25,19 @@ const NOT_CAPTURED: [&str; 5] = [
 
 /// Everything captured on the way to an answer that equals the golden one.
 pub fn check_sample<B: KernelBackend>(
-    engine: &mut Engine<B>,
+    engine: &mut Session<B>,
     golden: &Golden,
     options: &MediaOptions,
 ) -> BTreeMap<String, Captured> {
     let name = &golden.name;
     let messages = ask(&golden.media, &golden.question);
     let request = Request {
-        messages: &messages,
         media: &golden.media,
         options: options.clone(),
         max_tokens: golden.greedy.len(),
         ignore_eos: true,
         sampling: Default::default(),
+        ..Request::new(&messages)
     };
     engine.forget();
     probe::start();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edge_lmm::{Cpu, Engine, Media, Record, media};
+use edge_lmm::{Cpu, Engine, Media, Record, Session, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
 use edge_lmm_models::prompt::{Content, Message, Role};
@@ -60,7 +60,7 @@ fn convert_checkpoint(
 }
 
 /// Converts and loads a checkpoint.
-pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine<Cpu> {
+pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Session<Cpu> {
     engine_of(
         Checkpoint::open(source, mmproj).expect("a checkpoint"),
         options,
@@ -68,16 +68,17 @@ pub fn engine(source: &Path, mmproj: Option<&Path>, options: &Options) -> Engine
 }
 
 /// Converts and loads an open checkpoint.
-pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Engine<Cpu> {
+pub fn engine_of(checkpoint: Checkpoint, options: &Options) -> Session<Cpu> {
     engine_on(checkpoint, options)
 }
 
 /// Converts an open checkpoint and loads it on a device of any kind.
-pub fn engine_on<B: KernelBackend>(checkpoint: Checkpoint, options: &Options) -> Engine<B> {
+pub fn engine_on<B: KernelBackend>(checkpoint: Checkpoint, options: &Options) -> Session<B> {
     let converted = convert_checkpoint(checkpoint, options).expect("the checkpoint converts");
     let record = Record::open(&converted.path).expect("the record opens");
     record.verify().expect("the record's checksums are right");
-    Engine::load(&record, Default::default()).expect("the model loads")
+    let engine = Engine::load(&record, Default::default()).expect("the model loads");
+    engine.session()
 }
 
 /// A sample of a golden set.
@@ -120,12 +121,9 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     let media = if files.iter().any(is_sound) {
         files.iter().map(|path| sound(path)).collect()
     } else if is_video {
-        vec![Media::Video {
-            frames: images(),
-            frames_per_second: 2.0,
-        }]
+        vec![Media::video(images(), 2.0)]
     } else {
-        images().into_iter().map(Media::Image).collect()
+        images().into_iter().map(Media::image).collect()
     };
     let id = &sample["id"];
     Golden {
@@ -146,10 +144,7 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
 /// Reads a sound.
 pub fn sound(path: &Path) -> Media {
     let audio = media::load_audio(path).expect("a sound");
-    Media::Audio {
-        samples: audio.samples,
-        sample_rate: audio.sample_rate,
-    }
+    Media::audio(audio.samples, audio.sample_rate)
 }
 
 fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {

@@ -77,7 +77,16 @@ fn text(c: &mut Criterion) {
                             stride: width,
                         };
                         black_box(cached_attention(
-                            &pool, heads, q, q_len, &cache, layer, kv_len, None, 0.1,
+                            &pool,
+                            heads,
+                            q,
+                            q_len,
+                            &cache,
+                            layer,
+                            kv_len,
+                            Mask::Causal,
+                            None,
+                            0.1,
                         ));
                     }
                 })

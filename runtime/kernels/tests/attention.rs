@@ -198,6 +198,20 @@ proptest! {
     }
 
     #[test]
+    fn windows_with_runs_in_both_directions(heads in heads(), q_len in 1usize..200, past in 0usize..150, window in 1usize..200, run in 1usize..90, seed: u64) {
+        let problem = Problem::random(heads, q_len, past + q_len, &mut Random(seed));
+        let ranges = ranges(q_len, past, window, run);
+        for isa in isas() {
+            let out = problem.run(&pool(isa), Mask::Ranges(&ranges), None);
+            problem.check(&out, |i, j| ranges[i].contains(&j), None, &format!("{isa} {window} {run} {heads:?}"));
+            for n in 1..=3 {
+                let other = problem.run(&ThreadPool::with_isa(threads(n), isa), Mask::Ranges(&ranges), None);
+                prop_assert_eq!(&other, &out, "{} threads", n);
+            }
+        }
+    }
+
+    #[test]
     fn biased(heads in heads(), q_len in 1usize..40, kv_len in 1usize..200, seed: u64) {
         let mut random = Random(seed);
         let problem = Problem::random(heads, q_len, kv_len, &mut random);
@@ -240,12 +254,52 @@ proptest! {
                 if token >= past {
                     let i = token - past;
                     let q = Rows { data: &problem.q[i * problem.q().stride..], stride: 0 };
-                    let out = cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, None, problem.scale);
+                    let out = cached_attention(&pool, heads, q, 1, &cache, 1, token + 1, Mask::Causal, None, problem.scale);
                     prop_assert_eq!(&out[..], &one[i * problem.width()..][..problem.width()], "token {}", token);
                 }
                 cache.advance(1);
             }
         }
+    }
+}
+
+/// Causal attention within a window, in which every second `run` of queries sees itself in both directions.
+fn ranges(q_len: usize, past: usize, window: usize, run: usize) -> Vec<std::ops::Range<usize>> {
+    let range = |i: usize| {
+        let (block, at) = (i / run, past + i);
+        let start = (at + 1).saturating_sub(window);
+        match block % 2 {
+            0 => start..at + 1,
+            _ => start.min(past + block * run)..past + ((block + 1) * run).min(q_len),
+        }
+    };
+    (0..q_len).map(range).collect()
+}
+
+#[test]
+fn a_fork_has_the_same_positions_and_a_life_of_its_own() {
+    let heads = Heads {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 20,
+    };
+    let problem = Problem::random(heads, 150, 150, &mut Random(8));
+    let pool = pool(isas()[0]);
+    for half in [false, true] {
+        let mut cache = KvCache::new(1, 2, 20, 150, half).unwrap();
+        cache.append(0, problem.k(), problem.v(), 150);
+        cache.advance(150);
+        let run = |cache: &KvCache| {
+            let (q, mask) = (problem.q(), Mask::Causal);
+            cached_attention(&pool, heads, q, 150, cache, 0, 150, mask, None, 0.2)
+        };
+        let (before, mut fork) = (run(&cache), cache.fork().unwrap());
+        assert_eq!((fork.len(), fork.capacity()), (150, 150));
+        assert_eq!(run(&fork), before);
+        fork.truncate(0);
+        fork.append(0, problem.v(), problem.k(), 150);
+        assert_eq!(run(&cache), before);
+        assert_ne!(run(&fork), before);
     }
 }
 
@@ -297,6 +351,7 @@ fn half_precision_is_single_precision_of_rounded_numbers() {
                         &cache,
                         1,
                         end,
+                        Mask::Causal,
                         None,
                         scale,
                     ));
@@ -332,7 +387,7 @@ fn what_is_too_large_for_half_precision_stays_finite() {
             data: &[0.0; 8],
             stride: 0,
         };
-        let out = cached_attention(&pool, heads, q, 1, &cache, 0, 1, None, 1.0);
+        let out = cached_attention(&pool, heads, q, 1, &cache, 0, 1, Mask::Causal, None, 1.0);
         assert!(
             out.iter()
                 .all(|x| if shows { x.is_nan() } else { *x == 65504.0 }),
@@ -425,6 +480,7 @@ fn a_prefill_may_be_cut_into_pieces() {
                 &cache,
                 0,
                 end,
+                Mask::Causal,
                 None,
                 problem.scale,
             ));
@@ -462,6 +518,7 @@ fn truncated_positions_are_forgotten() {
         &cache,
         0,
         40,
+        Mask::Causal,
         None,
         problem.scale,
     );

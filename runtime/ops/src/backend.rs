@@ -122,6 +122,13 @@ pub trait KvStore {
     /// # Errors
     /// If there is not enough memory for the old and the new cache; the old one is then unchanged.
     fn grow(&mut self, capacity: usize) -> Result<(), CacheError>;
+    /// Returns an independent copy with the same capacity.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    fn fork(&self) -> Result<Self, CacheError>
+    where
+        Self: Sized;
 }
 
 /// A burn backend with the operations that the models run on.
@@ -295,7 +302,8 @@ pub trait KernelBackend: Backend {
     fn kv_cache(shape: CacheShape, device: &Self::Device) -> Result<Self::KvCache, CacheError>;
 
     /// Appends the keys and values of new tokens to `layer` of the cache, then computes the attention of
-    /// each new token to all positions up to its own.
+    /// each new token to the positions that the mask selects: [`Mask::Causal`], all positions up to its
+    /// own, or [`Mask::Ranges`].
     ///
     /// # Shapes
     /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`,
@@ -306,6 +314,7 @@ pub trait KernelBackend: Backend {
         heads: Heads,
         cache: &mut Self::KvCache,
         layer: usize,
+        mask: Mask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self>;
@@ -322,10 +331,11 @@ pub trait KernelBackend: Backend {
         sin: &FloatTensor<Self>,
         cache: &mut Self::KvCache,
         layer: usize,
+        mask: Mask<'_>,
         scale: f32,
     ) -> FloatTensor<Self> {
         let rotated = heads.heads + heads.kv_heads;
         let qkv = Self::rope(qkv, 0, rotated, heads.head_dim, cos, sin);
-        Self::cached_attention(&qkv, heads, cache, layer, None, scale)
+        Self::cached_attention(&qkv, heads, cache, layer, mask, None, scale)
     }
 }

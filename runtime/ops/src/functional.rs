@@ -229,6 +229,7 @@ pub fn cached_attention<B: KernelBackend>(
     heads: Heads,
     cache: &mut B::KvCache,
     layer: usize,
+    mask: Mask<'_>,
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
@@ -237,12 +238,14 @@ pub fn cached_attention<B: KernelBackend>(
         heads,
         cache,
         layer,
+        mask,
         bias.map(float).as_ref(),
         scale,
     ))
 }
 
 /// See [`KernelBackend::rotated_attention`].
+#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
 pub fn rotated_attention<B: KernelBackend>(
     qkv: Tensor<B, 2>,
     heads: Heads,
@@ -250,6 +253,7 @@ pub fn rotated_attention<B: KernelBackend>(
     sin: &Tensor<B, 2>,
     cache: &mut B::KvCache,
     layer: usize,
+    mask: Mask<'_>,
     scale: f32,
 ) -> Tensor<B, 2> {
     tensor(B::rotated_attention(
@@ -259,6 +263,7 @@ pub fn rotated_attention<B: KernelBackend>(
         &float(sin.clone()),
         cache,
         layer,
+        mask,
         scale,
     ))
 }

@@ -107,6 +107,10 @@ impl KvStore for KvCache {
     fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
         KvCache::grow(self, capacity).map_err(|error| CacheError(error.to_string()))
     }
+
+    fn fork(&self) -> Result<Self, CacheError> {
+        KvCache::fork(self).map_err(|error| CacheError(error.to_string()))
+    }
 }
 
 impl KernelBackend for Cpu {
@@ -307,7 +311,9 @@ impl KernelBackend for Cpu {
         let segments = match mask {
             Mask::Full => &whole,
             Mask::Segments(ends) => ends,
-            Mask::Causal => return Self::fused_attention(q, k, v, heads, mask, None, scale),
+            Mask::Causal | Mask::Ranges(_) => {
+                return Self::fused_attention(q, k, v, heads, mask, None, scale);
+            }
         };
         let pool = pool::global();
         let [kv_len, _] = size(k.tensor);
@@ -347,6 +353,7 @@ impl KernelBackend for Cpu {
         heads: Heads,
         cache: &mut KvCache,
         layer: usize,
+        mask: Mask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
@@ -368,6 +375,7 @@ impl KernelBackend for Cpu {
             cache,
             layer,
             cache.len() + tokens,
+            mask,
             bias.as_deref(),
             scale,
         );

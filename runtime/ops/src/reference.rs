@@ -102,6 +102,7 @@ fn visible(mask: &Mask<'_>, i: usize, j: usize, q_len: usize, kv_len: usize) -> 
         Mask::Segments(ends) => ends
             .windows(2)
             .any(|w| (w[0]..w[1]).contains(&i) && (w[0]..w[1]).contains(&j)),
+        Mask::Ranges(ranges) => ranges[i].contains(&j),
     }
 }
 

@@ -6,14 +6,14 @@
 //! recorded, a guard costs one thread-local read.
 //!
 //! ```
-//! use edge_lmm_ops::stage;
-//! stage::record(None);
-//! {
+//! use edge_lmm_ops::stage::{self, Recording};
+//! let mut recording = Recording::new(None);
+//! recording.run(|| {
 //!     let _prefill = stage::top("prefill");
 //!     let _layer = stage::scope(format_args!("text.layers.{}", 0));
 //!     let _attention = stage::module("attention");
-//! }
-//! let report = stage::finish();
+//! });
+//! let report = recording.finish();
 //! assert_eq!(report[1].name, "text.layers.0.attention");
 //! assert_eq!(report[1].stage, "prefill");
 //! ```
@@ -21,6 +21,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::Arguments;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use edge_lmm_kernels::memory;
@@ -44,35 +46,94 @@ pub struct StageRecord {
     pub spans: Vec<(Duration, Duration)>,
 }
 
+/// Waits until an asynchronous device has done its work.
+pub type Synchronize = Box<dyn Fn() + Send>;
+
 struct Recorder {
+    id: u64,
     origin: Instant,
-    synchronize: Option<Box<dyn Fn()>>,
-    top: &'static str,
-    prefix: String,
+    synchronize: Option<Synchronize>,
     index: HashMap<(&'static str, String), usize>,
     records: Vec<StageRecord>,
+}
+
+/// What surrounds the next stage of a thread, and who records it.
+#[derive(Default)]
+struct Context {
+    top: &'static str,
+    prefix: String,
+    recorders: Vec<Recorder>,
 }
 
 thread_local! {
     static LAUNCHES: Cell<usize> = const { Cell::new(0) };
     static ON: Cell<bool> = const { Cell::new(false) };
-    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
+    static CONTEXT: RefCell<Context> = RefCell::default();
 }
 
-/// Starts recording on this thread. `synchronize` is called at the end of every stage; it waits for
-/// asynchronous devices.
-pub fn record(synchronize: Option<Box<dyn Fn()>>) {
-    RECORDER.with_borrow_mut(|recorder| {
-        *recorder = Some(Recorder {
+/// A measurement of stages. It records the stages of a thread while that thread runs a function
+/// with [`run`](Self::run) or has [`enter`](Self::enter)ed it. Recordings may be nested: a stage
+/// belongs to all that are active when it begins.
+pub struct Recording(Option<Recorder>);
+
+/// Guard that interrupts a recording on drop.
+#[must_use = "a recording is active as long as its guard"]
+pub struct Entered<'a> {
+    recording: &'a mut Recording,
+    id: u64,
+    /// The recording is active on this thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Recording {
+    /// A recording without stages, whose time begins now. `synchronize` is called at the end of
+    /// every stage; it waits for asynchronous devices.
+    pub fn new(synchronize: Option<Synchronize>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(Some(Recorder {
+            id: NEXT.fetch_add(1, Relaxed),
             origin: Instant::now(),
             synchronize,
-            top: "",
-            prefix: String::new(),
             index: HashMap::new(),
             records: Vec::new(),
+        }))
+    }
+
+    /// Records on this thread until the guard is dropped.
+    pub fn enter(&mut self) -> Entered<'_> {
+        // Only a guard that was leaked leaves no recorder.
+        let recorder = self.0.take();
+        let id = recorder.as_ref().map_or(u64::MAX, |recorder| recorder.id);
+        CONTEXT.with_borrow_mut(|context| context.recorders.extend(recorder));
+        ON.set(true);
+        Entered {
+            recording: self,
+            id,
+            thread: PhantomData,
+        }
+    }
+
+    /// Runs `f` and records its stages.
+    pub fn run<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let _entered = self.enter();
+        f()
+    }
+
+    /// The stages, in the order in which they were first entered.
+    pub fn finish(self) -> Vec<StageRecord> {
+        self.0.map_or_else(Vec::new, |recorder| recorder.records)
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        CONTEXT.with_borrow_mut(|context| {
+            let recorders = &mut context.recorders;
+            let place = recorders.iter().position(|other| other.id == self.id);
+            self.recording.0 = place.map(|place| recorders.remove(place));
+            ON.set(!recorders.is_empty());
         });
-    });
-    ON.set(true);
+    }
 }
 
 /// Returns `true` if this thread records.
@@ -86,14 +147,6 @@ pub(crate) fn launched() {
     LAUNCHES.set(LAUNCHES.get() + 1);
 }
 
-/// Stops recording and returns the stages in the order in which they were first entered.
-pub fn finish() -> Vec<StageRecord> {
-    ON.set(false);
-    RECORDER
-        .take()
-        .map_or_else(Vec::new, |recorder| recorder.records)
-}
-
 /// Guard that ends the stage on drop.
 #[must_use = "a stage lasts as long as its guard"]
 pub struct Guard(Option<Running>);
@@ -103,7 +156,8 @@ enum Running {
         prefix_len: usize,
     },
     Timed {
-        slot: usize,
+        stage: &'static str,
+        name: String,
         start: Instant,
         launches: usize,
         outer_peak: usize,
@@ -116,9 +170,9 @@ pub fn top(name: &'static str) -> Guard {
     if !recording() {
         return Guard(None);
     }
-    enter(|recorder| {
-        let outer = std::mem::replace(&mut recorder.top, name);
-        (recorder.slot(name, name.to_owned()), outer)
+    enter(|context| {
+        let outer = std::mem::replace(&mut context.top, name);
+        (name.to_owned(), outer)
     })
 }
 
@@ -127,9 +181,9 @@ pub fn module(name: &'static str) -> Guard {
     if !recording() {
         return Guard(None);
     }
-    enter(|recorder| {
-        let path = join(&recorder.prefix, format_args!("{name}"));
-        (recorder.slot(recorder.top, path), recorder.top)
+    enter(|context| {
+        let path = join(&context.prefix, format_args!("{name}"));
+        (path, context.top)
     })
 }
 
@@ -138,12 +192,10 @@ pub fn scope(path: Arguments<'_>) -> Guard {
     if !recording() {
         return Guard(None);
     }
-    RECORDER.with_borrow_mut(|recorder| {
-        Guard(recorder.as_mut().map(|recorder| {
-            let prefix_len = recorder.prefix.len();
-            recorder.prefix = join(&recorder.prefix, path);
-            Running::Scope { prefix_len }
-        }))
+    CONTEXT.with_borrow_mut(|context| {
+        let prefix_len = context.prefix.len();
+        context.prefix = join(&context.prefix, path);
+        Guard(Some(Running::Scope { prefix_len }))
     })
 }
 
@@ -155,31 +207,37 @@ fn join(prefix: &str, name: Arguments<'_>) -> String {
     }
 }
 
-fn enter(slot: impl FnOnce(&mut Recorder) -> (usize, &'static str)) -> Guard {
-    RECORDER.with_borrow_mut(|recorder| {
-        Guard(recorder.as_mut().map(|recorder| {
-            let (slot, outer_top) = slot(recorder);
-            let outer_peak = memory::peak_bytes();
-            memory::set_peak(memory::current_bytes());
-            Running::Timed {
-                slot,
-                start: Instant::now(),
-                launches: LAUNCHES.get(),
-                outer_peak,
-                outer_top,
-            }
+/// Starts a measurement; `name` gives its name and the top stage around it.
+fn enter(name: impl FnOnce(&mut Context) -> (String, &'static str)) -> Guard {
+    CONTEXT.with_borrow_mut(|context| {
+        let (name, outer_top) = name(context);
+        let stage = context.top;
+        for recorder in &mut context.recorders {
+            recorder.slot(stage, &name);
+        }
+        let outer_peak = memory::peak_bytes();
+        memory::set_peak(memory::current_bytes());
+        Guard(Some(Running::Timed {
+            stage,
+            name,
+            start: Instant::now(),
+            launches: LAUNCHES.get(),
+            outer_peak,
+            outer_top,
         }))
     })
 }
 
 impl Recorder {
-    fn slot(&mut self, stage: &'static str, name: String) -> usize {
-        *self
+    /// The record of a stage or module, which is added if there is none.
+    fn slot(&mut self, stage: &'static str, name: &str) -> &mut StageRecord {
+        let records = &mut self.records;
+        let slot = *self
             .index
-            .entry((stage, name))
-            .or_insert_with_key(|(stage, name)| {
-                self.records.push(StageRecord {
-                    name: name.clone(),
+            .entry((stage, name.to_owned()))
+            .or_insert_with(|| {
+                records.push(StageRecord {
+                    name: name.to_owned(),
                     stage,
                     time: Duration::ZERO,
                     calls: 0,
@@ -187,43 +245,45 @@ impl Recorder {
                     launches: 0,
                     spans: Vec::new(),
                 });
-                self.records.len() - 1
-            })
+                records.len() - 1
+            });
+        &mut self.records[slot]
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(running) = self.0.take() else { return };
-        RECORDER.with_borrow_mut(|recorder| {
-            let Some(recorder) = recorder else { return };
-            match running {
-                Running::Scope { prefix_len } => recorder.prefix.truncate(prefix_len),
-                Running::Timed {
-                    slot,
-                    start,
-                    launches,
-                    outer_peak,
-                    outer_top,
-                } => {
+        CONTEXT.with_borrow_mut(|context| match running {
+            Running::Scope { prefix_len } => context.prefix.truncate(prefix_len),
+            Running::Timed {
+                stage,
+                name,
+                start,
+                launches,
+                outer_peak,
+                outer_top,
+            } => {
+                for recorder in &context.recorders {
                     if let Some(synchronize) = &recorder.synchronize {
                         synchronize();
                     }
-                    let time = start.elapsed();
-                    let peak = memory::peak_bytes();
-                    memory::set_peak(peak.max(outer_peak));
-                    recorder.top = outer_top;
-                    // The slot does not exist if recording was restarted inside the stage.
-                    let Some(record) = recorder.records.get_mut(slot) else {
-                        return;
+                }
+                let time = start.elapsed();
+                let peak = memory::peak_bytes();
+                memory::set_peak(peak.max(outer_peak));
+                context.top = outer_top;
+                for recorder in &mut context.recorders {
+                    // A recording that was entered inside the stage does not have it.
+                    let Some(offset) = start.checked_duration_since(recorder.origin) else {
+                        continue;
                     };
+                    let record = recorder.slot(stage, &name);
                     record.time += time;
                     record.calls += 1;
                     record.launches += LAUNCHES.get() - launches;
                     record.peak_bytes = record.peak_bytes.max(peak);
-                    record
-                        .spans
-                        .push((start.saturating_duration_since(recorder.origin), time));
+                    record.spans.push((offset, time));
                 }
             }
         });
@@ -236,16 +296,41 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_while_off() {
+        let recording = Recording::new(None);
         {
             let _top = top("vision");
             let _module = module("patch_embed");
         }
-        assert!(finish().is_empty());
+        assert!(recording.finish().is_empty());
+    }
+
+    #[test]
+    fn a_stage_belongs_to_all_recordings_around_it() {
+        let mut outer = Recording::new(None);
+        let mut inner = Recording::new(None);
+        outer.run(|| {
+            drop(top("load"));
+            inner.run(|| drop(top("prefill")));
+            drop(top("media"));
+        });
+        // A recording may go on, on another thread, too.
+        let inner = std::thread::spawn(move || {
+            inner.run(|| drop(top("decode")));
+            inner
+        });
+        let inner = inner.join().expect("no panic");
+        let names = |recording: Recording| -> Vec<String> {
+            let records = recording.finish().into_iter();
+            records.map(|record| record.name).collect()
+        };
+        assert_eq!(names(outer), ["load", "prefill", "media"]);
+        assert_eq!(names(inner), ["prefill", "decode"]);
     }
 
     #[test]
     fn modules_belong_to_their_stage_and_sum_over_calls() {
-        record(None);
+        let mut recording = Recording::new(None);
+        let entered = recording.enter();
         for name in ["prefill", "decode", "decode"] {
             let _top = top(name);
             let _text = scope(format_args!("text"));
@@ -254,7 +339,8 @@ mod tests {
                 let _mlp = module("mlp");
             }
         }
-        let records = finish();
+        drop(entered);
+        let records = recording.finish();
         let find = |stage: &str, name: &str| {
             records
                 .iter()
@@ -271,13 +357,13 @@ mod tests {
 
     #[test]
     fn a_stage_lasts_at_least_as_long_as_its_modules() {
-        record(None);
-        {
+        let mut recording = Recording::new(None);
+        recording.run(|| {
             let _top = top("vision");
             let _module = module("patch_embed");
             std::thread::sleep(Duration::from_millis(5));
-        }
-        let records = finish();
+        });
+        let records = recording.finish();
         assert!(records[1].time >= Duration::from_millis(5));
         assert!(records[0].time >= records[1].time);
         assert_eq!(records[0].spans.len(), 1);

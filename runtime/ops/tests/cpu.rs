@@ -163,8 +163,8 @@ proptest! {
         for tokens in [first, second].into_iter().chain(std::iter::repeat_n(1, steps)) {
             let piece = qkv.clone().narrow(0, start, tokens);
             let bias = bias.clone().map(|bias| bias.narrow(1, start, tokens).narrow(2, 0, start + tokens));
-            cached_attention::<B>(piece.clone() * 0.5, heads, &mut cache, 0, None, scale);
-            found.push(cached_attention::<B>(piece, heads, &mut cache, 1, bias, scale));
+            cached_attention::<B>(piece.clone() * 0.5, heads, &mut cache, 0, Mask::Causal, None, scale);
+            found.push(cached_attention::<B>(piece, heads, &mut cache, 1, Mask::Causal, bias, scale));
             cache.advance(tokens);
             start += tokens;
         }

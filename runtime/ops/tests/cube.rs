@@ -306,9 +306,23 @@ fn attend_cached(heads: Heads, pieces: &[usize], biased: bool) -> Result<(), Tes
             let bias = bias.clone().narrow(1, start, tokens);
             gpu(&bias.narrow(2, 0, start + tokens))
         });
-        cached_attention::<G>(piece.clone() * 0.5, heads, &mut cache, 0, None, scale);
+        cached_attention::<G>(
+            piece.clone() * 0.5,
+            heads,
+            &mut cache,
+            0,
+            Mask::Causal,
+            None,
+            scale,
+        );
         found.push(cached_attention::<G>(
-            piece, heads, &mut cache, 1, bias, scale,
+            piece,
+            heads,
+            &mut cache,
+            1,
+            Mask::Causal,
+            bias,
+            scale,
         ));
         cache.advance(tokens);
         start += tokens;
@@ -497,6 +511,7 @@ fn a_cache_in_half_precision() {
                 heads,
                 &mut cache,
                 0,
+                Mask::Causal,
                 Some(bias),
                 scale,
             ));
@@ -639,10 +654,11 @@ fn gated_products() {
 /// Rotation while keys are appended to the cache agrees with rotation beforehand.
 #[test]
 fn rotated_attentions() {
-    for (head_dim, half, group, pieces) in [
-        (16, 8, 2, [7, 1, 1]),
-        (20, 6, 1, [40, 3, 1]),
-        (64, 32, 6, [3, 1, 2]),
+    for (head_dim, half, group, pieces, window) in [
+        (16, 8, 2, [7, 1, 1], None),
+        (20, 6, 1, [40, 3, 1], None),
+        (20, 6, 1, [40, 3, 1], Some(11)),
+        (64, 32, 6, [3, 1, 2], Some(2)),
     ] {
         let heads = Heads {
             heads: 2 * group,
@@ -666,14 +682,17 @@ fn rotated_attentions() {
             let piece = |x: &Tensor<C, 2>| gpu(&x.clone().narrow(0, start, tokens));
             let held = piece(&qkv);
             let scale = (head_dim as f32).powf(-0.5);
+            let ranges = window.map(|window| ranges(start, tokens, window));
+            let mask = ranges.as_deref().map_or(Mask::Causal, Mask::Ranges);
+            let (cos, sin) = (piece(&cos), piece(&sin));
+            // Keys of a fork do not reach the cache that it was made of.
+            let mut fork = cache.fork().expect("memory");
+            assert_eq!((fork.len(), fork.capacity()), (start, total));
+            let other = held.clone() * -2.0;
+            rotated_attention::<G>(other, heads, &cos, &sin, &mut fork, 0, mask, scale);
+            let own = held.clone();
             found.push(rotated_attention::<G>(
-                held.clone(),
-                heads,
-                &piece(&cos),
-                &piece(&sin),
-                &mut cache,
-                0,
-                scale,
+                own, heads, &cos, &sin, &mut cache, 0, mask, scale,
             ));
             // The tensor has another owner, so it must not change.
             close(held, qkv.clone().narrow(0, start, tokens), 0.0).unwrap();
@@ -689,9 +708,17 @@ fn rotated_attentions() {
         let v = part(width + kv_width, kv_width);
         let bound = attention_error(&q, &k, &v, heads);
         let scale = (head_dim as f32).powf(-0.5);
-        let expected = reference::attention(q, k, v, heads, Mask::Causal, None, scale);
+        let ranges = window.map(|window| ranges(0, total, window));
+        let mask = ranges.as_deref().map_or(Mask::Causal, Mask::Ranges);
+        let expected = reference::attention(q, k, v, heads, mask, None, scale);
         close(Tensor::cat(found, 0), expected, bound).unwrap();
     }
+}
+
+/// The keys that queries from position `start` on see through a sliding window.
+fn ranges(start: usize, queries: usize, window: usize) -> Vec<std::ops::Range<usize>> {
+    let end = start + 1..start + queries + 1;
+    end.map(|end| end.saturating_sub(window)..end).collect()
 }
 
 /// A failed allocation is reported with its size, and later operations work again.

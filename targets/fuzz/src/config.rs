@@ -3,8 +3,9 @@
 use edge_lmm::Cpu;
 use edge_lmm::generation::{GenerationConfig, Run};
 use edge_lmm::sampler::Sampling;
-use edge_lmm_models::family::{self, ModelFiles};
-use edge_lmm_models::model::{MediaInput, MediaOptions};
+use edge_lmm_models::families;
+use edge_lmm_models::family::ModelFiles;
+use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::Weights;
 use edge_lmm_ops::Format;
@@ -51,7 +52,7 @@ pub const MODEL_CONFIG: Target = Target {
             return;
         };
         let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::Q4));
-        let model = match family::build(&files, &weights) {
+        let model = match families::build(&files, &weights) {
             Ok(model) => model,
             Err(error) => return errors::check(&error),
         };
@@ -80,7 +81,7 @@ pub const MODEL_CONFIG: Target = Target {
 
 fn check_medium(medium: &MediaInput) {
     assert_eq!(medium.values.len(), medium.shape.iter().product::<usize>());
-    assert!(medium.tokens > 0);
+    assert!(medium.tokens() > 0);
 }
 
 /// The settings of generation, applied to a few logits.

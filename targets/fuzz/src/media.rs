@@ -7,8 +7,8 @@ use crate::memory_file::MemoryFile;
 use crate::mutate::Form;
 use crate::{Target, data, errors};
 
-const PICTURES: &str = "runtime/tests/media/data/pictures";
-const SOUNDS: &str = "runtime/tests/media/data/sounds";
+const PICTURES: &str = "runtime/engine/tests/media/data/pictures";
+const SOUNDS: &str = "runtime/engine/tests/media/data/sounds";
 
 /// Still images.
 pub const IMAGE: Target = Target {

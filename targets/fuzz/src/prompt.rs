@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use edge_lmm_models::model::MediaKind;
+use edge_lmm_models::media::MediaKind;
 use edge_lmm_models::prompt::{Content, Message, Role, TextProcessor, TextStream};
 use serde_json::{Value, json};
 use tokenizers::{NormalizedString, Normalizer, Tokenizer};

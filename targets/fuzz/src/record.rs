@@ -6,8 +6,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
 use ciborium::Value;
 use edge_lmm::{Cpu, Record};
-use edge_lmm_models::record::{CHECKSUMS, FORMAT_VERSION, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
-use edge_lmm_targets::bundle::{self, ALIGNMENT};
+use edge_lmm_record::bundle::{self, ALIGNMENT};
+use edge_lmm_record::schema::{CHECKSUMS, FORMAT_VERSION, INFO_KEY, TEMPLATE_KEY, TOKENIZER_KEY};
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -2,7 +2,7 @@
 
 use edge_lmm::media::FrameSelection;
 use edge_lmm::serve::{Limits, Question, Reply};
-use edge_lmm_models::model::MediaOptions;
+use edge_lmm_models::media::MediaOptions;
 use serde_json::Value;
 
 use crate::mutate::Form;
@@ -51,6 +51,7 @@ pub const REQUEST: Target = Target {
             frames: FrameSelection::Uniform(2),
             repetition_penalty: None,
             ignore_generation_config: false,
+            parse_special: false,
         };
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::ensure;
 use clap::Args;
-use edge_lmm_targets::bundle;
+use edge_lmm_record::bundle;
+use edge_lmm_record::output::Output;
 
 use crate::cross::{self, BuildOptions};
 use crate::emulate::Emulator;
@@ -40,11 +40,7 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.force || !self.output.exists(),
-            "{} exists; use --force to overwrite it",
-            self.output.display()
-        );
+        let output = Output::create(&self.output, self.force)?;
         let device = edge_lmm_targets::device(&self.target)?;
         let program = match self.program {
             Some(program) => program,
@@ -53,7 +49,7 @@ impl Cmd {
                 built[0].program.clone()
             }
         };
-        let place = bundle::write(&program, &self.model, &self.output)?;
+        let place = bundle::write(&program, &self.model, output)?;
         println!(
             "wrote {}: program {} bytes, record {} bytes at {}",
             self.output.display(),

@@ -18,6 +18,8 @@ use crate::{goldens, shell};
 const MAX_BYTES: u64 = 16_000_000;
 /// The program that answers; crate and file have the same name.
 const RUNTIME: &str = "edge-lmm";
+/// The package that builds it.
+pub const RUNTIME_PACKAGE: &str = "edge-lmm-cli";
 /// The program that makes records.
 pub const CONVERTER: &str = "edge-lmm-convert";
 /// Libraries that belong to the GNU C library: before 2.34 it was in several pieces, whose names
@@ -142,7 +144,7 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
         let source = match programs.get(&kind) {
             Some(same) => same.clone(),
             None => build_program(
-                RUNTIME,
+                (RUNTIME_PACKAGE, RUNTIME),
                 &kind.0,
                 &kind.1,
                 &options.profile,
@@ -169,7 +171,7 @@ pub fn build_converter(built: &Built, options: &BuildOptions) -> anyhow::Result<
     let host = built.device.name == "host";
     let triple = options.triple(&built.device);
     let source = build_program(
-        CONVERTER,
+        (CONVERTER, CONVERTER),
         &triple,
         &Build::default(),
         &options.profile,
@@ -188,7 +190,7 @@ pub fn build_converter(built: &Built, options: &BuildOptions) -> anyhow::Result<
 
 /// Builds a package's program with cargo and says where it was put.
 fn build_program(
-    package: &str,
+    (package, binary): (&str, &str),
     triple: &str,
     build: &Build,
     profile: &str,
@@ -196,7 +198,7 @@ fn build_program(
 ) -> anyhow::Result<PathBuf> {
     let start = Instant::now();
     let folder = if profile == "dev" { "debug" } else { profile };
-    let mut arguments = vec!["--package", package, "--bin", package, "--locked"];
+    let mut arguments = vec!["--package", package, "--bin", binary, "--locked"];
     arguments.extend(["--profile", profile]);
     for feature in &build.features {
         arguments.extend(["--features", feature]);
@@ -218,7 +220,7 @@ fn build_program(
     cargo.envs(build.environment.iter().filter(unset));
     shell::run(cargo.current_dir(shell::root()))?;
     println!("{triple}: built in {:.0} s", start.elapsed().as_secs_f64());
-    Ok(program.join(package))
+    Ok(program.join(binary))
 }
 
 /// The build with zig as the linker, in the environment that targets/aarch64-toolchain.sh makes.

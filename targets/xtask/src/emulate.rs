@@ -6,7 +6,9 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use edge_lmm_targets::{Device, bundle};
+use edge_lmm_record::bundle;
+use edge_lmm_record::output;
+use edge_lmm_targets::Device;
 
 use crate::shell;
 
@@ -120,7 +122,11 @@ impl Emulator {
     /// A bundle answers without naming a record, and is refused once a byte has changed.
     fn check_bundle(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
         let bundled = work.join("bundle");
-        let place = bundle::write(program, &demo_record(), &bundled)?;
+        let place = bundle::write(
+            program,
+            &demo_record(),
+            output::Output::create(&bundled, true)?,
+        )?;
         let picture = shell::root().join("models/demo/shapes.png");
         let question = ["--prompt", "how many shapes are there?", "--image"];
         let ask = |bundled: &Path| {

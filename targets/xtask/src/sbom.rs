@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cross::CONVERTER;
+use crate::cross::{CONVERTER, RUNTIME_PACKAGE};
 use crate::shell;
 
 /// A library in the program.
@@ -32,7 +32,7 @@ struct Metadata {
 }
 
 /// All that is linked into edge-lmm with these features, and into edge-lmm-convert, for a Rust
-/// target, edge-lmm first: tools, macros and tests are left out.
+/// target, the package of edge-lmm first: tools, macros and tests are left out.
 pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package>> {
     let text = shell::output(
         Command::new("cargo")
@@ -52,7 +52,7 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
     let tree = shell::output(
         Command::new("cargo")
             .args(["tree", "--locked"])
-            .args(["--package", "edge-lmm", "--package", CONVERTER])
+            .args(["--package", RUNTIME_PACKAGE, "--package", CONVERTER])
             .args([
                 "--edges",
                 "normal,no-proc-macro",
@@ -65,14 +65,14 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
             .args(
                 features
                     .iter()
-                    .map(|feature| format!("--features=edge-lmm/{feature}")),
+                    .map(|feature| format!("--features={RUNTIME_PACKAGE}/{feature}")),
             )
             .current_dir(shell::root()),
     )?;
     let linked: BTreeSet<(&str, &str)> = tree.lines().filter_map(name_and_version).collect();
     let mut packages = metadata.packages;
     packages.retain(|package| linked.contains(&(package.name.as_str(), package.version.as_str())));
-    packages.sort_by_key(|package| (package.name != "edge-lmm", package.name.clone()));
+    packages.sort_by_key(|package| (package.name != RUNTIME_PACKAGE, package.name.clone()));
     Ok(packages)
 }
 
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_tree_are_understood() {
-        let line = "edge-lmm v0.1.0 (/somewhere/runtime)";
+        let line = "edge-lmm v0.1.0 (/somewhere/runtime/engine)";
         assert_eq!(name_and_version(line), Some(("edge-lmm", "0.1.0")));
         assert_eq!(name_and_version(""), None);
     }

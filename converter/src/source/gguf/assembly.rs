@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::error::{Result, SourceError, malformed, some_of};
-use super::super::map::Map;
 use super::super::view::{Stored, View};
 use super::super::{Tensor, TensorInfo};
 use super::element::READABLE;
 use super::header::Header;
 use super::value::shortest;
+use edge_lmm_record::FileMap;
 
 /// The tensors of the normal form by name.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
@@ -20,13 +20,13 @@ pub(super) type Tensors = BTreeMap<String, Tensor>;
 pub(super) struct Assembly<'h, 'a> {
     /// The file's checked header.
     pub(super) header: &'h Header<'a>,
-    map: &'h Arc<Map>,
+    map: &'h Arc<FileMap>,
     file: Arc<str>,
     left: BTreeSet<&'a str>,
 }
 
 impl<'h, 'a> Assembly<'h, 'a> {
-    pub(super) fn new(header: &'h Header<'a>, map: &'h Arc<Map>, path: &Path) -> Self {
+    pub(super) fn new(header: &'h Header<'a>, map: &'h Arc<FileMap>, path: &Path) -> Self {
         Self {
             header,
             map,

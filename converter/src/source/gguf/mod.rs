@@ -27,7 +27,7 @@ pub use value::{Numbers, Scalar, Value};
 
 use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
-use super::map::Map;
+use super::map;
 use super::{Checkpoint, tokenizer_files};
 use assembly::{Assembly, Tensors};
 use vocabulary::Vocabulary;
@@ -43,7 +43,7 @@ pub(super) fn is_gguf(bytes: &[u8]) -> bool {
 
 /// Opens a language model and, for a multimodal one, its vision tower.
 pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
-    let map = Arc::new(Map::open(path)?);
+    let map = Arc::new(map::open(path)?);
     let header = Header::parse(&map, &path.display().to_string())?;
     let arch = architecture(&header)?;
     let mut vocabulary = Vocabulary::read(&header)?;
@@ -56,7 +56,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
             (config, None)
         }
         Some(mmproj) => {
-            let map = Arc::new(Map::open(mmproj)?);
+            let map = Arc::new(map::open(mmproj)?);
             files.push(SourceFile::new(mmproj, map.clone()));
             let header = Header::parse(&map, &mmproj.display().to_string())?;
             let mut vision = Assembly::new(&header, &map, mmproj);

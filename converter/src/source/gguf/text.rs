@@ -253,15 +253,15 @@ impl TextModel {
     }
 }
 
-/// Positions that the model takes. Sliding windows are not supported, so the context ends where a
-/// token no longer sees all tokens before it. Phi-3's window is part of its configuration.
+/// Positions that the model takes. Which layers have a sliding window is only known for Phi-3: all of
+/// them. For other models the context ends where a token no longer sees all tokens before it.
 fn context(header: &Header<'_>, arch: &str, kind: Kind) -> Result<usize> {
     let context = header.need_size(&format!("{arch}.context_length"))?;
     match header.size(&format!("{arch}.attention.sliding_window"))? {
         Some(window) if window > 0 && window < context && kind != Kind::Phi3 => {
             log::warn!(
-                "{}: sliding windows are not supported; the context ends at the window's {window} \
-                 tokens instead of {context}",
+                "{}: it is not known which layers have the sliding window; the context ends at the \
+                 window's {window} tokens instead of {context}",
                 header.file
             );
             Ok(window)

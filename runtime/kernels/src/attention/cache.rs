@@ -200,22 +200,34 @@ impl KvCache {
     /// # Errors
     /// If there is not enough memory; the cache is then unchanged.
     pub fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
-        if capacity <= self.capacity {
-            return Ok(());
+        if capacity > self.capacity {
+            *self = self.copy(capacity)?;
         }
+        Ok(())
+    }
+
+    /// Returns an independent cache with the same positions and the same capacity.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn fork(&self) -> Result<Self, CacheError> {
+        self.copy(self.capacity)
+    }
+
+    /// Copies the positions in use into a cache for `capacity` positions, which must hold them.
+    fn copy(&self, capacity: usize) -> Result<Self, CacheError> {
         let (layers, heads) = (self.layers, self.kv_heads);
         let half = matches!(self.data, Data::Half(_));
-        let mut grown = Self::new(layers, heads, self.layout.head_dim, capacity, half)?;
+        let mut copy = Self::new(layers, heads, self.layout.head_dim, capacity, half)?;
         let used = self.len.div_ceil(CHUNK) * self.layout.len();
-        let (from, to) = (self.head_len(), grown.head_len());
-        match (&self.data, &mut grown.data) {
+        let (from, to) = (self.head_len(), copy.head_len());
+        match (&self.data, &mut copy.data) {
             (Data::Single(old), Data::Single(new)) => copy_heads(old, from, new, to, used),
             (Data::Half(old), Data::Half(new)) => copy_heads(old, from, new, to, used),
             _ => unreachable!("the precision is that of the old cache"),
         }
-        grown.len = self.len;
-        *self = grown;
-        Ok(())
+        copy.len = self.len;
+        Ok(copy)
     }
 }
 

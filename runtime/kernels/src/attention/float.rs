@@ -93,16 +93,16 @@ pub fn attention(
     }
 }
 
-/// Causal attention over a layer of the cache. Query `i` is at position `kv_len - q_len + i` and attends to all
-/// positions up to its own. `kv_len` positions must have been appended.
+/// Attention over a layer of the cache. `kv_len` positions must have been appended. Query `i` is at position
+/// `kv_len - q_len + i`; with [`Mask::Causal`] it attends to all positions up to its own.
 ///
 /// # Shapes
 /// `q`: `q_len` rows of `heads * head_dim`; `bias`, added to the scaled scores: `[heads, q_len, kv_len]`;
 /// result: `[q_len, heads * head_dim]`
 ///
 /// # Panics
-/// If the heads differ from those of the cache, `layer` or `kv_len` is out of range, there are more queries
-/// than positions, or a slice has the wrong length.
+/// If the heads differ from those of the cache, `layer` or `kv_len` is out of range, the mask does not fit, or a
+/// slice has the wrong length.
 #[allow(clippy::too_many_arguments)]
 pub fn cached_attention(
     pool: &ThreadPool,
@@ -112,6 +112,7 @@ pub fn cached_attention(
     cache: &KvCache,
     layer: usize,
     kv_len: usize,
+    mask: Mask,
     bias: Option<&[f32]>,
     scale: f32,
 ) -> Vec<f32> {
@@ -128,11 +129,10 @@ pub fn cached_attention(
         cache.capacity()
     );
     q.check("queries", q_len, width);
-    check_mask(Mask::Causal, q_len, kv_len);
+    check_mask(mask, q_len, kv_len);
     if let Some(bias) = bias {
         assert_eq!(bias.len(), heads.heads * q_len * kv_len, "bias");
     }
-    let mask = Mask::Causal;
     // SAFETY: the step stores the results of all queries and heads.
     #[allow(unsafe_code)]
     unsafe {

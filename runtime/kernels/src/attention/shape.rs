@@ -1,5 +1,7 @@
 //! Shapes and masks of attention.
 
+use std::ops::Range;
+
 /// Number and size of attention heads. Query head `h` uses key/value head `h / (heads / kv_heads)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -76,6 +78,10 @@ pub enum Mask<'a> {
     Segments(&'a [usize]),
     /// Query `i` attends to the keys `0..=(keys - queries + i)`.
     Causal,
+    /// Query `i` attends to the keys `ranges[i]`. Neither bound descends from one query to the next. This
+    /// describes causal attention with a sliding window, or with runs of tokens that see each other in both
+    /// directions.
+    Ranges(&'a [Range<usize>]),
 }
 
 /// Panics if the mask does not fit the numbers of queries and keys.
@@ -89,6 +95,17 @@ pub(super) fn check_mask(mask: Mask, q_len: usize, kv_len: usize) {
             assert!(
                 ends.first() == Some(&0) && ends.last() == Some(&kv_len),
                 "segments must cover 0..{kv_len}"
+            );
+        }
+        Mask::Ranges(ranges) => {
+            assert_eq!(ranges.len(), q_len, "one range of keys for each query");
+            assert!(
+                ranges.is_sorted_by(|a, b| a.start <= b.start && a.end <= b.end),
+                "ranges of keys must not descend"
+            );
+            assert!(
+                ranges.iter().all(|range| range.end <= kv_len),
+                "ranges of keys must end at {kv_len}"
             );
         }
     }

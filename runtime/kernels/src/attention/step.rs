@@ -101,6 +101,7 @@ impl Step<'_> {
                 let end = ends.partition_point(|end| *end <= query);
                 ends[end - 1]..ends[end]
             }
+            Mask::Ranges(ranges) => ranges[query].clone(),
         }
     }
 

@@ -201,11 +201,12 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         heads: Heads,
         cache: &mut Self::KvCache,
         layer: usize,
+        mask: Mask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
         cache.append(&Rows::of(qkv), heads, layer, None);
-        step::cached(qkv, heads, cache, layer, bias, scale)
+        step::cached(qkv, heads, cache, layer, mask, bias, scale)
     }
 
     fn rotated_attention(
@@ -215,11 +216,12 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         sin: &FloatTensor<Self>,
         cache: &mut Self::KvCache,
         layer: usize,
+        mask: Mask<'_>,
         scale: f32,
     ) -> FloatTensor<Self> {
         let qkv = Rows::owned(qkv);
         cache.append(&qkv, heads, layer, Some((cos, sin)));
-        step::cached(&qkv.into_tensor(), heads, cache, layer, None, scale)
+        step::cached(&qkv.into_tensor(), heads, cache, layer, mask, None, scale)
     }
 }
 

@@ -184,6 +184,23 @@ impl<R: CubeRuntime> CubeCache<R> {
 }
 
 impl<R: CubeRuntime> CubeCache<R> {
+    /// Copies the positions in use into a cache for `capacity` positions, which must hold them.
+    fn copy(&self, capacity: usize) -> Result<Self, CacheError> {
+        let shape = CacheShape {
+            capacity,
+            ..self.shape
+        };
+        let copy = Self::with_client(shape, self.client.clone())?;
+        for layer in 0..shape.layers {
+            self.copy_layer(layer, &copy);
+        }
+        Ok(Self {
+            len: self.len,
+            products: self.products,
+            ..copy
+        })
+    }
+
     /// Copies the positions in use of a layer into a larger cache of the same shape.
     fn copy_layer(&self, layer: usize, larger: &Self) {
         let head_dim = self.shape.head_dim;
@@ -271,20 +288,12 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
         if capacity <= self.shape.capacity {
             return Ok(());
         }
-        let shape = CacheShape {
-            capacity,
-            ..self.shape
-        };
-        let grown = Self::with_client(shape, self.client.clone())?;
-        for layer in 0..shape.layers {
-            self.copy_layer(layer, &grown);
-        }
-        *self = Self {
-            len: self.len,
-            products: self.products,
-            ..grown
-        };
+        *self = self.copy(capacity)?;
         Ok(())
+    }
+
+    fn fork(&self) -> Result<Self, CacheError> {
+        self.copy(self.shape.capacity)
     }
 }
 

@@ -11,6 +11,7 @@ pub(super) enum MaskKind {
     Full,
     Segments,
     Causal,
+    Ranges,
 }
 
 /// Compile-time options of the kernels.
@@ -52,7 +53,7 @@ pub(super) struct Sizes {
     pub(super) group: usize,
     /// Keys per part.
     pub(super) part: usize,
-    /// Number of segment bounds.
+    /// Number of bounds of segments or ranges.
     pub(super) ends: usize,
     pub(super) scale: f32,
 }
@@ -71,6 +72,10 @@ pub(super) fn visible_keys(
         MaskKind::Full => {}
         MaskKind::Causal => {
             end = sizes.keys - sizes.queries + query + 1;
+        }
+        MaskKind::Ranges => {
+            first = ends[2 * query] as usize;
+            end = ends[2 * query + 1] as usize;
         }
         MaskKind::Segments => {
             for i in 0..sizes.ends - 1 {

@@ -122,6 +122,7 @@ pub(in crate::cube) fn cached<R: CubeRuntime>(
     heads: Heads,
     cache: &CubeCache<R>,
     layer: usize,
+    mask: Mask<'_>,
     bias: Option<&CubeTensor<R>>,
     scale: f32,
 ) -> CubeTensor<R> {
@@ -131,7 +132,7 @@ pub(in crate::cube) fn cached<R: CubeRuntime>(
         heads,
         queries: q.rows,
         keys: cache.len() + q.rows,
-        mask: Mask::Causal,
+        mask,
         bias,
         scale,
         products: cache.products(),
@@ -219,6 +220,11 @@ impl<R: CubeRuntime> Step<'_, R> {
             Mask::Segments(ends) => {
                 let ends: Vec<u32> = ends.iter().map(|&end| end as u32).collect();
                 (MaskKind::Segments, Some(ends))
+            }
+            Mask::Ranges(ranges) => {
+                let bounds = ranges.iter().flat_map(|range| [range.start, range.end]);
+                let bounds = bounds.map(|bound| bound as u32).collect();
+                (MaskKind::Ranges, Some(bounds))
             }
         };
         let options = Options {
@@ -316,7 +322,9 @@ impl<R: CubeRuntime> Step<'_, R> {
         let wanted = ENOUGH_CUBES.div_ceil(cubes.max(1));
         let part = match self.mask {
             Mask::Segments(_) => self.keys,
-            Mask::Full | Mask::Causal => self.keys.div_ceil(wanted).max(SPLIT_KEYS),
+            Mask::Full | Mask::Causal | Mask::Ranges(_) => {
+                self.keys.div_ceil(wanted).max(SPLIT_KEYS)
+            }
         };
         part.max(1).next_multiple_of(tile)
     }

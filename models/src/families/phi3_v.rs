@@ -1,0 +1,406 @@
+//! Phi-3-Vision and Phi-3.5-Vision (Abdin et al. 2024, <https://arxiv.org/abs/2404.14219>): a
+//! picture in crops and as a whole through a CLIP tower, 2x2 patches merged, learned separators
+//! after every row and between crops and whole, an MLP, and a Phi-3 decoder with LongRoPE. The
+//! reference is the code published beside the weights (`modeling_phi3_v.py`,
+//! `processing_phi3_v.py`).
+//!
+//! ```text
+//! edge-lmm-convert Phi-3.5-vision-instruct -o phi35v.bpk
+//! edge-lmm run phi35v.bpk --image a.jpg --image b.jpg --prompt "What is different?"
+//! ```
+
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, TensorData};
+use edge_lmm_ops::{Activation, KernelBackend, probe, stage};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::config_file::parse_config;
+use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
+use crate::error::ModelError;
+use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
+use crate::layers::Linear;
+use crate::layout::{Layout, Run};
+use crate::media::{MediaInput, MediaKind, MediaOptions};
+use crate::model::{Encoded, Model};
+use crate::monitor::Monitor;
+use crate::preprocess::RgbImage;
+use crate::preprocess::phi3_vision::PreprocessConfig;
+use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderNames, Projections};
+use crate::weights::{Part, Scope, Weights};
+
+/// The registry's entry.
+pub const INFO: FamilyInfo = FamilyInfo {
+    model_type: "phi3_v",
+    title: "Phi-3.5-Vision",
+    parts: &[],
+};
+
+/// The template of the published checkpoints, for those that come without one.
+const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
+<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}";
+
+/// How a picture is written in a prompt, before and after its number.
+const TAG: (&str, &str) = ("<|image_", "|>");
+
+/// Stands for visual tokens among the ids; the reference has negative ones there, which no table
+/// of embeddings knows.
+const PLACEHOLDER: u32 = 0;
+
+#[derive(Debug, Clone, Deserialize)]
+struct Config {
+    img_processor: ImageProcessor,
+    embd_layer: EmbeddingLayer,
+    /// Test checkpoints bring sizes; the published code has those of CLIP-L/14-336 in it.
+    #[serde(rename = "tiny_clip_config", default = "ClipConfig::large_patch14_336")]
+    clip: ClipConfig,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ImageProcessor {
+    #[serde(default = "default_tower")]
+    name: String,
+    #[serde(default = "default_layer")]
+    layer_idx: i64,
+    #[serde(default = "default_feature")]
+    type_feature: String,
+}
+
+fn default_tower() -> String {
+    "clip_vision_model".to_owned()
+}
+
+fn default_layer() -> i64 {
+    -2
+}
+
+fn default_feature() -> String {
+    "patch".to_owned()
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct EmbeddingLayer {
+    #[serde(default)]
+    hd_transform_order: String,
+    #[serde(default)]
+    projection_cls: String,
+    #[serde(default)]
+    use_hd_transform: bool,
+    #[serde(default)]
+    with_learnable_separator: bool,
+}
+
+impl Config {
+    fn parse(config: &Value) -> Result<Self, ModelError> {
+        let config: Self = parse_config(config)?;
+        let (tower, layer) = (&config.img_processor, &config.embd_layer);
+        let flag = |on: bool| on.to_string();
+        for (name, found, expected) in [
+            (
+                "img_processor.name",
+                tower.name.clone(),
+                "clip_vision_model",
+            ),
+            (
+                "img_processor.type_feature",
+                tower.type_feature.clone(),
+                "patch",
+            ),
+            (
+                "embd_layer.hd_transform_order",
+                layer.hd_transform_order.clone(),
+                "sub_glb",
+            ),
+            (
+                "embd_layer.projection_cls",
+                layer.projection_cls.clone(),
+                "mlp",
+            ),
+            (
+                "embd_layer.use_hd_transform",
+                flag(layer.use_hd_transform),
+                "true",
+            ),
+            (
+                "embd_layer.with_learnable_separator",
+                flag(layer.with_learnable_separator),
+                "true",
+            ),
+        ] {
+            if found != expected {
+                return Err(ModelError::config(format!(
+                    "{name} is {found:?}, expected {expected:?}: other kinds of Phi-3-Vision are \
+                     not supported"
+                )));
+            }
+        }
+        if !config.clip.side().is_multiple_of(2) {
+            return Err(ModelError::config(format!(
+                "a crop has {0}x{0} patches, which cannot be merged 2x2",
+                config.clip.side()
+            )));
+        }
+        Ok(config)
+    }
+}
+
+/// The model.
+#[derive(Module, Debug)]
+pub struct Phi3Vision<B: KernelBackend> {
+    vision: ClipVisionTower<B>,
+    projector: Projector<B>,
+    text: Decoder<B>,
+    #[module(skip)]
+    clip: ClipConfig,
+    #[module(skip)]
+    preprocess: PreprocessConfig,
+}
+
+impl<B: KernelBackend> Phi3Vision<B> {
+    /// Declares the weights.
+    ///
+    /// # Errors
+    /// If the configuration makes no model or a weight is missing.
+    pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
+        let config = Config::parse(&files.config)?;
+        let clip = config.clip;
+        let text = decoder_config(TextKind::Phi3, &files.config)?;
+        let layers = clip.layers_until(config.img_processor.layer_idx)?;
+        let root = weights.root(Part::Vision);
+        let embedding = root.child("", "model.vision_embed_tokens");
+        let vision = embedding.child("vision", "img_processor.vision_model");
+        let projector = embedding.part(Part::Projector).child("projector", "");
+        let names = DecoderNames {
+            model: "model",
+            head: "lm_head",
+        };
+        Ok(Self {
+            vision: ClipVisionTower::init(&clip, layers, &vision)?,
+            projector: Projector::init(&clip, text.hidden_size, &projector)?,
+            text: Decoder::init_with(text, names, Projections::Fused, &root)?,
+            preprocess: preprocess_config(files.preprocessor.as_ref(), &clip)?,
+            clip,
+        })
+    }
+
+    /// Tokens of a picture in that many rows and columns of crops.
+    fn tokens(&self, [rows, columns]: [usize; 2]) -> usize {
+        let side = self.clip.side() / 2;
+        rows * side * (columns * side + 1) + 1 + side * (side + 1)
+    }
+
+    /// The configuration, or as many fewer crops as bring a picture's tokens under the limit.
+    fn preprocess(&self, image: &RgbImage, options: &MediaOptions) -> PreprocessConfig {
+        let most = options.image_tokens.map_or(usize::MAX, |(_, most)| most);
+        let mut config = self.preprocess.clone();
+        let grid = |config: &PreprocessConfig| config.grid(image.width(), image.height());
+        while config.num_crops > 1 && self.tokens(grid(&config)) > most {
+            config.num_crops -= 1;
+        }
+        config
+    }
+
+    /// The tower's features of one crop, class token left out.
+    fn features(
+        &self,
+        crop: &[f32],
+        device: &B::Device,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let shape = [self.clip.patches(), self.clip.patch_width()];
+        let patches = TensorData::new(cut_patches(crop, &self.clip), shape);
+        let states = self
+            .vision
+            .forward(Tensor::from_data(patches, device), monitor)?;
+        let features = states.narrow(0, 1, shape[0]);
+        probe::capture("vision_out", &features.clone().unsqueeze::<3>());
+        Ok(features)
+    }
+}
+
+/// What `preprocessor_config.json` says, checked against the tower.
+fn preprocess_config(
+    file: Option<&Value>,
+    clip: &ClipConfig,
+) -> Result<PreprocessConfig, ModelError> {
+    let config = PreprocessConfig::parse(file.unwrap_or(&json!({})))?;
+    if config.crop_size != clip.image_size {
+        return Err(ModelError::config(format!(
+            "preprocessor_config.json makes crops of {} pixels, the vision tower takes {}",
+            config.crop_size, clip.image_size
+        )));
+    }
+    Ok(config)
+}
+
+impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
+    fn language(&self) -> &dyn LanguageModel<B> {
+        &self.text
+    }
+
+    fn resizes_images(&self) -> bool {
+        true
+    }
+
+    fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError> {
+        let crops = self.preprocess(image, options).image(image)?;
+        let [rows, columns] = crops.grid;
+        let (side, size) = (self.clip.side(), self.clip.image_size);
+        Ok(MediaInput {
+            kind: MediaKind::Image,
+            shape: vec![crops.count(), self.clip.num_channels, size, size],
+            values: crops.pixel_values,
+            grid: [1, rows * side, columns * side],
+            layout: Run::sequence(self.tokens(crops.grid)).into(),
+        })
+    }
+
+    fn prompt(
+        &self,
+        text: &TextProcessor,
+        conversation: Conversation<'_>,
+        media: &[&Layout],
+    ) -> Result<Prompt, ModelError> {
+        // Numbers have to rise from picture to picture, so the order alone says which is which.
+        let placeholder = |_| format!("{}1{}\n", TAG.0, TAG.1);
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
+        let chunks = rendered.split(split_at_tags);
+        if chunks.len() != media.len() + 1 {
+            return Err(ModelError::Placeholders {
+                found: chunks.len() - 1,
+                expected: media.len(),
+            });
+        }
+        let mut prompt = PromptBuilder::new();
+        for (medium, chunk) in chunks.into_iter().enumerate() {
+            // Every piece of text is encoded by itself and begins with the token for it.
+            prompt.text(&text.encode_whole(&chunk)?);
+            if let Some(layout) = media.get(medium) {
+                prompt.medium(PLACEHOLDER, medium, layout);
+            }
+        }
+        Ok(prompt.finish())
+    }
+
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Encoded<B>, ModelError> {
+        let device = self.text.embed(&[0]).device();
+        let crops: Vec<Tensor<B, 2>> = {
+            let _stage = stage::top("vision");
+            let _scope = stage::scope(format_args!("vision"));
+            let crops = medium.values.chunks_exact(self.clip.picture_len());
+            let count = crops.len();
+            crops
+                .enumerate()
+                .map(|(i, crop)| {
+                    monitor.pass(i, count, |monitor| self.features(crop, &device, monitor))
+                })
+                .collect::<Result<_, _>>()?
+        };
+        let _stage = stage::top("projector");
+        let columns = medium.grid[2] / self.clip.side();
+        let out = self.projector.forward(crops, columns, self.clip.side() / 2);
+        probe::capture("projector_out", &out.clone().unsqueeze::<3>());
+        Ok(Encoded::new(medium, out))
+    }
+}
+
+/// The text between the tags of pictures, `<|image_1|>` and so on.
+fn split_at_tags(text: &str) -> Vec<&str> {
+    let (mut chunks, mut start, mut from) = (Vec::new(), 0, 0);
+    while let Some(found) = text[from..].find(TAG.0) {
+        let tag = from + found;
+        let number = tag + TAG.0.len();
+        let rest = &text[number..];
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        from = number + digits;
+        if digits > 0 && text[from..].starts_with(TAG.1) {
+            chunks.push(&text[start..tag]);
+            from += TAG.1.len();
+            start = from;
+        }
+    }
+    chunks.push(&text[start..]);
+    chunks
+}
+
+/// Merges patches, sets separators between them and maps them into the language model.
+#[derive(Module, Debug)]
+struct Projector<B: KernelBackend> {
+    row_end: Param<Tensor<B, 2>>,
+    separator: Param<Tensor<B, 2>>,
+    up: Linear<B>,
+    down: Linear<B>,
+}
+
+impl<B: KernelBackend> Projector<B> {
+    fn init(
+        clip: &ClipConfig,
+        hidden: usize,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        let width = 4 * clip.hidden_size;
+        let mlp = scope.child("", "img_projection");
+        Ok(Self {
+            row_end: scope.matrix("row_end", "sub_GN", 1, width),
+            separator: scope.matrix("separator", "glb_GN", 1, width),
+            up: mlp.linear("up", &[("0", hidden)], width, true)?,
+            down: mlp.linear("down", &[("2", hidden)], hidden, true)?,
+        })
+    }
+
+    /// The whole comes first in `crops` and last in the result.
+    ///
+    /// # Shapes
+    /// - crops: `[4 * side * side, width]` each
+    /// - result: `[tokens, hidden_size]`
+    fn forward(&self, crops: Vec<Tensor<B, 2>>, columns: usize, side: usize) -> Tensor<B, 2> {
+        let mut merged = crops.into_iter().map(|crop| merge(crop, side));
+        let whole = merged.next().into_iter().collect();
+        let merged: Vec<Tensor<B, 3>> = merged.collect();
+        let mut parts: Vec<Tensor<B, 2>> = merged
+            .chunks(columns)
+            .map(|row| self.end_rows(row.to_vec(), side))
+            .collect();
+        parts.push(self.separator.val());
+        parts.push(self.end_rows(whole, side));
+        let x = Tensor::cat(parts, 0);
+        self.up.feed_forward(x, Activation::Gelu, &self.down, None)
+    }
+
+    /// A row of crops with the end of row behind each of its rows of tokens.
+    fn end_rows(&self, mut crops: Vec<Tensor<B, 3>>, side: usize) -> Tensor<B, 2> {
+        let end = self.row_end.val();
+        let width = end.dims()[1];
+        crops.push(end.reshape([1, 1, width]).repeat_dim(0, side));
+        Tensor::cat(crops, 1).reshape([-1, width as i32])
+    }
+}
+
+/// One token of 2x2 patches, row by row: `[4 * side * side, width]` to `[side, side, 4 * width]`.
+fn merge<B: KernelBackend>(crop: Tensor<B, 2>, side: usize) -> Tensor<B, 3> {
+    let width = crop.dims()[1];
+    crop.reshape([side, 2, side, 2 * width])
+        .swap_dims(1, 2)
+        .reshape([side, side, 4 * width])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_split_at_the_tags_of_pictures() {
+        assert_eq!(split_at_tags("none"), ["none"]);
+        assert_eq!(split_at_tags("<|image_1|>\na<|image_12|>"), ["", "\na", ""]);
+        let text = "<|image_|> <|image_1 <|image_<|image_2|>x";
+        assert_eq!(split_at_tags(text), ["<|image_|> <|image_1 <|image_", "x"]);
+    }
+}

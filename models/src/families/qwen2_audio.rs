@@ -1,0 +1,276 @@
+//! Qwen2-Audio (Chu et al. 2024, <https://arxiv.org/abs/2407.10759>): Whisper's sound encoder,
+//! pooled by two, one linear layer, and a Qwen2 decoder. The reference is
+//! `modeling_qwen2_audio.py` of `transformers`.
+//!
+//! ```text
+//! edge-lmm-convert Qwen2-Audio-7B-Instruct -o qwen2-audio-7b.bpk
+//! edge-lmm run qwen2-audio-7b.bpk --audio glass.wav --prompt "What is this sound?"
+//! ```
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use edge_lmm_ops::{KernelBackend, probe, stage};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config_file::parse_config;
+use crate::encoders::whisper::{Spectrogram, WhisperConfig, WhisperEncoder};
+use crate::error::ModelError;
+use crate::family::{FamilyInfo, ModelFiles};
+use crate::language::LanguageModel;
+use crate::layers::Linear;
+use crate::layout::{Layout, Run};
+use crate::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
+use crate::model::{Encoded, Model};
+use crate::monitor::Monitor;
+use crate::preprocess::mel::{MelConfig, Padding};
+use crate::preprocess::sample_rate::resample;
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
+use crate::text::config::{TextKind, decoder_config};
+use crate::text::decoder::{Decoder, DecoderNames};
+use crate::weights::{Part, Weights};
+
+/// The registry's entry.
+pub const INFO: FamilyInfo = FamilyInfo {
+    model_type: "qwen2_audio",
+    title: "Qwen2-Audio",
+    parts: &[
+        ("audio_config", &["qwen2_audio_encoder"]),
+        ("text_config", &["qwen2"]),
+    ],
+};
+
+/// Renders as the template of the published checkpoints does, for those that come without one.
+const DEFAULT_TEMPLATE: &str = "{% set sounds = namespace(count=0) %}\
+{% for message in messages %}\
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
+<|im_start|>{{ message['role'] }}\n\
+{% if message['content'] is string %}{{ message['content'] }}{% else %}\
+{% for part in message['content'] %}\
+{% if part['type'] == 'audio' %}{% set sounds.count = sounds.count + 1 %}\
+Audio {{ sounds.count }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n\
+{% else %}{{ part['text'] }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Frames of silence that follow a sound without padding. They are what a convolution of width 3
+/// and another of width 3 and stride 2 see beyond its last frame, so that the features stay those
+/// of the padded form: frames of silence further on are masked. The values of the frames stay, too,
+/// because the loudest one, from which silence is counted, is kept: a frame that begins later than
+/// these hears nothing of the sound as long as it is not longer than four steps.
+const MARGIN: usize = 2;
+
+#[derive(Debug, Clone, Deserialize)]
+struct Config {
+    #[serde(default)]
+    audio_config: WhisperConfig,
+    audio_token_index: Option<u32>,
+    audio_token_id: Option<u32>,
+}
+
+impl Config {
+    fn parse(config: &Value) -> Result<Self, ModelError> {
+        let config: Self = parse_config(config)?;
+        config.audio_config.check()?;
+        Ok(config)
+    }
+
+    /// The token that stands for a sound, under its older or newer name.
+    fn audio_token(&self) -> u32 {
+        let named = self.audio_token_index.or(self.audio_token_id);
+        named.unwrap_or(151_646)
+    }
+}
+
+/// The model.
+#[derive(Module, Debug)]
+pub struct Qwen2Audio<B: KernelBackend> {
+    audio: WhisperEncoder<B>,
+    projector: Linear<B>,
+    text: Decoder<B>,
+    #[module(skip)]
+    mel: MelConfig,
+    #[module(skip)]
+    audio_token: u32,
+}
+
+impl<B: KernelBackend> Qwen2Audio<B> {
+    /// Declares the weights.
+    ///
+    /// # Errors
+    /// If the configuration makes no model or a weight is missing.
+    pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
+        let config = Config::parse(&files.config)?;
+        let audio = &config.audio_config;
+        let mel = MelConfig::parse(files.preprocessor.as_ref())?;
+        let found = (mel.feature_size, mel.frames());
+        let expected = (audio.num_mel_bins, audio.max_frames());
+        if found != expected {
+            return Err(ModelError::config(format!(
+                "preprocessor_config.json makes spectrograms of {} bins and at most {} frames; \
+                 the model was made for {} and {}",
+                found.0, found.1, expected.0, expected.1
+            )));
+        }
+        if mel.n_fft > 2 * MARGIN * mel.hop_length {
+            return Err(ModelError::config(format!(
+                "preprocessor_config.json: n_fft is {}, expected at most four times hop_length, \
+                 which is {}",
+                mel.n_fft, mel.hop_length
+            )));
+        }
+        let root = weights.root(Part::Audio);
+        let text = files.config.get("text_config").unwrap_or(&Value::Null);
+        let text = decoder_config(TextKind::Qwen2, text)?;
+        let projector = root
+            .part(Part::Projector)
+            .child("", "multi_modal_projector");
+        let names = DecoderNames {
+            model: "language_model.model",
+            head: "language_model.lm_head",
+        };
+        Ok(Self {
+            audio: WhisperEncoder::init(audio, &root.child("audio", "audio_tower"))?,
+            projector: projector.linear(
+                "projector",
+                &[("linear", text.hidden_size)],
+                audio.d_model,
+                true,
+            )?,
+            text: Decoder::init(text, names, &root)?,
+            mel,
+            audio_token: config.audio_token(),
+        })
+    }
+
+    /// Encodes a spectrogram. One that is filled up to the full window is computed as a whole, as
+    /// the reference does; of others, the `valid` positions of the sound alone.
+    ///
+    /// # Shapes
+    /// - output: `[positions / 2, d_model]`
+    fn hear(
+        &self,
+        spectrogram: Spectrogram<'_>,
+        valid: usize,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let count = if spectrogram.frames == self.mel.frames() {
+            positions(spectrogram.frames)
+        } else {
+            valid
+        };
+        let x = self.audio.forward(spectrogram, count, valid, monitor)?;
+        let _stage = stage::module("pool");
+        Ok(self.audio.normalize(pool_by_two(x)))
+    }
+}
+
+impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
+    fn language(&self) -> &dyn LanguageModel<B> {
+        &self.text
+    }
+
+    fn audio(
+        &self,
+        samples: &[f32],
+        sample_rate: u32,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        let rate = self.mel.sampling_rate;
+        let (sound, shortened) = beginning(samples, sample_rate, &self.mel);
+        if shortened {
+            log::warn!(
+                "the sound is longer than the {} s that the model hears; the rest is cut off",
+                self.mel.chunk_length
+            );
+        }
+        let mut sound = resample(sound, sample_rate, rate)?;
+        sound.truncate(self.mel.chunk_samples());
+        let valid = sound.len().div_ceil(self.mel.hop_length);
+        let tokens = positions(valid) / 2;
+        if tokens == 0 {
+            let least = 2 * self.mel.hop_length as u64 * u64::from(sample_rate) / u64::from(rate);
+            return Err(ModelError::Prompt(format!(
+                "the sound has {} samples, the model hears none of less than {}",
+                samples.len(),
+                least + 1
+            )));
+        }
+        let padding = match options.audio_padding {
+            AudioPadding::Window => Padding::Chunk,
+            AudioPadding::None => {
+                sound.resize(sound.len() + MARGIN * self.mel.hop_length, 0.0);
+                Padding::None
+            }
+        };
+        let mel = self.mel.features(&sound, padding)?;
+        Ok(MediaInput {
+            kind: MediaKind::Audio,
+            values: mel.values,
+            shape: vec![1, mel.bins, mel.frames],
+            grid: [valid, 1, 1],
+            layout: Run::sequence(tokens).into(),
+        })
+    }
+
+    fn prompt(
+        &self,
+        text: &TextProcessor,
+        conversation: Conversation<'_>,
+        media: &[&Layout],
+    ) -> Result<Prompt, ModelError> {
+        let placeholder = |_| "<|audio_bos|><|AUDIO|><|audio_eos|>\n".to_owned();
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
+        let ids = text.encode(&rendered)?;
+        expand_placeholders(&ids, |id| id == self.audio_token, media)
+    }
+
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Encoded<B>, ModelError> {
+        let features = {
+            let _stage = stage::top("audio");
+            let _scope = stage::scope(format_args!("audio"));
+            let spectrogram = Spectrogram {
+                values: &medium.values,
+                frames: medium.shape[2],
+            };
+            let features = self.hear(spectrogram, positions(medium.grid[0]), monitor)?;
+            features.narrow(0, 0, medium.tokens())
+        };
+        probe::capture("vision_out", &features);
+        let _stage = stage::top("projector");
+        let out = self.projector.forward(features);
+        probe::capture("projector_out", &out);
+        Ok(Encoded::new(medium, out))
+    }
+}
+
+/// The beginning of a sound that is longer than the model hears, or the whole of it, and which of
+/// the two. The rest need not be resampled; a little more stays, because samples near the end
+/// depend on some beyond it.
+fn beginning<'a>(samples: &'a [f32], sample_rate: u32, mel: &MelConfig) -> (&'a [f32], bool) {
+    let rate = u64::from(mel.sampling_rate);
+    let heard = (mel.chunk_samples() as u64 * u64::from(sample_rate)).div_ceil(rate);
+    let heard = usize::try_from(heard).unwrap_or(usize::MAX);
+    // A tenth of a second is far more than any filter reaches.
+    let kept = heard.saturating_add(1 + sample_rate as usize / 10);
+    (&samples[..samples.len().min(kept)], samples.len() > heard)
+}
+
+/// Positions that the second convolution makes of so many frames.
+fn positions(frames: usize) -> usize {
+    frames.div_ceil(2)
+}
+
+/// The mean of every two rows; an odd last one is dropped.
+fn pool_by_two<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [rows, width] = x.dims();
+    let pairs = x.narrow(0, 0, rows / 2 * 2);
+    pairs
+        .reshape([rows / 2, 2, width])
+        .mean_dim(1)
+        .reshape([rows / 2, width])
+}

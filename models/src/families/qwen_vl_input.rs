@@ -1,0 +1,163 @@
+//! Pictures, videos and prompts of Qwen2-VL and Qwen2.5-VL.
+
+use serde::Deserialize;
+
+use crate::error::ModelError;
+use crate::family::ModelFiles;
+use crate::layout::{Layout, Run};
+use crate::media::{MediaInput, MediaKind, MediaOptions};
+use crate::preprocess::RgbImage;
+use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
+use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
+
+/// The template of the published checkpoints, for those that come without one.
+const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
+<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// How the tower wants its patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PatchSize {
+    /// Side in pixels.
+    pub side: usize,
+    /// Frames.
+    pub frames: usize,
+    /// Patches on each side of a token.
+    pub merge: usize,
+}
+
+/// The tokens that stand for media; the defaults are those of the reference's configuration
+/// classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct MediaTokens {
+    image_token_id: u32,
+    video_token_id: u32,
+}
+
+impl Default for MediaTokens {
+    fn default() -> Self {
+        Self {
+            image_token_id: 151_655,
+            video_token_id: 151_656,
+        }
+    }
+}
+
+/// Prepares media and puts prompts together.
+#[derive(Debug, Clone)]
+pub(crate) struct QwenVlInput {
+    image: PreprocessConfig,
+    video: PreprocessConfig,
+    tokens: MediaTokens,
+}
+
+impl QwenVlInput {
+    /// Reads the configurations of the image and the video processor.
+    ///
+    /// # Errors
+    /// If one cannot be used or cuts other patches than `patch`.
+    pub fn new(
+        files: &ModelFiles,
+        patch: PatchSize,
+        tokens: MediaTokens,
+    ) -> Result<Self, ModelError> {
+        let image = files.preprocessor.as_ref();
+        let video = files.video_preprocessor.as_ref().or(image);
+        let input = Self {
+            image: PreprocessConfig::for_images(image)?,
+            video: PreprocessConfig::for_videos(video)?,
+            tokens,
+        };
+        for (kind, config) in [("image", &input.image), ("video", &input.video)] {
+            let found = PatchSize {
+                side: config.patch_size,
+                frames: config.temporal_patch_size,
+                merge: config.merge_size,
+            };
+            if found != patch {
+                return Err(ModelError::config(format!(
+                    "the {kind} processor cuts patches of {} pixels, {} frames, merged by {}; \
+                     the model was made for {}, {}, {}",
+                    found.side, found.frames, found.merge, patch.side, patch.frames, patch.merge
+                )));
+            }
+        }
+        Ok(input)
+    }
+
+    /// Frames of a patch.
+    pub fn frames(&self) -> usize {
+        self.video.temporal_patch_size
+    }
+
+    /// A picture in patches.
+    ///
+    /// # Errors
+    /// If the picture cannot be taken.
+    pub fn image(
+        &self,
+        image: &RgbImage,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        let config = self
+            .image
+            .with_tokens(options.image_tokens)
+            .with_most_tokens(options.most_tokens);
+        Ok(self.medium(MediaKind::Image, config.image(image)?, 1))
+    }
+
+    /// A video in patches, `time_step` positions apart in time.
+    ///
+    /// # Errors
+    /// If the video cannot be taken.
+    pub fn video(
+        &self,
+        frames: &[RgbImage],
+        time_step: u32,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        let config = self
+            .video
+            .with_tokens(options.image_tokens)
+            .with_most_tokens(options.most_tokens);
+        Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step))
+    }
+
+    fn medium(&self, kind: MediaKind, patches: Patches, time_step: u32) -> MediaInput {
+        let [t, h, w] = patches.grid;
+        let count = t * h * w;
+        let merge = self.image.merge_size;
+        MediaInput {
+            kind,
+            shape: vec![count, patches.pixel_values.len() / count.max(1)],
+            values: patches.pixel_values,
+            grid: patches.grid,
+            layout: Run::grid([t, h / merge, w / merge], time_step).into(),
+        }
+    }
+
+    /// The conversation in tokens.
+    ///
+    /// # Errors
+    /// If template, tokenizer and media do not fit together.
+    pub fn prompt(
+        &self,
+        text: &TextProcessor,
+        conversation: Conversation<'_>,
+        media: &[&Layout],
+    ) -> Result<Prompt, ModelError> {
+        let placeholder = |kind| {
+            let pad = match kind {
+                MediaKind::Video => "video_pad",
+                _ => "image_pad",
+            };
+            format!("<|vision_start|><|{pad}|><|vision_end|>")
+        };
+        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
+        let ids = text.encode(&rendered)?;
+        let is_pad = |id| [self.tokens.image_token_id, self.tokens.video_token_id].contains(&id);
+        expand_placeholders(&ids, is_pad, media)
+    }
+}

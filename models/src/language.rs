@@ -1,0 +1,358 @@
+//! The interface of language models and what they remember between steps.
+
+use std::any::Any;
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore};
+
+use crate::error::ModelError;
+use crate::layout::Position;
+use crate::monitor::Monitor;
+
+/// Number of tokens that [`LanguageModel::prefill`] processes at once: enough to fill the
+/// kernels' tiles, few enough to keep the activations of the widest layer small.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// State of layers other than attention, such as the matrices of a gated delta rule or the last
+/// rows of a short convolution.
+///
+/// A model creates one for each such layer ([`LanguageModel::recurrent_states`]) and downcasts it
+/// in its step.
+pub trait RecurrentState: Send {
+    /// Allocated bytes.
+    fn bytes(&self) -> usize;
+    /// Returns an independent copy.
+    fn fork(&self) -> Box<dyn RecurrentState>;
+    /// For access to the model's own type.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// What a language model remembers of the tokens so far.
+///
+/// Layers of attention, with or without a sliding window, keep keys and values in the cache. Other
+/// kinds of layers have a [`RecurrentState`].
+pub struct DecoderState<B: KernelBackend> {
+    /// Keys and values of past positions.
+    pub cache: B::KvCache,
+    /// Keys and values of an encoder's output for every layer that attends to it:
+    /// `[encoder tokens, 2 * heads * head_dim]`. Empty for decoder-only models.
+    pub cross: Vec<Tensor<B, 2>>,
+    /// State of the layers that are not attention.
+    pub recurrent: Vec<Box<dyn RecurrentState>>,
+    /// `true` if the keys are those of a long sequence, see [`LanguageModel::is_long`].
+    pub long: bool,
+}
+
+impl<B: KernelBackend> DecoderState<B> {
+    /// Creates the empty state of `model` with memory for `capacity` positions.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new<L: LanguageModel<B> + ?Sized>(
+        model: &L,
+        capacity: usize,
+        device: &B::Device,
+    ) -> Result<Self, CacheError> {
+        Ok(Self {
+            cache: B::kv_cache(model.cache_shape(capacity), device)?,
+            cross: Vec::new(),
+            recurrent: model.recurrent_states(device),
+            long: false,
+        })
+    }
+
+    /// Number of tokens in the state.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Returns `true` if there are no tokens in the state.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    /// Returns `true` if the state can go back to fewer tokens. Recurrent state cannot.
+    pub fn can_truncate(&self) -> bool {
+        self.recurrent.is_empty()
+    }
+
+    /// Forgets all tokens from `len` on. Does nothing if there are fewer.
+    ///
+    /// # Errors
+    /// [`ModelError::CannotTruncate`] if tokens would have to be taken out of a recurrent state.
+    pub fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
+        if len >= self.len() {
+            return Ok(());
+        }
+        if !self.can_truncate() {
+            return Err(ModelError::CannotTruncate);
+        }
+        self.cache.truncate(len);
+        Ok(())
+    }
+
+    /// Returns an independent copy.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn fork(&self) -> Result<Self, CacheError> {
+        Ok(Self {
+            cache: self.cache.fork()?,
+            cross: self.cross.clone(),
+            recurrent: self.recurrent.iter().map(|state| state.fork()).collect(),
+            long: self.long,
+        })
+    }
+
+    /// Allocated bytes.
+    pub fn bytes(&self) -> usize {
+        let elements: usize = self.cross.iter().map(|kv| kv.shape().num_elements()).sum();
+        let recurrent: usize = self.recurrent.iter().map(|state| state.bytes()).sum();
+        self.cache.bytes() + elements * size_of::<f32>() + recurrent
+    }
+}
+
+/// Features that are added to the hidden states of some tokens before a layer, such as those of
+/// DeepStack ([arXiv:2406.04334](https://arxiv.org/abs/2406.04334)).
+#[derive(Debug, Clone)]
+pub struct Injection<B: KernelBackend> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// First token.
+    pub token: usize,
+    /// `[tokens, hidden_size]`
+    pub features: Tensor<B, 2>,
+}
+
+/// The hidden states that a step returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutputRows {
+    /// That of the last token. The last layer then computes no other.
+    #[default]
+    Last,
+    /// Those of all tokens.
+    All,
+}
+
+/// Tokens for a language model.
+#[derive(Debug, Clone)]
+pub struct StepInput<'a, B: KernelBackend> {
+    /// Embeddings and features: `[tokens, hidden_size]`.
+    pub embeddings: Tensor<B, 2>,
+    /// Position of each token.
+    pub positions: &'a [Position],
+    /// Features to be added before deeper layers.
+    pub injections: Vec<Injection<B>>,
+    /// Disjoint runs of tokens, in order, that attend to each other in both directions.
+    pub bidirectional: Vec<Range<usize>>,
+    /// The hidden states to return.
+    pub output: OutputRows,
+}
+
+impl<'a, B: KernelBackend> StepInput<'a, B> {
+    /// Tokens of text or of features without anything special.
+    pub fn new(embeddings: Tensor<B, 2>, positions: &'a [Position]) -> Self {
+        Self {
+            embeddings,
+            positions,
+            injections: Vec::new(),
+            bidirectional: Vec::new(),
+            output: OutputRows::default(),
+        }
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Returns `true` if there are no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// The tokens at `range`.
+    fn part(&self, range: Range<usize>) -> Self {
+        let Range { start, end } = range;
+        let injections = self.injections.iter().filter_map(|injection| {
+            let [rows, _] = injection.features.dims();
+            let first = injection.token.max(start);
+            let last = (injection.token + rows).min(end);
+            (first < last).then(|| Injection {
+                layer: injection.layer,
+                token: first - start,
+                features: injection.features.clone().narrow(
+                    0,
+                    first - injection.token,
+                    last - first,
+                ),
+            })
+        });
+        let runs = self
+            .bidirectional
+            .iter()
+            .filter(|run| run.start >= start && run.end <= end);
+        Self {
+            embeddings: self.embeddings.clone().narrow(0, start, end - start),
+            positions: &self.positions[range],
+            injections: injections.collect(),
+            bidirectional: runs.map(|run| run.start - start..run.end - start).collect(),
+            output: self.output,
+        }
+    }
+
+    /// Bounds of parts of about `size` tokens. No part ends within a bidirectional run, whose
+    /// tokens have to be in the cache together.
+    fn bounds(&self, size: usize) -> Vec<usize> {
+        let mut bounds = vec![0];
+        let mut end = 0;
+        while end < self.len() {
+            end = (end + size).min(self.len());
+            if let Some(run) = self
+                .bidirectional
+                .iter()
+                .find(|run| run.contains(&end) && run.start < end)
+            {
+                end = run.end;
+            }
+            bounds.push(end);
+        }
+        bounds
+    }
+
+    /// Adds the features for `layer` to the hidden states `x`.
+    pub fn inject(&self, layer: usize, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let injections = self
+            .injections
+            .iter()
+            .filter(|injection| injection.layer == layer);
+        injections.fold(
+            x,
+            |x,
+             Injection {
+                 token, features, ..
+             }| {
+                let [rows, width] = features.dims();
+                let place = [*token..token + rows, 0..width];
+                let sum = x.clone().slice(place.clone()) + features.clone();
+                x.slice_assign(place, sum)
+            },
+        )
+    }
+
+    /// The keys that each token attends to after `past` tokens in the cache, with a sliding window
+    /// of `window` tokens or without; `None` for all up to its own.
+    pub fn visible(&self, past: usize, window: Option<usize>) -> Option<Vec<Range<usize>>> {
+        let window = window.filter(|&window| window < past + self.len());
+        if window.is_none() && self.bidirectional.is_empty() {
+            return None;
+        }
+        let mut ranges: Vec<Range<usize>> = (past + 1..past + self.len() + 1)
+            .map(|end| window.map_or(0, |window| end.saturating_sub(window))..end)
+            .collect();
+        for run in &self.bidirectional {
+            for range in &mut ranges[run.clone()] {
+                *range = range.start.min(past + run.start)..past + run.end;
+            }
+        }
+        Some(ranges)
+    }
+}
+
+/// A language model that continues a sequence of embeddings.
+///
+/// The default methods are those of a decoder-only model.
+pub trait LanguageModel<B: KernelBackend> {
+    /// Width of an embedding.
+    fn hidden_size(&self) -> usize;
+
+    /// Rows of the embedding table; ids below it are valid.
+    fn vocabulary(&self) -> usize;
+
+    /// Largest number of positions that the model was made for.
+    fn context_length(&self) -> usize;
+
+    /// The shape of a cache for `capacity` positions.
+    fn cache_shape(&self, capacity: usize) -> CacheShape;
+
+    /// Empty states of the layers that are not attention.
+    fn recurrent_states(&self, _device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
+        Vec::new()
+    }
+
+    /// Number of positions that the cache needs for a prompt of `prompt` tokens and an answer of
+    /// `answer` tokens.
+    fn positions(&self, prompt: usize, answer: usize) -> usize {
+        prompt.saturating_add(answer).min(self.context_length())
+    }
+
+    /// Given that a new prompt begins with the same `shared` tokens as the one in the state, returns
+    /// how many of them [`Self::prefill`] can leave out: the number of positions to keep in the
+    /// cache.
+    fn reusable(&self, shared: usize) -> usize {
+        shared
+    }
+
+    /// Returns `true` if a sequence of that many tokens counts as long, where that changes how all
+    /// of its positions are encoded (LongRoPE, Ding et al. 2024): the keys of a short sequence are
+    /// then of no use in a long one, and the other way round.
+    fn is_long(&self, _tokens: usize) -> bool {
+        false
+    }
+
+    /// The tokens that the answer continues: those of the prompt, or those of the decoder if an
+    /// encoder takes the prompt.
+    fn decoder_tokens(&self, prompt: &[u32]) -> Vec<u32> {
+        prompt.to_vec()
+    }
+
+    /// Embeddings of tokens: `[ids.len(), hidden_size]`.
+    fn embed(&self, ids: &[u32]) -> Tensor<B, 2>;
+
+    /// Processes the tokens of the prompt that are not in the state yet, at least one, in chunks.
+    /// Returns the hidden states that the next tokens are scored with: `[1, hidden_size]`, or
+    /// `[tokens, hidden_size]` for [`OutputRows::All`].
+    ///
+    /// # Errors
+    /// If `monitor` cancels; the state then holds the chunks that are complete.
+    fn prefill(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        state.long = self.is_long(state.len() + input.len());
+        let bounds = input.bounds(PREFILL_CHUNK);
+        let chunks = bounds.len() - 1;
+        let mut hidden = Vec::new();
+        for (i, bounds) in bounds.windows(2).enumerate() {
+            let chunk = input.part(bounds[0]..bounds[1]);
+            let rows = monitor.pass(i, chunks, |monitor| self.step(chunk, state, monitor))?;
+            if input.output == OutputRows::Last {
+                hidden.clear();
+            }
+            hidden.push(rows);
+        }
+        match hidden.len() {
+            0 => Err(ModelError::Prompt("it is empty".to_owned())),
+            1 => Ok(hidden.remove(0)),
+            _ => Ok(Tensor::cat(hidden, 0)),
+        }
+    }
+
+    /// Processes further tokens and returns their normalised hidden states: `[1, hidden_size]`, or
+    /// `[tokens, hidden_size]` for [`OutputRows::All`].
+    ///
+    /// # Errors
+    /// If `monitor` cancels; the state then has as many tokens as before.
+    fn step(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError>;
+
+    /// Scores of the next token for each hidden state: `[rows, vocabulary]`.
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2>;
+}

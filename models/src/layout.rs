@@ -1,0 +1,169 @@
+//! The place of an encoded medium in a prompt.
+
+/// Position of a token on the axes time, height and width; equal for text.
+pub type Position = [u32; 3];
+
+/// The tokens of a medium: runs of features with text between them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layout(Vec<Piece>);
+
+/// A piece of a [`Layout`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Text of the prompt, such as the tokens between the tiles of an image or the timestamp of a
+    /// frame. It may contain control tokens.
+    Text(String),
+    /// Consecutive tokens that stand for rows of the medium's features.
+    Run(Run),
+}
+
+/// Consecutive tokens of a medium.
+///
+/// A token's position is that of the text before the run plus the token's offset. Text after the
+/// run continues [`extent`](Self::extent) positions after the text before it, so that dropping
+/// tokens moves neither the other tokens nor the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    offsets: Vec<Position>,
+    extent: u32,
+    bidirectional: bool,
+}
+
+impl Run {
+    /// A run of `tokens` tokens at consecutive positions, like text.
+    pub fn sequence(tokens: usize) -> Self {
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        Self {
+            offsets: (0..tokens).map(|i| [i; 3]).collect(),
+            extent: tokens,
+            bidirectional: false,
+        }
+    }
+
+    /// A run of `grid` tokens in time, height and width (M-RoPE, Wang et al. 2024, section 2.1;
+    /// `get_rope_index` of the reference). In time, tokens are `time_step` positions apart. Text
+    /// continues after the largest position.
+    pub fn grid([times, height, width]: [usize; 3], time_step: u32) -> Self {
+        let [times, height, width] = [times, height, width].map(|n| n as u32);
+        let mut offsets = Vec::new();
+        for i in 0..times {
+            // A file may claim any frame rate.
+            let time = i.saturating_mul(time_step);
+            for j in 0..height {
+                offsets.extend((0..width).map(|k| [time, j, k]));
+            }
+        }
+        let last = times.saturating_sub(1).saturating_mul(time_step);
+        Self {
+            offsets,
+            extent: last.saturating_add(1).max(height).max(width),
+            bidirectional: false,
+        }
+    }
+
+    /// The same run, whose tokens attend to each other in both directions.
+    #[must_use]
+    pub fn bidirectional(self) -> Self {
+        Self {
+            bidirectional: true,
+            ..self
+        }
+    }
+
+    /// The same run with only the tokens at `kept`, at their original positions.
+    ///
+    /// # Panics
+    /// If an index is not below [`len`](Self::len).
+    #[must_use]
+    pub fn keep(&self, kept: &[usize]) -> Self {
+        Self {
+            offsets: kept.iter().map(|&token| self.offsets[token]).collect(),
+            ..*self
+        }
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Returns `true` if the run has no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.offsets.is_empty()
+    }
+
+    /// Offset of each token from the position of the text before the run.
+    pub fn offsets(&self) -> &[Position] {
+        &self.offsets
+    }
+
+    /// Distance from the position of the text before the run to that of the text after it.
+    pub fn extent(&self) -> u32 {
+        self.extent
+    }
+
+    /// Returns `true` if the tokens attend to each other in both directions.
+    pub fn is_bidirectional(&self) -> bool {
+        self.bidirectional
+    }
+}
+
+impl Layout {
+    /// A layout of the given pieces.
+    pub fn new(pieces: Vec<Piece>) -> Self {
+        Self(pieces)
+    }
+
+    /// The pieces, in the order of the prompt.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.0
+    }
+
+    /// The runs, in the order of the prompt. Their tokens stand for consecutive rows of features.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.0.iter().filter_map(|piece| match piece {
+            Piece::Run(run) => Some(run),
+            Piece::Text(_) => None,
+        })
+    }
+
+    /// Number of tokens that stand for features. Text between runs is not counted.
+    pub fn tokens(&self) -> usize {
+        self.runs().map(Run::len).sum()
+    }
+
+    /// Returns `true` if there is text between the runs.
+    pub fn has_text(&self) -> bool {
+        self.0.iter().any(|piece| matches!(piece, Piece::Text(_)))
+    }
+}
+
+impl From<Run> for Layout {
+    fn from(run: Run) -> Self {
+        Self(vec![Piece::Run(run)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_tokens_move_no_others() {
+        let run = Run::grid([1, 2, 3], 1);
+        let kept = run.keep(&[1, 5]);
+        assert_eq!(kept.offsets(), [[0, 0, 1], [0, 1, 2]]);
+        assert_eq!((kept.len(), kept.extent()), (2, 3));
+        assert_eq!(run.keep(&[]).extent(), 3);
+    }
+
+    #[test]
+    fn time_goes_in_steps() {
+        let run = Run::grid([3, 2, 2], 50);
+        assert_eq!(run.offsets()[4], [50, 0, 0]);
+        assert_eq!(run.offsets()[11], [100, 1, 1]);
+        assert_eq!(run.extent(), 101);
+        // A file may claim any frame rate.
+        assert_eq!(Run::grid([3, 1, 1], u32::MAX).extent(), u32::MAX);
+    }
+}

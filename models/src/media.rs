@@ -1,0 +1,82 @@
+//! Media: their kinds, the options of their preparation, and the form in which an encoder takes
+//! them.
+
+use crate::layout::Layout;
+
+/// Kinds of media.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MediaKind {
+    /// A still image.
+    Image,
+    /// A sequence of frames.
+    Video,
+    /// A sound.
+    Audio,
+}
+
+impl MediaKind {
+    /// The name in messages and chat templates.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Video => "video",
+            Self::Audio => "audio",
+        }
+    }
+}
+
+/// Options for the preparation of media.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MediaOptions {
+    /// Smallest and largest number of tokens of an image, for families that resize images.
+    pub image_tokens: Option<(usize, usize)>,
+    /// Padding of sounds.
+    pub audio_padding: AudioPadding,
+    /// Largest number of tokens of a medium. The engine sets it to the model's context length, so
+    /// that a medium that cannot fit is refused before memory is allocated for its values.
+    pub most_tokens: usize,
+}
+
+impl Default for MediaOptions {
+    fn default() -> Self {
+        Self {
+            image_tokens: None,
+            audio_padding: AudioPadding::default(),
+            most_tokens: usize::MAX,
+        }
+    }
+}
+
+/// Padding of a sound in its spectrogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AudioPadding {
+    /// Only as much as the encoder's convolutions see: the features are those of the padded form,
+    /// for a fraction of the work.
+    #[default]
+    None,
+    /// Silence up to the full window that the encoder was trained on (30 s), as in the reference.
+    Window,
+}
+
+/// An image, video or sound, ready for its encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MediaInput {
+    /// Kind of medium.
+    pub kind: MediaKind,
+    /// Pixel values or features, row-major.
+    pub values: Vec<f32>,
+    /// Dimensions of `values`.
+    pub shape: Vec<usize>,
+    /// Patches in time, height and width, before merging; zeros for families without such a grid.
+    /// For a sound, `[n, 1, 1]`: the first `n` frames are not padding.
+    pub grid: [usize; 3],
+    /// Place in the prompt if the encoder drops no token: an upper bound of the medium's tokens.
+    pub layout: Layout,
+}
+
+impl MediaInput {
+    /// Largest number of prompt tokens that the medium takes.
+    pub fn tokens(&self) -> usize {
+        self.layout.tokens()
+    }
+}

@@ -1,0 +1,390 @@
+//! From a conversation to tokens and from tokens to text: chat template and tokenizer.
+
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::error::ModelError;
+use crate::guard;
+use crate::media::MediaKind;
+use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms, Parsed};
+use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
+use crate::prompt::message::{Content, Conversation, Message};
+use crate::prompt::tokenizer_limits;
+
+/// A rendered conversation, which remembers what is the template's and what the messages'.
+#[derive(Debug, Clone)]
+pub struct Rendered {
+    /// The text; characters of messages that could be part of a control token are disguised.
+    text: String,
+    parse_special: bool,
+    disguise: Disguise,
+}
+
+impl Rendered {
+    /// The parts of the text that `split` gives. It sees no mark of the template's in a message.
+    pub(crate) fn split(&self, split: impl Fn(&str) -> Vec<&str>) -> Vec<Self> {
+        let part = |text: &str| Self {
+            text: text.to_owned(),
+            parse_special: self.parse_special,
+            disguise: self.disguise.clone(),
+        };
+        split(&self.text).into_iter().map(part).collect()
+    }
+}
+
+/// The text side of a model.
+#[derive(Debug)]
+pub struct TextProcessor {
+    tokenizer: Tokenizer,
+    /// `tokenizer.json`, if the library cannot write it.
+    source: Option<String>,
+    template: Option<ChatTemplate>,
+    edges: EdgeTokens,
+    prepared: OnceLock<Prepared>,
+    literal: OnceLock<LiteralTokenizer>,
+}
+
+/// What the first prompt finds out about the template.
+#[derive(Debug)]
+struct Prepared {
+    forms: Forms,
+    control: ControlTokens,
+}
+
+impl TextProcessor {
+    /// From `json`, the text of `tokenizer.json`, and a chat template in Jinja. Truncation and padding
+    /// that the tokenizer was saved with are ignored.
+    ///
+    /// # Errors
+    /// If the tokenizer or the template cannot be read, or is too large to be used safely.
+    pub fn new(json: &str, template: Option<String>) -> Result<Self, ModelError> {
+        let mut tokenizer = guard::on_large_stack(|| json.parse::<Tokenizer>())
+            .and_then(|parsed| parsed.map_err(|error| error.to_string()))
+            .map_err(ModelError::Tokenizer)?;
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        tokenizer_limits::check(&tokenizer).map_err(ModelError::Tokenizer)?;
+        let template = template.map(|template| ChatTemplate::new(&template));
+        Ok(Self {
+            source: (!is_dense(&tokenizer)).then(|| json.to_owned()),
+            tokenizer,
+            template: template.transpose()?,
+            edges: EdgeTokens::default(),
+            prepared: OnceLock::new(),
+            literal: OnceLock::new(),
+        })
+    }
+
+    /// The same with the tokens that `config.json` lets a sequence begin and end with, for
+    /// templates that write `bos_token` or `eos_token`.
+    #[must_use]
+    pub fn with_config(mut self, config: &Value) -> Self {
+        let token = |key: &str| {
+            let text = config.get("text_config").unwrap_or(&Value::Null);
+            let value = config.get(key).filter(|value| !value.is_null());
+            let id = match value.or_else(|| text.get(key))? {
+                Value::Array(ids) => ids.first()?.as_u64()?,
+                id => id.as_u64()?,
+            };
+            self.tokenizer.id_to_token(u32::try_from(id).ok()?)
+        };
+        self.edges = EdgeTokens {
+            begin: token("bos_token_id"),
+            end: token("eos_token_id"),
+        };
+        self
+    }
+
+    /// Whether the checkpoint has a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The id of a token by its text.
+    ///
+    /// # Errors
+    /// If there is no such token.
+    pub fn id(&self, token: &str) -> Result<u32, ModelError> {
+        self.tokenizer
+            .token_to_id(token)
+            .ok_or_else(|| ModelError::Tokenizer(format!("there is no token {token:?}")))
+    }
+
+    /// The largest id, if there are tokens at all.
+    pub fn largest_id(&self) -> Option<u32> {
+        self.tokenizer.get_vocab(true).into_values().max()
+    }
+
+    /// Bytes of the longest token, at least 1.
+    pub fn longest_token(&self) -> usize {
+        let vocabulary = self.tokenizer.get_vocab(true);
+        vocabulary.keys().map(String::len).max().unwrap_or(1).max(1)
+    }
+
+    /// Token ids of a prompt. Control tokens are recognised where the template wrote them.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode(&self, prompt: &Rendered) -> Result<Vec<u32>, ModelError> {
+        self.encode_as(prompt, |encode| encode(false))
+    }
+
+    /// As [`Self::encode`], but with the tokens that the tokenizer puts around a text (usually one
+    /// that begins it), unless the template writes them itself.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode_whole(&self, prompt: &Rendered) -> Result<Vec<u32>, ModelError> {
+        let edges = encode(&self.tokenizer, "", true)?;
+        self.encode_as(prompt, |encode| {
+            let bare = encode(false)?;
+            match edges.first() {
+                Some(first) if bare.first() != Some(first) => encode(true),
+                _ => Ok(bare),
+            }
+        })
+    }
+
+    /// Encodes a prompt with the tokenizer that it needs; `with` gets that tokenizer, and says
+    /// whether to add the tokens around a text.
+    fn encode_as(
+        &self,
+        prompt: &Rendered,
+        with: impl Fn(&dyn Fn(bool) -> Result<Vec<u32>, ModelError>) -> Result<Vec<u32>, ModelError>,
+    ) -> Result<Vec<u32>, ModelError> {
+        let (text, places) = prompt.disguise.take_off(&prompt.text);
+        let plain = |whole| encode(&self.tokenizer, &text, whole);
+        let Some(prepared) = self.prepared.get().filter(|_| !prompt.parse_special) else {
+            return with(&plain);
+        };
+        let control = &prepared.control;
+        let found = control.find(&text);
+        if !found.iter().any(|found| found.holds_any(&places)) {
+            let bare = plain(false)?;
+            if control.none_beyond(&bare, &found) {
+                return with(&|whole| match whole {
+                    true => plain(true),
+                    false => Ok(bare.clone()),
+                });
+            }
+        }
+        let written = control.find(&prompt.text);
+        let literal = |tokenizer: &LiteralTokenizer| {
+            with(&|whole| tokenizer.encode(&prompt.text, &prompt.disguise, &written, whole))
+        };
+        match self.literal.get() {
+            Some(tokenizer) if tokenizer.takes(&text) => literal(tokenizer),
+            _ => {
+                let tokenizer = {
+                    let source = self.source.as_deref();
+                    LiteralTokenizer::new(&self.tokenizer, source, control, &text)?
+                };
+                let ids = literal(&tokenizer);
+                // The first one is kept. It is rare that a text contains its sentinel.
+                let _ = self.literal.set(tokenizer);
+                ids
+            }
+        }
+    }
+
+    /// The text of `ids`, without special tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
+        guard::catch(|| self.tokenizer.decode(ids, true))
+            .and_then(|text| text.map_err(|error| error.to_string()))
+            .map_err(ModelError::Tokenizer)
+    }
+
+    /// Whether [`Self::decode`] leaves the token out.
+    fn is_special(&self, id: u32) -> bool {
+        let token = self.tokenizer.id_to_token(id);
+        let added = self.tokenizer.get_added_vocabulary();
+        token.is_some_and(|token| added.is_special_token(&token))
+    }
+
+    /// Renders the conversation, ending where the assistant is to speak.
+    ///
+    /// `fallback` is used where the checkpoint has no template; `placeholder` is the text of a
+    /// medium. A template that knows no media (often so in GGUF files) gets them as text. The
+    /// words of the messages have no influence on that.
+    ///
+    /// # Errors
+    /// If the template cannot be rendered.
+    pub fn render<'a>(
+        &self,
+        conversation: impl Into<Conversation<'a>>,
+        fallback: &str,
+        placeholder: impl Fn(MediaKind) -> String + Copy + Send + Sync,
+    ) -> Result<Rendered, ModelError> {
+        let made;
+        let template = match &self.template {
+            Some(template) => template,
+            None => {
+                made = ChatTemplate::new(fallback)?;
+                &made
+            }
+        };
+        let conversation = conversation.into();
+        template.open(|parsed| self.render_with(parsed, conversation, placeholder))
+    }
+
+    /// As [`Self::render`], with the parsed template.
+    fn render_with(
+        &self,
+        template: &Parsed,
+        conversation: Conversation<'_>,
+        placeholder: impl Fn(MediaKind) -> String + Copy,
+    ) -> Result<Rendered, ModelError> {
+        let Conversation {
+            messages,
+            parse_special,
+        } = conversation;
+        let prepared = self.prepare(template, placeholder)?;
+        let fill = |messages: &[Message]| {
+            let values = prepared.forms.values(messages, placeholder);
+            template.fill(&values, &self.edges)
+        };
+        let text = fill(messages)?;
+        let plain = |text| Rendered {
+            text,
+            parse_special,
+            disguise: Disguise::default(),
+        };
+        if parse_special {
+            return Ok(plain(text));
+        }
+        let control = &prepared.control;
+        let kinds = [MediaKind::Image, MediaKind::Video, MediaKind::Audio];
+        let marks = kinds.map(placeholder);
+        let disguise = Disguise::new(control, marks.iter().map(String::as_str), &texts(messages))?;
+        if disguise.is_empty() {
+            return Ok(plain(text));
+        }
+        let disguised: Vec<Message> = messages
+            .iter()
+            .map(|message| message.with_texts(|text| disguise.put_on(text)))
+            .collect();
+        let marked = fill(&disguised)?;
+        let ids =
+            |text: &str| -> Vec<u32> { control.find(text).iter().map(|found| found.id).collect() };
+        // A template may look into messages, for example to leave out an earlier answer's
+        // thoughts. The disguise must not change that, unless a control token would slip through.
+        if disguise.take_off(&marked).0 != text && ids(&text) == ids(&marked) {
+            return Ok(plain(text));
+        }
+        Ok(Rendered {
+            text: marked,
+            parse_special,
+            disguise,
+        })
+    }
+
+    /// Asks the template, once.
+    fn prepare(
+        &self,
+        template: &Parsed,
+        placeholder: impl Fn(MediaKind) -> String + Copy,
+    ) -> Result<&Prepared, ModelError> {
+        if let Some(prepared) = self.prepared.get() {
+            return Ok(prepared);
+        }
+        let forms = Forms::probe(|values| template.fill(values, &self.edges), placeholder);
+        let control = ControlTokens::new(&self.tokenizer, &forms.skeleton)?;
+        Ok(self.prepared.get_or_init(|| Prepared { forms, control }))
+    }
+}
+
+/// All texts of the messages.
+fn texts(messages: &[Message]) -> Vec<&str> {
+    messages
+        .iter()
+        .flat_map(|message| &message.content)
+        .filter_map(|content| match content {
+            Content::Text(text) => Some(text.as_str()),
+            Content::Media(_) => None,
+        })
+        .collect()
+}
+
+/// Turns a growing run of tokens into text, never splitting a character.
+///
+/// A token may end inside a UTF-8 character, and a tokenizer may put a space between words only
+/// when it sees both; so a window of tokens is decoded again, and what is new in it is given out
+/// once it is whole.
+#[derive(Debug, Clone, Default)]
+pub struct TextStream {
+    ids: Vec<u32>,
+    window: usize,
+    given: usize,
+}
+
+impl TextStream {
+    /// Takes a token; the text that is complete now.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn push(&mut self, text: &TextProcessor, id: u32) -> Result<String, ModelError> {
+        // At the start of the window, it would hide that the next word follows another one.
+        if text.is_special(id) {
+            return Ok(String::new());
+        }
+        self.ids.push(id);
+        let decoded = text.decode(&self.ids[self.window..])?;
+        if decoded.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
+        let before = text.decode(&self.ids[self.window..self.given])?;
+        let new = decoded.get(before.len()..).unwrap_or_default().to_owned();
+        self.window = self.given;
+        self.given = self.ids.len();
+        Ok(new)
+    }
+
+    /// The end of the run: what was held back, incomplete characters replaced.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn finish(self, text: &TextProcessor) -> Result<String, ModelError> {
+        let decoded = text.decode(&self.ids[self.window..])?;
+        let before = text.decode(&self.ids[self.window..self.given])?;
+        Ok(decoded.get(before.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Token by token comes what `decode` gives at once, also around special tokens, which it
+    /// leaves out.
+    #[test]
+    fn streams_keep_blanks_after_special_tokens() {
+        for (name, special) in [
+            ("blip2-t5-odd", "</s>"),
+            ("llama-odd", "</s>"),
+            ("qwen2-odd", "<|im_end|>"),
+        ] {
+            let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+            let json = std::fs::read_to_string(data.join(name).join("tokenizer.json"));
+            let text = TextProcessor::new(&json.expect(name), None).expect(name);
+            let words = encode(&text.tokenizer, "a red circle", false).expect(name);
+            let end = text.id(special).expect(name);
+            let ids = [&words[..], &[end, end], &words, &[end]].concat();
+            let mut stream = TextStream::default();
+            let mut given = String::new();
+            for &id in &ids {
+                given += &stream.push(&text, id).expect(name);
+            }
+            given += &stream.finish(&text).expect(name);
+            assert_eq!(given, text.decode(&ids).expect(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The language model's part of a configuration, as Llama, Qwen2, Phi-3 and the multimodal models
+//! around them have it.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::config_file::without_nulls;
+use crate::error::ModelError;
+use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary, SlidingWindow};
+use crate::text::rope_fields::RopeFields;
+use crate::text::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
+
+/// Kinds of language models, by `model_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextKind {
+    /// Llama (Touvron et al. 2023).
+    Llama,
+    /// Qwen2 (Yang et al. 2024): queries, keys and values have a bias.
+    Qwen2,
+    /// Qwen2 inside Qwen2-VL and Qwen2.5-VL: positions count time, height and width (M-RoPE).
+    QwenVl,
+    /// Phi-3 (Abdin et al. 2024): fused projections.
+    Phi3,
+}
+
+impl TextKind {
+    /// The kind that a configuration names.
+    ///
+    /// # Errors
+    /// If it is none of these.
+    pub fn parse(model_type: &str) -> Result<Self, ModelError> {
+        match model_type {
+            "llama" => Ok(Self::Llama),
+            "qwen2" => Ok(Self::Qwen2),
+            "phi3" => Ok(Self::Phi3),
+            other => Err(ModelError::config(format!(
+                "the language model is of type {other:?}, expected llama, qwen2 or phi3"
+            ))),
+        }
+    }
+
+    /// The values of the reference's configuration class, which files may leave out.
+    fn defaults(self) -> Value {
+        match self {
+            Self::Llama => json!({
+                "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
+                "num_hidden_layers": 32, "num_attention_heads": 32,
+                "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+            }),
+            Self::Qwen2 => json!({
+                "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+                "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
+                "sliding_window": 4096, "max_window_layers": 28,
+            }),
+            Self::QwenVl => json!({
+                "vocab_size": 152_064, "hidden_size": 8192, "intermediate_size": 29_568,
+                "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+                "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
+                "sliding_window": 4096, "max_window_layers": 80,
+            }),
+            Self::Phi3 => json!({
+                "vocab_size": 32_064, "hidden_size": 3072, "intermediate_size": 8192,
+                "num_hidden_layers": 32, "num_attention_heads": 32,
+                "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+            }),
+        }
+    }
+
+    fn default_theta(self) -> f64 {
+        match self {
+            Self::QwenVl => 1e6,
+            Self::Llama | Self::Qwen2 | Self::Phi3 => 1e4,
+        }
+    }
+
+    /// Positions that the model was first trained on, if the file does not say.
+    fn default_original(self) -> Option<usize> {
+        (self == Self::Phi3).then_some(4096)
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Fields {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    rms_norm_eps: f64,
+    tie_word_embeddings: Option<bool>,
+    hidden_act: Option<String>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+}
+
+/// Reads a [`DecoderConfig`] from the fields of `config`: those of `kind`'s configuration class
+/// where it has none.
+///
+/// # Errors
+/// If fields are of the wrong type or ask for something that is not supported.
+pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, ModelError> {
+    let mut merged = kind.defaults();
+    if config.get("num_key_value_heads") == Some(&Value::Null) {
+        // The one null that is not the default: as many as there are heads.
+        merged["num_key_value_heads"] = Value::Null;
+    }
+    let given = without_nulls(config);
+    for (key, value) in given.as_object().into_iter().flatten() {
+        merged[key.as_str()] = value.clone();
+    }
+    let rope = RopeFields::read(&given, kind.default_theta())?;
+    let fields: Fields = serde_json::from_value(merged)
+        .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
+    fields.check()?;
+    fields.decoder(kind, &rope)
+}
+
+impl Fields {
+    /// Refuses what would be computed wrongly.
+    fn check(&self) -> Result<(), ModelError> {
+        if let Some(act) = self.hidden_act.as_deref().filter(|&act| act != "silu") {
+            return Err(ModelError::config(format!(
+                "hidden_act is {act:?}, expected \"silu\""
+            )));
+        }
+        for (name, bias) in [
+            ("attention_bias", self.attention_bias),
+            ("mlp_bias", self.mlp_bias),
+        ] {
+            if bias == Some(true) {
+                return Err(ModelError::config(format!(
+                    "{name} is true, expected false: such models are not supported"
+                )));
+            }
+        }
+        let known = ["full_attention", "sliding_attention"];
+        let mut layers = self.layer_types.iter().flatten();
+        if let Some(other) = layers.find(|layer| !known.contains(&layer.as_str())) {
+            return Err(ModelError::config(format!(
+                "layer_types has {other:?}, expected \"full_attention\" or \"sliding_attention\""
+            )));
+        }
+        Ok(())
+    }
+
+    fn decoder(&self, kind: TextKind, rope: &RopeFields) -> Result<DecoderConfig, ModelError> {
+        let heads = self.num_attention_heads;
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads.max(1));
+        Ok(DecoderConfig {
+            hidden_size: self.hidden_size,
+            layers: self.num_hidden_layers,
+            heads,
+            kv_heads: self.num_key_value_heads.unwrap_or(heads),
+            head_dim,
+            intermediate_size: self.intermediate_size,
+            vocabulary: self.vocab_size,
+            rms_norm_eps: self.rms_norm_eps,
+            rope_theta: rope.theta,
+            rotary: match kind {
+                TextKind::QwenVl => RotaryKind::Sections(sections(rope)?),
+                _ => RotaryKind::Scaled(self.rotary(kind, rope, head_dim)?),
+            },
+            qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
+            tied: self.tie_word_embeddings.unwrap_or(false),
+            context_length: self.max_position_embeddings,
+            sliding_window: self.sliding_window(kind),
+        })
+    }
+
+    fn rotary(
+        &self,
+        kind: TextKind,
+        rope: &RopeFields,
+        head_dim: usize,
+    ) -> Result<ScaledRotary, ModelError> {
+        let share = rope.share;
+        // As Python's int(): towards zero.
+        let dim = (head_dim as f64 * share) as usize;
+        if share > 1.0 || dim == 0 || !dim.is_multiple_of(2) {
+            return Err(ModelError::config(format!(
+                "partial_rotary_factor {share} leaves {dim} of {head_dim} elements of a head to \
+                 rotate, expected an even number of them"
+            )));
+        }
+        let context = RotaryContext {
+            dim,
+            positions: self.max_position_embeddings,
+            original: rope.original.or(kind.default_original()),
+        };
+        Ok(ScaledRotary {
+            dim,
+            scaling: RotaryScaling::parse(rope.scaling.as_ref(), context)?,
+        })
+    }
+
+    /// The window of the layers whose attention slides, if it is shorter than the context.
+    fn sliding_window(&self, kind: TextKind) -> Option<SlidingWindow> {
+        let size = self.sliding_window?;
+        let layers: Vec<bool> = match kind {
+            TextKind::Llama => return None,
+            TextKind::Phi3 => vec![true; self.num_hidden_layers],
+            TextKind::Qwen2 | TextKind::QwenVl => {
+                if !self.use_sliding_window.unwrap_or(false) {
+                    return None;
+                }
+                let first = self.max_window_layers.unwrap_or(0);
+                let slides = |layer: usize| match &self.layer_types {
+                    Some(types) => types
+                        .get(layer)
+                        .is_some_and(|kind| kind == "sliding_attention"),
+                    None => layer >= first,
+                };
+                (0..self.num_hidden_layers).map(slides).collect()
+            }
+        };
+        let window = SlidingWindow { size, layers };
+        let short = size < self.max_position_embeddings && window.layers.contains(&true);
+        short.then_some(window)
+    }
+}
+
+/// The shares of the frequencies for time, height and width.
+fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
+    let scaling = rope.scaling.as_ref().unwrap_or(&Value::Null);
+    let kind = scaling_kind(scaling)?;
+    if kind != DEFAULT_KIND {
+        return Err(ModelError::config(format!(
+            "rope_scaling of type {kind:?} is not supported together with mrope_section, \
+             expected \"default\" or \"mrope\""
+        )));
+    }
+    if rope.share != 1.0 {
+        return Err(ModelError::config(format!(
+            "partial_rotary_factor is {}, expected 1 together with mrope_section",
+            rope.share
+        )));
+    }
+    let sections = rope.sections.clone().unwrap_or_default();
+    serde_json::from_value(sections.clone()).map_err(|_| {
+        ModelError::config(format!(
+            "mrope_section is {sections}, expected three sizes: time, height and width"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The file of `llava-hf/llava-1.5-7b-hf` says little more than this.
+    #[test]
+    fn a_short_configuration_gets_the_sizes_of_llama() {
+        let config = json!({"vocab_size": 32_064, "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5, "head_dim": null});
+        let decoder = decoder_config(TextKind::Llama, &config).unwrap();
+        assert_eq!((decoder.hidden_size, decoder.layers), (4096, 32));
+        assert_eq!((decoder.kv_heads, decoder.head_dim), (32, 128));
+        assert_eq!(decoder.rope_theta, 10_000.0);
+        assert_eq!(decoder.rms_norm_eps, 1e-5);
+        decoder.check().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_computed_is_refused_by_name() {
+        for (config, name) in [
+            (json!({"attention_bias": true}), "attention_bias"),
+            (json!({"hidden_act": "gelu"}), "hidden_act"),
+            (
+                json!({"partial_rotary_factor": 0.0}),
+                "partial_rotary_factor",
+            ),
+            (json!({"rope_theta": -1.0}), "rope_theta"),
+            (
+                json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+                "dynamic",
+            ),
+            (
+                json!({"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4}}),
+                "ntk",
+            ),
+            (json!({"layer_types": ["chunked_attention"]}), "chunked"),
+        ] {
+            let error = decoder_config(TextKind::Llama, &config).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    /// The language model of Qwen2-VL 72B as `transformers` 5 saves it: what equals the defaults
+    /// of its class may be missing.
+    #[test]
+    fn defaults_are_those_of_the_class() {
+        let config = json!({"rope_parameters": {
+            "rope_type": "default", "type": "mrope", "mrope_section": [16, 24, 24],
+        }});
+        let decoder = decoder_config(TextKind::QwenVl, &config).unwrap();
+        assert_eq!((decoder.hidden_size, decoder.layers), (8192, 80));
+        assert_eq!((decoder.heads, decoder.kv_heads), (64, 8));
+        assert_eq!((decoder.vocabulary, decoder.rope_theta), (152_064, 1e6));
+        assert_eq!(decoder.rms_norm_eps, 1e-5);
+        let decoder = decoder_config(TextKind::Qwen2, &json!({})).unwrap();
+        assert_eq!((decoder.kv_heads, decoder.rope_theta), (32, 1e4));
+        let all = json!({"num_attention_heads": 64, "num_key_value_heads": null});
+        let decoder = decoder_config(TextKind::Qwen2, &all).unwrap();
+        assert_eq!(decoder.kv_heads, 64);
+    }
+
+    #[test]
+    fn both_layouts_of_rotary_embeddings_say_the_same() {
+        let factors = json!([1.0, 2.0, 3.0]);
+        let old = json!({
+            "head_dim": 16, "partial_rotary_factor": 0.375, "rope_theta": 5.0,
+            "original_max_position_embeddings": 42,
+            "rope_scaling": {"type": "su", "short_factor": factors, "long_factor": factors},
+        });
+        let new = json!({"head_dim": 16, "rope_parameters": {
+            "rope_type": "longrope", "type": "su", "partial_rotary_factor": 0.375,
+            "rope_theta": 5.0, "original_max_position_embeddings": 42,
+            "short_factor": factors, "long_factor": factors,
+        }});
+        let read = |config| decoder_config(TextKind::Phi3, &config).unwrap();
+        let decoder = read(old);
+        assert_eq!(decoder, read(new));
+        let RotaryKind::Scaled(rotary) = decoder.rotary else {
+            panic!("{:?}", decoder.rotary);
+        };
+        assert_eq!(rotary.dim, 6);
+    }
+
+    #[test]
+    fn sections_go_with_no_scaling() {
+        for (rope, word) in [
+            (json!({"type": "default", "rope_type": "yarn"}), "\"yarn\""),
+            (
+                json!({"type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}),
+                "\"yarn\"",
+            ),
+            (json!({"type": "mrope"}), "mrope_section is null"),
+            (json!({"type": "mrope", "mrope_section": [1, 2]}), "[1,2]"),
+            (
+                json!({"mrope_section": [16, 24, 24], "partial_rotary_factor": 0.5}),
+                "partial_rotary_factor",
+            ),
+        ] {
+            let config = json!({"rope_scaling": rope});
+            let error = decoder_config(TextKind::QwenVl, &config).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn sections_that_overflow_are_refused() {
+        let config = json!({"rope_scaling": {"mrope_section": [16, 24, u64::MAX]}});
+        let decoder = decoder_config(TextKind::QwenVl, &config).unwrap();
+        let error = decoder.check().unwrap_err().to_string();
+        assert!(error.contains("mrope_section"), "{error}");
+    }
+
+    #[test]
+    fn the_named_layers_have_the_window() {
+        let layers = |kind, config: Value| {
+            let decoder = decoder_config(kind, &config).unwrap();
+            let window = decoder.sliding_window?;
+            assert_eq!(window.size, 100);
+            Some(window.layers)
+        };
+        let config = json!({"sliding_window": 100, "num_hidden_layers": 2});
+        assert_eq!(layers(TextKind::Phi3, config.clone()), Some(vec![true; 2]));
+        assert_eq!(layers(TextKind::Qwen2, config), None);
+        let sliding = |key: &str, value: Value| {
+            layers(
+                TextKind::Qwen2,
+                json!({"sliding_window": 100, "use_sliding_window": true,
+                "num_hidden_layers": 2, key: value}),
+            )
+        };
+        for (key, value, expected) in [
+            ("max_window_layers", json!(1), Some(vec![false, true])),
+            ("max_window_layers", json!(2), None),
+            (
+                "layer_types",
+                json!(["full_attention", "full_attention"]),
+                None,
+            ),
+            (
+                "layer_types",
+                json!(["sliding_attention", "full_attention"]),
+                Some(vec![true, false]),
+            ),
+            ("max_position_embeddings", json!(100), None),
+        ] {
+            assert_eq!(sliding(key, value), expected);
+        }
+    }
+}

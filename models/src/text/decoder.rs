@@ -1,0 +1,461 @@
+//! The decoder-only language model that most families share: Llama (Touvron et al. 2023), Qwen2,
+//! Phi-3 and their relatives. Pre-norm layers of grouped-query attention with rotary embeddings
+//! and a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and
+//! `modeling_phi3.py` of `transformers`.
+
+use std::ops::Range;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, Mask, probe, stage};
+
+use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use crate::layers::{Embedding, Linear, RmsNorm};
+use crate::layout::Position;
+use crate::monitor::Monitor;
+use crate::text::config::TextKind;
+use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
+use crate::weights::{Part, Scope};
+
+/// How positions become angles.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RotaryKind {
+    /// Time, height and width, each with its own share of the frequencies (M-RoPE, Wang et al.
+    /// 2024, section 2.1); the shares sum to half a head.
+    Sections([usize; 3]),
+    /// One position per token; part of a head may stay as it is, and frequencies may be scaled.
+    Scaled(ScaledRotary),
+}
+
+/// Rotary embeddings of [`RotaryKind::Scaled`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScaledRotary {
+    /// Elements of a head that are rotated, the first ones; even.
+    pub dim: usize,
+    /// How frequencies are scaled.
+    pub scaling: RotaryScaling,
+}
+
+/// Sizes of a [`Decoder`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// How positions become angles.
+    pub rotary: RotaryKind,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the embedding table is the output head, too.
+    pub tied: bool,
+    /// Positions the model was made for.
+    pub context_length: usize,
+    /// Layers whose tokens see only those near before them.
+    pub sliding_window: Option<SlidingWindow>,
+}
+
+/// Attention to the last tokens only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Number of tokens that a token sees, its own included.
+    pub size: usize,
+    /// For each layer, whether it has the window.
+    pub layers: Vec<bool>,
+}
+
+impl DecoderConfig {
+    /// Checks that the sizes make a model.
+    ///
+    /// # Errors
+    /// If a size is zero or implausible, or sizes do not divide each other.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let sizes = [
+            ("hidden_size", self.hidden_size, 1 << 16),
+            ("num_hidden_layers", self.layers, 1 << 10),
+            ("num_attention_heads", self.heads, 1 << 10),
+            ("num_key_value_heads", self.kv_heads, 1 << 10),
+            ("head_dim", self.head_dim, 1 << 10),
+            ("intermediate_size", self.intermediate_size, 1 << 20),
+            ("vocab_size", self.vocabulary, 1 << 22),
+            ("max_position_embeddings", self.context_length, 1 << 24),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return Err(ModelError::config(format!(
+                    "{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(ModelError::config(format!(
+                "{} attention heads cannot share {} key-value heads evenly",
+                self.heads, self.kv_heads
+            )));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(ModelError::config(format!(
+                "head size {} is odd, rotary embeddings need pairs",
+                self.head_dim
+            )));
+        }
+        if self
+            .sliding_window
+            .as_ref()
+            .is_some_and(|window| window.size == 0)
+        {
+            return Err(ModelError::config(
+                "sliding_window is 0, expected at least 1: every token sees itself",
+            ));
+        }
+        if let RotaryKind::Sections(sections) = &self.rotary {
+            let sum = sections
+                .iter()
+                .fold(0, |sum: usize, &n| sum.saturating_add(n));
+            if sum != self.head_dim / 2 {
+                return Err(ModelError::config(format!(
+                    "mrope_section {sections:?} sums to {sum}, expected half a head: {}",
+                    self.head_dim / 2
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Window of a layer.
+    fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer)?.then_some(window.size)
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+}
+
+/// The language model.
+#[derive(Module, Debug)]
+pub struct Decoder<B: KernelBackend> {
+    embedding: Embedding<B>,
+    layers: Vec<DecoderLayer<B>>,
+    norm: RmsNorm<B>,
+    head: Option<Linear<B>>,
+    #[module(skip)]
+    config: DecoderConfig,
+}
+
+/// How a checkpoint stores the projections that this decoder computes in one product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Projections {
+    /// `q_proj`, `k_proj`, `v_proj` and `gate_proj`, `up_proj`.
+    Split,
+    /// `qkv_proj` and `gate_up_proj`, stacked in that order, as in Phi-3.
+    Fused,
+}
+
+impl Projections {
+    /// How checkpoints of that kind do it.
+    pub fn of(kind: TextKind) -> Self {
+        match kind {
+            TextKind::Phi3 => Self::Fused,
+            TextKind::Llama | TextKind::Qwen2 | TextKind::QwenVl => Self::Split,
+        }
+    }
+}
+
+/// Names of a decoder's modules in the checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct DecoderNames {
+    /// What holds `embed_tokens`, `layers` and `norm`.
+    pub model: &'static str,
+    /// The output head.
+    pub head: &'static str,
+}
+
+impl<B: KernelBackend> Decoder<B> {
+    /// Declares the weights under `text` of the record, projections split in the checkpoint.
+    ///
+    /// # Errors
+    /// If the configuration makes no model or a weight is missing.
+    pub fn init(
+        config: DecoderConfig,
+        names: DecoderNames,
+        root: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        Self::init_with(config, names, Projections::Split, root)
+    }
+
+    /// As [`Self::init`], for either way of storing projections.
+    ///
+    /// # Errors
+    /// As [`Self::init`].
+    pub fn init_with(
+        config: DecoderConfig,
+        names: DecoderNames,
+        projections: Projections,
+        root: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        config.check()?;
+        let scope = root.part(Part::Text).child("text", "");
+        let model = scope.child("", names.model);
+        let hidden = config.hidden_size;
+        let embedding = model.embedding("embedding", "embed_tokens", config.vocabulary, hidden)?;
+        let layers = (0..config.layers)
+            .map(|i| {
+                let path = format!("layers.{i}");
+                DecoderLayer::init(&config, projections, &model.child(&path, &path))
+            })
+            .collect::<Result<_, _>>()?;
+        let norm = model.rms_norm("norm", "norm", hidden, config.rms_norm_eps);
+        let head = (!config.tied)
+            .then(|| scope.linear("head", &[(names.head, config.vocabulary)], hidden, false))
+            .transpose()?;
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head,
+            config,
+        })
+    }
+
+    /// The table for tokens at `positions` of a sequence that is long or not.
+    fn rotary_table(
+        &self,
+        positions: &[Position],
+        long: bool,
+        device: &B::Device,
+    ) -> RotaryTable<B> {
+        let theta = self.config.rope_theta;
+        let (frequencies, factor) = match &self.config.rotary {
+            RotaryKind::Scaled(ScaledRotary { dim, scaling }) => (
+                scaling.frequencies(theta, *dim, long),
+                scaling.attention_factor(),
+            ),
+            _ => (inverse_frequencies(theta, self.config.head_dim), 1.0),
+        };
+        let axes: Vec<usize> = match &self.config.rotary {
+            RotaryKind::Scaled(_) => vec![0; frequencies.len()],
+            RotaryKind::Sections(sections) => sections
+                .iter()
+                .enumerate()
+                .flat_map(|(axis, &count)| std::iter::repeat_n(axis, count))
+                .collect(),
+        };
+        let angle = |token: usize, i: usize| {
+            let position: Position = positions[token];
+            position[axes[i]] as f32 * frequencies[i]
+        };
+        RotaryTable::new(positions.len(), frequencies.len(), factor, angle, device)
+    }
+}
+
+impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
+    fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    fn context_length(&self) -> usize {
+        self.config.context_length
+    }
+
+    fn cache_shape(&self, capacity: usize) -> CacheShape {
+        CacheShape {
+            layers: self.config.layers,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            capacity,
+            quantized: self.layers.iter().all(|layer| layer.qkv.is_quantized()),
+        }
+    }
+
+    fn is_long(&self, tokens: usize) -> bool {
+        match &self.config.rotary {
+            RotaryKind::Scaled(ScaledRotary { scaling, .. }) => scaling.is_long(tokens),
+            _ => false,
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
+        self.embedding.forward(ids)
+    }
+
+    fn step(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _text = stage::scope(format_args!("text"));
+        let device = input.embeddings.device();
+        let table = self.rotary_table(input.positions, state.long, &device);
+        let past = state.len();
+        let all = input.visible(past, None);
+        let windows = self.config.sliding_window.as_ref();
+        let near = windows.and_then(|window| input.visible(past, Some(window.size)));
+        let mut x = input.embeddings.clone();
+        capture_last(&x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
+            let _layer = stage::scope(format_args!("layers.{i}"));
+            let last = i + 1 == self.layers.len();
+            let visible = match self.config.window(i) {
+                Some(_) => &near,
+                None => &all,
+            };
+            let place = Place {
+                layer: i,
+                visible: visible.as_deref(),
+                last_row: last && input.output == OutputRows::Last,
+            };
+            x = input.inject(i, x);
+            x = layer.forward(x, &table, &mut state.cache, self.config.heads(), place);
+            if !last {
+                capture_last(&x);
+            }
+        }
+        state.cache.advance(input.len());
+        let hidden = self.norm.forward(x);
+        capture_last(&hidden);
+        Ok(hidden)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _head = stage::scope(format_args!("text"));
+        let _stage = stage::module("head");
+        match &self.head {
+            Some(head) => head.forward(hidden),
+            None => self.embedding.as_linear(hidden),
+        }
+    }
+}
+
+/// What a layer of a step has to know beside its inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Keys that each token attends to, if not all up to its own.
+    pub visible: Option<&'a [Range<usize>]>,
+    /// Computes only the last token after attention: the output of the others is not used.
+    pub last_row: bool,
+}
+
+impl<'a> Place<'a> {
+    pub fn mask(self) -> Mask<'a> {
+        self.visible.map_or(Mask::Causal, Mask::Ranges)
+    }
+}
+
+/// The last row of a step's hidden states.
+pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match x.dims()[0] {
+        1 => x,
+        tokens => x.narrow(0, tokens - 1, 1),
+    }
+}
+
+/// Captures the last row of what enters a layer.
+pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
+    if probe::active() {
+        probe::capture("lm_hidden_last", &last_row(x.clone()));
+    }
+}
+
+#[derive(Module, Debug)]
+struct DecoderLayer<B: KernelBackend> {
+    attention_norm: RmsNorm<B>,
+    qkv: Linear<B>,
+    out: Linear<B>,
+    mlp_norm: RmsNorm<B>,
+    gate_up: Linear<B>,
+    down: Linear<B>,
+}
+
+impl<B: KernelBackend> DecoderLayer<B> {
+    fn init(
+        config: &DecoderConfig,
+        projections: Projections,
+        scope: &Scope<'_, '_, B>,
+    ) -> Result<Self, ModelError> {
+        let (hidden, ffn, eps) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.rms_norm_eps,
+        );
+        let width = config.heads * config.head_dim;
+        let kv_width = config.kv_heads * config.head_dim;
+        let attention = scope.child("", "self_attn");
+        let mlp = scope.child("", "mlp");
+        let (qkv, gate_up): (&[_], &[_]) = match projections {
+            Projections::Split => (
+                &[
+                    ("q_proj", width),
+                    ("k_proj", kv_width),
+                    ("v_proj", kv_width),
+                ],
+                &[("gate_proj", ffn), ("up_proj", ffn)],
+            ),
+            Projections::Fused => (
+                &[("qkv_proj", width + 2 * kv_width)],
+                &[("gate_up_proj", 2 * ffn)],
+            ),
+        };
+        Ok(Self {
+            attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
+            qkv: attention.linear("qkv", qkv, hidden, config.qkv_bias)?,
+            out: attention.linear("out", &[("o_proj", hidden)], width, false)?,
+            mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
+            gate_up: mlp.linear("gate_up", gate_up, hidden, false)?,
+            down: mlp.linear("down", &[("down_proj", hidden)], ffn, false)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        table: &RotaryTable<B>,
+        cache: &mut B::KvCache,
+        heads: Heads,
+        place: Place<'_>,
+    ) -> Tensor<B, 2> {
+        let x = {
+            let _stage = stage::module("attention");
+            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let scale = (heads.head_dim as f32).powf(-0.5);
+            let attended = table.attend(qkv, heads, cache, place.layer, place.visible, scale);
+            if place.last_row {
+                self.out.forward_residual(last_row(attended), last_row(x))
+            } else {
+                self.out.forward_residual(attended, x)
+            }
+        };
+        let _stage = stage::module("mlp");
+        let normed = self.mlp_norm.forward(x.clone());
+        self.gate_up
+            .gated_feed_forward(normed, Activation::Silu, &self.down, Some(x))
+    }
+}

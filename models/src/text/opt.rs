@@ -1,0 +1,355 @@
+//! OPT (Zhang et al. 2022, <https://arxiv.org/abs/2205.01068>): a decoder-only language model with
+//! learned positions, layer norms before each block and a ReLU feed-forward. The reference is
+//! `modeling_opt.py` of `transformers`.
+//!
+//! The table of positions is stored as plain f32, never quantized: it is small, and its rows are
+//! added to every token.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use edge_lmm_ops::{
+    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, select_rows, stage,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config_file::without_nulls;
+use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use crate::layers::{Embedding, LayerNorm, Linear, activation};
+use crate::monitor::Monitor;
+use crate::text::decoder::{Place, capture_last, last_row};
+use crate::weights::{Part, Scope};
+
+/// Rows of the table of positions before that of position 0; the reference has it in its code.
+const POSITION_OFFSET: usize = 2;
+/// Epsilon of the norms; likewise.
+const NORM_EPS: f64 = 1e-5;
+
+/// The language model's part of `config.json`; the reference's defaults where it says nothing.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct OptConfig {
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Width of the feed-forward.
+    pub ffn_dim: usize,
+    /// Positions the model was made for.
+    pub max_position_embeddings: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Name of the feed-forward's activation.
+    pub activation_function: String,
+    /// Whether norms come before the blocks.
+    pub do_layer_norm_before: bool,
+    /// Whether the norm behind the last layer is missing.
+    #[serde(rename = "_remove_final_layer_norm")]
+    pub remove_final_layer_norm: bool,
+    /// Width of an embedding, if not `hidden_size`.
+    pub word_embed_proj_dim: Option<usize>,
+    /// Whether linear layers have a bias.
+    pub enable_bias: bool,
+    /// Whether norms have a scale and shift.
+    pub layer_norm_elementwise_affine: bool,
+    /// Whether the embedding table is the output head, too.
+    pub tie_word_embeddings: bool,
+    /// Begins prompts.
+    pub bos_token_id: u32,
+}
+
+impl Default for OptConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 50_272,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            ffn_dim: 3072,
+            max_position_embeddings: 2048,
+            num_attention_heads: 12,
+            activation_function: "relu".to_owned(),
+            do_layer_norm_before: true,
+            remove_final_layer_norm: false,
+            word_embed_proj_dim: None,
+            enable_bias: true,
+            layer_norm_elementwise_affine: true,
+            tie_word_embeddings: true,
+            bos_token_id: 2,
+        }
+    }
+}
+
+impl OptConfig {
+    /// Reads the language model's section of `config.json`.
+    ///
+    /// # Errors
+    /// If it makes no model or one of a kind that is not supported (that of OPT-350M: norms
+    /// behind the blocks, projected embeddings).
+    pub fn parse(section: &Value) -> Result<Self, ModelError> {
+        let config: Self = serde_json::from_value(without_nulls(section))
+            .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let sizes = [
+            ("vocab_size", self.vocab_size, 1 << 22),
+            ("hidden_size", self.hidden_size, 1 << 16),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
+            ("ffn_dim", self.ffn_dim, 1 << 20),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                1 << 24,
+            ),
+            ("num_attention_heads", self.num_attention_heads, 1 << 10),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return Err(ModelError::config(format!(
+                    "text_config.{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            return Err(ModelError::config(format!(
+                "text_config: width {} cannot be shared evenly by {} heads",
+                self.hidden_size, self.num_attention_heads
+            )));
+        }
+        let width = self.word_embed_proj_dim.unwrap_or(self.hidden_size);
+        if width != self.hidden_size {
+            return Err(ModelError::config(format!(
+                "text_config.word_embed_proj_dim is {width}, expected the hidden size {}: \
+                 projected embeddings are not supported",
+                self.hidden_size
+            )));
+        }
+        if !self.do_layer_norm_before
+            || self.remove_final_layer_norm
+            || !self.layer_norm_elementwise_affine
+        {
+            return Err(ModelError::config(
+                "text_config: only norms with scale and shift before the blocks and behind the \
+                 last one are supported (do_layer_norm_before and layer_norm_elementwise_affine \
+                 true, _remove_final_layer_norm false)",
+            ));
+        }
+        Ok(())
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_attention_heads,
+            head_dim: self.hidden_size / self.num_attention_heads,
+        }
+    }
+}
+
+/// The language model.
+#[derive(Module, Debug)]
+pub struct Opt<B: KernelBackend> {
+    embedding: Embedding<B>,
+    positions: Param<Tensor<B, 2>>,
+    layers: Vec<OptLayer<B>>,
+    norm: LayerNorm<B>,
+    head: Option<Linear<B>>,
+    #[module(skip)]
+    config: OptConfig,
+}
+
+impl<B: KernelBackend> Opt<B> {
+    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `model` and
+    /// `lm_head`.
+    ///
+    /// # Errors
+    /// If the configuration makes no model or a weight is missing.
+    pub fn init(config: OptConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        config.check()?;
+        let scope = scope.part(Part::Text);
+        let model = scope.child("", "model.decoder");
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        Ok(Self {
+            embedding: model.embedding("embedding", "embed_tokens", vocabulary, hidden)?,
+            positions: model.matrix(
+                "positions",
+                "embed_positions.weight",
+                config.max_position_embeddings + POSITION_OFFSET,
+                hidden,
+            ),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| {
+                    let path = format!("layers.{i}");
+                    OptLayer::init(&config, &model.child(&path, &path))
+                })
+                .collect::<Result<_, _>>()?,
+            norm: model.layer_norm("norm", "final_layer_norm", hidden, NORM_EPS),
+            head: (!config.tie_word_embeddings)
+                .then(|| scope.linear("head", &[("lm_head", vocabulary)], hidden, false))
+                .transpose()?,
+            config,
+        })
+    }
+}
+
+impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
+    fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    fn cache_shape(&self, capacity: usize) -> CacheShape {
+        let heads = self.config.heads();
+        CacheShape {
+            layers: self.config.num_hidden_layers,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+            capacity,
+            quantized: self.layers.iter().all(|layer| layer.qkv.is_quantized()),
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
+        self.embedding.forward(ids)
+    }
+
+    fn step(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _text = stage::scope(format_args!("text"));
+        let rows: Vec<u32> = input
+            .positions
+            .iter()
+            .map(|position| position[0] + POSITION_OFFSET as u32)
+            .collect();
+        let visible = input.visible(state.len(), None);
+        let mut x = input.embeddings.clone() + select_rows(self.positions.val(), &rows);
+        capture_last(&x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
+            let _layer = stage::scope(format_args!("layers.{i}"));
+            let last = i + 1 == self.layers.len();
+            let place = Place {
+                layer: i,
+                visible: visible.as_deref(),
+                last_row: last && input.output == OutputRows::Last,
+            };
+            x = input.inject(i, x);
+            x = layer.forward(x, &mut state.cache, self.config.heads(), place);
+            if !last {
+                capture_last(&x);
+            }
+        }
+        state.cache.advance(input.len());
+        let hidden = self.norm.forward(x);
+        capture_last(&hidden);
+        Ok(hidden)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let _stage = stage::module("head");
+        match &self.head {
+            Some(head) => head.forward(hidden),
+            None => self.embedding.as_linear(hidden),
+        }
+    }
+}
+
+#[derive(Module, Debug)]
+struct OptLayer<B: KernelBackend> {
+    attention_norm: LayerNorm<B>,
+    qkv: Linear<B>,
+    out: Linear<B>,
+    mlp_norm: LayerNorm<B>,
+    up: Linear<B>,
+    down: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: KernelBackend> OptLayer<B> {
+    fn init(config: &OptConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let (width, mlp, bias) = (config.hidden_size, config.ffn_dim, config.enable_bias);
+        let attention = scope.child("", "self_attn");
+        let qkv = [("q_proj", width), ("k_proj", width), ("v_proj", width)];
+        Ok(Self {
+            attention_norm: scope.layer_norm(
+                "attention_norm",
+                "self_attn_layer_norm",
+                width,
+                NORM_EPS,
+            ),
+            qkv: attention.linear("qkv", &qkv, width, bias)?,
+            out: attention.linear("out", &[("out_proj", width)], width, bias)?,
+            mlp_norm: scope.layer_norm("mlp_norm", "final_layer_norm", width, NORM_EPS),
+            up: scope.linear("up", &[("fc1", mlp)], width, bias)?,
+            down: scope.linear("down", &[("fc2", width)], mlp, bias)?,
+            activation: activation(
+                "text_config.activation_function",
+                &config.activation_function,
+            )?,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        cache: &mut B::KvCache,
+        heads: Heads,
+        place: Place<'_>,
+    ) -> Tensor<B, 2> {
+        let x = {
+            let _stage = stage::module("attention");
+            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let scale = (heads.head_dim as f32).powf(-0.5);
+            let mask = place.mask();
+            let attended = cached_attention::<B>(qkv, heads, cache, place.layer, mask, None, scale);
+            if place.last_row {
+                self.out.forward_residual(last_row(attended), last_row(x))
+            } else {
+                self.out.forward_residual(attended, x)
+            }
+        };
+        let _stage = stage::module("mlp");
+        let normed = self.mlp_norm.forward(x.clone());
+        self.up
+            .feed_forward(normed, self.activation, &self.down, Some(x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// OPT-350M and what is no model.
+    #[test]
+    fn what_is_not_supported_is_refused() {
+        for (section, part) in [
+            (json!({"word_embed_proj_dim": 512}), "word_embed_proj_dim"),
+            (json!({"do_layer_norm_before": false}), "norms"),
+            (json!({"num_attention_heads": 5}), "5 heads"),
+            (json!({"ffn_dim": 0}), "ffn_dim is 0"),
+        ] {
+            let error = OptConfig::parse(&section).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -1,0 +1,726 @@
+//! T5 (Raffel et al. 2020, <https://arxiv.org/abs/1910.10683>) as Flan-T5 has it (version 1.1): an
+//! encoder over the prompt and a decoder that attends to it, both with positions that are biases
+//! of the attention scores, norms without means, gated feed-forwards. The reference is
+//! `modeling_t5.py` of `transformers`.
+//!
+//! The tables of position biases are stored as plain f32, never quantized: they are tiny and act
+//! on every score.
+
+use std::ops::Range;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use edge_lmm_ops::{
+    Activation, CacheShape, Columns, Heads, KernelBackend, KvStore, Mask, attention,
+    cached_attention, probe, select_rows, stage,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config_file::without_nulls;
+use crate::error::ModelError;
+use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use crate::layers::{Embedding, Linear, RmsNorm, activation};
+use crate::monitor::Monitor;
+use crate::text::decoder::{capture_last, last_row};
+use crate::weights::{Part, Scope};
+
+/// Scores are not scaled: the reference's initialisation makes up for it.
+const SCALE: f32 = 1.0;
+
+/// The language model's part of `config.json`; the reference's defaults where it says nothing.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct T5Config {
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Elements of a head.
+    pub d_kv: usize,
+    /// Width of the feed-forward.
+    pub d_ff: usize,
+    /// Layers of the encoder.
+    pub num_layers: usize,
+    /// Layers of the decoder, if not those of the encoder.
+    pub num_decoder_layers: Option<usize>,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Biases that distances share.
+    pub relative_attention_num_buckets: usize,
+    /// From this distance on they share the last one.
+    pub relative_attention_max_distance: usize,
+    /// Epsilon of the norms.
+    pub layer_norm_epsilon: f64,
+    /// Kind of feed-forward.
+    pub feed_forward_proj: String,
+    /// Name of its activation; GELU by the hyperbolic tangent if not given. BLIP-2's published
+    /// checkpoints over Flan-T5 have the exact one instead.
+    pub dense_act_fn: Option<String>,
+    /// Whether the embedding table is the output head, too.
+    pub tie_word_embeddings: bool,
+    /// Whether the decoder's outputs are scaled, as in T5 before version 1.1. Written by
+    /// `transformers` 5, which calls the tables tied in all versions.
+    pub scale_decoder_outputs: Option<bool>,
+    /// What the decoder begins with.
+    pub decoder_start_token_id: Option<u32>,
+    /// Fills up batches; the decoder begins with it if nothing else is said.
+    pub pad_token_id: u32,
+    /// Ends prompts and answers.
+    pub eos_token_id: u32,
+    /// Tokens that the model was made for. Its relative positions would go on, but the biases of
+    /// a prompt take memory with the square of its length.
+    pub n_positions: usize,
+}
+
+impl Default for T5Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32_128,
+            d_model: 512,
+            d_kv: 64,
+            d_ff: 2048,
+            num_layers: 6,
+            num_decoder_layers: None,
+            num_heads: 8,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: "relu".to_owned(),
+            dense_act_fn: None,
+            tie_word_embeddings: true,
+            scale_decoder_outputs: None,
+            decoder_start_token_id: None,
+            pad_token_id: 0,
+            eos_token_id: 1,
+            n_positions: 512,
+        }
+    }
+}
+
+impl T5Config {
+    /// Reads the language model's section of `config.json`.
+    ///
+    /// # Errors
+    /// If it makes no model or one of a kind that is not supported (T5 before version 1.1).
+    pub fn parse(section: &Value) -> Result<Self, ModelError> {
+        let config: Self = serde_json::from_value(without_nulls(section))
+            .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let sizes = [
+            ("vocab_size", self.vocab_size, 1 << 22),
+            ("d_model", self.d_model, 1 << 16),
+            ("d_kv", self.d_kv, 1 << 10),
+            ("d_ff", self.d_ff, 1 << 20),
+            ("num_layers", self.num_layers, 1 << 10),
+            ("num_decoder_layers", self.decoder_layers(), 1 << 10),
+            ("num_heads", self.num_heads, 1 << 10),
+            ("n_positions", self.n_positions, 1 << 14),
+        ];
+        for (name, size, limit) in sizes {
+            if size == 0 || size > limit {
+                return Err(ModelError::config(format!(
+                    "text_config.{name} is {size}, expected 1 to {limit}"
+                )));
+            }
+        }
+        // The decoder's exact buckets are half of all; below twice as many, the logarithm that
+        // spreads the others would be of one or less.
+        let buckets = self.relative_attention_num_buckets;
+        let distance = self.relative_attention_max_distance;
+        if !(4..=1 << 12).contains(&buckets)
+            || !buckets.is_multiple_of(2)
+            || distance <= buckets / 2
+            || distance > 1 << 20
+        {
+            return Err(ModelError::config(format!(
+                "text_config: relative_attention_num_buckets is {buckets}, expected an even \
+                 number from 4 to 4096, and relative_attention_max_distance {distance}, expected \
+                 more than half of that"
+            )));
+        }
+        let scaled = (self.scale_decoder_outputs).unwrap_or(self.tie_word_embeddings);
+        if self.feed_forward_proj != "gated-gelu" || scaled {
+            return Err(ModelError::config(format!(
+                "text_config: feed_forward_proj is {:?}, tie_word_embeddings {} and \
+                 scale_decoder_outputs {scaled}; only T5 1.1 (Flan-T5) with \"gated-gelu\" and \
+                 false is supported",
+                self.feed_forward_proj, self.tie_word_embeddings
+            )));
+        }
+        let start = self.start_token();
+        if start as usize >= self.vocab_size {
+            return Err(ModelError::config(format!(
+                "text_config.decoder_start_token_id is {start}, the vocabulary has {} tokens",
+                self.vocab_size
+            )));
+        }
+        Ok(())
+    }
+
+    fn decoder_layers(&self) -> usize {
+        self.num_decoder_layers.unwrap_or(self.num_layers)
+    }
+
+    fn start_token(&self) -> u32 {
+        self.decoder_start_token_id.unwrap_or(self.pad_token_id)
+    }
+
+    fn activation(&self) -> Result<Activation, ModelError> {
+        let name = self.dense_act_fn.as_deref().unwrap_or("gelu_new");
+        activation("text_config.dense_act_fn", name)
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            heads: self.num_heads,
+            kv_heads: self.num_heads,
+            head_dim: self.d_kv,
+        }
+    }
+
+    /// Width of all heads together, which need not be that of the residual stream.
+    fn inner(&self) -> usize {
+        self.num_heads * self.d_kv
+    }
+}
+
+/// The language model.
+#[derive(Module, Debug)]
+pub struct T5<B: KernelBackend> {
+    embedding: Embedding<B>,
+    encoder: Encoder<B>,
+    decoder: Decoder<B>,
+    head: Linear<B>,
+    #[module(skip)]
+    config: T5Config,
+}
+
+impl<B: KernelBackend> T5<B> {
+    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `shared`, `encoder`,
+    /// `decoder` and `lm_head`.
+    ///
+    /// # Errors
+    /// If the configuration makes no model or a weight is missing.
+    pub fn init(config: T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        config.check()?;
+        let scope = scope.part(Part::Text);
+        let (vocabulary, hidden) = (config.vocab_size, config.d_model);
+        Ok(Self {
+            embedding: scope.embedding("embedding", "shared", vocabulary, hidden)?,
+            encoder: Encoder::init(&config, &scope.child("encoder", "encoder"))?,
+            decoder: Decoder::init(&config, &scope.child("decoder", "decoder"))?,
+            head: scope.linear("head", &[("lm_head", vocabulary)], hidden, false)?,
+            config,
+        })
+    }
+}
+
+impl<B: KernelBackend> LanguageModel<B> for T5<B> {
+    fn hidden_size(&self) -> usize {
+        self.config.d_model
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.config.n_positions
+    }
+
+    fn cache_shape(&self, capacity: usize) -> CacheShape {
+        CacheShape {
+            layers: self.config.decoder_layers(),
+            kv_heads: self.config.num_heads,
+            head_dim: self.config.d_kv,
+            capacity,
+            quantized: self
+                .decoder
+                .layers
+                .iter()
+                .all(|layer| layer.qkv.is_quantized()),
+        }
+    }
+
+    /// The prompt is the encoder's; the decoder has the start token before the answer.
+    fn positions(&self, _prompt: usize, answer: usize) -> usize {
+        answer.saturating_add(1).min(self.config.n_positions)
+    }
+
+    /// Every token of the encoder sees all others, so a longer prompt changes them all.
+    fn reusable(&self, _shared: usize) -> usize {
+        0
+    }
+
+    fn decoder_tokens(&self, _prompt: &[u32]) -> Vec<u32> {
+        vec![self.config.start_token()]
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
+        self.embedding.forward(ids)
+    }
+
+    /// Runs the encoder over the prompt and the decoder over its start token.
+    fn prefill(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        {
+            let _text = stage::scope(format_args!("text"));
+            let encoded = self
+                .encoder
+                .forward(input.embeddings, self.config.heads(), monitor)?;
+            probe::capture("encoder_out", &encoded.clone().unsqueeze::<3>());
+            state.cross = self.decoder.cross_keys(encoded);
+        }
+        let start = self.embed(&[self.config.start_token()]);
+        self.step(StepInput::new(start, &[[0; 3]]), state, monitor)
+    }
+
+    /// Positions are those of the decoder and follow from the cache.
+    fn step(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _text = stage::scope(format_args!("text"));
+        let hidden = self
+            .decoder
+            .forward(input, state, self.config.heads(), monitor)?;
+        capture_last(&hidden);
+        Ok(hidden)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let _stage = stage::module("head");
+        self.head.forward(hidden)
+    }
+}
+
+#[derive(Module, Debug)]
+struct Encoder<B: KernelBackend> {
+    bias: PositionBias<B>,
+    layers: Vec<EncoderLayer<B>>,
+    norm: RmsNorm<B>,
+}
+
+impl<B: KernelBackend> Encoder<B> {
+    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        Ok(Self {
+            bias: PositionBias::init(config, Direction::Both, scope),
+            layers: (0..config.num_layers)
+                .map(|i| {
+                    let source = format!("block.{i}.layer");
+                    EncoderLayer::init(config, &scope.child(&format!("layers.{i}"), &source))
+                })
+                .collect::<Result<_, _>>()?,
+            norm: final_norm(config, scope),
+        })
+    }
+
+    fn forward(
+        &self,
+        embeddings: Tensor<B, 2>,
+        heads: Heads,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _scope = stage::scope(format_args!("encoder"));
+        let [tokens, _] = embeddings.dims();
+        let bias = self.bias.forward(0..tokens, tokens);
+        let mut x = embeddings;
+        for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
+            let _layer = stage::scope(format_args!("layers.{i}"));
+            x = layer.forward(x, &bias, heads);
+        }
+        Ok(self.norm.forward(x))
+    }
+}
+
+#[derive(Module, Debug)]
+struct EncoderLayer<B: KernelBackend> {
+    attention_norm: RmsNorm<B>,
+    qkv: Linear<B>,
+    out: Linear<B>,
+    mlp: FeedForward<B>,
+}
+
+impl<B: KernelBackend> EncoderLayer<B> {
+    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let (hidden, inner) = (config.d_model, config.inner());
+        let attention = scope.child("", "0.SelfAttention");
+        Ok(Self {
+            attention_norm: norm(config, "attention_norm", "0.layer_norm", scope),
+            qkv: attention.linear("qkv", &qkv(inner), hidden, false)?,
+            out: attention.linear("out", &[("o", hidden)], inner, false)?,
+            mlp: FeedForward::init(config, &scope.child("mlp", "1"))?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<B, 2>, bias: &Tensor<B, 3>, heads: Heads) -> Tensor<B, 2> {
+        let x = {
+            let _stage = stage::module("attention");
+            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let [k, v] = [1, 2].map(|i| Columns {
+                tensor: qkv.clone(),
+                column: i * heads.heads * heads.head_dim,
+            });
+            let bias = Some(bias.clone());
+            let attended = attention(qkv, k, v, heads, Mask::Full, bias, SCALE);
+            self.out.forward_residual(attended, x)
+        };
+        self.mlp.forward(x)
+    }
+}
+
+#[derive(Module, Debug)]
+struct Decoder<B: KernelBackend> {
+    bias: PositionBias<B>,
+    layers: Vec<DecoderLayer<B>>,
+    norm: RmsNorm<B>,
+}
+
+impl<B: KernelBackend> Decoder<B> {
+    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        Ok(Self {
+            bias: PositionBias::init(config, Direction::Past, scope),
+            layers: (0..config.decoder_layers())
+                .map(|i| {
+                    let source = format!("block.{i}.layer");
+                    DecoderLayer::init(config, &scope.child(&format!("layers.{i}"), &source))
+                })
+                .collect::<Result<_, _>>()?,
+            norm: final_norm(config, scope),
+        })
+    }
+
+    /// Every layer's keys and values of the encoder's output: `[tokens, 2 * heads * d_kv]`.
+    fn cross_keys(&self, encoded: Tensor<B, 2>) -> Vec<Tensor<B, 2>> {
+        let _scope = stage::scope(format_args!("decoder"));
+        let _stage = stage::module("cross_keys");
+        self.layers
+            .iter()
+            .map(|layer| layer.cross_kv.forward(encoded.clone()))
+            .collect()
+    }
+
+    /// The normalised hidden states that `input` asks for.
+    fn forward(
+        &self,
+        input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        heads: Heads,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _scope = stage::scope(format_args!("decoder"));
+        let [tokens, _] = input.embeddings.dims();
+        let past = state.cache.len();
+        let bias = self.bias.forward(past..past + tokens, past + tokens);
+        let mut x = input.embeddings;
+        capture_last(&x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            monitor.report(i, self.layers.len())?;
+            let _layer = stage::scope(format_args!("layers.{i}"));
+            let attended = layer.attend(x, &bias, &mut state.cache, i, heads);
+            x = layer
+                .mlp
+                .forward(layer.look(attended, &state.cross[i], heads));
+            if i + 1 < self.layers.len() {
+                capture_last(&x);
+            }
+        }
+        state.cache.advance(tokens);
+        Ok(self.norm.forward(match input.output {
+            OutputRows::Last => last_row(x),
+            OutputRows::All => x,
+        }))
+    }
+}
+
+#[derive(Module, Debug)]
+struct DecoderLayer<B: KernelBackend> {
+    attention_norm: RmsNorm<B>,
+    qkv: Linear<B>,
+    out: Linear<B>,
+    cross_norm: RmsNorm<B>,
+    cross_q: Linear<B>,
+    cross_kv: Linear<B>,
+    cross_out: Linear<B>,
+    mlp: FeedForward<B>,
+}
+
+impl<B: KernelBackend> DecoderLayer<B> {
+    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let (hidden, inner) = (config.d_model, config.inner());
+        let attention = scope.child("", "0.SelfAttention");
+        let cross = scope.child("", "1.EncDecAttention");
+        Ok(Self {
+            attention_norm: norm(config, "attention_norm", "0.layer_norm", scope),
+            qkv: attention.linear("qkv", &qkv(inner), hidden, false)?,
+            out: attention.linear("out", &[("o", hidden)], inner, false)?,
+            cross_norm: norm(config, "cross_norm", "1.layer_norm", scope),
+            cross_q: cross.linear("cross_q", &[("q", inner)], hidden, false)?,
+            cross_kv: cross.linear("cross_kv", &[("k", inner), ("v", inner)], hidden, false)?,
+            cross_out: cross.linear("cross_out", &[("o", hidden)], inner, false)?,
+            mlp: FeedForward::init(config, &scope.child("mlp", "2"))?,
+        })
+    }
+
+    /// Attention to the answer so far.
+    fn attend(
+        &self,
+        x: Tensor<B, 2>,
+        bias: &Tensor<B, 3>,
+        cache: &mut B::KvCache,
+        layer: usize,
+        heads: Heads,
+    ) -> Tensor<B, 2> {
+        let _stage = stage::module("attention");
+        let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+        let bias = Some(bias.clone());
+        let attended = cached_attention::<B>(qkv, heads, cache, layer, Mask::Causal, bias, SCALE);
+        self.out.forward_residual(attended, x)
+    }
+
+    /// Attention to the prompt.
+    fn look(&self, x: Tensor<B, 2>, kv: &Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
+        let _stage = stage::module("cross_attention");
+        let q = self.cross_q.forward(self.cross_norm.forward(x.clone()));
+        let v = Columns {
+            tensor: kv.clone(),
+            column: heads.heads * heads.head_dim,
+        };
+        let attended = attention(q, kv.clone(), v, heads, Mask::Full, None, SCALE);
+        self.cross_out.forward_residual(attended, x)
+    }
+}
+
+#[derive(Module, Debug)]
+struct FeedForward<B: KernelBackend> {
+    norm: RmsNorm<B>,
+    gate_up: Linear<B>,
+    down: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: KernelBackend> FeedForward<B> {
+    fn init(config: &T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+        let (hidden, ffn) = (config.d_model, config.d_ff);
+        let dense = scope.child("", "DenseReluDense");
+        Ok(Self {
+            norm: norm(config, "norm", "layer_norm", scope),
+            gate_up: dense.linear("gate_up", &[("wi_0", ffn), ("wi_1", ffn)], hidden, false)?,
+            down: dense.linear("down", &[("wo", hidden)], ffn, false)?,
+            activation: config.activation()?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _stage = stage::module("mlp");
+        let normed = self.norm.forward(x.clone());
+        self.gate_up
+            .gated_feed_forward(normed, self.activation, &self.down, Some(x))
+    }
+}
+
+fn qkv(inner: usize) -> [(&'static str, usize); 3] {
+    [("q", inner), ("k", inner), ("v", inner)]
+}
+
+fn norm<B: KernelBackend>(
+    config: &T5Config,
+    name: &str,
+    source: &str,
+    scope: &Scope<'_, '_, B>,
+) -> RmsNorm<B> {
+    scope.rms_norm(name, source, config.d_model, config.layer_norm_epsilon)
+}
+
+fn final_norm<B: KernelBackend>(config: &T5Config, scope: &Scope<'_, '_, B>) -> RmsNorm<B> {
+    norm(config, "norm", "final_layer_norm", scope)
+}
+
+/// Which keys a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// Those before and behind it; each side has half of the buckets.
+    Both,
+    /// Its own and those before it.
+    Past,
+}
+
+/// What is added to the scores, by the distance of query and key (Raffel et al. 2020, section
+/// 2.1). All layers share the first one's.
+#[derive(Module, Debug)]
+struct PositionBias<B: KernelBackend> {
+    /// `[buckets, heads]`
+    table: Param<Tensor<B, 2>>,
+    #[module(skip)]
+    buckets: Buckets,
+}
+
+impl<B: KernelBackend> PositionBias<B> {
+    fn init(config: &T5Config, direction: Direction, scope: &Scope<'_, '_, B>) -> Self {
+        let buckets = config.relative_attention_num_buckets;
+        let source = "block.0.layer.0.SelfAttention.relative_attention_bias";
+        let scope = scope.child("bias", source);
+        Self {
+            table: scope.matrix("table", "weight", buckets, config.num_heads),
+            buckets: Buckets {
+                count: buckets,
+                max_distance: config.relative_attention_max_distance,
+                direction,
+            },
+        }
+    }
+
+    /// `[heads, queries.len(), keys]` for the keys at `0..keys`.
+    fn forward(&self, queries: Range<usize>, keys: usize) -> Tensor<B, 3> {
+        let table = self.table.val();
+        let [_, heads] = table.dims();
+        let count = queries.len();
+        let ids: Vec<u32> = queries
+            .flat_map(|query| (0..keys).map(move |key| (query, key)))
+            .map(|(query, key)| self.buckets.bucket(query, key) as u32)
+            .collect();
+        select_rows(table, &ids)
+            .swap_dims(0, 1)
+            .reshape([heads, count, keys])
+    }
+}
+
+/// How distances share biases: near ones have their own, farther ones share with ever more of
+/// their neighbours.
+#[derive(Debug, Clone, Copy)]
+struct Buckets {
+    count: usize,
+    max_distance: usize,
+    direction: Direction,
+}
+
+impl Buckets {
+    fn bucket(&self, query: usize, key: usize) -> usize {
+        match self.direction {
+            Direction::Past => self.near_or_far(self.count, query.saturating_sub(key)),
+            Direction::Both => {
+                let side = self.count / 2;
+                let first = if key > query { side } else { 0 };
+                first + self.near_or_far(side, query.abs_diff(key))
+            }
+        }
+    }
+
+    /// The bucket of a distance among `count`: half of them for one distance each, the others
+    /// growing with its logarithm, in the order of the reference's operations.
+    fn near_or_far(&self, count: usize, distance: usize) -> usize {
+        let exact = count / 2;
+        if distance < exact {
+            return distance;
+        }
+        let span = (self.max_distance as f64 / exact as f64).ln() as f32;
+        let share = (distance as f32 / exact as f32).ln() / span;
+        let far = exact + (share * (count - exact) as f32) as usize;
+        far.min(count - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn starts(buckets: Buckets, until: usize) -> Vec<usize> {
+        let mut last = usize::MAX;
+        (0..until)
+            .filter(|&distance| {
+                let bucket = buckets.bucket(distance, 0);
+                std::mem::replace(&mut last, bucket) != bucket
+            })
+            .collect()
+    }
+
+    /// Where `T5Attention._relative_position_bucket` of the reference goes on to the next bucket.
+    #[test]
+    fn distances_share_buckets_as_in_the_reference() {
+        let cases: [(Direction, usize, usize, &[usize]); 5] = [
+            (Direction::Both, 32, 128, &[8, 12, 16, 23, 32, 46, 64, 91]),
+            (
+                Direction::Past,
+                32,
+                128,
+                &[
+                    16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113,
+                ],
+            ),
+            (Direction::Both, 12, 20, &[3, 6, 11]),
+            (Direction::Past, 12, 20, &[6, 8, 9, 11, 14, 17]),
+            (Direction::Both, 30, 100, &[7, 10, 14, 19, 27, 37, 52, 72]),
+        ];
+        for (direction, count, max_distance, far) in cases {
+            let buckets = Buckets {
+                count,
+                max_distance,
+                direction,
+            };
+            let near: Vec<usize> = (0..far[0]).collect();
+            assert_eq!(starts(buckets, 300), [&near, far].concat());
+            let behind = if direction == Direction::Both {
+                count / 2 + 1
+            } else {
+                0
+            };
+            assert_eq!(buckets.bucket(0, 1), behind);
+        }
+    }
+
+    #[test]
+    fn the_activation_is_the_named_one() {
+        let parse = |act: Value| {
+            T5Config::parse(&json!({
+                "feed_forward_proj": "gated-gelu",
+                "tie_word_embeddings": false,
+                "dense_act_fn": act,
+            }))
+            .unwrap()
+            .activation()
+        };
+        assert_eq!(parse(Value::Null).unwrap(), Activation::GeluTanh);
+        assert_eq!(parse("gelu_new".into()).unwrap(), Activation::GeluTanh);
+        assert_eq!(parse("gelu".into()).unwrap(), Activation::Gelu);
+        assert!(parse("softsign".into()).is_err());
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused() {
+        let flan = json!({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": false});
+        assert!(T5Config::parse(&flan).is_ok());
+        let mut newer = flan.clone();
+        newer["tie_word_embeddings"] = json!(true);
+        newer["scale_decoder_outputs"] = json!(false);
+        assert!(T5Config::parse(&newer).is_ok());
+        for (key, value, part) in [
+            ("feed_forward_proj", json!("relu"), "Flan-T5"),
+            ("tie_word_embeddings", json!(true), "Flan-T5"),
+            ("relative_attention_num_buckets", json!(3), "num_buckets"),
+            ("relative_attention_max_distance", json!(16), "max_distance"),
+            ("decoder_start_token_id", json!(40_000), "start_token"),
+            ("d_kv", json!(0), "d_kv is 0"),
+        ] {
+            let mut section = flan.clone();
+            section[key] = value;
+            let error = T5Config::parse(&section).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

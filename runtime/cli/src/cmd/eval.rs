@@ -1,0 +1,277 @@
+//! `edge-lmm eval`: accuracy and latency over a question set.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use comfy_table::{Table, presets};
+use edge_lmm::manifest::{Manifest, Question, is_right};
+use edge_lmm::output::Output;
+use edge_lmm::{EngineError, Request, one_line, user_message};
+use edge_lmm_models::ModelError;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
+
+/// Answers every question of a manifest and counts the right answers.
+///
+/// The manifest is a CSV file with the columns id,media_path,question,answer,task. An answer is
+/// right if it equals the expected one but for case and surrounding blanks. A question that cannot be
+/// answered is reported and counted apart, and the exit code is 1.
+#[derive(Args)]
+pub struct Cmd {
+    /// The record, as edge-lmm-convert wrote it
+    model: PathBuf,
+    /// The question set
+    #[arg(long, value_name = "M.csv")]
+    manifest: PathBuf,
+    /// Only the first N questions of every task
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Skip questions about kinds of media that the model does not take; missing or damaged files
+    /// still fail
+    #[arg(long)]
+    skip_unsupported: bool,
+    /// Write `id,predicted` of every question to a file
+    #[arg(long, value_name = "FILE.csv")]
+    predictions: Option<PathBuf>,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+}
+
+#[derive(Default, Serialize)]
+struct Score {
+    right: usize,
+    questions: usize,
+}
+
+#[derive(Serialize)]
+struct Report {
+    accuracy: f64,
+    right: usize,
+    questions: usize,
+    skipped: usize,
+    failures: Vec<Failure>,
+    tasks: BTreeMap<String, Score>,
+    median_ms: f64,
+    predictions: Vec<Prediction>,
+}
+
+#[derive(Serialize)]
+struct Prediction {
+    id: String,
+    predicted: String,
+    right: bool,
+    ms: f64,
+}
+
+/// A question that could not be answered.
+#[derive(Serialize)]
+struct Failure {
+    id: String,
+    error: String,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        self.generation.sampling()?;
+        let manifest = Manifest::open(&self.manifest)?;
+        let inputs = [self.model.as_path(), self.manifest.as_path()];
+        let predictions = self.predictions.as_deref();
+        let predictions = predictions
+            .map(|path| Output::replace(path, inputs))
+            .transpose()?;
+        let mut session = self.device.load(&self.model)?.session();
+        let questions = limited(&manifest.questions, self.limit);
+        let progress = ProgressBar::new(questions.len() as u64).with_style(
+            ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")
+                .context("progress bar")?,
+        );
+        let mut report = Report {
+            accuracy: 0.0,
+            right: 0,
+            questions: 0,
+            skipped: 0,
+            failures: Vec::new(),
+            tasks: BTreeMap::new(),
+            median_ms: 0.0,
+            predictions: Vec::new(),
+        };
+        for question in questions {
+            match self.ask(&mut session, &manifest, question) {
+                Ok(prediction) => report.add(question, prediction),
+                Err(error) if self.skip_unsupported && is_unsupported(&error) => {
+                    report.skipped += 1;
+                }
+                Err(error) => {
+                    let error = one_line(error.as_ref());
+                    progress.suspend(|| eprintln!("error: question {}: {error}", question.id));
+                    report.failures.push(Failure {
+                        id: question.id.clone(),
+                        error,
+                    });
+                }
+            }
+            progress.inc(1);
+            progress.set_message(format!("{} right", report.right));
+        }
+        progress.finish_and_clear();
+        report.finish();
+        if let Some(file) = predictions {
+            report.write_predictions(file)?;
+        }
+        let text = if self.json {
+            serde_json::to_string(&report)?
+        } else {
+            report.table()
+        };
+        print_now(&format!("{text}\n"))?;
+        match report.failures.first() {
+            None => Ok(()),
+            Some(first) => bail!(
+                "{} of {} questions could not be answered; the first is {}: {}",
+                report.failures.len(),
+                report.failures.len() + report.questions + report.skipped,
+                first.id,
+                first.error
+            ),
+        }
+    }
+
+    fn ask(
+        &self,
+        session: &mut edge_lmm::AnySession,
+        manifest: &Manifest,
+        question: &Question,
+    ) -> anyhow::Result<Prediction> {
+        let start = Instant::now();
+        let media: Vec<_> = manifest
+            .media_path(question)
+            .map(|path| self.media.open(&path))
+            .transpose()?
+            .into_iter()
+            .collect();
+        let messages = [user_message(&media, &question.question)];
+        // Every question stands for itself: nothing is kept from the one before.
+        session.forget();
+        let request = Request {
+            media: &media,
+            options: self.media.options(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling: self.generation.sampling()?,
+            parse_special: self.prompt_options.parse_special,
+            ..Request::new(&messages)
+        };
+        let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
+        Ok(Prediction {
+            id: question.id.clone(),
+            right: is_right(&answer.text, &question.answer),
+            predicted: answer.text.trim().to_owned(),
+            ms: start.elapsed().as_secs_f64() * 1e3,
+        })
+    }
+}
+
+/// Returns `true` if the model takes no media of the question's kind.
+fn is_unsupported(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<EngineError>();
+    matches!(
+        error,
+        Some(EngineError::Model(ModelError::Unsupported { .. }))
+    )
+}
+
+/// The first `limit` questions of every task, in their order.
+fn limited(questions: &[Question], limit: Option<usize>) -> Vec<&Question> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    questions
+        .iter()
+        .filter(|question| {
+            let count = seen.entry(&question.task).or_default();
+            *count += 1;
+            limit.is_none_or(|limit| *count <= limit)
+        })
+        .collect()
+}
+
+impl Report {
+    fn add(&mut self, question: &Question, prediction: Prediction) {
+        let score = self.tasks.entry(question.task.clone()).or_default();
+        score.questions += 1;
+        score.right += usize::from(prediction.right);
+        self.questions += 1;
+        self.right += usize::from(prediction.right);
+        self.predictions.push(prediction);
+    }
+
+    fn write_predictions(&self, file: Output) -> anyhow::Result<()> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["id", "predicted"])?;
+        for prediction in &self.predictions {
+            writer.write_record([&prediction.id, &prediction.predicted])?;
+        }
+        let rows = writer
+            .into_inner()
+            .map_err(csv::IntoInnerError::into_error)?;
+        Ok(file.finish_with(&rows)?)
+    }
+
+    fn finish(&mut self) {
+        self.accuracy = self.right as f64 / self.questions.max(1) as f64;
+        let mut times: Vec<f64> = self.predictions.iter().map(|p| p.ms).collect();
+        times.sort_by(f64::total_cmp);
+        self.median_ms = times.get(times.len() / 2).copied().unwrap_or_default();
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN).set_header([
+            "task",
+            "right",
+            "questions",
+            "accuracy",
+        ]);
+        let total = Score {
+            right: self.right,
+            questions: self.questions,
+        };
+        for (task, score) in self
+            .tasks
+            .iter()
+            .map(|(task, score)| (task.as_str(), score))
+            .chain([("total", &total)])
+        {
+            let accuracy = 100.0 * score.right as f64 / score.questions.max(1) as f64;
+            table.add_row([
+                task.to_owned(),
+                score.right.to_string(),
+                score.questions.to_string(),
+                format!("{accuracy:.1} %"),
+            ]);
+        }
+        let count = |n: usize, what: &str| match n {
+            0 => String::new(),
+            n => format!(", {n} {what}"),
+        };
+        format!(
+            "{table}\nmedian {:.1} ms per question{}{}",
+            self.median_ms,
+            count(self.skipped, "skipped"),
+            count(self.failures.len(), "failed"),
+        )
+    }
+}

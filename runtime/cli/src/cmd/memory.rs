@@ -1,0 +1,105 @@
+//! Options for the memory of a record, and the check of requests.
+
+use clap::Args;
+use edge_lmm::memory::{Fit, RequestEstimate};
+use edge_lmm::{AnyEngine, Device, Record};
+use edge_lmm_models::media::MediaInput;
+
+/// Visual tokens from which on a request is announced with its cost.
+const LARGE_REQUEST: usize = 1024;
+
+/// The mapping of the record.
+#[derive(Debug, Clone, Args)]
+pub struct MemoryOptions {
+    /// Read the whole record at the start, instead of when a weight is first used
+    #[arg(long)]
+    prefault: bool,
+    /// Keep the record in memory even when other programs need room
+    #[arg(long)]
+    mlock: bool,
+    /// Start even if the memory is too small for the model
+    #[arg(long)]
+    ignore_memory: bool,
+}
+
+impl MemoryOptions {
+    /// Loads the model of a record, if it fits into the memory that the device has.
+    pub fn load(&self, record: &Record, device: Device) -> anyhow::Result<AnyEngine> {
+        let engine = match self.ignore_memory {
+            true => device.load(record)?,
+            false => {
+                let (engine, fit) = device.load_checked(record, self.mlock)?;
+                if fit == Fit::OneStageAtATime {
+                    log::warn!(
+                        "{} does not fit into memory as a whole: encoder and language model take \
+                         turns and are read from the disk again",
+                        record.path().display()
+                    );
+                }
+                engine
+            }
+        };
+        // Nothing is read as a whole before it is known to fit.
+        record.verify_bundle()?;
+        if self.prefault {
+            record.prefault();
+        }
+        if self.mlock {
+            record.lock()?;
+        }
+        Ok(engine)
+    }
+
+    /// What tells whether a request fits into memory; `None` if that is not to be asked.
+    pub fn request_estimate(&self, engine: &AnyEngine) -> Option<RequestEstimate> {
+        (!self.ignore_memory).then(|| RequestEstimate::new(engine.clone()))
+    }
+
+    /// Prepares the check of requests with answers of at most `max_tokens`.
+    pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
+        RequestCheck {
+            estimate: RequestEstimate::new(engine.clone()),
+            max_tokens,
+            ignore_memory: self.ignore_memory,
+        }
+    }
+}
+
+/// Checks what a request costs before its encoders run.
+pub struct RequestCheck {
+    estimate: RequestEstimate,
+    max_tokens: usize,
+    ignore_memory: bool,
+}
+
+impl RequestCheck {
+    /// Refuses a request that cannot fit into memory and passes a note about a large one on.
+    pub fn run(
+        &self,
+        prompt_tokens: usize,
+        media: &[MediaInput],
+        note: impl FnOnce(&str),
+    ) -> anyhow::Result<()> {
+        let estimate = &self.estimate;
+        let demand = estimate.demand(media, prompt_tokens, self.max_tokens);
+        if !self.ignore_memory {
+            estimate.check(&demand)?;
+        }
+        let tokens: usize = media.iter().map(MediaInput::tokens).sum();
+        if tokens >= LARGE_REQUEST {
+            let time = estimate
+                .encoding_time(&demand)
+                .map_or(String::new(), |time| {
+                    format!(
+                        ", whose encoding takes about {:.0} s on this machine",
+                        time.as_secs_f64()
+                    )
+                });
+            note(&format!(
+                "note: the media make {tokens} tokens{time}; --image-tokens MIN..MAX makes images \
+                 smaller, --frames N takes fewer frames of a video"
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! `edge-lmm profile`: time and memory of every module.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use edge_lmm::output::Output;
+use edge_lmm::report::AnswerReport;
+use edge_lmm::{Request, user_message};
+
+use crate::summary::summary;
+
+use super::answer::answer;
+use super::options::{DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now};
+
+/// Answers one question and prints where the time went, module by module.
+///
+/// The table takes the layers of a stack together; --json has every layer, --chrome-trace every
+/// call (open it in https://ui.perfetto.dev or chrome://tracing).
+#[derive(Args)]
+pub struct Cmd {
+    /// The record, as edge-lmm-convert wrote it
+    model: PathBuf,
+    /// The question
+    #[arg(long, value_name = "TEXT", default_value = "Describe this.")]
+    prompt: String,
+    #[command(flatten)]
+    files: MediaFiles,
+    #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Write every call as a Chrome trace
+    #[arg(long, value_name = "FILE")]
+    chrome_trace: Option<PathBuf>,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let sampling = self.generation.sampling()?;
+        let inputs = self.files.paths().map(|(path, _)| path);
+        let inputs = inputs.chain([self.model.as_path()]);
+        let trace_file = self.chrome_trace.as_deref();
+        let trace_file = trace_file
+            .map(|path| Output::replace(path, inputs))
+            .transpose()?;
+        let mut recording = self.device.recording()?;
+        let recorded = recording.enter();
+        let engine = self.device.load(&self.model)?;
+        let media = self.files.open(&self.media)?;
+        let messages = [user_message(&media, &self.prompt)];
+        let request = Request {
+            media: &media,
+            options: self.media.options(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling,
+            ..Request::new(&messages)
+        };
+        let check = self.device.request_check(&engine, request.max_tokens);
+        let answer = answer(&mut engine.session(), &request, &check, false)?;
+        drop(recorded);
+        let timing = recording.finish();
+        if let Some(file) = trace_file {
+            file.finish_with(&serde_json::to_vec(&timing.chrome_trace())?)?;
+        }
+        let text = if self.json {
+            serde_json::to_string(&AnswerReport::new(&answer, &timing))?
+        } else {
+            format!("{}\n{}", timing, summary(&answer, &timing))
+        };
+        print_now(&format!("{text}\n"))
+    }
+}

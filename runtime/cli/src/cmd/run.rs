@@ -1,0 +1,98 @@
+//! `edge-lmm run`: one answer.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use edge_lmm::output::Output;
+use edge_lmm::report::AnswerReport;
+use edge_lmm::{Recording, Request, dump, user_message};
+use edge_lmm_models::prompt::{Message, Role};
+use edge_lmm_ops::probe;
+
+use crate::summary::summary;
+
+use super::answer::answer;
+use super::options::{
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
+};
+
+/// Answers one question, about images, a video or sounds if you give some.
+///
+/// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
+#[derive(Args)]
+pub struct Cmd {
+    /// The record, as edge-lmm-convert wrote it
+    model: PathBuf,
+    /// The question
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Instructions for the model [default: what its chat template says]
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    files: MediaFiles,
+    #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
+    prompt_options: PromptOptions,
+    #[command(flatten)]
+    generation: GenerationOptions,
+    #[command(flatten)]
+    device: DeviceOptions,
+    /// Print where the time went, to standard error
+    #[arg(long)]
+    timing: bool,
+    /// Print one JSON object instead of the text: text, tokens, stages, ...
+    #[arg(long)]
+    json: bool,
+    /// Write the intermediate tensors of the prompt to a file
+    #[arg(long, value_name = "FILE.safetensors")]
+    dump_stages: Option<PathBuf>,
+}
+
+impl Cmd {
+    pub fn run(self) -> anyhow::Result<()> {
+        let sampling = self.generation.sampling()?;
+        let inputs = self.files.paths().map(|(path, _)| path);
+        let inputs = inputs.chain([self.model.as_path()]);
+        let dump = self.dump_stages.as_deref();
+        let dump = dump.map(|path| Output::replace(path, inputs)).transpose()?;
+        let timed = self.timing || self.json;
+        let mut recording = timed.then(|| self.device.recording()).transpose()?;
+        let recorded = recording.as_mut().map(Recording::enter);
+        let engine = self.device.load(&self.model)?;
+        let media = self.files.open(&self.media)?;
+        let system = self.system.map(|text| Message::text(Role::System, text));
+        let user = user_message(&media, &self.prompt);
+        let messages: Vec<Message> = system.into_iter().chain([user]).collect();
+        let request = Request {
+            media: &media,
+            options: self.media.options(),
+            max_tokens: self.generation.max_tokens,
+            ignore_eos: self.generation.ignore_eos,
+            sampling,
+            parse_special: self.prompt_options.parse_special,
+            ..Request::new(&messages)
+        };
+        if dump.is_some() {
+            probe::start();
+        }
+        let check = self.device.request_check(&engine, request.max_tokens);
+        let answer = answer(&mut engine.session(), &request, &check, !self.json)?;
+        if let Some(dump) = dump {
+            dump::write(dump, &probe::finish())?;
+        }
+        drop(recorded);
+        let timing = recording.map(Recording::finish).unwrap_or_default();
+        if self.json {
+            let report = AnswerReport::new(&answer, &timing);
+            print_now(&format!("{}\n", serde_json::to_string(&report)?))?;
+        } else {
+            print_now("\n")?;
+        }
+        if self.timing {
+            eprintln!("{}\n{}", timing, summary(&answer, &timing));
+        }
+        Ok(())
+    }
+}

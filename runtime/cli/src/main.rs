@@ -1,0 +1,42 @@
+//! The `edge-lmm` command.
+
+mod cmd;
+mod summary;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use edge_lmm_kernels::memory::{self, CountingAllocator};
+
+/// Counts heap bytes, so that the timing table can say what a stage needed.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Runs large multimodal models on small devices and says where the time goes.
+///
+/// A model is one record file (.bpk), made by edge-lmm-convert from a Hugging Face checkpoint or
+/// a GGUF file. Try `edge-lmm demo` first: it needs no file at all.
+///
+/// Answers go to standard output, everything else to standard error. Set RUST_LOG=debug for more.
+#[derive(Parser)]
+#[command(name = "edge-lmm", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: cmd::Command,
+}
+
+fn main() -> ExitCode {
+    memory::keep_large_blocks();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    if let Err(error) = cmd::signals::install() {
+        log::warn!("unfinished files stay behind when a signal ends the program: {error}");
+    }
+    let arguments = cmd::bundled::arguments(&Cli::command(), std::env::args_os());
+    match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", edge_lmm::one_line(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}

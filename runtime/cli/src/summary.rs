@@ -1,0 +1,23 @@
+//! One answer in figures, for people.
+
+use edge_lmm::report::{bytes, peak_resident_bytes};
+use edge_lmm::timing::readable;
+use edge_lmm::{Answer, Timing};
+
+/// Tokens, speed and time to the first token.
+pub fn summary(answer: &Answer, timing: &Timing) -> String {
+    let speed = answer.tokens_per_second(timing);
+    let speed = speed.map_or_else(String::new, |speed| format!(" at {speed:.1} tokens/s"));
+    let resident = peak_resident_bytes().map_or_else(String::new, |n| {
+        format!("; peak resident memory {}", bytes(n as usize))
+    });
+    format!(
+        "first token after {}; {} tokens generated{speed}\n\
+         prompt of {} tokens: {} visual, {} reused{resident}",
+        readable(answer.first_token_after(timing)),
+        answer.tokens.len(),
+        answer.prompt_tokens,
+        answer.visual_tokens,
+        answer.reused_tokens,
+    )
+}

@@ -1,0 +1,420 @@
+//! Where a model runs.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::str::FromStr;
+
+use edge_lmm_models::media::MediaInput;
+use edge_lmm_ops::stage::Synchronize;
+use edge_lmm_ops::{Format, KernelBackend, MemoryFailure};
+
+use crate::Cpu;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::memory::{Fit, MemoryCheck};
+use crate::needs::Demand;
+use crate::record::Record;
+use crate::request::{Answer, Event, Request};
+use crate::session::Session;
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// A CUDA device by its index.
+    Cuda(usize),
+    /// The first Vulkan device.
+    Vulkan,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            None if text == "vulkan" => Ok(Self::Vulkan),
+            Some(("cuda", index)) => index
+                .parse()
+                .map(Self::Cuda)
+                .map_err(|_| format!("{index:?} is no device index")),
+            _ => Err("expected cpu, cuda, cuda:N or vulkan".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Vulkan => f.write_str("vulkan"),
+        }
+    }
+}
+
+/// Devices in the order in which they are tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices(Vec<Device>);
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(',')
+            .map(Device::from_str)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl Devices {
+    /// The first one that can be used; those before it are reported in the log.
+    ///
+    /// # Errors
+    /// Why the last one cannot be used, if none can.
+    pub fn choose(&self) -> Result<Device, DeviceError> {
+        let (last, others) = self.0.split_last().ok_or(DeviceError::None)?;
+        for &device in others {
+            match device.check() {
+                Ok(()) => return Ok(device),
+                Err(error) => log::warn!("{error}"),
+            }
+        }
+        last.check().map(|()| *last)
+    }
+}
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No device was named.
+    #[error("no device was named")]
+    None,
+    /// This program was built without it.
+    #[error(
+        "this program was built without {name}: build it with `cargo build --release --features \
+         {feature}`, or use --device cpu"
+    )]
+    NotBuilt {
+        /// What is missing.
+        name: &'static str,
+        /// The cargo feature that has it.
+        feature: &'static str,
+    },
+    /// CUDA.
+    #[cfg(feature = "cuda")]
+    #[error("--device cuda: {0}")]
+    Cuda(#[from] crate::cuda::CudaError),
+    /// Vulkan.
+    #[cfg(feature = "vulkan")]
+    #[error(
+        "--device vulkan: no Vulkan device can be opened: install a Vulkan driver and its loader (libvulkan.so.1)"
+    )]
+    Vulkan,
+}
+
+impl Device {
+    /// The kinds of devices that this program was built for.
+    pub const BUILT: &[&str] = &[
+        "cpu",
+        #[cfg(feature = "cuda")]
+        "cuda",
+        #[cfg(feature = "vulkan")]
+        "vulkan",
+    ];
+
+    /// Checks that this program and this machine have it, and prepares the folder of compiled
+    /// kernels.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn check(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Cpu => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => {
+                crate::cuda::compile_cache(&crate::cuda::gpu(index)?);
+                edge_lmm_ops::cube::memory::watch();
+                Ok(())
+            }
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => Err(DeviceError::NotBuilt {
+                name: "CUDA",
+                feature: "cuda",
+            }),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => check_vulkan(),
+            #[cfg(not(feature = "vulkan"))]
+            Self::Vulkan => Err(DeviceError::NotBuilt {
+                name: "Vulkan",
+                feature: "vulkan",
+            }),
+        }
+    }
+
+    /// What waits until the device has done its work, where work is asynchronous; the device must
+    /// have been checked.
+    pub(crate) fn synchronize(self) -> Option<Synchronize> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Some(synchronize::<crate::Cuda>(cuda_device(index))),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Some(synchronize::<crate::Vulkan>(Default::default())),
+            _ => None,
+        }
+    }
+
+    /// Loads the model of a record (stage `load`).
+    ///
+    /// # Errors
+    /// If the device cannot be used or the record does not fit its model.
+    pub fn load(self, record: &Record) -> Result<AnyEngine, EngineError> {
+        self.check()?;
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Engine::load(record, cuda_device(index)).map(AnyEngine::Cuda),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Engine::load(record, Default::default()).map(AnyEngine::Vulkan),
+            _ => Engine::load(record, Default::default()).map(AnyEngine::Cpu),
+        }
+    }
+
+    /// As [`load`](Self::load), unless the model cannot fit into the memory that the device has.
+    /// `locked` if all of its weights have to stay there.
+    ///
+    /// # Errors
+    /// [`EngineError::DoesNotFit`], and as there.
+    pub fn load_checked(
+        self,
+        record: &Record,
+        locked: bool,
+    ) -> Result<(AnyEngine, Fit), EngineError> {
+        self.check()?;
+        let check = match (MemoryCheck::new(self), locked) {
+            (check, true) => check.locked(),
+            (check, false) => check,
+        };
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => Engine::load_checked(record, cuda_device(index), &check)
+                .map(|(engine, fit)| (AnyEngine::Cuda(engine), fit)),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Engine::load_checked(record, Default::default(), &check)
+                .map(|(engine, fit)| (AnyEngine::Vulkan(engine), fit)),
+            _ => Engine::load_checked(record, Default::default(), &check)
+                .map(|(engine, fit)| (AnyEngine::Cpu(engine), fit)),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_device(index: usize) -> edge_lmm_ops::cube::CudaDevice {
+    edge_lmm_ops::cube::CudaDevice::new(index)
+}
+
+/// Waits until a device has done its work.
+pub(crate) fn synchronize<B: KernelBackend>(device: B::Device) -> Synchronize {
+    Box::new(move || {
+        if let Err(error) = B::sync(&device) {
+            // Whoever reads the next result gets the error.
+            log::error!("the device failed: {error}");
+        }
+    })
+}
+
+/// The runtime panics where there is no device; there is no way to ask it first.
+#[cfg(feature = "vulkan")]
+fn check_vulkan() -> Result<(), DeviceError> {
+    use burn::tensor::backend::Backend;
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| crate::Vulkan::sync(&Default::default()));
+    std::panic::set_hook(hook);
+    match opened {
+        Ok(Ok(())) => {
+            edge_lmm_ops::cube::memory::watch();
+            Ok(())
+        }
+        _ => Err(DeviceError::Vulkan),
+    }
+}
+
+/// Bytes that are free in the memory of a GPU, where that can be asked.
+fn free_memory(device: Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => crate::cuda::free_memory(index).ok(),
+        _ => None,
+    }
+}
+
+/// A loaded model on one of the devices that this program was built for. Clones share the weights.
+#[derive(Clone)]
+pub enum AnyEngine {
+    /// On the processor.
+    Cpu(Engine<Cpu>),
+    /// On an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Engine<crate::Cuda>),
+    /// On a Vulkan device.
+    #[cfg(feature = "vulkan")]
+    Vulkan(Engine<crate::Vulkan>),
+}
+
+/// The same expression for the engine of any device.
+macro_rules! each_engine {
+    ($self:expr, $engine:ident => $do:expr) => {
+        match $self {
+            AnyEngine::Cpu($engine) => $do,
+            #[cfg(feature = "cuda")]
+            AnyEngine::Cuda($engine) => $do,
+            #[cfg(feature = "vulkan")]
+            AnyEngine::Vulkan($engine) => $do,
+        }
+    };
+}
+
+impl AnyEngine {
+    /// See [`Engine::demand`].
+    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+        each_engine!(self, engine => engine.demand(media, prompt_tokens, max_tokens))
+    }
+
+    /// The format of the vision encoder's weights.
+    pub(crate) fn vision_format(&self) -> Option<Format> {
+        each_engine!(self, engine => engine.vision_format())
+    }
+
+    /// The device of the model.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Cpu(_) => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(engine) => Device::Cuda(engine.device().index),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(_) => Device::Vulkan,
+        }
+    }
+
+    /// See [`Engine::session`].
+    pub fn session(&self) -> AnySession {
+        match self {
+            Self::Cpu(engine) => AnySession::Cpu(engine.session()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(engine) => AnySession::Cuda(engine.session()),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(engine) => AnySession::Vulkan(engine.session()),
+        }
+    }
+}
+
+/// A conversation with a model on one of the devices that this program was built for.
+pub enum AnySession {
+    /// On the processor.
+    Cpu(Session<Cpu>),
+    /// On an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Session<crate::Cuda>),
+    /// On a Vulkan device.
+    #[cfg(feature = "vulkan")]
+    Vulkan(Session<crate::Vulkan>),
+}
+
+/// The same expression for the session of any device.
+macro_rules! each {
+    ($self:expr, $session:ident => $do:expr) => {
+        match $self {
+            AnySession::Cpu($session) => $do,
+            #[cfg(feature = "cuda")]
+            AnySession::Cuda($session) => $do,
+            #[cfg(feature = "vulkan")]
+            AnySession::Vulkan($session) => $do,
+        }
+    };
+}
+
+impl AnySession {
+    /// See [`Session::answer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn answer(
+        &mut self,
+        request: &Request<'_>,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, EngineError> {
+        let answer = each!(self, session => session.answer(request, on_event));
+        answer.map_err(|error| self.after(error))
+    }
+
+    /// Cleans up after a failure of the device: encoder outputs may be incomplete, and the device
+    /// knows how much memory is free.
+    fn after(&mut self, error: EngineError) -> EngineError {
+        match error {
+            EngineError::Memory(failure) => {
+                self.forget();
+                let free = free_memory(self.device());
+                EngineError::Memory(MemoryFailure { free, ..failure })
+            }
+            EngineError::Compute(_) => {
+                self.forget();
+                error
+            }
+            error => error,
+        }
+    }
+
+    /// See [`Session::forget`].
+    pub fn forget(&mut self) {
+        each!(self, session => session.forget());
+    }
+
+    /// The device of the model.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Cpu(_) => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(session) => Device::Cuda(session.device().index),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(_) => Device::Vulkan,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+            ("vulkan", Device::Vulkan),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for text in ["", "gpu", "cuda:", "cuda:x", "cpu:1", "vulkan:0"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_usable_device_is_taken() {
+        let devices = |text: &str| text.parse::<Devices>().unwrap();
+        assert_eq!(devices("cpu,cuda").choose().unwrap(), Device::Cpu);
+        assert!("cuda,,cpu".parse::<Devices>().is_err());
+        #[cfg(not(feature = "cuda"))]
+        {
+            assert_eq!(devices("cuda,cpu").choose().unwrap(), Device::Cpu);
+            let error = devices("cuda").choose().unwrap_err().to_string();
+            assert!(error.contains("--features cuda"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A loaded model.
+
+use std::sync::Arc;
+
+use edge_lmm_models::media::MediaInput;
+use edge_lmm_models::prompt::TextProcessor;
+use edge_lmm_ops::{Format, KernelBackend};
+use edge_lmm_record::Record;
+
+use crate::error::EngineError;
+use crate::loaded::LoadedModel;
+use crate::memory::{Fit, MemoryCheck, Subject};
+use crate::needs::{Demand, Scenario};
+use crate::session::Session;
+
+/// Positions that an answer is taken to need before its prompt is known.
+const CONTEXT: usize = 2048;
+
+/// A loaded model, from which sessions are opened. Clones share the weights.
+pub struct Engine<B: KernelBackend>(Arc<LoadedModel<B>>);
+
+impl<B: KernelBackend> Clone for Engine<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B: KernelBackend> Engine<B> {
+    /// Builds the model of a record and borrows its weights (stage `load`).
+    ///
+    /// # Errors
+    /// If the record does not fit its model.
+    pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
+        LoadedModel::load(record, device, |_, _| Ok(())).map(|model| Self(Arc::new(model)))
+    }
+
+    /// As [`load`](Self::load), unless the model cannot fit into the memory that `check` has.
+    ///
+    /// # Errors
+    /// [`EngineError::DoesNotFit`], and as there.
+    pub fn load_checked(
+        record: &Record,
+        device: B::Device,
+        check: &MemoryCheck,
+    ) -> Result<(Self, Fit), EngineError> {
+        let mut fit = Fit::Whole;
+        let model = LoadedModel::load(record, device, |model, holdings| {
+            let scenario = Scenario {
+                context: CONTEXT,
+                picture: None,
+            };
+            let demand = holdings.demand(model, &scenario)?;
+            let subject = Subject::Model(record.path().display().to_string());
+            fit = check.check(&demand, subject)?;
+            Ok(())
+        })?;
+        Ok((Self(Arc::new(model)), fit))
+    }
+
+    /// The demand of a request with preprocessed media, a prompt of `prompt_tokens` and an answer
+    /// of at most `max_tokens`.
+    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+        let Self(shared) = self;
+        shared
+            .holdings
+            .request(&*shared.model, media, prompt_tokens, max_tokens)
+    }
+
+    /// The format of the vision encoder's weights.
+    pub(crate) fn vision_format(&self) -> Option<Format> {
+        self.0.vision_format
+    }
+
+    /// Opens a session: a conversation with a state of its own. Sessions share the weights and the
+    /// encoder outputs of media.
+    pub fn session(&self) -> Session<B> {
+        Session::new(self.0.clone())
+    }
+
+    /// Largest number of positions of a conversation.
+    pub fn context_length(&self) -> usize {
+        self.0.model.language().context_length()
+    }
+
+    /// Number of token ids.
+    pub fn vocabulary(&self) -> usize {
+        self.0.model.language().vocabulary()
+    }
+
+    /// The tokenizer and the chat template.
+    pub fn text(&self) -> &TextProcessor {
+        &self.0.text
+    }
+
+    /// The device of the model.
+    pub fn device(&self) -> &B::Device {
+        &self.0.device
+    }
+}

@@ -1,0 +1,184 @@
+//! Encoder outputs kept by the content of their medium.
+
+use std::collections::HashMap;
+
+use edge_lmm_models::layout::Layout;
+use edge_lmm_models::media::MediaOptions;
+use edge_lmm_models::model::Encoded;
+use edge_lmm_ops::KernelBackend;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::media::Media;
+
+/// Bytes of features that are kept beyond those of the current request.
+pub const FEATURE_CACHE_BYTES: usize = 128 << 20;
+
+/// Number of media whose place in the prompt is remembered after their features were dropped.
+const LAYOUTS: usize = 4096;
+
+/// Identifies a decoded medium and the options that it is prepared with.
+pub type MediumKey = u128;
+
+/// Encoded media, the least recently used ones dropped first.
+pub struct FeatureCache<B: KernelBackend> {
+    entries: HashMap<MediumKey, Entry<B>>,
+    limit: usize,
+    clock: u64,
+}
+
+struct Entry<B: KernelBackend> {
+    layout: Layout,
+    /// `None` after the features were dropped. The layout is still known, so that a conversation
+    /// that has the medium in its state does not need them.
+    encoded: Option<Encoded<B>>,
+    used: u64,
+}
+
+impl<B: KernelBackend> FeatureCache<B> {
+    /// An empty cache that keeps up to `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            limit,
+            clock: 0,
+        }
+    }
+
+    /// The place in the prompt of a medium that was encoded before.
+    pub fn layout(&self, key: MediumKey) -> Option<Layout> {
+        self.entries.get(&key).map(|entry| entry.layout.clone())
+    }
+
+    /// An encoded medium, if its features are held.
+    pub fn get(&mut self, key: MediumKey) -> Option<Encoded<B>> {
+        self.clock += 1;
+        let entry = self.entries.get_mut(&key)?;
+        entry.used = self.clock;
+        entry.encoded.clone()
+    }
+
+    /// Keeps an encoded medium until [`trim`](Self::trim) drops it.
+    pub fn insert(&mut self, key: MediumKey, encoded: Encoded<B>) {
+        self.clock += 1;
+        let entry = Entry {
+            layout: encoded.layout.clone(),
+            encoded: Some(encoded),
+            used: self.clock,
+        };
+        self.entries.insert(key, entry);
+    }
+
+    /// Drops the least recently used features until the rest fits the limit; those in `needed`
+    /// stay.
+    pub fn trim(&mut self, needed: &[MediumKey]) {
+        let mut oldest: Vec<(u64, MediumKey)> = self
+            .entries
+            .iter()
+            .filter(|(key, _)| !needed.contains(key))
+            .map(|(key, entry)| (entry.used, *key))
+            .collect();
+        oldest.sort_unstable();
+        let mut bytes = self.bytes();
+        for (_, key) in &oldest {
+            if bytes <= self.limit {
+                break;
+            }
+            if let Some(entry) = self.entries.get_mut(key) {
+                bytes -= entry.bytes();
+                entry.encoded = None;
+            }
+        }
+        let forgotten = self.entries.len().saturating_sub(LAYOUTS);
+        for (_, key) in oldest.iter().take(forgotten) {
+            self.entries.remove(key);
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.entries.values().map(Entry::bytes).sum()
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+}
+
+impl<B: KernelBackend> Entry<B> {
+    fn bytes(&self) -> usize {
+        self.encoded.as_ref().map_or(0, Encoded::bytes)
+    }
+}
+
+/// The key of a medium: its decoded content together with the options that change its preparation.
+pub fn medium_key(medium: &Media, options: &MediaOptions) -> MediumKey {
+    let mut hasher = Xxh3::new();
+    hasher.update(&medium.content_hash().to_le_bytes());
+    hasher.update(format!("{options:?}").as_bytes());
+    hasher.digest128()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+    use edge_lmm_models::layout::Run;
+    use edge_lmm_models::preprocess::RgbImage;
+
+    use super::*;
+    use crate::Cpu;
+
+    /// 64 bytes of features.
+    fn encoded() -> Encoded<Cpu> {
+        Encoded {
+            layout: Run::sequence(2).into(),
+            features: Tensor::zeros([2, 8], &Default::default()),
+            deep: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_least_recently_used_features_go_first() {
+        let mut cache = FeatureCache::new(2 * 64);
+        for key in 0..3 {
+            cache.insert(key, encoded());
+        }
+        assert!(cache.get(0).is_some());
+        cache.trim(&[2]);
+        assert_eq!(cache.bytes(), 128);
+        // The place in the prompt is still known.
+        assert!(cache.get(1).is_none() && cache.layout(1).is_some());
+        assert!(cache.get(0).is_some());
+        // What the current request needs stays, even beyond the limit.
+        cache.insert(3, encoded());
+        cache.trim(&[0, 2, 3]);
+        assert_eq!(cache.bytes(), 3 * 64);
+    }
+
+    #[test]
+    fn places_of_old_media_are_forgotten() {
+        let mut cache = FeatureCache::new(0);
+        for key in 0..LAYOUTS as u128 + 5 {
+            cache.insert(key, encoded());
+        }
+        cache.trim(&[0]);
+        assert_eq!(cache.entries.len(), LAYOUTS);
+        assert!(cache.layout(0).is_some() && cache.layout(1).is_none());
+    }
+
+    #[test]
+    fn content_and_options_make_the_key() {
+        let image = |value: u8| {
+            let image = RgbImage::new(2, 2, vec![value; 12]);
+            Media::image(image.expect("an image"))
+        };
+        let key = |medium: &Media| medium_key(medium, &MediaOptions::default());
+        assert_eq!(key(&image(1)), key(&image(1)));
+        assert_ne!(key(&image(1)), key(&image(2)));
+        let fewer = MediaOptions {
+            image_tokens: Some((1, 4)),
+            ..MediaOptions::default()
+        };
+        assert_ne!(key(&image(1)), medium_key(&image(1), &fewer));
+    }
+}

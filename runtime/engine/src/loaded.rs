@@ -1,0 +1,100 @@
+//! A model in memory, which sessions share.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use edge_lmm_models::family::BuiltModel;
+use edge_lmm_models::prompt::TextProcessor;
+use edge_lmm_ops::{Format, KernelBackend, stage};
+use edge_lmm_record::{Record, RecordError};
+use serde_json::Value;
+
+use crate::error::EngineError;
+use crate::features::{FEATURE_CACHE_BYTES, FeatureCache};
+use crate::generation::GenerationConfig;
+use crate::memory::vision_format;
+use crate::needs::Holdings;
+
+/// A loaded model and what all of its sessions have in common.
+pub(crate) struct LoadedModel<B: KernelBackend> {
+    pub model: Box<dyn BuiltModel<B>>,
+    pub text: TextProcessor,
+    pub end_tokens: Vec<u32>,
+    pub generation: GenerationConfig,
+    pub device: B::Device,
+    pub holdings: Holdings,
+    pub vision_format: Option<Format>,
+    features: Mutex<FeatureCache<B>>,
+}
+
+impl<B: KernelBackend> LoadedModel<B> {
+    /// Builds the model of a record and borrows its weights (stage `load`). `check` may refuse the
+    /// model before its weights are filled.
+    ///
+    /// # Errors
+    /// If the record does not fit its model.
+    pub fn load(
+        record: &Record,
+        device: B::Device,
+        check: impl FnOnce(&dyn BuiltModel<B>, &Holdings) -> Result<(), EngineError>,
+    ) -> Result<Self, EngineError> {
+        let _stage = stage::top("load");
+        let info = record.info();
+        let (model, weights) = record.skeleton::<B>(&device)?;
+        log::debug!("{}: {} weights", record.path().display(), weights.len());
+        let holdings = Holdings::new(record, weights);
+        check(&*model, &holdings)?;
+        // Memory of exactly the weights' sizes, where a device keeps pools of other sizes.
+        let (model, loaded) =
+            B::memory_persistent_allocations(&device, (model, record), |(mut model, record)| {
+                let loaded = model.load(&mut record.store());
+                (model, loaded.map_err(|error| error.to_string()))
+            });
+        loaded.map_err(|reason| RecordError::Damaged {
+            path: record.path().to_owned(),
+            reason,
+        })?;
+        let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?
+            .with_config(&info.files.config);
+        let generation = GenerationConfig::new(&info.files);
+        for key in generation.unsupported() {
+            log::warn!("generation_config.json: {key} is not supported and has no effect");
+        }
+        Ok(Self {
+            generation,
+            end_tokens: end_tokens(&info.files.generation, &info.files.config),
+            model,
+            text,
+            device,
+            holdings,
+            vision_format: vision_format(info),
+            features: Mutex::new(FeatureCache::new(FEATURE_CACHE_BYTES)),
+        })
+    }
+
+    /// The cache of encoder outputs. A panic elsewhere leaves it usable.
+    pub fn features(&self) -> MutexGuard<'_, FeatureCache<B>> {
+        self.features.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The tokens at which an answer ends, from `generation_config.json` or else `config.json`, its
+/// top or the language model's section.
+fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
+    let ids = |value: &Value| -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match value.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
+        }
+    };
+    let from_generation = generation.as_ref().map(ids).unwrap_or_default();
+    [
+        from_generation,
+        ids(config),
+        ids(config.get("text_config").unwrap_or(&Value::Null)),
+    ]
+    .into_iter()
+    .find(|ids| !ids.is_empty())
+    .unwrap_or_default()
+}

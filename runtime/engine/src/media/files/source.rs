@@ -1,0 +1,298 @@
+//! Where media come from: files, folders, pipes and standard input.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_ops::stage;
+
+use super::animation::Animation;
+use super::audio::{self, Audio};
+use super::error::MediaError;
+use super::format::{self, Format, HEAD, unknown};
+use super::guard::guarded;
+use super::kind::MediaKind;
+use super::video::{self, FrameSelection, Video};
+use super::{budget, image};
+use crate::media::Media;
+
+/// Most bytes of a file that is read as a whole.
+const MAX_FILE: u64 = 512 << 20;
+
+/// An opened image, video or sound.
+///
+/// Opening reads the content once, so that pipes can be read; only Y4M videos stay on the disk.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    content: Content,
+}
+
+#[derive(Debug)]
+pub(super) enum Content {
+    Folder,
+    /// A Y4M file, which may be larger than the memory.
+    Y4m(File),
+    /// A file of a format that can be read, whole, without tags before it.
+    Whole(Format, Vec<u8>),
+    /// A file of an unsupported format.
+    Unsupported(Format),
+    /// The first bytes of something else.
+    Unknown(Vec<u8>),
+}
+
+impl Source {
+    /// Opens a regular file or a folder.
+    ///
+    /// # Errors
+    /// If it cannot be read, is larger than the memory that may be used, or is a pipe or device:
+    /// reading these could wait for ever.
+    pub fn file(path: &Path) -> Result<Self, MediaError> {
+        Self::new(path, || {
+            let file = open_at_once(path)?;
+            let kind = file.metadata().map_err(MediaError::Io)?.file_type();
+            match special(kind) {
+                Some(name) => Err(MediaError::NotAFile(name)),
+                None => Content::of_file(file),
+            }
+        })
+    }
+
+    /// Opens a file, a folder, a pipe or device, or standard input if the path is `-`. What is not
+    /// a regular file is read to its end, into memory.
+    ///
+    /// # Errors
+    /// If it cannot be read or is larger than the memory that may be used.
+    pub fn open(path: &Path) -> Result<Self, MediaError> {
+        Self::new(path, || {
+            if path == Path::new("-") {
+                return Content::of_stream(io::stdin().lock());
+            }
+            let kind = fs::metadata(path).map_err(MediaError::Io)?.file_type();
+            match special(kind) {
+                Some(_) => Content::of_stream(File::open(path).map_err(MediaError::Io)?),
+                None => Content::of_file(open_at_once(path)?),
+            }
+        })
+    }
+
+    fn new(
+        path: &Path,
+        content: impl FnOnce() -> Result<Content, MediaError>,
+    ) -> Result<Self, MediaError> {
+        let path = if path == Path::new("-") {
+            Path::new("standard input")
+        } else {
+            path
+        };
+        Ok(Self {
+            content: content().map_err(|error| error.of(path))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// What it is: see [`kind`](super::kind()).
+    ///
+    /// # Errors
+    /// If it is no image, video or sound.
+    pub fn kind(&self) -> Result<MediaKind, MediaError> {
+        self.read(|path, content| match content {
+            Content::Folder | Content::Y4m(_) => Ok(MediaKind::Video),
+            Content::Whole(Format::Png, _) if video::strip_frames(path).is_some() => {
+                Ok(MediaKind::Video)
+            }
+            Content::Whole(format, bytes) => match Animation::of(*format, bytes) {
+                Some(animation) if animation.frames > 1 => Ok(MediaKind::Video),
+                _ => Ok(format.kind()),
+            },
+            Content::Unsupported(format) => Ok(format.kind()),
+            Content::Unknown(head) => Err(unknown(head, "image, video or sound")),
+        })
+    }
+
+    /// Decodes an image.
+    ///
+    /// # Errors
+    /// If it is no image, is truncated or damaged, or needs more memory than may be used.
+    pub fn image(&self) -> Result<RgbImage, MediaError> {
+        self.read(|_, content| match content {
+            Content::Whole(format, bytes) => image::decode(*format, bytes),
+            Content::Unsupported(Format::Other(MediaKind::Image, name)) => {
+                Err(image::unsupported(name))
+            }
+            other => Err(other.wrong("image")),
+        })
+    }
+
+    /// Decodes frames of a video.
+    ///
+    /// # Errors
+    /// If it is no video, is truncated or damaged, or needs more memory than may be used.
+    pub fn video(&self, selection: FrameSelection) -> Result<Video, MediaError> {
+        self.read(|path, content| video::decode(path, content, selection))
+    }
+
+    /// Decodes a sound.
+    ///
+    /// # Errors
+    /// If it is no sound, is truncated or damaged, or needs more memory than may be used.
+    pub fn audio(&self) -> Result<Audio, MediaError> {
+        self.read(|_, content| match content {
+            Content::Whole(format, bytes) => audio::decode(*format, bytes),
+            Content::Unsupported(Format::Other(MediaKind::Audio, name)) => {
+                Err(audio::unsupported(name))
+            }
+            other => Err(other.wrong("sound")),
+        })
+    }
+
+    /// Runs a decoder; its errors and panics become errors of this file.
+    fn read<T>(
+        &self,
+        decode: impl FnOnce(&Path, &Content) -> Result<T, MediaError>,
+    ) -> Result<T, MediaError> {
+        guarded(|| decode(&self.path, &self.content)).map_err(|error| error.of(&self.path))
+    }
+}
+
+impl Media {
+    /// Reads an image, a video or a sound, whichever the file holds (stage `media`).
+    ///
+    /// # Errors
+    /// If it is none of these, is damaged, or needs more memory than may be used.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, MediaError> {
+        let _stage = stage::top("media");
+        let source = Source::file(path.as_ref())?;
+        Self::read(&source, source.kind()?, FrameSelection::All)
+    }
+
+    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
+    ///
+    /// # Errors
+    /// If the source holds something else, is damaged, or needs more memory than may be used.
+    pub fn read(
+        source: &Source,
+        kind: MediaKind,
+        frames: FrameSelection,
+    ) -> Result<Self, MediaError> {
+        Ok(match kind {
+            MediaKind::Image => Self::image(source.image()?),
+            MediaKind::Video => {
+                let video = source.video(frames)?;
+                Self::video(video.frames, video.frames_per_second)
+            }
+            MediaKind::Audio => {
+                let audio = source.audio()?;
+                Self::audio(audio.samples, audio.sample_rate)
+            }
+        })
+    }
+}
+
+/// Opens a file without waiting for a writer, as a pipe would.
+fn open_at_once(path: &Path) -> Result<File, MediaError> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(MediaError::Io)
+}
+
+/// The name of a file type other than files and folders.
+fn special(kind: fs::FileType) -> Option<&'static str> {
+    if kind.is_fifo() {
+        Some("a pipe")
+    } else if kind.is_socket() {
+        Some("a socket")
+    } else if kind.is_char_device() || kind.is_block_device() {
+        Some("a device")
+    } else {
+        None
+    }
+}
+
+impl Content {
+    fn of_file(file: File) -> Result<Self, MediaError> {
+        let metadata = file.metadata().map_err(MediaError::Io)?;
+        if metadata.is_dir() {
+            return Ok(Self::Folder);
+        }
+        let mut head = Vec::with_capacity(HEAD);
+        (&file)
+            .take(HEAD as u64)
+            .read_to_end(&mut head)
+            .map_err(MediaError::Io)?;
+        let format = Format::of(&head);
+        match format {
+            Some(Format::Y4m) => Ok(Self::Y4m(file)),
+            // Files that cannot be read are not read as a whole.
+            Some(format @ Format::Other(..)) => Ok(Self::Unsupported(format)),
+            None if !format::may_have_prefix(&head) => Ok(Self::Unknown(head)),
+            _ => {
+                let rest = metadata.len().saturating_sub(head.len() as u64);
+                check_len(metadata.len(), format)?;
+                head.reserve_exact(usize::try_from(rest).unwrap_or(0));
+                Self::of_rest(head, file)
+            }
+        }
+    }
+
+    fn of_stream(stream: impl Read) -> Result<Self, MediaError> {
+        Self::of_rest(Vec::new(), stream)
+    }
+
+    /// The content, given its first bytes and the rest.
+    fn of_rest(mut bytes: Vec<u8>, rest: impl Read) -> Result<Self, MediaError> {
+        // The buffer doubles while it grows.
+        let limit = MAX_FILE.min(budget::limit() / 2);
+        rest.take((limit + 1).saturating_sub(bytes.len() as u64))
+            .read_to_end(&mut bytes)
+            .map_err(MediaError::Io)?;
+        let format = Format::of(&bytes[..bytes.len().min(HEAD)]);
+        if bytes.len() as u64 > limit {
+            return Err(too_large(format, limit));
+        }
+        bytes.drain(..format::prefix_len(&bytes));
+        Ok(
+            match Format::of(&bytes[..bytes.len().min(HEAD)]).or(format) {
+                Some(format @ Format::Other(..)) => Self::Unsupported(format),
+                Some(format) => Self::Whole(format, bytes),
+                None => Self::Unknown(bytes[..bytes.len().min(HEAD)].to_vec()),
+            },
+        )
+    }
+
+    /// The error for content that is not what was asked for.
+    pub fn wrong(&self, wanted: &'static str) -> MediaError {
+        match self {
+            Self::Folder => MediaError::WrongKind {
+                wanted,
+                found: "a folder".to_owned(),
+                expected: format::expected(wanted),
+            },
+            Self::Y4m(_) => Format::Y4m.wrong(wanted),
+            Self::Whole(format, _) | Self::Unsupported(format) => format.wrong(wanted),
+            Self::Unknown(head) => unknown(head, wanted),
+        }
+    }
+}
+
+/// Checks the size of a file that is to be read as a whole.
+fn check_len(len: u64, format: Option<Format>) -> Result<(), MediaError> {
+    if len > MAX_FILE {
+        return Err(too_large(format, MAX_FILE));
+    }
+    budget::check(len)
+}
+
+fn too_large(format: Option<Format>, limit: u64) -> MediaError {
+    let wanted = match format.map(Format::kind) {
+        Some(MediaKind::Image) => "image",
+        Some(MediaKind::Video) => "video",
+        Some(MediaKind::Audio) => "sound",
+        None => "file of this kind",
+    };
+    MediaError::FileSize { limit, wanted }
+}

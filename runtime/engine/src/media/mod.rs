@@ -1,0 +1,10 @@
+//! Images, videos and sounds, decoded or (feature `files`, on by default) read from files.
+
+#[cfg(feature = "files")]
+mod files;
+mod medium;
+
+pub use edge_lmm_models::media::MediaKind;
+#[cfg(feature = "files")]
+pub use files::*;
+pub use medium::{Media, MediaData, user_message};

@@ -1,0 +1,316 @@
+//! Memory: whether a model or a request fits, and the allocator of a program.
+//!
+//! [`Device::load_checked`](crate::Device::load_checked) refuses a model that cannot fit, and a
+//! [`RequestEstimate`] a request, before memory is taken for it.
+//!
+//! A program that answers should call [`keep_large_blocks`] at its start. With the
+//! [`CountingAllocator`] as its global allocator, timing shows the heap use of each stage.
+
+use std::fmt;
+use std::time::Duration;
+
+use edge_lmm_kernels::{peak, pool};
+use edge_lmm_models::media::MediaInput;
+use edge_lmm_ops::Format;
+use edge_lmm_targets::Needs;
+
+use crate::device::{AnyEngine, Device};
+use crate::health::{Memory, System};
+use crate::needs::Demand;
+use crate::report::bytes;
+
+pub use edge_lmm_kernels::memory::{
+    CountingAllocator, current_bytes, keep_large_blocks, peak_bytes, reset_peak,
+};
+
+/// Share of the processor's peak that the vision encoder reaches; what is missing is attention and
+/// memory traffic.
+const ENCODER_EFFICIENCY: f64 = 0.5;
+
+/// How a model fits into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fit {
+    /// With all of its weights.
+    Whole,
+    /// With the weights of one stage at a time; the others are read from the disk again.
+    OneStageAtATime,
+}
+
+/// What bounds the memory that a program can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Bound {
+    /// The available memory of the machine.
+    Machine,
+    /// The free memory of the GPU.
+    Gpu,
+    /// The limit of the process's control group.
+    ControlGroup,
+    /// The limit on the process's address space.
+    AddressSpace,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Machine => "the machine has available",
+            Self::Gpu => "the GPU has available",
+            Self::ControlGroup => "this process's control group leaves",
+            Self::AddressSpace => "this process's address space limit leaves",
+        })
+    }
+}
+
+/// What was to be kept in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Subject {
+    /// The model of a record, by its name.
+    Model(String),
+    /// A request.
+    Request,
+}
+
+impl Subject {
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::Model(_) => "use a smaller or more strongly quantized record",
+            Self::Request => "use smaller or fewer images, fewer frames or a shorter answer",
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model(name) => f.write_str(name),
+            Self::Request => f.write_str("the request"),
+        }
+    }
+}
+
+/// Memory is too small.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{subject} does not fit into memory: it needs about {} (weights {}, keys and values of \
+     {context} positions {}, activations {}, program {}), {bound} {} of {}; {}, or end other \
+     programs",
+    size(needs.total()), size(needs.weights), size(needs.cache), size(needs.activations),
+    size(needs.program), size(*usable), size(*total), subject.advice()
+)]
+#[non_exhaustive]
+pub struct MemoryError {
+    /// What does not fit.
+    pub subject: Subject,
+    /// Bytes that it needs.
+    pub needs: Needs,
+    /// Positions that keys and values were counted for.
+    pub context: usize,
+    /// What bounds the memory.
+    pub bound: Bound,
+    /// Bytes that it leaves.
+    pub usable: u64,
+    /// Bytes of the machine or GPU.
+    pub total: u64,
+}
+
+fn size(n: u64) -> String {
+    bytes(n as usize)
+}
+
+/// The memory that a device uses, at the moment of its creation.
+#[derive(Debug, Clone)]
+pub struct MemoryCheck {
+    /// `None` if the system does not tell; such a system is trusted.
+    memory: Option<Memory>,
+    /// The device has memory of its own.
+    gpu: bool,
+    /// Weights may be read from the disk again.
+    mapped: bool,
+}
+
+impl MemoryCheck {
+    /// Asks for the memory of a device; that of a Jetson's GPU is the machine's.
+    pub fn new(device: Device) -> Self {
+        let own = own_memory(device);
+        Self {
+            gpu: own.is_some(),
+            memory: own.or_else(|| System::default().memory()),
+            mapped: device == Device::Cpu,
+        }
+    }
+
+    /// All weights have to stay in memory, as for a record that is to be locked.
+    #[must_use]
+    pub fn locked(mut self) -> Self {
+        self.mapped = false;
+        self
+    }
+
+    /// Compares a demand with the memory.
+    ///
+    /// # Errors
+    /// If memory is too small, with the numbers.
+    pub fn check(&self, demand: &Demand, subject: Subject) -> Result<Fit, MemoryError> {
+        let Some(memory) = self.memory else {
+            return Ok(Fit::Whole);
+        };
+        let usable = memory.usable();
+        if demand.needs.total() <= usable {
+            return Ok(Fit::Whole);
+        }
+        // A GPU holds all weights in its own memory.
+        if self.mapped && demand.least() <= usable {
+            return Ok(Fit::OneStageAtATime);
+        }
+        Err(MemoryError {
+            subject,
+            needs: demand.needs,
+            context: demand.context,
+            bound: match usable {
+                n if memory.process == Some(n) => Bound::AddressSpace,
+                n if memory.group == Some(n) => Bound::ControlGroup,
+                _ if self.gpu => Bound::Gpu,
+                _ => Bound::Machine,
+            },
+            usable,
+            total: memory.total,
+        })
+    }
+}
+
+/// The memory of a device that has its own.
+fn own_memory(device: Device) -> Option<Memory> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let gpu = crate::cuda::gpu(index).ok()?;
+            let available = crate::cuda::free_memory(index).ok()?;
+            (!gpu.integrated).then_some(Memory {
+                total: gpu.memory,
+                available,
+                group: None,
+                process: None,
+                swap: 0,
+                zram: 0,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Estimates what a request costs before its encoders run: with what
+/// [`Event::Prepared`](crate::Event::Prepared) reports.
+#[derive(Clone)]
+pub struct RequestEstimate(AnyEngine);
+
+impl RequestEstimate {
+    /// For requests to a model.
+    pub fn new(engine: AnyEngine) -> Self {
+        Self(engine)
+    }
+
+    /// The demand of a request with preprocessed media, a prompt of `prompt_tokens` and an answer
+    /// of at most `max_tokens`.
+    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+        self.0.demand(media, prompt_tokens, max_tokens)
+    }
+
+    /// Refuses a request that cannot fit into memory.
+    ///
+    /// # Errors
+    /// If memory is too small, with the numbers.
+    pub fn check(&self, demand: &Demand) -> Result<(), MemoryError> {
+        let check = MemoryCheck::new(self.0.device());
+        check.check(demand, Subject::Request).map(|_| ())
+    }
+
+    /// Time that the vision encoder will take, from the peak throughput of the processor; `None`
+    /// if there is nothing to encode or no peak is known.
+    pub fn encoding_time(&self, demand: &Demand) -> Option<Duration> {
+        let vision = demand.stages.iter().find(|work| work.stage == "vision")?;
+        let format = self.0.vision_format()?;
+        let peak = match self.0.device() {
+            Device::Cpu => peak::operations_per_second(&pool::global(), format)?,
+            _ => return None,
+        };
+        let seconds = 2.0 * vision.macs as f64 / (ENCODER_EFFICIENCY * peak);
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+}
+
+/// The format of the vision encoder's weights, by the first of them.
+pub(crate) fn vision_format(info: &edge_lmm_record::RecordInfo) -> Option<Format> {
+    let mut formats = info.formats.iter();
+    let first = formats.find(|(name, _)| name.starts_with("vision."));
+    first.map(|(_, format)| format.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Record;
+    use crate::needs::Scenario;
+
+    fn demand() -> Demand {
+        let record = Record::from_static(edge_lmm_models::demo::RECORD, "the demo");
+        let scenario = Scenario {
+            context: 2048,
+            picture: None,
+        };
+        let record = record.expect("the demo's record opens");
+        Demand::of_record(&record, &scenario).expect("an estimate")
+    }
+
+    fn outcome(available: u64, group: Option<u64>, mapped: bool) -> Result<Fit, MemoryError> {
+        let memory = Memory {
+            total: 1 << 30,
+            available,
+            group,
+            process: None,
+            swap: 0,
+            zram: 0,
+        };
+        let check = MemoryCheck {
+            memory: Some(memory),
+            gpu: false,
+            mapped,
+        };
+        check.check(&demand(), Subject::Model("demo.bpk".to_owned()))
+    }
+
+    #[test]
+    fn what_fits_is_let_through() {
+        assert_eq!(outcome(512 << 20, None, false), Ok(Fit::Whole));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let message = outcome(10 << 20, None, false).unwrap_err().to_string();
+        for word in [
+            "demo.bpk does not fit",
+            "the machine has available 10.0 MiB of 1.0 GiB",
+        ] {
+            assert!(message.contains(word), "no {word:?} in {message:?}");
+        }
+        assert!(!message.contains("--"), "{message}");
+    }
+
+    /// Weights are mapped: encoder and language model can take turns in memory.
+    #[test]
+    fn one_stage_at_a_time_is_enough() {
+        let demand = demand();
+        assert!(demand.least() < demand.needs.total());
+        let least = demand.least();
+        assert_eq!(outcome(least, None, true), Ok(Fit::OneStageAtATime));
+        assert!(outcome(least, None, false).is_err());
+        assert!(outcome(least - 1, None, true).is_err());
+    }
+
+    #[test]
+    fn the_limit_of_a_control_group_counts() {
+        let error = outcome(512 << 20, Some(8 << 20), false).unwrap_err();
+        assert_eq!((error.bound, error.usable), (Bound::ControlGroup, 8 << 20));
+    }
+}

@@ -1,0 +1,84 @@
+//! An answer with its stages as JSON.
+
+use serde::Serialize;
+
+use crate::request::{Answer, FinishReason};
+use crate::timing::Timing;
+
+/// What `--json` prints for one answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AnswerReport {
+    /// The answer.
+    pub text: String,
+    /// Generated ids.
+    pub tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the media among them.
+    pub visual_tokens: usize,
+    /// Prompt tokens that were in the cache already.
+    pub reused_tokens: usize,
+    /// Why the answer ended.
+    pub finish_reason: FinishReason,
+    /// Milliseconds from the undecoded media to the first token.
+    pub first_token_ms: f64,
+    /// All stages and modules.
+    pub stages: Timing,
+    /// Generated tokens per second of decoding (`null` without a decode step).
+    pub tokens_per_second: Option<f64>,
+    /// Most memory the process has held, mapped weights included, where the system tells.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+impl AnswerReport {
+    /// Puts an answer and its stages together.
+    pub fn new(answer: &Answer, timing: &Timing) -> Self {
+        Self {
+            text: answer.text.clone(),
+            tokens: answer.tokens.clone(),
+            prompt_tokens: answer.prompt_tokens,
+            visual_tokens: answer.visual_tokens,
+            reused_tokens: answer.reused_tokens,
+            finish_reason: answer.finish_reason,
+            first_token_ms: answer.first_token_after(timing).as_secs_f64() * 1e3,
+            stages: timing.clone(),
+            tokens_per_second: answer.tokens_per_second(timing),
+            peak_resident_bytes: peak_resident_bytes(),
+        }
+    }
+}
+
+/// The most memory this process has held (`VmHWM`), on Linux.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A readable number of bytes.
+pub fn bytes(n: usize) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!(bytes(12), "12 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+    }
+}

@@ -1,0 +1,217 @@
+//! The tokens of an answer, one after the other.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use edge_lmm_models::language::OutputRows;
+use edge_lmm_models::prompt::TextStream;
+use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
+
+use super::{OnEvent, Session};
+use crate::error::EngineError;
+use crate::generation::{LogitsProcessor, Run};
+use crate::request::{Answer, FinishReason, Request};
+use crate::sampler::Sampler;
+use crate::stop::StopFilter;
+use crate::timing::{Recording, Timing};
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// The id.
+    pub id: u32,
+    /// Text that is complete with it; empty within a character or a possible stop string.
+    pub text: String,
+}
+
+/// An answer while it is generated: an iterator over its tokens.
+///
+/// Each token is computed when it is asked for. Dropping the iterator ends the answer; the session
+/// then continues after the tokens so far.
+pub struct Generation<'s, B: KernelBackend> {
+    session: &'s mut Session<B>,
+    sampler: Sampler,
+    stream: TextStream,
+    stop: StopFilter,
+    /// All tokens that processors see.
+    tokens: Vec<u32>,
+    answer: Answer,
+    max_tokens: usize,
+    ignore_eos: bool,
+    /// Scores of the next token.
+    logits: Option<Tensor<B, 2>>,
+    started: Instant,
+    recording: Option<Recording>,
+    ended: bool,
+}
+
+impl<'s, B: KernelBackend> Generation<'s, B> {
+    /// Takes the prompt in.
+    pub(super) fn start(
+        session: &'s mut Session<B>,
+        request: &Request<'_>,
+        processors: Vec<Box<dyn LogitsProcessor>>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Self, EngineError> {
+        let started = Instant::now();
+        let device = &session.shared.device;
+        let mut recording = request.timing.then(|| Recording::on::<B>(device));
+        let entered = recording.as_mut().map(Recording::enter);
+        let (prepared, reused_tokens, logits) = session.take_in(request, on_event)?;
+        let prompt = &prepared.prompt;
+        let tokens = session.language().decoder_tokens(&prompt.ids);
+        let run = Run {
+            prompt: tokens.len(),
+            max_tokens: request.max_tokens,
+            end_tokens: &session.shared.end_tokens,
+        };
+        let mut chain = session
+            .shared
+            .generation
+            .processors(&request.sampling, run)?;
+        chain.extend(processors);
+        drop(entered);
+        let answer = Answer {
+            text: String::new(),
+            tokens: Vec::new(),
+            prompt_tokens: prompt.ids.len(),
+            visual_tokens: prompt.visual_tokens(),
+            reused_tokens,
+            finish_reason: FinishReason::Cancelled,
+            first_token: started.elapsed(),
+            timing: Timing::default(),
+        };
+        let mut generation = Self {
+            sampler: Sampler::new(request.sampling.clone(), chain),
+            stream: TextStream::default(),
+            stop: StopFilter::new(request.stop),
+            session,
+            tokens,
+            answer,
+            max_tokens: request.max_tokens,
+            ignore_eos: request.ignore_eos,
+            logits: Some(logits),
+            started,
+            recording,
+            ended: false,
+        };
+        if request.max_tokens == 0 {
+            generation.end(FinishReason::Length);
+        }
+        Ok(generation)
+    }
+
+    fn end(&mut self, reason: FinishReason) {
+        self.ended = true;
+        self.answer.finish_reason = reason;
+    }
+
+    /// The next token, computed from the last one.
+    fn advance(&mut self) -> Result<Token, EngineError> {
+        let _stage = stage::top("decode");
+        let logits = match self.logits.take() {
+            Some(logits) => logits,
+            None => {
+                let last = self.answer.tokens.last().copied();
+                let ids = last.as_slice();
+                let mut go_on = |_: crate::Event<'_>| ControlFlow::Continue(());
+                self.session.advance(ids, OutputRows::Last, &mut go_on)?
+            }
+        };
+        let id = self.pick(logits)?;
+        if self.answer.tokens.is_empty() {
+            self.answer.first_token = self.started.elapsed();
+        }
+        self.answer.tokens.push(id);
+        self.tokens.push(id);
+        let is_end = self.session.shared.end_tokens.contains(&id) && !self.ignore_eos;
+        let mut text = String::new();
+        if is_end {
+            self.end(FinishReason::Stop);
+        } else {
+            let new = self.stream.push(&self.session.shared.text, id)?;
+            text = self.stop.push(&new);
+            self.end_if_full();
+        }
+        if self.ended {
+            let rest = std::mem::take(&mut self.stream).finish(&self.session.shared.text)?;
+            text.push_str(&self.stop.push(&rest));
+            text.push_str(&self.stop.finish());
+        }
+        if self.stop.stopped() {
+            self.end(FinishReason::Stop);
+        }
+        self.answer.text.push_str(&text);
+        Ok(Token { id, text })
+    }
+
+    /// Ends the answer if no further token is wanted or possible.
+    fn end_if_full(&mut self) {
+        if self.answer.tokens.len() >= self.max_tokens {
+            return self.end(FinishReason::Length);
+        }
+        let full = |past: &super::Past<B>| past.state.len() == past.state.cache.capacity();
+        if self.session.past.as_ref().is_none_or(full) {
+            self.end(FinishReason::Context);
+        }
+    }
+
+    /// Picks the next token.
+    fn pick(&mut self, scores: Tensor<B, 2>) -> Result<u32, EngineError> {
+        let at = self.answer.prompt_tokens + self.answer.tokens.len();
+        let picked = if self.sampler.takes_argmax() {
+            // A device with memory of its own transfers only the index.
+            let picked = argmax(scores).map_err(|error| EngineError::Compute(error.to_string()));
+            match B::memory_failure(&self.session.shared.device) {
+                Some(failure) => Err(EngineError::Memory(failure)),
+                None => picked,
+            }
+            .map_err(|error| self.session.after(error))?
+        } else {
+            let scores = self.session.read(scores)?;
+            self.sampler.pick(scores.last(), &self.tokens)
+        };
+        picked.ok_or_else(|| self.session.after(EngineError::NotANumber(at)))
+    }
+
+    /// Ends the answer and returns it together with text that was held back because it might have
+    /// become a stop string or a character. An answer that did not end by itself counts as
+    /// cancelled.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn finish(mut self) -> Result<(Answer, String), EngineError> {
+        let mut rest = String::new();
+        if !self.ended {
+            let text = std::mem::take(&mut self.stream).finish(&self.session.shared.text)?;
+            rest = self.stop.push(&text);
+            rest.push_str(&self.stop.finish());
+            self.answer.text.push_str(&rest);
+        }
+        if let Some(recording) = self.recording {
+            self.answer.timing = recording.finish();
+        }
+        Ok((self.answer, rest))
+    }
+}
+
+impl<B: KernelBackend> Iterator for Generation<'_, B> {
+    type Item = Result<Token, EngineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let mut recording = self.recording.take();
+        let token = match &mut recording {
+            Some(recording) => recording.run(|| self.advance()),
+            None => self.advance(),
+        };
+        self.recording = recording;
+        if token.is_err() {
+            self.ended = true;
+        }
+        Some(token)
+    }
+}

@@ -1,0 +1,311 @@
+//! From a request to embeddings: media, encoders, prompt.
+
+use burn::tensor::Tensor;
+use edge_lmm_models::ModelError;
+use edge_lmm_models::language::{Injection, StepInput};
+use edge_lmm_models::layout::Layout;
+use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
+use edge_lmm_models::model::Encoded;
+use edge_lmm_models::monitor::Monitor;
+use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
+use edge_lmm_ops::{KernelBackend, probe, stage};
+
+use super::past::PastToken;
+use super::{OnEvent, report};
+use crate::error::EngineError;
+use crate::features::{MediumKey, medium_key};
+use crate::loaded::LoadedModel;
+use crate::media::{Media, MediaData};
+use crate::request::{Event, Request};
+
+/// A request whose media are encoded and whose prompt is in tokens.
+pub(super) struct Prepared<B: KernelBackend> {
+    pub keys: Vec<MediumKey>,
+    pub prompt: Prompt,
+    /// Media that were encoded for this request.
+    encoded: Vec<(MediumKey, Encoded<B>)>,
+}
+
+impl<B: KernelBackend> Prepared<B> {
+    /// The tokens of the prompt.
+    pub fn tokens(&self) -> Vec<PastToken> {
+        let prompt = &self.prompt;
+        let ids = prompt.ids.iter().zip(&prompt.positions);
+        let mut tokens: Vec<PastToken> = ids
+            .map(|(&id, &position)| PastToken {
+                id,
+                medium: None,
+                position,
+                next: position[0].saturating_add(1),
+            })
+            .collect();
+        for span in &prompt.spans {
+            for token in &mut tokens[span.start..span.end()] {
+                token.medium = Some(self.keys[span.medium]);
+                token.next = span.next_position;
+            }
+        }
+        tokens
+    }
+
+    /// The run of tokens around token `at` that attend to each other in both directions.
+    pub fn bidirectional_run(&self, at: usize) -> Option<&Span> {
+        let inside = |span: &&Span| span.bidirectional && span.start < at && at < span.end();
+        self.prompt.spans.iter().find(inside)
+    }
+}
+
+impl<B: KernelBackend> LoadedModel<B> {
+    /// Prepares and encodes media and builds the prompt (stages `preprocess`, `vision` or `audio`,
+    /// `projector`). A medium that was encoded before is not prepared again.
+    ///
+    /// # Errors
+    /// If media or prompt do not fit the model, or `on_event` cancels.
+    pub(super) fn prepare(
+        &self,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Prepared<B>, EngineError> {
+        let preprocess = stage::top("preprocess");
+        if request.options.image_tokens.is_some() && !self.model.resizes_images() {
+            return Err(ModelError::FixedImageTokens.into());
+        }
+        self.check_text(request.messages)?;
+        let options = self.options(request);
+        let mut keys = Vec::with_capacity(request.media.len());
+        let mut layouts = Vec::with_capacity(request.media.len());
+        let (mut new_keys, mut inputs) = (Vec::new(), Vec::<MediaInput>::new());
+        for medium in request.media {
+            let key = medium_key(medium, &options);
+            // A capture is to show what went into the encoder.
+            let known = self.features().layout(key).filter(|_| !probe::active());
+            let again = new_keys.iter().position(|&new| new == key);
+            layouts.push(match (known, again) {
+                (Some(layout), _) => layout,
+                (None, Some(same)) => inputs[same].layout.clone(),
+                (None, None) => {
+                    let input = self.prepare_medium(medium, &options)?;
+                    let layout = input.layout.clone();
+                    new_keys.push(key);
+                    inputs.push(input);
+                    layout
+                }
+            });
+            keys.push(key);
+        }
+        // An encoder may drop tokens, so this is an upper bound. A prompt that cannot fit is
+        // refused before the encoders run.
+        let mut prompt = self.prompt(request, &layouts)?;
+        drop(preprocess);
+        let event = Event::Prepared {
+            prompt_tokens: prompt.ids.len(),
+            media: &inputs,
+        };
+        if on_event(event).is_break() {
+            return Err(ModelError::Cancelled.into());
+        }
+        let mut encoded = Vec::with_capacity(inputs.len());
+        let mut changed = false;
+        for (&key, input) in new_keys.iter().zip(&inputs) {
+            let medium = self.encode(key, input, on_event)?;
+            for (layout, _) in layouts
+                .iter_mut()
+                .zip(&keys)
+                .filter(|(_, other)| **other == key)
+            {
+                changed |= *layout != medium.layout;
+                layout.clone_from(&medium.layout);
+            }
+            encoded.push((key, medium));
+        }
+        if changed {
+            prompt = self.prompt(request, &layouts)?;
+        }
+        log::debug!(
+            "prompt: {} tokens, {} of them of {} media",
+            prompt.ids.len(),
+            prompt.visual_tokens(),
+            keys.len()
+        );
+        capture_inputs(&inputs, &prompt);
+        Ok(Prepared {
+            keys,
+            prompt,
+            encoded,
+        })
+    }
+
+    fn options(&self, request: &Request<'_>) -> MediaOptions {
+        MediaOptions {
+            most_tokens: self.model.language().context_length(),
+            ..request.options.clone()
+        }
+    }
+
+    fn prepare_medium(
+        &self,
+        medium: &Media,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        match medium.data() {
+            MediaData::Image(image) => self.model.image(image, options),
+            MediaData::Video {
+                frames,
+                frames_per_second,
+            } => self.model.video(frames, *frames_per_second, options),
+            MediaData::Audio {
+                samples,
+                sample_rate,
+            } => self.model.audio(samples, *sample_rate, options),
+        }
+    }
+
+    /// Runs the encoder and keeps its output for later requests.
+    fn encode(
+        &self,
+        key: MediumKey,
+        input: &MediaInput,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Encoded<B>, EngineError> {
+        let stage = match input.kind {
+            MediaKind::Image | MediaKind::Video => "vision",
+            MediaKind::Audio => "audio",
+        };
+        let mut report = report(stage, on_event);
+        let encoded = self.model.encode(input, &mut Monitor::new(&mut report))?;
+        self.features().insert(key, encoded.clone());
+        Ok(encoded)
+    }
+
+    /// Refuses text that cannot fit before it is tokenized, which takes many times its memory.
+    fn check_text(&self, messages: &[Message]) -> Result<(), EngineError> {
+        let bytes: usize = messages.iter().map(Message::text_len).sum();
+        let context = self.model.language().context_length();
+        // Four bytes per token are common; only beyond that are the tokens looked at.
+        let fits = |longest: usize| bytes <= context.saturating_mul(longest);
+        match fits(4) || fits(self.text.longest_token()) {
+            true => Ok(()),
+            false => Err(EngineError::TextTooLong { bytes, context }),
+        }
+    }
+
+    /// The prompt with media in their places, checked against the model.
+    fn prompt(&self, request: &Request<'_>, layouts: &[Layout]) -> Result<Prompt, EngineError> {
+        let conversation = Conversation {
+            messages: request.messages,
+            parse_special: request.parse_special,
+        };
+        let layouts: Vec<&Layout> = layouts.iter().collect();
+        let prompt = self.model.prompt(&self.text, conversation, &layouts)?;
+        let (tokens, language) = (prompt.ids.len(), self.model.language());
+        let (context, vocabulary) = (language.context_length(), language.vocabulary());
+        if tokens == 0 {
+            return Err(ModelError::Prompt("it is empty".to_owned()).into());
+        }
+        if tokens >= context {
+            return Err(EngineError::TooLong {
+                tokens,
+                visual: prompt.visual_tokens(),
+                context,
+            });
+        }
+        match prompt.ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(&id) => Err(EngineError::TokenOutOfRange { id, vocabulary }),
+            None => Ok(prompt),
+        }
+    }
+
+    /// The prompt's tokens from token `from` on, for the language model.
+    pub(super) fn embed<'p>(
+        &self,
+        prepared: &'p Prepared<B>,
+        from: usize,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<StepInput<'p, B>, EngineError> {
+        let (prompt, language) = (&prepared.prompt, self.model.language());
+        let (mut parts, mut injections) = (Vec::new(), Vec::new());
+        let mut bidirectional = Vec::new();
+        let mut at = from;
+        for span in prompt.spans.iter().filter(|span| span.end() > from) {
+            if span.start > at {
+                parts.push(language.embed(&prompt.ids[at..span.start]));
+                at = span.start;
+            }
+            let encoded = self.encoded(prepared, span.medium, request, on_event)?;
+            let (first, count) = (span.row + at - span.start, span.end() - at);
+            let rows = |features: &Tensor<B, 2>| features.clone().narrow(0, first, count);
+            parts.push(rows(&encoded.features));
+            injections.extend(encoded.deep.iter().map(|(layer, features)| Injection {
+                layer: *layer,
+                token: at - from,
+                features: rows(features),
+            }));
+            if span.bidirectional {
+                bidirectional.push(at - from..span.end() - from);
+            }
+            at = span.end();
+        }
+        if at < prompt.ids.len() {
+            parts.push(language.embed(&prompt.ids[at..]));
+        }
+        Ok(StepInput {
+            injections,
+            bidirectional,
+            ..StepInput::new(Tensor::cat(parts, 0), &prompt.positions[from..])
+        })
+    }
+
+    /// An encoded medium; one whose features were dropped is encoded again.
+    fn encoded(
+        &self,
+        prepared: &Prepared<B>,
+        medium: usize,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Encoded<B>, EngineError> {
+        let key = prepared.keys[medium];
+        let fresh = prepared.encoded.iter().find(|(new, _)| *new == key);
+        if let Some((_, encoded)) = fresh {
+            return Ok(encoded.clone());
+        }
+        let held = self.features().get(key);
+        match held {
+            Some(encoded) => Ok(encoded),
+            None => {
+                let input = {
+                    let _stage = stage::top("preprocess");
+                    self.prepare_medium(&request.media[medium], &self.options(request))?
+                };
+                self.encode(key, &input, on_event)
+            }
+        }
+    }
+}
+
+/// Shows what goes into the model, for comparison with a reference.
+fn capture_inputs(media: &[MediaInput], prompt: &Prompt) {
+    if !probe::active() {
+        return;
+    }
+    let as_floats = |values: &[u32]| -> Vec<f32> { values.iter().map(|&v| v as f32).collect() };
+    probe::capture_values("input_ids", &[prompt.ids.len()], &as_floats(&prompt.ids));
+    for axis in 0..3 {
+        let axis: Vec<f32> = prompt.positions.iter().map(|p| p[axis] as f32).collect();
+        probe::capture_values("position_ids", &[1, axis.len()], &axis);
+    }
+    let delta = prompt.next_position as f32 - prompt.ids.len() as f32;
+    probe::capture_values("rope_delta", &[1, 1], &[delta]);
+    for (i, medium) in media.iter().enumerate() {
+        if medium.kind != MediaKind::Audio && medium.grid != [0; 3] {
+            probe::capture_values("grid_thw", &[1, 3], &medium.grid.map(|n| n as f32));
+        }
+        let name = match medium.kind {
+            // Sounds without padding differ in length, so that they make no tensor together.
+            MediaKind::Audio if medium.shape != media[0].shape => format!("input_features_{i}"),
+            MediaKind::Audio => "input_features".to_owned(),
+            MediaKind::Image | MediaKind::Video => "pixel_values".to_owned(),
+        };
+        probe::capture_values(&name, &medium.shape, &medium.values);
+    }
+}

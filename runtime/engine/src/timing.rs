@@ -1,0 +1,350 @@
+//! Time and memory of the stages of an answer.
+//!
+//! An answer brings its own timing if its [`Request`](crate::Request) asks for it. A [`Recording`]
+//! measures anything else: loading a model, decoding media, modules of your own.
+//!
+//! ```
+//! use edge_lmm::Device;
+//! use edge_lmm::timing::{self, Recording};
+//!
+//! let mut recording = Recording::new(Device::Cpu);
+//! recording.run(|| {
+//!     let _stage = timing::stage("sort");
+//!     let _module = timing::module("sort.numbers");
+//!     [3, 1, 2].sort();
+//! });
+//! let timing = recording.finish();
+//! assert_eq!(timing.stages()[0].calls, 1);
+//! println!("{timing}");
+//! ```
+
+use std::fmt;
+use std::time::Duration;
+
+use edge_lmm_ops::KernelBackend;
+use edge_lmm_ops::stage::{self, StageRecord};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use crate::Device;
+use crate::columns::columns;
+use crate::report::bytes;
+
+pub use edge_lmm_ops::stage::{Entered, Guard, module, scope, top as stage};
+
+/// Cost of a stage, or of a module inside one, summed over its calls.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Stage {
+    /// Name of a stage (`vision`), or path of a module (`vision.blocks.7.mlp`).
+    pub name: String,
+    /// Enclosing stage; equal to `name` for a stage.
+    pub stage: &'static str,
+    /// Wall time; in JSON `ms`, in milliseconds.
+    #[serde(rename = "ms", serialize_with = "milliseconds")]
+    pub time: Duration,
+    /// Number of calls.
+    pub calls: usize,
+    /// Peak heap use during the calls, in bytes; 0 without the
+    /// [`CountingAllocator`](crate::memory::CountingAllocator).
+    pub peak_bytes: usize,
+    /// GPU kernels launched during the calls; 0 on the CPU.
+    pub launches: usize,
+    /// Start of each call, from the start of the recording, and its duration.
+    #[serde(skip)]
+    pub spans: Vec<(Duration, Duration)>,
+}
+
+fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64() * 1e3)
+}
+
+impl Stage {
+    /// Wall time in milliseconds.
+    pub fn ms(&self) -> f64 {
+        self.time.as_secs_f64() * 1e3
+    }
+
+    fn is_top(&self) -> bool {
+        self.name == self.stage
+    }
+}
+
+impl From<StageRecord> for Stage {
+    fn from(record: StageRecord) -> Self {
+        Self {
+            name: record.name,
+            stage: record.stage,
+            time: record.time,
+            calls: record.calls,
+            peak_bytes: record.peak_bytes,
+            launches: record.launches,
+            spans: record.spans,
+        }
+    }
+}
+
+/// Stages and modules in the order in which they were first entered. As text, a table in which the
+/// layers of a stack are one row.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Timing(Vec<Stage>);
+
+impl Timing {
+    /// All stages and modules.
+    pub fn stages(&self) -> &[Stage] {
+        &self.0
+    }
+
+    /// The stage of that name.
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.0
+            .iter()
+            .find(|stage| stage.is_top() && stage.name == name)
+    }
+
+    /// Time of all stages.
+    pub fn total(&self) -> Duration {
+        let stages = self.0.iter().filter(|stage| stage.is_top());
+        stages.map(|stage| stage.time).sum()
+    }
+
+    /// All calls as a Chrome trace (the JSON of `chrome://tracing` and Perfetto): complete events,
+    /// times in microseconds.
+    pub fn chrome_trace(&self) -> Value {
+        let event = |stage: &Stage, (start, time): &(Duration, Duration)| {
+            json!({
+                "name": stage.name,
+                "cat": stage.stage,
+                "ph": "X",
+                "ts": start.as_secs_f64() * 1e6,
+                "dur": time.as_secs_f64() * 1e6,
+                "pid": 1,
+                "tid": 1,
+            })
+        };
+        let calls = self
+            .0
+            .iter()
+            .flat_map(|stage| stage.spans.iter().map(move |span| (stage, span)));
+        let events: Vec<Value> = calls.map(|(stage, span)| event(stage, span)).collect();
+        json!({ "traceEvents": events, "displayTimeUnit": "ms" })
+    }
+
+    /// Adds a stage that was measured elsewhere in front of the others.
+    #[cfg(feature = "serve")]
+    pub(crate) fn prepend(&mut self, name: &'static str, time: Duration, calls: usize) {
+        let stage = Stage {
+            name: name.to_owned(),
+            stage: name,
+            time,
+            calls,
+            peak_bytes: 0,
+            launches: 0,
+            spans: Vec::new(),
+        };
+        self.0.insert(0, stage);
+    }
+}
+
+/// A measurement of stages. It records the stages of a thread while that thread runs a function
+/// with [`run`](Self::run) or has [`enter`](Self::enter)ed it.
+pub struct Recording(stage::Recording);
+
+impl Recording {
+    /// A recording without stages. On a device that works asynchronously, a stage ends when its
+    /// work is done.
+    pub fn new(device: Device) -> Self {
+        Self(stage::Recording::new(device.synchronize()))
+    }
+
+    /// As [`Self::new`], for the device of a backend.
+    pub(crate) fn on<B: KernelBackend>(device: &B::Device) -> Self {
+        let synchronize = crate::device::synchronize::<B>(device.clone());
+        Self(stage::Recording::new(Some(synchronize)))
+    }
+
+    /// Records on this thread until the guard is dropped.
+    pub fn enter(&mut self) -> Entered<'_> {
+        self.0.enter()
+    }
+
+    /// Runs `f` and records its stages.
+    pub fn run<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        self.0.run(f)
+    }
+
+    /// The stages.
+    pub fn finish(self) -> Timing {
+        Timing(self.0.finish().into_iter().map(Stage::from).collect())
+    }
+}
+
+/// A row of the table: a stage, or the modules of one kind inside it.
+struct Row {
+    name: String,
+    time: Duration,
+    calls: usize,
+    peak_bytes: usize,
+    top: bool,
+}
+
+impl Row {
+    fn new(stage: &Stage, name: String) -> Self {
+        Self {
+            name,
+            time: stage.time,
+            calls: stage.calls,
+            peak_bytes: stage.peak_bytes,
+            top: stage.is_top(),
+        }
+    }
+}
+
+/// Stages, each followed by its modules, layers of a stack taken together.
+fn rows(stages: &[Stage]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for top in stages.iter().filter(|stage| stage.is_top()) {
+        rows.push(Row::new(top, top.name.clone()));
+        let first = rows.len();
+        let inside = |stage: &&Stage| stage.stage == top.name && !stage.is_top();
+        for module in stages.iter().filter(inside) {
+            let name = without_numbers(&module.name);
+            match rows[first..].iter_mut().find(|row| row.name == name) {
+                Some(row) => {
+                    row.time += module.time;
+                    row.calls += module.calls;
+                    row.peak_bytes = row.peak_bytes.max(module.peak_bytes);
+                }
+                None => rows.push(Row::new(module, name)),
+            }
+        }
+    }
+    rows
+}
+
+/// The path of a module without its first part, which the stage tells: the table stays narrow.
+fn within_stage(path: &str) -> &str {
+    path.split_once('.').map_or(path, |(_, rest)| rest)
+}
+
+/// `vision.blocks.7.mlp` as `vision.blocks.*.mlp`.
+fn without_numbers(path: &str) -> String {
+    let parts: Vec<&str> = path
+        .split('.')
+        .map(|part| match part.parse::<usize>() {
+            Ok(_) => "*",
+            Err(_) => part,
+        })
+        .collect();
+    parts.join(".")
+}
+
+/// Milliseconds, or seconds from ten of them on.
+pub fn readable(time: Duration) -> String {
+    match time.as_secs() {
+        0..10 => format!("{:.1} ms", time.as_secs_f64() * 1e3),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+/// The table: time, share of the whole, calls and peak heap; the largest stage is marked.
+impl fmt::Display for Timing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = rows(&self.0);
+        let total = self.total();
+        let largest = rows.iter().filter(|row| row.top).map(|row| row.time).max();
+        let header = ["stage", "time", "share", "calls", "peak heap"];
+        let mut cells = vec![header.map(str::to_owned)];
+        for row in &rows {
+            let share = row.time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
+            let mark = row.top && Some(row.time) == largest;
+            cells.push([
+                match (row.top, mark) {
+                    (true, true) => format!("{} <- bottleneck", row.name),
+                    (true, false) => row.name.clone(),
+                    (false, _) => format!("  {}", within_stage(&row.name)),
+                },
+                readable(row.time),
+                format!("{:.1} %", 100.0 * share),
+                row.calls.to_string(),
+                bytes(row.peak_bytes),
+            ]);
+        }
+        let (all, none) = ("100.0 %".to_owned(), String::new);
+        cells.push(["total".to_owned(), readable(total), all, none(), none()]);
+        f.write_str(&columns(&cells))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(name: &str, stage: &'static str, ms: u64) -> Stage {
+        Stage {
+            name: name.to_owned(),
+            stage,
+            time: Duration::from_millis(ms),
+            calls: 1,
+            peak_bytes: 2048,
+            launches: 0,
+            spans: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn layers_are_taken_together_and_the_largest_stage_is_marked() {
+        let timing = Timing(vec![
+            stage("vision", "vision", 1150),
+            stage("vision.blocks.0.mlp", "vision", 300),
+            stage("text.decoder.layers.0.cross_attention", "decode", 90),
+            stage("load", "load", 0),
+            stage("vision.blocks.1.mlp", "vision", 200),
+            stage("projector", "projector", 5),
+            stage("decode", "decode", 95),
+        ]);
+        let text = timing.to_string();
+        let line = |start: &str| {
+            text.lines()
+                .find(|line| line.trim_start_matches(['|', ' ']).starts_with(start))
+                .unwrap_or_else(|| panic!("no {start} in\n{text}"))
+        };
+        assert!(line("vision ").contains("92.0 %"), "{text}");
+        assert!(line("vision <- bottleneck").contains("92.0 %"), "{text}");
+        assert!(line("blocks.*.mlp").contains("500.0 ms"), "{text}");
+        assert!(!line("decode").contains("bottleneck"), "{text}");
+        assert!(line("total").contains("1250.0 ms"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+
+    #[test]
+    fn long_times_are_in_seconds() {
+        assert_eq!(readable(Duration::from_millis(1234)), "1234.0 ms");
+        assert_eq!(readable(Duration::from_millis(123_456)), "123.5 s");
+    }
+
+    #[test]
+    fn stages_are_shown_in_milliseconds() {
+        let json = serde_json::to_value(Timing(vec![stage("load", "load", 3)])).unwrap();
+        assert_eq!(json[0]["ms"], 3.0);
+        assert_eq!(json[0]["peak_bytes"], 2048);
+        assert!(json[0].get("spans").is_none() && json[0].get("time").is_none());
+    }
+
+    #[test]
+    fn every_call_is_an_event_of_the_trace() {
+        let spans = [(1, 1), (5, 2)];
+        let timing = Timing(vec![Stage {
+            spans: spans
+                .map(|(start, time)| (Duration::from_millis(start), Duration::from_millis(time)))
+                .to_vec(),
+            ..stage("vision", "vision", 3)
+        }]);
+        let trace = timing.chrome_trace();
+        let events = trace["traceEvents"].as_array().unwrap();
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[1]["ts"], 5000.0);
+        assert_eq!(events[1]["dur"], 2000.0);
+    }
+}

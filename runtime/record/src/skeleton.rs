@@ -1,0 +1,44 @@
+//! A model without its weights.
+
+use edge_lmm_models::ModelError;
+use edge_lmm_models::families;
+use edge_lmm_models::family::{BuiltModel, ModelFiles};
+use edge_lmm_models::weights::{WeightSpec, Weights};
+use edge_lmm_ops::{Format, KernelBackend};
+
+use crate::schema::RecordInfo;
+
+/// A model whose weights are declared but not filled, and the declarations in their order.
+pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
+
+/// Builds the model that `files` describe; `format` chooses the format of each packed weight.
+///
+/// # Errors
+/// If the configuration describes no model, or `format` fails.
+pub fn skeleton<B: KernelBackend>(
+    files: &ModelFiles,
+    device: &B::Device,
+    format: impl Fn(&WeightSpec) -> Result<Format, ModelError>,
+) -> Result<Skeleton<B>, ModelError> {
+    let weights = Weights::<B>::new(device.clone(), format);
+    let model = families::build(files, &weights)?;
+    Ok((model, weights.into_specs()))
+}
+
+impl RecordInfo {
+    /// Builds the model that the record describes.
+    ///
+    /// # Errors
+    /// If the configuration describes no model, or a weight has no format.
+    pub fn skeleton<B: KernelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<Skeleton<B>, ModelError> {
+        skeleton(&self.files, device, |spec| {
+            let format = self.formats.get(&spec.name);
+            format
+                .map(|format| format.0)
+                .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
+        })
+    }
+}
