@@ -466,6 +466,62 @@ fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::Memory;
+    use crate::{Device, Record, demo};
+
+    /// The replies to a question on a machine with `available` bytes.
+    fn replies(available: u64) -> Vec<Value> {
+        let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
+        let engine = Device::Cpu.load(&record).expect("an engine");
+        let memory = Memory {
+            total: 1 << 30,
+            available,
+            group: None,
+            process: None,
+            swap: 0,
+            zram: 0,
+        };
+        let estimate = RequestEstimate::new(engine.clone()).with_memory(memory);
+        let limits = Limits {
+            max_tokens: 2,
+            files: false,
+            media: MediaOptions::default(),
+            frames: FrameSelection::Uniform(2),
+            repetition_penalty: None,
+            ignore_generation_config: false,
+            parse_special: false,
+        };
+        let line = br#"{"id": 5, "prompt": "how many shapes are there?", "stream": true}"#;
+        let question = Question::parse(line).expect("a question");
+        let prepared = question.prepare(&limits).expect("no media");
+        let mut replies = Vec::new();
+        let mut session = engine.session();
+        let reply = |reply: Reply| {
+            replies.push(serde_json::from_str(&reply.line()).expect("JSON"));
+        };
+        let watch = |_: &Event<'_>| ControlFlow::Continue(());
+        prepared.answer(&mut session, &limits, Some(&estimate), reply, watch);
+        replies
+    }
+
+    /// A question that does not fit into memory gets an error and no piece of an answer.
+    #[test]
+    fn questions_that_do_not_fit_are_refused() {
+        let replies = replies(1 << 20);
+        assert_eq!(replies.len(), 1, "{replies:?}");
+        assert_eq!(replies[0]["id"], 5);
+        let error = replies[0]["error"].as_str().expect("an error");
+        let expected = "the request does not fit into memory: it needs about";
+        assert!(error.starts_with(expected), "{error}");
+        assert!(error.contains("available 1.0 MiB of 1.0 GiB"), "{error}");
+    }
+
+    #[test]
+    fn questions_that_fit_are_answered() {
+        let replies = replies(512 << 20);
+        let last = replies.last().expect("a reply");
+        assert_eq!(last["done"], true, "{replies:?}");
+    }
 
     #[test]
     fn replies_do_not_repeat_a_whole_request() {
