@@ -311,9 +311,9 @@ fn expr<'a>(old: &Expr<'a>) -> Expr<'a> {
             filtered(Expr::Slice(like(node, slice)), SETTLE)
         }
         Expr::UnaryOp(node) => {
-            let op = match node.op {
-                UnaryOpKind::Not => UnaryOpKind::Not,
-                UnaryOpKind::Neg => UnaryOpKind::Neg,
+            let op = match matches!(node.op, UnaryOpKind::Not) {
+                true => UnaryOpKind::Not,
+                false => UnaryOpKind::Neg,
             };
             let operand = expr(&node.expr);
             Expr::UnaryOp(like(node, UnaryOp { op, expr: operand }))
