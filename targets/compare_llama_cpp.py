@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Times this program and llama.cpp side by side: the same machine, the same threads, in turn, ratios of medians.
+"""Compares the speed of this program and llama.cpp: alternating runs on one machine with equal threads, ratios of medians.
 
     python3 -m venv V && V/bin/pip install llama-cpp-python numpy     # builds llama.cpp for this processor
     V/bin/python targets/compare_llama_cpp.py --record qwen2-vl-2b.bpk \\
         --llm qwen2-vl-2b-q4_0.gguf --llm qwen2-vl-2b-q4_k_m.gguf --mmproj mmproj-qwen2-vl-2b-f16.gguf
 
-The record and the GGUF files should come from the same checkpoint; only time and memory are compared, so random weights
-of real shapes do as well. llama.cpp is given the best figure of all --llm files for prefill, with and without repacking
-its weights, and that of the first one, as it runs by default, for decoding and for the time to the first token. Every measurement is a process of its own; its models are loaded before
-the clock starts.
+The record and the GGUF files should come from the same checkpoint. Only time and memory are compared, so random weights
+of real shapes are sufficient. Prefill is compared with the best result of llama.cpp over all --llm files, with and
+without repacked weights. Decoding and the time to the first token are compared with the first file and default
+settings. Every measurement runs in a separate process, which loads its models before the clock starts.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from pathlib import Path
 PROMPT_TOKENS, GENERATED, QUESTION = 512, 64, 32
 
 
-def picture(path, side):
-    """A square PNG of noise, which no program can take for something easy."""
+def image(path, side):
+    """Writes a square PNG of noise."""
     noise = random.Random(side)
     rows = b"".join(b"\0" + noise.randbytes(3 * side) for _ in range(side))
 
@@ -44,7 +44,7 @@ def picture(path, side):
     )
 
 
-# --- llama.cpp, in a process of its own ---------------------------------------------------------------------------
+# --- llama.cpp, in a separate process ---------------------------------------------------------------------------
 
 
 def peer_context(model, threads, repack=True):
@@ -84,7 +84,7 @@ def peer_text(model, threads, repack):
     return {"prefill": PROMPT_TOKENS / prefill, "decode": GENERATED / decode}
 
 
-def peer_picture(model, mmproj, side, threads):
+def peer_image(model, mmproj, side, threads):
     llama_cpp, weights, context, _keep = peer_context(model, threads)
     from llama_cpp import mtmd_cpp as mtmd
 
@@ -101,7 +101,7 @@ def peer_picture(model, mmproj, side, threads):
     chunks = mtmd.mtmd_input_chunks_init()
     start = time.perf_counter()
     if mtmd.mtmd_tokenize(encoder, chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1):
-        sys.exit("error: llama.cpp cannot prepare the picture")
+        sys.exit("error: llama.cpp cannot prepare the image")
     past, vision = llama_cpp.llama_pos(0), 0.0
     count = mtmd.mtmd_input_chunks_size(chunks)
     for index in range(count):
@@ -112,7 +112,7 @@ def peer_picture(model, mmproj, side, threads):
         else:
             before = time.perf_counter()
             if mtmd.mtmd_encode_chunk(encoder, chunk):
-                sys.exit("error: llama.cpp cannot encode the picture")
+                sys.exit("error: llama.cpp cannot encode the image")
             vision += time.perf_counter() - before
             features = mtmd.mtmd_get_output_embd(encoder)
             none = mtmd.mtmd_helper_post_decode_callback()
@@ -125,8 +125,8 @@ def peer_picture(model, mmproj, side, threads):
 
 
 def peer_encode(model, mmproj, side, threads):
-    """The encoder alone, for families whose language model is not at hand."""
-    return {"vision": peer_picture(model, mmproj, side, threads)["vision"]}
+    """Times only the encoder, for families without a language model file."""
+    return {"vision": peer_image(model, mmproj, side, threads)["vision"]}
 
 
 # --- this program -------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def our_text(arguments):
     }
 
 
-def our_picture(arguments, file):
+def our_image(arguments, file):
     answer, stages = ours(arguments, "--image", file, "--prompt", "!" * QUESTION, "--max-tokens", 1)
     return {
         "vision": stages["vision"],
@@ -162,11 +162,11 @@ def our_picture(arguments, file):
     }
 
 
-# --- in turn ------------------------------------------------------------------------------------------------------
+# --- alternating runs ------------------------------------------------------------------------------------------------------
 
 
 def peer(*what):
-    """Runs a measurement of llama.cpp in a process of its own; adds its peak memory."""
+    """Runs a measurement of llama.cpp in a separate process and adds its peak memory."""
     command = [sys.executable, __file__, "--peer", json.dumps(what)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -188,23 +188,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--edge-lmm", default="target/release/edge-lmm")
-    parser.add_argument("--record", help="ours, made from the same checkpoint")
-    parser.add_argument("--llm", action="append", default=[], metavar="GGUF", help="theirs; may be repeated")
-    parser.add_argument("--mmproj", metavar="GGUF", help="their vision tower, F16")
-    parser.add_argument("--sides", type=int, nargs="*", default=[336, 672], help="pixels of the square pictures")
+    parser.add_argument("--record", help="record of edge-lmm, from the same checkpoint")
+    parser.add_argument("--llm", action="append", default=[], metavar="GGUF", help="language model of llama.cpp; may be repeated")
+    parser.add_argument("--mmproj", metavar="GGUF", help="vision tower of llama.cpp, F16")
+    parser.add_argument("--sides", type=int, nargs="*", default=[336, 672], help="sides of the square images in pixels")
     parser.add_argument("--only-vision", action="store_true", help="time the vision tower only")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.peer:
         kind, *rest = json.loads(arguments.peer)
-        figures = {"text": peer_text, "picture": peer_picture, "encode": peer_encode}[kind](*rest)
+        figures = {"text": peer_text, "image": peer_image, "encode": peer_encode}[kind](*rest)
         figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(figures))
         return
     if not (arguments.record and arguments.llm):
-        parser.error("--record and --llm are needed")
-    print(f"{arguments.threads} threads, medians of {arguments.repeat} runs in turn\n")
+        parser.error("--record and --llm are required")
+    print(f"{arguments.threads} threads, medians of {arguments.repeat} alternating runs\n")
     print("| what | llama.cpp | edge-lmm | ratio |\n|---|---|---|---|")
     if not arguments.only_vision:
         ways = [(model, repack) for model in arguments.llm for repack in (True, False)]
@@ -220,12 +220,12 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for side in arguments.sides if arguments.mmproj else []:
             file = Path(folder) / f"{side}.png"
-            picture(file, side)
+            image(file, side)
             theirs, our = [], []
-            kind = "encode" if arguments.only_vision else "picture"
+            kind = "encode" if arguments.only_vision else "image"
             for _ in range(arguments.repeat):
                 theirs.append(peer(kind, arguments.llm[0], arguments.mmproj, side, arguments.threads))
-                our.append(our_picture(arguments, file))
+                our.append(our_image(arguments, file))
             row(f"vision, {side}x{side}", "ms", median(theirs, "vision"), median(our, "vision"), False)
             if not arguments.only_vision:
                 name = f"first token, {side}x{side} and {QUESTION} tokens"

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Compiles every GPU kernel for an Orin (compute capability 8.7) with NVIDIA's own compilers, without a GPU: the CUDA
-# runtime is given a driver that does nothing (targets/cuda-stub.c), NVRTC compiles to PTX, ptxas to machine code. Says
-# how many registers each kernel takes, and fails if one does not compile, or spills more than a few registers to memory. Then a model
-# answers, once with enough memory and once without, which must be told. The compilers come from PyPI, for x86-64.
+# Compiles every GPU kernel for an Orin (compute capability 8.7) with NVIDIA's compilers, without a
+# GPU. The CUDA runtime uses a stub driver (targets/cuda-stub.c), NVRTC compiles to PTX, ptxas to
+# machine code. Prints the registers of each kernel and fails if one does not compile or spills many
+# registers. Then runs a model with enough memory and with too little, which must be reported. The
+# compilers are installed from PyPI, for x86-64.
 #
 # Usage: targets/compile-cuda-kernels.sh [PROGRAM]    edge-lmm with CUDA [default: a development build of it]
 set -eu
@@ -41,7 +42,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 mkdir "$work/ptx"
-# Nothing is compiled that is in the cache already: a new one.
+# Uses a new cache, because cached kernels are not compiled.
 run() {
     env LD_LIBRARY_PATH="$tools/lib" CUDA_PATH="$tools/root" XDG_CACHE_HOME="$work" CUDA_STUB_PTX="$work/ptx" "$@"
 }
@@ -68,9 +69,9 @@ for ptx in "$work"/ptx/*.ptx; do
     fi
     case $name in
     *_kernel*)
-        # A few registers that do not fit cost nothing beside what such a kernel computes.
+        # A few spilled registers are negligible compared with the arithmetic of such a kernel.
         if [ "${spills:-0}" -gt 64 ]; then
-            echo "error: $name spills more than a few registers"
+            echo "error: $name spills more than 64 bytes of registers"
             exit 1
         fi
         ;;
@@ -88,15 +89,15 @@ for bytes in 1000000 8000000; do
         echo "error: a device of $bytes bytes is enough for $model"
         exit 1
     fi
-    grep -q 'bytes were asked for, .* are held' "$work/error" || {
+    grep -q 'bytes were requested, .* are held' "$work/error" || {
         cat "$work/error"
-        echo "error: the end of $bytes bytes is not told"
+        echo "error: running out of $bytes bytes is not reported"
         exit 1
     }
 done
 if CUDA_STUB_VERSION=11040 answer >"$work/answer" 2>"$work/error" || ! grep -q 'CUDA 11.4' "$work/error"; then
     cat "$work/error"
-    echo "error: a driver that is too old is not told"
+    echo "error: a driver that is too old is not reported"
     exit 1
 fi
-echo "$count kernels compile for compute capability 8.7; a model answers, and says when memory ends"
+echo "$count kernels compile for compute capability 8.7; a model answers and reports when memory runs out"

@@ -1,8 +1,7 @@
-/* A stand-in for libcuda.so.1: a driver of one Orin that remembers what it is given and runs nothing. Memory is the
- * machine's own, so copies work; kernels are accepted and written to the folder that CUDA_STUB_PTX names. With it the
- * whole way through the CUDA runtime is gone without a GPU, the real run-time compiler included. Results are zeros. It
- * has as many bytes of memory as CUDA_STUB_MEMORY says [default: 4 GiB], and CUDA in the version of CUDA_STUB_VERSION
- * [default: 12060]. */
+/* A stub of libcuda.so.1: the driver of one Orin that executes no kernels. Memory is host memory, so copies work;
+ * kernels are accepted and written to the folder CUDA_STUB_PTX. It exercises the whole CUDA runtime, including the real
+ * run-time compiler, without a GPU. Results are zeros. CUDA_STUB_MEMORY sets the bytes of memory [default: 4 GiB],
+ * CUDA_STUB_VERSION the CUDA version [default: 12060]. */
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +20,11 @@ int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
 int cuDeviceGet(int *device, int index) { *device = index; return SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 8ull << 30; return SUCCESS; }
 int cuDeviceGetName(char *name, int size, int device) {
-    snprintf(name, size, "stand-in for an Orin");
+    snprintf(name, size, "Orin stub");
     return SUCCESS;
 }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-    /* Numbers of cuda.h: capability, warp, shared memory, threads of a block, sizes of blocks and grids,
+    /* Attribute numbers of cuda.h: capability, warp, shared memory, threads of a block, sizes of blocks and grids,
      * multiprocessors, integrated. */
     static const int values[][2] = {{75, 8}, {76, 7}, {10, 32}, {8, 48 << 10}, {97, 163 << 10}, {1, 1024}, {2, 1024},
         {3, 1024}, {4, 64}, {5, 2147483647}, {6, 65535}, {7, 65535}, {16, 8}, {18, 1}};

@@ -1,4 +1,4 @@
-"""Checks and measures on a GPU; see gpu-check.sh. Needs nothing beyond Python, and for the comparison with PyTorch
+"""Tests and benchmarks on a GPU; see gpu-check.sh. The comparison with PyTorch requires
 `torch` and `transformers`."""
 
 import argparse
@@ -17,17 +17,17 @@ import time
 import zlib
 
 DATA = pathlib.Path("models/tests/data")
-# The promise for f32 records: norm of the difference over the norm of the values.
+# Promised tolerance for f32 records: norm of the difference over the norm of the values.
 STAGE_TOLERANCE = 1e-3
-# Goldens checked of every small model.
+# Number of golden samples per small model.
 SAMPLES = 3
 FAMILIES = ["qwen2vl-tiny", "qwen25vl-tiny", "llava-tiny", "blip2-tiny", "phi35v-tiny", "qwen2audio-tiny"]
-# Not stages: ids and inputs are compared by the project's own tests.
+# Inputs, which the project's own tests compare.
 INPUTS = {"input_ids", "position_ids", "rope_delta", "grid_thw", "pixel_values", "input_features"}
-PICTURE = 672
+IMAGE = 672
 PREFILL = 512
 DECODE = 64
-# What is asked of the ratios of this project's times to PyTorch's (decode: PyTorch's to this project's).
+# Required ratios of this project's times to PyTorch's (decode: PyTorch's to this project's).
 LIMITS = {"vision": 1.0, "prefill": 1.2, "decode": 3.0}
 
 
@@ -41,7 +41,7 @@ class Check:
         self.failures = []
 
     def run(self, *command, peak=None):
-        """What a command prints, or None in a dry run."""
+        """Runs a command and returns its output, or None in a dry run."""
         if self.dry:
             words = [word if len(word) < 100 else word[:20] + "..." for word in map(str, command)]
             print("  would run:", " ".join(words))
@@ -60,7 +60,7 @@ class Check:
         start = time.monotonic()
         try:
             action()
-        except Exception as error:  # every step is tried, and all failures are told at the end
+        except Exception as error:  # every step is tried, and all failures are reported at the end
             print(f"  FAILED: {error}")
             self.failures.append(name)
         if not self.dry:
@@ -68,7 +68,7 @@ class Check:
 
 
 class Watch(threading.Thread):
-    """The most memory that a process takes: on the GPU where nvidia-smi tells, else of the machine (unified memory)."""
+    """Records the peak memory of a process: on the GPU if nvidia-smi reports it, else of the machine (unified memory)."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
@@ -98,13 +98,13 @@ class Watch(threading.Thread):
 
 
 def available():
-    """Bytes that the machine has to give."""
+    """Returns the available memory of the machine in bytes."""
     text = pathlib.Path("/proc/meminfo").read_text()
     return int(re.search(r"MemAvailable:\s+(\d+)", text).group(1)) << 10
 
 
 def tensors(path):
-    """The tensors of a safetensors file, as lists of numbers."""
+    """Reads the tensors of a safetensors file as arrays."""
     data = pathlib.Path(path).read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
@@ -120,7 +120,7 @@ def tensors(path):
 
 
 def distance(found, expected):
-    # Decoding steps are captured after the prompt's; the prompt's come first.
+    # Decoding steps are captured after the prompt, so the prompt's values come first.
     if len(found) < len(expected):
         raise RuntimeError(f"{len(found)} values, expected {len(expected)}")
     difference = sum((f - e) ** 2 for f, e in zip(found, expected))
@@ -133,7 +133,7 @@ def goldens(check, family, record, work):
     stages = 0
     counted = ""
     samples = json.loads((folder / "index.json").read_text())["samples"]
-    # A video is several files, which the command line takes as a folder.
+    # A video consists of several files, which the command line expects as a folder.
     single = [sample for sample in samples if len(sample.get("media", [])) == 1]
     for sample in single[:SAMPLES]:
         media = folder / sample["media"][0]
@@ -165,7 +165,7 @@ def goldens(check, family, record, work):
 
 
 def launches(report):
-    """Kernels that a GPU was given for a decoded token, and for each of the language model's layers."""
+    """Formats the kernel launches per decoded token, and per layer of the language model."""
     steps = max(len(report["tokens"]) - 1, 1)
     decode = [s for s in report["stages"] if s["stage"] == "decode"]
     total = sum(s["launches"] for s in decode if s["name"] == "decode")
@@ -184,7 +184,7 @@ def convert(check, family, record, *options):
 
 
 def questions(check, record):
-    """The question set, on the GPU and on the CPU: how many answers are right, and how many differ."""
+    """Answers the question set on the GPU and on the CPU, and counts correct and differing answers."""
     reports = []
     for device in [check.device, "cpu"]:
         out = check.run(
@@ -203,29 +203,29 @@ def questions(check, record):
         raise RuntimeError("more than one answer in twenty differs")
 
 
-def picture(path):
-    """A picture of coloured stripes, as PNG."""
-    row = b"\0" + b"".join(bytes((x % 256, 3 * x % 256, 7 * x % 256)) for x in range(PICTURE))
+def image(path):
+    """Writes a PNG of colored stripes."""
+    row = b"\0" + b"".join(bytes((x % 256, 3 * x % 256, 7 * x % 256)) for x in range(IMAGE))
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", PICTURE, PICTURE, 8, 2, 0, 0, 0)
-    body = zlib.compress(row * PICTURE)
+    header = struct.pack(">IIBBBBB", IMAGE, IMAGE, 8, 2, 0, 0, 0)
+    body = zlib.compress(row * IMAGE)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
 def times(check, record, work):
-    """This project's times in ms and its peak memory in bytes: a picture's encoder, a prefill of words, decoding."""
-    shown = work / "picture.png"
-    picture(shown)
+    """Returns this project's times in ms (image encoder, prefill, decoding) and its peak memory in bytes."""
+    shown = work / "image.png"
+    image(shown)
     words = " ".join(["one"] * (PREFILL - 32))
     result, peak = {}, []
     for name, options in {
         "vision": ["--image", shown, "--prompt", "What is this?", "--max-tokens", 2],
         "prefill": ["--prompt", words, "--max-tokens", DECODE],
     }.items():
-        # Once to compile, once to time.
+        # First run compiles, second run is timed.
         for _ in range(2):
             out = check.run(
                 check.program, "run", record, "--device", check.device, *options, "--ignore-eos", "--json",
@@ -245,7 +245,7 @@ def times(check, record, work):
 
 
 def torch_times(check, checkpoint, tokens):
-    """The same of PyTorch, in a process of its own, whose memory is watched and given back like edge-lmm's."""
+    """Returns the times and peak memory of PyTorch, in a separate process like edge-lmm."""
     device = "cpu" if check.device == "cpu" else "cuda"
     peak = []
     out = check.run(
@@ -277,15 +277,15 @@ def torch_main(checkpoint, tokens, device):
     kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        # What a configuration says of its own number format goes before the default.
+        # The number format in a configuration overrides the default.
         model = kind.from_config(config, attn_implementation="sdpa").to(torch.bfloat16).eval()
-    # Nothing ends an answer early.
+    # Disables end-of-sequence tokens.
     model.generation_config.eos_token_id = None
     result = {}
     with torch.inference_mode():
         if config.model_type in ("qwen2_vl", "qwen2_5_vl"):
             vision = config.vision_config
-            side = PICTURE // vision.patch_size
+            side = IMAGE // vision.patch_size
             width = 3 * vision.temporal_patch_size * vision.patch_size**2
             pixels = torch.randn(side * side, width, device=device)
             grid = torch.tensor([[1, side, side]], device=device)
@@ -293,7 +293,7 @@ def torch_main(checkpoint, tokens, device):
             visual = model.model.visual if visual is None else visual
             result["vision"], _ = timed(lambda: visual(pixels, grid_thw=grid), 5)
         ids = torch.ones(1, tokens, dtype=torch.long, device=device)
-        # The scores of the last token only, as this project computes them.
+        # Logits of the last token only, as in this project.
         result["prefill"], _ = timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), 5)
         options = dict(do_sample=False, use_cache=True, pad_token_id=0, attention_mask=torch.ones_like(ids))
         one, _ = timed(lambda: model.generate(ids, max_new_tokens=1, **options), 1)
@@ -307,7 +307,7 @@ def torch_main(checkpoint, tokens, device):
 
 
 def copy_bandwidth(torch, device, wait):
-    """Bytes per second that a copy reads and writes."""
+    """Returns the bytes per second that a copy reads and writes."""
     source = torch.zeros(256 << 20, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     target.copy_(source)
@@ -332,7 +332,7 @@ def compare(check, pair, work):
         return
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"  not compared with PyTorch: python3 has no {' and no '.join(missing)}")
+        print(f"  not compared with PyTorch: python3 lacks {' and '.join(missing)}")
         return
     theirs, their_peak, bandwidth = torch_times(check, checkpoint, own["tokens"])
     rows = []
@@ -345,7 +345,7 @@ def compare(check, pair, work):
     rows.append(("peak MiB", f"{peak / 2**20:.0f}", f"{their_peak / 2**20:.0f}", f"{memory:.2f}", "<= 0.33", memory <= 1 / 3))
     share = weights / (own["decode"] / 1e3) / bandwidth
     rows.append(("bandwidth", f"{share * bandwidth / 1e9:.0f} GB/s", f"{bandwidth / 1e9:.0f} GB/s", f"{share:.2f}", ">= 0.6", share >= 0.6))
-    print("  | what (ms) | edge-lmm | PyTorch | ratio | wanted | met |\n  |---|---|---|---|---|---|")
+    print("  | what (ms) | edge-lmm | PyTorch | ratio | required | met |\n  |---|---|---|---|---|---|")
     for *cells, met in rows:
         print("  |", " | ".join(cells), "|", "yes |" if met else "no |")
 
@@ -353,8 +353,8 @@ def compare(check, pair, work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", default="target/release", help="folder of edge-lmm and edge-lmm-convert")
-    parser.add_argument("--device", default="cuda", help="device of edge-lmm (a test of this script: cpu)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
+    parser.add_argument("--device", default="cuda", help="device of edge-lmm (cpu to test this script)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     parser.add_argument("records", nargs="*", metavar="RECORD.bpk=CHECKPOINT")
     parser.add_argument("--torch", metavar="CHECKPOINT", help=argparse.SUPPRESS)
     parser.add_argument("--torch-tokens", type=int, help=argparse.SUPPRESS)

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Estimates, without a board, how many cycles the AArch64 kernels take: compiles them, finds the innermost loops that
-do the products, and asks llvm-mca how fast a core could run them. An estimate: it knows the core's pipelines, and
-nothing of caches, memory or branch prediction.
+"""Estimates the cycles of the AArch64 kernels without a board: compiles them, finds the innermost loops with products
+and runs llvm-mca on them. The estimate models the pipelines of the core, but not caches, memory or branch prediction.
 
     eval "$(targets/aarch64-toolchain.sh)"      # the compiler's library and linker for AArch64
     python3 targets/mca.py                      # needs llvm-mca (Debian: llvm-19), --llvm-mca names another one
     python3 targets/mca.py --ggml DIR           # and ggml's kernels for the same core: DIR holds ggml/src of llama.cpp
 
-"share" is the part of the core's peak: two multiply-accumulate instructions per cycle, of 16 products with `sdot`, or
+"share" is the fraction of the core's peak: two multiply-accumulate instructions per cycle, of 16 products with `sdot`, or
 one of 8 with `smlal` (Cortex-A72 has one multiplier). LLVM describes the Cortex-A76 with the pipelines of the older
-Cortex-A57; Neoverse N1 is the same core as the A76 with a description of its own.
+Cortex-A57; Neoverse N1 is the same core as the A76 with its own description.
 """
 
 import argparse
@@ -21,16 +20,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = "aarch64-unknown-linux-gnu"
-# Products of one instruction, by its name and the arrangement of its result.
+# Products per instruction, by its name and the arrangement of its result.
 PRODUCTS = {"sdot": 16, "udot": 16, "smlal": 8, "smlal2": 8, "smull": 8, "smull2": 8, "fmla": 4}
-# Core: what it is, and the products of bytes at its peak per cycle.
+# Core: description, and peak byte products per cycle.
 CORES = {
     "cortex-a76": ("Raspberry Pi 5", 32),
-    "neoverse-n1": ("the same core, described for itself", 32),
+    "neoverse-n1": ("the same core, with its own description", 32),
     "cortex-a72": ("Raspberry Pi 4", 8),
 }
-# Ours: the function, how many products of which instructions the loop has, the cores, and whether it is the loop that
-# also loads the weights (for one token) or the one that does not.
+# Our kernels: function, number of certain instructions in the loop, cores, and whether the loop
+# loads the weights (for one token) or not.
 OURS = {
     "q4 and q8 gemm": (r"dotprod.*some_tokens", {}, ["cortex-a76", "neoverse-n1"], None),
     "q4 gemv": (r"dotprod\d+q4", {"sdot": 16, "mla": 2}, ["cortex-a76", "neoverse-n1"], "one"),
@@ -56,7 +55,7 @@ def run(command, **options):
 
 
 def compile_ours():
-    """The assembly of the kernels, as cargo builds them for release."""
+    """Returns the assembly of the kernels in a release build."""
     directory = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mca"
     flags = os.environ.get("EDGE_LMM_CARGO_FLAGS", "").split()
     command = ["cargo", "rustc", "--release", "-q", "--locked", *flags, "--target", TARGET, "-p", "edge-lmm-kernels"]
@@ -66,21 +65,21 @@ def compile_ours():
 
 
 def compile_ggml(folder, source):
-    """The assembly of one of ggml's files for the Cortex-A76."""
+    """Returns the assembly of one of ggml's files for the Cortex-A76."""
     base = Path(folder) / "ggml/src"
     path = base / "ggml-cpu" / source
     if not path.exists():
-        sys.exit(f"error: {path} does not exist: --ggml takes the folder that holds ggml/src")
+        sys.exit(f"error: {path} does not exist: --ggml expects the folder that contains ggml/src")
     compiler = "aarch64-linux-gnu-g++" if path.suffix == ".cpp" else "aarch64-linux-gnu-gcc"
     includes = [base, base / "ggml-cpu", base / "../include"]
     flags = ["-O3", "-mcpu=cortex-a76", "-DNDEBUG", "-D_GNU_SOURCE", "-S", "-o", "-"]
     text = run([compiler, *flags, *[f"-I{include}" for include in includes], path])
-    # Instructions that are written as numbers, with their names in a comment.
+    # Instructions that are encoded as numbers, with their names in a comment.
     return re.sub(r"\.inst\s+0x[0-9a-f]+\s*//\s*", "", text)
 
 
 def functions(assembly):
-    """Name and lines of every function."""
+    """Yields the name and lines of every function."""
     name, lines = None, []
     for line in assembly.splitlines():
         label = re.match(r"^([A-Za-z_$][\w$.]*):", line)
@@ -96,7 +95,7 @@ def functions(assembly):
 
 
 def loops(lines):
-    """The innermost loops: from a label to a branch back to it, without another such pair inside."""
+    """Returns the innermost loops: from a label to a branch back to it, without another such pair inside."""
     places = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"^(\.?L?[\w.$]+):", line))}
     numbered = [(int(m[1]), i) for i, line in enumerate(lines) if (m := re.match(r"^\s*(\d+):", line))]
     found = []
@@ -122,21 +121,21 @@ def products(loop):
 
 
 def clean(loop):
-    """Instructions alone: no comments, directives, or labels but as branch targets."""
+    """Strips comments, directives and labels; branch targets are replaced by one label."""
     lines = [re.sub(r"//.*|/\*.*?\*/", "", line).strip() for line in loop]
     lines = [line for line in lines if line and not line.startswith((".", "#")) and not line.endswith(":")]
     return "\n".join(re.sub(r"\s(\.L\w+|\d+b)$", " .Lnext", line) for line in lines) + "\n.Lnext:\n"
 
 
 def cycles(llvm_mca, core, loop):
-    """Cycles of one iteration in the long run."""
+    """Returns the average cycles per iteration."""
     command = [llvm_mca, "-mtriple=aarch64", f"-mcpu={core}", "-mattr=+dotprod,+fullfp16", "-iterations=200"]
     text = run(command, input=clean(loop))
     return int(re.search(r"Total Cycles:\s+(\d+)", text)[1]) / 200
 
 
 def count(loop, instruction):
-    """How often an instruction occurs; `smlal` stands for `smlal2`, too."""
+    """Counts an instruction; `smlal` includes `smlal2`."""
     return sum(bool(re.match(rf"\s*{instruction}2?\s", line)) for line in loop)
 
 
@@ -145,7 +144,7 @@ def loads(loop):
 
 
 def find_loop(assembly, pattern, instructions=None, kind=None):
-    """The loop with products in a matching function: with these instructions, and most loads for one token, or fewest for
+    """Finds the loop with products in a matching function: with these instructions, and most loads for one token, or fewest for
     many; or else the one with most products for its length."""
     candidates = []
     for name, lines in functions(assembly):
@@ -163,7 +162,7 @@ def find_loop(assembly, pattern, instructions=None, kind=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llvm-mca", default=None, help="the program (default: llvm-mca-19 or llvm-mca)")
+    parser.add_argument("--llvm-mca", default=None, help="program to run (default: llvm-mca-19 or llvm-mca)")
     parser.add_argument("--ggml", metavar="DIR", help="a llama.cpp source folder to compare with")
     parser.add_argument("--show", metavar="KERNEL", help="print the loop of a kernel instead")
     arguments = parser.parse_args()
@@ -189,7 +188,7 @@ def main():
     print(f"{'kernel':22} {'core':12} {'products':>9} {'cycles':>8} {'per cycle':>10} {'share':>7}")
     for name, (loop, cores) in kernels.items():
         if loop is None:
-            sys.exit(f"error: no loop with products was found for {name}: has the function another name?")
+            sys.exit(f"error: no loop with products found for {name}; was the function renamed?")
         for core in cores:
             count, time = products(loop), cycles(llvm_mca, core, loop)
             share = count / time / CORES[core][1]

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Tests the kernels for AArch64 on an x86-64 machine with Debian or a relative of it, emulated as a Raspberry Pi 4
-# (Cortex-A72) and a Raspberry Pi 5 (Cortex-A76), and says which instruction sets were tested. Installs what is missing,
-# see targets/aarch64-toolchain.sh.
+# Tests the AArch64 kernels on an x86-64 machine with Debian or a derivative, emulated as a
+# Raspberry Pi 4 (Cortex-A72) and a Raspberry Pi 5 (Cortex-A76), and prints the instruction sets
+# tested. Installs missing tools, see targets/aarch64-toolchain.sh.
 #
 # Usage: targets/test-aarch64.sh [ARGUMENTS OF THE TEST PROGRAMS]
 set -eu
@@ -12,11 +12,11 @@ mkdir -p "$directory"
 directory=$(cd "$directory" && pwd)
 export CARGO_TARGET_DIR="$directory"
 
-# What is missing is installed; the rest is exported.
+# Installs missing tools and exports the environment.
 environment=$(targets/aarch64-toolchain.sh "$target")
 eval "$environment"
 
-# Emulation is some 20 times slower: fewer random cases, unless asked for.
+# Emulation is about 20 times slower, so fewer random cases run by default.
 export PROPTEST_CASES="${PROPTEST_CASES:-4}"
 for cpu in cortex-a72 cortex-a76; do
     echo "== $cpu"

@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# Its name has the architecture in it, or not.
+# The name may contain the architecture.
 driver() {
     ls /usr/share/vulkan/icd.d/lvp_icd*.json 2>/dev/null | head -n 1
 }
@@ -24,7 +24,7 @@ if [ -n "$missing" ]; then
 fi
 VK_DRIVER_FILES=$(driver)
 export VK_DRIVER_FILES
-# For GPUs of JetPack 6; without it the newest CUDA is assumed.
+# For GPUs of JetPack 6; the default is the newest CUDA.
 export CUDARC_CUDA_VERSION="${CUDARC_CUDA_VERSION:-12060}"
 
 cargo test --locked -p edge-lmm-ops -p edge-lmm-convert --features edge-lmm-ops/vulkan,edge-lmm-convert/vulkan \

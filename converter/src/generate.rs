@@ -1,6 +1,6 @@
-//! `edge-lmm-convert --generate WHAT`: the manual page and completions, for packages.
+//! `edge-lmm-convert --generate WHAT`: prints the manual page and shell completions for packages.
 //!
-//! The option stands alone and is not part of the command line that it describes.
+//! The option is handled before the command line is parsed and is not listed in its help.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Command;
 use clap_complete::Shell;
 
-/// Returns WHAT if the arguments after the program's name are exactly `--generate WHAT`.
+/// Returns WHAT if the arguments after the program name are exactly `--generate WHAT`.
 pub fn requested(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
     let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
     match &arguments[..] {
@@ -18,7 +18,7 @@ pub fn requested(arguments: impl IntoIterator<Item = OsString>) -> Option<String
     }
 }
 
-/// Prints the manual page or the completions of a shell.
+/// Prints the manual page or the completions for a shell.
 pub fn print(what: &str, mut command: Command) -> anyhow::Result<()> {
     let mut text = Vec::new();
     let name = command.get_name().to_owned();

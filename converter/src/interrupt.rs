@@ -1,4 +1,4 @@
-//! Ending on Ctrl-C and the like without leaving unfinished files behind.
+//! Removes unfinished files when a signal ends the program.
 
 use std::io::IsTerminal;
 use std::process;
@@ -9,8 +9,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 /// Makes SIGINT, SIGTERM and SIGHUP remove unfinished files and end the program with status 128 +
-/// the signal's number, as shells do. Signals that the program was started to ignore (`nohup`) stay
-/// ignored.
+/// the signal number, as shells do. Signals that were ignored at startup (`nohup`) stay ignored.
 pub fn install() {
     let ignored = ignored_signals();
     let wanted = [SIGINT, SIGTERM, SIGHUP]
@@ -30,7 +29,7 @@ pub fn install() {
 
 fn end(signal: i32) -> ! {
     let (left, _guard) = abandon_all();
-    // Behind the progress bar.
+    // Moves below the progress bar.
     let start = if std::io::stderr().is_terminal() {
         "\n"
     } else {
@@ -44,7 +43,7 @@ fn end(signal: i32) -> ! {
     process::exit(128 + signal)
 }
 
-/// The signals that this process ignores, one bit each, as far as the system tells.
+/// Returns the signals that this process ignores as a bit mask, or 0 if `/proc` is unavailable.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status

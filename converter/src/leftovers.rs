@@ -1,5 +1,4 @@
-//! Tensors that the model does not use although they stand beside one that it uses, and sources
-//! that lose accuracy twice.
+//! Checks for tensors that the model leaves unused and for weights that would be quantized twice.
 
 use std::collections::BTreeSet;
 
@@ -8,12 +7,12 @@ use edge_lmm_ops::Format;
 use crate::plan::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
 
-/// Types of GGUF tensors with about four bits per weight or fewer.
+/// GGUF tensor types of about four bits per weight or fewer.
 const LOW_BIT: [&str; 6] = ["Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ4_NL"];
 
-/// Refuses a checkpoint where a tensor of the model has a companion that the model does not know:
-/// the values then mean something else than they say, such as integers to be multiplied by a
-/// scale. A bias that the configuration switches off is only warned of.
+/// Rejects a checkpoint in which a used tensor has an unused companion. The stored values then do
+/// not have their usual meaning; they may be integers that a scale multiplies. A bias that the
+/// configuration disables only causes a warning.
 pub(crate) fn check(checkpoint: &Checkpoint, weights: &[PlannedWeight]) -> Result<(), SourceError> {
     let used: BTreeSet<&str> = weights
         .iter()
@@ -31,23 +30,23 @@ pub(crate) fn check(checkpoint: &Checkpoint, weights: &[PlannedWeight]) -> Resul
             continue;
         };
         if companion.ends_with(".bias") {
-            log::warn!("{companion} is left out: the configuration says that {tensor} has no bias");
+            log::warn!("{companion} is ignored: the configuration says that {tensor} has no bias");
             continue;
         }
         return Err(SourceError::Unsupported {
             file: checkpoint.weights_file(),
             what: format!("tensor {tensor} with a companion"),
             found: companion.to_owned(),
-            supported: "weights that need nothing beside them; if the checkpoint is quantized, \
-                        take the one that it was made from"
+            supported: "weights without companion tensors; if the checkpoint is quantized, \
+                        use the original checkpoint"
                 .into(),
         });
     }
     Ok(())
 }
 
-/// Returns `true` if a tensor belongs to the same module as `tensor`, directly and not in a submodule.
-/// `scope` is the module with a dot, or the tensor itself where it is no `.weight`.
+/// Returns `true` if a tensor belongs directly to the module of `tensor`, not to a submodule.
+/// `scope` is the module name with a trailing dot, or `tensor` itself if that is not a `.weight`.
 fn belongs(name: &str, scope: &str, tensor: &str) -> bool {
     let rest = &name[scope.len()..];
     match scope.strip_suffix('.') {
@@ -57,7 +56,7 @@ fn belongs(name: &str, scope: &str, tensor: &str) -> bool {
     }
 }
 
-/// Warns once of weights that are stored in few bits already and get into few bits again.
+/// Warns once about weights that are stored in few bits and quantized to few bits again.
 pub(crate) fn warn_of_low_bit_sources(checkpoint: &Checkpoint, weights: &[PlannedWeight]) {
     let low_bit = |tensor: &str| {
         let dtype = &checkpoint.tensor(tensor)?.dtype;

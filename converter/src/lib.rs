@@ -1,8 +1,9 @@
 //! Turns a checkpoint into one record that `edge-lmm` runs.
 //!
-//! [`source`] reads the checkpoint lazily, [`plan`] decides what every weight becomes, [`mod@write`]
-//! packs and writes them one by one: memory stays near the largest tensor, not the model. [`edge_lmm::output`]
-//! lets a file appear only when it is whole.
+//! [`source`] reads the checkpoint lazily, [`plan`] chooses the format of every weight,
+//! [`mod@write`] packs and writes the weights one by one, so that memory use is bounded by the
+//! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
+//! complete.
 
 mod leftovers;
 mod names;

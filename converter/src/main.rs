@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::{CommandFactory, Parser};
 use edge_lmm::needs::Scenario;
 use edge_lmm::one_line;
-use edge_lmm::output::Output;
+use edge_lmm::output::{Output, OutputError};
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm_convert::source::Checkpoint;
@@ -22,23 +22,23 @@ use edge_lmm_convert::{Options, Plan, Report, write_record_to};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Turns a checkpoint into one 4-bit record for edge-lmm.
+/// Converts a checkpoint into one 4-bit record for edge-lmm.
 ///
 /// SOURCE is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), or a language
-/// model in GGUF form with its vision tower in --mmproj. By default the language model is stored
-/// in 4 bits and the encoders in 8; the checkpoint is read piece by piece, so a model larger than
-/// the memory converts.
+/// model in GGUF format with its vision tower in --mmproj. By default the language model is stored
+/// in 4 bits and the encoders in 8 bits. The checkpoint is read tensor by tensor, so a model larger
+/// than memory can be converted.
 ///
 /// Example: edge-lmm-convert Qwen2-VL-2B-Instruct -o qwen2-vl-2b.bpk
 #[derive(Parser)]
 #[command(name = "edge-lmm-convert", version, max_term_width = 100)]
 struct Cli {
-    /// A Hugging Face folder, or a language model as .gguf
+    /// Hugging Face folder, or language model as .gguf
     source: PathBuf,
-    /// The record to write (.bpk)
+    /// Record to write (.bpk)
     #[arg(short, long, value_name = "OUT.bpk")]
     output: PathBuf,
-    /// The vision tower that belongs to a .gguf language model
+    /// Vision tower of a .gguf language model
     #[arg(long, value_name = "FILE.gguf")]
     mmproj: Option<PathBuf>,
     /// Format of the language model: f32, f16, q8 or q4
@@ -54,16 +54,16 @@ struct Cli {
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
     target: Option<String>,
-    /// Positions to plan the key-value cache for, with --target
+    /// Context length of the key-value cache in the memory estimate of --target
     #[arg(long, value_name = "N", default_value_t = 4096)]
     target_context: usize,
-    /// Size of the picture to plan for, with --target
+    /// Image size in the memory estimate of --target
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
-    target_picture: (usize, usize),
-    /// Write what became of every weight: scheme, bytes, relative error
+    target_image_size: (usize, usize),
+    /// Write a JSON report with the format, size and relative error of every weight
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
-    /// Say what would be written and how big it is, and write nothing
+    /// Show what would be written and its size, without writing anything
     #[arg(long)]
     dry_run: bool,
     /// Overwrite the record if it exists
@@ -104,7 +104,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     };
     let plan = Plan::new(&checkpoint, &options)?;
     for tensor in &plan.unused {
-        log::info!("the model does not use {tensor}");
+        log::info!("unused tensor {tensor}");
     }
     eprintln!("{}", describe(&plan));
     check_target(cli, &plan, checkpoint.tokenizer.len())?;
@@ -114,7 +114,15 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
-/// The files that a run writes, reserved before any work starts.
+/// Names the option that helps.
+fn with_option(error: OutputError) -> anyhow::Error {
+    match error {
+        OutputError::Exists { .. } => anyhow!("{error} (--force)"),
+        error => error.into(),
+    }
+}
+
+/// The output files of a run, reserved before any work starts.
 struct Outputs {
     record: Output,
     report: Option<Output>,
@@ -122,7 +130,7 @@ struct Outputs {
 
 impl Outputs {
     fn create(cli: &Cli) -> anyhow::Result<Self> {
-        let record = Output::create(&cli.output, cli.force)?;
+        let record = Output::create(&cli.output, cli.force).map_err(with_option)?;
         let report = match &cli.report {
             Some(path) if record.is(path) => return Err(record.in_use("the report").into()),
             Some(path) => Some(Output::create(path, true)?),
@@ -153,7 +161,7 @@ impl Outputs {
     }
 }
 
-/// Compares the record to be with the device that it is for.
+/// Checks the planned record against the target device.
 fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> {
     let Some(name) = &cli.target else {
         return Ok(());
@@ -161,21 +169,21 @@ fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> 
     let device = edge_lmm_targets::device(name)?;
     let scenario = Scenario {
         context: cli.target_context,
-        picture: Some(cli.target_picture),
+        picture: Some(cli.target_image_size),
     };
     let demand = plan.demand(tokenizer, &scenario)?;
-    let report = TargetReport::new(device, demand, cli.target_picture);
+    let report = TargetReport::new(device, demand, cli.target_image_size);
     eprintln!("{report}");
     ensure!(
         report.fit.fits || cli.force,
-        "{}; use smaller formats, a smaller context (--target-context) or picture \
-         (--target-picture), or write it all the same with --force",
+        "{}; use smaller formats, a smaller context (--target-context) or image \
+         (--target-image-size), or use --force to write it anyway",
         report.verdict()
     );
     Ok(())
 }
 
-/// What will be written: bytes per part and format.
+/// Describes the planned record: weights, parameters and bytes per part and format.
 fn describe(plan: &Plan) -> String {
     let mut parts: BTreeMap<(String, String), (usize, usize, usize)> = BTreeMap::new();
     for weight in &plan.weights {
@@ -204,8 +212,7 @@ fn describe(plan: &Plan) -> String {
     )
 }
 
-/// Writes the record and shows, on a terminal, which weight is being written and how long the
-/// rest will take.
+/// Writes the record. On a terminal, shows the current weight and the estimated time left.
 fn convert(plan: &Plan, checkpoint: Checkpoint, output: Output) -> anyhow::Result<Report> {
     let bar = ProgressBar::new(plan.bytes() as u64).with_style(
         ProgressStyle::with_template("{bar:16} {bytes}/{total_bytes}, {eta} left, {wide_msg}")

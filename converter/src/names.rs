@@ -1,13 +1,13 @@
 //! Tensor names of newer checkpoints.
 //!
-//! From version 4.52 on, `transformers` nests the parts of a multimodal model in `model`. Its
-//! `save_pretrained` restores the published names, but trainers that save the parameters as they
-//! are keep the nested ones. Families name their tensors as the published checkpoints do; where
-//! such a tensor is missing, it is looked for under the newer names.
+//! Since version 4.52, `transformers` nests the parts of a multimodal model in `model`. Its
+//! `save_pretrained` restores the published names, but trainers that save parameters directly keep
+//! the nested ones. Families use the published names; a tensor that is missing under its published
+//! name is looked up under the newer one.
 
 use crate::source::Checkpoint;
 
-/// Published prefixes and what newer files have instead.
+/// Published prefixes and their newer equivalents.
 const NEWER_PREFIXES: [(&str, &str); 8] = [
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
@@ -19,8 +19,8 @@ const NEWER_PREFIXES: [(&str, &str); 8] = [
     ("visual.", "model.visual."),
 ];
 
-/// The name under which `checkpoint` has the tensor that is published as `name`; `name` itself
-/// where it has none.
+/// Returns the name under which `checkpoint` stores the tensor published as `name`, or `name`
+/// itself if there is no such tensor.
 pub(crate) fn stored(name: &str, checkpoint: &Checkpoint) -> String {
     if checkpoint.tensor(name).is_some() {
         return name.to_owned();

@@ -1,4 +1,4 @@
-//! Decides what a record will hold, before anything is written.
+//! Plans the contents of a record before anything is written.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use edge_lmm::Cpu;
 use edge_lmm::needs::{Demand, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
-use edge_lmm_models::families;
+use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec};
 use edge_lmm_models::{ModelError, prompt::TextProcessor};
@@ -16,31 +16,31 @@ use edge_lmm_record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile, skel
 use crate::source::{Checkpoint, SourceError};
 use crate::{leftovers, names};
 
-/// Why a checkpoint cannot be converted.
+/// The error returned when a checkpoint cannot be converted.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The checkpoint makes no model.
+    /// The checkpoint does not describe a valid model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A tensor of the checkpoint has another shape than the configuration says.
+    /// A tensor has a different shape than the configuration requires.
     #[error(
-        "tensor {tensor} has shape {found:?}, its configuration asks for {rows} rows of {cols}: \
-         config.json and weights belong to different models"
+        "tensor {tensor} has shape {found:?}, expected {rows} rows of {cols}: \
+         config.json and the weights belong to different models"
     )]
     Shape {
         /// The tensor.
         tensor: String,
-        /// Its shape.
+        /// Its shape in the checkpoint.
         found: Vec<usize>,
-        /// Rows expected.
+        /// Expected number of rows.
         rows: usize,
-        /// Elements of a row expected.
+        /// Expected elements per row.
         cols: usize,
     },
-    /// A tensor that the model needs is missing.
+    /// A required tensor is missing.
     #[error(
         "the checkpoint has no tensor {tensor}, which the {family} weight {weight} is made of; \
          is a shard or the --mmproj file missing?"
@@ -58,13 +58,13 @@ pub enum ConvertError {
     Pack {
         /// The weight.
         weight: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The tokenizer gives ids that the model has no embedding for.
+    /// The tokenizer has ids without an embedding.
     #[error(
-        "the tokenizer has tokens up to id {largest}, the model has only {vocabulary} \
-         (vocab_size): they belong to different models"
+        "the tokenizer has tokens up to id {largest}, the model has only {vocabulary} embeddings \
+         (vocab_size): tokenizer and model do not belong together"
     )]
     Tokenizer {
         /// The largest id.
@@ -80,24 +80,24 @@ pub enum ConvertError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// What the user chose.
+/// Formats chosen by the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Format of the language model.
     pub text: Format,
-    /// Format of the vision encoder and of what maps its features into the language model.
+    /// Format of the vision encoder and the projector.
     pub vision: Format,
     /// Format of the audio encoder.
     pub audio: Format,
 }
 
 impl Default for Options {
-    /// Language model in 4 bits, encoders in 8.
+    /// Returns 4 bits for the language model and 8 bits for the encoders.
     fn default() -> Self {
         Self {
             text: Format::Q4,
@@ -108,7 +108,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The format of a packed weight of `part`.
+    /// Returns the format of packed weights of `part`.
     pub fn format(&self, part: Part) -> Format {
         match part {
             Part::Text => self.text,
@@ -118,25 +118,25 @@ impl Options {
     }
 }
 
-/// A weight with its size in the record.
+/// A weight and its size in the record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedWeight {
-    /// What it is made of.
+    /// Name, sources and storage.
     pub spec: WeightSpec,
-    /// Format, for a packed one.
+    /// Format of a packed weight, `None` for a dense one.
     pub format: Option<Format>,
     /// Bytes in the record.
     pub bytes: usize,
 }
 
 impl PlannedWeight {
-    /// The name of the format: `q4`, ..., or `dense f32` for what is never packed.
+    /// Returns the name of the format: `q4`, ..., or `dense f32` for weights that are never packed.
     pub fn scheme(&self) -> String {
         self.format
             .map_or_else(|| "dense f32".to_owned(), |format| format.to_string())
     }
 
-    /// The tensors that it is made of, with their types.
+    /// Returns the source tensors with their types.
     pub fn sources(&self, checkpoint: &Checkpoint) -> Vec<String> {
         let describe = |tensor: &str| match checkpoint.tensor(tensor) {
             Some(info) => format!("{tensor} ({})", info.dtype),
@@ -162,21 +162,21 @@ impl PlannedWeight {
     }
 }
 
-/// Everything that a record will hold.
+/// The planned contents of a record.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The family.
     pub family: &'static FamilyInfo,
-    /// What the record will say about itself.
+    /// Metadata of the record.
     pub info: RecordInfo,
-    /// The weights, in the order in which a model uses them.
+    /// Weights in the order in which the model uses them.
     pub weights: Vec<PlannedWeight>,
     /// Tensors of the checkpoint that the model does not use.
     pub unused: Vec<String>,
 }
 
 impl Plan {
-    /// Fits a checkpoint and the options together.
+    /// Plans the record of a checkpoint.
     ///
     /// # Errors
     /// If the family is unknown, a tensor is missing or has the wrong shape, or the tokenizer
@@ -189,9 +189,10 @@ impl Plan {
             generation: checkpoint.generation_config.clone(),
         };
         let family = families::info(&files)?;
-        let (model, specs) = skeleton::<Cpu>(&files, &Default::default(), |spec| {
-            Ok(options.format(spec.part))
-        })?;
+        let (model, specs) =
+            skeleton::<Cpu>(&Registry::default(), &files, &Default::default(), |spec| {
+                Ok(options.format(spec.part))
+            })?;
         check_tokenizer(checkpoint, model.language().vocabulary())?;
         let weights = specs
             .into_iter()
@@ -235,12 +236,14 @@ impl Plan {
         })
     }
 
-    /// What the record will need to run.
+    /// Estimates the memory that the record needs to run.
     ///
     /// # Errors
-    /// If the model cannot take a picture of that size.
+    /// If the model does not accept an image of that size.
     pub fn demand(&self, tokenizer: usize, scenario: &Scenario) -> Result<Demand, ConvertError> {
-        let (model, _) = self.info.skeleton::<Cpu>(&Default::default())?;
+        let (model, _) = self
+            .info
+            .skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         let weights: Vec<StoredWeight> = self
             .weights
             .iter()
@@ -252,14 +255,15 @@ impl Plan {
         Ok(Demand::new(&*model, &weights, tokenizer, scenario)?)
     }
 
-    /// Bytes of all weights.
+    /// Returns the total size of all weights in bytes.
     pub fn bytes(&self) -> usize {
         self.weights.iter().map(|weight| weight.bytes).sum()
     }
 }
 
 fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), ConvertError> {
-    // With the template, so that what a runtime would refuse is refused before anything is written.
+    // Checks the chat template too, so that errors of the runtime are found before anything is
+    // written.
     let text = TextProcessor::new(&checkpoint.tokenizer, checkpoint.chat_template.clone())?;
     match text.largest_id() {
         Some(largest) if largest as usize >= vocabulary => Err(ConvertError::Tokenizer {
@@ -310,7 +314,7 @@ fn plan_weight(
     };
     let bytes = bytes.ok_or_else(|| ConvertError::Pack {
         weight: spec.name.clone(),
-        reason: format!("{} x {cols} values do not fit into memory", spec.rows()),
+        reason: format!("{} x {cols} values exceed the address space", spec.rows()),
     })?;
     let planned = PlannedWeight {
         spec,

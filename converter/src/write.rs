@@ -1,4 +1,4 @@
-//! Packs weights and writes the record, one weight at a time.
+//! Packing of weights and writing of the record, one weight at a time.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -18,61 +18,61 @@ use serde::Serialize;
 use crate::plan::{ConvertError, Plan, PlannedWeight};
 use crate::source::{Checkpoint, some_of};
 
-/// Values that one task reads and packs at a time; a few of them are in memory at once.
+/// Values that one task reads and packs at a time; a few such chunks are in memory at once.
 const CHUNK: usize = 1 << 20;
 
-/// What became of every weight.
+/// The result of a conversion.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Family of the model.
     pub family: &'static str,
-    /// Bytes of the record.
+    /// Size of the record in bytes.
     pub file_bytes: u64,
-    /// The weights, in the order of the record.
+    /// Weights in the order of the record.
     pub tensors: Vec<TensorReport>,
 }
 
-/// What became of a weight.
+/// The result of converting one weight.
 #[derive(Debug, Clone, Serialize)]
 pub struct TensorReport {
     /// Name in the record.
     pub name: String,
     /// Part of the model.
     pub part: String,
-    /// Tensors it was made of, with their types.
+    /// Source tensors with their types.
     pub sources: Vec<String>,
-    /// `q4`, `q8`, `f16`, `f32`, or `dense f32` for what is never packed.
+    /// `q4`, `q8`, `f16`, `f32`, or `dense f32` for weights that are never packed.
     pub scheme: String,
-    /// Outputs.
+    /// Output dimension.
     pub rows: usize,
-    /// Inputs.
+    /// Input dimension.
     pub cols: usize,
     /// Bytes in the record.
     pub bytes: usize,
     /// Norm of the quantization error over the norm of the weight.
     pub relative_error: f64,
-    /// Values that are too small for the format, so that little or nothing of them is left.
+    /// Number of values too small for the format, which are lost entirely or in large part.
     pub lost: usize,
 }
 
-/// Hears of every weight that is begun and of the bytes that are packed.
+/// Callback for each started weight and the bytes packed.
 type Progress = Box<dyn Fn(&str, usize)>;
 
-/// Packed bytes with what the packing lost.
+/// Packed bytes with the statistics of the packing.
 type Packed = Result<(Vec<u8>, PackStats), ConvertError>;
 
-/// Everything the writing of one record shares.
+/// State shared by the callbacks that write one record.
 struct Job {
     checkpoint: Arc<Checkpoint>,
     progress: Progress,
     reports: RefCell<Vec<TensorReport>>,
 }
 
-/// Writes the record of `plan` to `path`, atomically: the file appears when it is whole, and
-/// replaces another one. `progress` as in [`write_record_to`].
+/// Writes the record of `plan` to `path` atomically, replacing an existing file. The file appears
+/// only when it is complete. `progress` is as in [`write_record_to`].
 ///
 /// # Errors
-/// As [`write_record_to`], or if `path` is no place for a file.
+/// As [`write_record_to`], or if no file can be created at `path`.
 pub fn write_record(
     plan: &Plan,
     checkpoint: Arc<Checkpoint>,
@@ -82,11 +82,11 @@ pub fn write_record(
     write_record_to(Output::create(path, true)?, plan, checkpoint, progress)
 }
 
-/// Writes the record of `plan`. `progress` gets the name of every weight with 0 bytes when it is
-/// begun, and then the bytes that are packed, in one or several steps.
+/// Writes the record of `plan`. `progress` receives the name of every weight with 0 bytes when it
+/// is started, and then the number of bytes packed, in one or several steps.
 ///
 /// # Errors
-/// If a tensor cannot be read or packed, or the file cannot be written; nothing is left behind.
+/// If a tensor cannot be read or packed, or the file cannot be written; no file is left behind.
 pub fn write_record_to(
     output: Output,
     plan: &Plan,
@@ -150,7 +150,7 @@ fn warn_of_lost_weights(tensors: &[TensorReport]) {
 }
 
 impl Job {
-    /// The bytes of a weight as the record stores them; keeps hash and report.
+    /// Returns the bytes of a weight as stored in the record, and keeps its hash and report.
     fn bytes(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
         let spec = &weight.spec;
         (self.progress)(&spec.name, 0);
@@ -161,7 +161,7 @@ impl Job {
         self.reports
             .borrow_mut()
             .push(self.report(weight, bytes.len(), &stats));
-        // Every tensor is read once: what it took of the memory is free again.
+        // Every tensor is read once, so its pages can be released.
         for file in &self.checkpoint.files {
             file.release();
         }
@@ -194,7 +194,7 @@ impl Job {
         let checkpoint = &*self.checkpoint;
         let mut bytes = Vec::with_capacity(shape.byte_len().unwrap_or_default());
         let mut stats = PackStats::default();
-        // A batch of tasks at a time, so that what waits to be joined stays small.
+        // Works in batches to limit the memory of packed chunks that wait to be joined.
         for batch in starts.chunks(2 * pool.threads()) {
             let slots: Vec<Mutex<Option<Packed>>> =
                 batch.iter().map(|_| Mutex::new(None)).collect();
@@ -250,7 +250,7 @@ fn pack_chunk(
     Ok((bytes, stats))
 }
 
-/// Rows of a weight, across the tensors it is stacked of.
+/// Reads rows of a weight across the tensors that it is stacked from.
 fn read_rows(
     checkpoint: &Checkpoint,
     spec: &WeightSpec,

@@ -1,5 +1,4 @@
-//! What the converter says to damaged and unfit checkpoints: one readable error, exit code 1, and
-//! nothing written.
+//! Damaged and unsuitable checkpoints: one readable error, exit status 1, and no output file.
 
 mod common;
 
@@ -82,7 +81,7 @@ fn a_configuration_of_another_model() {
 #[test]
 fn weights_that_are_no_numbers() {
     let copy = Copy::of("qwen2vl-tiny");
-    // The last bytes of the file belong to the last tensor; 0xFFFF is a NaN in bf16.
+    // The last bytes of the file belong to the last tensor; 0xFFFF is NaN in bf16.
     copy.change("model.safetensors", |bytes| {
         let end = bytes.len();
         bytes[end - 2..].copy_from_slice(&[0xff, 0xff]);
@@ -118,7 +117,7 @@ fn outputs_that_cannot_be_written() {
     assert_eq!(nowhere.status.code(), Some(1));
 }
 
-/// Templates and tokenizers that would overflow the stack, take all memory or panic on any text.
+/// Templates and tokenizers that would overflow the stack, exhaust memory or panic.
 #[test]
 fn rude_templates_and_tokenizers() {
     let template = |text: &str, word: &str| {

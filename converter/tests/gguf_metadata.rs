@@ -1,4 +1,4 @@
-//! Metadata of GGUF files that would change the results: refused or warned of, never ignored.
+//! GGUF metadata that would change the results is rejected or causes a warning.
 
 mod common;
 mod source_support;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::damage::{command, expect_error};
 use source_support::{GgufBuilder, model};
 
-/// A small model with the tokenizer of three tokens.
+/// Builds a small model with a tokenizer of three tokens.
 fn small() -> GgufBuilder {
     let tokens = ["a", "b", "ab"].map(str::to_owned);
     GgufBuilder::new()
@@ -121,7 +121,7 @@ fn unknown_keys_and_sliding_windows_are_told() {
     assert!(window.contains("32 tokens instead of 64"), "{window}");
 }
 
-/// A copy of a vision tower with one more key; the header grows by what the alignment allows.
+/// Copies a vision tower and adds a key; the header grows by a multiple of the alignment.
 fn tower_with(folder: &Path, entry: &[u8]) -> PathBuf {
     let bytes = std::fs::read(model("llava-odd-gguf/mmproj-llava-odd-f16.gguf")).expect("a tower");
     let keys = u64::from_le_bytes(bytes[16..24].try_into().expect("8 bytes"));
@@ -134,11 +134,11 @@ fn tower_with(folder: &Path, entry: &[u8]) -> PathBuf {
     path
 }
 
-/// Tiles make other visual tokens of an image than LLaVA-1.5 does.
+/// Tiling produces other visual tokens than LLaVA-1.5.
 #[test]
 fn towers_of_llava_1_6() {
     let folder = tempfile::tempdir().expect("a folder");
-    // A whole number of alignments, so that the tensors stay where they are.
+    // Padded to a multiple of the alignment, so that tensor offsets stay the same.
     let entry = |value: &str| {
         let key = "clip.vision.mm_patch_merge_type";
         let mut bytes = (key.len() as u64).to_le_bytes().to_vec();

@@ -1,7 +1,8 @@
-//! Checkpoints in the layouts of versions 4.46 to 5 of `transformers` give the reference's answers.
+//! Checkpoints in the layouts of `transformers` 4.46 to 5 give the answers of the reference.
 //!
-//! `data/layouts` holds the test checkpoints as each version saves them; `save_layouts.py` there
-//! made them. Phi-3.5-Vision has no class in `transformers`, so its layouts are made here.
+//! `data/layouts` holds the test checkpoints as each version saves them; `save_layouts.py` in that
+//! folder creates them. Phi-3.5-Vision has no class in `transformers`, so its layouts are generated
+//! here.
 
 mod common;
 
@@ -18,10 +19,10 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Checkpoints by their folder, with the number of versions that can save them.
+/// Checkpoints by folder, each with the number of versions that can save it.
 const CHECKPOINTS: [(&str, usize); 9] = [
     ("qwen2vl-tiny", 6),
-    // The class came with 4.49.
+    // The class was added in 4.49.
     ("qwen25vl-tiny", 5),
     ("llava-tiny", 6),
     ("blip2-tiny", 6),
@@ -29,7 +30,7 @@ const CHECKPOINTS: [(&str, usize); 9] = [
     ("qwen2audio-tiny", 6),
     ("llama3-odd", 6),
     ("qwen2-odd", 6),
-    // 4.46 knows no heads that are rotated in part.
+    // 4.46 does not support partial rotation.
     ("phi3-odd", 5),
 ];
 
@@ -47,8 +48,8 @@ fn copy(from: &Path, to: &Path, keep: impl Fn(&str) -> bool) {
     }
 }
 
-/// The weights of a checkpoint with the other files of `layout`. Its own tokenizer.json is used
-/// where the layout has none: then they are equal.
+/// Assembles the weights of a checkpoint with the other files of `layout`. Uses the checkpoint's
+/// own tokenizer.json if the layout has none: then they are equal.
 fn assemble(checkpoint: &str, layout: &Path) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let own = ["model.safetensors", "tokenizer.json"];
@@ -59,7 +60,7 @@ fn assemble(checkpoint: &str, layout: &Path) -> TempDir {
     folder
 }
 
-/// A copy of a checkpoint, to be changed.
+/// Copies a checkpoint so that it can be modified.
 fn copy_of(checkpoint: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     copy(&data().join(checkpoint), folder.path(), |_| true);
@@ -75,7 +76,7 @@ fn write(folder: &Path, name: &str, value: &Value) {
     std::fs::write(folder.join(name), value.to_string()).expect(name);
 }
 
-/// Checks the first sample and the first one with a medium of another kind.
+/// Checks the first sample and the first one with another kind of media.
 fn check(checkpoint: &str, folder: &Path) {
     let own = data().join(checkpoint).join("goldens");
     let folder_of_goldens = match own.exists() {
@@ -139,7 +140,7 @@ fn text_models() {
     }
 }
 
-/// What version 5 does to the files of other models, done to those of Phi-3.5-Vision: sections of
+/// Applies the changes of version 5 to the files of Phi-3.5-Vision: sections of
 /// `processor_config.json`, `dtype`, `rope_parameters`.
 #[test]
 fn phi3_vision() {
@@ -173,7 +174,7 @@ fn into_sections(folder: &Path, section: &str) {
     );
 }
 
-/// Trainers save parameters under the names that they have in memory.
+/// Trainers save parameters under their names in memory.
 #[test]
 fn nested_names_of_weights() {
     let renamed: [(&str, &[(&str, &str)]); 3] = [
@@ -220,8 +221,8 @@ fn nested_names_of_weights() {
     }
 }
 
-/// The configuration of the video processor is for videos only: frames of 112x112 pixels at most
-/// 3136 pixels large are 4x4 patches, while images keep their own limits.
+/// The configuration of the video processor applies only to videos. Frames of 112x112 pixels,
+/// limited to 3136 pixels, are 4x4 patches; images keep their own limits.
 #[test]
 fn videos_have_limits_of_their_own() {
     let goldens = goldens(&data().join("goldens/qwen2vl-tiny"));
@@ -261,7 +262,7 @@ fn videos_have_limits_of_their_own() {
     }
 }
 
-/// The question of a sample.
+/// Builds the request of a sample.
 fn request<'a>(messages: &'a [Message], golden: &'a Golden) -> Request<'a> {
     Request {
         media: &golden.media,
@@ -279,7 +280,7 @@ fn error(folder: &Path) -> String {
     }
 }
 
-/// The defaults of the reference's classes are not those of the published files.
+/// The defaults of the reference's classes differ from those of the published files.
 #[test]
 fn a_missing_processor_is_named() {
     for checkpoint in [
@@ -303,7 +304,7 @@ fn a_missing_processor_is_named() {
     }
 }
 
-/// Files of 4.52 to 4.55 repeat the top level in `text_config`, some of it as null.
+/// Files of 4.52 to 4.55 repeat top-level values in `text_config`, some as null.
 #[test]
 fn nulls_do_not_override_the_top_level() {
     let folder = copy_of("qwen2vl-tiny");
@@ -327,8 +328,8 @@ fn nulls_do_not_override_the_top_level() {
     check("qwen2vl-tiny", folder.path());
 }
 
-/// Sections keep only what differs from the defaults of their class, so the error of a tiny model
-/// without sizes must be about a weight, never about a member that is missing.
+/// Sections keep only values that differ from the defaults of their class, so for a tiny model
+/// without sizes the error must concern a weight and not a missing value.
 #[test]
 fn sizes_may_be_left_out() {
     let sections: [(&str, &str, &[&str]); 4] = [
@@ -348,8 +349,8 @@ fn sizes_may_be_left_out() {
     }
 }
 
-/// Parameters of rotary embeddings in the layout of version 5 give the answers of the older one,
-/// with a part of each head rotated, with and without LongRoPE.
+/// RoPE parameters in the layout of version 5 give the same answers as in the older one, with
+/// partial rotation, with and without LongRoPE.
 #[test]
 fn partial_rotation_in_both_layouts() {
     let golden = &goldens(&data().join("phi3-odd/goldens"))[0];

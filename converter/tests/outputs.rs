@@ -1,5 +1,5 @@
-//! Where the converter writes: paths are checked before work starts, files are whole or untouched,
-//! and nothing is left behind.
+//! Output paths are checked before work starts, files are complete or untouched, and no temporary
+//! files remain.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The source does not exist, so that only a check before any work can see the output first.
+/// The source does not exist, so only a check before reading it can reject the output.
 #[test]
 fn outputs_are_checked_first() {
     let nothing = Path::new("/nonexistent/model");
@@ -74,8 +74,11 @@ fn links_and_devices_are_told() {
     let folder = tempfile::tempdir().expect("a folder");
     let link = folder.path().join("link.bpk");
     std::os::unix::fs::symlink("elsewhere.bpk", &link).expect("a link");
-    refused(&convert(&source, &link, &[]), &["leads nowhere"]);
-    refused(&convert(&source, &link, &["--force"]), &["leads nowhere"]);
+    refused(&convert(&source, &link, &[]), &["broken symbolic link"]);
+    refused(
+        &convert(&source, &link, &["--force"]),
+        &["broken symbolic link"],
+    );
     refused(
         &convert(&source, Path::new("/dev/null"), &["--force"]),
         &["device"],

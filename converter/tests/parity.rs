@@ -1,4 +1,4 @@
-//! Every stage of Qwen2-VL against the reference implementation's values.
+//! Comparison of every stage of Qwen2-VL with the reference implementation.
 
 mod common;
 
@@ -11,8 +11,8 @@ fn qwen2_vl() {
     check_family(&data().join("qwen2vl-tiny"), None, &folder, 8);
 }
 
-/// Other sizes, nothing a multiple of a block, an untied head, two shards; two pictures in one
-/// prompt, a video of five frames, text alone.
+/// Other sizes, none a multiple of a block; an untied head; two shards; two images in one prompt, a
+/// video of five frames, text alone.
 #[test]
 fn qwen2_vl_of_other_dimensions() {
     let folder = data().join("qwen2vl-odd");

@@ -1,4 +1,4 @@
-//! Every stage of BLIP-2 against the reference implementation's values.
+//! Comparison of every stage of BLIP-2 with the reference implementation.
 
 mod common;
 
@@ -13,15 +13,15 @@ fn trained() {
     check_family(&data().join("blip2-tiny"), None, &folder, 8);
 }
 
-/// An odd number of layers in the Q-Former, so that the last one looks at the picture; a grey
-/// picture; a final norm with negative scales.
+/// An odd number of Q-Former layers, so that the last one has cross-attention; a gray image; a
+/// final norm with negative scales.
 #[test]
 fn of_other_dimensions() {
     let folder = data().join("blip2-odd");
     check_family(&folder, None, &folder.join("goldens"), 3);
 }
 
-/// Encoder and decoder of different depth, heads together wider than the residual stream,
+/// Encoder and decoder of different depth, heads whose total width exceeds the residual stream,
 /// distances beyond the last bucket.
 #[test]
 fn over_flan_t5() {
@@ -29,15 +29,15 @@ fn over_flan_t5() {
     check_family(&folder, None, &folder.join("goldens"), 3);
 }
 
-/// The answers to all samples' questions about one picture, and how many
-/// tokens of each prompt were in the state already.
+/// Returns the answers to all questions about one image, and how many tokens of each prompt were
+/// reused from the state.
 fn questions_in_a_row(checkpoint: &str, forget: bool) -> Vec<(Vec<u32>, usize)> {
     let folder = data().join(checkpoint);
     let mut engine = engine(&folder, None, &F32);
     let mut goldens = goldens(&folder.join("goldens"));
-    // The longest first: what has no room in the state for a longer prompt is not kept.
+    // Longest first: a state too small for a longer prompt is not kept.
     goldens.sort_by_key(|golden| std::cmp::Reverse(golden.question.len()));
-    let picture = &goldens[0].media;
+    let image = &goldens[0].media;
     goldens
         .iter()
         .map(|golden| {
@@ -45,7 +45,7 @@ fn questions_in_a_row(checkpoint: &str, forget: bool) -> Vec<(Vec<u32>, usize)> 
                 engine.forget();
             }
             let answer = engine
-                .answer(&request(picture, &ask(picture, &golden.question)), |_| {
+                .answer(&request(image, &ask(image, &golden.question)), |_| {
                     std::ops::ControlFlow::Continue(())
                 })
                 .expect("an answer");
@@ -64,7 +64,7 @@ fn request<'a>(media: &'a [Media], messages: &'a [Message]) -> Request<'a> {
     }
 }
 
-/// A decoder goes on behind the picture; an encoder has to see the whole prompt again.
+/// A decoder continues after the image; an encoder must process the whole prompt again.
 #[test]
 fn what_is_kept_changes_no_answer() {
     for (checkpoint, keeps) in [("blip2-odd", true), ("blip2-t5-odd", false)] {
@@ -72,18 +72,18 @@ fn what_is_kept_changes_no_answer() {
         let fresh = questions_in_a_row(checkpoint, true);
         for ((kept, reused), (fresh, _)) in kept.iter().zip(&fresh).skip(1) {
             assert_eq!(kept, fresh, "{checkpoint}");
-            // The picture's seven tokens at least.
+            // At least the seven tokens of the image.
             assert_eq!(*reused >= 7, keeps, "{checkpoint}: {reused} reused");
         }
     }
 }
 
-/// Without a picture the language model answers alone; a second picture has no place.
+/// Without an image the language model answers alone; a second image is rejected.
 #[test]
-fn number_of_pictures() {
+fn number_of_images() {
     let folder = data().join("blip2-t5-odd");
     let mut engine = engine(&folder, None, &F32);
-    let picture = goldens(&folder.join("goldens"))[0].media[0].clone();
+    let image = goldens(&folder.join("goldens"))[0].media[0].clone();
     let messages = ask(&[], "How many?");
     let answer = engine
         .answer(&request(&[], &messages), |_| {
@@ -91,7 +91,7 @@ fn number_of_pictures() {
         })
         .unwrap();
     assert_eq!((answer.visual_tokens, answer.tokens.len()), (0, 12));
-    let two = [picture.clone(), picture];
+    let two = [image.clone(), image];
     let error = engine
         .answer(&request(&two, &ask(&two, "How many?")), |_| {
             std::ops::ControlFlow::Continue(())

@@ -1,4 +1,4 @@
-//! Every stage of LLaVA-1.5 against the reference implementation's values.
+//! Comparison of every stage of LLaVA-1.5 with the reference implementation.
 
 mod common;
 
@@ -13,17 +13,17 @@ fn trained() {
     check_family(&data().join("llava-tiny"), None, &folder, 8);
 }
 
-/// Features of the last layer but two, grouped key-value heads, pictures resized to 80 pixels of
-/// which 70 are cut out, a transparent one, another layout of the tokenizer.
+/// Features of the third-to-last layer, grouped key-value heads, images resized to 80 pixels and
+/// cropped to 70, a transparent image, another tokenizer layout.
 #[test]
 fn of_other_dimensions() {
     let folder = data().join("llava-odd");
     check_family(&folder, None, &folder.join("goldens"), 3);
 }
 
-/// Query and key rows are permuted in such files. They cannot say that pictures are resized to
-/// more than what is cut out of them, nor that a text gets its leading space once and not behind
-/// every special token: both are taken from the original.
+/// Query and key rows are permuted in such files. They cannot express that images are resized to
+/// more than the crop size, nor that a text gets its leading space once and not after every special
+/// token: both are taken from the original.
 #[test]
 fn of_other_dimensions_from_gguf() {
     let folder = data().join("llava-odd-gguf");

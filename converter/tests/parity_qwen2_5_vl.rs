@@ -1,4 +1,4 @@
-//! Every stage of Qwen2.5-VL against the reference implementation's values.
+//! Comparison of every stage of Qwen2.5-VL with the reference implementation.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn trained() {
     check_family(&data().join("qwen25vl-tiny"), None, &folder, 8);
 }
 
-/// Windows of 3x3 tokens, cut off at the edge; one block with full attention; a video of five
+/// Windows of 3x3 tokens, truncated at the edge; one block with full attention; a video of five
 /// frames with three positions per second.
 #[test]
 fn of_other_dimensions() {

@@ -1,4 +1,4 @@
-//! Every stage of Qwen2-Audio against the reference implementation's values, with and without
+//! Comparison of every stage of Qwen2-Audio with the reference implementation, with and without
 //! padding.
 
 mod common;
@@ -13,11 +13,11 @@ use edge_lmm::{Media, Request, Session};
 use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::probe::Captured;
 
-/// Absolute difference of spectrograms that the project promises.
+/// Promised absolute tolerance of spectrograms.
 const MEL_TOLERANCE: f32 = 1e-3;
 
-/// What padding may change: the order of additions. An f32 is off by 6e-8, a sum of a few hundred
-/// such products by some ten times that, and there are about ten such sums one after the other.
+/// Padding may only change the order of additions. An f32 has a relative error of 6e-8, a sum of a
+/// few hundred products about ten times that, and there are about ten such sums in sequence.
 const PADDING_TOLERANCE: f64 = 1e-5;
 
 fn padding(audio_padding: AudioPadding) -> MediaOptions {
@@ -27,7 +27,8 @@ fn padding(audio_padding: AudioPadding) -> MediaOptions {
     }
 }
 
-/// The reference is padded; its spectrogram can only be compared then, all else both ways.
+/// Compares with the padded reference: the spectrogram only with padding, everything else both
+/// ways.
 fn check(checkpoint: &Path, folder: &Path, expected: usize) {
     let mut engine = engine(checkpoint, None, &F32);
     let goldens = goldens(folder);
@@ -49,7 +50,8 @@ fn check(checkpoint: &Path, folder: &Path, expected: usize) {
     }
 }
 
-/// The goldens of the trained checkpoint hold the first frames and the means of the bins.
+/// Checks a spectrogram: the goldens of the trained checkpoint hold the first frames and the means
+/// of the bins.
 fn check_mel(golden: &Golden, features: &Captured) {
     let bins = features.shape[1];
     let rows: Vec<&[f32]> = features.values.chunks(features.shape[2]).collect();
@@ -82,8 +84,8 @@ fn trained() {
     check(&data().join("qwen2audio-tiny"), &folder, 8);
 }
 
-/// 80 bins and windows of two seconds; a very short sound, one that is cut off, two in one
-/// prompt, stored positions that are no sinusoids.
+/// 80 bins and windows of two seconds; a very short clip, one that is truncated, two in one prompt,
+/// stored positions that are not sinusoids.
 #[test]
 fn of_other_dimensions() {
     let folder = data().join("qwen2audio-odd");
@@ -102,7 +104,8 @@ fn answer(engine: &mut Session<edge_lmm::Cpu>, media: &[Media]) -> Result<String
     answer.map(|a| a.text).map_err(|error| error.to_string())
 }
 
-/// What the model cannot hear or see gives an error that says why, and the model goes on.
+/// Media that the model cannot process give an error with the reason, and the model still works
+/// afterwards.
 #[test]
 fn odd_media() {
     let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);
@@ -128,7 +131,7 @@ fn odd_media() {
     }
 }
 
-/// The same tone at another rate, resampled, is heard alike.
+/// A tone resampled from another rate gives the same answer.
 #[test]
 fn other_rates_sound_alike() {
     let mut engine = engine(&data().join("qwen2audio-tiny"), None, &F32);

@@ -1,5 +1,4 @@
-//! Every stage of the language models without an encoder against the reference implementation's
-//! values.
+//! Comparison of every stage of the text-only language models with the reference implementation.
 
 mod common;
 
@@ -19,7 +18,7 @@ fn check_gguf(name: &str) {
     check_family(&file, None, &goldens, 3);
 }
 
-/// No template, linear scaling, heads that are not the width's share.
+/// No template, linear RoPE scaling, a head size that is not width / heads.
 #[test]
 fn llama() {
     check("llama-odd");
@@ -30,7 +29,8 @@ fn llama_from_gguf() {
     check_gguf("llama-odd");
 }
 
-/// A byte-level tokenizer, a template that begins the text itself, waves of every kind.
+/// A byte-level tokenizer, a template that adds BOS itself, RoPE wavelengths in every range of the
+/// scaling.
 #[test]
 fn llama_3() {
     check("llama3-odd");
@@ -51,8 +51,8 @@ fn qwen2_from_gguf() {
     check_gguf("qwen2-odd");
 }
 
-/// A part of each head rotated by LongRoPE; one sequence becomes long while it is continued, one
-/// is long from the beginning.
+/// Partial rotation with LongRoPE; one sequence becomes long during generation, one is long from
+/// the start.
 #[test]
 fn phi3() {
     check("phi3-odd");
@@ -63,7 +63,7 @@ fn phi3_from_gguf() {
     check_gguf("phi3-odd");
 }
 
-/// What a short sequence left in the cache must not go into a long one, nor the other way round.
+/// Cache entries of a short sequence must not be used for a long one, nor the other way round.
 #[test]
 fn what_is_kept_fits_the_length() {
     let mut engine = engine(&data().join("phi3-odd"), None, &F32);
@@ -89,7 +89,7 @@ fn what_is_kept_fits_the_length() {
         last
     };
     let (fresh, _) = tokens(&[beginning]);
-    // Below the border the same beginning is used again, beyond it it is not.
+    // Below the limit the common prefix is reused, beyond it is not.
     let (kept, reused) = tokens(&[beginning, beginning]);
     assert_eq!(kept, fresh);
     assert!(reused > 10, "{reused} reused");

@@ -1,5 +1,5 @@
-//! Every stage of every family on a Vulkan device, a software one among them, against the
-//! reference implementation's values: the kernels are those of CUDA.
+//! Comparison of every stage of every family with the reference implementation on a Vulkan device,
+//! which may be a software one: the kernels are those of CUDA.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn check(checkpoint: &str, folder: &str, samples: &[usize]) {
     let source = Checkpoint::open(&data().join(checkpoint), None).expect("a checkpoint");
     let mut engine = engine_on::<Vulkan>(source, &F32);
     let goldens = goldens(&data().join(folder));
-    // The reference pads sounds.
+    // The reference pads audio.
     let options = MediaOptions {
         audio_padding: AudioPadding::Window,
         ..MediaOptions::default()
@@ -26,14 +26,14 @@ fn check(checkpoint: &str, folder: &str, samples: &[usize]) {
     }
 }
 
-/// A picture and a video.
+/// An image and a video.
 #[test]
 fn qwen2_vl() {
     check("qwen2vl-tiny", "goldens/qwen2vl-tiny", &[0, 7]);
     check("qwen2vl-odd", "qwen2vl-odd/goldens", &[0, 1]);
 }
 
-/// Attention in windows.
+/// Window attention.
 #[test]
 fn qwen2_5_vl() {
     check("qwen25vl-tiny", "goldens/qwen25vl-tiny", &[0]);
@@ -46,7 +46,7 @@ fn llava() {
     check("llava-odd", "llava-odd/goldens", &[0]);
 }
 
-/// Over OPT, and over Flan-T5 with its biased attention.
+/// With OPT, and with Flan-T5 and its attention bias.
 #[test]
 fn blip2() {
     check("blip2-tiny", "goldens/blip2-tiny", &[0]);
@@ -65,7 +65,7 @@ fn qwen2_audio() {
     check("qwen2audio-odd", "qwen2audio-odd/goldens", &[0]);
 }
 
-/// Language models alone, one with scaled and one with partly rotated heads.
+/// Text-only language models, with scaled and with partial RoPE.
 #[test]
 fn text() {
     for name in ["llama3-odd", "qwen2-odd", "phi3-odd"] {
@@ -73,8 +73,8 @@ fn text() {
     }
 }
 
-/// With quantized weights a token of an answer takes 8 kernels for each layer, or 9 where keys are
-/// split, and a few around the layers.
+/// With quantized weights a generated token takes 8 kernel launches per layer, or 9 if keys are
+/// split, plus a few outside the layers.
 #[test]
 fn launches_of_a_token() {
     let source = Checkpoint::open(&data().join("qwen2vl-tiny"), None).expect("a checkpoint");
@@ -123,6 +123,6 @@ fn launches_of_a_token() {
         of_step(all),
         layers.len()
     );
-    // The embedding, the norm, the head, and the best score by way of several cubes.
+    // The embedding, the norm, the head, and the argmax, which takes two kernels.
     assert!((4..=5).contains(&(of_step(all) - inside)), "{all:?}");
 }

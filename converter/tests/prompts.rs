@@ -1,5 +1,5 @@
-//! What messages say never changes how a prompt is built, in every family; and what
-//! `generation_config.json` changes in an answer.
+//! Message content never changes how a prompt is built, in any family; and the effects of
+//! `generation_config.json`.
 
 mod common;
 
@@ -40,7 +40,7 @@ fn request<'a>(messages: &'a [Message], media: &'a [Media], max_tokens: usize) -
     }
 }
 
-/// Ids and texts of the added tokens.
+/// Returns ids and texts of the added tokens.
 fn added_tokens(checkpoint: &Path) -> Vec<(u32, String)> {
     let text = fs::read_to_string(checkpoint.join("tokenizer.json")).expect("a tokenizer");
     let json: Value = serde_json::from_str(&text).expect("JSON");
@@ -52,15 +52,15 @@ fn added_tokens(checkpoint: &Path) -> Vec<(u32, String)> {
     added.iter().map(token).collect()
 }
 
-/// Compares prompts of attacks with that of an ordinary question, as the user's, the operator's
-/// and an earlier answer's words.
+/// Compares prompts that contain attacks with an ordinary question, in user, system and assistant
+/// turns.
 fn check(name: &str, media: &[Media], extra: &[&str]) {
     let checkpoint = data().join(name);
     let added = added_tokens(&checkpoint);
     let mut engine = engine(&checkpoint, None, &F32);
     let mut control = |messages: &[Message]| -> Vec<u32> {
         let ids = prompt(&mut engine, messages, media).into_iter();
-        // A few tokenizers have no other id for unknown characters.
+        // Some tokenizers use `<unk>` for unknown characters.
         let is_control = |id: &u32| added.iter().any(|(own, text)| own == id && text != "<unk>");
         ids.filter(is_control).collect()
     };
@@ -152,7 +152,7 @@ fn text_alone() {
     }
 }
 
-/// A question of the same number of tokens but for the word itself keeps its place.
+/// Quoting a word changes no other token of the prompt.
 #[test]
 fn quoted_words_stay_in_the_prompt() {
     for (name, media) in [("llava-tiny", vec![]), ("qwen2vl-tiny", vec![image()])] {
@@ -190,10 +190,10 @@ fn control_tokens_take_effect_if_asked_for() {
     };
     let error = engine.answer(&special, |_| std::ops::ControlFlow::Continue(()));
     let error = error.expect_err("a place without an image").to_string();
-    assert!(error.contains("found 1 places"), "{error}");
+    assert!(error.contains("found 1 placeholder tokens"), "{error}");
 }
 
-/// Tokens of transformers 4.57.6 in f32 with this penalty.
+/// Expected tokens of transformers 4.57.6 in f32 with this penalty.
 #[test]
 fn the_repetition_penalty_of_the_checkpoint_is_applied() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,5 @@
-//! The error of q4 on trained weights, next to that of llama.cpp's plain Q4_0, which takes more bits.
+//! The error of q4 on trained weights, compared with that of llama.cpp's Q4_0, which uses more
+//! bits.
 
 mod common;
 
@@ -26,7 +27,8 @@ impl Error {
     }
 }
 
-/// Plain Q4_0: blocks of 32 with a half-precision scale; the weight of largest magnitude becomes -8.
+/// Quantizes to Q4_0: blocks of 32 with a half-precision scale; the weight of largest magnitude
+/// becomes -8.
 fn q4_0(weights: &[f32]) -> Vec<f32> {
     let mut out = Vec::with_capacity(weights.len());
     for block in weights.chunks(32) {
@@ -36,7 +38,7 @@ fn q4_0(weights: &[f32]) -> Vec<f32> {
         let scale = max / -8.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let stored = f16::from_f32(scale).to_f32();
-        // Half is added and the fraction cut off, as llama.cpp does.
+        // Adds a half and truncates, as llama.cpp does.
         out.extend(
             block
                 .iter()
@@ -86,7 +88,7 @@ fn q4_is_closer_to_trained_weights_than_q4_0() {
         let (mut ours, mut plain) = (Error::default(), Error::default());
         let (mut matrices, mut worse) = (0, 0);
         for (_, tensor) in tensors.tensors() {
-            // What Q4_0 can hold: rows of whole blocks.
+            // Q4_0 requires rows of whole blocks.
             let [rows, cols] = tensor.shape() else {
                 continue;
             };

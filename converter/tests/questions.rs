@@ -1,4 +1,4 @@
-//! Answers to a question set, row by row with the reference implementation's.
+//! Answers to a question set, compared row by row with those of the reference implementation.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn open(path: &Path) -> Media {
     }
 }
 
-/// The reference's answers, by question.
+/// Reads the answers of the reference by question.
 fn reference(name: &str) -> BTreeMap<String, String> {
     let path = data().join(format!("questions/reference_{name}.csv"));
     let mut reader = csv::Reader::from_path(path).expect("reference answers");

@@ -1,5 +1,5 @@
-//! Sources that look like a checkpoint and are none, or whose weights mean something else than they
-//! say: they are refused by name, with the way out.
+//! Sources that only resemble a checkpoint, or whose weights do not have their usual meaning, are
+//! rejected with their kind and the remedy.
 
 mod common;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const LFS_POINTER: &str =
     "version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 4418050848\n";
 
-/// The linear layers of the language model, without `.weight`.
+/// Returns the names of the language model's linear layers without `.weight`.
 fn linears(tensors: &Tensors) -> Vec<String> {
     tensors
         .keys()
@@ -76,7 +76,7 @@ fn adapters_that_are_not_merged() {
             tensors.insert(format!("{module}.{weight}"), tensor);
             tensors.insert(format!("{module}.{extra}"), zeros(Dtype::F32, &[4, 128]));
         });
-        copy.expect_error(&["adapter", "not merged", "merge_and_unload"]);
+        copy.expect_error(&["adapter", "unmerged", "merge_and_unload"]);
     }
 }
 
@@ -106,7 +106,7 @@ fn quantization_by_configuration() {
     assert!(copy.convert(&["--dry-run"]).0);
 }
 
-/// Changes every linear layer: module, outputs, inputs.
+/// Changes every linear layer; `change` gets module, outputs and inputs.
 fn expect_quantized(change: impl Fn(&mut Tensors, &str, [usize; 2]), name: &str) {
     let copy = Copy::of("qwen2vl-tiny");
     copy.change_tensors(|tensors| {
@@ -161,7 +161,7 @@ fn quantization_by_tensors() {
     );
 }
 
-/// The weights are of a type that can be read, but mean nothing without the tensor beside them.
+/// Weights of a readable type that have no meaning without a companion tensor.
 #[test]
 fn companions_of_readable_weights() {
     for companion in ["weight_scale", "weight.scale_of_rows", "alpha"] {

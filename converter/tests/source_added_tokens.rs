@@ -1,5 +1,5 @@
-//! Tokens that only the files beside `tokenizer.json` have. The expected ids are those that
-//! `transformers` 4.57 gives.
+//! Tokens that are only in the files beside `tokenizer.json`. The expected ids are those of
+//! `transformers` 4.57.
 
 mod source_support;
 
@@ -21,8 +21,8 @@ fn write(folder: &Path, name: &str, value: &Value) {
     std::fs::write(folder.join(name), value.to_string()).unwrap();
 }
 
-/// The tokenizer of `qwen2vl-tiny` with its files changed: `tokenizer_config.json` and
-/// `tokenizer.json`, which are given, and others.
+/// Returns the tokenizer of `qwen2vl-tiny` after changing `tokenizer_config.json` and
+/// `tokenizer.json`, and writing `others`.
 fn tokenizer(change: impl Fn(&mut Value, &mut Value), others: &[(&str, Value)]) -> Tokenizer {
     let folder = copy_of(&model("qwen2vl-tiny"));
     let mut config = read(folder.path(), "tokenizer_config.json");
@@ -41,14 +41,14 @@ fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokenizer.encode(text, true).unwrap().get_ids().to_vec()
 }
 
-/// Takes the added tokens out of `tokenizer.json`.
+/// Removes the added tokens from `tokenizer.json`.
 fn take_out(tokenizer: &mut Value) -> Vec<Value> {
     let added = tokenizer["added_tokens"].take();
     tokenizer["added_tokens"] = json!([]);
     added.as_array().unwrap().clone()
 }
 
-/// The id of the token `content` in `added_tokens_decoder`.
+/// Returns the id of the token `content` in `added_tokens_decoder`.
 fn id_of(config: &Value, content: &str) -> String {
     let decoder = config["added_tokens_decoder"].as_object().unwrap();
     let entry = decoder
@@ -99,10 +99,10 @@ fn of_the_older_files() {
         ],
     );
     assert_eq!(ids(&older, CHAT), ids(&own, CHAT));
-    // Special ones are left out of what people read, others are not.
+    // Decoding for display skips special tokens but not others.
     let read = older.decode(&ids(&older, CHAT), true).unwrap();
     assert_eq!(read, "user\n<|image_pad|>what is it?\n");
-    // With a decoder, the older files do not count.
+    // With `added_tokens_decoder`, the older files are ignored.
     let newer = tokenizer(|_, _| (), &[("added_tokens.json", json!({"<new>": 539}))]);
     assert_eq!(newer.token_to_id("<new>"), None);
 }
@@ -123,8 +123,8 @@ fn flags_of_tokenizer_config_count() {
     );
 }
 
-/// Special tokens that are given by their text alone get the ids behind all others, as long as the
-/// model has embeddings for them.
+/// Special tokens given by their text alone get the next free ids, as long as the model has
+/// embeddings for them.
 #[test]
 fn named_tokens_get_the_next_ids() {
     let named = tokenizer(|config, _| config["pad_token"] = json!("[NEW]"), &[]);
@@ -138,7 +138,7 @@ fn named_tokens_get_the_next_ids() {
     assert_eq!(named.token_to_id("[NEW]"), None);
 }
 
-/// A number that contradicts `tokenizer.json` or leaves a gap does not count.
+/// An id that contradicts `tokenizer.json` or leaves a gap is ignored.
 #[test]
 fn numbers_follow_tokenizer_json() {
     let moved = tokenizer(

@@ -1,4 +1,4 @@
-//! GGUF checkpoints against the same checkpoints in the layout of the hub.
+//! Comparison of GGUF checkpoints with the same checkpoints in the hub's layout.
 
 mod source_support;
 
@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use source_support::{GgufBuilder, data, model, plain_safetensors, tiny_gguf, values};
 
-/// Greatest difference between a value and its nearest half-precision number: half a step of the subnormal range,
-/// which begins at 2^-14 and has steps of 2^-24. Above it, half precision holds all 8 significant bits of a bfloat16.
+/// Largest difference between a bfloat16 and its nearest half-precision number: half a step of the
+/// subnormal range, which begins at 2^-14 and has steps of 2^-24. Above it, half precision holds
+/// all 8 significant bits of a bfloat16.
 const BF16_TO_F16: f32 = 1.0 / (1u64 << 25) as f32;
 
 fn assert_same_tensors(gguf: &Checkpoint, hub: &Checkpoint, tolerance: f32) {
@@ -29,8 +30,8 @@ fn assert_same_tensors(gguf: &Checkpoint, hub: &Checkpoint, tolerance: f32) {
     }
 }
 
-/// Every value of the GGUF route's json must be in the hub's; what only the hub has must be in `unknown`: fields that
-/// GGUF does not keep and that do not change what the model computes.
+/// Checks that every value of the GGUF config is in the hub's. Values that only the hub has must be
+/// in `unknown`: GGUF does not keep them, and they do not affect the computation.
 fn assert_agrees(gguf: &Value, hub: &Value, unknown: &[&str]) {
     let (gguf, hub) = (gguf.as_object().unwrap(), hub.as_object().unwrap());
     for (key, value) in gguf {
@@ -48,7 +49,7 @@ fn assert_agrees(gguf: &Value, hub: &Value, unknown: &[&str]) {
     assert_eq!(missing, unknown.iter().copied().collect());
 }
 
-/// Equality, where numbers that GGUF keeps in single precision agree in single precision.
+/// Compares JSON values; numbers need only agree in single precision.
 fn same_json(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => {
@@ -105,7 +106,8 @@ fn tiny_qwen2_vl_equals_its_hub_form() {
     assert_eq!(gguf.files[0].bytes, size);
 }
 
-/// Sizes that are not powers of two, an untied head, tokens in other places; f16 in both forms, so nothing is rounded.
+/// Sizes that are not powers of two, an untied head, other token ids; both forms are f16, so
+/// nothing is rounded.
 #[test]
 fn odd_qwen2_vl_equals_its_hub_form() {
     let gguf = Checkpoint::open(
@@ -123,7 +125,7 @@ fn odd_qwen2_vl_equals_its_hub_form() {
     );
 }
 
-/// The quantized files must stay within what one step of their type allows of the original.
+/// The error of the quantized files must stay within one quantization step.
 #[test]
 fn quantized_qwen2_vl_stays_near_the_original() {
     let hub = Checkpoint::open(&model("qwen2vl-tiny"), None).unwrap();
@@ -135,8 +137,9 @@ fn quantized_qwen2_vl_stays_near_the_original() {
         .unwrap();
         let mut compared = BTreeSet::new();
         for (name, info) in gguf.tensors() {
-            // Of a block with the largest magnitude m: Q4_0 has steps of m / 8 up to 7 m / 8 on one side, so the error
-            // is at most a whole step; Q5_0 likewise m / 16; Q8_0 rounds to steps of m / 127.
+            // In a block of largest magnitude m, Q4_0 has steps of m / 8 up to 7 m / 8 on one side,
+            // so the error is at most a whole step; Q5_0 likewise m / 16; Q8_0 rounds to steps of m
+            // / 127.
             let share = match &*info.dtype {
                 "Q4_0" => 1.0 / 8.0,
                 "Q5_0" => 1.0 / 16.0,
@@ -150,7 +153,8 @@ fn quantized_qwen2_vl_stays_near_the_original() {
                 .collect::<Vec<_>>();
             for block in pairs.chunks(32) {
                 let largest = block.iter().fold(0f32, |m, (_, y)| m.max(y.abs()));
-                // The scale itself is rounded to 11 bits, which moves a value by up to 2^-11 of the largest.
+                // The scale itself is rounded to 11 bits, which changes a value by up to 2^-11 of
+                // the largest.
                 let bound = largest * (share + 1.0 / 2048.0) + BF16_TO_F16;
                 for (x, y) in block {
                     assert!(
@@ -164,7 +168,8 @@ fn quantized_qwen2_vl_stays_near_the_original() {
     }
 }
 
-/// Every decoder against the reference decoder, bit by bit: both compute in f32 in the same order.
+/// Compares every decoder with the reference decoder bit for bit: both compute in f32 in the same
+/// order.
 #[test]
 fn blocks_decode_as_the_reference_does() {
     let gguf = Checkpoint::open(&data("blocks/blocks.gguf"), None).unwrap();
@@ -188,7 +193,7 @@ fn blocks_decode_as_the_reference_does() {
     assert_eq!(types.into_iter().collect::<Vec<_>>().join(" "), all);
 }
 
-/// Llama's permuted rows, and the quirks of the first LLaVA converters: the last block dropped, names exchanged.
+/// Llama's permuted rows, and the first LLaVA converters: last block dropped, names swapped.
 #[test]
 fn llava_equals_its_hub_form() {
     let gguf = Checkpoint::open(
@@ -225,9 +230,9 @@ fn llava_equals_its_hub_form() {
     );
 }
 
-/// The original LLaVA has no token for a picture; the hub's form adds one and rows for it.
+/// The original LLaVA has no image token; the hub's form adds one and rows for it.
 #[test]
-fn llava_gets_a_picture_token_where_it_has_none() {
+fn llava_gets_an_image_token_where_it_has_none() {
     let mut bytes = std::fs::read(data("llava-mini/llava-mini-f16.gguf")).unwrap();
     let at = bytes.windows(7).position(|w| w == b"<image>").unwrap();
     bytes[at + 5] = b'E';
@@ -249,7 +254,7 @@ fn llava_gets_a_picture_token_where_it_has_none() {
         let all = values(&gguf, &name);
         assert_eq!(gguf.tensor(&name).unwrap().shape, [448, 32]);
         assert_eq!(&all[..424 * 32], &stored[..]);
-        // The others repeat the row of `<unk>`, which is token 0.
+        // The additional rows repeat that of `<unk>`, which is token 0.
         assert!(all[424 * 32..].chunks(32).all(|row| row == &stored[..32]));
         let mut some = Vec::new();
         gguf.read_rows(&name, 423..426, &mut some).unwrap();
@@ -267,7 +272,8 @@ fn phi3_equals_its_hub_form() {
         assert_eq!(values(&gguf, name), hub[name].1, "{name}");
     }
     let mut hub = read_json("phi3-mini/config.json");
-    // GGUF has the number that others compute: sqrt(1 + ln(4096 / 256) / ln(256)).
+    // GGUF stores the attention factor that other sources compute: sqrt(1 + ln(4096 / 256) /
+    // ln(256)).
     hub["rope_scaling"]["attention_factor"] = json!(1.5f64.sqrt());
     assert_agrees(&gguf.config, &hub, &[]);
     assert_eq!(gguf.preprocessor_config, None);
@@ -278,7 +284,7 @@ fn read_json(name: &str) -> Value {
 }
 
 proptest! {
-    /// Any rows of any tensor are the same rows of the whole, also where a view puts them together.
+    /// A range of rows equals the same rows of the whole tensor, for every kind of view.
     #[test]
     fn rows_are_parts_of_the_whole(pick in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), which in 0..3) {
         let gguf = match which {
@@ -423,7 +429,7 @@ fn a_built_file_opens_and_its_faults_are_named() {
     );
 }
 
-/// Metadata that change what a model computes are named or taken over, never ignored.
+/// Metadata that changes the computation is honored or reported, never ignored.
 #[test]
 fn metadata_that_change_the_model_are_honoured_or_named() {
     let good = || with_tokens(GgufBuilder::new().small_model(3));
@@ -460,8 +466,8 @@ fn metadata_that_change_the_model_are_honoured_or_named() {
     );
 }
 
-/// A vision tower with another metadata entry, in front of its own. A second one fills up what the
-/// alignment of the tensors asks for.
+/// Adds a metadata entry to a vision tower, before its own. A second entry pads to the alignment of
+/// the tensors.
 fn with_entry(name: &str, key: &str, value: &str) -> tempfile::NamedTempFile {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     let entry =
@@ -499,13 +505,14 @@ fn llava_pads_where_the_tower_says_so() {
     assert_says(&error(open("anyres")), &["image_aspect_ratio", "anyres"]);
 }
 
-/// A type without a decoder can be listed, and is refused by name when its rows are asked for.
+/// A type without a decoder can be listed; reading its rows is an error that names it.
 #[test]
 fn types_without_a_decoder_are_refused_by_name() {
     let mut bytes = std::fs::read(data("blocks/blocks.gguf")).unwrap();
     let name = b"blk.0.attn_q.bias";
     let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len();
-    // One dimension: its count (4 bytes), the dimension (8), then the type: I32, as large as F32.
+    // One dimension: its count (4 bytes), the dimension (8), then the type: I32, which has the size
+    // of F32.
     bytes[at + 12..at + 16].copy_from_slice(&26u32.to_le_bytes());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("i32.gguf");

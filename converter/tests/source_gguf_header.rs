@@ -1,4 +1,5 @@
-//! GGUF headers that are cut off, damaged or made to mislead: an error, never a panic or a large allocation.
+//! Truncated, damaged and misleading GGUF headers give an error, never a panic or a large
+//! allocation.
 
 mod source_support;
 
@@ -35,7 +36,8 @@ fn every_truncation_is_an_error() {
         .min()
         .unwrap();
     let end = header.tensors.values().map(|t| t.bytes.end).max().unwrap();
-    // Every length of the header, then a few in the data, the last one byte short of the last tensor.
+    // Every length of the header, then a few in the data, the last one a byte short of the last
+    // tensor.
     let lengths = (0..data_start + 64)
         .chain((data_start..end).step_by(997))
         .chain([end - 1]);
@@ -46,7 +48,7 @@ fn every_truncation_is_an_error() {
     assert!(Header::parse(&whole[..end], "x").is_ok());
 }
 
-/// Whatever a flipped bit does, what comes out lies inside the file.
+/// A header with a flipped bit is rejected, or all its tensors lie inside the file.
 #[test]
 fn every_flipped_bit_is_survived() {
     let mut bytes = std::fs::read(data("blocks/blocks.gguf")).unwrap();
@@ -66,7 +68,8 @@ fn every_flipped_bit_is_survived() {
     }
 }
 
-/// Every tensor inside the file, as long as its shape says, and apart from the others.
+/// Checks that every tensor lies inside the file, has the length of its shape and does not overlap
+/// others.
 fn assert_inside(header: &Header<'_>, length: usize) {
     let mut tensors: Vec<_> = header.tensors.values().collect();
     tensors.sort_by_key(|tensor| tensor.bytes.start);
@@ -87,7 +90,7 @@ fn assert_inside(header: &Header<'_>, length: usize) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Several changed bytes at once, of the whole file.
+    /// Changes several bytes of the whole file at once.
     #[test]
     fn changed_bytes_are_survived(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12)) {
         let mut bytes = std::fs::read(data("blocks/blocks.gguf")).unwrap();
@@ -113,7 +116,7 @@ proptest! {
     }
 }
 
-/// A sound file gives what ggus reads from it; it has no type that ggus measures wrongly.
+/// A valid file gives what ggus reads from it; it has no type whose size ggus gets wrong.
 #[test]
 fn sound_files_agree_with_ggus() {
     for name in [
@@ -148,7 +151,7 @@ fn sound_files_agree_with_ggus() {
 
 #[test]
 fn counts_that_the_file_cannot_hold_are_refused() {
-    // A count is never allocated for: these would ask for terabytes.
+    // Counts are not preallocated: these would take terabytes.
     let huge = |count| {
         let mut builder = builder();
         builder.tensor_count = Some(count);
@@ -191,7 +194,7 @@ fn versions_other_than_two_and_three_are_refused() {
     assert!(problem(b"").contains("magic"));
 }
 
-/// Arrays of arrays, `depth` of them, around one byte.
+/// Builds `depth` nested arrays around one byte.
 fn nested(depth: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 1..depth {
@@ -211,7 +214,7 @@ fn arrays_may_nest_but_not_deeply() {
     assert_eq!(header.metadata["k"], Value::Nested);
     assert_eq!(header.metadata["after"], Value::Integer(7));
     assert_refused(&builder().raw("k", 9, &nested(5)), &["nested"]);
-    // Deep enough to overflow the stack of a parser that followed it.
+    // Deep enough to overflow the stack of a recursive parser.
     assert_refused(&builder().raw("k", 9, &nested(1_000_000)), &["nested"]);
 }
 
@@ -219,7 +222,7 @@ fn arrays_may_nest_but_not_deeply() {
 fn metadata_faults_are_refused() {
     assert_refused(&builder().u32("k", 1).u32("k", 2), &["k twice"]);
     assert_refused(&builder().raw("k", 13, &[0; 8]), &["value type 13"]);
-    assert_refused(&builder().raw("k", 7, &[2]), &["truth value 2"]);
+    assert_refused(&builder().raw("k", 7, &[2]), &["boolean 2"]);
     assert_refused(
         &builder().raw("k", 8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]),
         &["UTF-8"],
@@ -294,10 +297,10 @@ fn tensor_faults_are_refused() {
     let twice = with_data(builder().info("t", &[1], 0, 0).info("t", &[1], 0, 32));
     assert_refused(&twice, &["t twice"]);
     let over = with_data(builder().info("a", &[32], 0, 0).info("b", &[1], 0, 96));
-    assert_refused(&over, &["tensor b", "behind tensor a"]);
+    assert_refused(&over, &["tensor b", "after tensor a"]);
     let same = with_data(builder().info("a", &[8], 0, 32).info("b", &[8], 0, 32));
-    assert_refused(&same, &["behind"]);
-    // A gap and a scalar are in order.
+    assert_refused(&same, &["after"]);
+    // A gap and a scalar are valid.
     let fine = with_data(builder().info("a", &[], 0, 0).info("b", &[8], 0, 128)).bytes();
     let header = Header::parse(&fine, "x").unwrap();
     assert_eq!(header.tensors["a"].shape, [] as [usize; 0]);

@@ -1,4 +1,4 @@
-//! Checkpoints in the layout of the hub: what is read, and that damage gives an error.
+//! Checkpoints in the hub's layout, valid and damaged.
 
 mod source_support;
 
@@ -86,7 +86,7 @@ fn shards_are_read() {
     assert_eq!(names, expected);
 }
 
-/// Expected values by the `xxhash` package of PyPI.
+/// Expected values are from the `xxhash` package of PyPI.
 #[test]
 fn files_are_hashed() {
     let folder = copy_of(&model("qwen2vl-tiny"));
@@ -302,7 +302,7 @@ fn the_chat_template_is_found_in_each_of_its_places() {
     }
 }
 
-/// Takes a `tokenizer.json` apart into the files of the slow tokenizers.
+/// Splits a `tokenizer.json` into the files of the slow tokenizers.
 fn take_apart(folder: &Path) -> Tokenizer {
     let path = folder.join("tokenizer.json");
     let text = fs::read_to_string(&path).unwrap();
@@ -370,7 +370,8 @@ fn tokenizers_are_rebuilt_from_vocabulary_and_merges() {
     );
 }
 
-/// A folder with one safetensors file of the given header and data beside the tiny model's json files.
+/// Creates a folder with a safetensors file of the given header and data and the JSON files of the
+/// tiny model.
 fn with_weights(header: &str, data: &[u8]) -> tempfile::TempDir {
     let folder = json_of(&model("qwen2vl-tiny"));
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -411,7 +412,8 @@ fn headers_that_lie_are_refused() {
         "{".into(),
         "[]".into(),
         "nonsense".into(),
-        // Overlap, a gap, a size that is not that of the shape, an unknown type, an end before the start.
+        // Overlap, a gap, a size that does not match the shape, an unknown type, an end before the
+        // start.
         format!(
             "{{{},{}}}",
             entry("a", "F32", "[2]", 0, 8),
@@ -425,7 +427,7 @@ fn headers_that_lie_are_refused() {
         format!("{{{}}}", entry("a", "F32", "[2]", 0, 12)),
         format!("{{{}}}", entry("a", "F33", "[3]", 0, 12)),
         format!("{{{}}}", entry("a", "F32", "[3]", 12, 0)),
-        // Dimensions whose product overflows, and a size that reaches beyond what can be added to.
+        // Dimensions whose product overflows, and a size at which additions overflow.
         format!(
             "{{{}}}",
             entry("a", "F32", "[4294967296,4294967296,2]", 0, 12)
@@ -456,7 +458,7 @@ fn every_truncation_is_an_error() {
     let path = folder.path().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
-    // From long to short, so that one file can be cut again and again.
+    // From long to short, so that one file can be truncated repeatedly.
     let file = fs::File::options().write(true).open(&path).unwrap();
     for length in std::iter::once(whole.len() - 1).chain((0..header + 16).rev()) {
         file.set_len(length as u64).unwrap();
@@ -494,7 +496,7 @@ fn header_lengths_beyond_the_file_are_refused() {
 }
 
 proptest! {
-    /// Whatever changed bits in the header do, what opens can be read.
+    /// A header with changed bits is rejected or can be read.
     #[test]
     fn changed_bits_are_survived(bits in prop::collection::vec(any::<prop::sample::Index>(), 1..4)) {
         let header = r#"{"a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},"b":{"dtype":"BF16","shape":[1,3],"data_offsets":[12,18]},"c":{"dtype":"F32","shape":[5],"data_offsets":[18,38]}}"#;
@@ -517,7 +519,7 @@ proptest! {
     }
 }
 
-/// Tensors may be read from several threads at once.
+/// Tensors can be read from several threads at once.
 #[test]
 fn a_checkpoint_can_be_shared_between_threads() {
     let checkpoint = Checkpoint::open(&model("qwen2vl-tiny"), None).unwrap();

@@ -1,4 +1,4 @@
-//! Tokenizers rebuilt from GGUF vocabularies give the ids of the tokenizers they came from.
+//! Tokenizers rebuilt from GGUF vocabularies give the ids of the originals.
 
 mod source_support;
 
@@ -63,7 +63,7 @@ proptest! {
     }
 }
 
-/// Ids by the sentencepiece library itself, on text that Llama's vocabularies see.
+/// The expected ids are those of the sentencepiece library, on text for Llama's vocabularies.
 #[test]
 fn sentencepiece_ids_equal_the_library() {
     let checkpoint = Checkpoint::open(
@@ -83,11 +83,11 @@ fn sentencepiece_ids_equal_the_library() {
     }
     assert_eq!(tokenizer.token_to_id("<image>"), Some(420));
     assert!(ids(&tokenizer, "USER: <image>\nwhat?").contains(&420));
-    // Ids that only fill up the embedding are no tokens.
+    // Ids that only pad the embedding are not tokens.
     assert_eq!(tokenizer.id_to_token(422), None);
 }
 
-/// A GGUF file around the vocabulary of a byte-level `tokenizer.json`.
+/// Builds a GGUF file from the vocabulary of a byte-level `tokenizer.json`.
 fn from_hub(name: &str, pre: &str) -> GgufBuilder {
     let text = std::fs::read_to_string(model(name).join("tokenizer.json")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
@@ -133,7 +133,7 @@ fn open(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
     Checkpoint::open(&builder.write(folder.path(), "built.gguf"), None)
 }
 
-/// OPT's tokenizer: GPT-2's way of cutting, `</s>` in front.
+/// OPT's tokenizer: the pre-tokenizer of GPT-2, `</s>` prepended.
 #[test]
 fn gpt2_ids_equal_the_hub_form() {
     let builder = from_hub("blip2-tiny", "gpt-2")
@@ -146,7 +146,8 @@ fn gpt2_ids_equal_the_hub_form() {
     }
 }
 
-/// A vocabulary of single bytes, digits up to four and a few pieces, to see where text is cut.
+/// Builds a vocabulary of single bytes, digits up to four and a few pieces, to show where text is
+/// split.
 fn digits(pre: Option<&str>) -> Result<Tokenizer, SourceError> {
     let pieces = ["12", "123", "1234", "ab", "abc", "!!", "<|end|>"].map(String::from);
     let bytes = "!abc1234 \u{120}"
@@ -179,17 +180,18 @@ fn text_is_cut_as_the_file_says() {
         let encoding = digits(pre).unwrap().encode(text, true).unwrap();
         encoding.get_tokens().to_vec()
     };
-    // Qwen2 takes digits one by one, Llama 3 in threes, GPT-2 all together; llama.cpp's default cuts at three as well.
+    // Qwen2 splits digits one by one, Llama 3 in threes, GPT-2 not at all; llama.cpp's default
+    // splits in threes too.
     assert_eq!(pieces(Some("qwen2"), "1234"), ["1", "2", "3", "4"]);
     assert_eq!(pieces(Some("llama-bpe"), "1234"), ["123", "4"]);
     assert_eq!(pieces(Some("gpt-2"), "1234"), ["1234"]);
     assert_eq!(pieces(Some("default"), "1234"), ["123", "4"]);
     assert_eq!(pieces(None, "1234"), ["123", "4"]);
-    // A whole piece that is a token is taken without a merge by Llama 3 only.
+    // Only Llama 3 uses a piece that is a token as a whole, without merges.
     assert_eq!(pieces(Some("llama-bpe"), "abc"), ["abc"]);
     assert_eq!(pieces(Some("smaug-bpe"), "abc"), ["ab", "c"]);
     assert_eq!(pieces(Some("qwen2"), "abc"), ["ab", "c"]);
-    // The default cuts punctuation off the space before it.
+    // The default splits punctuation from the space before it.
     assert_eq!(pieces(Some("gpt-2"), "a !!"), ["a", "\u{120}", "!!"]);
     assert_eq!(pieces(Some("default"), "a !!"), ["a", "\u{120}", "!!"]);
     assert_eq!(pieces(Some("qwen2"), "a<|end|>b"), ["a", "<|end|>", "b"]);

@@ -1,4 +1,5 @@
-//! Weights near the limits of their formats: what can be kept is kept, the rest is told.
+//! Weights near the limits of their formats: representable values are kept, lost ones cause a
+//! warning.
 
 mod common;
 
@@ -7,7 +8,7 @@ use common::{ask, data, engine};
 use edge_lmm::{Media, Request, media};
 use edge_lmm_convert::Options;
 
-/// Multiplies a tensor in bf16 by a power of two, which is exact.
+/// Multiplies a bf16 tensor by a power of two, which is exact.
 fn scale(tensors: &mut Tensors, name: &str, factor: f32) {
     let (_, _, bytes) = tensors.get_mut(name).expect(name);
     for word in bytes.chunks_exact_mut(2) {
@@ -17,7 +18,7 @@ fn scale(tensors: &mut Tensors, name: &str, factor: f32) {
     }
 }
 
-/// The same function with small weights in `down` and large ones in `up`.
+/// Returns a checkpoint of the same function with small weights in `down` and large ones in `up`.
 fn rescaled(factor: f32) -> Copy {
     let copy = Copy::of("qwen2vl-tiny");
     copy.change_tensors(|tensors| {
@@ -50,7 +51,7 @@ fn small_weights_keep_the_function() {
     assert_eq!(answer.text, "green");
 }
 
-/// An overflow inside the model gives an error instead of repeating the token with index 0.
+/// An overflow inside the model gives an error instead of repeating token 0.
 #[test]
 fn overflowing_weights_give_no_answer() {
     let copy = Copy::of("qwen2vl-tiny");

@@ -6,6 +6,7 @@ use crate::preprocess::PreprocessError;
 
 /// Why a model cannot be built or cannot take a prompt.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// The configuration does not describe a model that can be run.
     #[error("configuration: {0}")]
@@ -24,6 +25,25 @@ pub enum ModelError {
     /// The tokenizer cannot be used.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The tokenizer cannot keep control tokens in a message as text.
+    #[error(
+        "tokenizer: it cannot be rewritten to keep control tokens in a message as text, which is \
+         not needed if they are to take effect: {0}"
+    )]
+    ControlTokens(String),
+    /// A setting of `generation_config.json` that cannot be applied.
+    #[error(
+        "configuration: generation_config.json: {key} is {found}, expected {expected}; correct it \
+         or ignore the file"
+    )]
+    GenerationConfig {
+        /// The setting.
+        key: String,
+        /// Its value.
+        found: String,
+        /// Values that can be applied.
+        expected: String,
+    },
     /// The chat template cannot be rendered.
     #[error("chat template: {0}")]
     Template(String),
@@ -40,8 +60,8 @@ pub enum ModelError {
     },
     /// The number of an image's tokens cannot be chosen.
     #[error(
-        "this model does not resize images to a number of tokens (--image-tokens): leave the \
-         option out, or use a model that takes images of any size"
+        "this model does not resize images to a number of tokens: do not ask for one, or use a \
+         model that takes images of any size"
     )]
     FixedImageTokens,
     /// The prompt cannot be put together.

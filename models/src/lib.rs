@@ -7,7 +7,7 @@
 
 mod config_file;
 pub mod demo;
-mod encoders;
+pub mod encoders;
 mod error;
 pub mod families;
 pub mod family;
@@ -20,7 +20,7 @@ pub mod model;
 pub mod monitor;
 pub mod preprocess;
 pub mod prompt;
-mod text;
+pub mod text;
 pub mod weights;
 
 pub use error::ModelError;

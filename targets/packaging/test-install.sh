@@ -1,19 +1,20 @@
 #!/bin/sh
-# Installs a package into a fresh Debian root of its own architecture (amd64 on an x86-64 machine, arm64 under
-# emulation) and shows that it works: the program answers, the unit file is sound and well confined, and the service
-# answers a request over its socket: started by systemd in a container, or under emulation by this script as the
-# service's user. Needs root, and installs debootstrap and systemd's tools if they are missing.
+# Installs a package into a fresh Debian root of its architecture (amd64 on an x86-64 machine, arm64
+# under emulation) and tests it: the program answers, the unit file is valid and well confined, and
+# the service answers a request over its socket, started by systemd in a container or, under
+# emulation, by this script as the service's user. Requires root, and installs debootstrap and
+# systemd's tools if they are missing.
 #
 # Usage: targets/packaging/test-install.sh PACKAGE.deb [ROOT]
-#   ROOT is kept and used again, if given.
+#   ROOT is kept and reused if given.
 set -eu
 package=$(realpath "$1")
 cd "$(dirname "$0")/../.."
-# The mirror that this machine uses itself, unless another one is named.
+# The mirror of this machine, unless another one is given.
 # shellcheck disable=SC2016 # apt's own variable
 mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' | grep -v security | sort -u | head -n 1)}
 [ -n "$mirror" ] || {
-    echo "error: no Debian mirror is configured: name one in DEBIAN_MIRROR" >&2
+    echo "error: no Debian mirror is configured; set DEBIAN_MIRROR" >&2
     exit 1
 }
 suite=${DEBIAN_SUITE:-bookworm}
@@ -38,7 +39,7 @@ trap cleanup EXIT
 if [ "$architecture" = "$(dpkg --print-architecture)" ]; then native=1; else native=; fi
 if [ ! -e "$root/etc/debian_version" ]; then
     echo "== a Debian root for $architecture"
-    # Programs for another architecture start by themselves where binfmt knows the emulator.
+    # binfmt runs programs for another architecture in the emulator.
     debootstrap --variant=minbase --arch="$architecture" --include=netcat-openbsd,systemd-sysv,udev "$suite" "$root" \
         "$mirror" >"$work/debootstrap.log" || { tail -n 20 "$work/debootstrap.log"; exit 1; }
 fi
@@ -56,7 +57,7 @@ chroot "$root" id edge-lmm
 echo "== unit file"
 unit="edge-lmm@.service"
 units="$root/usr/lib/systemd/system"
-# The unit is checked outside of the root, where its program is elsewhere.
+# The unit is checked outside of the root, so the path of its program differs.
 mkdir -p "$work/units"
 sed "s,/usr/bin/edge-lmm,$root/usr/bin/edge-lmm,; /^Documentation=/d" "$units/$unit" \
     >"$work/units/edge-lmm@test.service"
@@ -77,7 +78,8 @@ print(json.dumps({"id": 1, "prompt": "how many shapes are there?", "images": [{"
 PYTHON
 rm -f "$root/root/reply.json"
 if [ -n "$native" ]; then
-    # systemd itself starts the unit, with all its confinement; a second unit is its client, and ends the machine.
+    # systemd starts the unit with full confinement; a second unit is its client and shuts the
+    # container down.
     echo 'EDGE_LMM_OPTIONS=--mlock --prefault' >"$root/etc/edge-lmm/test.conf"
     cat >"$root/etc/systemd/system/check.service" <<'UNIT'
 [Unit]
@@ -92,8 +94,8 @@ TimeoutStartSec=60
 ExecStart=/bin/sh -c 'nc -U -N /run/edge-lmm/test/socket </root/request.json >/root/reply.json'
 ExecStopPost=/bin/sh -c '(systemctl status --no-pager edge-lmm@test; journalctl --no-pager --boot --unit=edge-lmm@test) >/root/status.txt'
 UNIT
-    # The container has a /proc of its own; in this machine's it would see processes that are not its. It may lock
-    # memory, for --mlock.
+    # The container has its own /proc; in that of this machine it would see foreign processes. It
+    # may lock memory, for --mlock.
     umount "$root/proc"
     timeout 300 systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --system-call-filter=@memlock --boot \
         systemd.unit=check.service >"$work/boot.log" 2>&1 || { cat "$work/boot.log"; exit 1; }
@@ -101,7 +103,7 @@ UNIT
     rm "$root/etc/systemd/system/check.service" "$root/etc/edge-lmm/test.conf"
     mount -t proc proc "$root/proc"
 else
-    # Emulated programs cannot be confined by systemd: what the unit starts, as the user that it names.
+    # systemd cannot confine emulated programs: runs the command of the unit as its user.
     install -d -o "$(chroot "$root" id -u edge-lmm)" -g "$(chroot "$root" id -g edge-lmm)" -m 750 \
         "$root/run/edge-lmm/test"
     device=$(find "$units/$unit" "$units/$unit.d" -type f -exec sed -n 's/^Environment=EDGE_LMM_DEVICE=//p' {} + \

@@ -1,25 +1,25 @@
-//! Whether a model fits into a device's memory.
+//! Checks of a model's memory estimate against a device.
 
 use serde::Serialize;
 
 use crate::profile::Device;
 
-/// Memory that a model needs while it answers, in bytes.
+/// Memory estimate of a model that answers a request, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Needs {
-    /// The record. It is mapped, not copied, but every token reads nearly all of it: what does not
-    /// stay in memory is read from the disk again, token after token.
+    /// The record. It is mapped, not copied, but every token reads nearly all of it: pages that do
+    /// not stay in memory are read from disk again for every token.
     pub weights: u64,
     /// Keys and values of the context.
     pub cache: u64,
-    /// Intermediate values, the largest of the stages.
+    /// Intermediate values of the largest stage.
     pub activations: u64,
     /// The program, tokenizer and template.
     pub program: u64,
 }
 
 impl Needs {
-    /// All together.
+    /// Returns the sum.
     pub fn total(&self) -> u64 {
         [self.weights, self.cache, self.activations, self.program]
             .into_iter()
@@ -27,19 +27,19 @@ impl Needs {
     }
 }
 
-/// Needs against what there is.
+/// Comparison of a memory estimate with the memory of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Fit {
-    /// Whether it fits.
+    /// `true` if the model fits.
     pub fits: bool,
-    /// Bytes needed.
+    /// Estimated bytes.
     pub needed: u64,
-    /// Bytes there are.
+    /// Usable bytes.
     pub usable: u64,
 }
 
 impl Fit {
-    /// Compares.
+    /// Compares an estimate with the usable memory of a device.
     pub fn new(needs: &Needs, device: &Device) -> Self {
         let (needed, usable) = (needs.total(), device.usable_bytes());
         Self {

@@ -1,7 +1,7 @@
-//! What is known of the devices that models run on, and what follows for a model: whether it fits
-//! into their memory ([`fit`]) and how fast it can be at best ([`roofline`]).
+//! Profiles of the target devices, memory checks ([`fit`]) and roofline estimates ([`roofline`]) of
+//! models on them.
 //!
-//! The profiles are the files of `targets/profiles`, compiled in; its README explains them.
+//! The profiles are the files in `targets/profiles`, compiled in; their README explains them.
 
 pub mod fit;
 pub mod profile;

@@ -1,4 +1,4 @@
-//! The device profiles.
+//! Device profiles.
 
 use std::collections::BTreeMap;
 
@@ -18,42 +18,42 @@ const SOURCES: [&str; 5] = [
 /// Short names for a board of a series.
 const ALIASES: [(&str, &str); 1] = [("jetson-orin", "jetson-orin-nano")];
 
-/// Why a device is not known.
+/// The error returned when a device is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// No profile has this name.
-    #[error("there is no device {found:?}; known are {known}, and host for this machine")]
+    #[error("unknown device {found:?}; expected {known}, or host for this machine")]
     Unknown {
-        /// The name asked for.
+        /// The requested name.
         found: String,
-        /// All names.
+        /// The known names.
         known: String,
     },
-    /// A profile cannot be read.
+    /// A profile is invalid.
     #[error("the profile {0}")]
     Unreadable(String),
 }
 
-/// A device: one board with one size of memory.
+/// A device: a board with one memory size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Device {
     /// Name on the command line.
     pub name: String,
-    /// The board's profile, without the size of memory.
+    /// Name of the board's profile, without the memory size.
     pub board: String,
-    /// Name for people.
+    /// Display name.
     pub title: String,
     /// System on a chip.
     pub soc: String,
     /// Rust target.
     pub triple: String,
-    /// Oldest version of the GNU C library that is supported.
+    /// Oldest supported version of the GNU C library.
     pub glibc: Option<String>,
-    /// What qemu calls the core.
+    /// Name of the core in qemu.
     pub emulator_cpu: Option<String>,
-    /// Shared libraries that a program may need.
+    /// Shared libraries that a program may require.
     pub libraries: Vec<String>,
-    /// How its program is built.
+    /// Build settings of its program.
     pub build: Build,
     /// Layout of packed weights.
     pub record_layout: u32,
@@ -61,26 +61,26 @@ pub struct Device {
     pub cpu: Cpu,
     /// Memory in bytes.
     pub memory_bytes: u64,
-    /// What the system keeps, in bytes.
+    /// Bytes reserved for the system.
     pub reserved_bytes: u64,
-    /// Bytes per second, at best; `None` if unknown.
+    /// Peak bandwidth in bytes per second; `None` if unknown.
     pub bandwidth: Option<f64>,
     /// Graphics processor.
     pub gpu: Option<Gpu>,
 }
 
-/// How the program of a device is built.
+/// Build settings of the program for a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
-    /// Cargo features of `edge-lmm`, for what it computes on beside the CPU.
+    /// Cargo features of `edge-lmm` for devices other than the CPU.
     pub features: Vec<String>,
-    /// What the build of these features reads from the environment.
+    /// Environment variables for building these features.
     pub environment: BTreeMap<String, String>,
 }
 
 impl Build {
-    /// Whether the program has a feature.
+    /// Returns `true` if the program is built with a feature.
     pub fn has(&self, feature: &str) -> bool {
         self.features.iter().any(|name| name == feature)
     }
@@ -92,17 +92,17 @@ impl Build {
 pub struct Cpu {
     /// Kind of core.
     pub core: String,
-    /// How many.
+    /// Number of cores.
     pub cores: u32,
-    /// Highest clock in MHz that is kept up.
+    /// Maximum sustained clock in MHz.
     pub clock_mhz: u32,
     /// Instruction set extensions, as Linux names them.
     pub features: Vec<String>,
-    /// First-level data cache.
+    /// First-level data cache per core or cluster in KiB.
     pub l1d_kib: u32,
-    /// Second-level cache.
+    /// Second-level cache in KiB.
     pub l2_kib: u32,
-    /// Third-level cache, 0 without.
+    /// Third-level cache in KiB, 0 without.
     pub l3_kib: u32,
     /// 8-bit multiply-accumulates per cycle and core.
     pub int8_macs_per_cycle: u32,
@@ -118,22 +118,22 @@ pub struct Gpu {
     pub architecture: String,
     /// CUDA cores.
     pub cores: u32,
-    /// Highest clock in MHz.
+    /// Maximum clock in MHz.
     pub clock_mhz: u32,
 }
 
 impl Device {
-    /// Memory that programs can have.
+    /// Returns the memory that programs can use.
     pub fn usable_bytes(&self) -> u64 {
         self.memory_bytes.saturating_sub(self.reserved_bytes)
     }
 
-    /// [`Self::usable_bytes`] in percent of the memory, rounded down.
+    /// Returns [`Self::usable_bytes`] in percent of the memory, rounded down.
     pub fn usable_percent(&self) -> u64 {
         (u128::from(self.usable_bytes()) * 100 / u128::from(self.memory_bytes.max(1))) as u64
     }
 
-    /// 8-bit multiply-accumulates per second of the whole processor, at best; `None` if unknown.
+    /// Returns the peak 8-bit multiply-accumulates per second of the processor; `None` if unknown.
     pub fn int8_macs(&self) -> Option<f64> {
         let per_second = f64::from(self.cpu.cores)
             * f64::from(self.cpu.clock_mhz)
@@ -206,10 +206,10 @@ impl Board {
     }
 }
 
-/// All devices, smallest variant of a board first.
+/// Returns all devices; the smallest variant of a board comes first.
 ///
 /// # Errors
-/// If a profile cannot be read.
+/// If a profile is invalid.
 pub fn devices() -> Result<Vec<Device>, ProfileError> {
     let mut devices = Vec::new();
     for source in SOURCES {
@@ -222,8 +222,8 @@ pub fn devices() -> Result<Vec<Device>, ProfileError> {
     Ok(devices)
 }
 
-/// The device of this name: `raspberry-pi-5-8gb`, or `raspberry-pi-5` for the smallest variant, or
-/// `host` for this machine.
+/// Returns the device with this name: `raspberry-pi-5-8gb`, `raspberry-pi-5` for the smallest
+/// variant, or `host` for this machine.
 ///
 /// # Errors
 /// If there is none.
@@ -248,7 +248,8 @@ pub fn device(name: &str) -> Result<Device, ProfileError> {
     })
 }
 
-/// This machine, as far as it tells; bandwidth and arithmetic are not known.
+/// Describes this machine as far as the system reports it; bandwidth and arithmetic peak are
+/// unknown.
 fn host() -> Device {
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory_bytes = meminfo(&memory, "MemTotal").unwrap_or(0);
@@ -284,7 +285,7 @@ fn host() -> Device {
     }
 }
 
-/// A figure of `/proc/meminfo` in bytes.
+/// Parses a figure of `/proc/meminfo` in bytes.
 pub fn meminfo(text: &str, name: &str) -> Option<u64> {
     let rest = text
         .lines()

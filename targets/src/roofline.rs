@@ -1,6 +1,6 @@
-//! How fast a model can be at best: the roofline of Williams, Waterman and Patterson (2009,
-//! <https://doi.org/10.1145/1498765.1498785>). A stage takes at least as long as the memory needs
-//! to deliver its bytes and as the processor needs for its arithmetic.
+//! Best-case speed of a model by the roofline model of Williams, Waterman and Patterson (2009,
+//! <https://doi.org/10.1145/1498765.1498785>): a stage takes at least as long as memory needs to
+//! deliver its bytes and as the processor needs for its arithmetic.
 
 use serde::Serialize;
 
@@ -9,9 +9,9 @@ use crate::profile::Device;
 /// Work of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Work {
-    /// The stage.
+    /// Name of the stage.
     pub stage: &'static str,
-    /// Tokens (patches, for an encoder) that it takes.
+    /// Tokens (patches for an encoder) processed.
     pub tokens: u64,
     /// Bytes read from memory.
     pub bytes: u64,
@@ -19,20 +19,20 @@ pub struct Work {
     pub macs: u64,
 }
 
-/// The least time of a stage.
+/// The minimum time of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
     /// The work.
     #[serde(flatten)]
     pub work: Work,
-    /// Seconds that the memory needs.
+    /// Minimum memory time in seconds.
     pub memory_seconds: f64,
-    /// Seconds that the processor needs.
+    /// Minimum arithmetic time in seconds.
     pub compute_seconds: f64,
 }
 
 impl Estimate {
-    /// For a device; `None` if its speed is not known.
+    /// Estimates the time on a device; `None` if its speed is unknown.
     ///
     /// Arithmetic counts as 8-bit products, the fastest that the kernels use.
     pub fn new(work: Work, device: &Device) -> Option<Self> {
@@ -44,12 +44,12 @@ impl Estimate {
         })
     }
 
-    /// Seconds at the very least.
+    /// Returns the minimum time in seconds.
     pub fn seconds(&self) -> f64 {
         self.memory_seconds.max(self.compute_seconds)
     }
 
-    /// What sets the limit.
+    /// Returns the limiting resource.
     pub fn limit(&self) -> &'static str {
         if self.memory_seconds >= self.compute_seconds {
             "memory"

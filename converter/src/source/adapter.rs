@@ -1,7 +1,7 @@
-//! Adapters (LoRA and its kin), which are changes to a model and no model themselves.
+//! Detection of adapters (LoRA and similar), which change a model and are not models themselves.
 //!
-//! File and tensor names: PEFT (`peft/utils/constants.py`, `peft/tuners`), and the trainers that
-//! write LoRA files of their own.
+//! File and tensor names: PEFT (`peft/utils/constants.py`, `peft/tuners`), and trainers with their
+//! own LoRA files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::Tensor;
 use super::error::{Result, SourceError};
 use super::json::read_json;
 
-/// The description that PEFT writes beside an adapter.
+/// Description file that PEFT writes beside an adapter.
 const CONFIG: &str = "adapter_config.json";
 /// Files that hold an adapter.
 const FILES: [&str; 7] = [
@@ -24,7 +24,8 @@ const FILES: [&str; 7] = [
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
 ];
-/// Parts of tensor names that only an adapter, or a model with one that is not merged, has.
+/// Prefixes of tensor name components that occur only in adapters and models with unmerged
+/// adapters.
 const TENSORS: [&str; 22] = [
     "base_layer",
     "modules_to_save",
@@ -49,12 +50,12 @@ const TENSORS: [&str; 22] = [
     "miss_block",
     "trainable_tokens_",
 ];
-/// The advice for a PEFT adapter.
+/// Advice for a PEFT adapter.
 const ADVICE: &str = "the merged model: load the base model and the adapter with peft, call \
                       merge_and_unload() and save_pretrained(), and convert that folder";
 
-/// Refuses a folder that holds an adapter, alone or beside its base model, which `transformers`
-/// would load with it. A weight file that was named itself is taken alone.
+/// Rejects a folder that holds an adapter, alone or beside its base model: `transformers` would
+/// load both. If the path names a weight file, an adapter beside it only causes a warning.
 pub(super) fn check_files(path: &Path) -> Result<()> {
     let directory = if path.is_dir() {
         path
@@ -91,7 +92,7 @@ pub(super) fn check_files(path: &Path) -> Result<()> {
     })
 }
 
-/// The adapter of a folder that has `file` in it, with its kind and base model where they are known.
+/// Describes the adapter in a folder that contains `file`, with its kind and base model if known.
 fn describe(directory: &Path, file: &str) -> String {
     let config = read_json(&directory.join(CONFIG), &mut Vec::new());
     let config = config.ok().flatten().unwrap_or_default();
@@ -106,19 +107,19 @@ fn describe(directory: &Path, file: &str) -> String {
     }
 }
 
-/// Refuses weights that are an adapter or hold one that is not merged.
+/// Rejects weights that are an adapter or contain an unmerged one.
 pub(super) fn check_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     match tensors.keys().find(|name| is_adapter(name)) {
         None => Ok(()),
         Some(name) => Err(SourceError::NotACheckpoint {
             path: path.to_path_buf(),
-            found: format!("an adapter (LoRA or similar) that is not merged, with tensor {name}"),
+            found: format!("an unmerged adapter (LoRA or similar) with tensor {name}"),
             expected: ADVICE.into(),
         }),
     }
 }
 
-/// Returns `true` if a part of a tensor's name is that of an adapter.
+/// Returns `true` if a component of a tensor name belongs to an adapter.
 fn is_adapter(name: &str) -> bool {
     name.starts_with("base_model.model.")
         || name

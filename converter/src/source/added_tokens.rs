@@ -1,4 +1,4 @@
-//! Tokens that the files beside a vocabulary add to it.
+//! Tokens that other files add to a vocabulary.
 //!
 //! `added_tokens_decoder` of `tokenizer_config.json` lists them with their ids; older checkpoints
 //! have `added_tokens.json` and `special_tokens_map.json` instead. Special tokens may also be
@@ -15,7 +15,7 @@ use super::file::SourceFile;
 use super::json::read_json;
 use super::tokenizer_json::AddedToken;
 
-/// Members that name a special token.
+/// Keys of one special token each.
 const SPECIAL: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -26,15 +26,15 @@ const SPECIAL: [&str; 7] = [
     "mask_token",
 ];
 
-/// Members that name several.
+/// Keys of several special tokens.
 const SPECIAL_LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
-/// The tokens that the files add, whether the vocabulary has them or not.
+/// Tokens that the files add, whether or not the vocabulary has them.
 #[derive(Debug, Default)]
 pub(super) struct Additions {
-    /// Those whose ids are given, sorted by id.
+    /// Tokens with given ids, sorted by id.
     pub(super) numbered: Vec<AddedToken>,
-    /// Texts of special tokens with their flags.
+    /// Texts of the special tokens with their flags.
     named: Vec<(String, Value)>,
 }
 
@@ -58,7 +58,7 @@ impl Additions {
                     return Err(malformed(
                         file.display().to_string(),
                         format!("the added token {id}: {token}"),
-                        "an id with a content",
+                        "an integer id with a content",
                     ));
                 };
                 let special = token.get("special") == Some(&Value::Bool(true));
@@ -77,7 +77,7 @@ impl Additions {
         Ok(additions)
     }
 
-    /// Reads `added_tokens.json`, which has ids by content.
+    /// Reads `added_tokens.json`, which maps contents to ids.
     fn read_older_file(&mut self, directory: &Path, files: &mut Vec<SourceFile>) -> Result<()> {
         let path = directory.join("added_tokens.json");
         let tokens = read_json(&path, files)?.unwrap_or_default();
@@ -97,7 +97,7 @@ impl Additions {
         Ok(())
     }
 
-    /// Notes the special tokens of `section`, except for those that are noted already.
+    /// Records the special tokens of `section` that are not yet recorded.
     fn name_special_tokens(&mut self, section: &Value) {
         let single = SPECIAL.iter().filter_map(|key| section.get(key));
         let several = SPECIAL_LISTS.iter().filter_map(|key| section.get(key));
@@ -115,7 +115,7 @@ impl Additions {
         }
     }
 
-    /// The special tokens that `vocabulary` has, beside the numbered ones.
+    /// Returns the numbered tokens and the special tokens that `vocabulary` contains.
     pub(super) fn known(&self, vocabulary: &[(&str, u32)]) -> Vec<AddedToken> {
         let mut tokens = self.numbered.clone();
         for (content, flags) in &self.named {
@@ -129,12 +129,12 @@ impl Additions {
         tokens
     }
 
-    /// Adds the tokens to the text of a `tokenizer.json` as the reference does when it loads one:
-    /// flags of the other files count, ids of `tokenizer.json` do, and new tokens get the ids
-    /// behind all others. `room` is the number of ids that the model has embeddings for.
+    /// Adds the tokens to the text of a `tokenizer.json`, as the reference does when it loads one.
+    /// Flags of the other files take precedence, ids of `tokenizer.json` take precedence, and new
+    /// tokens get the next free ids. `room` is the number of embeddings of the model.
     ///
     /// # Errors
-    /// If the text is no tokenizer.
+    /// If the text is not a valid tokenizer.
     pub(super) fn extend(&self, tokenizer: String, room: Option<u64>) -> Result<String> {
         let file = "tokenizer.json";
         let mut json: Value = serde_json::from_str(&tokenizer)
@@ -163,12 +163,12 @@ impl Additions {
     }
 }
 
-/// `added_tokens` of a `tokenizer.json` while it grows.
+/// The `added_tokens` of a `tokenizer.json` under construction.
 struct TokenList {
     tokens: Vec<Value>,
     /// Ids of all tokens by content.
     ids: HashMap<String, u32>,
-    /// The first id that no token has.
+    /// The first free id.
     next: u32,
 }
 
@@ -180,7 +180,7 @@ impl TokenList {
                 .iter()
                 .filter_map(|(token, id)| Some((token.clone(), number(id)?)))
                 .collect(),
-            // Unigram models list their tokens with their scores.
+            // Unigram models list tokens with scores.
             Value::Array(vocab) => (vocab.iter().zip(0..))
                 .filter_map(|(entry, id)| Some((entry.get(0)?.as_str()?.to_owned(), id)))
                 .collect(),
@@ -196,22 +196,22 @@ impl TokenList {
         Self { tokens, ids, next }
     }
 
-    /// Adds a token, or gives one that is there the flags of `token`.
+    /// Adds a token, or sets the flags of an existing one.
     fn set(&mut self, token: &AddedToken, room: Option<u64>) {
         let known = self.ids.get(&token.content).copied();
         let id = known.unwrap_or(self.next);
         if id != token.id {
             log::warn!(
-                "{:?} is token {} in tokenizer_config.json; it is {id} in tokenizer.json and as \
-                 the reference numbers it, which counts",
+                "{:?} is token {} in tokenizer_config.json; using {id}, its id in \
+                 tokenizer.json or the next free one",
                 token.content,
                 token.id
             );
         }
         if known.is_none() && room.is_some_and(|room| u64::from(id) >= room) {
             log::warn!(
-                "the token {:?} is in no vocabulary, and the model has no embedding for another \
-                 token; it is ignored",
+                "the token {:?} is not in the vocabulary, and the model has no spare embedding; \
+                 ignoring it",
                 token.content
             );
             return;
@@ -234,7 +234,7 @@ impl TokenList {
     }
 }
 
-/// A special token, which is text or an object with a content.
+/// Returns the text of a special token, given as a string or as an object with a content.
 pub(super) fn special_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }

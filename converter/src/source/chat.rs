@@ -1,4 +1,4 @@
-//! The chat template of a Hugging Face checkpoint, which has lived in three places over the years.
+//! The chat template of a Hugging Face checkpoint, which may be in one of three files.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use super::error::{Result, malformed};
 use super::file::SourceFile;
 use super::json::{read_json, read_text};
 
-/// Reads the chat template: `chat_template.jinja`, else `chat_template.json`, else `tokenizer_config.json`,
-/// in the order in which transformers looks.
+/// Reads the chat template from `chat_template.jinja`, else from `chat_template.json`, else from
+/// `tokenizer_config.json`: the order that transformers uses.
 pub(super) fn read(
     directory: &Path,
     tokenizer_config: Option<&Value>,
@@ -31,7 +31,8 @@ pub(super) fn read(
     }
 }
 
-/// `chat_template` of a json file: a string, or a list of `{name, template}` of which `default` is taken.
+/// Returns `chat_template` of a JSON file: a string, or the `default` entry of a `{name, template}`
+/// list.
 fn template_in(json: &Value, file: &str) -> Result<Option<String>> {
     match json.get("chat_template") {
         None | Some(Value::Null) => Ok(None),

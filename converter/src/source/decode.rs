@@ -1,4 +1,4 @@
-//! Stored elements to f32.
+//! Decoding of stored elements to f32.
 
 use std::ops::Range;
 
@@ -7,22 +7,22 @@ use half::slice::HalfFloatSliceExt;
 
 use super::gguf::blocks::BlockFormat;
 
-/// How elements are encoded.
+/// The encoding of stored elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decoder {
     /// IEEE single precision, little endian.
     F32,
     /// IEEE half precision, little endian.
     F16,
-    /// The upper half of an IEEE single, little endian.
+    /// The upper half of an IEEE single (bfloat16), little endian.
     Bf16,
-    /// Blocks of ggml.
+    /// ggml blocks.
     Blocks(BlockFormat),
 }
 
 impl Decoder {
-    /// Appends the elements `range` of the tensor in `bytes`. The caller has checked that the tensor has these
-    /// elements and that `bytes` is as long as its shape and type ask for.
+    /// Appends the elements `range` of the tensor in `bytes`. The caller must have checked that the
+    /// tensor has these elements and that the length of `bytes` matches its shape and type.
     pub(super) fn decode(self, bytes: &[u8], range: Range<usize>, out: &mut Vec<f32>) {
         match self {
             Self::F32 => each(bytes, range, out, f32::from_le_bytes),
@@ -46,7 +46,7 @@ fn each<const N: usize>(
     out.extend(elements[range].iter().map(|&element| decode(element)));
 }
 
-/// Decodes half-precision elements, many at a time because the processor's own conversion is then asked for once.
+/// Decodes half-precision elements in batches, which is faster than one by one.
 fn halves(bytes: &[u8], range: Range<usize>, out: &mut Vec<f32>) {
     const BATCH: usize = 1024;
     let (elements, _) = bytes.as_chunks::<2>();
@@ -62,7 +62,7 @@ fn halves(bytes: &[u8], range: Range<usize>, out: &mut Vec<f32>) {
     }
 }
 
-/// Decodes elements of blocks; the range may begin and end inside one.
+/// Decodes elements of blocks; the range may start and end inside a block.
 fn blocks(format: BlockFormat, bytes: &[u8], range: Range<usize>, out: &mut Vec<f32>) {
     if range.is_empty() {
         return;

@@ -1,10 +1,10 @@
-//! What can be wrong with a checkpoint.
+//! Errors of reading a checkpoint.
 
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Why a checkpoint cannot be read. Every message names the file or tensor, what was found, what was
-/// expected, and what to do where that is not obvious.
+/// The error returned when a checkpoint cannot be read. Messages name the file or tensor, what was
+/// found, what was expected, and the remedy where it is not obvious.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
@@ -13,20 +13,20 @@ pub enum SourceError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The given path is not something that holds a checkpoint.
+    /// The path does not lead to a checkpoint.
     #[error("{} is not a checkpoint: found {found}; expected {expected}", path.display())]
     NotACheckpoint {
         /// The path as given.
         path: PathBuf,
-        /// What lies there.
+        /// A description of what was found.
         found: String,
-        /// What would do.
+        /// A description of what was expected.
         expected: String,
     },
-    /// A file holds only what a failed or partial download leaves.
+    /// A file contains only the remains of a failed or partial download.
     #[error("{} was not downloaded: found {found}", path.display())]
     NotDownloaded {
         /// The file.
@@ -34,37 +34,37 @@ pub enum SourceError {
         /// A description of the content, with advice.
         found: &'static str,
     },
-    /// A file that belongs to the checkpoint is not there.
+    /// A required file is missing.
     #[error("{} is missing: {needed_for}", path.display())]
     MissingFile {
-        /// Where it should be.
+        /// Its expected path.
         path: PathBuf,
         /// Why it is needed and what to do.
         needed_for: String,
     },
-    /// A file contradicts its own format.
+    /// A file violates its format.
     #[error("{file}: found {found}; expected {expected}")]
     Malformed {
-        /// The file, with the place in it where one is known.
+        /// The file, with the position if known.
         file: String,
-        /// What is there.
+        /// The content found.
         found: String,
-        /// What the format asks for, and what to do.
+        /// The expected content, with advice.
         expected: String,
     },
-    /// The format is understood, but not this kind of content.
+    /// The file is valid, but this kind of content is not supported.
     #[error("{file}: {what} {found} is not supported; supported: {supported}")]
     Unsupported {
         /// The file.
         file: String,
-        /// What kind of thing it is, for example `architecture`.
+        /// The kind of content, for example `architecture`.
         what: String,
         /// The value found.
         found: String,
-        /// The values that can be read.
+        /// The supported values.
         supported: String,
     },
-    /// A tensor's element type cannot be turned into f32.
+    /// The element type of a tensor is not supported.
     #[error(
         "{file}: tensor {tensor} is stored as {found}, which cannot be read; supported: {supported}"
     )]
@@ -75,36 +75,36 @@ pub enum SourceError {
         tensor: String,
         /// Its element type.
         found: String,
-        /// The types that can be read.
+        /// The supported types.
         supported: String,
     },
-    /// A tensor is not in the checkpoint.
+    /// A tensor is missing from the checkpoint.
     #[error("{file}: tensor {tensor} is missing: {needed_for}")]
     MissingTensor {
         /// The file.
         file: String,
         /// The tensor's name.
         tensor: String,
-        /// Why it is needed, or what there is instead.
+        /// The reason it is needed, or similar names that exist.
         needed_for: String,
     },
-    /// Rows were asked for that a tensor does not have.
-    #[error("tensor {tensor} has {rows} rows; rows {}..{} were asked for", range.start, range.end)]
+    /// The requested rows lie outside a tensor.
+    #[error("tensor {tensor} has {rows} rows; rows {}..{} were requested", range.start, range.end)]
     Rows {
         /// The tensor's name.
         tensor: String,
-        /// How many rows it has.
+        /// Its number of rows.
         rows: usize,
-        /// The rows asked for.
+        /// The requested rows.
         range: Range<usize>,
     },
-    /// The tokenizer knows more tokens than the model has embeddings.
+    /// The tokenizer has more tokens than the model has embeddings.
     #[error(
         "{file}: the tokenizer's largest token id is {largest} but the model's vocab_size is {vocab_size}; \
-         ids must be below vocab_size, so tokenizer and config do not belong together"
+         ids must be below vocab_size, so the tokenizer and config.json do not belong together"
     )]
     Vocabulary {
-        /// Where the tokenizer comes from.
+        /// The source of the tokenizer.
         file: String,
         /// Its largest id.
         largest: u32,
@@ -113,10 +113,10 @@ pub enum SourceError {
     },
 }
 
-/// Shorthand of this module.
+/// The result type of this module.
 pub(super) type Result<T, E = SourceError> = std::result::Result<T, E>;
 
-/// Shorthand for [`SourceError::Malformed`].
+/// Builds a [`SourceError::Malformed`].
 pub(super) fn malformed(
     file: impl Into<String>,
     found: impl Into<String>,
@@ -129,7 +129,7 @@ pub(super) fn malformed(
     }
 }
 
-/// The first few of `names`, for a message: `a, b, c and 12 more`.
+/// Lists the first few of `names` for a message: `a, b, c and 12 more`.
 pub(crate) fn some_of<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 3;
     let mut text = names

@@ -1,4 +1,4 @@
-//! The files that a checkpoint was read from, for the record's provenance.
+//! The files that a checkpoint was read from, recorded as its provenance.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::json::file_name;
 use edge_lmm_record::FileMap;
 
-/// Bytes that are hashed before their pages are released.
+/// Bytes hashed before their pages are released.
 const HASH_CHUNK: usize = 64 << 20;
 
 /// A file of the source.
@@ -16,7 +16,7 @@ const HASH_CHUNK: usize = 64 << 20;
 pub struct SourceFile {
     /// File name without its directory.
     pub name: String,
-    /// The path that it was read from.
+    /// The path it was read from.
     pub path: PathBuf,
     /// Size in bytes.
     pub bytes: u64,
@@ -35,8 +35,8 @@ impl SourceFile {
         }
     }
 
-    /// XXH3 (64 bit) of the whole file as 16 hexadecimal digits. Computed at the first call, which reads the
-    /// whole file: opening a checkpoint only to look at it stays cheap.
+    /// Returns the 64-bit XXH3 hash of the file as 16 hexadecimal digits. It is computed on the
+    /// first call, so that opening a checkpoint does not read whole files.
     pub fn hash(&self) -> &str {
         self.hash.get_or_init(|| {
             let mut hasher = Xxh3::new();
@@ -48,7 +48,7 @@ impl SourceFile {
         })
     }
 
-    /// Takes the pages that were read out of memory; they are read again when needed.
+    /// Releases the file's resident pages; they are read again when needed.
     pub fn release(&self) {
         self.content.release();
     }

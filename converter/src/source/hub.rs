@@ -1,4 +1,4 @@
-//! Checkpoints in the layout of the Hugging Face hub: json files and safetensors in one directory.
+//! Checkpoints in the layout of the Hugging Face hub: JSON files and safetensors in one directory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::{Checkpoint, Tensor, adapter, chat, quantized, safetensors, tokenizer
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Opens a directory, or a single `.safetensors` file with the json files beside it.
+/// Opens a directory, or a single `.safetensors` file with the JSON files beside it.
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     adapter::check_files(path)?;
     let mut files = Vec::new();
@@ -27,7 +27,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     let config_path = directory.join("config.json");
     let config = read_json(&config_path, &mut files)?.ok_or_else(|| SourceError::MissingFile {
         path: config_path,
-        needed_for: "it says what model the weights are; download the whole checkpoint".into(),
+        needed_for: "it describes the model; download the whole checkpoint".into(),
     })?;
     quantized::check(directory, &config, &tensors)?;
     check_layout(directory, &config)?;
@@ -48,8 +48,8 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     })
 }
 
-/// Refuses the layout of LLaVA's original repository, which has the `model_type` of the converted
-/// checkpoints but neither their configuration nor their tensors.
+/// Rejects the layout of LLaVA's original repository, which has the same `model_type` as the
+/// converted checkpoints but a different configuration and different tensors.
 fn check_layout(directory: &Path, config: &Value) -> Result<()> {
     let Some(tower) = config.get("mm_vision_tower") else {
         return Ok(());
@@ -58,12 +58,12 @@ fn check_layout(directory: &Path, config: &Value) -> Result<()> {
         file: directory.join("config.json").display().to_string(),
         what: "the layout of the original LLaVA repository, with mm_vision_tower".into(),
         found: tower.to_string(),
-        supported: "the layout of transformers; take the checkpoint of the llava-hf organization"
+        supported: "the layout of transformers; use the checkpoint of the llava-hf organization"
             .into(),
     })
 }
 
-/// The weights of a directory: one file, or shards with an index.
+/// Reads the weights of a directory: one file, or shards with an index.
 fn read_directory(
     directory: &Path,
     files: &mut Vec<SourceFile>,
@@ -76,7 +76,7 @@ fn read_directory(
     if let Some(index) = read_json(&index_path, files)? {
         let index_file = index_path.display().to_string();
         let tensors = safetensors::read_sharded(directory, &index, &index_file, files)?;
-        // Weights first: the index was read before them.
+        // Weights come first; the index was read before them.
         files.rotate_left(1);
         return Ok(tensors);
     }
@@ -92,7 +92,7 @@ fn read_directory(
             Err(SourceError::MissingFile {
                 path: index_path,
                 needed_for: format!(
-                    "there are {} safetensors files ({}) and nothing that says which tensor is in which; \
+                    "there are {} safetensors files ({}) and no index; \
                      download the index, or name one file",
                     several.len(),
                     some_of(&names)
@@ -102,7 +102,7 @@ fn read_directory(
     }
 }
 
-/// The weights of a file that was named itself.
+/// Reads the weights of a single file.
 fn read_single(
     path: &Path,
     directory: &Path,
@@ -122,7 +122,7 @@ fn read_single(
     safetensors::read_file(path, files)
 }
 
-/// The safetensors files of a directory, sorted by name.
+/// Lists the safetensors files of a directory, sorted by name.
 fn safetensors_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let io = |source| SourceError::Io {
         path: directory.to_path_buf(),
@@ -139,7 +139,7 @@ fn safetensors_in(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What a directory without safetensors seems to be.
+/// Describes a directory without safetensors.
 fn what_lies_in(directory: &Path) -> String {
     let has = |name: &str| directory.join(name).exists();
     if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
@@ -156,7 +156,8 @@ fn what_lies_in(directory: &Path) -> String {
     "a directory without weights".into()
 }
 
-/// A number at the top of a config or in its `text_config`, where multimodal configs keep the text model's.
+/// Returns a number of a config or of its `text_config`, where multimodal configs keep that of the
+/// text model.
 pub(super) fn text_number(config: &Value, key: &str) -> Option<u64> {
     let number = |section: &Value| section.get(key).and_then(Value::as_u64);
     number(config).or_else(|| number(config.get("text_config")?))

@@ -1,4 +1,4 @@
-//! The json files of a checkpoint.
+//! The JSON files of a checkpoint.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::error::{Result, malformed};
 use super::file::SourceFile;
 use super::map;
 
-/// Largest json or text file that is read: a tokenizer of a million tokens stays below, a weight file under a
-/// json name does not.
+/// Maximum size of a JSON or text file. A tokenizer of a million tokens is smaller, a weight file
+/// with a JSON name is larger.
 const MAX_TEXT_BYTES: usize = 128 << 20;
 
-/// Reads a text file, or `None` where there is none, and notes it in `files`.
+/// Reads a text file and adds it to `files`. Returns `None` if it does not exist.
 pub(super) fn read_text(path: &Path, files: &mut Vec<SourceFile>) -> Result<Option<String>> {
     if !path.exists() {
         return Ok(None);
@@ -34,7 +34,7 @@ pub(super) fn read_text(path: &Path, files: &mut Vec<SourceFile>) -> Result<Opti
     Ok(Some(text))
 }
 
-/// Reads a json object, or `None` where there is no such file, and notes it in `files`.
+/// Reads a JSON object and adds its file to `files`. Returns `None` if it does not exist.
 pub(super) fn read_json(path: &Path, files: &mut Vec<SourceFile>) -> Result<Option<Value>> {
     let Some(text) = read_text(path, files)? else {
         return Ok(None);
@@ -52,7 +52,7 @@ pub(super) fn read_json(path: &Path, files: &mut Vec<SourceFile>) -> Result<Opti
     Ok(Some(value))
 }
 
-/// The last part of a path, for messages and provenance.
+/// Returns the last component of a path, for messages and provenance.
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name()
         .unwrap_or(path.as_os_str())

@@ -1,12 +1,12 @@
-//! Reading checkpoints.
+//! Reading of checkpoints.
 //!
-//! [`Checkpoint::open`] takes what people have — a Hugging Face directory, a `.safetensors` file beside its
-//! json files, or a language-model `.gguf` with its `mmproj` — and shows all of it in one normal form: the
-//! json files and the tensors under the names that the Hugging Face checkpoint of that family uses. Weights
-//! stay in the mapped file until rows of them are asked for.
+//! [`Checkpoint::open`] accepts a Hugging Face directory, a `.safetensors` file beside its JSON
+//! files, or a language-model `.gguf` with its `mmproj`. It presents all of them in one normal
+//! form: the JSON files, and the tensors under the names of the family's Hugging Face checkpoint.
+//! Weights stay in the mapped file until their rows are read.
 //!
-//! Nothing in a source file is trusted: headers are checked as a whole before anything is read through them,
-//! and a damaged or hostile file gives a [`SourceError`].
+//! Source files are not trusted: headers are checked as a whole before anything is read through
+//! them, and a damaged or hostile file gives a [`SourceError`].
 
 mod adapter;
 mod added_tokens;
@@ -38,57 +38,57 @@ pub use file::SourceFile;
 use error::Result;
 use view::View;
 
-/// A checkpoint in a normal form, whatever it was stored as.
+/// A checkpoint in normal form, independent of its file format.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// `config.json` in the layout found on the hub; synthesised for a GGUF file.
+    /// `config.json` in the hub's layout; synthesized for a GGUF file.
     pub config: Value,
-    /// `generation_config.json`, where there is one.
+    /// `generation_config.json`, if present.
     pub generation_config: Option<Value>,
-    /// The configuration of the image processor or the feature extractor (a text model has none):
+    /// Configuration of the image processor or feature extractor, `None` for a text model:
     /// `preprocessor_config.json`, or a section of `processor_config.json`.
     pub preprocessor_config: Option<Value>,
-    /// The configuration of the video processor, where it has one of its own:
-    /// `video_preprocessor_config.json`, or a section of `processor_config.json`.
+    /// Configuration of a separate video processor: `video_preprocessor_config.json`, or a section
+    /// of `processor_config.json`.
     pub video_preprocessor_config: Option<Value>,
-    /// The text of `tokenizer.json`; rebuilt where the source has the vocabulary in another form.
+    /// The text of `tokenizer.json`; rebuilt if the source has the vocabulary in another form.
     pub tokenizer: String,
-    /// The chat template (Jinja), where there is one.
+    /// The chat template (Jinja), if present.
     pub chat_template: Option<String>,
-    /// Every file that was read, weights first.
+    /// All files that were read, weights first.
     pub files: Vec<SourceFile>,
     tensors: BTreeMap<String, Tensor>,
 }
 
-/// What a tensor is, without its values.
+/// Type and shape of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Element type in the source, for example `BF16` or `Q4_K`. A tensor put together from several of
-    /// different types has them joined by `+`.
+    /// Element type in the source, for example `BF16` or `Q4_K`. The types of a tensor assembled
+    /// from several are joined by `+` if they differ.
     pub dtype: String,
     /// Shape, outermost dimension first, as in PyTorch.
     pub shape: Vec<usize>,
 }
 
 impl TensorInfo {
-    /// Rows of the tensor seen as a matrix: its first dimension, or 1 for a scalar.
+    /// Returns the rows of the tensor as a matrix: its first dimension, or 1 for a scalar.
     pub fn rows(&self) -> usize {
         self.shape.first().copied().unwrap_or(1)
     }
 
-    /// Elements of one row: the product of all dimensions but the first.
+    /// Returns the elements of one row: the product of all dimensions but the first.
     pub fn row_len(&self) -> usize {
         product(self.shape.get(1..).unwrap_or_default())
     }
 
-    /// All elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         product(&self.shape)
     }
 }
 
-/// Product of dimensions. It cannot overflow for a tensor of a [`Checkpoint`], whose size was checked against its
-/// file, except where a zero dimension excuses all others.
+/// Multiplies dimensions. The product cannot overflow for a tensor of a [`Checkpoint`], whose size
+/// was checked against its file, unless one dimension is zero.
 fn product(dims: &[usize]) -> usize {
     if dims.contains(&0) {
         return 0;
@@ -97,7 +97,7 @@ fn product(dims: &[usize]) -> usize {
         .fold(1, |product, &dim| product.saturating_mul(dim))
 }
 
-/// A tensor with the way to its values.
+/// A tensor with the location of its values.
 #[derive(Debug)]
 struct Tensor {
     info: TensorInfo,
@@ -105,11 +105,11 @@ struct Tensor {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: a Hugging Face directory, a single `.safetensors` file beside its json files, or a
-    /// language-model `.gguf`, whose vision tower is in the `mmproj` file.
+    /// Opens a checkpoint: a Hugging Face directory, a single `.safetensors` file beside its JSON
+    /// files, or a language-model `.gguf`, whose vision tower is in the `mmproj` file.
     ///
     /// # Errors
-    /// When a file is missing, damaged, contradicts another or is of a kind that cannot be read.
+    /// If a file is missing, damaged, unsupported or contradicts another.
     pub fn open(path: &Path, mmproj: Option<&Path>) -> Result<Self> {
         if is_gguf_file(path)? {
             return gguf::open(path, mmproj);
@@ -127,28 +127,27 @@ impl Checkpoint {
             Some(mmproj) => Err(SourceError::NotACheckpoint {
                 path: mmproj.to_path_buf(),
                 found: format!("a projector file for {}, which is not GGUF", path.display()),
-                expected: "no --mmproj: a Hugging Face checkpoint holds its vision tower itself"
-                    .into(),
+                expected: "no --mmproj: a Hugging Face checkpoint includes its vision tower".into(),
             }),
         }
     }
 
-    /// Names and descriptions of all tensors, sorted by name.
+    /// Iterates over the tensors with their names, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.tensors
             .iter()
             .map(|(name, tensor)| (name.as_str(), &tensor.info))
     }
 
-    /// Description of one tensor.
+    /// Returns type and shape of a tensor.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|tensor| &tensor.info)
     }
 
-    /// Checks that a tensor can be read as f32, without reading it.
+    /// Checks that a tensor can be read as f32 without reading it.
     ///
     /// # Errors
-    /// When there is no such tensor, or its type cannot be turned into f32.
+    /// If there is no such tensor, or its type cannot be converted to f32.
     pub fn check_readable(&self, name: &str) -> Result<()> {
         let tensor = self
             .tensors
@@ -160,7 +159,7 @@ impl Checkpoint {
             .map_err(|unreadable| unreadable.into_error(name))
     }
 
-    /// The names of the tensors that start with `prefix`, in order.
+    /// Iterates over the names of tensors that start with `prefix`, in order.
     pub fn names_from<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
         self.tensors
             .range(prefix.to_owned()..)
@@ -168,12 +167,12 @@ impl Checkpoint {
             .take_while(move |name| name.starts_with(prefix))
     }
 
-    /// Appends `rows` of a tensor, seen as a matrix `[shape[0], product of the rest]`, to `out` as f32.
-    /// Only the pages that hold these rows are read; `out` grows by `rows.len() * row_len`.
+    /// Appends `rows` of a tensor, as a matrix `[shape[0], product of the rest]`, to `out` as f32.
+    /// Only the pages of these rows are read; `out` grows by `rows.len() * row_len`.
     ///
     /// # Errors
-    /// When there is no such tensor, it has fewer rows, or its type cannot be turned into f32. `out` is then
-    /// as before.
+    /// If there is no such tensor, it has fewer rows, or its type cannot be converted to f32. `out`
+    /// is then unchanged.
     pub fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(self.missing_tensor(name));
@@ -197,7 +196,7 @@ impl Checkpoint {
             })
     }
 
-    /// The name of the first weight file, for messages.
+    /// Returns the name of the first weight file, for messages.
     pub(crate) fn weights_file(&self) -> String {
         self.files
             .first()
@@ -216,7 +215,10 @@ impl Checkpoint {
             file: self.weights_file(),
             tensor: name.into(),
             needed_for: if similar.is_empty() {
-                format!("none of the {} tensors resembles it", self.tensors.len())
+                format!(
+                    "none of the {} tensors has a similar name",
+                    self.tensors.len()
+                )
             } else {
                 format!("there is {}", error::some_of(&similar))
             },
@@ -224,8 +226,8 @@ impl Checkpoint {
     }
 }
 
-/// Whether `path` is a GGUF file: by its first bytes, or by its name, so that a damaged one is not taken for something
-/// else.
+/// Returns `true` if `path` is a GGUF file, by its first bytes or by its name, so that a damaged
+/// one is reported as such.
 fn is_gguf_file(path: &Path) -> Result<bool> {
     if path.is_dir() {
         return Ok(false);

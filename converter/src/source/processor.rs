@@ -1,8 +1,8 @@
-//! Configurations of the processors that turn media into a model's inputs.
+//! Configurations of the processors that prepare media for a model.
 //!
-//! Up to `transformers` 4 each is a file: `preprocessor_config.json` for images or sounds, since
-//! 4.52 `video_preprocessor_config.json` for videos. Version 5 keeps them all as sections of
-//! `processor_config.json`, which come first where both exist, as they do in the reference
+//! In `transformers` 4 each is a file: `preprocessor_config.json` for images or audio and, since
+//! 4.52, `video_preprocessor_config.json` for videos. Version 5 keeps them as sections of
+//! `processor_config.json`, which take precedence where both exist, as in the reference
 //! (`get_image_processor_dict`, `get_video_processor_dict`, `get_feature_extractor_dict`).
 
 use std::path::Path;
@@ -13,18 +13,18 @@ use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
 use super::json::read_json;
 
-/// Names of the section for images or sounds.
+/// Names of the section for images or audio.
 const MAIN_SECTIONS: [&str; 3] = ["image_processor", "feature_extractor", "audio_processor"];
 
-/// Members of `config.json` that describe an encoder.
+/// Keys of `config.json` that describe an encoder.
 const ENCODERS: [&str; 3] = ["vision_config", "audio_config", "img_processor"];
 
-/// The configurations that a checkpoint has.
+/// The processor configurations of a checkpoint.
 #[derive(Debug)]
 pub(super) struct Processors {
-    /// For images or sounds.
+    /// For images or audio.
     pub(super) main: Option<Value>,
-    /// For videos, where it is not the same.
+    /// For videos, if different.
     pub(super) video: Option<Value>,
 }
 
@@ -32,8 +32,8 @@ impl Processors {
     /// Reads the configurations of a checkpoint whose `config.json` is `config`.
     ///
     /// # Errors
-    /// If the model has an encoder but there is no configuration for it: the defaults of the
-    /// reference's classes are not those of the published checkpoints.
+    /// If the model has an encoder without a configuration. The defaults of the reference's classes
+    /// differ from those of the published checkpoints.
     pub(super) fn read(
         directory: &Path,
         config: &Value,
@@ -57,7 +57,7 @@ impl Processors {
         let main_path = directory.join("preprocessor_config.json");
         let main_file = read_json(&main_path, files)?;
         let video_file = read_json(&directory.join("video_preprocessor_config.json"), files)?;
-        // Videos of older checkpoints follow the file for images.
+        // Older checkpoints use the image configuration for videos.
         let fallback = main_file.clone().filter(|_| main_section.is_some());
         let video = section("video_processor")?.or(video_file).or(fallback);
         let main = main_section.or(main_file);
@@ -67,7 +67,7 @@ impl Processors {
         if main.is_none() && has_encoder {
             return Err(SourceError::MissingFile {
                 path: main_path,
-                needed_for: "neither it nor processor_config.json says how images or sounds are \
+                needed_for: "neither it nor processor_config.json says how images or audio are \
                              prepared; download the whole checkpoint"
                     .into(),
             });
@@ -78,19 +78,19 @@ impl Processors {
     }
 }
 
-/// Names what a configuration for images asks for in vain.
+/// Warns about image settings that have no effect.
 fn warn_about_images(processor: &Value) {
     let class = processor.get("image_processor_type");
     let class = class.and_then(Value::as_str).unwrap_or_default();
     if processor.get("do_convert_rgb") == Some(&Value::Bool(false)) {
-        log::warn!("do_convert_rgb is false; images are converted to RGB all the same");
+        log::warn!("do_convert_rgb is false; ignoring it, images are always converted to RGB");
     }
     if is_on(processor, "do_pad") && !class.starts_with("LlavaImageProcessor") {
         log::warn!("do_pad is ignored; only LlavaImageProcessor pads images to a square");
     }
 }
 
-/// Names what a configuration for videos asks for in vain.
+/// Warns about video settings that have no effect.
 fn warn_about_videos(processor: &Value) {
     if is_on(processor, "do_sample_frames") {
         log::warn!(

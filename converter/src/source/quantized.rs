@@ -1,8 +1,8 @@
-//! Checkpoints that are already quantized, by AWQ, GPTQ, bitsandbytes and others.
+//! Detection of checkpoints that are already quantized by AWQ, GPTQ, bitsandbytes and others.
 //!
-//! Their weights mean nothing without the scales beside them, so none is taken as it is. They are
-//! told by the configuration, by the files that quantizers leave, and by the names and types of
-//! their tensors.
+//! Such weights have no meaning without their scales, so all of them are rejected. They are
+//! detected by the configuration, by files that quantizers write, and by the names and types of
+//! tensors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,16 +13,15 @@ use super::Tensor;
 use super::error::{Result, SourceError};
 use super::json::read_json;
 
-/// Keys of a configuration that describe how weights are quantized.
+/// Keys of a configuration that describe a quantization.
 const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
-/// Files of quantizers that leave `config.json` as it was, with the name of the method.
+/// Files of quantizers that leave `config.json` unchanged, with the name of the method.
 const FILES: [(&str, &str); 3] = [
     ("quantize_config.json", "gptq"),
     ("quant_config.json", "awq"),
     ("hf_quant_config.json", "modelopt"),
 ];
-/// Ends of tensor names, and the method that stores tensors so; those of one method only come
-/// first.
+/// Suffixes of tensor names with the method that uses them; suffixes of a single method come first.
 const TENSORS: [(&str, &str); 32] = [
     (".g_idx", "gptq"),
     (".SCB", "bitsandbytes (8 bit)"),
@@ -58,7 +57,7 @@ const TENSORS: [(&str, &str); 32] = [
     (".scale_weight", "a method with scales beside the weights"),
 ];
 
-/// Refuses a quantized checkpoint by the name of its method.
+/// Rejects a quantized checkpoint and names its method.
 pub(super) fn check(
     directory: &Path,
     config: &Value,
@@ -75,7 +74,7 @@ pub(super) fn check(
     let Some((name, (_, method))) = stored else {
         return Ok(());
     };
-    // The tensors of several methods look alike; the file of the quantizer says which it was.
+    // Several methods use similar tensors; the file of the quantizer identifies the method.
     for (file, method) in FILES {
         let path = directory.join(file);
         if let Some(json) = read_json(&path, &mut Vec::new())? {
@@ -99,13 +98,15 @@ fn refusal(file: String, place: &str, method: &str) -> SourceError {
         file,
         what: place.into(),
         found: method.into(),
-        supported: "checkpoints that are not quantized (F32, F16, BF16); take the one that this \
+        supported:
+            "checkpoints that are not quantized (F32, F16, BF16); use the checkpoint that this \
                     was made from, or dequantize it and save it again"
-            .into(),
+                .into(),
     }
 }
 
-/// The first quantization that a configuration or a section of it describes, with its place.
+/// Returns the first quantization described by a configuration or one of its sections, with its
+/// place.
 fn find<'a>(config: &'a Value, place: &str) -> Option<(String, &'a Value)> {
     let sections = config.as_object()?;
     for key in KEYS {
@@ -122,7 +123,7 @@ fn find<'a>(config: &'a Value, place: &str) -> Option<(String, &'a Value)> {
         .find_map(|(key, section)| find(section, &format!("{place}{key}.")))
 }
 
-/// The method's name with the number of bits.
+/// Returns the name of the method with the number of bits.
 fn method(quantization: &Value) -> String {
     let text = |key: &str| quantization.get(key).and_then(Value::as_str);
     let number = |key: &str| quantization.get(key).and_then(Value::as_u64);
@@ -152,8 +153,8 @@ fn method(quantization: &Value) -> String {
     }
 }
 
-/// The method that stores a tensor of this name and type, if it is one of a quantized weight, with
-/// the rank of the evidence: what is known best comes first.
+/// Returns the method that stores a tensor under this name and type, with the rank of the evidence
+/// (lower is more specific), or `None` for an unquantized tensor.
 fn quantized(name: &str, dtype: &str) -> Option<(usize, &'static str)> {
     let ends = TENSORS.iter().map(|(end, _)| end);
     if let Some(rank) = ends.clone().position(|end| name.ends_with(end)) {

@@ -1,7 +1,8 @@
-//! Tensors in safetensors files, whole or in shards.
+//! Tensors in safetensors files, single or sharded.
 //!
-//! Format: <https://huggingface.co/docs/safetensors>. The header is checked by the `safetensors` crate
-//! (offsets without gap or overlap, shape and type against size) and here (header and data against the file).
+//! Format: <https://huggingface.co/docs/safetensors>. The `safetensors` crate checks the header
+//! (offsets without gap or overlap, shape and type against size); this module checks header and
+//! data against the file.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -18,12 +19,12 @@ use super::map;
 use super::view::{Stored, View};
 use super::{Tensor, TensorInfo};
 
-/// The element types that can be read.
+/// The supported element types.
 const SUPPORTED: &str = "F32, F16, BF16";
-/// Header limit of the format's reference implementation.
+/// Header size limit of the reference implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Adds the tensors of one file.
+/// Reads the tensors of one file.
 pub(super) fn read_file(
     path: &Path,
     files: &mut Vec<SourceFile>,
@@ -66,7 +67,7 @@ pub(super) fn read_file(
     Ok(tensors)
 }
 
-/// Checks the header against itself and the file. Returns where the data starts and the header.
+/// Checks the header against itself and the file. Returns the start of the data and the header.
 fn read_header(bytes: &[u8], file: &str) -> Result<(usize, Metadata)> {
     const ADVICE: &str = "the file is damaged or was not downloaded completely";
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
@@ -109,8 +110,8 @@ fn read_header(bytes: &[u8], file: &str) -> Result<(usize, Metadata)> {
     Ok((8 + length as usize, metadata))
 }
 
-/// What a file without a safetensors header seems to be, where that can be told. A header begins
-/// with a brace behind its length, which no text has there.
+/// Identifies the format of a file without a safetensors header, if known. A safetensors header
+/// begins with a brace after its 8-byte length, which text files do not have there.
 fn another_format(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [_, _, _, _, _, _, _, _, b'{', ..] => None,
@@ -121,7 +122,7 @@ fn another_format(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The shards of `model.safetensors.index.json` with the tensors that each should hold.
+/// Returns the shards of `model.safetensors.index.json` with the tensors of each.
 pub(super) fn shards(index: &Value, file: &str) -> Result<BTreeMap<String, Vec<String>>> {
     let map = index
         .get("weight_map")
@@ -150,13 +151,13 @@ pub(super) fn shards(index: &Value, file: &str) -> Result<BTreeMap<String, Vec<S
     Ok(shards)
 }
 
-/// Whether a name has no directory part: an index must not lead out of its directory.
+/// Returns `true` if a name has no directory part: an index must not point outside its directory.
 fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none()
 }
 
-/// Adds the tensors of a sharded checkpoint, which the index at `index_file` describes.
+/// Reads the tensors of a sharded checkpoint described by the index at `index_file`.
 pub(super) fn read_sharded(
     directory: &Path,
     index: &Value,
@@ -170,7 +171,7 @@ pub(super) fn read_sharded(
             return Err(SourceError::MissingFile {
                 path,
                 needed_for: format!(
-                    "{index_file} says that this shard holds {} tensors ({}); download it",
+                    "{index_file} lists {} tensors ({}) of this shard; download it",
                     expected.len(),
                     some_of(&expected)
                 ),
@@ -183,7 +184,7 @@ pub(super) fn read_sharded(
                     file: path.display().to_string(),
                     tensor: name,
                     needed_for: format!(
-                        "{index_file} says that it is in this shard; the files do not belong together"
+                        "{index_file} assigns it to this shard; the files do not belong together"
                     ),
                 });
             };

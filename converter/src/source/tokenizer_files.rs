@@ -14,8 +14,8 @@ use super::hub::text_number;
 use super::json::{read_json, read_text};
 use super::tokenizer_json::{Bpe, GPT2, QWEN2, Splitter, byte_level};
 
-/// Reads `tokenizer.json`, or puts it together from the files of the slow tokenizers, `vocab.json` and `merges.txt`.
-/// Either way it gets the tokens that other files add.
+/// Reads `tokenizer.json`, or builds it from the files of the slow tokenizers, `vocab.json` and
+/// `merges.txt`. In both cases, adds the tokens of the other files.
 pub(super) fn read(
     directory: &Path,
     config: &Value,
@@ -33,12 +33,13 @@ pub(super) fn read(
     if let (Some(vocab), Some(merges)) = (vocab, merges) {
         let config = tokenizer_config.ok_or_else(|| SourceError::MissingFile {
             path: directory.join("tokenizer_config.json"),
-            needed_for: "vocab.json and merges.txt do not say how text is cut; download it".into(),
+            needed_for: "vocab.json and merges.txt do not define the pre-tokenizer; download it"
+                .into(),
         })?;
         return rebuild(directory, &vocab, &merges, config, &additions);
     }
     let needed_for = if directory.join("tokenizer.model").exists() {
-        "a SentencePiece tokenizer.model alone is not read; make tokenizer.json with \
+        "a SentencePiece tokenizer.model alone is not supported; create tokenizer.json with \
          AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...) of transformers"
     } else {
         "it turns text into tokens; download the whole checkpoint"
@@ -49,8 +50,9 @@ pub(super) fn read(
     })
 }
 
-/// A `tokenizer.json` without the truncation and padding of the last call in training, which
-/// `transformers` resets on every call. One that does not parse is left to [`check`].
+/// Removes truncation and padding from a `tokenizer.json`. They are left over from training, and
+/// `transformers` resets them on every call. A text that does not parse is returned unchanged and
+/// left to [`check`].
 fn without_batching(text: String) -> String {
     let Ok(mut tokenizer) = serde_json::from_str::<Value>(&text) else {
         return text;
@@ -69,7 +71,7 @@ fn without_batching(text: String) -> String {
     }
 }
 
-/// Checks that a `tokenizer.json` loads and that the model has an embedding for every token of it.
+/// Checks that a `tokenizer.json` loads and that the model has an embedding for each of its tokens.
 pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<()> {
     let parsed = Tokenizer::from_str(tokenizer).map_err(|e| {
         malformed(
@@ -89,7 +91,7 @@ pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<()> {
     }
 }
 
-/// A byte-level BPE tokenizer from its slow files.
+/// Builds a byte-level BPE tokenizer from its slow files.
 fn rebuild(
     directory: &Path,
     vocab: &Value,
@@ -122,7 +124,7 @@ fn rebuild(
     Ok(byte_level(&bpe, splitter, flag("add_prefix_space")))
 }
 
-/// How the tokenizer class of the config cuts text.
+/// Returns the pre-tokenizer of the config's tokenizer class.
 fn splitter(config: &Value, file: &str) -> Result<Splitter> {
     let class = config.get("tokenizer_class").and_then(Value::as_str);
     match class.map(|class| class.trim_end_matches("Fast")) {
@@ -138,7 +140,7 @@ fn splitter(config: &Value, file: &str) -> Result<Splitter> {
     }
 }
 
-/// The tokens of `vocab.json`.
+/// Parses the tokens of `vocab.json`.
 fn vocabulary<'a>(vocab: &'a Value, file: &str) -> Result<Vec<(&'a str, u32)>> {
     let entries = vocab.as_object().into_iter().flatten();
     entries
@@ -156,7 +158,7 @@ fn vocabulary<'a>(vocab: &'a Value, file: &str) -> Result<Vec<(&'a str, u32)>> {
         .collect()
 }
 
-/// The pairs of `merges.txt`, one on each line after an optional version line.
+/// Parses the pairs of `merges.txt`, one per line after an optional version line.
 fn merge_pairs<'a>(merges: &'a str, file: &str) -> Result<Vec<(&'a str, &'a str)>> {
     merges
         .lines()

@@ -1,16 +1,16 @@
-//! Writing `tokenizer.json`: byte-level BPE as GPT-2 introduced it, and SentencePiece BPE as Llama uses it.
+//! Writer of `tokenizer.json`: byte-level BPE as in GPT-2, and SentencePiece BPE as in Llama.
 //!
-//! The layout is that of Hugging Face tokenizers; the parts and their settings are those of the published tokenizers
-//! of each kind.
+//! The layout is that of Hugging Face tokenizers; components and settings are those of the
+//! published tokenizers of each kind.
 
 use serde_json::{Map as Object, Value, json};
 
-/// A token that is recognised in the text before anything else.
+/// A token that is matched in the text before pre-tokenization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AddedToken {
     pub(super) id: u32,
     pub(super) content: String,
-    /// Left out when decoding for people.
+    /// `true` if the token is skipped when decoding for display.
     pub(super) special: bool,
     pub(super) lstrip: bool,
     pub(super) rstrip: bool,
@@ -19,7 +19,7 @@ pub(super) struct AddedToken {
 }
 
 impl AddedToken {
-    /// A token that is matched exactly as it is written.
+    /// Creates a token that is matched exactly as written.
     pub(super) fn verbatim(id: u32, content: &str, special: bool) -> Self {
         Self {
             id,
@@ -32,7 +32,7 @@ impl AddedToken {
         }
     }
 
-    /// A token with the flags that `flags` has: none, where it has none.
+    /// Creates a token with the flags of `flags`; missing flags are false.
     pub(super) fn with_flags(id: u32, content: &str, flags: &Value, special: bool) -> Self {
         let flag = |key: &str| flags.get(key).and_then(Value::as_bool);
         Self {
@@ -57,35 +57,35 @@ impl AddedToken {
     }
 }
 
-/// A vocabulary with the merges in order of rank.
+/// A vocabulary with merges in order of rank.
 ///
-/// `vocab` holds the added tokens too: a loader numbers added tokens that it does not find there by itself, and wrongly
-/// where ids have gaps.
+/// `vocab` includes the added tokens: loaders number added tokens missing from it themselves, which
+/// is wrong if ids have gaps.
 #[derive(Debug)]
 pub(super) struct Bpe<'a> {
     pub(super) vocab: Vec<(&'a str, u32)>,
     pub(super) merges: Vec<(&'a str, &'a str)>,
     pub(super) added: Vec<AddedToken>,
-    /// Put in front of every text.
+    /// Token prepended to every text.
     pub(super) begin: Option<(&'a str, u32)>,
-    /// Put behind every text.
+    /// Token appended to every text.
     pub(super) end: Option<(&'a str, u32)>,
 }
 
-/// How byte-level BPE cuts a text before merging.
+/// The pre-tokenizer of a byte-level BPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Splitter {
-    /// Applied one after the other; each cuts the pieces of the one before at its matches.
+    /// Patterns applied in order; each splits the pieces of the previous one at its matches.
     patterns: &'static [&'static str],
-    /// Whether the byte step cuts too, at GPT-2's pattern, which it knows by itself.
+    /// `true` if the byte-level step splits too, by the built-in pattern of GPT-2.
     byte_step_cuts: bool,
-    /// Whether text is brought into Unicode's composed form first.
+    /// `true` if text is normalized to NFC first.
     compose: bool,
-    /// Whether a piece that is a token is taken whole, without looking at merges.
+    /// `true` if a piece that is a token is used whole, regardless of merges.
     pub(super) whole_pieces: bool,
 }
 
-/// Where GPT-2 cuts.
+/// The pre-tokenizer of GPT-2.
 pub(super) const GPT2: Splitter = Splitter {
     patterns: &[],
     byte_step_cuts: true,
@@ -93,7 +93,7 @@ pub(super) const GPT2: Splitter = Splitter {
     whole_pieces: false,
 };
 
-/// Where Qwen2 cuts: digits stand alone.
+/// The pre-tokenizer of Qwen2: single digits.
 pub(super) const QWEN2: Splitter = Splitter {
     patterns: &[
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -103,7 +103,7 @@ pub(super) const QWEN2: Splitter = Splitter {
     whole_pieces: false,
 };
 
-/// Where Llama 3 cuts: digits in groups of up to three.
+/// The pre-tokenizer of Llama 3: groups of up to three digits.
 pub(super) const LLAMA3: Splitter = Splitter {
     patterns: &[
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -113,13 +113,13 @@ pub(super) const LLAMA3: Splitter = Splitter {
     whole_pieces: true,
 };
 
-/// Where Smaug cuts: as Llama 3, but always by merges.
+/// The pre-tokenizer of Smaug: as Llama 3, but always by merges.
 pub(super) const SMAUG: Splitter = Splitter {
     whole_pieces: false,
     ..LLAMA3
 };
 
-/// Where llama.cpp cuts when a file does not say.
+/// The default pre-tokenizer of llama.cpp.
 pub(super) const LLAMA_CPP_DEFAULT: Splitter = Splitter {
     patterns: &[
         r"[\p{P}\$\+<=>\^~\|]+",
@@ -132,8 +132,8 @@ pub(super) const LLAMA_CPP_DEFAULT: Splitter = Splitter {
     whole_pieces: false,
 };
 
-/// The text of a byte-level BPE tokenizer. `prefix_space`: whether a text starts as if a space stood before it, which
-/// only GPT-2's way of cutting can do.
+/// Builds a byte-level BPE tokenizer. `prefix_space` prepends a space to every text, which only
+/// GPT-2's pre-tokenizer supports.
 pub(super) fn byte_level(bpe: &Bpe<'_>, splitter: Splitter, prefix_space: bool) -> String {
     let step = |cuts: bool, prefix_space: bool| {
         json!({
@@ -174,8 +174,8 @@ pub(super) fn byte_level(bpe: &Bpe<'_>, splitter: Splitter, prefix_space: bool) 
     tokenizer.to_string()
 }
 
-/// The text of a SentencePiece BPE tokenizer with byte fallback. `prefix_space`: whether a text starts as if a space
-/// stood before it.
+/// Builds a SentencePiece BPE tokenizer with byte fallback. `prefix_space` prepends a space to
+/// every text.
 pub(super) fn sentencepiece(bpe: &Bpe<'_>, unknown: Option<&str>, prefix_space: bool) -> String {
     let mut model = model(bpe);
     model["unk_token"] = json!(unknown);
@@ -201,7 +201,7 @@ pub(super) fn sentencepiece(bpe: &Bpe<'_>, unknown: Option<&str>, prefix_space: 
     tokenizer.to_string()
 }
 
-/// What every tokenizer has.
+/// Builds the common parts of all tokenizers.
 fn frame(bpe: &Bpe<'_>) -> Value {
     let added: Vec<Value> = bpe.added.iter().map(AddedToken::json).collect();
     json!({
@@ -238,7 +238,7 @@ fn model(bpe: &Bpe<'_>) -> Value {
     })
 }
 
-/// The step that adds the tokens at the beginning and end of a text, where there are any.
+/// Builds the post-processor that adds the tokens `begin` and `end`, or `None` without them.
 fn template(bpe: &Bpe<'_>) -> Option<Value> {
     if bpe.begin.is_none() && bpe.end.is_none() {
         return None;

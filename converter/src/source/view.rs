@@ -1,8 +1,9 @@
-//! Where the values of a tensor lie, and how they are put together.
+//! Locations of tensor values and their assembly.
 //!
-//! A GGUF file stores some tensors cut up or with rows in another order than the Hugging Face checkpoint. A
-//! [`View`] undoes that while reading: it maps a range of elements in the normal form to ranges of stored
-//! elements, so that a few rows of a large tensor never need more than those rows.
+//! GGUF files store some tensors split, or with rows in a different order than the Hugging Face
+//! checkpoint. A [`View`] undoes this while reading: it maps a range of elements in the normal form
+//! to ranges of stored elements, so that reading a few rows of a large tensor touches only those
+//! rows.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::decode::Decoder;
 use super::error::SourceError;
 use edge_lmm_record::FileMap;
 
-/// A tensor as it lies in a file.
+/// A tensor stored in a file.
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
     map: Arc<FileMap>,
@@ -31,7 +32,7 @@ pub(super) struct Unreadable {
 }
 
 impl Unreadable {
-    /// The error for the tensor of the normal form that was to be read.
+    /// Returns the error for the tensor `tensor` of the normal form.
     pub(super) fn into_error(self, tensor: &str) -> SourceError {
         SourceError::UnsupportedType {
             file: self.file,
@@ -43,8 +44,9 @@ impl Unreadable {
 }
 
 impl Stored {
-    /// A tensor in `bytes` of a mapped file. `decoder` is `None` for a type that can be listed but not read;
-    /// `supported` then tells which could be. Returns `None` where the file has no such bytes.
+    /// Creates a tensor in `bytes` of a mapped file. `decoder` is `None` for a type that can be
+    /// listed but not read; `supported` then lists the readable types. Returns `None` if the file
+    /// has no such bytes.
     pub(super) fn new(
         (map, file): (&Arc<FileMap>, &Arc<str>),
         bytes: Range<usize>,
@@ -63,7 +65,7 @@ impl Stored {
         })
     }
 
-    /// The element type's name.
+    /// Returns the name of the element type.
     pub(super) fn dtype(&self) -> &str {
         &self.dtype
     }
@@ -87,40 +89,42 @@ impl Stored {
 /// A tensor of the normal form in terms of stored tensors.
 #[derive(Debug)]
 pub(super) enum View {
-    /// Stored as it is.
+    /// A tensor stored unchanged.
     Whole(Stored),
-    /// The parts one below the other, each of `elements` elements (a fused projection stored as its parts).
+    /// Parts of `elements` elements each, stacked along the rows (a fused projection stored as its
+    /// parts).
     Stacked {
         /// From top to bottom, all of the same size.
         parts: Vec<Stored>,
         /// Elements of a part.
         elements: usize,
     },
-    /// `chunk` elements of the first part, then of the second, and so on in turn (a convolution over time stored as
+    /// Chunks of `chunk` elements taken from the parts in turn (a convolution over time stored as
     /// one convolution per frame).
     Interleaved {
-        /// In the order of their turns, all of the same size.
+        /// In reading order, all of equal size.
         parts: Vec<Stored>,
         /// Elements per turn.
         chunk: usize,
     },
-    /// Rows that llama.cpp stores in another order: it rotates neighbouring pairs of a head, the Hugging Face model
-    /// the two halves of it, so row `2 j + i` of a stored head is row `i * head / 2 + j` of the original.
+    /// Rows that llama.cpp permuted: it rotates neighboring pairs of a head, the Hugging Face model
+    /// its two halves, so row `2 j + i` of a stored head is row `i * head / 2 + j` of the original.
     Unpermuted {
         /// The permuted tensor.
         stored: Stored,
-        /// Rows of a head, even.
+        /// Rows per head, even.
         head: usize,
         /// Elements of a row.
         row_len: usize,
     },
-    /// More rows than are stored; the others repeat one of them (an embedding that gets another token).
+    /// More rows than are stored; the additional ones repeat one of them (an embedding extended by
+    /// a token).
     Extended {
         /// The stored rows.
         stored: Stored,
-        /// How many there are.
+        /// Number of stored rows.
         rows: usize,
-        /// The row that the others repeat.
+        /// The row that the additional ones repeat.
         filler: usize,
         /// Elements of a row.
         row_len: usize,
@@ -128,7 +132,7 @@ pub(super) enum View {
 }
 
 impl View {
-    /// Checks that every part can be turned into f32.
+    /// Checks that every part can be converted to f32.
     pub(super) fn check_readable(&self) -> Result<(), Unreadable> {
         match self {
             Self::Stacked { parts, .. } | Self::Interleaved { parts, .. } => {
@@ -171,8 +175,8 @@ impl View {
     }
 }
 
-/// Reads a range chunk by chunk; `locate` says for the number of a chunk in the normal form in which stored tensor it
-/// lies and as which chunk there.
+/// Reads a range chunk by chunk. `locate` maps the index of a chunk in the normal form to its
+/// stored tensor and the index of the chunk there.
 fn read_chunks<'a>(
     range: Range<usize>,
     chunk: usize,

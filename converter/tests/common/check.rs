@@ -1,4 +1,4 @@
-//! Every stage of a model against the reference implementation's values.
+//! Comparison of every stage of a model with the values of the reference implementation.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,12 +9,12 @@ use edge_lmm_models::media::MediaOptions;
 use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
-/// What the project promises for f32 records: norm of the difference over the norm.
+/// Promised tolerance for f32 records: norm of the difference over the norm.
 const STAGE_TOLERANCE: f64 = 1e-3;
-/// And for preprocessing, absolute; values are of the order of 1.
+/// Promised absolute tolerance for preprocessing; values are of the order of 1.
 const PIXEL_TOLERANCE: f32 = 1e-3;
 
-/// What goldens hold beyond the stages.
+/// Golden values that are not captured stages.
 const NOT_CAPTURED: [&str; 5] = [
     "greedy16",
     "logits_argmax_all",
@@ -23,7 +23,7 @@ const NOT_CAPTURED: [&str; 5] = [
     "window_index",
 ];
 
-/// Everything captured on the way to an answer that equals the golden one.
+/// Checks every captured stage of an answer against the golden values.
 pub fn check_sample<B: KernelBackend>(
     engine: &mut Session<B>,
     golden: &Golden,
@@ -60,7 +60,7 @@ pub fn check_sample<B: KernelBackend>(
                 assert_eq!(&captured.values, expected, "{name}: {key}");
             }
             "pixel_values" | "input_features" => {
-                // A golden may hold the first values only, or end in crops of nothing but zeros.
+                // A golden may contain only the first values, or end in crops of zeros.
                 let own = captured.values.len().min(expected.len());
                 let missing = expected[own..].iter().any(|&value| value != 0.0);
                 assert!(own > 0 && !missing, "{name}: {key} has {own} values");
@@ -73,7 +73,7 @@ pub fn check_sample<B: KernelBackend>(
                 let last: usize = shape.iter().skip(1).product();
                 let own: usize = captured.shape.iter().skip(1).product();
                 assert_eq!(own, last, "{name}: width of {key}");
-                // Decoding steps are captured after the prompt's; the prompt's come first.
+                // Decoding steps are captured after the prompt, so the prompt's values come first.
                 let error = relative(&captured.values[..expected.len()], expected);
                 println!("{name}: {key} {error:.1e}");
                 assert!(error <= STAGE_TOLERANCE, "{name}: {key} differs by {error}");
@@ -84,7 +84,8 @@ pub fn check_sample<B: KernelBackend>(
     found
 }
 
-/// Ids must be the same; where the reference has a negative one for a visual token, any will do.
+/// Checks that ids are equal. The reference marks visual tokens by negative ids; any id matches
+/// them.
 fn check_ids(name: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{name}: tokens");
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -93,7 +94,7 @@ fn check_ids(name: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
-/// Checks all samples; `expected` of them, so that a missing one is noticed.
+/// Checks all samples and that there are `expected` of them.
 pub fn check_family(checkpoint: &Path, mmproj: Option<&Path>, folder: &Path, expected: usize) {
     let mut engine = engine(checkpoint, mmproj, &F32);
     let goldens = goldens(folder);

@@ -1,4 +1,4 @@
-//! Damaged checkpoints and what the converter says to them.
+//! Damaged checkpoints, and the converter's messages about them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use super::data;
 /// Type, shape and bytes of tensors by name.
 pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-/// The converter with a source and a record to write.
+/// Builds a converter command for a source and a record.
 pub fn command(source: &Path, record: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"));
     command.arg(source).arg("-o").arg(record);
@@ -41,12 +41,10 @@ impl Copy {
         self.0.path()
     }
 
-    /// Writes a file.
     pub fn write(&self, file: &str, content: impl AsRef<[u8]>) {
         fs::write(self.path().join(file), content).expect("a file");
     }
 
-    /// Removes a file.
     pub fn remove(&self, file: &str) {
         fs::remove_file(self.path().join(file)).expect("a file");
     }
@@ -73,7 +71,7 @@ impl Copy {
         fs::write(path, bytes).expect("a file");
     }
 
-    /// Converts with `options` and returns whether it succeeded and what it said.
+    /// Converts with `options`. Returns whether the conversion succeeded, and its messages.
     pub fn convert(&self, options: &[&str]) -> (bool, String) {
         let out = tempfile::tempdir().expect("a folder");
         let output = command(self.path(), &out.path().join("model.bpk"))
@@ -103,7 +101,8 @@ impl Copy {
     }
 }
 
-/// Converts `source` and expects one error with all `words`, exit status 1 and nothing written.
+/// Converts `source` and expects one error that contains all `words`, exit status 1 and no output
+/// file.
 pub fn expect_error(source: &Path, options: &[&str], words: &[&str]) {
     let out = tempfile::tempdir().expect("a folder");
     let output = command(source, &out.path().join("model.bpk"))

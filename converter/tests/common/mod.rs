@@ -1,4 +1,4 @@
-//! Converting test checkpoints and reading golden values.
+//! Conversion of test checkpoints and golden values.
 
 #![allow(dead_code)] // every test file uses its own part
 
@@ -18,19 +18,19 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The folder of test data.
+/// Returns the folder of test data.
 pub fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data")
 }
 
-/// All parts in f32.
+/// Options that store all parts in f32.
 pub const F32: Options = Options {
     text: Format::F32,
     vision: Format::F32,
     audio: Format::F32,
 };
 
-/// A record in a folder of its own.
+/// A record in its own temporary folder.
 pub struct Converted {
     _folder: TempDir,
     pub path: PathBuf,
@@ -91,7 +91,7 @@ pub struct Golden {
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
-/// Reads `index.json` and what it names.
+/// Reads `index.json` and the files it names.
 pub fn goldens(folder: &Path) -> Vec<Golden> {
     let text = std::fs::read_to_string(folder.join("index.json")).expect("index.json");
     let index: Value = serde_json::from_str(&text).expect("index.json is JSON");
@@ -110,7 +110,7 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
         .map(|file| folder.join(file.as_str().expect("a file name")))
         .collect();
     let images = || -> Vec<_> {
-        let load = |path: &PathBuf| media::load_image(path).expect("a picture");
+        let load = |path: &PathBuf| media::load_image(path).expect("an image");
         files.iter().map(load).collect()
     };
     let is_sound = |path: &PathBuf| path.extension().is_some_and(|name| name == "wav");
@@ -141,7 +141,7 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     }
 }
 
-/// Reads a sound.
+/// Reads an audio file.
 pub fn sound(path: &Path) -> Media {
     let audio = media::load_audio(path).expect("a sound");
     Media::audio(audio.samples, audio.sample_rate)
@@ -168,7 +168,7 @@ fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         .collect()
 }
 
-/// A user's turn that shows the media and asks.
+/// Builds a user turn with media and a question.
 pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
     let mut content: Vec<Content> = media
         .iter()
@@ -181,7 +181,7 @@ pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
     }]
 }
 
-/// Norm of the difference over the norm of the expected.
+/// Returns the norm of the difference over the norm of `expected`.
 pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let (mut difference, mut norm) = (0f64, 0f64);

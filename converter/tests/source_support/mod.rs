@@ -1,4 +1,4 @@
-//! What the tests of the checkpoint readers share: where the data is, files made on the spot, whole tensors.
+//! Test data, generated files and tensor access for the tests of the checkpoint readers.
 #![allow(dead_code)] // Every test program uses its own part.
 
 use std::collections::BTreeMap;
@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 
 use edge_lmm_convert::source::{Checkpoint, SourceError};
 
-/// A file or folder of this crate's test data.
+/// Returns a file or folder of this crate's test data.
 pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data/source")
         .join(name)
 }
 
-/// A file or folder of the checkpoints that all crates test with.
+/// Returns a file or folder of the checkpoints that all crates test with.
 pub fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../models/tests/data")
         .join(name)
 }
 
-/// The tiny Qwen2-VL in its GGUF form.
+/// Opens the tiny Qwen2-VL in GGUF form.
 pub fn tiny_gguf() -> Result<Checkpoint, SourceError> {
     Checkpoint::open(
         &model("qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf"),
@@ -28,7 +28,7 @@ pub fn tiny_gguf() -> Result<Checkpoint, SourceError> {
     )
 }
 
-/// All values of a tensor.
+/// Reads all values of a tensor.
 pub fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     let rows = checkpoint.tensor(name).expect(name).rows();
     let mut out = Vec::new();
@@ -38,7 +38,7 @@ pub fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     out
 }
 
-/// Copies a folder's files to a new temporary one.
+/// Copies the files of a folder to a temporary one.
 pub fn copy_of(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -50,7 +50,7 @@ pub fn copy_of(folder: &Path) -> tempfile::TempDir {
     copy
 }
 
-/// Copies the json files of a folder to a new temporary one.
+/// Copies the JSON files of a folder to a temporary one.
 pub fn json_of(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -62,7 +62,8 @@ pub fn json_of(folder: &Path) -> tempfile::TempDir {
     copy
 }
 
-/// A safetensors file of f32, f16 and bf16 tensors, read without the code under test: shape and values by name.
+/// Reads a safetensors file of f32, f16 and bf16 tensors without the code under test: shape and
+/// values by name.
 pub fn plain_safetensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     use safetensors::{Dtype, SafeTensors};
     let bytes = std::fs::read(path).unwrap();
@@ -92,7 +93,7 @@ pub fn plain_safetensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)
         .collect()
 }
 
-/// Text of many kinds, for comparing tokenizers.
+/// Various texts for comparing tokenizers.
 pub const TEXTS: [&str; 22] = [
     "",
     " ",
@@ -118,17 +119,17 @@ pub const TEXTS: [&str; 22] = [
     "русский текст и ελληνικά",
 ];
 
-/// Writes GGUF files with whatever content a test asks for, valid or not.
+/// Builder of GGUF files with any content, valid or not.
 #[derive(Default)]
 pub struct GgufBuilder {
     metadata: Vec<Vec<u8>>,
     infos: Vec<Vec<u8>>,
     data: Vec<u8>,
-    /// Written in place of 3.
+    /// Replaces the version 3.
     pub version: Option<u32>,
-    /// Written in place of the number of tensors.
+    /// Replaces the number of tensors.
     pub tensor_count: Option<u64>,
-    /// Written in place of the number of metadata entries.
+    /// Replaces the number of metadata entries.
     pub key_count: Option<u64>,
 }
 
@@ -143,7 +144,7 @@ impl GgufBuilder {
         bytes
     }
 
-    /// A metadata entry of any type with its bytes as they stand in the file.
+    /// Adds a metadata entry of any type with its encoded value.
     pub fn raw(mut self, key: &str, value_type: u32, value: &[u8]) -> Self {
         let mut entry = Self::string(key);
         entry.extend(value_type.to_le_bytes());
@@ -189,7 +190,7 @@ impl GgufBuilder {
         self.raw(key, 9, &bytes)
     }
 
-    /// A tensor info with any content; nothing is added to the data.
+    /// Adds a tensor info with any content, without data.
     pub fn info(mut self, name: &str, dims: &[u64], kind: u32, offset: u64) -> Self {
         let mut info = Self::string(name);
         info.extend((dims.len() as u32).to_le_bytes());
@@ -200,7 +201,7 @@ impl GgufBuilder {
         self
     }
 
-    /// An f32 tensor with its data; `dims` innermost first.
+    /// Adds an f32 tensor with its data; `dims` are innermost first.
     pub fn tensor(mut self, name: &str, dims: &[u64], values: &[f32]) -> Self {
         let offset = self.data.len().next_multiple_of(32);
         self.data.resize(offset, 0);
@@ -210,7 +211,7 @@ impl GgufBuilder {
         self.info(name, dims, 0, offset as u64)
     }
 
-    /// Bytes of data behind the header, without a tensor.
+    /// Adds bytes of data after the header, without a tensor.
     pub fn data(mut self, length: usize) -> Self {
         self.data.resize(length, 0);
         self
@@ -237,7 +238,8 @@ impl GgufBuilder {
         path
     }
 
-    /// A `qwen2` model of one layer around a vocabulary of `tokens` rows: everything but the tokenizer's own keys.
+    /// Adds a `qwen2` model of one layer with a vocabulary of `tokens` rows, without the keys of
+    /// the tokenizer.
     pub fn small_model(self, tokens: usize) -> Self {
         let (h, f) = (4u64, 4u64);
         let square = vec![0.5; 16];

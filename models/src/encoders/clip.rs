@@ -1,10 +1,9 @@
-//! The vision transformer of CLIP (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>), which
-//! LLaVA and Phi-3.5-Vision see through: square pictures in square patches, a class token, learned
-//! positions, a norm before the first layer. The reference is `modeling_clip.py` of
-//! `transformers`.
+//! The vision transformer of CLIP (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>), used
+//! by LLaVA and Phi-3.5-Vision: square images in square patches, a class token, learned positions,
+//! a norm before the first layer. The reference is `modeling_clip.py` of `transformers`.
 //!
-//! Models that look through it take the states after some inner layer. The layers behind that one
-//! and the last norm would have no effect: they are neither run nor stored.
+//! Both models use the hidden states of an inner layer. The layers after it and the last norm have
+//! no effect, so they are neither run nor stored.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -18,7 +17,7 @@ use crate::layers::{LayerNorm, Linear};
 use crate::monitor::Monitor;
 use crate::weights::Scope;
 
-/// The tower's part of `config.json`; the reference's defaults where it says nothing.
+/// The tower's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ClipConfig {
@@ -26,13 +25,13 @@ pub struct ClipConfig {
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Layers of the whole tower.
+    /// Number of layers of the whole tower.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub num_channels: usize,
-    /// Side of a picture in pixels.
+    /// Side of an image in pixels.
     pub image_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -59,7 +58,7 @@ impl Default for ClipConfig {
 }
 
 impl ClipConfig {
-    /// `openai/clip-vit-large-patch14-336`.
+    /// Returns the configuration of `openai/clip-vit-large-patch14-336`.
     pub fn large_patch14_336() -> Self {
         Self {
             hidden_size: 1024,
@@ -90,19 +89,19 @@ impl ClipConfig {
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ModelError::config(format!(
-                "vision_config: width {} cannot be shared evenly by {} heads",
+                "vision_config: width {} is not divisible by {} heads",
                 self.hidden_size, self.num_attention_heads
             )));
         }
         if self.num_channels != 3 {
             return Err(ModelError::config(format!(
-                "vision_config.num_channels is {}, expected 3: pictures are RGB",
+                "vision_config.num_channels is {}, expected 3: images are RGB",
                 self.num_channels
             )));
         }
         if self.patch_size > self.image_size {
             return Err(ModelError::config(format!(
-                "vision_config: a patch of {} pixels is larger than a picture of {}",
+                "vision_config: a patch of {} pixels is larger than an image of {}",
                 self.patch_size, self.image_size
             )));
         }
@@ -119,28 +118,29 @@ impl ClipConfig {
         }
     }
 
-    /// Patches on each side of a picture; what is left over at the edge is not seen.
+    /// Returns the number of patches per side of an image; pixels beyond the last whole patch are
+    /// ignored.
     pub fn side(&self) -> usize {
         self.image_size / self.patch_size.max(1)
     }
 
-    /// Patches of a picture.
+    /// Returns the number of patches of an image.
     pub fn patches(&self) -> usize {
         self.side() * self.side()
     }
 
-    /// Values of a patch.
+    /// Returns the number of values of a patch.
     pub fn patch_width(&self) -> usize {
         self.num_channels * self.patch_size * self.patch_size
     }
 
-    /// Values of a picture.
+    /// Returns the number of values of an image.
     pub fn picture_len(&self) -> usize {
         self.num_channels * self.image_size * self.image_size
     }
 
-    /// The layers that have to run for `hidden_states[index]` of the reference, where 0 is what
-    /// enters the first layer and negative numbers count from the end.
+    /// Returns the number of layers to run for `hidden_states[index]` of the reference, where 0 is
+    /// the input of the first layer and negative indices count from the end.
     ///
     /// # Errors
     /// If there is no such state.
@@ -149,7 +149,8 @@ impl ClipConfig {
         let wanted = if index < 0 { states + index } else { index };
         if !(0..states).contains(&wanted) {
             return Err(ModelError::config(format!(
-                "the features of layer {index} are asked for, the vision tower has {} layers",
+                "the configuration requests the features of layer {index}, the vision tower has \
+                 {} layers",
                 self.num_hidden_layers
             )));
         }
@@ -178,11 +179,11 @@ pub struct ClipVisionTower<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> ClipVisionTower<B> {
-    /// Declares the embeddings and the first `layers` layers; the checkpoint's prefix of `scope`
-    /// is what holds `embeddings` and `encoder`.
+    /// Declares the embeddings and the first `layers` layers; `scope` is the checkpoint prefix of
+    /// `embeddings` and `encoder`.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(
         config: &ClipConfig,
         layers: usize,
@@ -206,7 +207,7 @@ impl<B: KernelBackend> ClipVisionTower<B> {
                 config.patches() + 1,
                 width,
             ),
-            // The checkpoint's name has this typo.
+            // The typo is part of the checkpoint's name.
             pre_norm: scope.layer_norm("pre_norm", "pre_layrnorm", width, eps),
             blocks: (0..layers)
                 .map(|i| {
@@ -219,10 +220,10 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         })
     }
 
-    /// The states of a picture after the last stored layer, class token first.
+    /// Returns the hidden states of an image after the last stored layer, class token first.
     ///
     /// # Shapes
-    /// - patches: `[patches, channels * patch_size * patch_size]` as [`cut_patches`] gives them
+    /// - patches: `[patches, channels * patch_size * patch_size]` from [`cut_patches`]
     /// - result: `[1 + patches, hidden_size]`
     ///
     /// # Errors
@@ -314,13 +315,13 @@ impl<B: KernelBackend> ClipBlock<B> {
     }
 }
 
-/// Cuts a picture into patches, in raster order.
+/// Cuts an image into patches, in raster order.
 ///
 /// # Shapes
-/// - picture: `[channels, image_size, image_size]`
+/// - image: `[channels, image_size, image_size]`
 /// - result: `[patches, channels * patch_size * patch_size]`, a patch's values ordered channel,
 ///   row, column as in the reference's convolution
-pub fn cut_patches(picture: &[f32], config: &ClipConfig) -> Vec<f32> {
+pub fn cut_patches(image: &[f32], config: &ClipConfig) -> Vec<f32> {
     let (size, patch, side) = (config.image_size, config.patch_size, config.side());
     let mut patches = Vec::with_capacity(config.patches() * config.patch_width());
     for row in 0..side {
@@ -328,7 +329,7 @@ pub fn cut_patches(picture: &[f32], config: &ClipConfig) -> Vec<f32> {
             for channel in 0..config.num_channels {
                 for y in row * patch..(row + 1) * patch {
                     let start = (channel * size + y) * size + column * patch;
-                    patches.extend_from_slice(&picture[start..start + patch]);
+                    patches.extend_from_slice(&image[start..start + patch]);
                 }
             }
         }
@@ -350,13 +351,13 @@ mod tests {
         }
     }
 
-    /// Worked by hand: the value of a pixel is `100 * channel + 10 * row + column`.
+    /// Computed by hand: the value of a pixel is `100 * channel + 10 * row + column`.
     #[test]
     fn patches_are_ordered_channel_row_column() {
-        let picture: Vec<f32> = (0..2 * 5 * 5)
+        let image: Vec<f32> = (0..2 * 5 * 5)
             .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
             .collect();
-        let patches = cut_patches(&picture, &config());
+        let patches = cut_patches(&image, &config());
         assert_eq!(patches.len(), 4 * 8);
         assert_eq!(patches[8..16], [2., 3., 12., 13., 102., 103., 112., 113.]);
         assert_eq!(patches[16..20], [20., 21., 30., 31.]);

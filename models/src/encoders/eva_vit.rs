@@ -1,7 +1,7 @@
-//! The vision transformer of EVA-CLIP (Fang et al. 2022, <https://arxiv.org/abs/2211.07636>), which
-//! BLIP-2 sees through: square pictures in square patches, a class token, learned positions,
-//! pre-norm layers with fused queries, keys and values, a norm at the end. The reference is
-//! `Blip2VisionModel` in `modeling_blip_2.py` of `transformers`.
+//! The vision transformer of EVA-CLIP (Fang et al. 2022, <https://arxiv.org/abs/2211.07636>), used
+//! by BLIP-2: square images in square patches, a class token, learned positions, pre-norm layers
+//! with fused queries, keys and values, a norm at the end. The reference is `Blip2VisionModel` in
+//! `modeling_blip_2.py` of `transformers`.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -15,10 +15,10 @@ use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
 use crate::weights::Scope;
 
-/// Channels of a picture; the reference has them in its code.
+/// Channels of an image; the reference hard-codes them.
 const CHANNELS: usize = 3;
 
-/// The tower's part of `config.json`; the reference's defaults (ViT-g) where it says nothing.
+/// The tower's section of `config.json`, with the defaults of the reference (ViT-g).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EvaVitConfig {
@@ -26,11 +26,11 @@ pub struct EvaVitConfig {
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
-    /// Side of a picture in pixels.
+    /// Side of an image in pixels.
     pub image_size: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
@@ -38,7 +38,7 @@ pub struct EvaVitConfig {
     pub hidden_act: String,
     /// Epsilon of the norms.
     pub layer_norm_eps: f64,
-    /// Whether queries, keys and values have a bias (that of the keys is zero).
+    /// `true` if queries, keys and values have a bias (that of the keys is zero).
     pub qkv_bias: bool,
 }
 
@@ -77,25 +77,26 @@ impl EvaVitConfig {
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ModelError::config(format!(
-                "vision_config: width {} cannot be shared evenly by {} heads",
+                "vision_config: width {} is not divisible by {} heads",
                 self.hidden_size, self.num_attention_heads
             )));
         }
         if self.patch_size > self.image_size {
             return Err(ModelError::config(format!(
-                "vision_config: a patch of {} pixels is larger than a picture of {}",
+                "vision_config: a patch of {} pixels is larger than an image of {}",
                 self.patch_size, self.image_size
             )));
         }
         Ok(())
     }
 
-    /// Patches on each side of a picture; what is left over at the edge is not seen.
+    /// Returns the number of patches per side of an image; pixels beyond the last whole patch are
+    /// ignored.
     fn side(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Patches of a picture and values of a patch.
+    /// Returns the number of patches of an image and the number of values of a patch.
     pub fn patches_shape(&self) -> [usize; 2] {
         [self.patches(), self.patch_width()]
     }
@@ -116,20 +117,20 @@ impl EvaVitConfig {
         }
     }
 
-    /// Cuts a picture into patches, in raster order.
+    /// Cuts an image into patches, in raster order.
     ///
     /// # Shapes
-    /// - picture: `[3, image_size, image_size]`
+    /// - image: `[3, image_size, image_size]`
     /// - result: `[patches, 3 * patch_size * patch_size]`, a patch's values ordered channel, row,
     ///   column as in the reference's convolution
-    pub fn cut_patches(&self, picture: &[f32]) -> Vec<f32> {
+    pub fn cut_patches(&self, image: &[f32]) -> Vec<f32> {
         let (size, patch, side) = (self.image_size, self.patch_size, self.side());
         let mut patches = Vec::with_capacity(self.patches() * self.patch_width());
         for (row, column) in (0..side).flat_map(|r| (0..side).map(move |c| (r, c))) {
             for channel in 0..CHANNELS {
                 for y in row * patch..(row + 1) * patch {
                     let start = (channel * size + y) * size + column * patch;
-                    patches.extend_from_slice(&picture[start..start + patch]);
+                    patches.extend_from_slice(&image[start..start + patch]);
                 }
             }
         }
@@ -137,7 +138,7 @@ impl EvaVitConfig {
     }
 }
 
-/// The tower.
+/// The vision tower.
 #[derive(Module, Debug)]
 pub struct EvaVit<B: KernelBackend> {
     patch_embed: Linear<B>,
@@ -150,11 +151,10 @@ pub struct EvaVit<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> EvaVit<B> {
-    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `embeddings` and
-    /// `encoder`.
+    /// Declares the weights; `scope` is the checkpoint prefix of `embeddings` and `encoder`.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(config: &EvaVitConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         config.check()?;
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
@@ -181,11 +181,10 @@ impl<B: KernelBackend> EvaVit<B> {
         })
     }
 
-    /// The normalised states of a picture, class token first.
+    /// Returns the normalized hidden states of an image, class token first.
     ///
     /// # Shapes
-    /// - patches: `[patches, 3 * patch_size * patch_size]` as [`EvaVitConfig::cut_patches`] gives
-    ///   them
+    /// - patches: `[patches, 3 * patch_size * patch_size]` from [`EvaVitConfig::cut_patches`]
     /// - result: `[1 + patches, hidden_size]`
     ///
     /// # Errors
@@ -273,7 +272,7 @@ impl<B: KernelBackend> EvaBlock<B> {
 mod tests {
     use super::*;
 
-    /// Worked by hand: the value of a pixel is `100 * channel + 10 * row + column`.
+    /// Computed by hand: the value of a pixel is `100 * channel + 10 * row + column`.
     #[test]
     fn patches_are_ordered_channel_row_column() {
         let config = EvaVitConfig {
@@ -281,10 +280,10 @@ mod tests {
             patch_size: 2,
             ..EvaVitConfig::default()
         };
-        let picture: Vec<f32> = (0..3 * 5 * 5)
+        let image: Vec<f32> = (0..3 * 5 * 5)
             .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
             .collect();
-        let patches = config.cut_patches(&picture);
+        let patches = config.cut_patches(&image);
         assert_eq!(patches.len(), 4 * 12);
         assert_eq!(
             patches[12..24],

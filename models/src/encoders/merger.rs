@@ -1,5 +1,5 @@
-//! The merger of Qwen2-VL (Wang et al. 2024, section 2.1): one token of the language model from a
-//! square of patches.
+//! The merger of Qwen2-VL (Wang et al. 2024, section 2.1): maps a square of patches to one token of
+//! the language model.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -9,9 +9,9 @@ use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, RmsNorm};
 use crate::weights::Scope;
 
-/// A norm of every row.
+/// A normalization of rows.
 pub trait Norm<B: KernelBackend> {
-    /// Normalises every row.
+    /// Normalizes every row.
     fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2>;
 }
 
@@ -30,15 +30,15 @@ impl<B: KernelBackend> Norm<B> for RmsNorm<B> {
 /// Sizes of a [`Merger`].
 #[derive(Debug, Clone, Copy)]
 pub struct MergerConfig {
-    /// Width of a patch.
+    /// Width of a patch embedding.
     pub patch_width: usize,
-    /// Patches on each side of a token.
+    /// Patches per side of a token.
     pub merge: usize,
     /// Width of a token.
     pub token_width: usize,
 }
 
-/// Norm of the patches, then an MLP over the patches of each token.
+/// A norm over patches, followed by an MLP over the patches of each token.
 #[derive(Module, Debug)]
 pub struct Merger<B: KernelBackend, N: Module<B>> {
     norm: N,
@@ -49,7 +49,7 @@ pub struct Merger<B: KernelBackend, N: Module<B>> {
 }
 
 impl<B: KernelBackend, N: Module<B> + Norm<B>> Merger<B, N> {
-    /// Declares the weights; `norm` declares the norm's under the given names.
+    /// Declares the weights; `norm` declares those of the norm under the given names.
     ///
     /// # Errors
     /// If a weight is missing.
@@ -68,9 +68,11 @@ impl<B: KernelBackend, N: Module<B> + Norm<B>> Merger<B, N> {
         })
     }
 
+    /// Merges the patches of each token.
+    ///
     /// # Shapes
-    /// - input: `[patches, patch_width]`, those of a token together;
-    ///   output: `[patches / merge², token_width]`
+    /// - input: `[patches, patch_width]`, patches of a token adjacent;
+    /// output: `[patches / merge², token_width]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let [patches, width] = x.dims();
         let x = self

@@ -1,8 +1,8 @@
-//! Encoders of images and sounds, and what maps their features into a language model.
+//! Encoders of images and audio, and projectors into a language model.
 
-pub(crate) mod clip;
-pub(crate) mod eva_vit;
-pub(crate) mod merger;
-pub(crate) mod patch_grid;
-pub(crate) mod qformer;
-pub(crate) mod whisper;
+pub mod clip;
+pub mod eva_vit;
+pub mod merger;
+pub mod patch_grid;
+pub mod qformer;
+pub mod whisper;

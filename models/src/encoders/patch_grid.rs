@@ -1,5 +1,5 @@
-//! The grid of a picture's patches in merge groups, as the towers of Qwen2-VL and Qwen2.5-VL see
-//! it, and its two-dimensional rotary embedding (Wang et al. 2024, section 2.1).
+//! The grid of an image's patches in merge groups, as used by the towers of Qwen2-VL and
+//! Qwen2.5-VL, and its two-dimensional rotary embedding (Wang et al. 2024, section 2.1).
 
 use edge_lmm_ops::KernelBackend;
 use serde_json::Value;
@@ -7,14 +7,14 @@ use serde_json::Value;
 use crate::error::ModelError;
 use crate::text::rotary::{RotaryTable, inverse_frequencies};
 
-/// Base of the vision towers' rotary frequencies; older versions of the reference have it in their
-/// code, newer ones write it into `vision_config`.
+/// Base of the rotary frequencies of the vision towers. Older versions of the reference hard-code
+/// it, newer ones write it into `vision_config`.
 const THETA: f64 = 10_000.0;
 
-/// Checks `vision_config.rope_parameters`, if the file has them.
+/// Checks `vision_config.rope_parameters`, if present.
 ///
 /// # Errors
-/// If they ask for other embeddings than [`rotary_table`] gives.
+/// If they describe other embeddings than those of [`rotary_table`].
 pub(crate) fn check_rotary(parameters: &Value) -> Result<(), ModelError> {
     let kind = parameters.get("rope_type").and_then(Value::as_str);
     let theta = parameters.get("rope_theta").and_then(Value::as_f64);
@@ -27,8 +27,8 @@ pub(crate) fn check_rotary(parameters: &Value) -> Result<(), ModelError> {
     )))
 }
 
-/// Row and column of every patch, in the order in which they come: merge groups in raster order,
-/// patches of a group in raster order, the same again for every temporal slice.
+/// Returns row and column of every patch in storage order: merge groups in raster order, patches of
+/// a group in raster order, repeated for every temporal slice.
 pub(crate) fn patch_places(grid: [usize; 3], merge: usize) -> Vec<(usize, usize)> {
     let [t, h, w] = grid;
     let mut places = Vec::with_capacity(t * h * w);
@@ -43,7 +43,8 @@ pub(crate) fn patch_places(grid: [usize; 3], merge: usize) -> Vec<(usize, usize)
     places
 }
 
-/// Angles of patches at `places` (row, column): half of them count rows, half columns.
+/// Builds the angles of patches at `places` (row, column): half of them encode the row, half the
+/// column.
 pub(crate) fn rotary_table<B: KernelBackend>(
     places: &[(usize, usize)],
     head_dim: usize,

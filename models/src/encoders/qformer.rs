@@ -1,7 +1,7 @@
 //! The Q-Former of BLIP-2 (Li et al. 2023, <https://arxiv.org/abs/2301.12597>, section 3.1): a
-//! fixed number of learned queries that attend to each other and, in some layers, to a picture's
-//! features. The reference is `Blip2QFormerModel` in `modeling_blip_2.py` of `transformers`,
-//! without its branch for text.
+//! fixed number of learned queries that attend to each other and, in some layers, to the features
+//! of an image. The reference is `Blip2QFormerModel` in `modeling_blip_2.py` of `transformers`,
+//! without its text branch.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -12,27 +12,27 @@ use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
 use crate::weights::Scope;
 
-/// The Q-Former's part of `config.json`; the reference's defaults where it says nothing.
+/// The Q-Former's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct QFormerConfig {
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward.
+    /// Width of the feed-forward layers.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
-    /// Every how many layers, beginning with the first, the queries look at the picture.
+    /// Interval of layers with cross-attention to the image, starting with the first layer.
     pub cross_attention_frequency: usize,
-    /// Name of the feed-forward's activation.
+    /// Name of the feed-forward layers' activation.
     pub hidden_act: String,
     /// Epsilon of the norms.
     pub layer_norm_eps: f64,
     /// Kind of position embeddings.
     pub position_embedding_type: String,
-    /// Whether a question's tokens take part, as in InstructBLIP.
+    /// `true` if the tokens of the question take part, as in InstructBLIP.
     pub use_qformer_text_input: bool,
 }
 
@@ -87,7 +87,7 @@ impl QFormerConfig {
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ModelError::config(format!(
-                "qformer_config: width {} cannot be shared evenly by {} heads",
+                "qformer_config: width {} is not divisible by {} heads",
                 self.hidden_size, self.num_attention_heads
             )));
         }
@@ -128,11 +128,11 @@ pub struct QFormer<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> QFormer<B> {
-    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `query_tokens` and
-    /// `qformer`. `encoder_width` is that of the picture's features.
+    /// Declares the weights; `scope` is the checkpoint prefix of `query_tokens` and `qformer`.
+    /// `encoder_width` is the width of the image features.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(
         config: &QFormerConfig,
         queries: usize,
@@ -159,11 +159,13 @@ impl<B: KernelBackend> QFormer<B> {
         })
     }
 
-    /// Tokens that it makes of a picture.
+    /// Returns the number of tokens per image.
     pub fn queries(&self) -> usize {
         self.count
     }
 
+    /// Attends with the queries to the features of an image.
+    ///
     /// # Shapes
     /// - features: `[tokens, encoder_width]`, result: `[queries, hidden_size]`
     pub fn forward(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {

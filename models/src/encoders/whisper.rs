@@ -1,8 +1,7 @@
-//! The sound encoder of Whisper (Radford et al. 2022, <https://arxiv.org/abs/2212.04356>,
-//! section 2.2): two convolutions over a log-mel spectrogram, the second one halving the frames,
-//! stored positions, and pre-norm transformer blocks. The reference is `modeling_whisper.py` of
-//! `transformers`. The norm after the blocks is a step of its own, because families pool before
-//! it.
+//! The audio encoder of Whisper (Radford et al. 2022, <https://arxiv.org/abs/2212.04356>, section
+//! 2.2): two convolutions over a log-mel spectrogram, the second one with stride 2, stored
+//! positions, and pre-norm transformer blocks. The reference is `modeling_whisper.py` of
+//! `transformers`. The norm after the blocks is a separate step, because families pool before it.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
@@ -14,28 +13,28 @@ use crate::layers::{LayerNorm, Linear};
 use crate::monitor::Monitor;
 use crate::weights::Scope;
 
-/// Epsilon of the norms: PyTorch's default, which the reference takes.
+/// Epsilon of the norms: PyTorch's default, used by the reference.
 const NORM_EPS: f64 = 1e-5;
 
-/// Width of both convolutions.
+/// Kernel width of both convolutions.
 const KERNEL: usize = 3;
 
-/// Sizes of the encoder, by their names in `config.json`; the defaults are those of the
-/// reference's `Qwen2AudioEncoderConfig`, which are those of Whisper's large model.
+/// Configuration of the encoder, named as in `config.json`. The defaults are those of the
+/// reference's `Qwen2AudioEncoderConfig`, which equal Whisper's large model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct WhisperConfig {
-    /// Rows of the spectrogram.
+    /// Mel bins of the spectrogram.
     pub num_mel_bins: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub encoder_layers: usize,
-    /// Heads.
+    /// Attention heads.
     pub encoder_attention_heads: usize,
     /// Width of the MLPs.
     pub encoder_ffn_dim: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Positions; twice as many frames are taken at most.
+    /// Number of positions, half the maximum number of frames.
     pub max_source_positions: usize,
     /// Activation of the MLPs.
     pub activation_function: String,
@@ -56,11 +55,11 @@ impl Default for WhisperConfig {
 }
 
 impl WhisperConfig {
-    /// Checks that the sizes make a model.
+    /// Checks that the sizes describe a valid model.
     ///
     /// # Errors
-    /// If a size is zero or implausible, the heads do not divide the width, or the activation is
-    /// another one.
+    /// If a size is zero or implausible, the width is not divisible by the heads, or the activation
+    /// is not supported.
     pub fn check(&self) -> Result<(), ModelError> {
         let sizes = [
             ("num_mel_bins", self.num_mel_bins, 1 << 10),
@@ -83,8 +82,8 @@ impl WhisperConfig {
         }
         if !self.d_model.is_multiple_of(self.encoder_attention_heads) {
             return Err(ModelError::config(format!(
-                "audio_config: {} heads do not divide a width of {} evenly",
-                self.encoder_attention_heads, self.d_model
+                "audio_config: width {} is not divisible by {} heads",
+                self.d_model, self.encoder_attention_heads
             )));
         }
         if self.activation_function != "gelu" {
@@ -96,7 +95,7 @@ impl WhisperConfig {
         Ok(())
     }
 
-    /// Most frames of a spectrogram.
+    /// Returns the maximum number of frames of a spectrogram.
     pub fn max_frames(&self) -> usize {
         2 * self.max_source_positions
     }
@@ -110,16 +109,16 @@ impl WhisperConfig {
     }
 }
 
-/// A spectrogram.
+/// A log-mel spectrogram.
 #[derive(Debug, Clone, Copy)]
 pub struct Spectrogram<'a> {
     /// `[num_mel_bins, frames]`, row-major.
     pub values: &'a [f32],
-    /// Frames.
+    /// Number of frames.
     pub frames: usize,
 }
 
-/// The encoder.
+/// The audio encoder.
 #[derive(Module, Debug)]
 pub struct WhisperEncoder<B: KernelBackend> {
     conv1: Linear<B>,
@@ -156,14 +155,14 @@ impl<B: KernelBackend> WhisperEncoder<B> {
         })
     }
 
-    /// Encodes `count` positions (two frames each), of which the first `valid` may be attended
-    /// to. Positions from `valid` on are padding: they have no influence on those before.
+    /// Encodes `count` positions (two frames each), of which the first `valid` are attended to.
+    /// Positions from `valid` on are padding and do not influence those before.
     ///
     /// # Shapes
     /// - output: `[count, d_model]`
     ///
     /// # Panics
-    /// If there are more positions than stored ones, or `valid` is zero or more than `count`.
+    /// If there are more positions than stored ones, or `valid` is zero or exceeds `count`.
     pub fn forward(
         &self,
         spectrogram: Spectrogram<'_>,
@@ -184,12 +183,12 @@ impl<B: KernelBackend> WhisperEncoder<B> {
         Ok(x)
     }
 
-    /// The norm after the blocks.
+    /// Applies the norm after the blocks.
     pub fn normalize(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.norm.forward(x)
     }
 
-    /// Both convolutions as products with unfolded frames, and the positions.
+    /// Applies both convolutions, as products with unfolded frames, and adds the positions.
     fn convolve(&self, spectrogram: Spectrogram<'_>, count: usize) -> Tensor<B, 2> {
         let positions = self.positions.val();
         let device = positions.device();
@@ -203,15 +202,15 @@ impl<B: KernelBackend> WhisperEncoder<B> {
     }
 }
 
-/// What every frame of a convolution of width 3 sees, zeros beyond the ends: `[frames, bins * 3]`,
-/// ordered by bin, then frame, as the weights are.
+/// Unfolds the frames for a convolution of width 3 with zero padding: `[frames, bins * 3]`, ordered
+/// by bin, then tap, as the weights are.
 fn unfold(spectrogram: Spectrogram<'_>) -> Vec<f32> {
     let frames = spectrogram.frames;
     let bins = spectrogram.values.len() / frames;
     let mut unfolded = vec![0.0; frames * bins * KERNEL];
     for (bin, row) in spectrogram.values.chunks_exact(frames).enumerate() {
         for tap in 0..KERNEL {
-            // Frame `frame` of the output sees `frame + tap - 1` of the input.
+            // Output frame `frame` reads input frame `frame + tap - 1`.
             let first = usize::from(tap == 0);
             let last = frames - usize::from(tap == KERNEL - 1);
             for frame in first..last {
@@ -222,12 +221,12 @@ fn unfold(spectrogram: Spectrogram<'_>) -> Vec<f32> {
     unfolded
 }
 
-/// What `count` frames of a convolution of width 3 and stride 2 see, zeros beyond the ends:
-/// `[frames, width]` to `[count, width * 3]`, ordered by element, then frame.
+/// Unfolds the frames for a convolution of width 3 and stride 2 with zero padding: `[frames,
+/// width]` to `[count, width * 3]`, ordered by element, then tap.
 fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2> {
     let [frames, width] = x.dims();
     let device = x.device();
-    // Frame `i` of the output sees `2 i - 1`, `2 i` and `2 i + 1`.
+    // Output frame `i` reads input frames `2 i - 1`, `2 i` and `2 i + 1`.
     let needed = (2 * count).min(frames);
     let mut parts = vec![Tensor::zeros([1, width], &device), x.narrow(0, 0, needed)];
     if needed < 2 * count + 1 {
@@ -247,7 +246,7 @@ fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2
 #[derive(Module, Debug)]
 struct EncoderLayer<B: KernelBackend> {
     attention_norm: LayerNorm<B>,
-    // Keys have no bias, so they cannot share a product with queries and values.
+    // Keys have no bias, so they cannot be fused with queries and values.
     query_value: Linear<B>,
     key: Linear<B>,
     out: Linear<B>,
@@ -305,7 +304,7 @@ impl<B: KernelBackend> EncoderLayer<B> {
     }
 }
 
-/// The first `count` rows; copies only if there are more.
+/// Returns the first `count` rows; copies only if there are more.
 fn first_rows<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2> {
     if x.dims()[0] == count {
         x

@@ -19,26 +19,35 @@ use crate::error::ModelError;
 use crate::family::{BuiltModel, FamilyInfo, ModelFiles};
 use crate::weights::Weights;
 
+/// Builds a family's model, its weights declared but not loaded.
+pub type Init<B> = fn(&ModelFiles, &Weights<'_, B>) -> Result<Box<dyn BuiltModel<B>>, ModelError>;
+
+/// A family with the function that builds its model.
+pub struct Family<B: KernelBackend> {
+    /// What is known without a model.
+    pub info: FamilyInfo,
+    /// Builds a model.
+    pub init: Init<B>,
+}
+
+/// Families by the `model_type` of their configuration.
+///
+/// [`Registry::default`] has the families of this crate; a program can add its own.
+pub struct Registry<B: KernelBackend>(Vec<Family<B>>);
+
 macro_rules! families {
     ($($module:ident :: $model:ident),* $(,)?) => {
-        /// All families.
+        /// The families of this crate.
         pub const FAMILIES: &[FamilyInfo] = &[$($module::INFO),*];
 
-        /// Builds the model that `files` describe, its weights declared but not loaded.
-        ///
-        /// # Errors
-        /// If the family is unknown, its configuration makes no model, or `weights` cannot say
-        /// how a weight is stored.
-        pub fn build<B: KernelBackend>(
-            files: &ModelFiles,
-            weights: &Weights<'_, B>,
-        ) -> Result<Box<dyn BuiltModel<B>>, ModelError> {
-            info(files)?;
-            match model_type(files)? {
-                $(t if t == $module::INFO.model_type => {
-                    Ok(Box::new($module::$model::<B>::init(files, weights)?))
-                })*
-                other => Err(unknown(other)),
+        impl<B: KernelBackend> Default for Registry<B> {
+            fn default() -> Self {
+                Self(vec![$(Family {
+                    info: $module::INFO,
+                    init: |files, weights| {
+                        Ok(Box::new($module::$model::<B>::init(files, weights)?))
+                    },
+                }),*])
             }
         }
     };
@@ -56,6 +65,72 @@ families![
     phi3::Phi3,
 ];
 
+impl<B: KernelBackend> Registry<B> {
+    /// Adds a family, which takes precedence over one of the same `model_type`.
+    #[must_use]
+    pub fn with(mut self, family: Family<B>) -> Self {
+        self.0.insert(0, family);
+        self
+    }
+
+    /// Builds the model that `files` describe, its weights declared but not loaded.
+    ///
+    /// # Errors
+    /// If the family is unknown, its configuration makes no model, or `weights` cannot say
+    /// how a weight is stored.
+    pub fn build(
+        &self,
+        files: &ModelFiles,
+        weights: &Weights<'_, B>,
+    ) -> Result<Box<dyn BuiltModel<B>>, ModelError> {
+        let family = find(&self.0, |family| &family.info, files)?;
+        (family.init)(files, weights)
+    }
+}
+
+/// Builds the model that `files` describe with the families of this crate.
+///
+/// # Errors
+/// As [`Registry::build`].
+pub fn build<B: KernelBackend>(
+    files: &ModelFiles,
+    weights: &Weights<'_, B>,
+) -> Result<Box<dyn BuiltModel<B>>, ModelError> {
+    Registry::default().build(files, weights)
+}
+
+/// The family of this crate that `files` describe.
+///
+/// # Errors
+/// If it is unknown, or has parts of another kind than the family.
+pub fn info(files: &ModelFiles) -> Result<&'static FamilyInfo, ModelError> {
+    find(FAMILIES, |info| info, files)
+}
+
+/// Finds the family of a model and checks the kinds of its parts.
+fn find<'a, F>(
+    families: &'a [F],
+    info: impl Fn(&F) -> &FamilyInfo,
+    files: &ModelFiles,
+) -> Result<&'a F, ModelError> {
+    let found = model_type(files)?;
+    let family = families
+        .iter()
+        .find(|family| info(family).model_type == found);
+    let family = family.ok_or_else(|| {
+        let supported: Vec<&str> = families
+            .iter()
+            .map(|family| info(family).model_type)
+            .collect();
+        ModelError::UnknownFamily {
+            found: found.to_owned(),
+            supported: supported.join(", "),
+        }
+    })?;
+    info(family).check_parts(&files.config)?;
+    Ok(family)
+}
+
 fn model_type(files: &ModelFiles) -> Result<&str, ModelError> {
     files
         .config
@@ -64,26 +139,4 @@ fn model_type(files: &ModelFiles) -> Result<&str, ModelError> {
         .ok_or_else(|| {
             ModelError::config("config.json has no \"model_type\"; it names the model's family")
         })
-}
-
-fn unknown(found: &str) -> ModelError {
-    let supported: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-    ModelError::UnknownFamily {
-        found: found.to_owned(),
-        supported: supported.join(", "),
-    }
-}
-
-/// The family that `files` describe.
-///
-/// # Errors
-/// If it is unknown, or has parts of another kind than the family.
-pub fn info(files: &ModelFiles) -> Result<&'static FamilyInfo, ModelError> {
-    let found = model_type(files)?;
-    let family = FAMILIES
-        .iter()
-        .find(|family| family.model_type == found)
-        .ok_or_else(|| unknown(found))?;
-    family.check_parts(&files.config)?;
-    Ok(family)
 }

@@ -1,8 +1,8 @@
-//! Images for CLIP (LLaVA) and BLIP-2: padded, resized, cropped to the middle, normalised.
+//! Image preprocessing of CLIP (LLaVA) and BLIP-2: padding, resizing, center crop, normalization.
 //!
 //! The reference is `CLIPImageProcessor`, `LlavaImageProcessor` and `BlipImageProcessor` of
-//! `transformers` 4.57. CLIP resizes the shortest edge and crops; LLaVA can pad to a square
-//! before that; BLIP-2 resizes to a square without regard to the image's shape and does not crop.
+//! `transformers` 4.57. CLIP resizes the shortest edge and crops; LLaVA can pad to a square before
+//! that; BLIP-2 resizes to a square regardless of the aspect ratio and does not crop.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,18 +15,18 @@ use super::normalize::Normalization;
 use super::resize::resize;
 use crate::config_file::without_nulls;
 
-/// Largest side that a configuration may ask for.
+/// Maximum side in a configuration.
 const MAX_SIDE: usize = 1 << 14;
 
-/// How large a picture becomes before it is cropped.
+/// The size of an image after resizing, before cropping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The shorter side gets this length, the longer one keeps the aspect ratio (rounded down).
+    /// The shorter side gets this length; the longer one keeps the aspect ratio (rounded down).
     ShortestEdge(usize),
-    /// Likewise, but the longer side gets at most the second length, and the shorter one less
-    /// where that asks for it.
+    /// As `ShortestEdge`, but if the longer side would exceed the second length, both sides are
+    /// reduced.
     Bounded(usize, usize),
-    /// Exactly this size, whatever the aspect ratio.
+    /// Exactly this size, regardless of the aspect ratio.
     Exact {
         /// Rows.
         height: usize,
@@ -35,22 +35,22 @@ pub enum Target {
     },
 }
 
-/// What `preprocessor_config.json` says.
+/// Settings from `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessConfig {
-    /// Whether images are padded to a square with the mean colour first.
+    /// `true` if images are first padded to a square with the mean color.
     pub pad: bool,
-    /// Size after resizing; `None` leaves images as they are.
+    /// Size after resizing; `None` keeps the size.
     pub target: Option<Target>,
-    /// Height and width that are cut out of the middle; smaller pictures get a black frame.
+    /// Height and width of the center crop; smaller images get a black border.
     pub crop: Option<(usize, usize)>,
-    /// How pictures are resized.
+    /// Resampling filter.
     pub filter: Filter,
-    /// How samples become values.
+    /// Conversion of samples to values.
     pub normalization: Normalization,
 }
 
-/// A picture as values.
+/// The pixel values of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PixelValues {
     /// `[3, height, width]`.
@@ -72,7 +72,7 @@ struct File {
     crop_size: Option<Value>,
 }
 
-/// The reference's processors.
+/// Image processor classes of the reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Processor {
     Clip,
@@ -85,7 +85,7 @@ impl Processor {
         let Some(name) = name else {
             return Ok(Self::Clip);
         };
-        // Implementations on other libraries have names of their own.
+        // Implementations based on other libraries have a suffix.
         let class = ["Fast", "Pil"]
             .iter()
             .find_map(|end| name.strip_suffix(end));
@@ -105,7 +105,7 @@ impl PreprocessConfig {
     /// Reads a `preprocessor_config.json`.
     ///
     /// # Errors
-    /// If the file asks for something that cannot be done.
+    /// If the file contains an unsupported setting.
     pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
         let normalization = Normalization::parse(&without_nulls(file))?;
         let file: File = parse_file(file)?;
@@ -146,10 +146,10 @@ impl PreprocessConfig {
         Ok(())
     }
 
-    /// Pads, resizes, crops and normalises an image.
+    /// Pads, resizes, crops and normalizes an image.
     ///
     /// # Errors
-    /// If its sides are so unequal that its padded or resized form is too large.
+    /// If the aspect ratio is so extreme that the padded or resized image is too large.
     pub fn image(&self, image: &RgbImage) -> Result<PixelValues, PreprocessError> {
         let padded = match self.pad {
             true => Some(pad_to_square(image, self.normalization.image_mean)?),
@@ -199,7 +199,7 @@ impl PreprocessConfig {
     }
 }
 
-/// The size that images are resized to; the defaults are those of the reference's classes.
+/// Returns the size after resizing; the defaults are those of the reference's classes.
 fn resized(size: Option<Size>, processor: Processor) -> Target {
     let square = |side| Target::Exact {
         height: side,
@@ -216,7 +216,7 @@ fn resized(size: Option<Size>, processor: Processor) -> Target {
     }
 }
 
-/// Height and width that are cut out.
+/// Returns height and width of the crop.
 fn cropped(size: Option<Size>) -> Result<(usize, usize), PreprocessError> {
     match size {
         None => Ok((224, 224)),
@@ -228,14 +228,14 @@ fn cropped(size: Option<Size>) -> Result<(usize, usize), PreprocessError> {
     }
 }
 
-/// The image in the middle of a square of the mean colour, which is cut to 8 bits.
+/// Centers the image in a square of the mean color, truncated to 8 bits.
 fn pad_to_square(image: &RgbImage, mean: [f64; 3]) -> Result<RgbImage, PreprocessError> {
     let side = image.width().max(image.height());
-    let colour = mean.map(|mean| (mean * 255.0) as u8);
+    let color = mean.map(|mean| (mean * 255.0) as u8);
     let mut pixels = allocate(RgbImage::bytes(side, side)?)?;
     let (left, top) = ((side - image.width()) / 2, (side - image.height()) / 2);
     let fill = |pixels: &mut Vec<u8>, count: usize| {
-        pixels.extend(std::iter::repeat_n(colour, count).flatten());
+        pixels.extend(std::iter::repeat_n(color, count).flatten());
     };
     fill(&mut pixels, top * side);
     for y in 0..image.height() {
@@ -248,7 +248,7 @@ fn pad_to_square(image: &RgbImage, mean: [f64; 3]) -> Result<RgbImage, Preproces
 }
 
 impl Target {
-    /// Height and width that a picture gets.
+    /// Returns height and width of the resized image.
     fn size(self, image: &RgbImage) -> (usize, usize) {
         match self {
             Self::Exact { height, width } => (height, width),
@@ -258,7 +258,7 @@ impl Target {
                 let long = image.width().max(image.height()) as f64;
                 if long / short * side as f64 > longest as f64 {
                     let raw = longest as f64 * short / long;
-                    // Python rounds halves to the even neighbour.
+                    // Python rounds halves to even.
                     shortest_edge(image, raw.round_ties_even() as usize, raw)
                 } else {
                     shortest_edge(image, side, side as f64)
@@ -268,12 +268,12 @@ impl Target {
     }
 }
 
-/// Height and width of `image` when its shorter side gets `side` pixels and its longer one as
-/// many as go with `exact` on the shorter side, rounded down.
+/// Returns height and width of `image` when its shorter side is resized to `side` pixels. The
+/// longer side follows from the unrounded length `exact`, rounded down.
 fn shortest_edge(image: &RgbImage, side: usize, exact: f64) -> (usize, usize) {
     let (width, height) = (image.width(), image.height());
     let (short, long) = (width.min(height), width.max(height));
-    // Python's division and int().
+    // Matches Python's division and int().
     let long = (exact * long as f64 / short as f64) as usize;
     if width <= height {
         (long, side)
@@ -282,8 +282,8 @@ fn shortest_edge(image: &RgbImage, side: usize, exact: f64) -> (usize, usize) {
     }
 }
 
-/// Where the middle `wanted` of `given` samples begins; negative if there are fewer. Halves are
-/// rounded down, as in the reference.
+/// Returns the start of the middle `wanted` of `given` samples; negative if there are fewer. Halves
+/// are rounded down, as in the reference.
 fn middle(given: usize, wanted: usize) -> isize {
     (given as isize - wanted as isize).div_euclid(2)
 }

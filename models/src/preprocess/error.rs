@@ -1,22 +1,23 @@
-//! Why media cannot be prepared.
+//! Errors of preparing media.
 
 use super::image::MAX_PIXELS;
 
-/// Why a picture, video or sound cannot be prepared for a model.
+/// The error returned when an image, video or audio clip cannot be prepared for a model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PreprocessError {
-    /// A picture without pixels.
-    #[error("the picture is {width}x{height} pixels, expected at least 1x1")]
+    /// An image without pixels.
+    #[error("the image is {width}x{height} pixels, expected at least 1x1")]
     Empty {
         /// Pixels per row.
         width: usize,
         /// Rows.
         height: usize,
     },
-    /// A picture, decoded or to be made, that is larger than anything a model takes.
+    /// An image, decoded or to be created, that exceeds the size limit.
     #[error(
-        "a picture of {width}x{height} pixels is too large: at most {MAX_PIXELS} pixels can be \
-         handled; scale it down"
+        "an image of {width}x{height} pixels is too large: at most {MAX_PIXELS} pixels are \
+         supported; scale it down"
     )]
     TooLarge {
         /// Pixels per row.
@@ -24,19 +25,19 @@ pub enum PreprocessError {
         /// Rows.
         height: usize,
     },
-    /// A medium with more tokens than the model's context.
+    /// An image or video with more tokens than the model's context.
     #[error(
-        "the image or video makes {tokens} tokens, the model holds {limit}; make it smaller \
-         (--image-tokens) or take fewer frames (--frames)"
+        "the image or video has {tokens} tokens, the model's context is {limit}; make it smaller \
+         or use fewer frames"
     )]
     TooManyTokens {
-        /// Tokens of the medium.
+        /// Tokens of the image or video.
         tokens: usize,
-        /// Positions of the model.
+        /// Context length of the model.
         limit: usize,
     },
-    /// The pixels do not fill the picture.
-    #[error("{found} bytes for a picture of {width}x{height} RGB pixels, expected {expected}")]
+    /// The number of bytes does not match the size of the image.
+    #[error("{found} bytes for an image of {width}x{height} RGB pixels, expected {expected}")]
     PixelCount {
         /// Pixels per row.
         width: usize,
@@ -44,13 +45,13 @@ pub enum PreprocessError {
         height: usize,
         /// Bytes given.
         found: usize,
-        /// Bytes needed.
+        /// Bytes expected.
         expected: usize,
     },
-    /// A picture so long that no grid of patches fits it.
+    /// An image whose aspect ratio is too extreme.
     #[error(
-        "the picture is {width}x{height} pixels, an aspect ratio of {ratio:.1}; this model takes \
-         up to {limit}: crop the picture"
+        "the image is {width}x{height} pixels, an aspect ratio of {ratio:.1}; this model accepts \
+         up to {limit}: crop the image"
     )]
     AspectRatio {
         /// Pixels per row.
@@ -59,12 +60,12 @@ pub enum PreprocessError {
         height: usize,
         /// Long side over short side.
         ratio: f64,
-        /// Largest ratio taken.
+        /// Largest ratio accepted.
         limit: f64,
     },
-    /// The model's rules lead to a picture without pixels.
+    /// The configured sizes lead to an image without pixels.
     #[error(
-        "a picture of {width}x{height} pixels would be resized to {new_width}x{new_height}: \
+        "an image of {width}x{height} pixels would be resized to {new_width}x{new_height}: \
          check the sizes in the preprocessor configuration"
     )]
     ResizedAway {
@@ -72,9 +73,9 @@ pub enum PreprocessError {
         width: usize,
         /// Rows.
         height: usize,
-        /// Pixels per row that the rules ask for.
+        /// Pixels per row after resizing.
         new_width: usize,
-        /// Rows that the rules ask for.
+        /// Rows after resizing.
         new_height: usize,
     },
     /// A video without frames.
@@ -82,60 +83,64 @@ pub enum PreprocessError {
     NoFrames,
     /// A video whose frames differ in size.
     #[error(
-        "frame {index} of the video is {}x{} pixels, the first one {}x{}; all must be alike",
+        "frame {index} of the video is {}x{} pixels, the first one {}x{}; all frames \
+         must have the same size",
         found.0, found.1, expected.0, expected.1
     )]
     FrameSize {
-        /// Number of the frame, from 0.
+        /// Index of the frame, from 0.
         index: usize,
-        /// Its width and height.
+        /// Width and height of this frame.
         found: (usize, usize),
         /// Width and height of the first frame.
         expected: (usize, usize),
     },
-    /// A sound without samples.
-    #[error("the sound has no samples, expected at least one")]
+    /// Audio without samples.
+    #[error("the audio has no samples, expected at least one")]
     NoSamples,
-    /// A sample that is no number.
-    #[error("sample {index} of the sound is {value}, expected a finite number")]
+    /// A sample that is not a finite number.
+    #[error("audio sample {index} is {value}, expected a finite number")]
     Sample {
-        /// Number of the sample, from 0.
+        /// Index of the sample, from 0.
         index: usize,
-        /// What it is.
+        /// Its value.
         value: f32,
     },
-    /// A sound that is too long at its new rate.
-    #[error("the sound has {samples} samples at its new rate, at most {limit} can be held; cut it")]
+    /// Audio that is too long after resampling.
+    #[error(
+        "the audio has {samples} samples after resampling, at most {limit} are supported; \
+         shorten it"
+    )]
     TooLong {
-        /// Samples after conversion.
+        /// Samples after resampling.
         samples: u64,
-        /// Most samples.
+        /// Maximum number of samples.
         limit: u64,
     },
-    /// A sample rate that cannot be converted.
+    /// An unsupported sample rate.
     #[error("{found} samples per second, expected 1 to {limit}")]
     SampleRate {
         /// The rate.
         found: u32,
-        /// Highest rate.
+        /// Maximum rate.
         limit: u32,
     },
-    /// The preprocessor configuration cannot be used.
+    /// The preprocessor configuration is invalid or not supported.
     #[error("preprocessor configuration: {0}")]
     Config(String),
-    /// No memory for the result.
-    #[error("no memory for {0} values; use a smaller picture or fewer frames")]
+    /// Memory for the result cannot be allocated.
+    #[error("cannot allocate memory for {0} values; use a smaller image or fewer frames")]
     Memory(usize),
 }
 
 impl PreprocessError {
-    /// A configuration error.
+    /// Builds a configuration error.
     pub(super) fn config(message: impl Into<String>) -> Self {
         Self::Config(message.into())
     }
 }
 
-/// An empty vector with room for exactly `len` values, or an error where memory is short.
+/// Returns an empty vector with capacity for exactly `len` values, or an error if memory is short.
 pub(super) fn allocate<T>(len: usize) -> Result<Vec<T>, PreprocessError> {
     let mut values = Vec::new();
     values

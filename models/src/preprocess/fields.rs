@@ -1,4 +1,4 @@
-//! Members that the files of all image and video processors have in common, in their spellings.
+//! Fields shared by the configurations of all image and video processors, in all their spellings.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -7,10 +7,10 @@ use super::error::PreprocessError;
 use super::filter::Filter;
 use crate::config_file::without_nulls;
 
-/// Reads a file of a processor; nulls count as missing.
+/// Reads the configuration of a processor; nulls count as missing.
 ///
 /// # Errors
-/// If it is no object or a member is of the wrong type.
+/// If it is not an object or a field has the wrong type.
 pub(super) fn parse_file<T: DeserializeOwned>(file: &Value) -> Result<T, PreprocessError> {
     if !file.is_object() {
         return Err(PreprocessError::config(format!(
@@ -24,22 +24,22 @@ pub(super) fn parse_file<T: DeserializeOwned>(file: &Value) -> Result<T, Preproc
 /// A size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Size {
-    /// One number, whose meaning depends on the processor.
+    /// A single number, whose meaning depends on the processor.
     Side(usize),
     /// Both sides.
     Exact { height: usize, width: usize },
-    /// The shorter side.
+    /// The length of the shorter side.
     Shortest(usize),
-    /// The shorter side, but the longer one is at most so long.
+    /// The length of the shorter side, and a limit for the longer one.
     Bounded { shortest: usize, longest: usize },
 }
 
 impl Size {
-    /// Reads the member `name`: a number, `[height, width]`, or an object with `height` and
-    /// `width`, with `shortest_edge`, or with `shortest_edge` and `longest_edge`.
+    /// Reads the field `name`: a number, `[height, width]`, or an object with `height` and `width`,
+    /// with `shortest_edge`, or with `shortest_edge` and `longest_edge`.
     ///
     /// # Errors
-    /// If it is in none of these forms.
+    /// If it has none of these forms.
     pub fn parse(name: &str, value: &Value) -> Result<Self, PreprocessError> {
         let number = |value: &Value| usize::try_from(value.as_u64()?).ok();
         let members = value.as_object().map_or(0, |members| members.len());
@@ -71,10 +71,10 @@ impl Size {
     }
 }
 
-/// The filter that the member `resample` names.
+/// Returns the filter named by the field `resample`.
 ///
 /// # Errors
-/// If it is one that no supported model uses.
+/// If no supported model uses it.
 pub(super) fn filter(resample: Option<&Value>) -> Result<Filter, PreprocessError> {
     let Some(value) = resample else {
         return Ok(Filter::Bicubic);

@@ -1,12 +1,11 @@
-//! Windows of a resampling filter: which input samples make an output sample, and with what
-//! weights.
+//! Windows of a resampling filter: the input samples of an output sample and their weights.
 
 use super::error::PreprocessError;
 
 /// A resampling filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Filter {
-    /// A triangle over two samples.
+    /// A triangle of width 2.
     Bilinear,
     /// Keys' cubic convolution over four samples with a = -0.5
     /// (Keys 1981, "Cubic convolution interpolation for digital image processing").
@@ -14,10 +13,11 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// The filter of that number in Pillow, as `resample` in a preprocessor configuration.
+    /// Returns the filter with this number in Pillow, as in `resample` of a preprocessor
+    /// configuration.
     ///
     /// # Errors
-    /// If it is a filter that no supported model uses.
+    /// If no supported model uses it.
     pub fn from_pillow(number: u32) -> Result<Self, PreprocessError> {
         match number {
             2 => Ok(Self::Bilinear),
@@ -28,7 +28,7 @@ impl Filter {
         }
     }
 
-    /// Samples on each side of the centre.
+    /// Returns the number of samples on each side of the center.
     fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
@@ -44,7 +44,7 @@ impl Filter {
     }
 }
 
-/// Keys' cubic convolution kernel, in the order of operations of Pillow.
+/// Evaluates Keys' cubic convolution kernel in Pillow's order of operations.
 fn keys_cubic(x: f64, a: f64) -> f64 {
     let x = x.abs();
     if x < 1.0 {
@@ -56,21 +56,21 @@ fn keys_cubic(x: f64, a: f64) -> f64 {
     }
 }
 
-/// For every output sample, the first input sample of its window and the weights from there on.
+/// The windows of all output samples: the first input sample of each and the weights from there on.
 ///
-/// When shrinking, the filter is stretched so that every input sample counts (antialiasing).
+/// When downscaling, the filter is stretched so that every input sample contributes (antialiasing).
 #[derive(Debug)]
 pub(super) struct Windows {
     /// First input sample and number of samples, per output sample.
     pub bounds: Vec<(usize, usize)>,
-    /// Weights that sum to one: `[outputs, stride]`, zero beyond a window's own length.
+    /// Weights that sum to one: `[outputs, stride]`, zero after the end of a window.
     pub weights: Vec<f64>,
     /// Longest window.
     pub stride: usize,
 }
 
 impl Windows {
-    /// Windows that make `outputs` samples of `inputs`; both are at least 1.
+    /// Computes the windows of `outputs` samples from `inputs`; both are at least 1.
     pub fn new(filter: Filter, inputs: usize, outputs: usize) -> Result<Self, PreprocessError> {
         let scale = inputs as f64 / outputs as f64;
         let stretch = scale.max(1.0);
@@ -80,7 +80,7 @@ impl Windows {
         let mut weights: Vec<f64> = super::error::allocate(outputs.saturating_mul(stride))?;
         for output in 0..outputs {
             let center = (output as f64 + 0.5) * scale;
-            // Conversions to integers go towards zero, as in the reference.
+            // Conversions to integers round towards zero, as in the reference.
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(inputs);
             let len = end.saturating_sub(first).min(stride);

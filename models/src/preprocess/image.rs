@@ -1,13 +1,13 @@
-//! A decoded picture.
+//! Decoded images.
 
 use std::fmt;
 
 use super::error::PreprocessError;
 
-/// Most pixels that a picture may have. Larger ones are refused before memory is taken for them.
+/// Maximum number of pixels of an image. Larger images are rejected before memory is allocated.
 pub const MAX_PIXELS: usize = 200_000_000;
 
-/// An 8-bit RGB picture, row by row from the top, three bytes per pixel.
+/// An 8-bit RGB image, row by row from the top, three bytes per pixel.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RgbImage {
     width: usize,
@@ -16,14 +16,14 @@ pub struct RgbImage {
 }
 
 impl RgbImage {
-    /// Most pixels that a picture may have.
+    /// Maximum number of pixels of an image.
     pub const MAX_PIXELS: usize = MAX_PIXELS;
 
-    /// Takes `width * height * 3` bytes.
+    /// Creates an image from `width * height * 3` bytes.
     ///
     /// # Errors
-    /// If the picture is empty or has more than [`Self::MAX_PIXELS`] pixels, or if the number of
-    /// bytes does not fit its size.
+    /// If the image is empty or has more than [`Self::MAX_PIXELS`] pixels, or if the number of
+    /// bytes does not match its size.
     pub fn new(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self, PreprocessError> {
         let expected = Self::bytes(width, height)?;
         if pixels.len() != expected {
@@ -41,10 +41,10 @@ impl RgbImage {
         })
     }
 
-    /// Bytes of a picture of that size.
+    /// Returns the bytes of an image of this size.
     ///
     /// # Errors
-    /// If there can be no picture of that size.
+    /// If the size is empty or too large.
     pub fn bytes(width: usize, height: usize) -> Result<usize, PreprocessError> {
         if width == 0 || height == 0 {
             return Err(PreprocessError::Empty { width, height });
@@ -55,22 +55,22 @@ impl RgbImage {
         }
     }
 
-    /// Pixels per row, at least 1.
+    /// Returns the pixels per row, at least 1.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Rows, at least 1.
+    /// Returns the number of rows, at least 1.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// The bytes: `[height, width, 3]`.
+    /// Returns the bytes as `[height, width, 3]`.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
     }
 
-    /// One row of `width * 3` bytes.
+    /// Returns one row of `width * 3` bytes.
     ///
     /// # Panics
     /// If there is no such row.

@@ -1,15 +1,15 @@
-//! Bicubic interpolation of planes of values without antialiasing, as PyTorch does it.
+//! Bicubic interpolation of float planes without antialiasing, matching PyTorch.
 
 use super::error::{PreprocessError, allocate};
 use super::image::RgbImage;
 
-/// Coefficient of Keys' kernel in PyTorch (8-bit pictures are resized with -0.5).
+/// Coefficient of Keys' kernel in PyTorch; 8-bit images are resized with -0.5.
 const A: f32 = -0.75;
 
-/// Four neighbours of a sample and their weights.
+/// Four neighbors of a sample and their weights.
 type Taps = ([usize; 4], [f32; 4]);
 
-/// Resizes planes `[planes, height, width]` to `[planes, new_height, new_width]` as
+/// Resizes planes `[planes, height, width]` to `[planes, new_height, new_width]`, as
 /// `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)`.
 ///
 /// # Errors
@@ -49,7 +49,7 @@ fn weighted(samples: [f32; 4], weights: &[f32; 4]) -> f32 {
     products.sum()
 }
 
-/// What makes one of `outputs` samples from `inputs`; beyond the edge, the edge counts.
+/// Returns the taps of output sample `output`; positions beyond the edge use the edge sample.
 fn taps(output: usize, inputs: usize, outputs: usize) -> Taps {
     let scale = inputs as f32 / outputs as f32;
     let position = scale * (output as f32 + 0.5) - 0.5;
@@ -63,12 +63,12 @@ fn taps(output: usize, inputs: usize, outputs: usize) -> Taps {
     )
 }
 
-/// The kernel up to distance 1.
+/// Evaluates the kernel at distances up to 1.
 fn inner(x: f32) -> f32 {
     ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
 }
 
-/// The kernel from distance 1 to 2.
+/// Evaluates the kernel at distances from 1 to 2.
 fn outer(x: f32) -> f32 {
     ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
 }

@@ -1,9 +1,9 @@
-//! Log-mel spectrograms for encoders of the Whisper kind (Radford et al. 2022,
+//! Log-mel spectrograms for Whisper-like encoders (Radford et al. 2022,
 //! <https://arxiv.org/abs/2212.04356>).
 //!
-//! The reference is `WhisperFeatureExtractor` of `transformers`, here computed in 64 bits; it
-//! computes in 32 bits with PyTorch, so that values near the floor of the spectrogram differ by
-//! up to some 1e-4.
+//! The reference is `WhisperFeatureExtractor` of `transformers`. It computes in 32 bits with
+//! PyTorch, this implementation in 64 bits, so values near the floor of the spectrogram differ by
+//! up to about 1e-4.
 
 use realfft::RealFftPlanner;
 use realfft::num_complex::Complex;
@@ -13,14 +13,14 @@ use serde_json::Value;
 use super::error::{PreprocessError, allocate};
 use super::fields::parse_file;
 
-/// Highest frequency of the filters in Hz; the reference has it in its code.
+/// Upper frequency limit of the filters in Hz, hard-coded in the reference.
 const MAX_FREQUENCY: f64 = 8000.0;
-/// Smallest power that is told from silence.
+/// Smallest power distinguished from silence.
 const FLOOR: f64 = 1e-10;
-/// Powers of ten below the loudest value at which everything counts as silence.
+/// Dynamic range in powers of ten below the loudest value; smaller values are clamped.
 const RANGE: f64 = 8.0;
 
-/// What `preprocessor_config.json` says.
+/// Settings from `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct MelConfig {
@@ -32,15 +32,15 @@ pub struct MelConfig {
     pub hop_length: usize,
     /// Samples of a frame.
     pub n_fft: usize,
-    /// Seconds that sounds are cut or padded to.
+    /// Length of a chunk in seconds; audio is truncated or padded to it.
     pub chunk_length: usize,
-    /// Noise that is added; only none is supported.
+    /// Amount of added noise; only zero is supported.
     pub dither: f64,
-    /// Value of the samples that fill up a chunk; only silence is supported.
+    /// Value of padding samples; only zero is supported.
     pub padding_value: f64,
-    /// Where they are; only behind the sound is supported.
+    /// Side that is padded; only `right` is supported.
     pub padding_side: String,
-    /// The reference's class; only Whisper's is supported.
+    /// Class of the reference; only Whisper's is supported.
     pub feature_extractor_type: String,
 }
 
@@ -60,19 +60,19 @@ impl Default for MelConfig {
     }
 }
 
-/// What follows a sound that is shorter than a chunk.
+/// Padding of audio that is shorter than a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Padding {
     /// Silence up to the whole chunk, as in the reference.
     #[default]
     Chunk,
-    /// Nothing: only frames that begin within the sound are kept. Their values are those of the
-    /// padded spectrogram, unless one of the frames left out, which still hear the sound's end,
-    /// is the loudest: silence is counted from the loudest frame that is kept.
+    /// No padding: only frames that begin within the audio are kept. Their values equal those of
+    /// the padded spectrogram, unless one of the dropped frames, which still overlap the end of
+    /// the audio, is the loudest: values are clamped relative to the loudest frame kept.
     None,
 }
 
-/// A spectrogram.
+/// A log-mel spectrogram.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MelFeatures {
     /// `[bins, frames]`.
@@ -81,15 +81,15 @@ pub struct MelFeatures {
     pub bins: usize,
     /// Frames, padding included.
     pub frames: usize,
-    /// Frames that begin within the sound, at least 1.
+    /// Frames that begin within the audio, at least 1.
     pub valid_frames: usize,
 }
 
 impl MelConfig {
-    /// Reads a `preprocessor_config.json`; without one, the reference's defaults hold.
+    /// Reads a `preprocessor_config.json`; without one, the defaults of the reference apply.
     ///
     /// # Errors
-    /// If the file asks for something that cannot be done.
+    /// If the file contains an unsupported setting.
     pub fn parse(file: Option<&Value>) -> Result<Self, PreprocessError> {
         let config = match file {
             None => Self::default(),
@@ -146,28 +146,28 @@ impl MelConfig {
         ] {
             if found != expected {
                 return Err(PreprocessError::config(format!(
-                    "{name} is {found}, expected {expected}: nothing else is supported"
+                    "{name} is {found}, expected {expected}; other values are not supported"
                 )));
             }
         }
         Ok(())
     }
 
-    /// Samples of a chunk.
+    /// Returns the samples of a chunk.
     pub fn chunk_samples(&self) -> usize {
         self.chunk_length * self.sampling_rate as usize
     }
 
-    /// Frames of a chunk.
+    /// Returns the frames of a chunk.
     pub fn frames(&self) -> usize {
         self.chunk_samples() / self.hop_length
     }
 
-    /// The spectrogram of a sound in one channel at [`Self::sampling_rate`]; what is beyond a
-    /// chunk is left out.
+    /// Computes the spectrogram of mono audio at [`Self::sampling_rate`]; samples beyond a chunk
+    /// are ignored.
     ///
     /// # Errors
-    /// If there are no samples or if one of them is not finite.
+    /// If there are no samples or one of them is not finite.
     pub fn features(
         &self,
         samples: &[f32],
@@ -193,7 +193,7 @@ impl MelConfig {
         })
     }
 
-    /// Decimal logarithms of the power in every bin: `[frames, bins]`.
+    /// Computes the decimal logarithm of the power in every bin: `[frames, bins]`.
     fn log_powers(&self, samples: &[f32], frames: usize) -> Result<Vec<f64>, PreprocessError> {
         let filters = Filters::new(self);
         let window = hann(self.n_fft);
@@ -204,7 +204,7 @@ impl MelConfig {
         let mut logs: Vec<f64> = allocate(frames.saturating_mul(self.feature_size))?;
         for frame in 0..frames {
             let start = (frame * self.hop_length) as isize - (self.n_fft / 2) as isize;
-            // Silence needs no transform.
+            // Silence has a known result.
             if start >= samples.len() as isize && !self.reaches_mirror(start) {
                 logs.resize((frame + 1) * self.feature_size, FLOOR.log10());
                 continue;
@@ -212,7 +212,7 @@ impl MelConfig {
             for (i, (value, weight)) in buffer.iter_mut().zip(&window).enumerate() {
                 *value = self.sample(samples, start + i as isize) * weight;
             }
-            // It fails only for slices of wrong length.
+            // Fails only for slices of the wrong length.
             fft.process_with_scratch(&mut buffer, &mut spectrum, &mut scratch)
                 .map_err(|error| PreprocessError::config(error.to_string()))?;
             logs.extend(
@@ -224,12 +224,12 @@ impl MelConfig {
         Ok(logs)
     }
 
-    /// Whether a frame goes beyond the chunk, where samples are mirrored.
+    /// Returns `true` if a frame extends beyond the chunk, where samples are mirrored.
     fn reaches_mirror(&self, start: isize) -> bool {
         start + self.n_fft as isize > self.chunk_samples() as isize
     }
 
-    /// A sample of the chunk; the chunk is mirrored at its first and last sample.
+    /// Returns a sample of the chunk, which is mirrored at its first and last sample.
     fn sample(&self, samples: &[f32], at: isize) -> f64 {
         let last = self.chunk_samples() as isize - 1;
         let at = at.abs();
@@ -239,7 +239,7 @@ impl MelConfig {
     }
 }
 
-/// Checks what every function on samples relies on.
+/// Checks that there are samples and that all are finite.
 pub(super) fn check_samples(samples: &[f32]) -> Result<(), PreprocessError> {
     if samples.is_empty() {
         return Err(PreprocessError::NoSamples);
@@ -253,7 +253,7 @@ pub(super) fn check_samples(samples: &[f32]) -> Result<(), PreprocessError> {
     }
 }
 
-/// The periodic window of Hann.
+/// Computes the periodic Hann window.
 fn hann(len: usize) -> Vec<f64> {
     let step = std::f64::consts::TAU / len as f64;
     (0..len)
@@ -266,10 +266,10 @@ fn transposed(rows: &[f64], width: usize) -> Vec<f32> {
     (0..width).flat_map(column).collect()
 }
 
-/// Triangles between neighbouring frequencies of Slaney's mel scale, each of area one
-/// (Slaney 1998, "Auditory Toolbox", as in librosa).
+/// Triangles between neighboring frequencies of Slaney's mel scale, each of area one (Slaney 1998,
+/// "Auditory Toolbox", as in librosa).
 struct Filters {
-    /// First bin of the transform and weights from there on.
+    /// First bin of the transform, and the weights from there on.
     triangles: Vec<(usize, Vec<f64>)>,
 }
 
@@ -297,7 +297,7 @@ impl Filters {
         }
     }
 
-    /// Power in every mel bin.
+    /// Computes the power in every mel bin.
     fn powers(&self, spectrum: &[Complex<f64>]) -> impl Iterator<Item = f64> {
         self.triangles.iter().map(|(first, weights)| {
             let bins = spectrum[*first..].iter().zip(weights);
@@ -306,11 +306,11 @@ impl Filters {
     }
 }
 
-/// Slaney's mel scale is linear below 1000 Hz, which is 15 mel, and logarithmic above.
+/// Slaney's mel scale is linear below 1000 Hz (15 mel) and logarithmic above.
 const LINEAR_HERTZ: f64 = 1000.0;
 const LINEAR_MEL: f64 = 15.0;
 
-/// Logarithm of frequency per mel above 1000 Hz: 27 mel make a factor of 6.4.
+/// Returns the logarithm of frequency per mel above 1000 Hz: 27 mel are a factor of 6.4.
 fn log_step() -> f64 {
     6.4f64.ln() / 27.0
 }

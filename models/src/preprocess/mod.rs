@@ -1,11 +1,11 @@
-//! From decoded media to what an encoder takes: resizing, normalisation, patches, spectrograms.
+//! Preprocessing of decoded media for encoders: resizing, normalization, patches, spectrograms.
 //!
-//! Everything here is plain Rust on slices and gives the numbers of the processors in
-//! `transformers` (4.57), which resize pictures with Pillow and videos with torchvision. Decoding
-//! files is the business of the crate `edge-lmm`.
+//! This module is plain Rust on slices and reproduces the numbers of the processors in
+//! `transformers` (4.57), which resize images with Pillow and videos with torchvision. The crate
+//! `edge-lmm` decodes files.
 //!
-//! One file per family of models, named after it; they share [`resize`] and [`normalize`].
-//! [`mel`] is for all encoders of sound, [`sample_rate`] brings sounds to the rate they take.
+//! Each family of models has its own file; they share [`resize`] and [`normalize`]. [`mel`]
+//! serves all audio encoders, [`sample_rate`] converts audio to the rate they expect.
 
 pub mod clip;
 mod error;

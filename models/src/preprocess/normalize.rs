@@ -1,22 +1,22 @@
-//! From 8-bit samples to what a vision encoder was trained on.
+//! Normalization of 8-bit samples for a vision encoder.
 
 use serde_json::Value;
 
 use super::error::PreprocessError;
 
-/// Channel means of CLIP's training pictures, the reference's default.
+/// Channel means of CLIP's training images, the default of the reference.
 pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 /// Their standard deviations.
 pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
-/// Rescaling and normalisation, as a preprocessor configuration gives it.
+/// Rescaling and normalization of a preprocessor configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Normalization {
-    /// Mean of each channel, of samples after rescaling.
+    /// Mean of each channel after rescaling.
     pub image_mean: [f64; 3],
-    /// Standard deviation of each channel, likewise.
+    /// Standard deviation of each channel after rescaling.
     pub image_std: [f64; 3],
-    /// What 8-bit samples are multiplied with.
+    /// Factor by which 8-bit samples are multiplied.
     pub rescale_factor: f64,
 }
 
@@ -30,7 +30,7 @@ impl Default for Normalization {
     }
 }
 
-/// A number for each channel; a single one is for all of them.
+/// Reads a number per channel; a single number applies to all channels.
 fn channels(file: &Value, name: &str) -> Result<Option<[f64; 3]>, PreprocessError> {
     let Some(value) = file.get(name) else {
         return Ok(None);
@@ -45,15 +45,15 @@ fn channels(file: &Value, name: &str) -> Result<Option<[f64; 3]>, PreprocessErro
     }
 }
 
-/// The value of every 8-bit sample, per channel.
+/// Value of every 8-bit sample, per channel.
 pub type SampleTable = [[f32; 256]; 3];
 
 impl Normalization {
-    /// Reads the members of a preprocessor configuration, which has no nulls.
+    /// Reads the fields of a preprocessor configuration without nulls.
     ///
     /// # Errors
-    /// If a value is of the wrong type, not finite or would be divided by, or if one of the steps
-    /// is switched off.
+    /// If a value has the wrong type, is not finite or would be a zero divisor, or if one of the
+    /// steps is disabled.
     pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
         for step in ["do_rescale", "do_normalize"] {
             if file.get(step).is_some_and(|on| *on != Value::Bool(true)) {
@@ -79,7 +79,7 @@ impl Normalization {
     }
 
     fn check(&self) -> Result<(), PreprocessError> {
-        // They are used in 32 bits.
+        // The values are used in 32 bits.
         let finite = |values: &[f64]| values.iter().all(|&v| (v as f32).is_finite());
         if !finite(&self.image_mean) {
             return Err(PreprocessError::config(format!(
@@ -103,16 +103,16 @@ impl Normalization {
         Ok(())
     }
 
-    /// Values in the order of operations of the reference's picture processors on numpy arrays:
-    /// rescaled in 64 bits, rounded to 32 bits, then normalised in 32 bits.
+    /// Computes values in the order of operations of the reference's image processors on numpy
+    /// arrays: rescaled in 64 bits, rounded to 32 bits, then normalized in 32 bits.
     pub fn table(&self) -> SampleTable {
         self.tabulate(|sample, mean, std| {
             ((sample * self.rescale_factor) as f32 - mean as f32) / std as f32
         })
     }
 
-    /// Values in the order of operations of the reference's processors on torch tensors, videos
-    /// among them: mean and deviation are scaled instead of the samples, all in 32 bits.
+    /// Computes values in the order of operations of the reference's processors on torch tensors,
+    /// including videos: mean and deviation are scaled instead of the samples, all in 32 bits.
     pub fn fused_table(&self) -> SampleTable {
         let scale = (1.0 / self.rescale_factor) as f32;
         self.tabulate(|sample, mean, std| {
@@ -120,8 +120,8 @@ impl Normalization {
         })
     }
 
-    /// Values in the order of operations of torchvision's `ToTensor` and `Normalize`: divided by
-    /// 255, whatever the rescale factor, then normalised, all in 32 bits.
+    /// Computes values in the order of operations of torchvision's `ToTensor` and `Normalize`:
+    /// divided by 255 regardless of the rescale factor, then normalized, all in 32 bits.
     pub fn unit_table(&self) -> SampleTable {
         self.tabulate(|sample, mean, std| (sample as f32 / 255.0 - mean as f32) / std as f32)
     }

@@ -1,9 +1,9 @@
-//! Pictures for Phi-3-Vision and Phi-3.5-Vision: the HD transform, which scales a picture to a
-//! grid of square crops and adds a small view of the whole.
+//! Image preprocessing of Phi-3-Vision and Phi-3.5-Vision: the HD transform, which scales an image
+//! to a grid of square crops and adds a small global view.
 //!
 //! The reference is the processor published with the model (`processing_phi3_v.py`,
-//! `Phi3VImageProcessor`): bilinear resizing by Pillow, white padding, and a bicubic view of the
-//! normalised picture without antialiasing.
+//! `Phi3VImageProcessor`): bilinear resizing by Pillow, white padding, and a bicubic global view of
+//! the normalized image without antialiasing.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -17,14 +17,14 @@ use super::normalize::Normalization;
 use super::resize::resize;
 use crate::config_file::without_nulls;
 
-/// What `preprocessor_config.json` says.
+/// Settings from `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessConfig {
-    /// Most crops, the view of the whole aside.
+    /// Maximum number of crops, without the global view.
     pub num_crops: usize,
-    /// Side of a crop in pixels; the published models have it in their code.
+    /// Side of a crop in pixels; the published processors hard-code it.
     pub crop_size: usize,
-    /// How samples become values.
+    /// Conversion of samples to values.
     pub normalization: Normalization,
 }
 
@@ -46,11 +46,10 @@ fn default_side() -> usize {
     336
 }
 
-/// A picture in crops.
+/// An image in crops.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Crops {
-    /// `[1 + rows * columns, 3, side, side]`: the view of the whole first, then the crops row by
-    /// row.
+    /// `[1 + rows * columns, 3, side, side]`: the global view first, then the crops row by row.
     pub pixel_values: Vec<f32>,
     /// Rows and columns of crops.
     pub grid: [usize; 2],
@@ -59,12 +58,12 @@ pub struct Crops {
 }
 
 impl Crops {
-    /// Crops, the view of the whole included.
+    /// Returns the number of crops, including the global view.
     pub fn count(&self) -> usize {
         1 + self.grid[0] * self.grid[1]
     }
 
-    /// The reference's form: zeros are appended until there are `num_crops + 1` crops.
+    /// Returns the values in the reference's form: padded with zeros to `num_crops + 1` crops.
     pub fn padded(&self, num_crops: usize) -> Vec<f32> {
         let mut values = self.pixel_values.clone();
         let crop = 3 * self.side * self.side;
@@ -77,12 +76,12 @@ impl PreprocessConfig {
     /// Reads a `preprocessor_config.json`.
     ///
     /// # Errors
-    /// If the file asks for something that cannot be done.
+    /// If the file contains an unsupported setting.
     pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
         let normalization = Normalization::parse(&without_nulls(file))?;
         if normalization.rescale_factor != Normalization::default().rescale_factor {
             return Err(PreprocessError::config(format!(
-                "rescale_factor is {}, expected 1/255: the reference knows no other",
+                "rescale_factor is {}, expected 1/255: the reference supports no other",
                 normalization.rescale_factor
             )));
         }
@@ -91,7 +90,7 @@ impl PreprocessConfig {
         if file.do_resize == Some(false) || filter(Some(&resample))? != Filter::Bilinear {
             return Err(PreprocessError::config(format!(
                 "do_resize is {:?} and resample {resample}, expected true and 2 (bilinear): the \
-                 reference knows nothing else",
+                 reference supports nothing else",
                 file.do_resize.unwrap_or(true)
             )));
         }
@@ -113,11 +112,11 @@ impl PreprocessConfig {
         Ok(config)
     }
 
-    /// Cuts a picture into crops.
+    /// Cuts an image into crops.
     ///
     /// # Errors
-    /// If its sides are so unequal that nothing of the shorter one is left, or if the resized
-    /// form is too large.
+    /// If the aspect ratio is so extreme that the shorter side vanishes, or if the resized image is
+    /// too large.
     pub fn image(&self, image: &RgbImage) -> Result<Crops, PreprocessError> {
         let side = self.crop_size;
         let image = self.transform(image)?;
@@ -141,8 +140,8 @@ impl PreprocessConfig {
         })
     }
 
-    /// Scales the picture to as many whole crops as are allowed, with white above and below.
-    /// Upright pictures are treated as lying ones.
+    /// Scales the image to the largest grid of whole crops allowed, with white padding above and
+    /// below. Portrait images are transposed first.
     fn transform(&self, image: &RgbImage) -> Result<RgbImage, PreprocessError> {
         if image.width() < image.height() {
             return transpose(&self.transform_lying(&transpose(image)?)?);
@@ -150,7 +149,7 @@ impl PreprocessConfig {
         self.transform_lying(image)
     }
 
-    /// Rows and columns of crops of a picture of that size.
+    /// Returns rows and columns of crops for an image of this size.
     pub fn grid(&self, width: usize, height: usize) -> [usize; 2] {
         let (long, short) = (width.max(height), width.min(height));
         let (width_lying, height_lying) = self.lying_size(long, short);
@@ -161,11 +160,11 @@ impl PreprocessConfig {
         grid
     }
 
-    /// Width and height that a lying picture is resized to.
+    /// Returns width and height after resizing a landscape image.
     fn lying_size(&self, width: usize, height: usize) -> (usize, usize) {
         let ratio = width as f64 / height as f64;
         let fits = |columns: f64| columns * (columns / ratio).ceil() <= self.num_crops as f64;
-        // One column of a picture that is at least as wide as high always fits.
+        // One column always fits an image that is at least as wide as high.
         let columns = (2..=self.num_crops)
             .take_while(|&columns| fits(columns as f64))
             .last()
@@ -195,7 +194,7 @@ impl PreprocessConfig {
         RgbImage::new(width, full, pixels)
     }
 
-    /// Values `[3, height, width]`.
+    /// Returns the values `[3, height, width]`.
     fn planes(&self, image: &RgbImage) -> Result<Vec<f32>, PreprocessError> {
         let mut planes = allocate(image.pixels().len())?;
         for (channel, table) in self.normalization.unit_table().iter().enumerate() {
@@ -206,7 +205,7 @@ impl PreprocessConfig {
     }
 }
 
-/// The picture with rows and columns exchanged.
+/// Exchanges rows and columns of an image.
 fn transpose(image: &RgbImage) -> Result<RgbImage, PreprocessError> {
     let mut pixels = allocate(image.pixels().len())?;
     for x in 0..image.width() {

@@ -1,10 +1,10 @@
-//! Pictures and videos for Qwen2-VL and Qwen2.5-VL: resized to a whole number of merged patches
-//! within limits of size, normalised and cut into patches.
+//! Image and video preprocessing of Qwen2-VL and Qwen2.5-VL: resizing to a whole number of merged
+//! patches within pixel limits, normalization and cutting into patches.
 //!
 //! The reference is `image_processing_qwen2_vl.py` and `video_processing_qwen2_vl.py` of
-//! `transformers` 4.57: pictures as its processor on Pillow, videos as its processor on
-//! torchvision. One difference: pictures of 1 or 3 rows, whose height the reference takes for
-//! their number of channels, are treated like all others here.
+//! `transformers` 4.57: images as its processor on Pillow, videos as its processor on torchvision.
+//! One difference: the reference mistakes the height of images with 1 or 3 rows for the number of
+//! channels; here they are treated like all others.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,52 +17,52 @@ use super::normalize::{Normalization, SampleTable};
 use super::resize::{resize, resize_torchvision};
 use crate::config_file::without_nulls;
 
-/// Largest ratio of a picture's sides.
+/// Maximum aspect ratio of an image.
 const MAX_ASPECT_RATIO: f64 = 200.0;
 
-/// The reference's limits for images where a configuration gives none.
+/// Default limits of the reference for images.
 const IMAGE_PIXELS: PixelRange = PixelRange {
     min: 56 * 56,
     max: 28 * 28 * 1280,
 };
 
-/// The reference's limits for frames of videos, likewise.
+/// Default limits of the reference for video frames.
 const VIDEO_PIXELS: PixelRange = PixelRange {
     min: 128 * 28 * 28,
     max: 28 * 28 * 768,
 };
 
-/// Fewest and most pixels after resizing.
+/// Limits of the number of pixels after resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PixelRange {
-    /// Smaller pictures are scaled up to this many.
+    /// Minimum; smaller images are scaled up.
     pub min: usize,
-    /// Larger pictures are scaled down to this many.
+    /// Maximum; larger images are scaled down.
     pub max: usize,
 }
 
-/// What the configuration of an image processor or a video processor says.
+/// Settings of an image processor or a video processor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessConfig {
-    /// Pixels of an image or of a frame of a video.
+    /// Pixels of an image or a video frame.
     pub pixels: PixelRange,
-    /// Tokens that all frames of a video share, if the processor limits them.
+    /// Maximum tokens of all frames of a video, if limited.
     pub video_tokens: Option<usize>,
     /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Frames of a patch.
     pub temporal_patch_size: usize,
-    /// Patches on each side of a square that becomes one token.
+    /// Patches per side of a square that becomes one token.
     pub merge_size: usize,
-    /// How samples become values.
+    /// Conversion of samples to values.
     pub normalization: Normalization,
-    /// Most tokens of a medium; one with more is refused before memory is taken for its values.
+    /// Maximum tokens of an image or video; larger ones are rejected before memory is allocated.
     pub most_tokens: usize,
 }
 
-/// The file's own fields. The limits have three spellings: `min_pixels` and `max_pixels`, the
-/// same inside `size`, and `size` with `shortest_edge` and `longest_edge`, which are pixel counts
-/// in spite of their names. Files may have several of them.
+/// Fields of the file. The limits have three spellings: `min_pixels` and `max_pixels`, the same
+/// inside `size`, and `size` with `shortest_edge` and `longest_edge`, which are pixel counts in
+/// spite of their names. Files may have several of them.
 #[derive(Debug, Deserialize)]
 struct File {
     min_pixels: Option<usize>,
@@ -103,12 +103,12 @@ struct Size {
     max_pixels: Option<usize>,
 }
 
-/// A picture or video in patches.
+/// An image or video in patches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
     /// `[grid_t * grid_h * grid_w, 3 * temporal_patch_size * patch_size * patch_size]`. Patches
-    /// that are merged into one token stand together; a patch's values are ordered channel, frame,
-    /// row, column.
+    /// that are merged into one token are adjacent; the values of a patch are ordered channel,
+    /// frame, row, column.
     pub pixel_values: Vec<f32>,
     /// Patches in time, height and width.
     pub grid: [usize; 3],
@@ -141,16 +141,17 @@ fn size_error(size: &Value) -> PreprocessError {
 }
 
 impl PreprocessConfig {
-    /// Reads the configuration of an image processor; without one, the reference's defaults hold.
+    /// Reads the configuration of an image processor; without one, the defaults of the reference
+    /// apply.
     ///
     /// # Errors
-    /// If the file asks for something that cannot be done.
+    /// If the file contains an unsupported setting.
     pub fn for_images(file: Option<&Value>) -> Result<Self, PreprocessError> {
         Self::parse(file, IMAGE_PIXELS)
     }
 
     /// Reads the configuration of a video processor. Older checkpoints have none; their
-    /// `preprocessor_config.json` is for both.
+    /// `preprocessor_config.json` applies to both.
     ///
     /// # Errors
     /// As [`Self::for_images`].
@@ -212,9 +213,9 @@ impl PreprocessConfig {
         Ok(())
     }
 
-    /// The same with other limits: fewest and most tokens of a picture or of a patch of frames.
-    /// As with limits in pixels, a picture that must be scaled up can exceed the upper one a
-    /// little, because its sides are rounded up.
+    /// Returns the configuration with other limits: minimum and maximum tokens of an image or of a
+    /// group of frames. As with limits in pixels, an image that is scaled up can exceed the maximum
+    /// slightly, because its sides are rounded up.
     #[must_use]
     pub fn with_tokens(&self, tokens: Option<(usize, usize)>) -> Self {
         let mut config = self.clone();
@@ -228,7 +229,7 @@ impl PreprocessConfig {
         config
     }
 
-    /// The same with another limit of tokens.
+    /// Returns the configuration with another maximum of tokens.
     #[must_use]
     pub fn with_most_tokens(self, most_tokens: usize) -> Self {
         Self {
@@ -237,15 +238,15 @@ impl PreprocessConfig {
         }
     }
 
-    /// Side of a token in pixels.
+    /// Returns the side of a token in pixels.
     fn factor(&self) -> usize {
         self.patch_size * self.merge_size
     }
 
-    /// Cuts a picture into patches; it fills all frames of its only patch in time.
+    /// Cuts an image into patches; it is repeated in all frames of its temporal patch.
     ///
     /// # Errors
-    /// If its sides are too unequal or its resized form is too large.
+    /// If the aspect ratio is too extreme or the resized image is too large.
     pub fn image(&self, image: &RgbImage) -> Result<Patches, PreprocessError> {
         let (height, width) = self.resized(image, self.pixels)?;
         let resized = resize(image, width, height, Filter::Bicubic)?;
@@ -254,7 +255,7 @@ impl PreprocessConfig {
         Ok(cutter.finish())
     }
 
-    /// Cuts a video into patches; the last frame is repeated until the frames fill whole patches.
+    /// Cuts a video into patches; the last frame is repeated until the last temporal patch is full.
     ///
     /// # Errors
     /// If there are no frames or they differ in size, or as [`Self::image`].
@@ -286,8 +287,8 @@ impl PreprocessConfig {
         Ok(cutter.finish())
     }
 
-    /// Pixels of each of so many frames. The limit for all of them is nine tenths of the tokens
-    /// that the processor allows, in pixels, but never less than a little over the lower limit.
+    /// Returns the pixel limits of each of `frames` frames. The limit for all of them is nine
+    /// tenths of the allowed tokens, in pixels, but slightly more than the lower limit at least.
     fn frame_pixels(&self, frames: usize) -> PixelRange {
         let PixelRange { min, max } = self.pixels;
         let Some(tokens) = self.video_tokens else {
@@ -311,8 +312,9 @@ impl PreprocessConfig {
     }
 }
 
-/// Height and width that a picture is resized to: multiples of `factor`, the aspect ratio kept as
-/// nearly as that allows, and `min_pixels` to `max_pixels` pixels (as nearly as rounding allows).
+/// Returns height and width after resizing: multiples of `factor` with `min_pixels` to `max_pixels`
+/// pixels, preserving the aspect ratio as closely as possible. Rounding may exceed the limits
+/// slightly.
 ///
 /// # Errors
 /// If one side is more than 200 times the other, or if the result has no pixels or too many.
@@ -337,7 +339,7 @@ pub fn smart_resize(
         });
     }
     let multiple = |units: f64| (units as usize).saturating_mul(factor);
-    // Python rounds halves to the even neighbour.
+    // Python rounds halves to even.
     let nearest = |side: f64| multiple((side / f).round_ties_even());
     let (mut new_height, mut new_width) = (nearest(h), nearest(w));
     let pixels = new_height.saturating_mul(new_width);
@@ -362,7 +364,7 @@ pub fn smart_resize(
     Ok((new_height, new_width))
 }
 
-/// Writes the patches of one group of frames after the other.
+/// Writer of patches, one group of frames at a time.
 struct Cutter {
     table: SampleTable,
     values: Vec<f32>,
@@ -373,7 +375,7 @@ struct Cutter {
 }
 
 impl Cutter {
-    /// For a video of `times` groups of frames of `height` by `width` pixels.
+    /// Creates a writer for `times` groups of frames of `height` by `width` pixels.
     fn new(
         config: &PreprocessConfig,
         [times, height, width]: [usize; 3],
@@ -404,7 +406,7 @@ impl Cutter {
         })
     }
 
-    /// Cuts 1 to `temporal_patch_size` frames; the last one stands for those that are missing.
+    /// Cuts 1 to `temporal_patch_size` frames; the last one replaces missing frames.
     fn cut(&mut self, frames: &[RgbImage]) {
         let [_, rows, columns] = self.grid;
         for y in (0..rows).step_by(self.merge) {

@@ -1,17 +1,17 @@
-//! Resizing 8-bit pictures bit by bit as Pillow and torchvision do.
+//! Resizing of 8-bit images, bit-identical to Pillow and torchvision.
 //!
-//! Both resample rows and columns one after the other in fixed-point arithmetic, with the picture
-//! between the passes rounded to 8 bits. They differ in the number of fractional bits and in the
-//! order of the passes. Pillow: `Resample.c`; torchvision: the 8-bit kernel of
-//! `upsample_bicubic2d_aa` in ATen's `UpSampleKernel.cpp`.
+//! Both resample rows and columns one after the other in fixed-point arithmetic and round to 8 bits
+//! between the passes. They differ in the number of fractional bits and in the order of the passes.
+//! Pillow: `Resample.c`; torchvision: the 8-bit kernel of `upsample_bicubic2d_aa` in ATen's
+//! `UpSampleKernel.cpp`.
 
 use super::error::{PreprocessError, allocate};
 use super::filter::{Filter, Windows};
 use super::image::RgbImage;
 
-/// Resizes as `Image.resize((width, height), filter)` of Pillow 13. Older versions always
-/// resample the rows first, which gives other values (by a few steps at sharp edges) where this
-/// one starts with the columns.
+/// Resizes as `Image.resize((width, height), filter)` of Pillow 13. Older versions always resample
+/// the rows first, which gives slightly different values at sharp edges where this version starts
+/// with the columns.
 ///
 /// # Errors
 /// If the new size is empty or too large.
@@ -21,7 +21,7 @@ pub fn resize(
     height: usize,
     filter: Filter,
 ) -> Result<RgbImage, PreprocessError> {
-    // Found by comparing pictures of 7000 sizes with both orders.
+    // Found by comparing images of 7000 sizes with both orders.
     let lost_rows = image.height().saturating_sub(height);
     let columns_first = lost_rows > 2 * image.width().saturating_sub(width);
     let mut passes = [Pass::Rows(width), Pass::Columns(height)];
@@ -32,8 +32,8 @@ pub fn resize(
     run(image, passes, filter, FixedPoint::pillow)
 }
 
-/// Resizes as the bicubic, antialiased `torchvision.transforms.v2.functional.resize` does an 8-bit
-/// tensor on a CPU. (What its bilinear one gives depends on the CPU.)
+/// Resizes as the bicubic, antialiased `torchvision.transforms.v2.functional.resize` of 8-bit
+/// tensors on CPUs. (Results of its bilinear mode depend on the CPU.)
 ///
 /// # Errors
 /// If the new size is empty or too large.
@@ -47,7 +47,7 @@ pub fn resize_torchvision(
     run(image, passes, Filter::Bicubic, FixedPoint::torchvision)
 }
 
-/// Resampling in one direction, to a new length.
+/// Resampling along one dimension to a new length.
 #[derive(Clone, Copy)]
 enum Pass {
     Rows(usize),
@@ -93,12 +93,12 @@ struct FixedPoint {
 }
 
 impl FixedPoint {
-    /// 32-bit sums of 8-bit samples, less two bits for sums of weights beyond one.
+    /// Uses 32-bit sums of 8-bit samples, less two bits for weights that sum to more than one.
     fn pillow(windows: &Windows) -> Self {
         Self::with_bits(windows, 32 - 8 - 2)
     }
 
-    /// As many bits as let the largest weight fit into 16 bits.
+    /// Uses as many bits as possible with the largest weight in 16 bits.
     fn torchvision(windows: &Windows) -> Self {
         let largest = windows.weights.iter().copied().fold(0.0, f64::max);
         let fits = |bits: u32| 0.5 + largest * f64::from(1u32 << bits) < f64::from(1u32 << 15);
@@ -115,7 +115,7 @@ impl FixedPoint {
         }
     }
 
-    /// First sample and weights of every window.
+    /// Iterates over first sample and weights of every window.
     fn windows<'a>(&'a self, windows: &'a Windows) -> impl Iterator<Item = (usize, &'a [i32])> {
         let weights = self.weights.chunks_exact(windows.stride);
         let bounds = windows.bounds.iter();
@@ -124,7 +124,7 @@ impl FixedPoint {
             .map(|(&(first, len), weights)| (first, &weights[..len]))
     }
 
-    /// What a sum starts with so that shifting it rounds.
+    /// Returns the initial sum, which makes the shift round.
     fn half(&self) -> i32 {
         (1 << self.fraction_bits) >> 1
     }
@@ -150,7 +150,7 @@ fn resample_rows(image: &RgbImage, windows: &Windows, fixed: &FixedPoint, pixels
     }
 }
 
-/// Appends the rows that all columns, resampled, make.
+/// Appends the rows of all resampled columns.
 fn resample_columns(image: &RgbImage, windows: &Windows, fixed: &FixedPoint, pixels: &mut Vec<u8>) {
     let mut sums = vec![0i32; image.width() * 3];
     for (first, weights) in fixed.windows(windows) {

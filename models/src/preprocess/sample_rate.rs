@@ -1,35 +1,34 @@
-//! Changing the sample rate of a sound.
+//! Sample rate conversion.
 //!
 //! Band-limited interpolation (Smith, "Digital Audio Resampling",
 //! <https://ccrma.stanford.edu/~jos/resample/>): every output sample is a sum of input samples
-//! weighted by a sinc function under a Kaiser window. The function is tabulated finely and
-//! interpolated linearly, so that all pairs of rates go the same way.
+//! weighted by a Kaiser-windowed sinc function. The function is tabulated finely and interpolated
+//! linearly, so all pairs of rates use the same code.
 
 use super::error::{PreprocessError, allocate};
 use super::mel::check_samples;
 
 /// Zero crossings of the sinc function on each side.
 const CROSSINGS: usize = 32;
-/// Table entries from one zero crossing to the next: linear interpolation of a sinc is then off
-/// by at most pi^2 / 3 / 8 / 512^2 = 1.6e-6 of its peak.
+/// Table entries between zero crossings. The error of linear interpolation of a sinc is then at
+/// most pi^2 / 3 / 8 / 512^2 = 1.6e-6 of its peak.
 const STEPS: usize = 512;
-/// Shape of the Kaiser window: what is outside of the band is damped by about 90 dB.
+/// Shape of the Kaiser window: stopband attenuation of about 90 dB.
 const BETA: f64 = 9.0;
-/// Middle of the filter's edge, as a share of half the lower rate. With this window the edge is
-/// 0.18 wide: 85 % of the band is kept as it is.
+/// Center of the transition band, relative to half the lower rate. With this window the transition
+/// is 0.18 wide: 85 % of the band is unchanged.
 const CUTOFF: f64 = 0.945;
-/// Highest rate in samples per second.
+/// Maximum rate in samples per second.
 const MAX_RATE: u32 = 1 << 20;
-/// Most samples of a result, 4 hours at 16 kHz.
+/// Maximum samples of a result, 4 hours at 16 kHz.
 const MAX_SAMPLES: u64 = 1 << 28;
 
-/// Converts a sound in one channel from one rate to another, in samples per second. The result
-/// has `samples.len() * to / from` samples, rounded up; beyond its ends the sound counts as
-/// silent.
+/// Converts mono audio from one rate to another, in samples per second. The result has
+/// `samples.len() * to / from` samples, rounded up; the audio is silent beyond its ends.
 ///
 /// # Errors
-/// If there are no samples, if one is not finite, if a rate is 0 or more than 1 MHz, or if the
-/// result is too long.
+/// If there are no samples, one is not finite, a rate is 0 or more than 1 MHz, or the result is too
+/// long.
 pub fn resample(samples: &[f32], from: u32, to: u32) -> Result<Vec<f32>, PreprocessError> {
     check_samples(samples)?;
     for rate in [from, to] {
@@ -43,7 +42,7 @@ pub fn resample(samples: &[f32], from: u32, to: u32) -> Result<Vec<f32>, Preproc
     if from == to {
         return Ok(samples.to_vec());
     }
-    // Rates are below 2^21 and lengths below 2^43, so that products fit.
+    // Rates are below 2^21 and lengths below 2^43, so products fit.
     let len = (samples.len() as u64 * u64::from(to)).div_ceil(u64::from(from));
     if len > MAX_SAMPLES {
         return Err(PreprocessError::TooLong {
@@ -61,7 +60,7 @@ pub fn resample(samples: &[f32], from: u32, to: u32) -> Result<Vec<f32>, Preproc
     Ok(resampled)
 }
 
-/// The filter, and its weights at the places between two input samples that occur.
+/// The filter and its weights at the occurring positions between two input samples.
 struct Kernel {
     /// One side of the filter.
     table: Vec<f32>,
@@ -71,13 +70,13 @@ struct Kernel {
     reach: usize,
     /// Output samples per second.
     to: u32,
-    /// Places are multiples of this share of `to`.
+    /// Positions are multiples of this fraction of `to`.
     step: u32,
-    /// Weights of the places; of the last one only if there are too many to keep.
+    /// Weights per position; only of the last one if there are too many to keep.
     weights: Vec<Vec<f32>>,
 }
 
-/// Most places whose weights are kept.
+/// Maximum number of positions whose weights are kept.
 const MAX_PLACES: u32 = 1024;
 
 impl Kernel {
@@ -85,12 +84,12 @@ impl Kernel {
         let band = CUTOFF * (f64::from(to) / f64::from(from)).min(1.0);
         let entry = |i: usize| {
             let x = i as f64 / STEPS as f64;
-            // `band` makes the sum of all weights one.
+            // `band` makes the weights sum to one.
             (band * sinc(x) * kaiser(x / CROSSINGS as f64)) as f32
         };
         let step = greatest_common_divisor(from, to);
         let mut kernel = Self {
-            // One entry more, which is zero, to interpolate with.
+            // One extra zero entry for interpolation.
             table: (0..=CROSSINGS * STEPS + 1).map(entry).collect(),
             density: band * STEPS as f64,
             reach: (CROSSINGS as f64 / band).ceil() as usize,
@@ -105,7 +104,7 @@ impl Kernel {
         kernel
     }
 
-    /// The sound `part / to` after the input sample `whole`.
+    /// Returns the signal `part / to` after the input sample `whole`.
     fn sample(&mut self, samples: &[f32], whole: usize, part: u32) -> f32 {
         let place = if self.to / self.step <= MAX_PLACES {
             (part / self.step) as usize
@@ -113,13 +112,13 @@ impl Kernel {
             self.weights = vec![self.weights_at(part)];
             0
         };
-        // The first weights are for samples before the sound where it begins.
+        // At the start, the first weights apply to samples before the audio.
         let before = self.reach.saturating_sub(whole);
         let first = whole.saturating_sub(self.reach).min(samples.len());
         dot(&samples[first..], &self.weights[place][before..])
     }
 
-    /// Weights of the samples from `reach` before to `reach + 1` after the place.
+    /// Returns the weights of the samples from `reach` before to `reach + 1` after the position.
     fn weights_at(&self, part: u32) -> Vec<f32> {
         let center = self.reach as f64 + f64::from(part) / f64::from(self.to);
         let weight = |i: usize| self.weight((i as f64 - center).abs());
@@ -136,7 +135,7 @@ impl Kernel {
     }
 }
 
-/// Sum of products over the shorter length, in eight sums that go side by side.
+/// Returns the dot product over the shorter length, in eight independent sums.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let len = a.len().min(b.len());
     let ((a, a_rest), (b, b_rest)) = (a[..len].as_chunks::<8>(), b[..len].as_chunks::<8>());
@@ -167,7 +166,7 @@ fn sinc(x: f64) -> f64 {
     }
 }
 
-/// The Kaiser window from its middle, 0, to its end, 1.
+/// Evaluates the Kaiser window from its center, 0, to its end, 1.
 fn kaiser(x: f64) -> f64 {
     if x > 1.0 {
         return 0.0;
@@ -175,7 +174,7 @@ fn kaiser(x: f64) -> f64 {
     bessel_i0(BETA * (1.0 - x * x).sqrt()) / bessel_i0(BETA)
 }
 
-/// The modified Bessel function of order 0, by its power series.
+/// Evaluates the modified Bessel function of order 0 by its power series.
 fn bessel_i0(x: f64) -> f64 {
     let square = x * x / 4.0;
     let terms = (1..60).scan(1.0, |term, k| {

@@ -1,7 +1,7 @@
-//! Chat templates: from messages to the text of a prompt.
+//! Chat templates, which render messages to the text of a prompt.
 //!
-//! A template is asked once, with messages of its own, in which form it wants contents
-//! ([`Forms`]); a user's text never decides that.
+//! A template is probed once, with fixed messages, to find the form of contents that it expects
+//! ([`Forms`]). User text does not influence the result.
 
 use std::collections::BTreeMap;
 
@@ -17,20 +17,20 @@ use crate::media::MediaKind;
 use crate::prompt::message::{Content, Message, Role};
 use crate::prompt::template_limits;
 
-/// Longest template in bytes. Published ones have up to 30 kB. Every level of nesting takes a
-/// byte or more, and the stack of [`guard::on_large_stack`] holds so many levels.
+/// Maximum length of a template in bytes. Published ones are up to 30 kB. Every nesting level takes
+/// at least one byte, and the stack of [`guard::on_large_stack`] holds that many levels.
 const MAX_SOURCE: usize = 128 << 10;
-/// Most characters of an expression or statement, strings aside. The time to parse a chain of
-/// constants grows with the cube of its length.
+/// Maximum characters of an expression or statement, not counting strings. Parsing a chain of
+/// constants takes time cubic in its length.
 const MAX_TAG: usize = 4 << 10;
-/// Longest prompt in bytes, more than the longest context of a supported model holds.
+/// Maximum length of a prompt in bytes, more than the longest context of a supported model.
 const MAX_OUTPUT: usize = 8 << 20;
-/// Steps that rendering may take; one also pays for 64 bytes of intermediate text.
+/// Maximum steps of rendering; 64 bytes of intermediate text also count as one step.
 const FUEL: u64 = 1_000_000;
 /// How error messages call a template.
 const NAME: &str = "<string>";
 
-/// Texts of the tokens that begin and end a sequence, which templates may ask for.
+/// Texts of the BOS and EOS tokens, which templates may use.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EdgeTokens {
     pub begin: Option<String>,
@@ -90,10 +90,10 @@ pub(crate) struct Parsed<'a> {
 }
 
 impl Parsed<'_> {
-    /// Renders messages as [`Forms::values`] gives them, ending where the assistant is to speak.
+    /// Renders messages from [`Forms::values`], ending with the start of the assistant's turn.
     ///
     /// # Errors
-    /// If the template fails or goes on for too long.
+    /// If the template fails or exceeds a limit.
     pub fn fill(&self, messages: &[Value], edges: &EdgeTokens) -> Result<String, ModelError> {
         let context = context! {
             messages => minijinja::Value::from(Serde(messages)),
@@ -119,14 +119,14 @@ impl Parsed<'_> {
     }
 }
 
-/// As transformers sets Jinja up.
+/// Configures Jinja as transformers does.
 fn syntax() -> Result<SyntaxConfig, Error> {
     let mut syntax = SyntaxConfig::builder();
     syntax.trim_blocks(true).lstrip_blocks(true);
     syntax.build()
 }
 
-/// What templates may use.
+/// Configures what templates may use.
 fn environment<'a>() -> Environment<'a> {
     let mut environment = Environment::new();
     environment.add_function(
@@ -140,7 +140,7 @@ fn environment<'a>() -> Environment<'a> {
     environment
 }
 
-/// The message of an error and of its causes.
+/// Joins the messages of an error and its causes.
 fn one_line(error: Error) -> String {
     let mut message = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -151,11 +151,11 @@ fn one_line(error: Error) -> String {
     message.replace(['\n', '\r'], " ")
 }
 
-/// Refuses templates that would nest deeper than the stack allows, or take long to parse.
+/// Rejects templates that nest deeper than the stack allows or take long to parse.
 fn check_size(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
         return Err(format!(
-            "it has {} bytes, at most {MAX_SOURCE} are supported",
+            "it is {} bytes long, at most {MAX_SOURCE} are supported",
             source.len()
         ));
     }
@@ -176,7 +176,7 @@ fn check_size(source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Characters of a tag outside strings, and the byte at which it ends.
+/// Returns the characters of a tag outside strings, and the byte offset of its end.
 fn tag_length(tag: &str) -> (usize, usize) {
     let (mut len, mut quote) = (0, None);
     let mut chars = tag.char_indices();
@@ -194,25 +194,26 @@ fn tag_length(tag: &str) -> (usize, usize) {
     (len, tag.len())
 }
 
-/// In which form a template wants the content of a message.
+/// The form in which a template expects the content of messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Forms {
-    /// Roles whose content is a list of items; that of the others is a string.
+    /// Roles whose content is a list of items; for the others it is a string.
     lists: Vec<Role>,
-    /// Media that the template writes itself if they are items of a user's list.
+    /// Media that the template renders itself from items of a user's list.
     media: Vec<MediaKind>,
-    /// Whether instructions reach the prompt.
+    /// `true` if system messages appear in the prompt.
     system: bool,
-    /// A prompt without any user's words, empty if the template failed.
+    /// A prompt without user text, empty if the template failed.
     pub skeleton: String,
 }
 
-/// What probes say: characters that no filter for case or blanks changes, and quotes, which the
-/// printed form of a list escapes.
+/// Texts of probe messages: digits, which case and whitespace filters do not change, and quotes,
+/// which the printed form of a list escapes.
 const SAID: [&str; 3] = ["7\"1'7", "8\"2'8", "9\"3'9"];
 
 impl Forms {
-    /// Asks a template, which `fill` renders; `placeholder` is the text of a medium.
+    /// Probes a template, which `fill` renders; `placeholder` returns the text of an image, video
+    /// or audio clip.
     pub fn probe(
         fill: impl Fn(&[Value]) -> Result<String, ModelError>,
         placeholder: impl Fn(MediaKind) -> String,
@@ -271,7 +272,8 @@ impl Forms {
         forms
     }
 
-    /// `messages` as the template wants them. Media that it does not write itself become text.
+    /// Converts `messages` to the form that the template expects. Media that it does not render
+    /// itself become text.
     pub fn values(
         &self,
         messages: &[Message],
@@ -319,7 +321,7 @@ impl Forms {
     }
 }
 
-/// The content with its media as text.
+/// Returns the content as text, with placeholders for media.
 fn flat(message: &Message, placeholder: impl Fn(MediaKind) -> String) -> String {
     let parts = message.content.iter().map(|content| match content {
         Content::Media(kind) => placeholder(*kind),
@@ -328,7 +330,7 @@ fn flat(message: &Message, placeholder: impl Fn(MediaKind) -> String) -> String 
     parts.collect()
 }
 
-/// For templates that know no instructions: they stand before the first question.
+/// Prepends system messages to the first question, for templates without system messages.
 fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
     let (system, mut others): (Vec<Message>, Vec<Message>) = messages
         .iter()
@@ -359,9 +361,9 @@ fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
     }
 }
 
-/// Leaves out `{% generation %}` and `{% endgeneration %}`, with which transformers marks what a
-/// model is trained to say; they print nothing. Where such a tag trims blanks around it, or ends
-/// its line, which Jinja then leaves out, a comment that does the same takes its place.
+/// Removes `{% generation %}` and `{% endgeneration %}`, which mark the text that transformers
+/// trains on and print nothing. If such a tag trims whitespace around it or ends its line, whose
+/// newline Jinja drops, a comment with the same effect replaces it.
 fn without_training_marks(template: &str) -> String {
     let mut cleaned = String::with_capacity(template.len());
     let mut rest = template;
@@ -476,7 +478,7 @@ mod tests {
         assert_eq!(fill(source, &values).unwrap(), "be brief|hello|");
     }
 
-    /// Each of these would overflow the stack of a thread of the usual size, or the memory.
+    /// Each of these templates would overflow a thread's default stack or exhaust memory.
     #[test]
     fn rude_templates_are_refused_or_rendered() {
         let doubled = "{% set n = namespace(x=['a' * 1000]) %}{% for i in range(30) %}\
@@ -485,7 +487,7 @@ mod tests {
             (format!("{{{{ {}1 }}}}", "not ".repeat(100_000)), "bytes"),
             (format!("{{{{ {}1 }}}}", "-".repeat(100_000)), "characters"),
             (format!("{{{{ 1{} }}}}", "~1".repeat(60_000)), "characters"),
-            // A quote in a raw block hides what follows from the check of the length.
+            // A quote in a raw block hides the following tags from the length check.
             (format!("{{% raw %}}{{{{ ' {{% endraw %}}{{{{ {}1 }}}}", "-".repeat(100_000)), ""),
             (format!("{{% if 0 %}}{}{{% endif %}}", "{%elif 0%}".repeat(13_000)), ""),
             (format!("{doubled}{{{{ n.x }}}}"), "more than"),

@@ -1,9 +1,9 @@
-//! Control tokens: the ones that a template writes count, the same text in a message does not.
+//! Control tokens, which take effect only if the template writes them.
 //!
-//! A message may hold the text of a control token, such as `<|im_end|>`. [`Disguise`] replaces
-//! the first and last characters of such texts in every message before the template is rendered,
-//! so that [`ControlTokens::find`] sees only what the template wrote. [`LiteralTokenizer`] then
-//! encodes the prompt with a tokenizer in which each control token has another, private text.
+//! A message may contain the text of a control token, such as `<|im_end|>`. [`Disguise`] replaces
+//! the first and last characters of such texts in every message before rendering, so that
+//! [`ControlTokens::find`] sees only the tokens of the template. [`LiteralTokenizer`] then encodes
+//! the prompt with a tokenizer in which each control token has a different, private text.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -15,15 +15,15 @@ use tokenizers::Tokenizer;
 use crate::error::ModelError;
 use crate::guard;
 
-/// Private-use characters (planes 15 and 16), which no ordinary text contains.
+/// Private-use characters (planes 15 and 16), which ordinary text does not contain.
 const PRIVATE: std::ops::RangeInclusive<char> = '\u{F0000}'..='\u{10FFFD}';
 
-/// The added tokens of a tokenizer that steer the model.
+/// The added tokens of a tokenizer that control the model.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlTokens {
     tokens: Vec<ControlToken>,
     finder: AhoCorasick,
-    /// What the tokenizer gives for characters that it does not know; any text may contain it.
+    /// Id for unknown characters; any text may produce it.
     unknown: Option<u32>,
 }
 
@@ -34,16 +34,16 @@ struct ControlToken {
     single_word: bool,
 }
 
-/// A control token in a text.
+/// A control token found in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub id: u32,
-    /// Bytes.
+    /// Byte range.
     pub range: Range<usize>,
 }
 
 impl Found {
-    /// Whether one of the bytes at `places`, which rise, belongs to it.
+    /// Returns `true` if one of the byte positions `places`, in ascending order, lies in the token.
     pub fn holds_any(&self, places: &[usize]) -> bool {
         let next = places.partition_point(|&place| place < self.range.start);
         places
@@ -53,9 +53,8 @@ impl Found {
 }
 
 impl ControlTokens {
-    /// The control tokens of `tokenizer`: those marked as special, those that look like a tag,
-    /// and those that the tokenizer finds in `skeleton`, a rendered template. Other added tokens
-    /// are words.
+    /// Collects the control tokens of `tokenizer`: those marked as special, those that look like a
+    /// tag, and those found in `skeleton`, a rendered template. Other added tokens are words.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -89,7 +88,7 @@ impl ControlTokens {
         })
     }
 
-    /// The control tokens written in `text`, in order.
+    /// Finds the control tokens in `text`, in order.
     pub fn find(&self, text: &str) -> Vec<Found> {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         self.finder
@@ -106,8 +105,8 @@ impl ControlTokens {
             .collect()
     }
 
-    /// Whether `ids` hold no control token more often than `written`. A normalizer or the
-    /// tokenizer's model can make one of other text.
+    /// Returns `true` if `ids` contain no control token more often than `written`. A normalizer or
+    /// the tokenizer's model can produce one from other text.
     pub fn none_beyond(&self, ids: &[u32], written: &[Found]) -> bool {
         let mut left: HashMap<u32, usize> = self.tokens.iter().map(|token| (token.id, 0)).collect();
         for found in written {
@@ -125,7 +124,7 @@ impl ControlTokens {
             })
     }
 
-    /// The first and last characters of the control tokens and of `others`.
+    /// Returns the first and last characters of the control tokens and of `others`.
     fn edges<'a>(&'a self, others: impl Iterator<Item = &'a str>) -> BTreeSet<char> {
         let contents = self.tokens.iter().map(|token| token.content.as_str());
         contents
@@ -139,13 +138,13 @@ impl ControlTokens {
     }
 }
 
-/// Whether an added token that is not marked as special is a tag and no word.
+/// Returns `true` if an added token that is not marked as special looks like a tag.
 fn is_tag(content: &str) -> bool {
     content.contains(['<', '>', '[', ']', '{', '}', '|', '｜', '＜', '＞'])
 }
 
-/// Ids of `text`, in which added tokens are recognised; `whole`: with what the tokenizer puts
-/// around a text.
+/// Encodes `text` and recognizes added tokens in it. With `whole`, the post-processor adds its
+/// tokens.
 ///
 /// # Errors
 /// If the tokenizer fails.
@@ -160,16 +159,17 @@ pub(crate) fn encode(
         .map_err(ModelError::Tokenizer)
 }
 
-/// Stand-ins, one character for one, for the characters at the edges of control tokens.
+/// A substitution of single characters for those at the edges of control tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Disguise {
-    /// Stand-in and original.
+    /// Substitute and original.
     pairs: Vec<(char, char)>,
 }
 
 impl Disguise {
-    /// For `texts`, which contain none of the stand-ins; `marks` are further texts that only the
-    /// template may write. Empty if no text contains a character to disguise.
+    /// Creates a substitution for `texts`, with substitutes that none of them contains. `marks` are
+    /// additional texts that only the template may write. The result is empty if no text contains a
+    /// character to replace.
     ///
     /// # Errors
     /// If the texts contain all private-use characters.
@@ -190,12 +190,12 @@ impl Disguise {
         pairs.collect::<Result<_, _>>().map(|pairs| Self { pairs })
     }
 
-    /// Whether it changes nothing.
+    /// Returns `true` if the substitution changes nothing.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
 
-    /// `text` with stand-ins.
+    /// Replaces characters of `text` by their substitutes.
     pub fn put_on(&self, text: &str) -> String {
         let disguised = |c: char| self.pairs.iter().find(|pair| pair.1 == c);
         text.chars()
@@ -203,7 +203,8 @@ impl Disguise {
             .collect()
     }
 
-    /// The text with the original characters, and the bytes that had a stand-in.
+    /// Restores the original characters. Returns the text and the byte positions of the restored
+    /// characters.
     pub fn take_off(&self, text: &str) -> (String, Vec<usize>) {
         let (mut plain, mut places) = (String::with_capacity(text.len()), Vec::new());
         for c in text.chars() {
@@ -219,19 +220,19 @@ impl Disguise {
     }
 }
 
-/// A tokenizer whose control tokens have private texts, so that no message can write them.
+/// A tokenizer whose control tokens have private texts that no message contains.
 #[derive(Debug)]
 pub(crate) struct LiteralTokenizer {
     tokenizer: Tokenizer,
-    /// Begins and ends the private texts.
+    /// First and last character of the private texts.
     sentinel: char,
-    /// Private id and the original's.
+    /// Ids of this tokenizer and of the original.
     ids: HashMap<u32, u32>,
 }
 
 impl LiteralTokenizer {
-    /// The twin of `tokenizer` for texts that do not contain the sentinel, a character that
-    /// `text` does not contain. `source` is the JSON of a tokenizer that is not [`is_dense`].
+    /// Rewrites `tokenizer` for texts without the sentinel, a character that `text` does not
+    /// contain. `source` is the JSON of a tokenizer that is not [`is_dense`].
     ///
     /// # Errors
     /// If the tokenizer cannot be rewritten, or `text` contains all private-use characters.
@@ -241,15 +242,11 @@ impl LiteralTokenizer {
         control: &ControlTokens,
         text: &str,
     ) -> Result<Self, ModelError> {
-        let failed = |error: String| {
-            ModelError::Tokenizer(format!(
-                "it cannot be rewritten to keep control tokens in a message as text \
-                 (--parse-special does not need that): {error}"
-            ))
-        };
+        let failed = ModelError::ControlTokens;
         let used: BTreeSet<char> = text.chars().collect();
         let sentinel = PRIVATE.rev().find(|c| !used.contains(c));
-        let sentinel = sentinel.ok_or_else(|| failed("no private-use character is left".into()))?;
+        let sentinel = sentinel
+            .ok_or_else(|| failed("the text contains all private-use characters".into()))?;
         let json = match source {
             Some(source) => serde_json::from_str(source),
             None => serde_json::to_value(tokenizer),
@@ -267,11 +264,14 @@ impl LiteralTokenizer {
             .iter()
             .map(|token| Some((renamed.token_to_id(&private(sentinel, token.id))?, token.id)))
             .collect::<Option<HashMap<u32, u32>>>();
-        let ids = ids.ok_or_else(|| failed("a token is missing".into()))?;
+        let ids = ids.ok_or_else(|| failed("the rewritten tokenizer lacks a token".into()))?;
         for (id, token) in tokenizer.get_added_tokens_decoder() {
             let is_word = !control.tokens.iter().any(|control| control.id == id);
             if is_word && renamed.token_to_id(&token.content) != Some(id) {
-                return Err(failed(format!("token {:?} has another id", token.content)));
+                return Err(failed(format!(
+                    "the id of token {:?} changed",
+                    token.content
+                )));
             }
         }
         Ok(Self {
@@ -281,12 +281,12 @@ impl LiteralTokenizer {
         })
     }
 
-    /// Whether `text` can be encoded.
+    /// Returns `true` if `text` can be encoded.
     pub fn takes(&self, text: &str) -> bool {
         !text.contains(self.sentinel)
     }
 
-    /// As [`encode`], for a text in disguise whose control tokens are `written`.
+    /// Encodes like [`encode`] a disguised text whose control tokens are `written`.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -312,7 +312,7 @@ impl LiteralTokenizer {
 }
 
 impl ControlTokens {
-    /// The private text of every token by its content.
+    /// Returns the private text of every token by its content.
     fn names(&self, sentinel: char) -> HashMap<&str, String> {
         let name = |token: &ControlToken| private(sentinel, token.id);
         self.tokens
@@ -322,8 +322,8 @@ impl ControlTokens {
     }
 }
 
-/// Whether the ids of the tokenizer's model are the numbers from 0 on, each once. The library
-/// writes the JSON of other models with tokens left out, and prints a warning to standard output.
+/// Returns `true` if the ids of the tokenizer's model are consecutive from 0 and unique. For other
+/// models the library omits tokens when it writes JSON, and prints a warning to standard output.
 pub(crate) fn is_dense(tokenizer: &Tokenizer) -> bool {
     let vocabulary = tokenizer.get_vocab(false);
     let mut seen = vec![false; vocabulary.len()];
@@ -337,8 +337,7 @@ fn private(sentinel: char, id: u32) -> String {
     format!("{sentinel}{id}{sentinel}")
 }
 
-/// Gives tokens their new names wherever a tokenizer's JSON has them, and drops the merges that
-/// would make them.
+/// Renames tokens throughout a tokenizer's JSON and removes the merges that would produce them.
 fn rename(tokenizer: &mut Value, names: &HashMap<&str, String>) {
     let renamed = |value: &mut Value| {
         if let Some(name) = value.as_str().and_then(|text| names.get(text)) {
@@ -364,7 +363,7 @@ fn rename(tokenizer: &mut Value, names: &HashMap<&str, String>) {
         renamed(unknown);
     }
     match model.get_mut("vocab") {
-        // [[token, score], ...]
+        // Format: [[token, score], ...]
         Some(Value::Array(pieces)) => {
             for piece in pieces {
                 if let Some(text) = piece.get_mut(0) {
@@ -387,7 +386,7 @@ fn rename(tokenizer: &mut Value, names: &HashMap<&str, String>) {
                 let touched = |text: &&str| names.contains_key(*text);
                 !parts.iter().any(touched) && !names.contains_key(&*parts.concat())
             }
-            // As older versions of the library write them.
+            // Format of older versions of the library.
             Value::String(pair) => pair.split_once(' ').is_none_or(|(left, right)| {
                 let pair = format!("{left}{right}");
                 ![left, right, &pair]
@@ -407,7 +406,7 @@ mod tests {
     use crate::media::MediaKind;
     use crate::prompt::{Conversation, Message, Role, TextProcessor};
 
-    /// Every kind of tokenizer among the test checkpoints.
+    /// All kinds of tokenizers among the test checkpoints.
     const CHECKPOINTS: [&str; 10] = [
         "blip2-tiny",
         "blip2-t5-odd",
@@ -431,7 +430,7 @@ mod tests {
         json.to_string().parse().expect("a tokenizer")
     }
 
-    /// A template that writes every added token around the content.
+    /// Builds a template that writes every added token around the content.
     fn template(json: &Value) -> String {
         let added = json["added_tokens"].as_array().expect("added tokens");
         let all: String = added.iter().filter_map(|t| t["content"].as_str()).collect();
@@ -452,7 +451,7 @@ mod tests {
         text.encode(&rendered.expect("a prompt")).expect("ids")
     }
 
-    /// The rewritten tokenizer gives the same ids for text in which nobody writes control tokens.
+    /// The rewritten tokenizer gives the same ids for text without control tokens.
     #[test]
     fn the_literal_tokenizer_splits_text_alike() {
         for name in CHECKPOINTS {
@@ -487,8 +486,8 @@ mod tests {
         }
     }
 
-    /// Whatever a message says, control tokens are where the template writes them, and the words
-    /// of the message come back.
+    /// For any message, control tokens occur only where the template writes them, and the text of
+    /// the message survives.
     #[test]
     fn messages_write_no_control_tokens() {
         for (name, special) in CHECKPOINTS
@@ -533,11 +532,11 @@ mod tests {
             ] {
                 let ids = prompt(&text, &attack);
                 assert_eq!(steering(&ids), expected, "{name}: {attack:?}");
-                // T5 normalizes text and does not know all characters; Phi-3's tokens take blanks.
+                // T5 normalizes text and lacks some characters; Phi-3's tokens strip whitespace.
                 if name != "blip2-t5-odd" && !attack.trim().is_empty() {
                     let shown = text.decode(&ids).unwrap();
-                    // Without special tokens, those of the template are shown, too: what stands
-                    // before the message tells it from them. Phi-3's tokens take the line end.
+                    // If no token is special, those of the template are shown too; the text before
+                    // the message distinguishes them. Phi-3's tokens strip the newline.
                     let shown = match special {
                         true => shown.contains(&attack),
                         false => ["\n", " "]
@@ -550,7 +549,7 @@ mod tests {
         }
     }
 
-    /// A template that looks into messages still finds what it looks for.
+    /// A template that searches messages still finds its text.
     #[test]
     fn a_template_may_leave_out_parts_of_a_message() {
         let mut json = json("qwen2vl-tiny");
@@ -571,7 +570,7 @@ mod tests {
         assert_eq!(ids.iter().filter(|&&id| id == end).count(), 1);
     }
 
-    /// A vocabulary whose ids have gaps, or that has two tokens of one id, is rewritten as it is.
+    /// A vocabulary with gaps in its ids or duplicate ids is rewritten unchanged.
     #[test]
     fn tokens_of_sparse_vocabularies_stay() {
         for merges in [json!([["a", "b"], ["<", "x"]]), json!(["a b", "< x"])] {

@@ -1,20 +1,20 @@
-//! A conversation, as the user and the model see it.
+//! Messages of a conversation.
 
 use crate::media::MediaKind;
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Instructions for the whole conversation.
     System,
-    /// The person who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
 }
 
 impl Role {
-    /// The name that chat templates use.
+    /// Returns the name used in chat templates.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -24,10 +24,10 @@ impl Role {
     }
 }
 
-/// A piece of a message.
+/// A part of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// The next medium of the conversation.
+    /// The next image, video or audio clip of the conversation.
     Media(MediaKind),
     /// Text.
     Text(String),
@@ -36,9 +36,9 @@ pub enum Content {
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks.
+    /// Author of the message.
     pub role: Role,
-    /// What is said, in order.
+    /// Parts of the content, in order.
     pub content: Vec<Content>,
 }
 
@@ -73,7 +73,7 @@ impl<'a> From<&'a Vec<Message>> for Conversation<'a> {
 }
 
 impl Message {
-    /// Bytes of its text.
+    /// Returns the length of its text in bytes.
     pub fn text_len(&self) -> usize {
         let text = self.content.iter().map(|content| match content {
             Content::Text(text) => text.len(),
@@ -82,7 +82,7 @@ impl Message {
         text.sum()
     }
 
-    /// A message of text alone.
+    /// Creates a message that contains only text.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
         Self {
             role,
@@ -90,7 +90,7 @@ impl Message {
         }
     }
 
-    /// The message with each text replaced.
+    /// Returns the message with `replace` applied to each text.
     pub(crate) fn with_texts(&self, replace: impl Fn(&str) -> String) -> Self {
         let content = self.content.iter().map(|content| match content {
             Content::Media(kind) => Content::Media(*kind),

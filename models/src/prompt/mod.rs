@@ -1,8 +1,7 @@
-//! From a conversation to tokens and from tokens to text.
+//! Conversion of conversations to tokens and of tokens to text.
 //!
-//! [`TextProcessor`] owns the tokenizer and the chat template of a checkpoint. The template's text
-//! and the messages' text stay apart on the way, so that control tokens in a message have no
-//! effect.
+//! [`TextProcessor`] owns the tokenizer and the chat template of a checkpoint. It keeps the text of
+//! the template and that of messages apart, so that control tokens in a message have no effect.
 
 mod assembly;
 mod chat_template;

@@ -1,4 +1,4 @@
-//! From a conversation to tokens and from tokens to text: chat template and tokenizer.
+//! Chat template and tokenizer of a checkpoint.
 
 use std::sync::OnceLock;
 
@@ -7,23 +7,25 @@ use tokenizers::Tokenizer;
 
 use crate::error::ModelError;
 use crate::guard;
+use crate::layout::Layout;
 use crate::media::MediaKind;
+use crate::prompt::assembly::medium_text;
 use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms, Parsed};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::prompt::message::{Content, Conversation, Message};
 use crate::prompt::tokenizer_limits;
 
-/// A rendered conversation, which remembers what is the template's and what the messages'.
+/// A rendered conversation that distinguishes template text from message text.
 #[derive(Debug, Clone)]
 pub struct Rendered {
-    /// The text; characters of messages that could be part of a control token are disguised.
+    /// The text; characters of messages that could be part of a control token are replaced.
     text: String,
     parse_special: bool,
     disguise: Disguise,
 }
 
 impl Rendered {
-    /// The parts of the text that `split` gives. It sees no mark of the template's in a message.
+    /// Splits the text by `split`, which does not see control tokens in messages.
     pub(crate) fn split(&self, split: impl Fn(&str) -> Vec<&str>) -> Vec<Self> {
         let part = |text: &str| Self {
             text: text.to_owned(),
@@ -32,13 +34,51 @@ impl Rendered {
         };
         split(&self.text).into_iter().map(part).collect()
     }
+
+    /// Replaces each `mark` of the template by the text of a medium: its text pieces, and
+    /// `placeholder` for each run. A mark in a message stays as it is, unless its control tokens
+    /// take effect.
+    ///
+    /// # Errors
+    /// If the number of marks differs from that of the media.
+    pub fn with_media(
+        &self,
+        mark: &str,
+        media: &[&Layout],
+        placeholder: &str,
+    ) -> Result<Self, ModelError> {
+        let found = self.text.matches(mark).count();
+        if found != media.len() {
+            return Err(ModelError::Placeholders {
+                found,
+                expected: media.len(),
+            });
+        }
+        let mut media = media.iter();
+        let mut text = String::with_capacity(self.text.len());
+        for part in self.text.split_inclusive(mark) {
+            match (part.strip_suffix(mark), media.len()) {
+                (Some(before), 1..) => {
+                    text.push_str(before);
+                    let layouts = media.next();
+                    text.extend(layouts.map(|layout| medium_text(layout, placeholder)));
+                }
+                _ => text.push_str(part),
+            }
+        }
+        Ok(Self {
+            text,
+            parse_special: self.parse_special,
+            disguise: self.disguise.clone(),
+        })
+    }
 }
 
-/// The text side of a model.
+/// The tokenizer and chat template of a model.
 #[derive(Debug)]
 pub struct TextProcessor {
     tokenizer: Tokenizer,
-    /// `tokenizer.json`, if the library cannot write it.
+    /// The text of `tokenizer.json`, if the library cannot write it back.
     source: Option<String>,
     template: Option<ChatTemplate>,
     edges: EdgeTokens,
@@ -46,7 +86,7 @@ pub struct TextProcessor {
     literal: OnceLock<LiteralTokenizer>,
 }
 
-/// What the first prompt finds out about the template.
+/// Properties of the template, found when the first prompt is rendered.
 #[derive(Debug)]
 struct Prepared {
     forms: Forms,
@@ -54,11 +94,11 @@ struct Prepared {
 }
 
 impl TextProcessor {
-    /// From `json`, the text of `tokenizer.json`, and a chat template in Jinja. Truncation and padding
-    /// that the tokenizer was saved with are ignored.
+    /// Creates a processor from `json`, the text of `tokenizer.json`, and a chat template in Jinja.
+    /// Stored truncation and padding are ignored.
     ///
     /// # Errors
-    /// If the tokenizer or the template cannot be read, or is too large to be used safely.
+    /// If the tokenizer or the template is invalid or exceeds a limit.
     pub fn new(json: &str, template: Option<String>) -> Result<Self, ModelError> {
         let mut tokenizer = guard::on_large_stack(|| json.parse::<Tokenizer>())
             .and_then(|parsed| parsed.map_err(|error| error.to_string()))
@@ -79,8 +119,8 @@ impl TextProcessor {
         })
     }
 
-    /// The same with the tokens that `config.json` lets a sequence begin and end with, for
-    /// templates that write `bos_token` or `eos_token`.
+    /// Adds the BOS and EOS tokens of `config.json` for templates that use `bos_token` or
+    /// `eos_token`.
     #[must_use]
     pub fn with_config(mut self, config: &Value) -> Self {
         let token = |key: &str| {
@@ -104,7 +144,7 @@ impl TextProcessor {
         self.template.is_some()
     }
 
-    /// The id of a token by its text.
+    /// Returns the id of a token by its text.
     ///
     /// # Errors
     /// If there is no such token.
@@ -114,18 +154,18 @@ impl TextProcessor {
             .ok_or_else(|| ModelError::Tokenizer(format!("there is no token {token:?}")))
     }
 
-    /// The largest id, if there are tokens at all.
+    /// Returns the largest id, or `None` for an empty vocabulary.
     pub fn largest_id(&self) -> Option<u32> {
         self.tokenizer.get_vocab(true).into_values().max()
     }
 
-    /// Bytes of the longest token, at least 1.
+    /// Returns the length of the longest token in bytes, at least 1.
     pub fn longest_token(&self) -> usize {
         let vocabulary = self.tokenizer.get_vocab(true);
         vocabulary.keys().map(String::len).max().unwrap_or(1).max(1)
     }
 
-    /// Token ids of a prompt. Control tokens are recognised where the template wrote them.
+    /// Encodes a prompt. Control tokens are recognized only where the template wrote them.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -133,8 +173,8 @@ impl TextProcessor {
         self.encode_as(prompt, |encode| encode(false))
     }
 
-    /// As [`Self::encode`], but with the tokens that the tokenizer puts around a text (usually one
-    /// that begins it), unless the template writes them itself.
+    /// Encodes like [`Self::encode`], but adds the tokens of the post-processor (usually BOS),
+    /// unless the template writes them itself.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -149,8 +189,8 @@ impl TextProcessor {
         })
     }
 
-    /// Encodes a prompt with the tokenizer that it needs; `with` gets that tokenizer, and says
-    /// whether to add the tokens around a text.
+    /// Encodes a prompt with the appropriate tokenizer. `with` receives its encoding function and
+    /// chooses whether to add the tokens of the post-processor.
     fn encode_as(
         &self,
         prompt: &Rendered,
@@ -184,14 +224,14 @@ impl TextProcessor {
                     LiteralTokenizer::new(&self.tokenizer, source, control, &text)?
                 };
                 let ids = literal(&tokenizer);
-                // The first one is kept. It is rare that a text contains its sentinel.
+                // Keeps the first one. A text rarely contains its sentinel.
                 let _ = self.literal.set(tokenizer);
                 ids
             }
         }
     }
 
-    /// The text of `ids`, without special tokens.
+    /// Decodes `ids` without special tokens.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -201,18 +241,18 @@ impl TextProcessor {
             .map_err(ModelError::Tokenizer)
     }
 
-    /// Whether [`Self::decode`] leaves the token out.
+    /// Returns `true` if [`Self::decode`] skips the token.
     fn is_special(&self, id: u32) -> bool {
         let token = self.tokenizer.id_to_token(id);
         let added = self.tokenizer.get_added_vocabulary();
         token.is_some_and(|token| added.is_special_token(&token))
     }
 
-    /// Renders the conversation, ending where the assistant is to speak.
+    /// Renders the conversation, ending with the start of the assistant's turn.
     ///
-    /// `fallback` is used where the checkpoint has no template; `placeholder` is the text of a
-    /// medium. A template that knows no media (often so in GGUF files) gets them as text. The
-    /// words of the messages have no influence on that.
+    /// `fallback` is used if the checkpoint has no template; `placeholder` returns the text of an
+    /// image, video or audio clip. A template without support for media (common in GGUF files)
+    /// receives them as text. The text of the messages does not influence this choice.
     ///
     /// # Errors
     /// If the template cannot be rendered.
@@ -273,8 +313,8 @@ impl TextProcessor {
         let marked = fill(&disguised)?;
         let ids =
             |text: &str| -> Vec<u32> { control.find(text).iter().map(|found| found.id).collect() };
-        // A template may look into messages, for example to leave out an earlier answer's
-        // thoughts. The disguise must not change that, unless a control token would slip through.
+        // A template may search messages, for example to drop the reasoning of earlier answers. The
+        // substitution must not change that, unless a control token would take effect.
         if disguise.take_off(&marked).0 != text && ids(&text) == ids(&marked) {
             return Ok(plain(text));
         }
@@ -285,7 +325,7 @@ impl TextProcessor {
         })
     }
 
-    /// Asks the template, once.
+    /// Probes the template once.
     fn prepare(
         &self,
         template: &Parsed,
@@ -300,7 +340,7 @@ impl TextProcessor {
     }
 }
 
-/// All texts of the messages.
+/// Returns all texts of the messages.
 fn texts(messages: &[Message]) -> Vec<&str> {
     messages
         .iter()
@@ -312,11 +352,11 @@ fn texts(messages: &[Message]) -> Vec<&str> {
         .collect()
 }
 
-/// Turns a growing run of tokens into text, never splitting a character.
+/// A streaming decoder that never splits a character.
 ///
-/// A token may end inside a UTF-8 character, and a tokenizer may put a space between words only
-/// when it sees both; so a window of tokens is decoded again, and what is new in it is given out
-/// once it is whole.
+/// A token may end inside a UTF-8 character, and some tokenizers put a space between words only
+/// when they decode both. A window of tokens is therefore decoded repeatedly, and new text is
+/// returned once it is complete.
 #[derive(Debug, Clone, Default)]
 pub struct TextStream {
     ids: Vec<u32>,
@@ -325,12 +365,13 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Takes a token; the text that is complete now.
+    /// Adds a token and returns the text that is now complete.
     ///
     /// # Errors
     /// If the tokenizer fails.
     pub fn push(&mut self, text: &TextProcessor, id: u32) -> Result<String, ModelError> {
-        // At the start of the window, it would hide that the next word follows another one.
+        // At the start of the window, a special token would hide that the next word follows
+        // another.
         if text.is_special(id) {
             return Ok(String::new());
         }
@@ -346,7 +387,7 @@ impl TextStream {
         Ok(new)
     }
 
-    /// The end of the run: what was held back, incomplete characters replaced.
+    /// Returns the remaining text, with incomplete characters replaced.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -363,8 +404,7 @@ mod tests {
 
     use super::*;
 
-    /// Token by token comes what `decode` gives at once, also around special tokens, which it
-    /// leaves out.
+    /// Streaming gives the same text as `decode`, also around special tokens, which are skipped.
     #[test]
     fn streams_keep_blanks_after_special_tokens() {
         for (name, special) in [

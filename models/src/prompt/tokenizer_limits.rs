@@ -1,4 +1,4 @@
-//! Refuses tokenizers that would let a text grow without end or fail on every text.
+//! Rejection of tokenizers that could inflate a text without bound or fail on every text.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -6,16 +6,17 @@ use tokenizers::Tokenizer;
 
 use crate::guard;
 
-/// How many times longer a normalizer or decoder may make a text. SentencePiece's space takes 3.
+/// Maximum growth of a text by a normalizer or decoder. SentencePiece's space grows by a factor of
+/// 3.
 const MAX_GROWTH: usize = 256;
 
-/// Largest id. Published vocabularies have up to 300,000 tokens.
+/// Maximum id. Published vocabularies have up to 300,000 tokens.
 const MAX_ID: u32 = 1 << 24;
 
-/// Checks the ids of a tokenizer's model and the steps before and after it.
+/// Checks the ids of a tokenizer, its normalizer, pre-tokenizer, decoder and post-processor.
 ///
 /// # Errors
-/// Says which step is refused.
+/// A message that names the component and the reason.
 pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
     let normalizer = steps(&tokenizer.get_normalizer())?;
     let decoder = steps(&tokenizer.get_decoder())?;
@@ -33,14 +34,14 @@ pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
     }
     for step in steps(&tokenizer.get_pre_tokenizer())? {
         if step["type"] == "FixedLength" && step["length"] == 0 {
-            return Err("its pre_tokenizer cuts pieces of length 0".to_owned());
+            return Err("its pre_tokenizer splits into pieces of length 0".to_owned());
         }
     }
     check_ids(tokenizer)?;
     check_edges(tokenizer)
 }
 
-/// Tables of tokens by id have a place for every id up to the largest.
+/// Checks the largest id, because tables by id have an entry for every id up to it.
 fn check_ids(tokenizer: &Tokenizer) -> Result<(), String> {
     match tokenizer.get_vocab(true).into_values().max() {
         Some(largest) if largest > MAX_ID => Err(format!(
@@ -50,11 +51,10 @@ fn check_ids(tokenizer: &Tokenizer) -> Result<(), String> {
     }
 }
 
-/// Checks the tokens that the post-processor puts around a text: their ids are not taken from the
-/// vocabulary.
+/// Checks the tokens that the post-processor adds, whose ids are not taken from the vocabulary.
 fn check_edges(tokenizer: &Tokenizer) -> Result<(), String> {
     let edges = guard::catch(|| tokenizer.encode_fast("", true))?;
-    // Tokenizers that fail on an empty text may still encode others.
+    // A tokenizer that fails on an empty text may still encode others.
     let ids = edges
         .map(|edges| edges.get_ids().to_vec())
         .unwrap_or_default();
@@ -66,7 +66,7 @@ fn check_edges(tokenizer: &Tokenizer) -> Result<(), String> {
     }
 }
 
-/// The steps of a part of the tokenizer, those of sequences one by one.
+/// Returns the steps of a component, with sequences flattened.
 fn steps(part: &impl Serialize) -> Result<Vec<Value>, String> {
     let part = serde_json::to_value(part).map_err(|error| error.to_string())?;
     let mut found = Vec::new();

@@ -1,5 +1,5 @@
-//! The language model's part of a configuration, as Llama, Qwen2, Phi-3 and the multimodal models
-//! around them have it.
+//! Configuration of the language model shared by Llama, Qwen2, Phi-3 and the multimodal models
+//! based on them.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,17 +17,17 @@ pub enum TextKind {
     Llama,
     /// Qwen2 (Yang et al. 2024): queries, keys and values have a bias.
     Qwen2,
-    /// Qwen2 inside Qwen2-VL and Qwen2.5-VL: positions count time, height and width (M-RoPE).
+    /// Qwen2 inside Qwen2-VL and Qwen2.5-VL: positions have time, height and width (M-RoPE).
     QwenVl,
     /// Phi-3 (Abdin et al. 2024): fused projections.
     Phi3,
 }
 
 impl TextKind {
-    /// The kind that a configuration names.
+    /// Returns the kind named by a configuration.
     ///
     /// # Errors
-    /// If it is none of these.
+    /// If the kind is not supported.
     pub fn parse(model_type: &str) -> Result<Self, ModelError> {
         match model_type {
             "llama" => Ok(Self::Llama),
@@ -39,7 +39,7 @@ impl TextKind {
         }
     }
 
-    /// The values of the reference's configuration class, which files may leave out.
+    /// Returns the defaults of the reference's configuration class, which files may omit.
     fn defaults(self) -> Value {
         match self {
             Self::Llama => json!({
@@ -74,7 +74,7 @@ impl TextKind {
         }
     }
 
-    /// Positions that the model was first trained on, if the file does not say.
+    /// Returns the original context length if the file does not state it.
     fn default_original(self) -> Option<usize> {
         (self == Self::Phi3).then_some(4096)
     }
@@ -101,15 +101,14 @@ struct Fields {
     layer_types: Option<Vec<String>>,
 }
 
-/// Reads a [`DecoderConfig`] from the fields of `config`: those of `kind`'s configuration class
-/// where it has none.
+/// Reads a [`DecoderConfig`] from `config`, with the defaults of `kind`'s configuration class.
 ///
 /// # Errors
-/// If fields are of the wrong type or ask for something that is not supported.
+/// If a field has the wrong type or a value that is not supported.
 pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, ModelError> {
     let mut merged = kind.defaults();
     if config.get("num_key_value_heads") == Some(&Value::Null) {
-        // The one null that is not the default: as many as there are heads.
+        // The only null that does not mean the default: as many as attention heads.
         merged["num_key_value_heads"] = Value::Null;
     }
     let given = without_nulls(config);
@@ -124,7 +123,7 @@ pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, M
 }
 
 impl Fields {
-    /// Refuses what would be computed wrongly.
+    /// Rejects settings that are not supported.
     fn check(&self) -> Result<(), ModelError> {
         if let Some(act) = self.hidden_act.as_deref().filter(|&act| act != "silu") {
             return Err(ModelError::config(format!(
@@ -182,7 +181,7 @@ impl Fields {
         head_dim: usize,
     ) -> Result<ScaledRotary, ModelError> {
         let share = rope.share;
-        // As Python's int(): towards zero.
+        // Matches Python's int(), which rounds towards zero.
         let dim = (head_dim as f64 * share) as usize;
         if share > 1.0 || dim == 0 || !dim.is_multiple_of(2) {
             return Err(ModelError::config(format!(
@@ -227,7 +226,7 @@ impl Fields {
     }
 }
 
-/// The shares of the frequencies for time, height and width.
+/// Returns the numbers of frequencies for time, height and width.
 fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
     let scaling = rope.scaling.as_ref().unwrap_or(&Value::Null);
     let kind = scaling_kind(scaling)?;
@@ -255,7 +254,7 @@ fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
 mod tests {
     use super::*;
 
-    /// The file of `llava-hf/llava-1.5-7b-hf` says little more than this.
+    /// The file of `llava-hf/llava-1.5-7b-hf` contains little more than this.
     #[test]
     fn a_short_configuration_gets_the_sizes_of_llama() {
         let config = json!({"vocab_size": 32_064, "max_position_embeddings": 4096,
@@ -293,8 +292,8 @@ mod tests {
         }
     }
 
-    /// The language model of Qwen2-VL 72B as `transformers` 5 saves it: what equals the defaults
-    /// of its class may be missing.
+    /// The language model of Qwen2-VL 72B as saved by `transformers` 5, which omits values that
+    /// equal the defaults of the class.
     #[test]
     fn defaults_are_those_of_the_class() {
         let config = json!({"rope_parameters": {

@@ -1,7 +1,7 @@
-//! The decoder-only language model that most families share: Llama (Touvron et al. 2023), Qwen2,
-//! Phi-3 and their relatives. Pre-norm layers of grouped-query attention with rotary embeddings
-//! and a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and
-//! `modeling_phi3.py` of `transformers`.
+//! The decoder-only language model shared by most families: Llama (Touvron et al. 2023), Qwen2,
+//! Phi-3 and related models. Pre-norm layers of grouped-query attention with rotary embeddings and
+//! a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and `modeling_phi3.py` of
+//! `transformers`.
 
 use std::ops::Range;
 
@@ -18,22 +18,22 @@ use crate::text::config::TextKind;
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
 use crate::weights::{Part, Scope};
 
-/// How positions become angles.
+/// Computation of rotary angles from positions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RotaryKind {
-    /// Time, height and width, each with its own share of the frequencies (M-RoPE, Wang et al.
-    /// 2024, section 2.1); the shares sum to half a head.
+    /// Time, height and width, each with its own section of the frequencies (M-RoPE, Wang et al.
+    /// 2024, section 2.1); the sections sum to half a head.
     Sections([usize; 3]),
-    /// One position per token; part of a head may stay as it is, and frequencies may be scaled.
+    /// One position per token, with optional partial rotation and scaling of frequencies.
     Scaled(ScaledRotary),
 }
 
-/// Rotary embeddings of [`RotaryKind::Scaled`].
+/// Parameters of [`RotaryKind::Scaled`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScaledRotary {
-    /// Elements of a head that are rotated, the first ones; even.
+    /// Number of leading elements of a head that are rotated; even.
     pub dim: usize,
-    /// How frequencies are scaled.
+    /// Scaling of the frequencies.
     pub scaling: RotaryScaling,
 }
 
@@ -42,7 +42,7 @@ pub struct ScaledRotary {
 pub struct DecoderConfig {
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub layers: usize,
     /// Query heads.
     pub heads: usize,
@@ -58,13 +58,13 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How positions become angles.
+    /// Computation of rotary angles.
     pub rotary: RotaryKind,
-    /// Whether queries, keys and values have a bias.
+    /// `true` if queries, keys and values have a bias.
     pub qkv_bias: bool,
-    /// Whether the embedding table is the output head, too.
+    /// `true` if the embedding table is also the output head.
     pub tied: bool,
-    /// Positions the model was made for.
+    /// Context length of the model.
     pub context_length: usize,
     /// Layers whose tokens see only those near before them.
     pub sliding_window: Option<SlidingWindow>,
@@ -80,7 +80,7 @@ pub struct SlidingWindow {
 }
 
 impl DecoderConfig {
-    /// Checks that the sizes make a model.
+    /// Checks that the sizes describe a valid model.
     ///
     /// # Errors
     /// If a size is zero or implausible, or sizes do not divide each other.
@@ -104,13 +104,13 @@ impl DecoderConfig {
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(ModelError::config(format!(
-                "{} attention heads cannot share {} key-value heads evenly",
+                "{} attention heads are not divisible by {} key-value heads",
                 self.heads, self.kv_heads
             )));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(ModelError::config(format!(
-                "head size {} is odd, rotary embeddings need pairs",
+                "head size {} is odd, rotary embeddings require an even size",
                 self.head_dim
             )));
         }
@@ -163,7 +163,7 @@ pub struct Decoder<B: KernelBackend> {
     config: DecoderConfig,
 }
 
-/// How a checkpoint stores the projections that this decoder computes in one product.
+/// Storage of the projections that this decoder computes in one product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projections {
     /// `q_proj`, `k_proj`, `v_proj` and `gate_proj`, `up_proj`.
@@ -173,7 +173,7 @@ pub enum Projections {
 }
 
 impl Projections {
-    /// How checkpoints of that kind do it.
+    /// Returns the storage used by checkpoints of this kind.
     pub fn of(kind: TextKind) -> Self {
         match kind {
             TextKind::Phi3 => Self::Fused,
@@ -185,17 +185,18 @@ impl Projections {
 /// Names of a decoder's modules in the checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct DecoderNames {
-    /// What holds `embed_tokens`, `layers` and `norm`.
+    /// Module of `embed_tokens`, `layers` and `norm`.
     pub model: &'static str,
     /// The output head.
     pub head: &'static str,
 }
 
 impl<B: KernelBackend> Decoder<B> {
-    /// Declares the weights under `text` of the record, projections split in the checkpoint.
+    /// Declares the weights under `text` of the record, from separate projections in the
+    /// checkpoint.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(
         config: DecoderConfig,
         names: DecoderNames,
@@ -204,7 +205,7 @@ impl<B: KernelBackend> Decoder<B> {
         Self::init_with(config, names, Projections::Split, root)
     }
 
-    /// As [`Self::init`], for either way of storing projections.
+    /// Declares the weights like [`Self::init`], for either storage of projections.
     ///
     /// # Errors
     /// As [`Self::init`].
@@ -238,7 +239,7 @@ impl<B: KernelBackend> Decoder<B> {
         })
     }
 
-    /// The table for tokens at `positions` of a sequence that is long or not.
+    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
     fn rotary_table(
         &self,
         positions: &[Position],
@@ -378,7 +379,7 @@ pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     }
 }
 
-/// Captures the last row of what enters a layer.
+/// Captures the last row of a layer's input.
 pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
     if probe::active() {
         probe::capture("lm_hidden_last", &last_row(x.clone()));

@@ -1,8 +1,8 @@
 //! Language models and their rotary embeddings.
 
-pub(crate) mod config;
-pub(crate) mod decoder;
-pub(crate) mod opt;
+pub mod config;
+pub mod decoder;
+pub mod opt;
 mod rope_fields;
-pub(crate) mod rotary;
-pub(crate) mod t5;
+pub mod rotary;
+pub mod t5;

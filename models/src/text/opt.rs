@@ -1,8 +1,8 @@
 //! OPT (Zhang et al. 2022, <https://arxiv.org/abs/2205.01068>): a decoder-only language model with
-//! learned positions, layer norms before each block and a ReLU feed-forward. The reference is
-//! `modeling_opt.py` of `transformers`.
+//! learned positions, pre-norm layers and a ReLU feed-forward. The reference is `modeling_opt.py`
+//! of `transformers`.
 //!
-//! The table of positions is stored as plain f32, never quantized: it is small, and its rows are
+//! The position table is stored as plain f32 and never quantized: it is small, and its rows are
 //! added to every token.
 
 use burn::module::{Module, Param};
@@ -21,12 +21,12 @@ use crate::monitor::Monitor;
 use crate::text::decoder::{Place, capture_last, last_row};
 use crate::weights::{Part, Scope};
 
-/// Rows of the table of positions before that of position 0; the reference has it in its code.
+/// Rows of the position table before that of position 0, hard-coded in the reference.
 const POSITION_OFFSET: usize = 2;
-/// Epsilon of the norms; likewise.
+/// Epsilon of the norms, hard-coded in the reference.
 const NORM_EPS: f64 = 1e-5;
 
-/// The language model's part of `config.json`; the reference's defaults where it says nothing.
+/// The language model's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct OptConfig {
@@ -34,30 +34,30 @@ pub struct OptConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Width of the feed-forward.
+    /// Width of the feed-forward layers.
     pub ffn_dim: usize,
-    /// Positions the model was made for.
+    /// Context length of the model.
     pub max_position_embeddings: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
-    /// Name of the feed-forward's activation.
+    /// Name of the feed-forward layers' activation.
     pub activation_function: String,
-    /// Whether norms come before the blocks.
+    /// `true` for pre-norm layers.
     pub do_layer_norm_before: bool,
-    /// Whether the norm behind the last layer is missing.
+    /// `true` if there is no norm after the last layer.
     #[serde(rename = "_remove_final_layer_norm")]
     pub remove_final_layer_norm: bool,
     /// Width of an embedding, if not `hidden_size`.
     pub word_embed_proj_dim: Option<usize>,
-    /// Whether linear layers have a bias.
+    /// `true` if linear layers have a bias.
     pub enable_bias: bool,
-    /// Whether norms have a scale and shift.
+    /// `true` if norms have scale and shift.
     pub layer_norm_elementwise_affine: bool,
-    /// Whether the embedding table is the output head, too.
+    /// `true` if the embedding table is also the output head.
     pub tie_word_embeddings: bool,
-    /// Begins prompts.
+    /// BOS token, which starts prompts.
     pub bos_token_id: u32,
 }
 
@@ -86,8 +86,8 @@ impl OptConfig {
     /// Reads the language model's section of `config.json`.
     ///
     /// # Errors
-    /// If it makes no model or one of a kind that is not supported (that of OPT-350M: norms
-    /// behind the blocks, projected embeddings).
+    /// If the configuration is invalid or not supported, as that of OPT-350M (post-norm layers,
+    /// projected embeddings).
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
         let config: Self = serde_json::from_value(without_nulls(section))
             .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
@@ -117,7 +117,7 @@ impl OptConfig {
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ModelError::config(format!(
-                "text_config: width {} cannot be shared evenly by {} heads",
+                "text_config: width {} is not divisible by {} heads",
                 self.hidden_size, self.num_attention_heads
             )));
         }
@@ -134,7 +134,7 @@ impl OptConfig {
             || !self.layer_norm_elementwise_affine
         {
             return Err(ModelError::config(
-                "text_config: only norms with scale and shift before the blocks and behind the \
+                "text_config: only norms with scale and shift before the blocks and after the \
                  last one are supported (do_layer_norm_before and layer_norm_elementwise_affine \
                  true, _remove_final_layer_norm false)",
             ));
@@ -164,11 +164,10 @@ pub struct Opt<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Opt<B> {
-    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `model` and
-    /// `lm_head`.
+    /// Declares the weights; `scope` is the checkpoint prefix of `model` and `lm_head`.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(config: OptConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         config.check()?;
         let scope = scope.part(Part::Text);
@@ -339,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    /// OPT-350M and what is no model.
+    /// Rejects OPT-350M and invalid configurations.
     #[test]
     fn what_is_not_supported_is_refused() {
         for (section, part) in [

@@ -1,38 +1,37 @@
-//! What a configuration says about rotary embeddings, wherever it says it: older files have
-//! `rope_theta`, `rope_scaling` and `partial_rotary_factor` beside each other, files of
-//! `transformers` 5 have all of it in `rope_parameters`. The reference is
+//! Fields of a configuration about rotary embeddings, in both layouts. Older files have
+//! `rope_theta`, `rope_scaling` and `partial_rotary_factor` at the same level, files of
+//! `transformers` 5 have all of them in `rope_parameters`. The reference is
 //! `RotaryEmbeddingConfigMixin` in `modeling_rope_utils.py`.
 
 use serde_json::{Map, Value};
 
 use crate::error::ModelError;
 
-/// The members that concern rotary embeddings.
+/// The fields about rotary embeddings.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RopeFields {
     /// Base of the frequencies; positive.
     pub theta: f64,
-    /// Part of a head that is rotated.
+    /// Fraction of a head that is rotated.
     pub share: f64,
-    /// Positions that the model was first trained on.
+    /// Original context length.
     pub original: Option<usize>,
-    /// Sizes of the sections for time, height and width, as they are in the file.
+    /// Sizes of the sections for time, height and width, as in the file.
     pub sections: Option<Value>,
-    /// `rope_scaling`, or `rope_parameters` where there is none.
+    /// The `rope_scaling`, or `rope_parameters` without it.
     pub scaling: Option<Value>,
 }
 
 impl RopeFields {
-    /// Reads the members of `config`, which has no nulls.
+    /// Reads the fields of `config`, which has no nulls.
     ///
     /// # Errors
-    /// If a member is of the wrong type, or if layers of different kinds have different
-    /// parameters.
+    /// If a field has the wrong type, or layers of different kinds have different parameters.
     pub fn read(config: &Value, default_theta: f64) -> Result<Self, ModelError> {
         let parameters = parameters(config)?;
         let inside = |key: &str| parameters.and_then(|inner| inner.get(key));
         let either = |key: &str| positive(key, inside(key).or_else(|| config.get(key)));
-        // Phi-3 has this one at the top level, which the reference prefers.
+        // Phi-3 has this field at the top level, which the reference prefers.
         let original = "original_max_position_embeddings";
         let original = positive(original, config.get(original).or_else(|| inside(original)))?;
         Ok(Self {
@@ -45,7 +44,7 @@ impl RopeFields {
     }
 }
 
-/// `rope_scaling` if it says anything, else `rope_parameters`.
+/// Returns `rope_scaling` unless it is empty, else `rope_parameters`.
 fn parameters(config: &Value) -> Result<Option<&Map<String, Value>>, ModelError> {
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(value) = config.get(key) else {
@@ -62,7 +61,7 @@ fn parameters(config: &Value) -> Result<Option<&Map<String, Value>>, ModelError>
             .collect();
         if !kinds.is_empty() {
             return Err(ModelError::config(format!(
-                "{key} has parameters of its own for each kind of layer ({}); only models whose \
+                "{key} has separate parameters for each kind of layer ({}); only models whose \
                  layers share them are supported",
                 kinds.join(", ")
             )));
@@ -113,8 +112,8 @@ mod tests {
         assert_eq!((old.theta, old.share, old.original), (5e5, 0.5, Some(64)));
     }
 
-    /// As in the reference: `rope_scaling` before `rope_parameters`, what is inside before what
-    /// is beside, empty ones not at all.
+    /// As in the reference: `rope_scaling` before `rope_parameters`, inner fields before outer
+    /// ones, empty objects ignored.
     #[test]
     fn the_order_is_that_of_the_reference() {
         let fields = read(json!({

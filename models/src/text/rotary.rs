@@ -1,5 +1,5 @@
-//! Tables of rotary position embeddings (Su et al. 2021), in one, two or three dimensions, and the
-//! ways to scale their frequencies for longer texts than a model was first trained on.
+//! Tables of rotary position embeddings (Su et al. 2021) in one, two or three dimensions, and the
+//! frequency scaling for contexts longer than the original one.
 
 use std::ops::Range;
 
@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 
-/// Cosines and sines for a run of tokens, half a head wide.
+/// Cosines and sines for a sequence of tokens, half a head wide.
 #[derive(Debug, Clone)]
 pub struct RotaryTable<B: KernelBackend> {
     cos: Tensor<B, 2>,
     sin: Tensor<B, 2>,
 }
 
-/// `theta^(-2i / dim)` for `i < dim / 2`.
+/// Returns `theta^(-2i / dim)` for `i < dim / 2`.
 pub fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2)
         .map(|i| (1.0 / theta.powf(2.0 * i as f64 / dim as f64)) as f32)
@@ -25,8 +25,8 @@ pub fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 }
 
 impl<B: KernelBackend> RotaryTable<B> {
-    /// The table of `tokens` tokens, `half` angles each, all multiplied by `scale` after the
-    /// cosine and sine.
+    /// Computes the table of `tokens` tokens with `half` angles each. Cosines and sines are
+    /// multiplied by `scale`.
     pub fn new(
         tokens: usize,
         half: usize,
@@ -81,17 +81,17 @@ impl<B: KernelBackend> RotaryTable<B> {
     }
 }
 
-/// How frequencies are scaled, as `rope_scaling` of a configuration says it. The reference is
+/// Scaling of frequencies, as in `rope_scaling` of a configuration. The reference is
 /// `modeling_rope_utils.py` of `transformers`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RotaryScaling {
-    /// Not at all.
+    /// No scaling.
     None,
-    /// All divided by a factor (Chen et al. 2023).
+    /// All frequencies divided by a factor (Chen et al. 2023).
     Linear(f32),
-    /// Low ones divided, high ones kept, those between blended (Llama 3.1).
+    /// Low frequencies divided, high ones kept, those between interpolated (Llama 3.1).
     Llama3(Llama3Scaling),
-    /// Each divided by its own factor, of which there are two sets (Ding et al. 2024).
+    /// Each frequency divided by its own factor, with two sets of factors (Ding et al. 2024).
     LongRope(LongRope),
 }
 
@@ -100,11 +100,11 @@ pub enum RotaryScaling {
 pub struct Llama3Scaling {
     /// Divisor of low frequencies.
     pub factor: f32,
-    /// Waves that turn less often than this in the original context are low.
+    /// Frequencies with fewer turns than this in the original context are low.
     pub low_freq_factor: f32,
-    /// Waves that turn more often than this are high.
+    /// Frequencies with more turns than this in the original context are high.
     pub high_freq_factor: f32,
-    /// The original context in positions.
+    /// The original context length.
     pub original_max_position_embeddings: f32,
 }
 
@@ -117,18 +117,18 @@ pub struct LongRope {
     pub long: Vec<f32>,
     /// Longest sequence that uses the short factors.
     pub border: usize,
-    /// What cosine and sine are multiplied with, for short and long sequences alike.
+    /// Factor of cosines and sines, for short and long sequences.
     pub attention_factor: f32,
 }
 
-/// What a configuration says about positions.
+/// Parts of a configuration that scaling depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct RotaryContext {
-    /// Elements of a head that are rotated.
+    /// Rotated elements of a head.
     pub dim: usize,
-    /// Positions that the model takes.
+    /// Context length.
     pub positions: usize,
-    /// Positions that it was first trained on, where that is said outside of `rope_scaling`.
+    /// Original context length, if stated outside of `rope_scaling`.
     pub original: Option<usize>,
 }
 
@@ -136,7 +136,7 @@ impl RotaryScaling {
     /// Reads `rope_scaling` of a configuration.
     ///
     /// # Errors
-    /// If the kind is unknown or its parameters are missing or useless.
+    /// If the kind is unknown or its parameters are missing or invalid.
     pub fn parse(scaling: Option<&Value>, context: RotaryContext) -> Result<Self, ModelError> {
         let Some(scaling) = scaling.filter(|value| !value.is_null()) else {
             return Ok(Self::None);
@@ -148,17 +148,17 @@ impl RotaryScaling {
             "longrope" => long_rope(scaling, context),
             other => Err(ModelError::config(format!(
                 "rope_scaling of type {other:?} is not supported; \
-                 supported: linear, llama3, longrope, or none at all"
+                 supported: linear, llama3, longrope, or no rope_scaling"
             ))),
         }
     }
 
-    /// Whether a sequence of `tokens` tokens has the frequencies of long ones.
+    /// Returns `true` if a sequence of `tokens` tokens uses the frequencies of long ones.
     pub fn is_long(&self, tokens: usize) -> bool {
         matches!(self, Self::LongRope(long_rope) if tokens > long_rope.border)
     }
 
-    /// The inverse frequencies for a long sequence or another.
+    /// Returns the inverse frequencies for a long or a short sequence.
     pub fn frequencies(&self, theta: f64, dim: usize, long: bool) -> Vec<f32> {
         let mut frequencies = inverse_frequencies(theta, dim);
         match self {
@@ -179,7 +179,7 @@ impl RotaryScaling {
         frequencies
     }
 
-    /// The factor of cosine and sine.
+    /// Returns the factor of cosines and sines.
     pub fn attention_factor(&self) -> f32 {
         match self {
             Self::LongRope(long_rope) => long_rope.attention_factor,
@@ -203,14 +203,14 @@ impl Llama3Scaling {
     }
 }
 
-/// The kind that scales nothing.
+/// The kind without scaling.
 pub(crate) const DEFAULT_KIND: &str = "default";
 
-/// The kind of scaling that `rope_scaling` names, under its newer or its older key. Synonyms are
-/// replaced; `mrope` only says how positions are counted, so it is the default kind.
+/// Returns the kind of scaling in `rope_scaling`, under its newer or older key. Synonyms are
+/// replaced; `mrope` only describes positions, so it is the default kind.
 ///
 /// # Errors
-/// If no kind is named although there are factors, or the keys name different kinds.
+/// If there are factors but no kind, or the keys name different kinds.
 pub(crate) fn scaling_kind(scaling: &Value) -> Result<&str, ModelError> {
     let factors = ["factor", "short_factor", "long_factor"];
     let factor = factors.into_iter().find(|key| scaling.get(key).is_some());
@@ -273,7 +273,7 @@ fn llama3(scaling: &Value) -> Result<RotaryScaling, ModelError> {
 }
 
 fn long_rope(scaling: &Value, context: RotaryContext) -> Result<RotaryScaling, ModelError> {
-    // Without the original length the reference takes `factor` for the ratio.
+    // Without the original length the reference uses `factor` as the ratio.
     let (border, ratio) = match context.original {
         Some(original) => (original, context.positions as f64 / original as f64),
         None => {
@@ -370,8 +370,8 @@ mod tests {
         }
     }
 
-    /// The published values of Phi-3.5: 131072 positions, 4096 at first; the factor is
-    /// `sqrt(1 + ln 32 / ln 4096)`.
+    /// The published values of Phi-3.5: 131072 positions, 4096 originally; the factor is `sqrt(1 +
+    /// ln 32 / ln 4096)`.
     #[test]
     fn long_rope_changes_its_factors_at_the_border() {
         let scaling = json!({"type": "su", "short_factor": [1, 2], "long_factor": [4, 8]});

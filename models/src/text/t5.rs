@@ -1,10 +1,10 @@
-//! T5 (Raffel et al. 2020, <https://arxiv.org/abs/1910.10683>) as Flan-T5 has it (version 1.1): an
-//! encoder over the prompt and a decoder that attends to it, both with positions that are biases
-//! of the attention scores, norms without means, gated feed-forwards. The reference is
+//! T5 (Raffel et al. 2020, <https://arxiv.org/abs/1910.10683>) in the variant of Flan-T5 (version
+//! 1.1): an encoder over the prompt and a decoder with cross-attention, both with relative position
+//! biases, norms without mean subtraction, gated feed-forward layers. The reference is
 //! `modeling_t5.py` of `transformers`.
 //!
-//! The tables of position biases are stored as plain f32, never quantized: they are tiny and act
-//! on every score.
+//! The position bias tables are stored as plain f32 and never quantized: they are tiny and affect
+//! every score.
 
 use std::ops::Range;
 
@@ -25,10 +25,10 @@ use crate::monitor::Monitor;
 use crate::text::decoder::{capture_last, last_row};
 use crate::weights::{Part, Scope};
 
-/// Scores are not scaled: the reference's initialisation makes up for it.
+/// Scores are not scaled; the initialization of the reference compensates for it.
 const SCALE: f32 = 1.0;
 
-/// The language model's part of `config.json`; the reference's defaults where it says nothing.
+/// The language model's section of `config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct T5Config {
@@ -38,38 +38,38 @@ pub struct T5Config {
     pub d_model: usize,
     /// Elements of a head.
     pub d_kv: usize,
-    /// Width of the feed-forward.
+    /// Width of the feed-forward layers.
     pub d_ff: usize,
     /// Layers of the encoder.
     pub num_layers: usize,
-    /// Layers of the decoder, if not those of the encoder.
+    /// Layers of the decoder, if different from the encoder.
     pub num_decoder_layers: Option<usize>,
     /// Attention heads.
     pub num_heads: usize,
-    /// Biases that distances share.
+    /// Number of distance buckets, each with its own bias.
     pub relative_attention_num_buckets: usize,
-    /// From this distance on they share the last one.
+    /// Distance from which on the last bucket is used.
     pub relative_attention_max_distance: usize,
     /// Epsilon of the norms.
     pub layer_norm_epsilon: f64,
-    /// Kind of feed-forward.
+    /// Kind of feed-forward layers.
     pub feed_forward_proj: String,
-    /// Name of its activation; GELU by the hyperbolic tangent if not given. BLIP-2's published
-    /// checkpoints over Flan-T5 have the exact one instead.
+    /// Name of their activation, by default GELU with the tanh approximation. BLIP-2's published
+    /// checkpoints with Flan-T5 use the exact GELU.
     pub dense_act_fn: Option<String>,
-    /// Whether the embedding table is the output head, too.
+    /// `true` if the embedding table is also the output head.
     pub tie_word_embeddings: bool,
-    /// Whether the decoder's outputs are scaled, as in T5 before version 1.1. Written by
+    /// `true` if the outputs of the decoder are scaled, as in T5 before version 1.1. Written by
     /// `transformers` 5, which calls the tables tied in all versions.
     pub scale_decoder_outputs: Option<bool>,
-    /// What the decoder begins with.
+    /// First token of the decoder.
     pub decoder_start_token_id: Option<u32>,
-    /// Fills up batches; the decoder begins with it if nothing else is said.
+    /// Padding token of batches, the default for the first token of the decoder.
     pub pad_token_id: u32,
-    /// Ends prompts and answers.
+    /// End-of-sequence token of prompts and answers.
     pub eos_token_id: u32,
-    /// Tokens that the model was made for. Its relative positions would go on, but the biases of
-    /// a prompt take memory with the square of its length.
+    /// Context length of the model. Relative positions have no limit, but the biases of a prompt
+    /// take memory quadratic in its length.
     pub n_positions: usize,
 }
 
@@ -102,7 +102,7 @@ impl T5Config {
     /// Reads the language model's section of `config.json`.
     ///
     /// # Errors
-    /// If it makes no model or one of a kind that is not supported (T5 before version 1.1).
+    /// If the configuration is invalid or not supported, as that of T5 before version 1.1.
     pub fn parse(section: &Value) -> Result<Self, ModelError> {
         let config: Self = serde_json::from_value(without_nulls(section))
             .map_err(|error| ModelError::config(format!("config.json: text_config: {error}")))?;
@@ -128,8 +128,8 @@ impl T5Config {
                 )));
             }
         }
-        // The decoder's exact buckets are half of all; below twice as many, the logarithm that
-        // spreads the others would be of one or less.
+        // Half of the decoder's buckets are exact. With fewer distances than checked here, the
+        // logarithm that spreads the others would have an argument of at most one.
         let buckets = self.relative_attention_num_buckets;
         let distance = self.relative_attention_max_distance;
         if !(4..=1 << 12).contains(&buckets)
@@ -183,7 +183,7 @@ impl T5Config {
         }
     }
 
-    /// Width of all heads together, which need not be that of the residual stream.
+    /// Returns the width of all heads, which may differ from that of the residual stream.
     fn inner(&self) -> usize {
         self.num_heads * self.d_kv
     }
@@ -201,11 +201,11 @@ pub struct T5<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> T5<B> {
-    /// Declares the weights; the checkpoint's prefix of `scope` is what holds `shared`, `encoder`,
-    /// `decoder` and `lm_head`.
+    /// Declares the weights; `scope` is the checkpoint prefix of `shared`, `encoder`, `decoder` and
+    /// `lm_head`.
     ///
     /// # Errors
-    /// If the configuration makes no model or a weight is missing.
+    /// If the configuration is invalid or a weight is missing.
     pub fn init(config: T5Config, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         config.check()?;
         let scope = scope.part(Part::Text);
@@ -247,12 +247,12 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         }
     }
 
-    /// The prompt is the encoder's; the decoder has the start token before the answer.
+    /// Counts the start token and the answer; the prompt is in the encoder.
     fn positions(&self, _prompt: usize, answer: usize) -> usize {
         answer.saturating_add(1).min(self.config.n_positions)
     }
 
-    /// Every token of the encoder sees all others, so a longer prompt changes them all.
+    /// Returns 0: encoder tokens attend to all others, so a longer prompt changes all of them.
     fn reusable(&self, _shared: usize) -> usize {
         0
     }
@@ -284,7 +284,7 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         self.step(StepInput::new(start, &[[0; 3]]), state, monitor)
     }
 
-    /// Positions are those of the decoder and follow from the cache.
+    /// Runs the decoder; its positions follow from the cache.
     fn step(
         &self,
         input: StepInput<'_, B>,
@@ -403,7 +403,8 @@ impl<B: KernelBackend> Decoder<B> {
         })
     }
 
-    /// Every layer's keys and values of the encoder's output: `[tokens, 2 * heads * d_kv]`.
+    /// Computes keys and values of the encoder's output for every layer: `[tokens, 2 * heads *
+    /// d_kv]`.
     fn cross_keys(&self, encoded: Tensor<B, 2>) -> Vec<Tensor<B, 2>> {
         let _scope = stage::scope(format_args!("decoder"));
         let _stage = stage::module("cross_keys");
@@ -475,7 +476,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
         })
     }
 
-    /// Attention to the answer so far.
+    /// Attends to the answer so far.
     fn attend(
         &self,
         x: Tensor<B, 2>,
@@ -491,7 +492,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
         self.out.forward_residual(attended, x)
     }
 
-    /// Attention to the prompt.
+    /// Attends to the prompt.
     fn look(&self, x: Tensor<B, 2>, kv: &Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
         let _stage = stage::module("cross_attention");
         let q = self.cross_q.forward(self.cross_norm.forward(x.clone()));
@@ -550,17 +551,17 @@ fn final_norm<B: KernelBackend>(config: &T5Config, scope: &Scope<'_, '_, B>) -> 
     norm(config, "norm", "final_layer_norm", scope)
 }
 
-/// Which keys a query sees.
+/// The keys that a query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
-    /// Those before and behind it; each side has half of the buckets.
+    /// Keys before and after the query; each side has half of the buckets.
     Both,
-    /// Its own and those before it.
+    /// Keys up to the query's own position.
     Past,
 }
 
-/// What is added to the scores, by the distance of query and key (Raffel et al. 2020, section
-/// 2.1). All layers share the first one's.
+/// Bias of attention scores by the distance of query and key (Raffel et al. 2020, section 2.1). All
+/// layers share that of the first.
 #[derive(Module, Debug)]
 struct PositionBias<B: KernelBackend> {
     /// `[buckets, heads]`
@@ -584,7 +585,7 @@ impl<B: KernelBackend> PositionBias<B> {
         }
     }
 
-    /// `[heads, queries.len(), keys]` for the keys at `0..keys`.
+    /// Returns the biases `[heads, queries.len(), keys]` for the keys at `0..keys`.
     fn forward(&self, queries: Range<usize>, keys: usize) -> Tensor<B, 3> {
         let table = self.table.val();
         let [_, heads] = table.dims();
@@ -599,8 +600,8 @@ impl<B: KernelBackend> PositionBias<B> {
     }
 }
 
-/// How distances share biases: near ones have their own, farther ones share with ever more of
-/// their neighbours.
+/// Assignment of distances to biases: small distances have a bucket each, larger ones share
+/// logarithmically growing buckets.
 #[derive(Debug, Clone, Copy)]
 struct Buckets {
     count: usize,
@@ -620,8 +621,8 @@ impl Buckets {
         }
     }
 
-    /// The bucket of a distance among `count`: half of them for one distance each, the others
-    /// growing with its logarithm, in the order of the reference's operations.
+    /// Returns the bucket of a distance among `count`: half of them hold one distance each, the
+    /// others grow logarithmically, in the reference's order of operations.
     fn near_or_far(&self, count: usize, distance: usize) -> usize {
         let exact = count / 2;
         if distance < exact {
@@ -650,7 +651,7 @@ mod tests {
             .collect()
     }
 
-    /// Where `T5Attention._relative_position_bucket` of the reference goes on to the next bucket.
+    /// Start of each bucket in `T5Attention._relative_position_bucket` of the reference.
     #[test]
     fn distances_share_buckets_as_in_the_reference() {
         let cases: [(Direction, usize, usize, &[usize]); 5] = [

@@ -83,7 +83,7 @@ fn refuses_pictures_that_are_none() {
     let error = RgbImage::new(2, 2, vec![0; 11]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "11 bytes for a picture of 2x2 RGB pixels, expected 12"
+        "11 bytes for an image of 2x2 RGB pixels, expected 12"
     );
     assert!(RgbImage::new(usize::MAX, usize::MAX, Vec::new()).is_err());
 }

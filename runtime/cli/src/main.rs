@@ -1,12 +1,13 @@
 //! The `edge-lmm` command.
 
 mod cmd;
+mod errors;
 mod summary;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use edge_lmm_kernels::memory::{self, CountingAllocator};
+use edge_lmm::memory::{self, CountingAllocator};
 
 /// Counts heap bytes, so that the timing table can say what a stage needed.
 #[global_allocator]
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", edge_lmm::one_line(error.as_ref()));
+            eprintln!("error: {}", errors::message(&error));
             ExitCode::FAILURE
         }
     }

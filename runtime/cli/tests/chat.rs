@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use edge_lmm::media::MediaData;
-use edge_lmm::{AnySession, Device, FinishReason, Media, Record, Request, media};
-use edge_lmm_models::prompt::{Content, Message, Role};
+use edge_lmm::{
+    AnySession, Content, Device, FinishReason, Media, Message, Record, Request, Role, media,
+};
 use serde_json::Value;
 
 fn demo(name: &str) -> PathBuf {
@@ -51,8 +52,7 @@ fn mirrored(image: &Media) -> Media {
     };
     let row = |y: usize| image.row(y).chunks_exact(3).rev().flatten().copied();
     let pixels: Vec<u8> = (0..image.height()).flat_map(row).collect();
-    let mirrored =
-        edge_lmm_models::preprocess::RgbImage::new(image.width(), image.height(), pixels);
+    let mirrored = edge_lmm::RgbImage::new(image.width(), image.height(), pixels);
     Media::image(mirrored.expect("an image"))
 }
 

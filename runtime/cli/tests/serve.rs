@@ -282,7 +282,7 @@ fn slow_clients_are_disconnected() {
         assert!(
             reply["error"]
                 .as_str()
-                .is_some_and(|e| e.contains("in time")),
+                .is_some_and(|e| e.contains("within the time limit")),
             "{reply}"
         );
     }
@@ -311,7 +311,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
     let mut client = Client::connect(&socket);
     let file = demo("shapes.png");
     let bad: [(String, &str); 9] = [
-        ("not JSON".to_owned(), "cannot be read"),
+        ("not JSON".to_owned(), "invalid request"),
         (
             json!({ "id": 7, "question": "?" }).to_string(),
             "unknown field",
@@ -319,7 +319,7 @@ fn bad_requests_get_an_error_and_do_not_end_the_server() {
         (json!({ "id": 7, "prompt": 5 }).to_string(), "invalid type"),
         (
             json!({ "id": 7, "prompt": "x", "images": [file] }).to_string(),
-            "files are not allowed",
+            "files are disabled",
         ),
         (
             json!({ "id": 7, "prompt": "x", "images": [{ "base64": "!" }] }).to_string(),
@@ -378,10 +378,10 @@ fn repetition_penalties() {
     let ids: Vec<_> = servers.as_array().expect("tokens").to_vec();
     let repeats = (1..ids.len()).any(|at| ids[..at].contains(&ids[at]));
     assert!(!repeats, "{servers}");
-    // The server lets this place for an image take effect, and there is none.
+    // The server lets this placeholder token take effect, but there is no image.
     let reply = client.ask(json!({ "prompt": "<|image_pad|>" }));
     let error = reply["error"].as_str().unwrap_or_default();
-    assert!(error.contains("found 1 places"), "{reply}");
+    assert!(error.contains("found 1 placeholder tokens"), "{reply}");
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn a_socket_in_use_is_not_taken_and_a_left_over_is() {
     let mut second = server(&["--socket", socket.to_str().expect("a readable path")]);
     let second = second.output().expect("the command starts");
     let message = String::from_utf8_lossy(&second.stderr);
-    assert!(message.contains("a server that is running"), "{message}");
+    assert!(message.contains("a running server"), "{message}");
     drop(first);
     assert!(socket.exists(), "a killed server leaves its socket");
     let _third = listen(&socket, &[]);

@@ -12,15 +12,21 @@ use edge_lmm::{Device, Media, Record, Request, demo, media, user_message};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (record, image, question) = match &arguments[..] {
+    println!("{}", answer(&arguments)?);
+    Ok(())
+}
+
+fn answer(arguments: &[String]) -> Result<String, Box<dyn Error>> {
+    let (record, image, question) = match arguments {
         [] => (
             Record::from_static(demo::RECORD, "the demo's record")?,
             Media::image(media::decode_image(demo::IMAGE)?),
-            "How many shapes are there?",
+            "how many shapes are there?",
         ),
         [model, image, question] => (Record::open(model)?, Media::open(image)?, &**question),
         _ => return Err("expected MODEL.bpk IMAGE QUESTION, or nothing".into()),
     };
+    // Refuses a model that cannot fit into memory.
     let (engine, _) = Device::Cpu.load_checked(&record, false)?;
     let media = [image];
     let messages = [user_message(&media, question)];
@@ -28,9 +34,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         media: &media,
         ..Request::new(&messages)
     };
-    let answer = engine
-        .session()
-        .answer(&request, |_| ControlFlow::Continue(()))?;
-    println!("{}", answer.text);
-    Ok(())
+    let mut session = engine.session();
+    Ok(session
+        .answer(&request, |_| ControlFlow::Continue(()))?
+        .text)
+}
+
+#[test]
+fn the_demo_is_answered() {
+    assert_eq!(answer(&[]).expect("an answer"), "two");
 }

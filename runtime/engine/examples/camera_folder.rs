@@ -58,7 +58,7 @@ fn demonstrate() -> Result<(), Box<dyn Error>> {
     let files = new_files(&folder, &mut BTreeSet::new())?;
     let asked = files
         .iter()
-        .try_for_each(|path| chat.ask_about(path, "How many shapes are there?"));
+        .try_for_each(|path| chat.ask_about(path, "how many shapes are there?"));
     std::fs::remove_dir_all(&folder)?;
     asked
 }

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     keep_large_blocks();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (model, question, trace) = match &arguments[..] {
-        [] => (None, "What is the largest shape?", None),
+        [] => (None, "list the shapes.", None),
         [model, question, trace] => (Some(model), &**question, Some(trace)),
         _ => return Err("expected MODEL.bpk QUESTION TRACE.json, or nothing".into()),
     };

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (record, question) = match &arguments[..] {
         [] => (
             Record::from_static(demo::RECORD, "the demo's record")?,
-            "What is the largest shape?",
+            "list the shapes.",
         ),
         [model, question] => (Record::open(model)?, &**question),
         _ => return Err("expected MODEL.bpk QUESTION, or nothing".into()),

@@ -40,6 +40,7 @@ pub struct Gpu {
 
 /// Why CUDA cannot be used.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CudaError {
     /// A library is missing.
     #[error("{library} cannot be opened ({reason}): {remedy}")]
@@ -72,7 +73,7 @@ pub enum CudaError {
     /// The driver is too old.
     #[error(
         "the driver has CUDA {}.{}, this program needs {}.{} or newer: update the driver (on a Jetson, to JetPack 6), or use \
-         --device cpu",
+         the CPU",
         found / 1000, found % 1000 / 10, OLDEST / 1000, OLDEST % 1000 / 10
     )]
     Version {

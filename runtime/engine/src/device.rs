@@ -19,6 +19,7 @@ use crate::session::Session;
 
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// The processor.
     Cpu,
@@ -89,14 +90,15 @@ impl Devices {
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DeviceError {
     /// No device was named.
     #[error("no device was named")]
     None,
     /// This program was built without it.
     #[error(
-        "this program was built without {name}: build it with `cargo build --release --features \
-         {feature}`, or use --device cpu"
+        "this program was built without {name}: build it with the Cargo feature `{feature}`, or \
+         use the CPU"
     )]
     NotBuilt {
         /// What is missing.
@@ -106,12 +108,12 @@ pub enum DeviceError {
     },
     /// CUDA.
     #[cfg(feature = "cuda")]
-    #[error("--device cuda: {0}")]
+    #[error("CUDA: {0}")]
     Cuda(#[from] crate::cuda::CudaError),
     /// Vulkan.
     #[cfg(feature = "vulkan")]
     #[error(
-        "--device vulkan: no Vulkan device can be opened: install a Vulkan driver and its loader (libvulkan.so.1)"
+        "no Vulkan device can be opened: install a Vulkan driver and its loader (libvulkan.so.1)"
     )]
     Vulkan,
 }
@@ -253,6 +255,7 @@ fn free_memory(device: Device) -> Option<u64> {
 
 /// A loaded model on one of the devices that this program was built for. Clones share the weights.
 #[derive(Clone)]
+#[non_exhaustive]
 pub enum AnyEngine {
     /// On the processor.
     Cpu(Engine<Cpu>),
@@ -312,6 +315,7 @@ impl AnyEngine {
 }
 
 /// A conversation with a model on one of the devices that this program was built for.
+#[non_exhaustive]
 pub enum AnySession {
     /// On the processor.
     Cpu(Session<Cpu>),
@@ -414,7 +418,7 @@ mod tests {
         {
             assert_eq!(devices("cuda,cpu").choose().unwrap(), Device::Cpu);
             let error = devices("cuda").choose().unwrap_err().to_string();
-            assert!(error.contains("--features cuda"), "{error}");
+            assert!(error.contains("`cuda`"), "{error}");
         }
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use edge_lmm_ops::probe::Captured;
+
+pub use edge_lmm_ops::probe;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::media::MediaInput;
 use edge_lmm_models::prompt::TextProcessor;
 use edge_lmm_ops::{Format, KernelBackend};
@@ -31,7 +32,20 @@ impl<B: KernelBackend> Engine<B> {
     /// # Errors
     /// If the record does not fit its model.
     pub fn load(record: &Record, device: B::Device) -> Result<Self, EngineError> {
-        LoadedModel::load(record, device, |_, _| Ok(())).map(|model| Self(Arc::new(model)))
+        Self::load_with(&Registry::default(), record, device)
+    }
+
+    /// As [`load`](Self::load), with families of the program's own.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        registry: &Registry<B>,
+        record: &Record,
+        device: B::Device,
+    ) -> Result<Self, EngineError> {
+        let model = LoadedModel::load(registry, record, device, |_, _| Ok(()))?;
+        Ok(Self(Arc::new(model)))
     }
 
     /// As [`load`](Self::load), unless the model cannot fit into the memory that `check` has.
@@ -44,7 +58,7 @@ impl<B: KernelBackend> Engine<B> {
         check: &MemoryCheck,
     ) -> Result<(Self, Fit), EngineError> {
         let mut fit = Fit::Whole;
-        let model = LoadedModel::load(record, device, |model, holdings| {
+        let model = LoadedModel::load(&Registry::default(), record, device, |model, holdings| {
             let scenario = Scenario {
                 context: CONTEXT,
                 picture: None,

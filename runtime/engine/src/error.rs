@@ -34,16 +34,16 @@ pub enum EngineError {
     Compute(String),
     /// The device has no more memory.
     #[error(
-        "no memory is left on the device: {0}; use a shorter context (fewer --max-tokens, a shorter \
-         prompt), smaller or fewer pictures (--image-tokens), or a more strongly quantized record, \
-         or end other programs"
+        "no memory is left on the device: {0}; use a shorter context (a shorter prompt or \
+         answer), smaller or fewer images, or a more strongly quantized record, or end other \
+         programs"
     )]
     Memory(MemoryFailure),
     /// The prompt is longer than the model can take.
     #[error(
-        "the prompt has {tokens} tokens ({visual} of them for pictures, video or sound), the \
-         model holds {context}; shorten the question, or use fewer or smaller pictures \
-         (--image-tokens), fewer frames (--frames) or shorter sounds"
+        "the prompt has {tokens} tokens ({visual} of them for images, video or audio), the \
+         model's context is {context}; shorten the question, or use fewer or smaller images, fewer \
+         frames or shorter audio"
     )]
     TooLong {
         /// Tokens of the prompt.
@@ -88,8 +88,8 @@ pub enum EngineError {
     },
     /// The model computed something that is no number.
     #[error(
-        "the scores of token {0} are not numbers: the weights are damaged (check with \
-         `edge-lmm inspect --verify`) or overflow in this format"
+        "the scores of token {0} are not numbers: the weights are damaged (verify the record) \
+         or overflow in this format"
     )]
     NotANumber(usize),
 }

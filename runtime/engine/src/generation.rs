@@ -6,23 +6,13 @@
 //! Settings of sampling (`do_sample`, `temperature`, `top_k`, `top_p`, ...) and of the length of
 //! an answer are not read: options of the request decide these.
 
-use std::fmt::Debug;
-
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::ModelFiles;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::sampler::Sampling;
-
-/// Changes the logits of the next token.
-///
-/// Logits are at most [`f32::MAX`]; [`f32::NEG_INFINITY`] excludes a token.
-pub trait LogitsProcessor: Debug + Send {
-    /// `tokens` are all tokens so far, those of the prompt included (of an encoder-decoder, the
-    /// decoder's). From call to call, tokens are only appended.
-    fn process(&mut self, logits: &mut [f32], tokens: &[u32]);
-}
+use crate::processors::{CountPenalty, LogitsProcessor};
+use crate::sampler::{Sampling, is_penalty};
 
 /// Settings that change greedy decoding and that are not supported, each with the value that has
 /// no effect.
@@ -156,6 +146,10 @@ impl GenerationConfig {
             chain.push(Box::new(SequenceBias(bad_words)));
         }
         config.add_lengths(&mut chain, run)?;
+        let (presence, frequency) = (sampling.presence_penalty, sampling.frequency_penalty);
+        if presence != 0.0 || frequency != 0.0 {
+            chain.push(Box::new(CountPenalty::new(presence, frequency, run.prompt)));
+        }
         Ok(chain)
     }
 
@@ -233,16 +227,12 @@ impl GenerationConfig {
     }
 }
 
-/// Whether a repetition penalty can be applied.
-pub fn is_penalty(penalty: f32) -> bool {
-    penalty > 0.0 && penalty.is_finite()
-}
-
 fn invalid(key: &str, found: &Value, expected: &str) -> ModelError {
-    ModelError::config(format!(
-        "generation_config.json: {key} is {found}, expected {expected}; \
-         --ignore-generation-config leaves the file out"
-    ))
+    ModelError::GenerationConfig {
+        key: key.to_owned(),
+        found: found.to_string(),
+        expected: expected.to_owned(),
+    }
 }
 
 /// Makes every token so far less likely: its logit is divided by the penalty, or multiplied if

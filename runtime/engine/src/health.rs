@@ -1,5 +1,4 @@
-//! The state of the machine: memory that is really available, swap, temperature, throttling and
-//! clock, and what to change about it.
+//! State of the machine: available memory, swap, temperature, throttling and clock, with advice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +7,16 @@ use std::process::Command;
 use edge_lmm_targets::profile::meminfo;
 use serde::Serialize;
 
-/// Above this, boards with a passive cooler are about to slow down (a Raspberry Pi does at 80).
+/// Boards with a passive cooler are close to throttling above this temperature (a Raspberry Pi
+/// throttles at 80).
 const HOT_CELSIUS: f64 = 75.0;
 
-/// Where control groups show their memory.
+/// Locations of the memory figures of control groups.
 struct GroupFiles {
     mount: &'static str,
     limit: &'static str,
     used: &'static str,
-    /// Lines of `memory.stat` that count pages of files.
+    /// Prefixes of the lines of `memory.stat` that count file pages.
     pages: [&'static str; 2],
 }
 
@@ -27,7 +27,7 @@ const GROUPS_2: GroupFiles = GroupFiles {
     pages: ["inactive_file ", "active_file "],
 };
 
-/// Version 1, as JetPack 5 has it.
+/// Version 1, as in JetPack 5.
 const GROUPS_1: GroupFiles = GroupFiles {
     mount: "sys/fs/cgroup/memory",
     limit: "memory.limit_in_bytes",
@@ -35,10 +35,10 @@ const GROUPS_1: GroupFiles = GroupFiles {
     pages: ["total_inactive_file ", "total_active_file "],
 };
 
-/// A group of version 1 without a limit has one of nearly 2^63.
+/// Groups of version 1 without a limit report nearly 2^63.
 const NO_LIMIT: u64 = 1 << 62;
 
-/// Where the system shows its state. Other roots than `/` serve tests.
+/// Access to the system's state files. Tests use other roots than `/`.
 #[derive(Debug, Clone)]
 pub struct System {
     root: PathBuf,
@@ -52,27 +52,27 @@ impl Default for System {
     }
 }
 
-/// Memory, in bytes.
+/// Memory figures in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// All of it.
+    /// Total memory.
     pub total: u64,
-    /// What programs can still have without anything being swapped out (`MemAvailable`). On a
-    /// machine whose graphics processor shares the memory this is what it can have, too; CUDA's
-    /// own figure leaves out what the system would give back.
+    /// Memory that programs can allocate without swapping (`MemAvailable`). If the GPU shares the
+    /// memory, this figure applies to it too; CUDA's own figure excludes memory that the system
+    /// would reclaim.
     pub available: u64,
-    /// What the control group of this process leaves, if it has a limit.
+    /// Memory left by the limit of this process's control group, if there is one.
     pub group: Option<u64>,
-    /// What the limit on this process's address space (`ulimit -v`) leaves, if there is one.
+    /// Memory left by the limit of this process's address space (`ulimit -v`), if there is one.
     pub process: Option<u64>,
-    /// Swap, all of it.
+    /// Total swap.
     pub swap: u64,
-    /// Of it, compressed memory (zram).
+    /// Part of the swap in compressed memory (zram).
     pub zram: u64,
 }
 
 impl Memory {
-    /// What this process can have.
+    /// Returns the memory that this process can allocate.
     pub fn usable(&self) -> u64 {
         [self.group, self.process]
             .into_iter()
@@ -81,30 +81,30 @@ impl Memory {
     }
 }
 
-/// A sensor.
+/// A temperature sensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Temperature {
-    /// Its name.
+    /// Name of the thermal zone.
     pub zone: String,
     /// Degrees Celsius.
     pub celsius: f64,
 }
 
-/// The first core's clock.
+/// Clock of the first core.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Clock {
-    /// What chooses it.
+    /// Frequency governor.
     pub governor: String,
-    /// MHz now.
+    /// Current frequency in MHz.
     pub now_mhz: Option<u64>,
-    /// The highest, in MHz.
+    /// Maximum frequency in MHz.
     pub highest_mhz: Option<u64>,
 }
 
-/// What the firmware of a Raspberry Pi says about its power and heat (`vcgencmd get_throttled`).
+/// Power and temperature flags of a Raspberry Pi's firmware (`vcgencmd get_throttled`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Throttling {
-    /// The bits.
+    /// The flags as reported.
     pub bits: u32,
 }
 
@@ -116,19 +116,19 @@ impl Throttling {
         (3, "soft temperature limit"),
     ];
 
-    /// `throttled=0x50005`
+    /// Parses `throttled=0x50005`.
     fn parse(text: &str) -> Option<Self> {
         let bits = text.trim().strip_prefix("throttled=0x")?;
         let bits = u32::from_str_radix(bits, 16).ok()?;
         Some(Self { bits })
     }
 
-    /// What is the case now.
+    /// Returns the names of the current conditions.
     pub fn now(self) -> Vec<&'static str> {
         self.names(0)
     }
 
-    /// What has been the case since the start.
+    /// Returns the names of the conditions since boot.
     pub fn since_start(self) -> Vec<&'static str> {
         self.names(16)
     }
@@ -142,25 +142,25 @@ impl Throttling {
     }
 }
 
-/// The state of the machine, as far as it tells.
+/// State of the machine, as far as the system reports it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
-    /// The board, from the device tree.
+    /// Board name from the device tree.
     pub board: Option<String>,
     /// Memory.
     pub memory: Option<Memory>,
-    /// Sensors.
+    /// Temperature sensors.
     pub temperatures: Vec<Temperature>,
-    /// Clock.
+    /// Processor clock.
     pub clock: Option<Clock>,
-    /// Power and heat, on a Raspberry Pi with `vcgencmd`.
+    /// Power and temperature flags, on a Raspberry Pi with `vcgencmd`.
     pub throttling: Option<Throttling>,
-    /// What to change.
+    /// Recommended changes.
     pub advice: Vec<String>,
 }
 
 impl System {
-    /// With another root.
+    /// Creates an instance with another root.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
@@ -175,7 +175,7 @@ impl System {
         self.read(path)?.parse().ok()
     }
 
-    /// Memory; `None` where the system does not tell.
+    /// Reads the memory figures; `None` if the system does not report them.
     pub fn memory(&self) -> Option<Memory> {
         let text = self.read("proc/meminfo")?;
         Some(Memory {
@@ -188,7 +188,7 @@ impl System {
         })
     }
 
-    /// What the limit on this process's address space leaves.
+    /// Returns the memory left by the limit of this process's address space.
     fn process_memory(&self) -> Option<u64> {
         let limits = self.read("proc/self/limits")?;
         let line = limits
@@ -199,13 +199,13 @@ impl System {
         Some(limit.saturating_sub(used))
     }
 
-    /// What the tightest of this process's control groups leaves.
+    /// Returns the memory left by the tightest of this process's control groups.
     fn group_memory(&self) -> Option<u64> {
         let groups = self.read("proc/self/cgroup")?;
         groups
             .lines()
             .filter_map(|line| {
-                // hierarchy:controllers:/path, without controllers in version 2
+                // Format: hierarchy:controllers:/path, without controllers in version 2.
                 let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
                 let files = match controllers {
                     "" => &GROUPS_2,
@@ -217,8 +217,8 @@ impl System {
             .min()
     }
 
-    /// What the tightest of a group and those above it leaves. Pages of files that a group has read
-    /// count as used there, but are given back when needed.
+    /// Returns the memory left by the tightest of a group and its ancestors. Pages of files that a
+    /// group has read count as used but can be reclaimed.
     fn left_by(&self, files: &GroupFiles, path: &Path) -> Option<u64> {
         let left = |group: &Path| {
             let group = Path::new(files.mount).join(group);
@@ -241,7 +241,7 @@ impl System {
         path.ancestors().filter_map(left).min()
     }
 
-    /// Bytes of swap that are compressed memory.
+    /// Returns the bytes of swap in compressed memory.
     fn zram(&self) -> u64 {
         let swaps = self.read("proc/swaps").unwrap_or_default();
         let sizes = swaps.lines().filter(|line| line.starts_with("/dev/zram"));
@@ -264,7 +264,7 @@ impl System {
                     celsius: millis as f64 / 1000.0,
                 })
             })
-            // Zones that are switched off show absurd values.
+            // Disabled zones report implausible values.
             .filter(|zone| (-50.0..200.0).contains(&zone.celsius))
             .collect();
         found.sort_by(|a, b| a.zone.cmp(&b.zone));
@@ -281,7 +281,7 @@ impl System {
         })
     }
 
-    /// Everything.
+    /// Reads the complete state.
     pub fn health(&self) -> Health {
         let throttling = self.root == Path::new("/");
         let throttling = throttling.then(vcgencmd).flatten();
@@ -298,7 +298,7 @@ impl System {
     }
 }
 
-/// Asks the firmware, where the program for it is installed.
+/// Queries the firmware if `vcgencmd` is installed.
 fn vcgencmd() -> Option<Throttling> {
     let output = Command::new("vcgencmd")
         .arg("get_throttled")
@@ -313,14 +313,14 @@ fn advice(health: &Health) -> Vec<String> {
         if throttling.bits & 0x1_0001 != 0 {
             advice.push(
                 "the power supply is too weak or its cable too long (under-voltage): use the \
-                 board's own supply"
+                 recommended supply"
                     .to_owned(),
             );
         }
         if throttling.bits & 0xE_000E != 0 {
             advice.push(
-                "the processor has been slowed down since the start: cool it, or expect the \
-                 speed to sink"
+                "the processor has been throttled since boot: cool it, or expect lower \
+                 speed"
                     .to_owned(),
             );
         }
@@ -331,7 +331,7 @@ fn advice(health: &Health) -> Vec<String> {
         .max_by(|a, b| a.celsius.total_cmp(&b.celsius));
     if let Some(zone) = hottest.filter(|zone| zone.celsius >= HOT_CELSIUS) {
         advice.push(format!(
-            "{} is at {:.0} degrees Celsius: cool it, it slows down near 80",
+            "{} is at {:.0} degrees Celsius: cool it, it throttles near 80",
             zone.zone, zone.celsius
         ));
     }
@@ -339,8 +339,8 @@ fn advice(health: &Health) -> Vec<String> {
         && !["performance", "schedutil"].contains(&clock.governor.as_str())
     {
         advice.push(format!(
-            "the clock's governor is {}: `echo performance | sudo tee \
-             /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor` gives full speed at once",
+            "the frequency governor is {}: `echo performance | sudo tee \
+             /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor` sets full speed",
             clock.governor
         ));
     }
@@ -349,8 +349,8 @@ fn advice(health: &Health) -> Vec<String> {
         && memory.total < 16 << 30
     {
         advice.push(
-            "there is swap on a disk or card: if weights are swapped, an answer takes minutes; \
-             prefer zram, or --mlock"
+            "swap is on a disk or card: if weights are swapped out, an answer takes minutes; \
+             prefer zram, or lock the record in memory"
                 .to_owned(),
         );
     }
@@ -412,7 +412,7 @@ mod tests {
                 "anon 1\ninactive_file 268435456\nactive_file 0\n",
             ),
         ]);
-        // 1 GiB, 512 MiB of it used, of which 256 MiB are a file's pages.
+        // 1 GiB limit, 512 MiB used, 256 MiB of them file pages.
         assert_eq!(system.memory().unwrap().usable(), 768 << 20);
     }
 

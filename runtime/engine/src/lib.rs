@@ -17,7 +17,7 @@
 //!
 //! // Media::open("cat.jpg") for a file; Media::image(image) for the pixels of a camera.
 //! let media = [Media::image(edge_lmm::media::decode_image(demo::IMAGE)?)];
-//! let messages = [user_message(&media, "What is the largest shape?")];
+//! let messages = [user_message(&media, "list the shapes.")];
 //! let request = Request {
 //!     media: &media,
 //!     max_tokens: 16,
@@ -72,6 +72,7 @@ pub mod media;
 pub mod memory;
 pub mod needs;
 mod one_line;
+pub mod processors;
 pub mod report;
 mod request;
 pub mod sampler;
@@ -84,6 +85,7 @@ pub mod timing;
 
 pub use device::{AnyEngine, AnySession, Device, DeviceError, Devices};
 pub use edge_lmm_models::language::OutputRows;
+pub use edge_lmm_models::layout;
 pub use edge_lmm_models::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
 pub use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 pub use edge_lmm_models::prompt::{Content, Message, Role};
@@ -91,13 +93,14 @@ pub use edge_lmm_models::{ModelError, demo};
 pub use edge_lmm_ops::KernelBackend;
 pub use edge_lmm_record as record;
 pub use edge_lmm_record::{Record, RecordError, output};
+pub use edge_lmm_targets as targets;
 pub use engine::Engine;
 pub use error::EngineError;
-pub use generation::LogitsProcessor;
 #[cfg(feature = "files")]
 pub use media::MediaError;
 pub use media::{Media, user_message};
 pub use one_line::one_line;
+pub use processors::LogitsProcessor;
 pub use request::{Answer, Event, FinishReason, Request};
 pub use sampler::Sampling;
 pub use session::{Generation, Logits, Prefilled, Session, Snapshot, Token};

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::prompt::TextProcessor;
 use edge_lmm_ops::{Format, KernelBackend, stage};
@@ -33,13 +34,14 @@ impl<B: KernelBackend> LoadedModel<B> {
     /// # Errors
     /// If the record does not fit its model.
     pub fn load(
+        registry: &Registry<B>,
         record: &Record,
         device: B::Device,
         check: impl FnOnce(&dyn BuiltModel<B>, &Holdings) -> Result<(), EngineError>,
     ) -> Result<Self, EngineError> {
         let _stage = stage::top("load");
         let info = record.info();
-        let (model, weights) = record.skeleton::<B>(&device)?;
+        let (model, weights) = record.skeleton(registry, &device)?;
         log::debug!("{}: {} weights", record.path().display(), weights.len());
         let holdings = Holdings::new(record, weights);
         check(&*model, &holdings)?;

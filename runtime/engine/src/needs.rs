@@ -1,6 +1,7 @@
 //! What a model needs: memory, and work per stage, for a context and a picture of some size.
 
 use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::language::PREFILL_CHUNK;
 use edge_lmm_models::media::{MediaInput, MediaOptions};
@@ -103,7 +104,7 @@ impl Demand {
     /// # Errors
     /// If the record does not fit its model.
     pub fn of_record(record: &Record, scenario: &Scenario) -> Result<Self, EngineError> {
-        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
+        let (model, specs) = record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         Ok(Holdings::new(record, specs).demand(&*model, scenario)?)
     }
 

@@ -67,6 +67,7 @@ impl<'a> Request<'a> {
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Answer {
     /// The text, without special tokens and without the stop string that ended it.
     pub text: String,
@@ -106,6 +107,7 @@ impl Answer {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model gave an end-of-sequence token, or the text reached a stop string.
     Stop,
@@ -119,6 +121,7 @@ pub enum FinishReason {
 
 /// Reported while a request is answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// Media are preprocessed, and an upper bound of the prompt's length is known; the encoders
     /// come next.

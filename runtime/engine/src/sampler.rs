@@ -4,7 +4,7 @@ use edge_lmm_ops::slice_argmax;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::generation::LogitsProcessor;
+use crate::processors::LogitsProcessor;
 
 /// How the next token is picked.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,10 +15,17 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the best tokens that together have this probability are considered.
     pub top_p: f32,
+    /// Only tokens of at least this share of the best token's probability are considered (min-p
+    /// sampling, [arXiv:2407.01082](https://arxiv.org/abs/2407.01082)); 0 is off.
+    pub min_p: f32,
     /// Start of the random sequence; the same seed gives the same answer.
     pub seed: u64,
     /// Makes tokens that were there before less likely; 1 is off. The checkpoint's if `None`.
     pub repetition_penalty: Option<f32>,
+    /// Subtracted from the logits of tokens that the answer contains; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time that the answer contains it; 0 is off.
+    pub frequency_penalty: f32,
     /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
     pub ignore_generation_config: bool,
 }
@@ -30,18 +37,95 @@ impl Default for Sampling {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
             seed: 0,
             repetition_penalty: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             ignore_generation_config: false,
         }
     }
 }
 
+/// A setting out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{name} is {found}, expected {expected}")]
+pub struct SamplingError {
+    /// Name of the setting.
+    pub name: &'static str,
+    /// Its value.
+    pub found: f32,
+    /// The range.
+    pub expected: &'static str,
+}
+
 impl Sampling {
+    /// Checks the ranges of all settings.
+    ///
+    /// # Errors
+    /// The first setting that is out of its range.
+    pub fn check(&self) -> Result<(), SamplingError> {
+        let positive = "a number above 0";
+        let penalty = "a number from -100 to 100";
+        let in_range = |penalty: f32| (-100.0..=100.0).contains(&penalty);
+        let repetition = self.repetition_penalty.unwrap_or(1.0);
+        let settings = [
+            (
+                "temperature",
+                self.temperature,
+                self.temperature >= 0.0 && self.temperature.is_finite(),
+                "0 or more",
+            ),
+            (
+                "top_p",
+                self.top_p,
+                self.top_p > 0.0 && self.top_p <= 1.0,
+                "more than 0, at most 1",
+            ),
+            (
+                "min_p",
+                self.min_p,
+                (0.0..=1.0).contains(&self.min_p),
+                "0 to 1",
+            ),
+            (
+                "repetition_penalty",
+                repetition,
+                is_penalty(repetition),
+                positive,
+            ),
+            (
+                "presence_penalty",
+                self.presence_penalty,
+                in_range(self.presence_penalty),
+                penalty,
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                in_range(self.frequency_penalty),
+                penalty,
+            ),
+        ];
+        match settings.into_iter().find(|setting| !setting.2) {
+            None => Ok(()),
+            Some((name, found, _, expected)) => Err(SamplingError {
+                name,
+                found,
+                expected,
+            }),
+        }
+    }
+
     /// Whether the best token is always picked.
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0
     }
+}
+
+/// Whether a repetition penalty can be applied.
+pub fn is_penalty(penalty: f32) -> bool {
+    penalty > 0.0 && penalty.is_finite()
 }
 
 /// A running choice of tokens.
@@ -121,6 +205,11 @@ impl Sampler {
                 break;
             }
         }
+        let likely = weights.partition_point(|&weight| weight >= f64::from(self.sampling.min_p));
+        if likely < count {
+            count = likely.max(1);
+            nucleus = weights[..count].iter().sum();
+        }
         let mut rest = self.random.random::<f64>() * nucleus;
         for (&(id, _), weight) in candidates.iter().zip(&weights).take(count) {
             rest -= weight;
@@ -168,6 +257,72 @@ mod tests {
         let picks: Vec<_> = (0..200).map(|_| both.pick(&scores, &[]).unwrap()).collect();
         assert!(picks.iter().all(|id| [1, 2].contains(id)));
         assert!(picks.contains(&1) && picks.contains(&2));
+    }
+
+    #[test]
+    fn unlikely_tokens_are_dropped() {
+        let scores = [1.0, 5.0, 4.9, 0.0];
+        let mut sampler = sampler(1.0, 0, 1.0);
+        sampler.sampling.min_p = 0.5;
+        let picks: Vec<_> = (0..200)
+            .map(|_| sampler.pick(&scores, &[]).unwrap())
+            .collect();
+        assert!(picks.iter().all(|id| [1, 2].contains(id)));
+        assert!(picks.contains(&1) && picks.contains(&2));
+        sampler.sampling.min_p = 1.0;
+        assert!((0..50).all(|_| sampler.pick(&scores, &[]) == Some(1)));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let good = Sampling::default();
+        assert_eq!(good.check(), Ok(()));
+        for (name, bad) in [
+            (
+                "temperature",
+                Sampling {
+                    temperature: f32::NAN,
+                    ..good.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: 0.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "min_p",
+                Sampling {
+                    min_p: 1.5,
+                    ..good.clone()
+                },
+            ),
+            (
+                "repetition_penalty",
+                Sampling {
+                    repetition_penalty: Some(0.0),
+                    ..good.clone()
+                },
+            ),
+            (
+                "presence_penalty",
+                Sampling {
+                    presence_penalty: f32::INFINITY,
+                    ..good.clone()
+                },
+            ),
+            (
+                "frequency_penalty",
+                Sampling {
+                    frequency_penalty: -101.0,
+                    ..good.clone()
+                },
+            ),
+        ] {
+            assert_eq!(bad.check().unwrap_err().name, name);
+        }
     }
 
     /// 2000 draws of a token with probability 3/4: off by more than 5 standard deviations

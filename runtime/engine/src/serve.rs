@@ -1,4 +1,4 @@
-//! Requests and replies of the server: one JSON object per line.
+//! Requests and replies of the server, one JSON object per line.
 //!
 //! ```text
 //! {"id": 1, "prompt": "What is this?", "images": ["/data/cat.jpg"], "max_tokens": 64}
@@ -9,8 +9,8 @@
 //! {"id": 2, "done": true, "text": "A dog.", ...}
 //! {"id": 3, "error": "..."}
 //! ```
-//! Each request is a conversation of its own. The encoder's output of an image and the beginning of
-//! a prompt are computed once for requests that share them.
+//! Each request is a separate conversation. Encoder outputs of an image and common prompt prefixes
+//! are computed once and shared between requests.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -22,65 +22,102 @@ use edge_lmm_models::prompt::{Message, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::generation::is_penalty;
 use crate::media::{
     FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
 };
 use crate::memory::RequestEstimate;
 use crate::report::AnswerReport;
-use crate::sampler::Sampling;
+use crate::sampler::{Sampling, SamplingError};
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
 
-/// Longest request in bytes: room for some images in base64.
+/// Maximum length of a request in bytes, enough for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
-/// Most images of a request.
+/// Maximum images per request.
 const MAX_IMAGES: usize = 64;
-/// Longest `id` in bytes: every reply carries it.
+/// Maximum length of `id` in bytes, because every reply contains it.
 const MAX_ID: usize = 256;
+/// Most stop strings of a request.
+const MAX_STOP: usize = 16;
+/// Most bytes of a stop string.
+const MAX_STOP_BYTES: usize = 256;
 
-/// A question.
+/// A request.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Question {
-    /// Comes back with every reply: text, a number or null.
+    /// Id that is repeated in every reply: a string, a number or null.
     pub id: Value,
     /// The question.
     pub prompt: Option<String>,
-    /// Instructions for the model.
+    /// System message.
     pub system: Option<String>,
-    /// Images.
+    /// Images of the question.
     pub images: Vec<ImageSource>,
     /// A video file.
     pub video: Option<PathBuf>,
-    /// A sound file.
+    /// An audio file.
     pub audio: Option<PathBuf>,
-    /// Tokens to generate at most; the server has a limit of its own.
+    /// Maximum number of tokens to generate, in addition to the server's limit.
     pub max_tokens: Option<usize>,
-    /// Go on after the model says that it is done.
+    /// `true` to continue after the end-of-sequence token.
     pub ignore_eos: bool,
-    /// Randomness.
+    /// Sampling temperature.
     pub temperature: f32,
-    /// Pick among so many best tokens, 0 for all.
+    /// Number of most likely tokens to sample from, 0 for all.
     pub top_k: usize,
-    /// Pick among the best tokens of this probability, 1 if not given.
+    /// Total probability of the most likely tokens to sample from, 1 by default.
     pub top_p: Option<f32>,
+    /// Pick among tokens of at least this share of the best one's probability, 0 for all.
+    pub min_p: f32,
+    /// Makes tokens of the answer less likely, 0 is off.
+    pub presence_penalty: f32,
+    /// Makes tokens of the answer less likely with each time, 0 is off.
+    pub frequency_penalty: f32,
+    /// Strings that end the answer.
+    pub stop: Stop,
     /// Start of the random sequence.
     pub seed: u64,
-    /// Makes tokens that were there before less likely, 1 is off; the server's if not given.
+    /// Penalty of tokens that occurred before, 1 to disable; the server's value by default.
     pub repetition_penalty: Option<f32>,
-    /// Send the text as it comes.
+    /// `true` to send the text as it is generated.
     pub stream: bool,
+}
+
+/// One stop string or several.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Stop {
+    /// All of them.
+    pub fn strings(&self) -> &[String] {
+        match self {
+            Self::One(string) => std::slice::from_ref(string),
+            Self::Many(strings) => strings,
+        }
+    }
 }
 
 /// An image of a question.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum ImageSource {
-    /// A file that the server can read, or a `data:` URL.
+    /// Path of a file on the server, or a `data:` URL.
     File(String),
-    /// The file's content.
+    /// Content of the file.
     Inline {
-        /// In base64, also as a `data:` URL.
+        /// Base64, optionally as a `data:` URL.
         base64: String,
     },
 }
@@ -90,25 +127,30 @@ pub enum ImageSource {
 #[non_exhaustive]
 pub enum RequestError {
     /// The line is not a request.
-    #[error("the request cannot be read: {0}")]
+    #[error("invalid request: {0}")]
     Json(serde_json::Error),
     /// The question is missing.
     #[error("the request has no \"prompt\": expected {{\"prompt\": \"What is this?\", ...}}")]
     NoPrompt,
-    /// A temperature that gives no distribution.
-    #[error("temperature is {0}, expected 0 or more")]
-    Temperature(f32),
-    /// A probability out of range.
-    #[error("top_p is {0}, expected more than 0, at most 1")]
-    TopP(f32),
-    /// A penalty out of range.
-    #[error("repetition_penalty is {0}, expected a number above 0")]
-    RepetitionPenalty(f32),
+    /// A setting of the choice of tokens is out of its range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// More or longer stop strings than a request may have.
+    #[error(
+        "the request has {count} stop strings of up to {longest} bytes, at most {MAX_STOP} of \
+         {MAX_STOP_BYTES} bytes are accepted"
+    )]
+    Stop {
+        /// Number of strings.
+        count: usize,
+        /// Bytes of the longest one.
+        longest: usize,
+    },
     /// More images than a request may have.
     #[error("the request has {0} images, at most {MAX_IMAGES} are accepted")]
     TooManyImages(usize),
     /// A file where none may be named.
-    #[error("files are not allowed: send images in base64")]
+    #[error("files are disabled; send images in base64")]
     FilesRefused,
     /// A `data:` URL of another encoding.
     #[error("images[{index}] is a data: URL without base64: expected data:image/png;base64,...")]
@@ -129,38 +171,38 @@ pub enum RequestError {
     Media(#[from] MediaError),
 }
 
-/// A line of the server.
+/// A reply line of the server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Reply {
-    /// Further text.
+    /// Newly generated text.
     Delta {
-        /// The question's.
+        /// Id of the request.
         id: Value,
         /// The text.
         delta: String,
     },
-    /// The whole answer.
+    /// The complete answer.
     Done {
-        /// The question's.
+        /// Id of the request.
         id: Value,
-        /// `true`
+        /// Always `true`.
         done: bool,
         /// The answer.
         #[serde(flatten)]
         report: Box<AnswerReport>,
     },
-    /// There is no answer.
+    /// The request failed.
     Error {
-        /// The question's, as far as it could be read.
+        /// Id of the request, if it could be parsed.
         id: Value,
-        /// Why.
+        /// The reason.
         error: String,
     },
 }
 
 impl Reply {
-    /// An error that belongs to no question.
+    /// Creates an error without a request id.
     pub fn error(error: String) -> Self {
         Self::Error {
             id: Value::Null,
@@ -168,47 +210,47 @@ impl Reply {
         }
     }
 
-    /// The line, without its end.
+    /// Returns the line without its newline.
     pub fn line(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
     }
 }
 
-/// What the server allows.
+/// Limits and defaults of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_tokens: usize,
-    /// Whether questions may name files.
+    /// `true` if requests may name files.
     pub files: bool,
-    /// How media are prepared.
+    /// Options of media preprocessing.
     pub media: MediaOptions,
-    /// Frames of a video that are used.
+    /// Selection of video frames.
     pub frames: FrameSelection,
-    /// The repetition penalty of questions that give none; the checkpoint's if `None`.
+    /// Repetition penalty of requests without one; the checkpoint's if `None`.
     pub repetition_penalty: Option<f32>,
-    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    /// `true` to ignore the checkpoint's `generation_config.json` in the logits.
     pub ignore_generation_config: bool,
     /// Whether control tokens in questions take effect.
     pub parse_special: bool,
 }
 
-/// A question whose media are decoded.
+/// A request with decoded media.
 #[derive(Debug, Clone)]
 pub struct Prepared {
     question: Question,
     media: Vec<Media>,
     messages: Vec<Message>,
     sampling: Sampling,
-    /// Time that decoding took; on a thread of its own, so that no stage records it.
+    /// Decoding time, measured here because decoding runs on a separate thread without stages.
     decoding: Duration,
 }
 
 impl Question {
-    /// Reads a line.
+    /// Parses a line.
     ///
     /// # Errors
-    /// The reply to a line that is no question.
+    /// The reply to an invalid line.
     pub fn parse(line: &[u8]) -> Result<Self, Reply> {
         let question: Self = serde_json::from_slice(line).map_err(|error| Reply::Error {
             id: id_of(line),
@@ -217,12 +259,12 @@ impl Question {
         match is_id(&question.id) {
             true => Ok(question),
             false => Err(Reply::error(format!(
-                "\"id\" is neither null, a number nor text of at most {MAX_ID} bytes"
+                "\"id\" is not null, a number or a string of at most {MAX_ID} bytes"
             ))),
         }
     }
 
-    /// Whether it shows images, a video or a sound.
+    /// Returns `true` if the request has images, a video or audio.
     pub fn has_media(&self) -> bool {
         !self.images.is_empty() || self.video.is_some() || self.audio.is_some()
     }
@@ -230,7 +272,7 @@ impl Question {
     /// Checks the question and decodes its media.
     ///
     /// # Errors
-    /// The reply to a question that cannot be answered.
+    /// The reply to a request that cannot be answered.
     pub fn prepare(self, limits: &Limits) -> Result<Prepared, Reply> {
         let start = Instant::now();
         match self.try_prepare(limits) {
@@ -261,9 +303,9 @@ impl Question {
 }
 
 impl Prepared {
-    /// Answers the question; `reply` gets the lines to send. With an `estimate`, a question that
-    /// does not fit into memory is refused before anything is encoded. `watch` sees every event and
-    /// cancels the work by breaking: then nobody waits for the reply.
+    /// Answers the request; `reply` receives the lines to send. With an `estimate`, a request that
+    /// does not fit into memory is rejected before anything is encoded. `watch` receives every event
+    /// and cancels the work by breaking, for clients that have disconnected.
     pub fn answer(
         &self,
         session: &mut AnySession,
@@ -317,6 +359,7 @@ impl Prepared {
             max_tokens: wanted.min(limits.max_tokens),
             ignore_eos: self.question.ignore_eos,
             sampling: self.sampling.clone(),
+            stop: self.question.stop.strings(),
             parse_special: limits.parse_special,
             timing: true,
             ..Request::new(&self.messages)
@@ -352,7 +395,7 @@ fn is_id(id: &Value) -> bool {
     }
 }
 
-/// The id of a request that is no question.
+/// Returns the id of an invalid request.
 fn id_of(line: &[u8]) -> Value {
     #[derive(Deserialize)]
     struct Identified {
@@ -366,25 +409,25 @@ fn id_of(line: &[u8]) -> Value {
 }
 
 fn sampling(question: &Question, limits: &Limits) -> Result<Sampling, RequestError> {
-    let temperature = question.temperature;
-    if !(temperature >= 0.0 && temperature.is_finite()) {
-        return Err(RequestError::Temperature(temperature));
+    let stop = question.stop.strings();
+    let longest = stop.iter().map(String::len).max().unwrap_or(0);
+    if stop.len() > MAX_STOP || longest > MAX_STOP_BYTES {
+        let count = stop.len();
+        return Err(RequestError::Stop { count, longest });
     }
-    let top_p = question.top_p.unwrap_or(1.0);
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        return Err(RequestError::TopP(top_p));
-    }
-    if let Some(penalty) = question.repetition_penalty.filter(|&p| !is_penalty(p)) {
-        return Err(RequestError::RepetitionPenalty(penalty));
-    }
-    Ok(Sampling {
+    let sampling = Sampling {
         temperature: question.temperature,
         top_k: question.top_k,
-        top_p,
+        top_p: question.top_p.unwrap_or(1.0),
+        min_p: question.min_p,
         seed: question.seed,
         repetition_penalty: question.repetition_penalty.or(limits.repetition_penalty),
+        presence_penalty: question.presence_penalty,
+        frequency_penalty: question.frequency_penalty,
         ignore_generation_config: limits.ignore_generation_config,
-    })
+    };
+    sampling.check()?;
+    Ok(sampling)
 }
 
 fn media(question: &Question, limits: &Limits) -> Result<Vec<Media>, RequestError> {
@@ -453,7 +496,7 @@ fn inline_bytes(text: &str, index: usize) -> Result<Vec<u8>, RequestError> {
         .map_err(|source| RequestError::Base64 { index, source })
 }
 
-/// Instructions, and a turn that shows the media before it asks.
+/// Builds the system message and a user turn with the media before the question.
 fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> {
     let system = question.system.clone();
     let system = system.map(|text| Message::text(Role::System, text));
@@ -533,7 +576,7 @@ mod tests {
         };
         assert_eq!(*id, 7);
         assert!(
-            error.starts_with("the request cannot be read: unknown field"),
+            error.starts_with("invalid request: unknown field"),
             "{error}"
         );
         assert!(

@@ -36,12 +36,7 @@ impl StopFilter {
             return String::new();
         }
         self.held.push_str(text);
-        let first = self
-            .stop
-            .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
-            .min();
-        if let Some(at) = first {
+        if let Some(at) = first(&self.stop, &self.held) {
             self.stopped = true;
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
@@ -55,6 +50,16 @@ impl StopFilter {
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
+}
+
+/// Start of the first stop string in `text`. Of several that overlap, the first is the one that ends
+/// first, as it is complete first when text comes in pieces; of those, the longest.
+fn first(stop: &[String], text: &str) -> Option<usize> {
+    let found = stop.iter().filter_map(|stop| {
+        let start = text.find(stop.as_str())?;
+        Some((start + stop.len(), start))
+    });
+    found.min().map(|(_, start)| start)
 }
 
 /// Length of the longest end of `text` that is a beginning of `stop` but not all of it.
@@ -94,6 +99,14 @@ mod tests {
     }
 
     #[test]
+    fn of_overlapping_stop_strings_the_first_complete_one_counts() {
+        for pieces in [&["ébé"][..], &["é", "b", "é"]] {
+            let (out, stopped) = filter(&["ébé", "b"], pieces);
+            assert_eq!((out.concat().as_str(), stopped), ("é", true));
+        }
+    }
+
+    #[test]
     fn the_first_of_several_ends_the_text() {
         let (out, _) = filter(&["c", "b"], &["abcd"]);
         assert_eq!(out[0], "a");
@@ -107,7 +120,7 @@ mod tests {
         /// Pieces of any size give the text up to the first stop string.
         #[test]
         fn pieces_do_not_matter(text in "[abé]{0,20}", stop in prop::collection::vec("[abé]{1,4}", 0..3), size in 1usize..5) {
-            let expected = stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
+            let expected = first(&stop, &text);
             let mut filter = StopFilter::new(&stop);
             let chars: Vec<char> = text.chars().collect();
             let pieces = chars.chunks(size).map(|piece| piece.iter().collect::<String>());

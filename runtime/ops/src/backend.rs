@@ -7,7 +7,7 @@ use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
 
-/// Columns from `column` on of a `[tokens, width]` tensor, such as a part of a fused projection.
+/// Columns of a `[tokens, width]` tensor from `column` on, such as a part of a fused projection.
 pub struct Part<'a, B: Backend> {
     /// The tensor.
     pub tensor: &'a FloatTensor<B>,
@@ -42,7 +42,7 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// Bytes of keys and values.
+    /// Returns the bytes of keys and values.
     pub fn bytes(&self) -> usize {
         let elements = self.layers * self.kv_heads * self.head_dim * self.capacity;
         2 * if self.quantized { 2 } else { 4 } * elements
@@ -65,7 +65,7 @@ impl std::fmt::Display for MemoryFailure {
         let bytes = |n: Option<u64>| n.map_or("an unknown number of".to_owned(), |n| n.to_string());
         write!(
             f,
-            "{} bytes were asked for, {} are held",
+            "{} bytes were requested, {} are held",
             bytes(self.asked),
             bytes(self.held)
         )?;
@@ -88,8 +88,8 @@ impl std::fmt::Display for CacheError {
 
 impl std::error::Error for CacheError {}
 
-/// Index of the largest score, the first one among equals; `None` if a score is NaN, the largest one
-/// is infinite, or there are no scores: then the model has overflowed.
+/// Returns the index of the largest score, the first one of equals. Returns `None` without scores,
+/// or if a score is NaN or the largest one is infinite, which means that the model has overflowed.
 pub fn slice_argmax(scores: &[f32]) -> Option<u32> {
     if scores.iter().any(|score| score.is_nan()) {
         return None;
@@ -101,23 +101,23 @@ pub fn slice_argmax(scores: &[f32]) -> Option<u32> {
         .map(|(id, _)| id)
 }
 
-/// Keys and values of past positions, in memory that is allocated once.
+/// Keys and values of past positions, in memory that is allocated in advance.
 pub trait KvStore {
-    /// Number of positions in use.
+    /// Returns the number of positions in use.
     fn len(&self) -> usize;
     /// Returns `true` if no position is in use.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Largest number of positions.
+    /// Returns the maximum number of positions.
     fn capacity(&self) -> usize;
-    /// Allocated bytes.
+    /// Returns the allocated bytes.
     fn bytes(&self) -> usize;
     /// Increases the length by `tokens`, after these have been appended to every layer.
     fn advance(&mut self, tokens: usize);
     /// Shortens the cache to `len` positions. Does nothing if it has fewer.
     fn truncate(&mut self, len: usize);
-    /// Makes room for `capacity` positions and keeps those held.
+    /// Increases the capacity to `capacity` positions and keeps the contents.
     ///
     /// # Errors
     /// If there is not enough memory for the old and the new cache; the old one is then unchanged.
@@ -140,8 +140,8 @@ pub trait KernelBackend: Backend {
     /// Key-value cache on this device.
     type KvCache: KvStore + Send;
 
-    /// The first allocation for this thread that has failed since the previous call. Asynchronous
-    /// devices report failures only here; results computed since then are invalid.
+    /// Returns the first allocation of this thread that has failed since the previous call.
+    /// Asynchronous devices report failures only here; results computed since then are invalid.
     fn memory_failure(_device: &Self::Device) -> Option<MemoryFailure> {
         None
     }
@@ -192,8 +192,8 @@ pub trait KernelBackend: Backend {
         Self::float_select(table.clone(), 0, ids.into_primitive())
     }
 
-    /// Index of the largest score, as [`slice_argmax`]. A device with memory of its own transfers only
-    /// the index.
+    /// Returns the index of the largest score, as [`slice_argmax`]. A device with dedicated memory
+    /// transfers only the index.
     ///
     /// # Shapes
     /// - scores: `[1, vocabulary]`
@@ -206,14 +206,14 @@ pub trait KernelBackend: Backend {
         Ok(slice_argmax(data.as_slice().expect("scores are f32")))
     }
 
-    /// Root mean square norm of every row (Zhang & Sennrich 2019, eq. 4).
+    /// Applies root mean square normalization to every row (Zhang & Sennrich 2019, eq. 4).
     fn fused_rms_norm(
         x: &FloatTensor<Self>,
         gamma: &FloatTensor<Self>,
         eps: f32,
     ) -> FloatTensor<Self>;
 
-    /// Layer norm of every row (Ba et al. 2016).
+    /// Applies layer normalization to every row (Ba et al. 2016).
     fn fused_layer_norm(
         x: &FloatTensor<Self>,
         gamma: &FloatTensor<Self>,
@@ -221,12 +221,13 @@ pub trait KernelBackend: Backend {
         eps: f32,
     ) -> FloatTensor<Self>;
 
-    /// `activation(gate) * up` for rows `gate | up`: `[tokens, 2 width]` to `[tokens, width]`.
+    /// Computes `activation(gate) * up` for rows `gate | up`: `[tokens, 2 width]` to `[tokens,
+    /// width]`.
     fn gated(gate_up: &FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 
     /// Computes the feed-forward network of a layer: `down(activation(up(x))) + residual`, or, if
     /// `gated`, `down(activation(gate(x)) * up(x)) + residual`, in which case the rows of `up` are
-    /// `gate | up`. A device may represent the hidden activations in its own way.
+    /// `gate | up`. A device may choose the representation of hidden activations.
     ///
     /// # Shapes
     /// - x: `[tokens, up.cols]`, residual and result: `[tokens, down.rows]`
@@ -264,7 +265,7 @@ pub trait KernelBackend: Backend {
         sin: &FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Softmax attention without a matrix of scores in memory (Dao et al. 2022, algorithm 1).
+    /// Computes softmax attention without storing the score matrix (Dao et al. 2022, algorithm 1).
     ///
     /// # Shapes
     /// - q: `[q_len, ≥ heads * head_dim]`, k and v: `[kv_len, ≥ kv_heads * head_dim]`,
@@ -279,8 +280,9 @@ pub trait KernelBackend: Backend {
         scale: f32,
     ) -> FloatTensor<Self>;
 
-    /// As [`fused_attention`](Self::fused_attention), among the tokens of an encoder with weights of at
-    /// most 8 bits. A device may then also round queries, keys, values and attention weights to 8 bits.
+    /// Computes [`fused_attention`](Self::fused_attention) among the tokens of an encoder with
+    /// weights of at most 8 bits. A device may then also round queries, keys, values and attention
+    /// weights to 8 bits.
     ///
     /// # Shapes
     /// - as for `fused_attention`; mask: full or segments
@@ -319,8 +321,8 @@ pub trait KernelBackend: Backend {
         scale: f32,
     ) -> FloatTensor<Self>;
 
-    /// As [`cached_attention`](Self::cached_attention) without bias, with queries and keys first rotated
-    /// as by [`rope`](Self::rope).
+    /// Computes [`cached_attention`](Self::cached_attention) without bias, with queries and keys
+    /// first rotated as by [`rope`](Self::rope).
     ///
     /// # Shapes
     /// - qkv and result: as for `cached_attention`; cos and sin: `[tokens, rotary_dim / 2]`

@@ -16,7 +16,7 @@ fn tensor<B: KernelBackend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 2> 
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
-/// Columns from `column` on of a tensor, such as a part of a fused projection.
+/// Columns of a tensor from `column` on, such as a part of a fused projection.
 #[derive(Clone)]
 pub struct Columns<B: KernelBackend> {
     /// `[tokens, width]`
@@ -188,8 +188,8 @@ pub fn attention<B: KernelBackend>(
     })
 }
 
-/// Attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its weights
-/// are `quantized`, otherwise [`KernelBackend::fused_attention`].
+/// Computes attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its
+/// weights are `quantized`, otherwise [`KernelBackend::fused_attention`].
 pub fn encoder_attention<B: KernelBackend>(
     q: impl Into<Columns<B>>,
     k: impl Into<Columns<B>>,

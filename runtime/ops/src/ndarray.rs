@@ -18,7 +18,7 @@ use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Par
 
 type Cpu = NdArray<f32, i64, i8>;
 
-/// The elements of a float tensor; copied only if they are not contiguous.
+/// Returns the elements of a float tensor; copies only if they are not contiguous.
 fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
     let NdArrayTensor::F32(storage) = tensor else {
         panic!("activations are f32, found {:?}", tensor.dtype());
@@ -30,7 +30,7 @@ fn floats(tensor: &NdArrayTensor) -> Cow<'_, [f32]> {
     }
 }
 
-/// The bytes of a packed weight; copied only if they are not contiguous.
+/// Returns the bytes of a packed weight; copies only if they are not contiguous.
 fn bytes(tensor: &NdArrayTensor) -> Cow<'_, [u8]> {
     let NdArrayTensor::U8(storage) = tensor else {
         panic!("packed weights are u8, found {:?}", tensor.dtype());
@@ -70,7 +70,7 @@ fn update(tensor: NdArrayTensor, change: impl FnOnce(&mut [f32])) -> NdArrayTens
     }
 }
 
-/// Rows and columns of a matrix.
+/// Returns rows and columns of a matrix.
 fn size(tensor: &NdArrayTensor) -> [usize; 2] {
     let shape = tensor.shape();
     [shape[0], shape[1]]

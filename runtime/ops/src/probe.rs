@@ -44,7 +44,7 @@ pub fn capture<B: Backend, const D: usize>(name: &str, tensor: &Tensor<B, D>) {
     }
 }
 
-/// As [`capture`], for values outside of a tensor.
+/// Captures values outside of a tensor, as [`capture`] does.
 pub fn capture_values(name: &str, shape: &[usize], values: &[f32]) {
     PROBE.with_borrow_mut(|probe| {
         let Some(probe) = probe else { return };

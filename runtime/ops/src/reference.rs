@@ -26,7 +26,7 @@ pub fn activate<B: Backend, const D: usize>(
     }
 }
 
-/// `activation(x Wᵀ + bias) + residual` with a dense weight `[rows, cols]`.
+/// Computes `activation(x Wᵀ + bias) + residual` with a dense weight `[rows, cols]`.
 pub fn linear<B: Backend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 2>,
@@ -45,32 +45,32 @@ pub fn linear<B: Backend>(
     }
 }
 
-/// Root mean square norm of every row.
+/// Applies root mean square normalization to every row.
 pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, eps: f32) -> Tensor<B, 2> {
     let mean_square = x.clone().powi_scalar(2).mean_dim(1);
     x / (mean_square + eps).sqrt() * gamma.unsqueeze()
 }
 
-/// Layer norm of every row.
+/// Applies layer normalization to every row.
 pub fn layer_norm<B: Backend>(
     x: Tensor<B, 2>,
     gamma: Tensor<B, 1>,
     beta: Tensor<B, 1>,
     eps: f32,
 ) -> Tensor<B, 2> {
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = centred.clone().powi_scalar(2).mean_dim(1);
-    centred / (variance + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
+    let centered = x.clone() - x.mean_dim(1);
+    let variance = centered.clone().powi_scalar(2).mean_dim(1);
+    centered / (variance + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
 }
 
-/// `activation(gate) * up` for rows `gate | up`.
+/// Computes `activation(gate) * up` for rows `gate | up`.
 pub fn gated<B: Backend>(gate_up: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
     let width = gate_up.dims()[1] / 2;
     let gate = gate_up.clone().narrow(1, 0, width);
     activate(gate, activation) * gate_up.narrow(1, width, width)
 }
 
-/// Rotate-half rotary embedding of `[tokens, heads * head_dim]`.
+/// Applies rotate-half rotary embeddings to `[tokens, heads * head_dim]`.
 pub fn rope<B: Backend>(
     x: Tensor<B, 2>,
     heads: usize,
@@ -106,7 +106,7 @@ fn visible(mask: &Mask<'_>, i: usize, j: usize, q_len: usize, kv_len: usize) -> 
     }
 }
 
-/// Softmax attention with the whole score matrix in memory.
+/// Computes softmax attention with the whole score matrix in memory.
 pub fn attention<B: Backend>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,

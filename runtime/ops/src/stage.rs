@@ -187,7 +187,7 @@ pub fn module(name: &'static str) -> Guard {
     })
 }
 
-/// Extends the path of the modules inside it, without a measurement of its own.
+/// Extends the path of the modules inside it, without measuring anything itself.
 pub fn scope(path: Arguments<'_>) -> Guard {
     if !recording() {
         return Guard(None);

@@ -1,4 +1,4 @@
-//! One file that is a program with a record inside.
+//! Bundles: a program and a record in one file.
 //!
 //! ```text
 //! the program                    as it was built
@@ -15,8 +15,8 @@
 //!     48  u64 zero
 //!     56  u64 xxh3 of the 56 bytes before
 //! ```
-//! An executable's loader ignores what follows the program, so the file runs as it is. Tools that
-//! rewrite executables (`strip`, `upx`) throw the record away.
+//! The loader of an executable ignores data after the program, so the file can be run. Tools that
+//! rewrite executables (`strip`, `upx`) remove the record.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -35,7 +35,7 @@ const TRAILER: u64 = 64;
 /// The first bytes of a burnpack file.
 const RECORD_MAGIC: [u8; 4] = 0x4255_524E_u32.to_le_bytes();
 
-/// Where the record lies in a bundle.
+/// Position of the record in a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Bytes of the program.
@@ -48,18 +48,19 @@ pub struct Place {
     pub hash: u64,
 }
 
-/// Why a bundle cannot be read or written.
+/// The error returned when a bundle cannot be read or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BundleError {
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The bundle contradicts itself or has lost its end.
+    /// The trailer is inconsistent or the bundle is truncated.
     #[error("the bundle is damaged or truncated: {0}; copy it again")]
     Damaged(String),
     /// The bundle cannot be written.
@@ -92,7 +93,7 @@ impl Place {
         };
         if xxh3_64(&bytes[..56]) != word(56) {
             return Err(BundleError::Damaged(
-                "its last 64 bytes differ from their checksum".to_owned(),
+                "the checksum of its last 64 bytes is wrong".to_owned(),
             ));
         }
         let version = word(8) as u32;
@@ -114,7 +115,7 @@ impl Place {
             || place.program > place.offset
         {
             return Err(BundleError::Damaged(format!(
-                "it has {file_len} bytes, and says that a record of {} bytes begins at {}",
+                "it is {file_len} bytes long, but its trailer describes a record of {} bytes at {}",
                 place.length, place.offset
             )));
         }
@@ -122,12 +123,12 @@ impl Place {
     }
 }
 
-/// Finds the record in a file; `None` if the file is no bundle.
+/// Locates the record in a file; `None` if the file is not a bundle.
 ///
-/// The record itself is not read: compare [`Place::hash`] with what is mapped.
+/// The record is not read: compare [`Place::hash`] with the mapped data.
 ///
 /// # Errors
-/// If the file cannot be read, or is a bundle that was cut off or changed.
+/// If the file cannot be read, or is a truncated or modified bundle.
 pub fn locate(file: &mut File) -> Result<Option<Place>, BundleError> {
     let io = |source| BundleError::Io {
         path: PathBuf::from("the bundle"),
@@ -152,11 +153,11 @@ pub fn locate(file: &mut File) -> Result<Option<Place>, BundleError> {
     }
 }
 
-/// Whether a record begins at the next place after the program where one can.
+/// Returns `true` if a record starts at the first aligned position after the program.
 fn follows_record(file: &mut File, program: u64, file_len: u64) -> io::Result<bool> {
     let offset = program.next_multiple_of(ALIGNMENT);
     if file_len < offset + RECORD_MAGIC.len() as u64 {
-        // Cut off within the padding, if it is that: at most 64 KiB of zeros.
+        // Truncated within the padding, which is at most 64 KiB of zeros.
         let mut rest = vec![0; (file_len - program) as usize];
         read_at(file, program, &mut rest)?;
         return Ok(rest.len() >= 16 && rest.iter().all(|&byte| byte == 0));
@@ -166,8 +167,8 @@ fn follows_record(file: &mut File, program: u64, file_len: u64) -> io::Result<bo
     Ok(magic == RECORD_MAGIC)
 }
 
-/// Length of a 64-bit little-endian ELF program: its section headers are its end. `None` for
-/// other files.
+/// Returns the length of a 64-bit little-endian ELF program, which ends with its section headers.
+/// Returns `None` for other files.
 fn elf_len(file: &mut File, file_len: u64) -> io::Result<Option<u64>> {
     let mut header = [0; 64];
     if file_len < 64 {
@@ -299,7 +300,7 @@ mod tests {
         }
     }
 
-    /// An ELF header whose section headers end the file.
+    /// Returns an ELF header whose section headers end the file.
     fn elf(len: usize) -> Vec<u8> {
         let mut bytes = vec![1; len];
         bytes[..6].copy_from_slice(&[0x7F, b'E', b'L', b'F', 2, 1]);

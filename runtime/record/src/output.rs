@@ -1,10 +1,9 @@
-//! Output files that are complete or not there at all.
+//! Output files that are either complete or absent.
 //!
-//! An [`Output`] is written to an unfinished file beside its place, `.NAME.part`, and renamed in
-//! the end, so that a failure leaves the old file as it was. Creating it before the work whose
-//! result it is to hold finds a wrong path in time. The unfinished file is locked while its program
-//! runs, so that a second one does not write to it; one that a killed program left behind is found
-//! and used again.
+//! An [`Output`] is written to a temporary file in the same folder, `.NAME.part`, and renamed at
+//! the end, so that a failure leaves an existing file unchanged. Creating the output before long
+//! work detects a wrong path early. The temporary file is locked while its program runs, so that a
+//! second program does not write to it; one left behind by a killed program is reused.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -13,18 +12,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use same_file::Handle;
 
-/// Why a file cannot be written.
+/// The error returned when a file cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OutputError {
-    /// The path leads to something that is not replaced by a file.
+    /// The path leads to something other than a regular file.
     #[error("cannot write {}: {found}; expected the name of a file", path.display())]
     NotAFile {
         /// The path as given.
         path: PathBuf,
-        /// What is there.
+        /// A description of what was found.
         found: &'static str,
     },
-    /// The folder of the file does not exist.
+    /// The parent folder does not exist.
     #[error("cannot write {}: there is no folder {}; create it first", path.display(), folder.display())]
     NoFolder {
         /// The path as given.
@@ -33,7 +33,7 @@ pub enum OutputError {
         folder: PathBuf,
     },
     /// The file exists.
-    #[error("{} exists; use --force to overwrite it", path.display())]
+    #[error("{} exists; choose another name or allow it to be overwritten", path.display())]
     Exists {
         /// The path as given.
         path: PathBuf,
@@ -43,36 +43,36 @@ pub enum OutputError {
     Busy {
         /// The path as given.
         path: PathBuf,
-        /// The other program's unfinished file.
+        /// The temporary file of the other program.
         part: PathBuf,
     },
-    /// The file is one that is read, or another output of the same run.
+    /// The file is an input or another output of the same command.
     #[error("cannot write {}: it is {role} of the same command; choose another name", path.display())]
     InUse {
         /// The path as given.
         path: PathBuf,
-        /// What else it is.
+        /// Its other role.
         role: String,
     },
-    /// The system refuses.
+    /// The operating system reports an error.
     #[error("cannot write {}: {source}", path.display())]
     Io {
         /// The path as given.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// Unfinished files of this process.
+/// Temporary files of this process.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the unfinished files of this process and returns those that could not be removed. No
-/// output is finished any more while the guard lives: for a program that ends at once.
+/// Removes the temporary files of this process and returns those that could not be removed. While
+/// the guard lives, no output is finished; the program is expected to exit.
 pub fn abandon_all() -> (Vec<PathBuf>, impl Sized) {
     let files = unfinished();
     let left = files
@@ -83,24 +83,24 @@ pub fn abandon_all() -> (Vec<PathBuf>, impl Sized) {
     (left, files)
 }
 
-/// A file that is being written. Dropped before [`Self::finish`], it leaves nothing behind.
+/// A file that is being written. If dropped before [`Self::finish`], it is removed.
 #[derive(Debug)]
 pub struct Output {
-    /// As given.
+    /// The path as given.
     path: PathBuf,
-    /// Where the file will be: symbolic links followed.
+    /// The path after following symbolic links.
     place: PathBuf,
     part: PathBuf,
-    /// Holds the lock.
+    /// Open temporary file, which holds the lock.
     file: File,
 }
 
 impl Output {
-    /// Checks that `path` can be written and reserves it; `overwrite` allows it to exist.
+    /// Checks that `path` can be written and reserves it. With `overwrite` it may exist.
     ///
     /// # Errors
-    /// If `path` is no place for a file, exists, is being written by another process, or the folder
-    /// cannot be written to.
+    /// If no file can be created at `path`, it exists, another process is writing it, or the folder
+    /// is not writable.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, OutputError> {
         let place = place(path)?;
         if !overwrite && place.exists() {
@@ -112,7 +112,8 @@ impl Output {
         name.push(place.file_name().unwrap_or_default());
         name.push(".part");
         let part = place.with_file_name(name);
-        // Under one lock, so that a signal finds the file in the list or not made at all.
+        // Creation and registration happen under one lock, so that a signal handler sees both or
+        // neither.
         let mut unfinished = unfinished();
         let file = reserve(path, &part)?;
         unfinished.push(part.clone());
@@ -125,22 +126,22 @@ impl Output {
         })
     }
 
-    /// The path as given.
+    /// Returns the path as given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The unfinished file, open for reading and writing.
+    /// Returns the temporary file, open for reading and writing.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
     }
 
-    /// The path of the unfinished file.
+    /// Returns the path of the temporary file.
     pub fn part(&self) -> &Path {
         &self.part
     }
 
-    /// As [`Self::create`], for a file that may exist, and that is none of `inputs`.
+    /// Creates an output that may exist and that is none of `inputs`.
     ///
     /// # Errors
     /// As [`Self::create`] and [`Self::check_inputs`].
@@ -153,10 +154,10 @@ impl Output {
         Ok(output)
     }
 
-    /// Refuses a file that is also one of the inputs.
+    /// Rejects an output that is also one of the inputs.
     ///
     /// # Errors
-    /// If it is.
+    /// If it is an input.
     pub fn check_inputs<'a>(
         &self,
         mut inputs: impl Iterator<Item = &'a Path>,
@@ -170,12 +171,12 @@ impl Output {
         }
     }
 
-    /// Whether `path` leads to the same file as this output, which may not exist yet.
+    /// Returns `true` if `path` leads to the same file as this output, which may not exist yet.
     pub fn is(&self, path: &Path) -> bool {
         place(path).is_ok_and(|place| place == self.place)
     }
 
-    /// The error for an output that is something else, too.
+    /// Returns the error for an output that has another role in the command.
     pub fn in_use(&self, role: &str) -> OutputError {
         OutputError::InUse {
             path: self.path.clone(),
@@ -183,20 +184,20 @@ impl Output {
         }
     }
 
-    /// Writes `bytes` as the whole content and finishes the file.
+    /// Writes `bytes` as the complete content and finishes the file.
     ///
     /// # Errors
-    /// If the system refuses; the old file is then unchanged.
+    /// If the system reports an error; an existing file is then unchanged.
     pub fn finish_with(mut self, bytes: &[u8]) -> Result<(), OutputError> {
         use io::Write;
         self.file.write_all(bytes).map_err(|error| self.io(error))?;
         self.finish().map(|_| ())
     }
 
-    /// Puts the content onto the disk and the file in its place. Returns its size in bytes.
+    /// Flushes the content to disk and renames the file. Returns its size in bytes.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system reports an error.
     pub fn finish(self) -> Result<u64, OutputError> {
         self.file.sync_all().map_err(|error| self.io(error))?;
         let mut unfinished = unfinished();
@@ -207,7 +208,7 @@ impl Output {
         Ok(metadata.len())
     }
 
-    /// The error for a failed operation on this file.
+    /// Returns the error for a failed operation on this file.
     pub fn io(&self, source: io::Error) -> OutputError {
         OutputError::Io {
             path: self.path.clone(),
@@ -216,7 +217,7 @@ impl Output {
     }
 }
 
-/// Use [`BufWriter`](io::BufWriter) for many small writes.
+/// Unbuffered; use [`BufWriter`](io::BufWriter) for many small writes.
 impl io::Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
@@ -232,8 +233,8 @@ impl Drop for Output {
         let mut unfinished = unfinished();
         let count = unfinished.len();
         unfinished.retain(|part| *part != self.part);
-        // Removed under the lock of the file: no other process uses it yet. A finished file is not
-        // in the list.
+        // Removed while the file is locked, so that no other process has reused it. A finished file
+        // is not in the list.
         if unfinished.len() < count
             && let Err(error) = std::fs::remove_file(&self.part)
         {
@@ -242,8 +243,8 @@ impl Drop for Output {
     }
 }
 
-/// Where a file named `path` will be: in an existing folder, under a name that is free or belongs
-/// to a regular file.
+/// Resolves `path` to its final location: in an existing folder, under a name that is free or
+/// belongs to a regular file.
 fn place(path: &Path) -> Result<PathBuf, OutputError> {
     let io = |source| OutputError::Io {
         path: path.to_owned(),
@@ -261,11 +262,11 @@ fn place(path: &Path) -> Result<PathBuf, OutputError> {
         Ok(metadata) if !metadata.is_file() => {
             return Err(not_a_file("it is a device, pipe or socket"));
         }
-        // Not the link is replaced but the file that it leads to.
+        // The target of a link is replaced, not the link.
         Ok(_) if is_link => return path.canonicalize().map_err(io),
         Ok(_) => {}
         Err(_) if is_link => {
-            return Err(not_a_file("it is a symbolic link that leads nowhere"));
+            return Err(not_a_file("it is a broken symbolic link"));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io(error)),
@@ -288,7 +289,7 @@ fn place(path: &Path) -> Result<PathBuf, OutputError> {
     }
 }
 
-/// Creates and locks the unfinished file, or takes over one that was left behind.
+/// Creates and locks the temporary file, or reuses one that was left behind.
 fn reserve(path: &Path, part: &Path) -> Result<File, OutputError> {
     let io = |source| OutputError::Io {
         path: path.to_owned(),
@@ -297,7 +298,7 @@ fn reserve(path: &Path, part: &Path) -> Result<File, OutputError> {
     loop {
         if part.symlink_metadata().is_ok_and(|found| !found.is_file()) {
             return Err(io(io::Error::other(format!(
-                "{} is in the way",
+                "{} is not a regular file",
                 part.display()
             ))));
         }
@@ -317,18 +318,18 @@ fn reserve(path: &Path, part: &Path) -> Result<File, OutputError> {
                     part: part.to_owned(),
                 });
             }
-            // Some network file systems have no locks.
+            // Some network file systems do not support locks.
             Err(TryLockError::Error(error)) => {
                 log::debug!("{} cannot be locked: {error}", part.display());
             }
         }
-        // Before the lock was taken, its holder may have finished or removed the file.
+        // The previous holder of the lock may have finished or removed the file.
         let same = file.try_clone().and_then(Handle::from_file).map_err(io)?;
         if !Handle::from_path(part).is_ok_and(|current| current == same) {
             continue;
         }
         if left_behind {
-            log::info!("{} was left behind; using it again", part.display());
+            log::info!("{} was left behind; reusing it", part.display());
         }
         file.set_len(0).map_err(io)?;
         return Ok(file);
@@ -393,7 +394,7 @@ mod tests {
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         symlink("target", &link).unwrap();
         let error = Output::create(&link, true).unwrap_err().to_string();
-        assert!(error.contains("leads nowhere"), "{error}");
+        assert!(error.contains("broken symbolic link"), "{error}");
         std::fs::write(&target, "old").unwrap();
         let mut output = Output::create(&link, true).unwrap();
         output.write_all(b"new").unwrap();

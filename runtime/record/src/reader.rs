@@ -15,6 +15,7 @@ use burn::tensor::{AllocationProperty, DType};
 use burn_store::BurnpackStore;
 use bytes::Bytes;
 use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::weights::WeightSpec;
 use edge_lmm_ops::{KernelBackend, stage};
 use serde::Deserialize;
@@ -355,9 +356,10 @@ impl Record {
     /// If the configuration makes no model, or a weight is missing or of another shape.
     pub fn skeleton<B: KernelBackend>(
         &self,
+        registry: &Registry<B>,
         device: &B::Device,
     ) -> Result<Skeleton<B>, RecordError> {
-        let (model, specs) = self.info.skeleton::<B>(device)?;
+        let (model, specs) = self.info.skeleton(registry, device)?;
         self.check_weights(&specs)?;
         Ok((model, specs))
     }

@@ -1,7 +1,7 @@
 //! A model without its weights.
 
 use edge_lmm_models::ModelError;
-use edge_lmm_models::families;
+use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::{BuiltModel, ModelFiles};
 use edge_lmm_models::weights::{WeightSpec, Weights};
 use edge_lmm_ops::{Format, KernelBackend};
@@ -11,17 +11,18 @@ use crate::schema::RecordInfo;
 /// A model whose weights are declared but not filled, and the declarations in their order.
 pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
 
-/// Builds the model that `files` describe; `format` chooses the format of each packed weight.
+/// Builds the model of a registered family that `files` describe; `format` chooses the format of each packed weight.
 ///
 /// # Errors
 /// If the configuration describes no model, or `format` fails.
 pub fn skeleton<B: KernelBackend>(
+    registry: &Registry<B>,
     files: &ModelFiles,
     device: &B::Device,
     format: impl Fn(&WeightSpec) -> Result<Format, ModelError>,
 ) -> Result<Skeleton<B>, ModelError> {
     let weights = Weights::<B>::new(device.clone(), format);
-    let model = families::build(files, &weights)?;
+    let model = registry.build(files, &weights)?;
     Ok((model, weights.into_specs()))
 }
 
@@ -32,9 +33,10 @@ impl RecordInfo {
     /// If the configuration describes no model, or a weight has no format.
     pub fn skeleton<B: KernelBackend>(
         &self,
+        registry: &Registry<B>,
         device: &B::Device,
     ) -> Result<Skeleton<B>, ModelError> {
-        skeleton(&self.files, device, |spec| {
+        skeleton(registry, &self.files, device, |spec| {
             let format = self.formats.get(&spec.name);
             format
                 .map(|format| format.0)

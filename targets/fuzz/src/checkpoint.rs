@@ -1,4 +1,4 @@
-//! Checkpoints as the converter reads them.
+//! Fuzz targets for checkpoints read by the converter.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ mod source_support;
 
 use source_support::GgufBuilder;
 
-/// The checked pass over a GGUF header.
+/// Parsing of a GGUF header.
 pub const GGUF_HEADER: Target = Target {
     name: "gguf_header",
     form: Form::Words(GGUF_WORDS),
@@ -41,7 +41,7 @@ pub const GGUF_HEADER: Target = Target {
     },
 };
 
-/// A whole GGUF file as a language model: header, names, configuration, tokenizer, values.
+/// A complete GGUF file as a language model: header, names, configuration, tokenizer, values.
 pub const GGUF_MODEL: Target = Target {
     name: "gguf_model",
     form: Form::Words(GGUF_WORDS),
@@ -100,7 +100,7 @@ fn gguf_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// A weight file between sound JSON files.
+/// A weight file among valid JSON files.
 pub const SAFETENSORS: Target = Target {
     name: "safetensors",
     form: Form::Words(&[
@@ -146,8 +146,7 @@ fn safetensors() -> Vec<u8> {
     [&len[..], &header, &[60; 40]].concat()
 }
 
-/// The JSON files of a checkpoint, by name, beside sound weights; the plan for a record is made of
-/// them as far as possible.
+/// The JSON files of a checkpoint by name, with valid weights, read and planned as far as possible.
 pub const CHECKPOINT_FILES: Target = Target {
     name: "checkpoint_files",
     form: Form::Json(&[b"null", b"\"", b"processor_config.json", b"chat_template"]),
@@ -188,7 +187,7 @@ pub const CHECKPOINT_FILES: Target = Target {
     },
 };
 
-/// Files of a checkpoint beside its weights.
+/// Files of a checkpoint other than weights.
 const FILES: [&str; 10] = [
     "config.json",
     "generation_config.json",
@@ -202,7 +201,7 @@ const FILES: [&str; 10] = [
     "chat_template.jinja",
 ];
 
-/// The small files of a folder.
+/// Reads the small files of a folder.
 fn layout(folder: &str) -> Value {
     let file = |name: &&str| {
         let text = std::fs::read_to_string(data::path(folder).join(name)).ok()?;
@@ -212,7 +211,7 @@ fn layout(folder: &str) -> Value {
     FILES.iter().filter_map(file).collect()
 }
 
-/// The tokenizer made from a GGUF vocabulary: an error, or one that works.
+/// The tokenizer built from a GGUF vocabulary: an error, or a working tokenizer.
 pub const GGUF_VOCABULARY: Target = Target {
     name: "gguf_vocabulary",
     form: Form::Words(&[b"<s>", b"\xe2\x96\x81", b"<0x0A>", b"\xc4\xa0", b" "]),
@@ -249,7 +248,7 @@ struct Vocabulary {
     sentencepiece: bool,
     pre: u8,
     tokens: Vec<(String, i8, f32)>,
-    /// Tokens by number, so that many merges are sound, and a few that are any text.
+    /// Tokens by index, so that many merges are valid, and a few arbitrary texts.
     merges: Vec<(u8, u8)>,
     odd_merges: Vec<String>,
     bos: Option<u8>,
@@ -305,7 +304,7 @@ impl Vocabulary {
     }
 }
 
-/// Opens a checkpoint, reads every row of every tensor, a few at a time, and plans a record.
+/// Opens a checkpoint, reads every tensor a few rows at a time, and plans a record.
 fn read(path: &Path) {
     let checkpoint = match Checkpoint::open(path, None) {
         Ok(checkpoint) => checkpoint,
@@ -330,7 +329,7 @@ fn read(path: &Path) {
     }
 }
 
-/// A folder for one run's files, in memory where the system has one.
+/// Creates a temporary folder for a run, in memory if the system has /dev/shm.
 fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())

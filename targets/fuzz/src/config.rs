@@ -1,4 +1,4 @@
-//! The configuration files of a model, as a record holds them.
+//! Fuzz targets for the configuration files of a model, as stored in a record.
 
 use edge_lmm::Cpu;
 use edge_lmm::generation::{GenerationConfig, Run};
@@ -42,7 +42,7 @@ fn seeds() -> Vec<Vec<u8>> {
     CHECKPOINTS.iter().map(files).collect()
 }
 
-/// From configurations to a model without weights and to the inputs of its encoder.
+/// Configurations, a model without weights, and the inputs of its encoder.
 pub const MODEL_CONFIG: Target = Target {
     name: "model_config",
     form: Form::Json(&[b"null", b"text_config", b"rope_scaling", b"model_type"]),
@@ -84,7 +84,7 @@ fn check_medium(medium: &MediaInput) {
     assert!(medium.tokens() > 0);
 }
 
-/// The settings of generation, applied to a few logits.
+/// Generation settings, applied to a few logits.
 pub const GENERATION_CONFIG: Target = Target {
     name: "generation_config",
     form: Form::Json(&[b"null", b"[]", b"[[1, 2]]", b"1e39"]),

@@ -1,20 +1,20 @@
-//! Test data of the other crates, which the seeds are made of.
+//! Test data of the other crates, used as seeds.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// A path from the root of the repository.
+/// Returns a path relative to the repository root.
 pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .join(name)
 }
 
-/// The content of a JSON file; null if there is none.
+/// Reads a JSON file; null if it does not exist.
 ///
 /// # Panics
-/// If it is no JSON.
+/// If it is not JSON.
 pub fn json(name: &str) -> Value {
     match std::fs::read(path(name)) {
         Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{name}: {e}")),
@@ -22,8 +22,8 @@ pub fn json(name: &str) -> Value {
     }
 }
 
-/// Contents of the files of a folder of at most `max` bytes whose names end in one of `endings`,
-/// by name.
+/// Reads the files of a folder whose names end in one of `endings` and whose size is at most `max`
+/// bytes, sorted by name.
 ///
 /// # Panics
 /// If the folder cannot be read.

@@ -1,12 +1,13 @@
-//! What is promised of error messages.
+//! Requirements for error messages.
 
-/// Longest message of a reply: one that repeats its request would fill the connection.
+/// Maximum length of an error message in a reply: one that repeats its request could fill the
+/// connection.
 const MAX_LEN: usize = 9000;
 
-/// Checks that an error says something.
+/// Checks that an error has a message.
 ///
 /// # Panics
-/// If it does not.
+/// If it has none.
 pub fn check(error: &impl ToString) {
     assert!(
         !error.to_string().trim().is_empty(),

@@ -1,8 +1,8 @@
-//! Fuzz targets of everything that reads files or requests.
+//! Fuzz targets for everything that reads files or requests.
 //!
-//! A [`Target`] is a function that takes any bytes and checks that the parser keeps its promises,
-//! with inputs to begin with. `tests/mutations.rs` runs each target for some seconds with a stable
-//! compiler; the programs in `fuzz_targets` run them for as long as wanted with libFuzzer.
+//! A [`Target`] is a function that accepts any bytes and checks that the parser meets its
+//! requirements, with initial inputs. `tests/mutations.rs` runs each target for some seconds with a
+//! stable compiler; the programs in `fuzz_targets` run them with libFuzzer for any length of time.
 
 mod chat;
 mod checkpoint;
@@ -27,14 +27,14 @@ use mutate::Form;
 pub struct Target {
     /// Name of the program in `fuzz_targets`.
     pub name: &'static str,
-    /// What its input looks like.
+    /// Form of its input.
     pub form: Form,
-    /// Sound inputs, from which the others are made.
+    /// Valid inputs, from which others are derived.
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Reads an input.
+    /// Parses an input.
     ///
     /// # Panics
-    /// If the parser breaks a promise.
+    /// If the parser violates a requirement.
     pub run: fn(&[u8]),
 }
 
@@ -61,7 +61,7 @@ pub const TARGETS: &[Target] = &[
     checkpoint::SAFETENSORS,
 ];
 
-/// The target of that name.
+/// Returns the target with this name.
 ///
 /// # Panics
 /// If there is none.

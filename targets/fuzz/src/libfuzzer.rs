@@ -1,4 +1,4 @@
-//! Runs a target with libFuzzer.
+//! Runs of a target with libFuzzer.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::mutate::mutate;
 use crate::{Target, panics};
 
-/// The program of a target.
+/// Defines the program of a target.
 #[macro_export]
 macro_rules! fuzz_program {
     ($name:literal) => {
@@ -31,13 +31,12 @@ macro_rules! fuzz_program {
     };
 }
 
-/// Address space that a target may take beyond what the sanitizer reserves. The project takes it
-/// for all the memory there is, so that what it allows itself is found by the sanitizer if it is
-/// more.
+/// Address space of a target beyond what the sanitizer reserves. The project treats it as the
+/// memory of the machine, so the sanitizer detects allocations beyond it.
 const MEMORY: u64 = 1 << 30;
 
-/// Writes the seeds into the corpus, which libFuzzer reads next, limits the memory, and makes
-/// panics of the project's own code fatal.
+/// Writes the seeds into the corpus that libFuzzer reads next, limits the memory, and makes panics
+/// of the project's own code fatal.
 ///
 /// # Panics
 /// If the corpus cannot be written or the limit cannot be set.
@@ -67,8 +66,8 @@ fn limit_memory() {
     setrlimit(Resource::As, limit).expect("a limit of memory");
 }
 
-/// Changes an input of `size` bytes within `data`: half of the time as libFuzzer does, which knows
-/// what the parser compares with. Returns the new size.
+/// Mutates an input of `size` bytes within `data`, half of the time by libFuzzer's mutator, which
+/// knows the constants that the parser compares with. Returns the new size.
 pub fn change(target: &Target, data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
     if seed % 2 == 0 {
         return libfuzzer_sys::fuzzer_mutate(data, size, max);

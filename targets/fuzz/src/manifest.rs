@@ -1,4 +1,4 @@
-//! Question sets.
+//! Fuzz target for question sets.
 
 use edge_lmm::manifest::{Manifest, is_right};
 
@@ -6,7 +6,7 @@ use crate::memory_file::MemoryFile;
 use crate::mutate::Form;
 use crate::{Target, errors};
 
-/// `manifest.csv`
+/// Parsing of `manifest.csv`.
 pub const MANIFEST: Target = Target {
     name: "manifest",
     form: Form::Words(&[

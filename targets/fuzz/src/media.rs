@@ -1,4 +1,4 @@
-//! Images, videos and sounds.
+//! Fuzz targets for images, videos and audio.
 
 use edge_lmm::media::{FrameSelection, Video, decode_image, kind, load_audio, load_video};
 use edge_lmm_models::preprocess::RgbImage;
@@ -128,7 +128,7 @@ pub const Y4M: Target = Target {
     run: check_video,
 };
 
-/// WAV, AIFF, FLAC and MP3.
+/// Audio: WAV, AIFF, FLAC and MP3.
 pub const SOUND: Target = Target {
     name: "sound",
     form: Form::Words(&[
@@ -180,7 +180,7 @@ fn check_image(image: &RgbImage) {
     assert_eq!(image.pixels().len(), image.width() * image.height() * 3);
 }
 
-/// Reads all frames, and two of them, which must be among all.
+/// Reads all frames, and a selection of two, which must be among all.
 fn check_video(input: &[u8]) {
     let file = MemoryFile::new(input);
     if let Err(error) = kind(&file.path()) {

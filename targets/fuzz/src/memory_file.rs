@@ -1,4 +1,4 @@
-//! Files in memory, for parsers that take a path.
+//! Files in memory, for parsers that expect a path.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// A file without a place on a disk.
+/// A file without a location on disk.
 pub struct MemoryFile(File);
 
 impl MemoryFile {
-    /// A file with that content.
+    /// Creates a file with this content.
     ///
     /// # Panics
-    /// If the system cannot make it.
+    /// If the system cannot create it.
     pub fn new(content: &[u8]) -> Self {
         let file = memfd_create("edge-lmm-fuzz", MemfdFlags::CLOEXEC).expect("a file in memory");
         let mut file = File::from(file);
@@ -22,12 +22,12 @@ impl MemoryFile {
         Self(file)
     }
 
-    /// The open file, at its end.
+    /// Returns the open file, positioned at its end.
     pub fn file(&mut self) -> &mut File {
         &mut self.0
     }
 
-    /// A path under which this process can open it.
+    /// Returns a path under which this process can open the file.
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }

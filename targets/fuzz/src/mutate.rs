@@ -1,18 +1,18 @@
-//! Damages inputs: bytes, words of a language, or values within JSON.
+//! Mutation of inputs: bytes, words of a language, or values within JSON.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use serde_json::{Number, Value, json};
 
-/// Separates the parts of inputs that consist of several texts.
+/// Separator between the texts of an input.
 pub const SEPARATOR: u8 = 0;
 
-/// What an input looks like.
+/// Form of an input.
 #[derive(Debug, Clone, Copy)]
 pub enum Form {
-    /// Bytes, with words that mean something to the parser.
+    /// Bytes, with words that are significant to the parser.
     Words(&'static [&'static [u8]]),
-    /// Parts, the first of which is JSON; the words are for the others.
+    /// Parts, the first of which is JSON; the words apply to the others.
     Json(&'static [&'static [u8]]),
 }
 
@@ -24,13 +24,13 @@ impl Form {
     }
 }
 
-/// Parts of an input, at most `N`; those that it lacks are empty.
+/// Splits an input into at most `N` parts; missing ones are empty.
 pub fn parts<const N: usize>(input: &[u8]) -> [&[u8]; N] {
     let mut parts = input.splitn(N, |&byte| byte == SEPARATOR);
     std::array::from_fn(|_| parts.next().unwrap_or_default())
 }
 
-/// Changes `input` in one to four places; `other` is a further input of the same target.
+/// Mutates `input` in one to four places; `other` is another input of the same target.
 pub fn mutate(input: &[u8], other: &[u8], form: Form, rng: &mut impl Rng) -> Vec<u8> {
     let mut changed = input.to_vec();
     for _ in 0..rng.random_range(1..=4) {
@@ -69,7 +69,7 @@ const NUMBERS: [u64; 20] = [
 ];
 
 fn bytes(mut input: Vec<u8>, other: &[u8], form: Form, rng: &mut impl Rng) -> Vec<u8> {
-    // Headers come first, and decide most.
+    // Headers come first and have the most influence.
     let len = input.len();
     let near = if rng.random_bool(0.5) { 64 } else { len };
     let at = rng.random_range(0..=len.min(near));
@@ -112,7 +112,7 @@ fn bytes(mut input: Vec<u8>, other: &[u8], form: Form, rng: &mut impl Rng) -> Ve
     input
 }
 
-/// Changes a value in the JSON that begins the input; `None` if there is none.
+/// Mutates a value in the JSON at the start of the input; `None` if there is none.
 fn json_part(input: &[u8], other: &[u8], rng: &mut impl Rng) -> Option<Vec<u8>> {
     let [text, _] = parts(input);
     let mut json: Value = serde_json::from_slice(text).ok()?;
@@ -157,7 +157,7 @@ fn change(json: &mut Value, donor: &Value, rng: &mut impl Rng) {
     }
 }
 
-/// Values within a value, itself included.
+/// Counts the values within a value, including itself.
 fn count(json: &Value) -> usize {
     1 + match json {
         Value::Array(items) => items.iter().map(count).sum(),
@@ -166,7 +166,7 @@ fn count(json: &Value) -> usize {
     }
 }
 
-/// The value at a place in depth-first order.
+/// Returns the value at an index in depth-first order.
 fn nth<'a>(json: &'a mut Value, left: &mut usize) -> Option<&'a mut Value> {
     if *left == 0 {
         return Some(json);
@@ -179,7 +179,7 @@ fn nth<'a>(json: &'a mut Value, left: &mut usize) -> Option<&'a mut Value> {
     }
 }
 
-/// A number close to another one.
+/// Returns a number close to another one.
 fn near(number: &Number, rng: &mut impl Rng) -> Number {
     match (number.as_i64(), number.as_f64()) {
         (Some(integer), _) => Number::from(match rng.random_range(0..5) {
@@ -197,7 +197,7 @@ fn near(number: &Number, rng: &mut impl Rng) -> Number {
     }
 }
 
-/// A value of some type, or one from `donor`.
+/// Returns a value of a random type, or one from `donor`.
 fn any(donor: &Value, rng: &mut impl Rng) -> Value {
     match rng.random_range(0..12) {
         0 => Value::Null,

@@ -1,7 +1,7 @@
-//! Panics of the project's own code, which its guards would turn into errors.
+//! Detection of panics of the project's own code, which its guards would convert into errors.
 //!
-//! A decoder or tokenizer may panic on damaged input: the project catches that and reports an
-//! error. Its own code may not, so that panics are told apart by the file that they come from.
+//! A decoder or tokenizer may panic on damaged input: the project catches such panics and reports
+//! an error. Its own code must not panic, so panics are distinguished by their source file.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use edge_lmm_models::prompt::TextProcessor;
 static FOUND: Mutex<Option<String>> = Mutex::new(None);
 static WATCHING: AtomicBool = AtomicBool::new(false);
 
-/// Makes panics of the project's own code end the process.
+/// Makes panics of the project's own code abort the process.
 pub fn abort() {
     install(|message| {
         eprintln!("{message}");
@@ -21,7 +21,7 @@ pub fn abort() {
     });
 }
 
-/// Runs `work`, one at a time.
+/// Runs `work`; concurrent calls are serialized.
 ///
 /// # Errors
 /// The message of a panic of the project's own code, on any thread, or of one that `work` did not
@@ -48,11 +48,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Calls `found` for each panic of the project's own code; only the first call counts.
+/// Calls `found` for each panic of the project's own code; only the first call has an effect.
 fn install(found: fn(String)) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // The guards install their hooks when they are first used. This hook must come after them.
+        // The guards install their hooks on first use. This hook must come after them.
         let _ = decode_image(b"\x89PNG\r\n\x1a\n");
         let _ = TextProcessor::new("", None);
         let previous = panic::take_hook();
@@ -65,7 +65,7 @@ fn install(found: fn(String)) {
     });
 }
 
-/// Whether a source file is the project's: the paths of libraries are absolute.
+/// Returns `true` if a source file belongs to the project: paths of libraries are absolute.
 fn is_own(file: &str) -> bool {
     !file.starts_with('/')
 }

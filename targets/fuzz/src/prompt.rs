@@ -1,4 +1,4 @@
-//! Tokenizers, chat templates, and the prompts that they make.
+//! Fuzz targets for tokenizers, chat templates and prompts.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -82,7 +82,7 @@ fn check_ids(processor: &TextProcessor, ids: &[u32]) {
     }
 }
 
-/// A tokenizer of a kind with most other parts that there are.
+/// Builds a tokenizer of a kind that has most other components.
 fn small_tokenizer(kind: &str) -> Value {
     let token = |id: u32, content: &str, special: bool| {
         json!({
@@ -174,7 +174,7 @@ fn small_tokenizer(kind: &str) -> Value {
     })
 }
 
-/// Any template, and after separators instructions, a question, an answer and a further question.
+/// Any template, and after separators a system message, a question, an answer and another question.
 pub const CHAT_TEMPLATE: Target = Target {
     name: "chat_template",
     form: Form::Words(&[
@@ -317,8 +317,8 @@ pub const CHAT_TEMPLATE: Target = Target {
     },
 };
 
-/// What people say, in a conversation with a known template and tokenizer: control tokens must be
-/// exactly those that the template writes, and the words must come back.
+/// Messages of a conversation with a known template and tokenizer: control tokens must be exactly
+/// those of the template, and the text must survive.
 pub const CONTROL_TOKENS: Target = Target {
     name: "control_tokens",
     form: Form::Words(&[
@@ -377,7 +377,7 @@ pub const CONTROL_TOKENS: Target = Target {
     },
 };
 
-/// Every kind of tokenizer.
+/// Checkpoints with all kinds of tokenizers.
 const PROMPT_CHECKPOINTS: [&str; 8] = [
     "blip2-odd",
     "blip2-t5-odd",
@@ -392,20 +392,21 @@ const PROMPT_CHECKPOINTS: [&str; 8] = [
 /// Tokens at the end of a prompt that are streamed.
 const STREAMED: usize = 24;
 
-/// The text side of a checkpoint.
+/// Tokenizer and template of a checkpoint.
 struct Known {
     name: &'static str,
     tokenizer: Tokenizer,
     processor: TextProcessor,
     control: BTreeSet<u32>,
-    /// The control tokens of the template, the text being a word.
+    /// Control tokens of the template around a plain word.
     expected: Vec<u32>,
-    /// Whether a text is shown by itself, without changes by the template.
+    /// `true` if the template shows a single text unchanged.
     is_plain: bool,
 }
 
 impl Known {
-    /// Without a template, one is made that writes every control token around the text.
+    /// Creates the processor. Without a template, uses one that writes every control token around
+    /// the text.
     fn new(name: &'static str, template: Option<String>) -> Self {
         let json = data::json(&format!("models/tests/data/{name}/tokenizer.json"));
         let special: Vec<&Value> = json["added_tokens"]
@@ -423,7 +424,7 @@ impl Known {
             format!("{{% for m in messages %}}{all}\n{{{{ m.content }}}}{all} and {{% endfor %}}")
         });
         let tokenizer: Tokenizer = json.to_string().parse().expect("a tokenizer");
-        // Any text may contain what the tokenizer does not know.
+        // Any text may contain the unknown token.
         let unknown = tokenizer.encode("\u{10fffd}", false).expect("ids");
         let ids = special.iter().filter_map(|token| token["id"].as_u64());
         let control = ids
@@ -486,9 +487,9 @@ impl Known {
         }
     }
 
-    /// Whether the tokenizer gives a text back: one that it neither normalizes nor lacks tokens
-    /// for. SentencePiece writes blanks as U+2581; T5 and Phi-3 drop blanks next to a control
-    /// token.
+    /// Returns `true` if the tokenizer preserves a text: it does not normalize it and has tokens
+    /// for it. SentencePiece writes spaces as U+2581; T5 and Phi-3 drop spaces next to control
+    /// tokens.
     fn is_kept(&self, text: &str) -> bool {
         match self.name {
             "blip2-t5-odd" => false,
@@ -504,7 +505,7 @@ impl Known {
     }
 }
 
-/// The chat template of a checkpoint.
+/// Reads the chat template of a checkpoint.
 fn own_template(name: &str) -> Option<String> {
     let config = data::json(&format!("models/tests/data/{name}/tokenizer_config.json"));
     config["chat_template"].as_str().map(str::to_owned)
@@ -514,8 +515,8 @@ fn user(text: &str) -> Message {
     Message::text(Role::User, text)
 }
 
-/// Instructions, a question with an image, an answer and a question, those that are empty left out
-/// but for the first question.
+/// Builds a conversation: a system message, a question with an image, an answer and another
+/// question. Empty ones are omitted except for the first question.
 fn conversation(texts: &[impl AsRef<str>; 4]) -> Vec<Message> {
     let roles = [Role::System, Role::User, Role::Assistant, Role::User];
     let mut messages = Vec::new();
@@ -535,7 +536,7 @@ fn conversation(texts: &[impl AsRef<str>; 4]) -> Vec<Message> {
     messages
 }
 
-/// Texts as the parts of an input.
+/// Joins texts as the parts of an input.
 fn joined(texts: &[&str]) -> Vec<u8> {
     let texts: Vec<&[u8]> = texts.iter().map(|text| text.as_bytes()).collect();
     texts.join(&SEPARATOR)

@@ -1,5 +1,6 @@
-//! Records, and programs with a record inside.
+//! Fuzz targets for records and bundles.
 
+use edge_lmm_models::families::Registry;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
@@ -15,7 +16,7 @@ use crate::memory_file::MemoryFile;
 use crate::mutate::Form;
 use crate::{Target, data, errors};
 
-/// A record, also with the checksum of its header made right.
+/// A record, also with a corrected header checksum.
 pub const RECORD: Target = Target {
     name: "record",
     form: Form::Words(&[
@@ -71,12 +72,12 @@ fn check(bytes: &[u8]) {
             "{name} ends beyond the file"
         );
     }
-    if let Err(error) = record.skeleton::<Cpu>(&Default::default()) {
+    if let Err(error) = record.skeleton::<Cpu>(&Registry::default(), &Default::default()) {
         errors::check(&error);
     }
 }
 
-/// A record that has a weight or two, not those of its model.
+/// Builds a record that has one or two weights, not those of its model.
 fn record(files: &serde_json::Value) -> Vec<u8> {
     let text = |text: &str| Value::Text(text.to_owned());
     let map = |members: Vec<(&str, Value)>| {
@@ -126,7 +127,7 @@ fn record(files: &serde_json::Value) -> Vec<u8> {
     bytes
 }
 
-/// Makes the checksum of the header right; `None` if it has none.
+/// Corrects the checksum of the header; `None` if it has none.
 fn repair(bytes: &mut [u8]) -> Option<()> {
     let len = u32::from_le_bytes(*bytes.get(6..)?.first_chunk()?);
     let header = bytes.get(..PREAMBLE + len as usize)?;
@@ -148,7 +149,7 @@ fn repair(bytes: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// The end of a bundle, in front of which lie a program and a record.
+/// The trailer of a bundle, preceded by a program and a record.
 pub const BUNDLE: Target = Target {
     name: "bundle",
     form: Form::Words(&[b"EDGELMMB", b"\x7fELF\x02\x01", b"NRUB", b"\0\0\x01\0"]),
@@ -187,8 +188,7 @@ pub const BUNDLE: Target = Target {
 
 #[derive(Arbitrary, Debug)]
 struct Bundle {
-    /// Bits: whether there is a trailer, whether its checksum is right, whether its numbers are
-    /// those of the file.
+    /// Bits: the trailer exists, its checksum is correct, its numbers match the file.
     flags: u8,
     /// Length of the program with its padding, in units of the alignment.
     pages: u8,

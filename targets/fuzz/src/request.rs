@@ -1,4 +1,4 @@
-//! Requests of the server.
+//! Fuzz target for requests of the server.
 
 use edge_lmm::media::FrameSelection;
 use edge_lmm::serve::{Limits, Question, Reply};
@@ -67,7 +67,7 @@ pub const REQUEST: Target = Target {
     },
 };
 
-/// Checks that a reply is one short line of JSON with an error; returns its id.
+/// Checks that a reply is one short line of JSON with an error. Returns its id.
 fn check_reply(reply: &Reply) -> Value {
     let line = reply.line();
     let json: Value = serde_json::from_str(&line).expect("JSON");

@@ -1,4 +1,4 @@
-//! Runs every target on its seeds and on damaged copies of them, the same ones each time.
+//! Runs every target on its seeds and on mutations of them, with a fixed random seed.
 
 use edge_lmm_fuzz::mutate::mutate;
 use edge_lmm_fuzz::{TARGETS, Target, panics, target};
@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Longest input.
+/// Maximum length of an input.
 const MAX_LEN: usize = 1 << 16;
 
 fn check(name: &str, inputs: usize) {
@@ -22,7 +22,7 @@ fn check(name: &str, inputs: usize) {
         let mut changed = mutate(&input, &other, target.form, &mut rng);
         changed.truncate(MAX_LEN);
         run(target, &changed);
-        // Damage adds up.
+        // Mutations accumulate.
         if rng.random_bool(0.1) && pool.len() < 2 * seeds {
             pool.push(changed);
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask bundle`: one executable for a device, with a record inside.
+//! `cargo xtask bundle`: an executable for a device with an embedded record.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,26 +11,26 @@ use crate::cross::{self, BuildOptions};
 use crate::emulate::Emulator;
 use crate::shell;
 
-/// Builds edge-lmm for a device and puts a record into it.
+/// Builds edge-lmm for a device and embeds a record in it.
 ///
 /// Example: cargo xtask bundle --target raspberry-pi-5 --model qwen2-vl-2b.bpk -o edge-qwen2-vl
 #[derive(Args)]
 pub struct Cmd {
-    /// A device, such as raspberry-pi-5 or host
+    /// Device, such as raspberry-pi-5 or host
     #[arg(long, value_name = "DEVICE")]
     target: String,
-    /// The record
+    /// Record to embed
     #[arg(long, value_name = "MODEL.bpk")]
     model: PathBuf,
-    /// The file to write
+    /// File to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Use this program instead of building one
+    /// Program to use instead of building one
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     #[command(flatten)]
     build: BuildOptions,
-    /// Do not check the finished file by running it (under emulation where needed)
+    /// Skip running the finished file as a check (under emulation if necessary)
     #[arg(long)]
     no_check: bool,
     /// Overwrite the file if it exists

@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: everything that must pass before a change lands.
+//! `cargo xtask ci`: all checks that must pass before a change is merged.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,19 +7,19 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
-/// Checks formatting, spelling, dependencies, lints, documentation and tests; the GPU kernels on a
-/// device in software; and for AArch64, under emulation, the kernels and the program.
+/// Checks formatting, spelling, dependencies, lints, documentation and tests, the GPU kernels on a
+/// software device, and the kernels and the program for AArch64 under emulation.
 #[derive(Args)]
 pub struct Cmd {
-    /// Leave out AArch64, which installs an emulator and cross linkers
+    /// Skip AArch64, which installs an emulator and cross linkers
     #[arg(long)]
     no_cross: bool,
-    /// Leave out the GPU kernels, for which a Vulkan driver is installed
+    /// Skip the GPU kernels, which install a Vulkan driver
     #[arg(long)]
     no_gpu: bool,
 }
 
-/// A step: what it is called, the command, and environment on top of the caller's.
+/// A step: its name, the command, and additional environment variables.
 type Step<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
 
 const STEPS: &[Step<'_>] = &[
@@ -27,7 +27,8 @@ const STEPS: &[Step<'_>] = &[
     ("spelling", &["sh", "targets/check-tool.sh", "typos"], &[]),
     (
         "dependencies",
-        // Advisories change without a change here: .github/workflows/advisories.yml checks them.
+        // Advisories change independently of the code; .github/workflows/advisories.yml checks
+        // them.
         &[
             "sh",
             "targets/check-tool.sh",
@@ -37,6 +38,21 @@ const STEPS: &[Step<'_>] = &[
             "bans",
             "licenses",
             "sources",
+        ],
+        &[],
+    ),
+    (
+        "library alone",
+        // The command turns on features that a program with the library need not have.
+        &[
+            "cargo",
+            "clippy",
+            "-p",
+            "edge-lmm",
+            "--no-default-features",
+            "--",
+            "-D",
+            "warnings",
         ],
         &[],
     ),
@@ -67,7 +83,7 @@ const CROSS: &[Step<'_>] = &[
     ("AArch64 kernels", &["sh", "targets/test-aarch64.sh"], &[]),
     (
         "AArch64 program",
-        // No emulator has a GPU, and CUDA's libraries take minutes to build.
+        // The emulator has no GPU, and CUDA's libraries take minutes to build.
         &[
             "cargo",
             "xtask",

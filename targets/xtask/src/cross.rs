@@ -1,4 +1,4 @@
-//! `cargo xtask cross`: builds edge-lmm for devices, and checks it under emulation.
+//! `cargo xtask cross`: builds edge-lmm for devices and checks it under emulation.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,32 +10,31 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use edge_lmm_targets::{Build, Device, device, devices};
 
-use crate::elf::{Demands, Version};
+use crate::elf::{Requirements, Version};
 use crate::emulate::Emulator;
 use crate::{goldens, shell};
 
-/// Most bytes of a stripped program for the CPU, as it is shipped.
+/// Maximum size of a stripped CPU program, as shipped, in bytes.
 const MAX_BYTES: u64 = 16_000_000;
-/// The program that answers; crate and file have the same name.
+/// The runtime program; crate and file have the same name.
 const RUNTIME: &str = "edge-lmm";
 /// The package that builds it.
 pub const RUNTIME_PACKAGE: &str = "edge-lmm-cli";
 /// The program that makes records.
 pub const CONVERTER: &str = "edge-lmm-convert";
-/// Libraries that belong to the GNU C library: before 2.34 it was in several pieces, whose names
-/// later ones still provide.
+/// Libraries of the GNU C library: before 2.34 it consisted of several files, whose names newer
+/// versions still provide.
 const C_LIBRARY: [&str; 3] = ["libpthread.so.0", "libdl.so.2", "librt.so.1"];
 
 /// Builds edge-lmm for devices.
 ///
-/// The programs come to lie in target/devices/DEVICE/edge-lmm, static ones in
-/// target/devices/DEVICE-static/edge-lmm. AArch64 boards get the same program, those with an NVIDIA
-/// GPU one with CUDA: it asks for nothing newer than the oldest C library among them and chooses its
-/// kernels when it runs. Prints the size of each, the C library and the shared libraries that it
-/// needs.
+/// The programs are written to target/devices/DEVICE/edge-lmm, static ones to
+/// target/devices/DEVICE-static/edge-lmm. AArch64 boards share one program, those with an NVIDIA
+/// GPU one with CUDA. It is linked against the oldest C library among them and selects its kernels
+/// at run time. Prints the size of each program and the C library and shared libraries it requires.
 #[derive(Args)]
 pub struct Cmd {
-    /// A device, such as raspberry-pi-5 or host; repeat for several [default: every board]
+    /// Device, such as raspberry-pi-5 or host; may be repeated [default: every board]
     #[arg(long, value_name = "DEVICE")]
     target: Vec<String>,
     #[command(flatten)]
@@ -46,26 +45,26 @@ pub struct Cmd {
     check: bool,
 }
 
-/// How edge-lmm is built, for devices, bundles and packages.
+/// Build settings of edge-lmm for devices, bundles and packages.
 #[derive(Args)]
 pub struct BuildOptions {
-    /// Build a program that needs no shared library at all (musl); it can load none either, so it
-    /// computes on the CPU alone
+    /// Build a program without shared libraries (musl); it cannot load any either, so it only
+    /// supports the CPU
     #[arg(long = "static")]
     fixed: bool,
-    /// Leave out what the device's profile adds to the CPU: CUDA, on a Jetson
+    /// Omit devices other than the CPU: CUDA, on a Jetson
     #[arg(long)]
     cpu_only: bool,
-    /// Further Cargo features of edge-lmm to build with; repeat for several
+    /// Additional Cargo features of edge-lmm; may be repeated
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     features: Vec<String>,
-    /// Cargo profile: dist (the smallest), release, or cross-check, which builds in less time
+    /// Cargo profile: dist (smallest), release, or cross-check, which builds faster
     #[arg(long, value_name = "PROFILE", default_value = "dist")]
     profile: String,
 }
 
 impl BuildOptions {
-    /// The Rust target of a program for a device.
+    /// Returns the Rust target of a program for a device.
     pub fn triple(&self, device: &Device) -> String {
         if self.fixed {
             device.triple.replace("-gnu", "-musl")
@@ -74,7 +73,7 @@ impl BuildOptions {
         }
     }
 
-    /// What the profile of a device says, with the features asked for.
+    /// Returns the build settings of a device's profile with the requested features.
     pub fn build(&self, device: &Device) -> Build {
         let mut build = match self.cpu_only || self.fixed {
             true => Build::default(),
@@ -88,21 +87,21 @@ impl BuildOptions {
         build
     }
 
-    /// Most bytes of the program for a device, if it is one that is shipped on a board. What
-    /// computes on more than the CPU is larger, and so is x86-64 with its many instruction sets.
+    /// Returns the maximum size of the program for a device, if it is shipped on a board. Programs
+    /// for more than the CPU are larger, as are x86-64 ones with their many instruction sets.
     fn limit(&self, device: &Device) -> Option<u64> {
         let shipped = self.profile == "dist" && self.build(device).features.is_empty();
         (shipped && device.triple.starts_with("aarch64")).then_some(MAX_BYTES)
     }
 }
 
-/// A program for a device.
+/// A program built for a device.
 pub struct Built {
     /// The device.
     pub device: Device,
-    /// How it was built.
+    /// Its build settings.
     pub build: Build,
-    /// The program.
+    /// Path of the program.
     pub program: PathBuf,
 }
 
@@ -120,15 +119,15 @@ impl Cmd {
     }
 }
 
-/// Every board that there is a profile of.
+/// Lists every board with a profile.
 fn boards() -> anyhow::Result<Vec<String>> {
     let mut boards: Vec<String> = devices()?.into_iter().map(|device| device.board).collect();
     boards.dedup();
     Ok(boards)
 }
 
-/// Builds for each device; devices of the same triple and features share one build. Fails if a
-/// device could not load its program, or if it is too large.
+/// Builds for each device; devices with the same triple and features share a build. Fails if a
+/// device could not load its program, or if the program is too large.
 pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Result<Vec<Built>> {
     let mut programs: BTreeMap<(String, Build), PathBuf> = BTreeMap::new();
     let mut built = Vec::new();
@@ -159,14 +158,14 @@ pub fn build(names: &[impl AsRef<str>], options: &BuildOptions) -> anyhow::Resul
             program: program.clone(),
         };
         report(&one, options.fixed, limit)?;
-        // The copy, because the next build overwrites cargo's own.
+        // Uses the copy, because the next build overwrites cargo's file.
         programs.entry(kind).or_insert(program);
         built.push(one);
     }
     Ok(built)
 }
 
-/// Builds the converter for a device, beside its `edge-lmm`. It computes on the CPU alone.
+/// Builds the converter for a device beside its `edge-lmm`. It only supports the CPU.
 pub fn build_converter(built: &Built, options: &BuildOptions) -> anyhow::Result<PathBuf> {
     let host = built.device.name == "host";
     let triple = options.triple(&built.device);
@@ -188,7 +187,7 @@ pub fn build_converter(built: &Built, options: &BuildOptions) -> anyhow::Result<
     Ok(program)
 }
 
-/// Builds a package's program with cargo and says where it was put.
+/// Builds the program of a package with cargo and returns its path.
 fn build_program(
     (package, binary): (&str, &str),
     triple: &str,
@@ -210,12 +209,12 @@ fn build_program(
     } else {
         ensure!(
             triple.starts_with("aarch64-"),
-            "there is no cross build for {triple}, only for AArch64 and for the host"
+            "cannot cross-build for {triple}; expected AArch64 or the host"
         );
         let cargo = cross_build(triple, &arguments)?;
         (cargo, shell::target_dir().join(triple).join(folder))
     };
-    // Whoever sets a variable means it.
+    // Variables set by the caller take precedence.
     let unset = |(name, _): &(&String, &String)| std::env::var_os(name).is_none();
     cargo.envs(build.environment.iter().filter(unset));
     shell::run(cargo.current_dir(shell::root()))?;
@@ -223,7 +222,8 @@ fn build_program(
     Ok(program.join(binary))
 }
 
-/// The build with zig as the linker, in the environment that targets/aarch64-toolchain.sh makes.
+/// Returns a build command with zig as the linker, in the environment of
+/// targets/aarch64-toolchain.sh.
 fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<Command> {
     let environment = shell::output(
         Command::new("sh")
@@ -234,7 +234,7 @@ fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<Command> {
         Some(version) => format!("{triple}.{version}"),
         None => triple.to_owned(),
     };
-    // The arguments go past the script's text, so that the shell takes none of them for its own.
+    // The arguments follow the script, so that the shell does not interpret them.
     let script = format!(
         "{environment}\nexec cargo zigbuild $EDGE_LMM_CARGO_FLAGS --target {suffix} \"$@\""
     );
@@ -243,7 +243,7 @@ fn cross_build(triple: &str, arguments: &[&str]) -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
-/// The oldest C library among the devices of a triple.
+/// Returns the oldest C library among the devices of a triple.
 fn oldest_glibc(triple: &str) -> anyhow::Result<Option<Version>> {
     let devices = devices()?;
     let same = devices.iter().filter(|device| device.triple == triple);
@@ -252,14 +252,14 @@ fn oldest_glibc(triple: &str) -> anyhow::Result<Option<Version>> {
         .min())
 }
 
-/// Prints size and libraries, and refuses what a device cannot load.
+/// Prints size and libraries, and rejects a program that a device cannot load.
 fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> {
     let Built {
         device,
         build,
         program,
     } = built;
-    let demands = Demands::of(program)?;
+    let requirements = Requirements::of(program)?;
     println!(
         "{:18} {}{:>5.2} MB, glibc {}, libraries: {}",
         device.board,
@@ -268,20 +268,22 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
             .iter()
             .map(|feature| format!("with {feature}, "))
             .collect::<String>(),
-        demands.bytes as f64 / 1e6,
-        demands.glibc.map_or("none".to_owned(), |v| v.to_string()),
-        if demands.libraries.is_empty() {
+        requirements.bytes as f64 / 1e6,
+        requirements
+            .glibc
+            .map_or("none".to_owned(), |v| v.to_string()),
+        if requirements.libraries.is_empty() {
             "none".to_owned()
         } else {
-            demands.libraries.join(" ")
+            requirements.libraries.join(" ")
         },
     );
     if let Some(limit) = limit {
         ensure!(
-            demands.bytes < limit,
-            "{} has {} bytes, the limit is {limit}",
+            requirements.bytes < limit,
+            "{} is {} bytes, the limit is {limit}",
             program.display(),
-            demands.bytes
+            requirements.bytes
         );
     }
     let allowed = |library: &String| {
@@ -290,9 +292,13 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
                 || C_LIBRARY.contains(&library.as_str())
                 || library.starts_with("ld-linux"))
     };
-    if let Some(library) = demands.libraries.iter().find(|library| !allowed(library)) {
+    if let Some(library) = requirements
+        .libraries
+        .iter()
+        .find(|library| !allowed(library))
+    {
         bail!(
-            "{} needs {library}; only {} may be needed",
+            "{} requires {library}; expected only {}",
             program.display(),
             if fixed {
                 "nothing".to_owned()
@@ -302,10 +308,10 @@ fn report(built: &Built, fixed: bool, limit: Option<u64>) -> anyhow::Result<()> 
         );
     }
     let offered = device.glibc.as_deref().and_then(Version::parse);
-    if let (Some(needed), Some(offered)) = (demands.glibc, offered) {
+    if let (Some(needed), Some(offered)) = (requirements.glibc, offered) {
         ensure!(
             needed <= offered,
-            "{} needs glibc {needed}, {} has {offered}",
+            "{} requires glibc {needed}, {} has {offered}",
             program.display(),
             device.title
         );

@@ -1,4 +1,4 @@
-//! Debian packages (deb(5)) and tarballs, written without any of Debian's tools.
+//! Debian packages (deb(5)) and tarballs, written without Debian's tools.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use tar::{Builder, EntryType, Header};
 /// A file of a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Path without the leading slash; folders above it are made.
+    /// Path without the leading slash; parent folders are created.
     pub path: String,
     /// Permissions.
     pub mode: u32,
@@ -19,7 +19,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A file that everybody may read.
+    /// Creates a world-readable file.
     pub fn file(path: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
         Self {
             path: path.into(),
@@ -28,7 +28,7 @@ impl Entry {
         }
     }
 
-    /// A program.
+    /// Creates an executable.
     pub fn program(path: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
         Self {
             mode: 0o755,
@@ -36,7 +36,7 @@ impl Entry {
         }
     }
 
-    /// A folder.
+    /// Creates a folder.
     pub fn folder(path: impl Into<String>) -> Self {
         Self {
             path: path.into(),
@@ -46,14 +46,14 @@ impl Entry {
     }
 }
 
-/// Compresses with gzip; the same input gives the same bytes.
+/// Compresses with gzip; equal input gives equal bytes.
 pub fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut out = GzEncoder::new(Vec::new(), Compression::best());
     out.write_all(bytes)?;
     Ok(out.finish()?)
 }
 
-/// A tar archive of files that belong to root; `time` in seconds since 1970.
+/// Creates a tar archive of files owned by root; `time` is in seconds since 1970.
 pub fn tar(entries: &[Entry], time: u64) -> anyhow::Result<Vec<u8>> {
     let mut builder = Builder::new(Vec::new());
     let mut made = std::collections::BTreeSet::new();
@@ -91,7 +91,7 @@ fn append(builder: &mut Builder<Vec<u8>>, entry: &Entry, time: u64) -> anyhow::R
         .with_context(|| format!("cannot pack {}", entry.path))
 }
 
-/// A package: an `ar` archive of a version, the control files and the content.
+/// Creates a package: an `ar` archive of version, control files and content.
 pub fn package(control: &[Entry], content: &[Entry], time: u64) -> anyhow::Result<Vec<u8>> {
     let mut bytes = b"!<arch>\n".to_vec();
     let control = gzip(&tar(control, time)?)?;

@@ -1,4 +1,4 @@
-//! What a program asks of the system that loads it, as `readelf` tells.
+//! Shared library and C library requirements of a program, read with `readelf`.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,14 +7,14 @@ use anyhow::Context;
 
 use crate::shell;
 
-/// A program's demands.
+/// Requirements of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Demands {
-    /// Shared libraries; empty for a static program.
+pub struct Requirements {
+    /// Required shared libraries; empty for a static program.
     pub libraries: Vec<String>,
-    /// The newest version of the GNU C library whose functions it uses.
+    /// Newest version of the GNU C library whose functions it uses.
     pub glibc: Option<Version>,
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub bytes: u64,
 }
 
@@ -23,7 +23,7 @@ pub struct Demands {
 pub struct Version(u32, u32);
 
 impl Version {
-    /// From `2.31`; a third number is left out.
+    /// Parses `2.31`; a third number is ignored.
     pub fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split('.');
         Some(Self(
@@ -39,8 +39,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-impl Demands {
-    /// Of two programs together.
+impl Requirements {
+    /// Combines the requirements of two programs.
     pub fn and(mut self, other: &Self) -> Self {
         for library in &other.libraries {
             if !self.libraries.contains(library) {
@@ -52,7 +52,7 @@ impl Demands {
         self
     }
 
-    /// Of a program.
+    /// Reads the requirements of a program.
     pub fn of(program: &Path) -> anyhow::Result<Self> {
         let readelf = |option: &str| {
             shell::output(
@@ -72,7 +72,7 @@ impl Demands {
     }
 }
 
-/// Names in lines such as `0x1 (NEEDED)  Shared library: [libc.so.6]`.
+/// Returns the names in lines such as `0x1 (NEEDED)  Shared library: [libc.so.6]`.
 fn needed(text: &str) -> Vec<String> {
     text.lines()
         .filter(|line| line.contains("(NEEDED)"))
@@ -80,7 +80,7 @@ fn needed(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The highest of lines such as `Name: GLIBC_2.17  Flags: none`.
+/// Returns the newest version in lines such as `Name: GLIBC_2.17  Flags: none`.
 fn newest_glibc(text: &str) -> Option<Version> {
     text.split_whitespace()
         .filter_map(|word| Version::parse(word.strip_prefix("GLIBC_")?))

@@ -1,4 +1,4 @@
-//! Runs a program as it would run on a device.
+//! Runs of a program as on a device.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,21 +12,21 @@ use edge_lmm_targets::Device;
 
 use crate::shell;
 
-/// Where Debian puts the C library of AArch64.
+/// Location of the AArch64 C library on Debian.
 const SYSTEM_ROOT: &str = "/usr/aarch64-linux-gnu";
 
-/// qemu as a certain core, or this machine.
+/// qemu with a certain core, or this machine.
 pub struct Emulator {
     cpu: Option<String>,
 }
 
-/// The demo's record: the text in 4 bits, the vision tower in 8.
+/// Returns the path of the demo record: text in 4 bits, the vision tower in 8.
 pub fn demo_record() -> PathBuf {
     shell::root().join("models/demo/qwen2vl-tiny.bpk")
 }
 
 impl Emulator {
-    /// For a device.
+    /// Creates an emulator for a device.
     pub fn new(device: &Device) -> anyhow::Result<Self> {
         let native = device.triple.starts_with(std::env::consts::ARCH);
         let cpu = device.emulator_cpu.clone().filter(|_| !native);
@@ -38,14 +38,14 @@ impl Emulator {
         Ok(Self { cpu })
     }
 
-    /// Name of the core.
+    /// Returns the name of the core.
     pub fn name(&self) -> String {
         self.cpu
             .clone()
             .unwrap_or_else(|| "this machine".to_owned())
     }
 
-    /// The command that runs `program`.
+    /// Returns the command that runs `program`.
     pub fn command(&self, program: &Path) -> Command {
         match &self.cpu {
             None => Command::new(program),
@@ -65,7 +65,8 @@ impl Emulator {
         Ok(text)
     }
 
-    /// Whether the program starts, knows its machine, answers rightly, and works as a bundle.
+    /// Checks that the program starts, detects its machine, answers correctly, and works as a
+    /// bundle.
     pub fn check(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
         let version = self.output(program, &["--version"])?;
         ensure!(
@@ -78,13 +79,14 @@ impl Emulator {
             "  kernels: {} of {}",
             doctor["kernels"], doctor["kernels_available"]
         );
-        // The demo compares its answers with the right ones itself.
+        // The demo checks its own answers.
         print!("{}", self.output(program, &["demo"])?);
         self.check_bundle(program, work)
     }
 
-    /// A program with CUDA runs without CUDA's libraries: asked for the GPU it says what is missing,
-    /// and computes on the CPU if that is allowed. Only emulation has surely none of them.
+    /// Checks that a program with CUDA runs without CUDA's libraries: with the GPU selected it
+    /// reports what is missing, and it uses the CPU if that is allowed. Only the emulated system is
+    /// certain to lack the libraries.
     pub fn check_without_cuda(&self, program: &Path) -> anyhow::Result<()> {
         if self.cpu.is_none() {
             return Ok(());
@@ -97,7 +99,7 @@ impl Emulator {
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
             ensure!(
                 message.contains("libcuda.so.1 cannot be opened"),
-                "libcuda.so.1 is not said to be missing: {message}"
+                "missing libcuda.so.1 is not reported: {message}"
             );
             Ok(message)
         };
@@ -115,11 +117,12 @@ impl Emulator {
             "--device cuda,cpu without CUDA ends with {}",
             answered.status
         );
-        println!("  without CUDA: --device cuda is refused, cuda,cpu answers on the CPU");
+        println!("  without CUDA: --device cuda fails, cuda,cpu answers on the CPU");
         Ok(())
     }
 
-    /// A bundle answers without naming a record, and is refused once a byte has changed.
+    /// Checks that a bundle answers without naming a record, and is rejected once a byte has
+    /// changed.
     fn check_bundle(&self, program: &Path, work: &Path) -> anyhow::Result<()> {
         let bundled = work.join("bundle");
         let place = bundle::write(
@@ -127,11 +130,11 @@ impl Emulator {
             &demo_record(),
             output::Output::create(&bundled, true)?,
         )?;
-        let picture = shell::root().join("models/demo/shapes.png");
+        let image = shell::root().join("models/demo/shapes.png");
         let question = ["--prompt", "how many shapes are there?", "--image"];
         let ask = |bundled: &Path| {
             let mut command = self.command(bundled);
-            command.args(question).arg(&picture);
+            command.args(question).arg(&image);
             command
         };
         let answer = shell::output(&mut ask(&bundled))?;
@@ -153,11 +156,11 @@ impl Emulator {
             let message = String::from_utf8_lossy(&output.stderr);
             ensure!(
                 output.status.code() == Some(1) && message.contains("damaged"),
-                "a bundle with {what} is not refused ({}): {message}",
+                "a bundle with {what} is not rejected ({}): {message}",
                 output.status
             );
         }
-        println!("  damaged bundles are refused");
+        println!("  damaged bundles are rejected");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: feeds every parser with damaged input for a while.
+//! `cargo xtask fuzz`: feeds damaged input to every parser.
 
 use std::process::Command;
 
@@ -7,25 +7,25 @@ use clap::{Args, ValueEnum};
 
 use crate::shell;
 
-/// Fails on inputs that take longer or more memory than any that the tests know.
+/// Fails on inputs that take more time or memory than any input of the tests.
 const LIMITS: [&str; 3] = ["-timeout=20", "-rss_limit_mb=2560", "-malloc_limit_mb=1024"];
 
-/// Runs the fuzz targets for some time each. Needs `cargo install cargo-fuzz`.
+/// Runs the fuzz targets, each for a given time. Requires `cargo install cargo-fuzz`.
 #[derive(Args)]
 pub struct Cmd {
     /// Seconds per target
     #[arg(long, value_name = "N", default_value_t = 30)]
     seconds: u32,
-    /// Inputs per target at most
+    /// Maximum number of inputs per target
     #[arg(long, value_name = "N")]
     inputs: Option<u64>,
-    /// Longest input in bytes
+    /// Maximum input length in bytes
     #[arg(long, value_name = "N", default_value_t = 4096)]
     max_len: usize,
     /// What checks the memory; without it, a target runs several times as fast
     #[arg(long, value_enum, default_value_t)]
     sanitizer: Sanitizer,
-    /// Targets, all if none is named
+    /// Targets to run, all by default
     targets: Vec<String>,
 }
 
@@ -58,7 +58,7 @@ impl Sanitizer {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let all = shell::output(&mut cargo_fuzz("list"))
-            .context("cargo-fuzz is needed: cargo install cargo-fuzz")?;
+            .context("cargo-fuzz is missing; run cargo install cargo-fuzz")?;
         let all: Vec<&str> = all.split_whitespace().collect();
         ensure!(!all.is_empty(), "there are no fuzz targets");
         for name in &self.targets {
@@ -100,12 +100,12 @@ fn cargo_fuzz(command: &str) -> Command {
     cargo
         .args(["fuzz", command])
         .current_dir(shell::root().join("targets"));
-    // The flags for coverage are not stable. Symbols make reports readable.
+    // The flags for coverage are unstable; symbols make reports readable.
     cargo.envs([
         ("RUSTC_BOOTSTRAP", "1"),
         ("CARGO_PROFILE_RELEASE_STRIP", "none"),
     ]);
-    // Freed memory counts as used while it waits for the check of late accesses.
+    // Freed memory counts as used while quarantined for use-after-free checks.
     cargo.env(
         "ASAN_OPTIONS",
         "quarantine_size_mb=16:detect_stack_use_after_return=0",

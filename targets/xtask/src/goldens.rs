@@ -1,4 +1,4 @@
-//! Compares what a program computes for the tiny Qwen2-VL with its reference values.
+//! Compares the stages of a program for the tiny Qwen2-VL with reference values.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use serde::Deserialize;
 use crate::emulate::Emulator;
 use crate::shell;
 
-/// What the project promises for f32 records: norm of the difference over the norm of the values.
+/// Promised tolerance for f32 records: norm of the difference over the norm of the values.
 const STAGE_TOLERANCE: f64 = 1e-3;
-/// And for preprocessing, absolute.
+/// Promised absolute tolerance for preprocessing.
 const PIXEL_TOLERANCE: f64 = 1e-3;
-/// Stages that a picture's question must have been compared in.
+/// Minimum number of stages compared for a question about an image.
 const FEWEST_STAGES: usize = 8;
 
 #[derive(Deserialize)]
@@ -40,10 +40,10 @@ fn data() -> PathBuf {
     shell::root().join("models/tests/data")
 }
 
-/// Converts the tiny checkpoint without quantization, on this machine.
+/// Converts the tiny checkpoint without quantization on this machine.
 pub fn float_record(folder: &Path) -> anyhow::Result<PathBuf> {
     let record = folder.join("qwen2vl-tiny-f32.bpk");
-    // With the features of the whole workspace, as the tests have built it.
+    // Built with the features of the whole workspace, so that builds of the tests are reused.
     let mut cargo = Command::new("cargo");
     cargo.args([
         "build",
@@ -63,7 +63,7 @@ pub fn float_record(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(record)
 }
 
-/// Asks every question about one picture, and compares all stages and the answer.
+/// Asks every question about one image, and compares all stages and the answer.
 pub fn check(
     emulator: &Emulator,
     program: &Path,
@@ -122,7 +122,7 @@ pub fn check(
     Ok(())
 }
 
-/// The largest relative difference of a stage, and its name.
+/// Returns the largest relative difference of a stage, and its name.
 fn compare(found: &[u8], expected: &[u8]) -> anyhow::Result<(f64, String)> {
     let found = SafeTensors::deserialize(found)?;
     let expected = SafeTensors::deserialize(expected)?;
@@ -143,7 +143,7 @@ fn compare(found: &[u8], expected: &[u8]) -> anyhow::Result<(f64, String)> {
             own.len(),
             view.len()
         );
-        // A reference may hold the first values only.
+        // A reference may contain only the first values.
         let own = &own[..view.len()];
         let (error, limit) = match stage {
             "input_ids" | "position_ids" | "rope_delta" | "grid_thw" => (largest(own, &view), 0.0),
@@ -152,7 +152,7 @@ fn compare(found: &[u8], expected: &[u8]) -> anyhow::Result<(f64, String)> {
         };
         ensure!(
             error <= limit,
-            "{key} differs by {error:e}, allowed are {limit:e}"
+            "{key} differs by {error:e}, allowed is {limit:e}"
         );
         if stage != "pixel_values" && error > worst.0 {
             worst = (error, stage.to_owned());
@@ -175,7 +175,7 @@ fn values(dtype: Dtype, data: &[u8]) -> anyhow::Result<Vec<f64>> {
     })
 }
 
-/// Largest difference of two values. Not a number counts as infinite.
+/// Returns the largest difference of two values; NaN counts as infinite.
 fn largest(found: &[f64], expected: &[f64]) -> f64 {
     let differences = found.iter().zip(expected).map(|(f, e)| (f - e).abs());
     differences.fold(0.0, |worst, d| {
@@ -187,7 +187,7 @@ fn largest(found: &[f64], expected: &[f64]) -> f64 {
     })
 }
 
-/// Norm of the difference over the norm of the expected values.
+/// Returns the norm of the difference over the norm of the expected values.
 fn relative(found: &[f64], expected: &[f64]) -> f64 {
     let difference: f64 = found
         .iter()

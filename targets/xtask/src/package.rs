@@ -11,33 +11,33 @@ use sha2::{Digest, Sha256};
 
 use crate::cross::{self, BuildOptions, CONVERTER};
 use crate::deb::{Entry, gzip, package, tar};
-use crate::elf::Demands;
+use crate::elf::Requirements;
 use crate::emulate::Emulator;
 use crate::{sbom, shell};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Makes a Debian package, a tarball to unpack over an image's root, a list of components (SBOM)
-/// and checksums.
+/// Creates a Debian package, a tarball to unpack over the root of an image, a list of components
+/// (SBOM) and checksums.
 ///
 /// The package has two programs: edge-lmm, and edge-lmm-convert, which makes records. The manual
 /// pages and completions come from the programs themselves, run under emulation where needed. The service's memory limit is that of the device's profile: name the size, as in
 /// raspberry-pi-5-8gb, for a limit in bytes; a board's plain name gives a share of the memory.
 #[derive(Args)]
 pub struct Cmd {
-    /// A device, such as raspberry-pi-5 or host
+    /// Device, such as raspberry-pi-5 or host
     #[arg(long, value_name = "DEVICE")]
     target: String,
-    /// Use this program, and the edge-lmm-convert beside it, instead of building them
+    /// Program to use with the edge-lmm-convert beside it, instead of building them
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     #[command(flatten)]
     build: BuildOptions,
-    /// Who answers for the package [default: DEBFULLNAME and DEBEMAIL, or else the author of the
+    /// Maintainer of the package [default: DEBFULLNAME and DEBEMAIL, or else the author of the
     /// newest commit]
     #[arg(long, value_name = "NAME <ADDRESS>", value_parser = parse_maintainer)]
     maintainer: Option<String>,
-    /// The folder to write to
+    /// Folder to write to
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
 }
@@ -69,7 +69,7 @@ impl Cmd {
         };
         ensure!(
             converter.is_file(),
-            "{} is missing: the package holds it beside {}",
+            "{} is missing; the package contains it in addition to {}",
             converter.display(),
             program.display()
         );
@@ -90,10 +90,10 @@ impl Cmd {
         content.sort_by(|a, b| a.path.cmp(&b.path));
 
         let architecture = architecture(&device)?;
-        let demands = Demands::of(&program)?.and(&Demands::of(&converter)?);
-        let control = control_files(&demands, &build, architecture, &maintainer, &content)?;
+        let requirements = Requirements::of(&program)?.and(&Requirements::of(&converter)?);
+        let control = control_files(&requirements, &build, architecture, &maintainer, &content)?;
         fs::create_dir_all(&self.output)
-            .with_context(|| format!("cannot make {}", self.output.display()))?;
+            .with_context(|| format!("cannot create {}", self.output.display()))?;
         let stem = format!("edge-lmm-{VERSION}-{}", self.target);
         let files = [
             (
@@ -115,7 +115,8 @@ impl Cmd {
     }
 }
 
-/// Seconds since 1970 that files are dated with: the same sources give the same packages.
+/// Returns the modification time of all files, in seconds since 1970, so that equal sources give
+/// equal packages.
 fn build_time() -> anyhow::Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(time) => time
@@ -125,7 +126,7 @@ fn build_time() -> anyhow::Result<u64> {
             let mut git = Command::new("git");
             git.args(["log", "-1", "--format=%ct"])
                 .current_dir(shell::root());
-            // Without git, as in a source archive, the start of time does.
+            // Without git, as in a source archive, uses 1970.
             Ok(shell::output(&mut git)
                 .ok()
                 .and_then(|time| time.trim().parse().ok())
@@ -134,7 +135,8 @@ fn build_time() -> anyhow::Result<u64> {
     }
 }
 
-/// As Debian's own tools know the maintainer, or else whoever made what is packaged.
+/// Returns the maintainer according to Debian's environment variables, or else the author of the
+/// newest commit.
 fn default_maintainer() -> anyhow::Result<String> {
     let named = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let maintainer = match (named("DEBFULLNAME"), named("DEBEMAIL")) {
@@ -151,7 +153,7 @@ fn default_maintainer() -> anyhow::Result<String> {
     };
     parse_maintainer(&maintainer)
         .map_err(anyhow::Error::msg)
-        .context("nobody answers for the package: name somebody with --maintainer")
+        .context("the package has no maintainer; use --maintainer")
 }
 
 fn architecture(device: &Device) -> anyhow::Result<&'static str> {
@@ -162,14 +164,14 @@ fn architecture(device: &Device) -> anyhow::Result<&'static str> {
     }
 }
 
-/// Where shells look for completions: the shell, the folder, and what surrounds the program's name.
+/// Locations of completions: the shell, the folder, and prefix and suffix of the file name.
 const COMPLETIONS: [(&str, &str, &str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions", "", ""),
     ("zsh", "usr/share/zsh/vendor-completions", "_", ""),
     ("fish", "usr/share/fish/vendor_completions.d", "", ".fish"),
 ];
 
-/// A program's completions; `print` gives the text for a shell.
+/// Returns the completions of a program; `print` returns the text for a shell.
 fn completions(
     program: &str,
     print: impl Fn(&str) -> anyhow::Result<String>,
@@ -183,7 +185,7 @@ fn completions(
         .collect()
 }
 
-/// The converter and what it prints about itself.
+/// Returns the converter with its manual page and completions.
 fn from_converter(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
     let emulator = Emulator::new(device)?;
     let print = |what: &str| shell::output(emulator.command(program).args(["--generate", what]));
@@ -199,7 +201,7 @@ fn from_converter(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>>
     Ok(entries)
 }
 
-/// The program and what it prints about itself.
+/// Returns the program with its manual pages and completions.
 fn from_program(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
     let emulator = Emulator::new(device)?;
     let mut entries = vec![Entry::program("usr/bin/edge-lmm", fs::read(program)?)];
@@ -217,7 +219,7 @@ fn from_program(device: &Device, program: &Path) -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The service, with what its devices need, its user and its folders.
+/// Returns the service unit with its device settings, user and folders.
 fn service(device: &Device, target: &str, build: &Build) -> anyhow::Result<Vec<Entry>> {
     let packaging = shell::root().join("targets/packaging");
     let unit = fs::read_to_string(packaging.join("edge-lmm@.service"))?;
@@ -244,7 +246,7 @@ fn service(device: &Device, target: &str, build: &Build) -> anyhow::Result<Vec<E
     Ok(entries)
 }
 
-/// Documents.
+/// Returns the documents.
 fn own_files(packages: &[sbom::Package], components: &str) -> anyhow::Result<Vec<Entry>> {
     let licence = fs::read_to_string(shell::root().join("LICENSE"))?;
     let document = |name: &str| format!("usr/share/doc/edge-lmm/{name}");
@@ -262,7 +264,7 @@ fn own_files(packages: &[sbom::Package], components: &str) -> anyhow::Result<Vec
     ])
 }
 
-/// What Debian asks every package for.
+/// Returns the changelog that Debian requires in every package.
 fn changelog(time: u64, maintainer: &str) -> anyhow::Result<Entry> {
     let date = shell::output(Command::new("date").env("LC_ALL", "C").args([
         "--utc",
@@ -279,8 +281,8 @@ fn changelog(time: u64, maintainer: &str) -> anyhow::Result<Entry> {
     ))
 }
 
-/// Bytes for a device of a known size; for a board of several sizes the share that is right for
-/// the smallest, and cautious for the others.
+/// Returns the bytes for a device of a known size. For a board with several sizes, returns the
+/// percentage that is right for the smallest one and conservative for the others.
 fn memory_limit(device: &Device, target: &str) -> String {
     if target == device.name && target != "host" {
         device.usable_bytes().to_string()
@@ -292,7 +294,7 @@ fn memory_limit(device: &Device, target: &str) -> String {
 }
 
 fn control_files(
-    demands: &Demands,
+    requirements: &Requirements,
     build: &Build,
     architecture: &str,
     maintainer: &str,
@@ -303,10 +305,10 @@ fn control_files(
         .filter_map(|e| Some(e.content.as_ref()?.len()))
         .sum();
     let mut depends = vec!["passwd".to_owned()];
-    if let Some(version) = demands.glibc {
+    if let Some(version) = requirements.glibc {
         depends.push(format!("libc6 (>= {version})"));
     }
-    if demands
+    if requirements
         .libraries
         .iter()
         .any(|library| library.starts_with("libgcc_s"))
@@ -314,7 +316,7 @@ fn control_files(
         depends.push("libgcc-s1".to_owned());
     }
     if build.has("cuda") {
-        // It makes the group `render`, without which systemd starts no server.
+        // It creates the group `render`, without which systemd does not start the server.
         depends.push("udev".to_owned());
     }
     let control = format!(
@@ -327,10 +329,10 @@ fn control_files(
          Section: science\n\
          Priority: optional\n\
          Description: runs large multimodal models on small devices\n \
-         edge-lmm answers questions about images, videos and sounds with models\n \
-         of a few billion parameters, quantized to 4 and 8 bits, and says where the\n \
+         edge-lmm answers questions about images, videos and audio with models\n \
+         of a few billion parameters, quantized to 4 and 8 bits, and reports where the\n \
          time goes. Records in /var/lib/edge-lmm can be served on a Unix socket with\n \
-         the service edge-lmm@NAME. edge-lmm-convert makes records of checkpoints.\n",
+         the service edge-lmm@NAME. edge-lmm-convert creates records from checkpoints.\n",
         bytes.div_ceil(1024),
         depends.join(", "),
     );

@@ -1,5 +1,5 @@
-//! What a program is made of, from `cargo metadata`: a list of components (CycloneDX 1.5,
-//! <https://cyclonedx.org>) and their licences with their texts.
+//! Components of a program according to `cargo metadata`: a list of components (CycloneDX 1.5,
+//! <https://cyclonedx.org>), and their licenses with the texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -48,7 +48,7 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
             .current_dir(shell::root()),
     )?;
     let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata")?;
-    // What the features of this one program choose, the metadata of the workspace does not tell.
+    // The metadata of the workspace does not reflect the features of this program alone.
     let tree = shell::output(
         Command::new("cargo")
             .args(["tree", "--locked"])
@@ -76,13 +76,13 @@ pub fn packages(triple: &str, features: &[String]) -> anyhow::Result<Vec<Package
     Ok(packages)
 }
 
-/// Of a line such as `serde v1.0.229 (proc-macro)`.
+/// Parses a line such as `serde v1.0.229 (proc-macro)`.
 fn name_and_version(line: &str) -> Option<(&str, &str)> {
     let mut words = line.split_whitespace();
     Some((words.next()?, words.next()?.strip_prefix('v')?))
 }
 
-/// The list of components.
+/// Builds the list of components.
 pub fn cyclonedx(packages: &[Package], triple: &str) -> anyhow::Result<String> {
     let [own, others @ ..] = packages else {
         anyhow::bail!("there are no packages");
@@ -126,7 +126,7 @@ fn component(package: &Package, kind: &str) -> Value {
     component
 }
 
-/// Old manifests separate alternatives by a slash.
+/// Converts a license expression: old manifests separate alternatives by a slash.
 fn expression(license: &str) -> String {
     license
         .split('/')
@@ -135,11 +135,11 @@ fn expression(license: &str) -> String {
         .join(" OR ")
 }
 
-/// Name, version, licence and authors of each library, and each licence's text once.
+/// Returns name, version, license and authors of each library, and each license text once.
 pub fn licences(packages: &[Package]) -> String {
     let mut text = String::from(
-        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the licence named, and of the Rust\n\
-         standard library (MIT OR Apache-2.0). A static program contains musl (MIT), too.\n\n",
+        "edge-lmm and edge-lmm-convert are made of the following libraries, each under the license named, and of the Rust\n\
+         standard library (MIT OR Apache-2.0). A static program also contains musl (MIT).\n\n",
     );
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for package in packages.iter().filter(|package| package.source.is_some()) {
@@ -169,7 +169,7 @@ pub fn licences(packages: &[Package]) -> String {
     text
 }
 
-/// The licence files beside a manifest.
+/// Reads the license files beside a manifest.
 fn licence_texts(manifest: &Path) -> Vec<String> {
     let Some(Ok(files)) = manifest.parent().map(fs::read_dir) else {
         return Vec::new();

@@ -1,17 +1,17 @@
-//! Running other programs, and where things lie.
+//! Child processes and repository paths.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, bail};
 
-/// The repository.
+/// Returns the repository root.
 pub fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     root.canonicalize().unwrap_or(root)
 }
 
-/// Where cargo builds.
+/// Returns cargo's target folder.
 pub fn target_dir() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => root().join(folder),
@@ -19,7 +19,7 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program and waits for its end.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command
         .status()
@@ -30,7 +30,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a program, whose errors are shown, and takes what it prints.
+/// Runs a program and returns its output; its errors are shown.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stderr(Stdio::inherit())
@@ -43,7 +43,7 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
         .with_context(|| format!("{} printed no text", describe(command)))
 }
 
-/// Runs a program that may fail, and takes all that it prints.
+/// Runs a program that may fail and returns all of its output.
 pub fn attempt(command: &mut Command) -> anyhow::Result<Output> {
     command
         .output()

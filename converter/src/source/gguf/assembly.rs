@@ -1,4 +1,4 @@
-//! Putting the tensors of the normal form together from those of a GGUF file.
+//! Assembly of the normal form's tensors from those of a GGUF file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,11 +12,11 @@ use super::header::Header;
 use super::value::shortest;
 use edge_lmm_record::FileMap;
 
-/// The tensors of the normal form by name.
+/// Tensors of the normal form by name.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
 
-/// One GGUF file while its tensors are being renamed. Every tensor of it must be asked for: one that nobody wants means
-/// that the model is not what it was taken for.
+/// A GGUF file whose tensors are being renamed. Every tensor must be used: an unused one means that
+/// the file holds a different model.
 pub(super) struct Assembly<'h, 'a> {
     /// The file's checked header.
     pub(super) header: &'h Header<'a>,
@@ -35,12 +35,12 @@ impl<'h, 'a> Assembly<'h, 'a> {
         }
     }
 
-    /// Whether the file has a tensor.
+    /// Returns `true` if the file has the tensor.
     pub(super) fn has(&self, name: &str) -> bool {
         self.header.tensors.contains_key(name)
     }
 
-    /// The shape of a tensor that must be there.
+    /// Returns the shape of a required tensor.
     pub(super) fn shape(&self, name: &str) -> Result<&'h [usize]> {
         match self.header.tensors.get(name) {
             Some(entry) => Ok(&entry.shape),
@@ -53,12 +53,14 @@ impl<'h, 'a> Assembly<'h, 'a> {
             file: self.file.to_string(),
             tensor: name.into(),
             needed_for:
-                "the architecture needs it; the file is incomplete or of another kind than it says"
+                "the architecture requires it; the file is incomplete or its metadata names the \
+                 wrong architecture"
                     .into(),
         }
     }
 
-    /// Takes a stored tensor, whose shape must be `shape` up to leading ones, which llama.cpp's tools drop.
+    /// Takes a stored tensor and checks its shape, ignoring leading dimensions of 1, which the
+    /// tools of llama.cpp drop.
     pub(super) fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         let Some((&name, entry)) = self.header.tensors.get_key_value(name) else {
             return Err(self.missing(name));
@@ -67,7 +69,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
             return Err(malformed(
                 &*self.file,
                 format!("tensor {name} of shape {:?}", entry.shape),
-                format!("{shape:?}, as the metadata say"),
+                format!("{shape:?}, as the metadata says"),
             ));
         }
         self.left.remove(name);
@@ -81,7 +83,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         .ok_or_else(|| self.missing(name))
     }
 
-    /// Adds a tensor that is stored as it is.
+    /// Adds a tensor unchanged.
     pub(super) fn whole(
         &mut self,
         out: &mut Tensors,
@@ -94,7 +96,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
-    /// Adds a tensor stored in parts that stand one below the other, each of shape `part`.
+    /// Adds a tensor that is stored as parts of shape `part`, stacked along the rows.
     pub(super) fn stacked(
         &mut self,
         out: &mut Tensors,
@@ -123,7 +125,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
-    /// Adds a query or key projection `[heads * head, columns]` whose rows llama.cpp has permuted.
+    /// Adds a query or key projection `[heads * head, columns]` whose rows llama.cpp permuted.
     pub(super) fn unpermuted(
         &mut self,
         out: &mut Tensors,
@@ -149,7 +151,8 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
-    /// Adds a matrix with `rows` rows, of which only the first `stored_rows` are stored; the others repeat row `filler`.
+    /// Adds a matrix with `rows` rows, of which only the first `stored_rows` are stored; the others
+    /// repeat row `filler`.
     pub(super) fn extended(
         &mut self,
         out: &mut Tensors,
@@ -169,7 +172,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
-    /// The values of a short tensor that belongs into the config.
+    /// Reads the values of a short tensor that becomes part of the config.
     pub(super) fn values(&mut self, name: &str, length: usize) -> Result<Vec<f64>> {
         let stored = self.stored(name, &[length])?;
         let mut values = Vec::new();
@@ -186,7 +189,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         }
     }
 
-    /// Takes tensors of one shape; the type names are joined where they differ.
+    /// Takes tensors of equal shape. Returns them with their type names, joined if they differ.
     fn parts(&mut self, names: &[String], shape: &[usize]) -> Result<(Vec<Stored>, String)> {
         let parts = names
             .iter()
@@ -198,10 +201,10 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok((parts, dtype))
     }
 
-    /// Ends the work on this file.
+    /// Finishes the file.
     ///
     /// # Errors
-    /// When it holds tensors that nobody asked for.
+    /// If it contains unused tensors.
     pub(super) fn finish(self, kind: &str) -> Result<()> {
         if self.left.is_empty() {
             return Ok(());
@@ -210,10 +213,10 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Err(malformed(
             &*self.file,
             format!(
-                "tensors that a {kind} model does not have: {}",
+                "tensors that are not part of a {kind} model: {}",
                 some_of(&left)
             ),
-            "only the tensors of that architecture, since leaving some out would change the model",
+            "only tensors of that architecture, since ignoring some would change the model",
         ))
     }
 }

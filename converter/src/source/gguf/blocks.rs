@@ -1,16 +1,16 @@
 //! Decoding of ggml's quantized blocks.
-//!
-//! Layouts: `ggml-common.h` of <https://github.com/ggml-org/ggml>. Every value is computed in f32 in the order of
-//! the reference (`ggml-quants.c`), without fused operations, so results agree bit by bit.
+//! Layouts: `ggml-common.h` of <https://github.com/ggml-org/ggml>.
+//! Every value is computed in f32 in the order of the reference (`ggml-quants.c`), without fused
+//! multiply-add, so that results are identical bit for bit.
 
 use half::f16;
 
-/// Elements of a block of the K formats.
+/// Elements of a K-quant block.
 const SUPER: usize = 256;
-/// Elements of a block of the other formats.
+/// Elements of any other block.
 const SMALL: usize = 32;
 
-/// A block format that can be decoded.
+/// A block format with a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum BlockFormat {
     Q4_0,
@@ -30,7 +30,7 @@ impl BlockFormat {
     /// Elements of the longest block.
     pub(in super::super) const MAX_LEN: usize = SUPER;
 
-    /// Elements of a block.
+    /// Returns the elements of a block.
     pub(in super::super) fn len(self) -> usize {
         match self {
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => SUPER,
@@ -38,7 +38,7 @@ impl BlockFormat {
         }
     }
 
-    /// Bytes of a block.
+    /// Returns the bytes of a block.
     pub(in super::super) fn bytes(self) -> usize {
         match self {
             Self::Q4_0 | Self::Iq4Nl => 18,
@@ -72,13 +72,13 @@ impl BlockFormat {
     }
 }
 
-/// The half-precision number at byte `at`.
+/// Reads the half-precision number at byte `at`.
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Fills `out` from 16 bytes of nibbles as ggml orders them, all low ones and then all high ones. `value` gets the nibble
-/// and the number of its element.
+/// Fills `out` from 16 bytes of nibbles in ggml's order: all low nibbles, then all high nibbles.
+/// `value` receives the nibble and the index of its element.
 fn from_nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(u8, usize) -> f32) {
     let (low, high) = out.split_at_mut(SMALL / 2);
     for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
@@ -87,24 +87,24 @@ fn from_nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(u8, usize) -> f32)
     }
 }
 
-/// `[scale f16][16 bytes of nibbles]`, nibbles offset by 8.
+/// Decodes `[scale f16][16 bytes of nibbles]`; nibbles are offset by 8.
 fn q4_0(block: &[u8], out: &mut [f32]) {
     let scale = half_at(block, 0);
     from_nibbles(&block[2..], out, |q, _| f32::from(i16::from(q) - 8) * scale);
 }
 
-/// `[scale f16][minimum f16][16 bytes of nibbles]`.
+/// Decodes `[scale f16][minimum f16][16 bytes of nibbles]`.
 fn q4_1(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     from_nibbles(&block[4..], out, |q, _| f32::from(q) * scale + minimum);
 }
 
-/// The fifth bit of element `i` of 32 from 4 bytes, moved to bit 4.
+/// Returns the fifth bit of element `i` of 32, moved to bit 4.
 fn fifth_bit(bits: u32, i: usize) -> u8 {
     (bits >> i & 1) as u8 * 16
 }
 
-/// `[scale f16][4 bytes of fifth bits][16 bytes of nibbles]`, values offset by 16.
+/// Decodes `[scale f16][4 bytes of fifth bits][16 bytes of nibbles]`; values are offset by 16.
 fn q5_0(block: &[u8], out: &mut [f32]) {
     let scale = half_at(block, 0);
     let fifths = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
@@ -113,7 +113,7 @@ fn q5_0(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// `[scale f16][minimum f16][4 bytes of fifth bits][16 bytes of nibbles]`.
+/// Decodes `[scale f16][minimum f16][4 bytes of fifth bits][16 bytes of nibbles]`.
 fn q5_1(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let fifths = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
@@ -122,7 +122,7 @@ fn q5_1(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// `[scale f16][32 signed bytes]`.
+/// Decodes `[scale f16][32 signed bytes]`.
 fn q8_0(block: &[u8], out: &mut [f32]) {
     let scale = half_at(block, 0);
     for (value, &q) in out.iter_mut().zip(&block[2..]) {
@@ -130,7 +130,7 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `[scale f16][16 bytes of nibbles]`, nibbles index a table of unevenly spaced values.
+/// Decodes `[scale f16][16 bytes of nibbles]`; nibbles index a table of unevenly spaced values.
 fn iq4_nl(block: &[u8], out: &mut [f32]) {
     const LEVELS: [i8; 16] = [
         -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
@@ -141,14 +141,15 @@ fn iq4_nl(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Byte and shift of the two bits of element `i` in the 64 bytes that Q2_K and Q3_K use: each half of the block
-/// (128 elements) has 32 bytes, whose bit pairs belong to four runs of 32 elements.
+/// Returns byte and shift of the two bits of element `i` in the 64 bytes of Q2_K and Q3_K. Each
+/// half of the block (128 elements) has 32 bytes, whose bit pairs belong to four runs of 32
+/// elements.
 fn bit_pair(i: usize) -> (usize, usize) {
     (i / 128 * 32 + i % 32, i % 128 / 32 * 2)
 }
 
-/// `[16 bytes of scale and minimum, 4 bits each][64 bytes of 2-bit values][scale f16][minimum f16]`; a scale and a
-/// minimum for every 16 elements.
+/// Decodes `[16 bytes of scale and minimum, 4 bits each][64 bytes of 2-bit values][scale
+/// f16][minimum f16]`, with a scale and a minimum for every 16 elements.
 fn q2_k(block: &[u8], out: &mut [f32]) {
     let (scales, quants) = (&block[..16], &block[16..80]);
     let (scale, minimum) = (half_at(block, 80), half_at(block, 82));
@@ -162,8 +163,8 @@ fn q2_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `[32 bytes of third bits][64 bytes of 2-bit values][12 bytes of sixteen 6-bit scales][scale f16]`; values are
-/// signed: a clear third bit means minus 4; scales are offset by 32.
+/// Decodes `[32 bytes of third bits][64 bytes of 2-bit values][12 bytes of sixteen 6-bit
+/// scales][scale f16]`. A clear third bit subtracts 4 from the value; scales are offset by 32.
 fn q3_k(block: &[u8], out: &mut [f32]) {
     let (thirds, quants, packed) = (&block[..32], &block[32..96], &block[96..108]);
     let scale = half_at(block, 108);
@@ -184,9 +185,9 @@ fn q3_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Scale and minimum number `i` (of 8, 6 bits each) from the 12 bytes of Q4_K and Q5_K: the first four lie in the low
-/// bits of bytes 0..4 and 4..8; the others have their low four bits in bytes 8..12 and their high two bits on top of
-/// the first eight bytes.
+/// Unpacks scale and minimum `i` (of 8, 6 bits each) from the 12 bytes of Q4_K and Q5_K. The first
+/// four are in the low bits of bytes 0..4 and 4..8. The others have their low four bits in bytes
+/// 8..12 and their high two bits in the top bits of the first eight bytes.
 fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, minimum) = if i < 4 {
         (packed[i] & 0x3f, packed[i + 4] & 0x3f)
@@ -199,12 +200,13 @@ fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(minimum))
 }
 
-/// The four bits of element `i` in the 128 bytes of Q4_K and Q5_K: every 32 bytes hold 64 elements, low nibbles first.
+/// Returns the four bits of element `i` in the 128 bytes of Q4_K and Q5_K: every 32 bytes hold 64
+/// elements, low nibbles first.
 fn nibble_of(quants: &[u8], i: usize) -> u8 {
     quants[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 0x0f
 }
 
-/// `[scale f16][minimum f16][12 bytes of scales and minima][128 bytes of nibbles]`.
+/// Decodes `[scale f16][minimum f16][12 bytes of scales and minima][128 bytes of nibbles]`.
 fn q4_k(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let (packed, quants) = (&block[4..16], &block[16..144]);
@@ -217,7 +219,8 @@ fn q4_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `[scale f16][minimum f16][12 bytes of scales and minima][32 bytes of fifth bits][128 bytes of nibbles]`.
+/// Decodes `[scale f16][minimum f16][12 bytes of scales and minima][32 bytes of fifth bits][128
+/// bytes of nibbles]`.
 fn q5_k(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let (packed, fifths, quants) = (&block[4..16], &block[16..48], &block[48..176]);
@@ -231,8 +234,9 @@ fn q5_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `[128 bytes of low nibbles][64 bytes of high bit pairs][16 signed scales][scale f16]`, values offset by 32. Each half
-/// of the block has 64 bytes of nibbles (64 low ones, then 64 high ones) and 32 bytes of bit pairs.
+/// Decodes `[128 bytes of low nibbles][64 bytes of high bit pairs][16 signed scales][scale f16]`;
+/// values are offset by 32. Each half of the block has 64 bytes of nibbles (64 low ones, then 64
+/// high ones) and 32 bytes of bit pairs.
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let (lows, highs, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let scale = half_at(block, 208);

@@ -1,16 +1,17 @@
 //! Element types of GGUF tensors.
 //!
-//! Numbers, names and sizes: `ggml.h` and `ggml-common.h` of <https://github.com/ggml-org/ggml>. The table is our own
-//! because that of ggus 0.5 gives wrong sizes for Q8_K, IQ3_XXS, IQ4_NL and IQ4_XS and ends at number 33.
+//! Numbers, names and sizes: `ggml.h` and `ggml-common.h` of <https://github.com/ggml-org/ggml>.
+//! The table of ggus 0.5 is not used: it has wrong sizes for Q8_K, IQ3_XXS, IQ4_NL and IQ4_XS and
+//! ends at number 33.
 
 use super::super::decode::Decoder;
 use super::blocks::BlockFormat;
 
-/// The types that can be read as f32, for messages.
+/// Types that can be read as f32, for messages.
 pub(super) const READABLE: &str =
     "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL";
 
-/// An element type whose size is known; not every one can be read as f32.
+/// An element type of known size; not every one can be read as f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Element {
     /// ggml's name, for example `Q4_K`.
@@ -23,7 +24,7 @@ pub struct Element {
 }
 
 impl Element {
-    /// The type with ggml's number `id`, or for a number without a size what is known of it.
+    /// Returns the type with ggml's number `id`, or a description of a number without a known size.
     pub(super) fn from_id(id: u32) -> Result<Self, String> {
         use BlockFormat as Format;
         let element = match id {
@@ -61,7 +62,7 @@ impl Element {
             39 => Self::opaque("MXFP4", 32, 17),
             40 => Self::opaque("NVFP4", 64, 36),
             4 | 5 | 31..=33 | 36..=38 => {
-                return Err(format!("type number {id}, which ggml has given up"));
+                return Err(format!("type number {id}, which ggml has removed"));
             }
             _ => return Err(format!("type number {id}, which is unknown")),
         };
@@ -95,7 +96,8 @@ impl Element {
         }
     }
 
-    /// Bytes of a tensor with `dims`, innermost first, or why there cannot be one.
+    /// Returns the bytes of a tensor with `dims`, innermost first, or the reason the dimensions are
+    /// invalid.
     pub(super) fn bytes_of(&self, dims: &[u64]) -> Result<u64, String> {
         let row = dims.first().copied().unwrap_or(1);
         if !row.is_multiple_of(self.block_len) {

@@ -1,11 +1,13 @@
-//! The checked pass over a GGUF header.
+//! Validating parser of a GGUF header.
 //!
-//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Everything a header says is checked against
-//! the format, the file's length and the other entries before anything is used; afterwards every tensor is known to
-//! lie inside the file, aligned, apart from the others and as long as its type and shape ask for.
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The whole header is checked
+//! against the format, the file length and itself before anything is used. After that, every tensor
+//! lies inside the file, is aligned, does not overlap others and has the length that its type and
+//! shape require.
 //!
-//! `ggus` supplies the numbers of the value types and the constants, and does not read the file: on damaged input it
-//! panics and takes unknown numbers for enum values, it knows version 3 only and measures some types wrongly.
+//! `ggus` supplies constants and value type numbers but does not parse the file: on damaged input
+//! it panics and accepts unknown enum values, it supports version 3 only and has wrong sizes for
+//! some types.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,20 +18,21 @@ use super::super::error::{Result, SourceError, malformed};
 use super::element::{Element, READABLE};
 use super::value::{Numbers, Scalar, Value};
 
-/// Longest tensor name of the format.
+/// Maximum tensor name length of the format.
 const MAX_NAME: u64 = 64;
-/// Longest metadata key of the format.
+/// Maximum metadata key length of the format.
 const MAX_KEY: u64 = 65_535;
-/// Most dimensions of the format.
+/// Maximum number of dimensions of the format.
 const MAX_DIMS: u32 = 4;
-/// Deepest nesting of arrays that is accepted; no known writer nests at all.
+/// Maximum nesting depth of arrays; no known writer nests them.
 const MAX_DEPTH: u32 = 4;
-/// More tensors or keys than any model has; bounds the memory that a hostile header can ask for.
+/// Maximum number of tensors or keys. It exceeds that of any model and bounds the memory that a
+/// hostile header can allocate.
 const MAX_ENTRIES: u64 = 1 << 18;
-/// Largest alignment that is accepted.
+/// Maximum alignment.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
-/// A checked header. Names and values borrow from the file.
+/// A checked header whose names and values borrow from the file.
 #[derive(Debug)]
 pub struct Header<'a> {
     /// Format version, 2 or 3.
@@ -38,27 +41,27 @@ pub struct Header<'a> {
     pub metadata: BTreeMap<&'a str, Value<'a>>,
     /// Tensors by name.
     pub tensors: BTreeMap<&'a str, TensorEntry>,
-    /// The file, for messages.
+    /// File name for messages.
     pub(super) file: String,
 }
 
-/// A tensor as the header describes it.
+/// A tensor described by the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// Dimensions, outermost first as in PyTorch (the file has them the other way round).
+    /// Dimensions, outermost first as in PyTorch (the file stores them innermost first).
     pub shape: Vec<usize>,
     /// Element type.
     pub element: Element,
-    /// Where it lies in the file.
+    /// Position in the file.
     pub bytes: Range<usize>,
 }
 
 impl<'a> Header<'a> {
-    /// Checks and reads the header of the GGUF file `bytes`; `file` is its name in messages.
+    /// Parses and checks the header of the GGUF file `bytes`; `file` is its name in messages.
     ///
     /// # Errors
-    /// When the file is not GGUF of version 2 or 3 in little-endian order, or when anything in its header
-    /// contradicts the format, itself or the file's length.
+    /// If the file is not GGUF version 2 or 3 in little-endian order, or its header contradicts the
+    /// format, itself or the file length.
     pub fn parse(bytes: &'a [u8], file: &str) -> Result<Self> {
         let mut cursor = Cursor { bytes, at: 0, file };
         let version = cursor.magic_and_version()?;
@@ -78,7 +81,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// A tensor info as it stands in the header, its size computed.
+/// A tensor info of the header with its computed size.
 struct Info<'a> {
     name: &'a str,
     /// Innermost first.
@@ -88,7 +91,7 @@ struct Info<'a> {
     size: u64,
 }
 
-/// Reads the header front to back and never beyond its end.
+/// Bounds-checked reader of the header.
 struct Cursor<'a, 'f> {
     bytes: &'a [u8],
     at: usize,
@@ -96,7 +99,7 @@ struct Cursor<'a, 'f> {
 }
 
 impl<'a> Cursor<'a, '_> {
-    /// An error at the current place.
+    /// Builds an error at the current position.
     fn wrong(&self, found: impl Into<String>, expected: impl Into<String>) -> SourceError {
         malformed(
             format!("{} at byte {}", self.file, self.at),
@@ -133,7 +136,7 @@ impl<'a> Cursor<'a, '_> {
         self.fixed(what).map(u64::from_le_bytes)
     }
 
-    /// A length-prefixed text of at most `limit` bytes.
+    /// Reads a length-prefixed string of at most `limit` bytes.
     fn text(&mut self, limit: u64, what: &str) -> Result<&'a str> {
         let length = self.u64(what)?;
         if length > limit {
@@ -205,7 +208,7 @@ impl<'a> Cursor<'a, '_> {
     fn array(&mut self, key: &str, depth: u32) -> Result<Value<'a>> {
         if depth == 0 {
             return Err(self.wrong(
-                format!("{key} nested deeper than {MAX_DEPTH} arrays"),
+                format!("{key} nested more than {MAX_DEPTH} arrays deep"),
                 "a flat array",
             ));
         }
@@ -213,7 +216,7 @@ impl<'a> Cursor<'a, '_> {
         let length = self.u64(key)?;
         match value_type {
             TEXT => {
-                // Not allocated by the claimed length: every entry takes at least 8 bytes of the file.
+                // Does not reserve by the claimed length: every entry takes at least 8 bytes.
                 let mut texts = Vec::new();
                 for _ in 0..length {
                     texts.push(self.text(u64::MAX, key)?);
@@ -248,7 +251,7 @@ impl<'a> Cursor<'a, '_> {
     fn check_bools(&self, scalar: Scalar, bytes: &[u8], key: &str) -> Result<()> {
         match bytes.iter().find(|&&byte| byte > 1) {
             Some(byte) if scalar == Scalar::Bool => {
-                Err(self.wrong(format!("the truth value {byte} in {key}"), "0 or 1"))
+                Err(self.wrong(format!("the boolean {byte} in {key}"), "0 or 1"))
             }
             _ => Ok(()),
         }
@@ -304,7 +307,7 @@ impl<'a> Cursor<'a, '_> {
 const TEXT: u32 = ggus::GGufMetaDataValueType::String as u32;
 const ARRAY: u32 = ggus::GGufMetaDataValueType::Array as u32;
 
-/// The scalar type with the format's number `value_type`.
+/// Returns the scalar type with the format's number `value_type`.
 fn scalar(value_type: u32) -> Option<Scalar> {
     use ggus::GGufMetaDataValueType as Type;
     const SCALARS: [(Type, Scalar); 11] = [
@@ -326,7 +329,7 @@ fn scalar(value_type: u32) -> Option<Scalar> {
         .map(|&(_, scalar)| scalar)
 }
 
-/// `general.alignment`, or the format's default.
+/// Returns `general.alignment`, or the format's default.
 fn alignment(metadata: &BTreeMap<&str, Value<'_>>, file: &str) -> Result<u64> {
     match metadata.get(GENERAL_ALIGNMENT) {
         None => Ok(DEFAULT_ALIGNMENT as u64),
@@ -343,7 +346,7 @@ fn alignment(metadata: &BTreeMap<&str, Value<'_>>, file: &str) -> Result<u64> {
     }
 }
 
-/// Checks where the tensors lie and turns offsets into places in the file.
+/// Checks the tensor positions and turns offsets into file positions.
 fn place<'a>(
     mut infos: Vec<Info<'a>>,
     data_start: u64,
@@ -370,7 +373,7 @@ fn place<'a>(
                 file,
                 format!("tensor {name} at offset {offset}"),
                 format!(
-                    "one behind tensor {}, which ends at {}",
+                    "one after tensor {}, which ends at {}",
                     previous.1, previous.0
                 ),
             ));
@@ -391,7 +394,7 @@ fn place<'a>(
             ));
         };
         previous = (end, name);
-        // Inside the file, and a mapped file fits the address space.
+        // The cast is lossless: the range lies inside a mapped file.
         let bytes = (data_start + offset) as usize..(data_start + end) as usize;
         let shape = info.dims.iter().rev().map(|&dim| dim as usize).collect();
         let entry = TensorEntry {

@@ -12,10 +12,10 @@ use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
 const TOWER: &str = "vision_tower.vision_model";
-/// Colour channels.
+/// Color channels.
 const CHANNELS: usize = 3;
 
-/// Tensors, config and preprocessor config.
+/// Reads tensors, config and preprocessor config.
 pub(super) fn read(
     text: &mut Assembly<'_, '_>,
     vision: &mut Assembly<'_, '_>,
@@ -23,7 +23,8 @@ pub(super) fn read(
     out: &mut Tensors,
 ) -> Result<(Json, Json)> {
     let mut model = TextModel::read(text, "llama", Kind::Llama)?;
-    // The original checkpoints have no such token; the hub's form adds it in the same way.
+    // The original checkpoints have no such token; the checkpoint on the hub adds it in the same
+    // way.
     let image_token = vocabulary.need_or_add("<image>");
     if vocabulary.placeholder.is_some() {
         model.make_room(image_token, vocabulary.unknown().unwrap_or(0));
@@ -80,9 +81,9 @@ fn embedding_tensors(
         (to("position_embedding.weight"), "v.position_embd.weight"),
         &[positions.saturating_add(1), width],
     )?;
-    // The checkpoint's name has this typo.
+    // The typo is part of the published name.
     tower.norm(vision, (&format!("{TOWER}.pre_layrnorm"), "v.pre_ln"), out)?;
-    // LLaVA takes the features before it, so converters leave it out.
+    // LLaVA takes its features before this norm, so converters drop it.
     if vision.has("v.post_ln.weight") {
         let to = format!("{TOWER}.post_layernorm");
         tower.norm(vision, (&to, "v.post_ln"), out)?;
@@ -145,10 +146,12 @@ fn vision_config(header: &Header<'_>, tower: &VisionTower, image: usize) -> Resu
     Ok(config)
 }
 
-/// The layer whose output is taken, counted from the end. LLaVA takes the last but one and converters drop the last, so
-/// of the layers in the file it is the last, unless the file says otherwise.
+/// Returns the layer whose output is used, counted from the end. LLaVA uses the second-to-last
+/// layer and converters drop the last, so it is the last layer of the file unless the metadata says
+/// otherwise.
 ///
-/// llama.cpp itself leaves one more out (<https://github.com/ggml-org/llama.cpp/issues/25817>), so its answers differ.
+/// llama.cpp drops one more layer (<https://github.com/ggml-org/llama.cpp/issues/25817>), so its
+/// answers differ.
 fn feature_layer(header: &Header<'_>, layers: usize) -> Result<i64> {
     const KEY: &str = "clip.vision.feature_layer";
     let last = layers as i64;
@@ -169,7 +172,7 @@ fn feature_layer(header: &Header<'_>, layers: usize) -> Result<i64> {
     }
 }
 
-/// The hub's preprocessor config, which goes with CLIP; images are padded where the file says so.
+/// Returns the preprocessor config of the hub's checkpoint; images are padded if the file says so.
 fn preprocessor_config(header: &Header<'_>, image: usize) -> Result<Json> {
     const ASPECT_RATIO: &str = "clip.vision.image_aspect_ratio";
     let pads = match header.text(ASPECT_RATIO)? {

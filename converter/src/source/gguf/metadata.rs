@@ -4,11 +4,11 @@ use super::super::error::{Result, SourceError, malformed};
 use super::header::Header;
 use super::value::{Value, shortest};
 
-/// Largest size or count taken from metadata: products of two stay far from overflow.
+/// Maximum size or count in metadata, so that the product of two cannot overflow.
 const MAX_SIZE: i128 = i32::MAX as i128;
 
 impl<'a> Header<'a> {
-    /// The error for a value of the wrong kind or size.
+    /// Builds the error for a value of the wrong kind or size.
     fn unexpected(&self, key: &str, value: &Value<'_>, expected: &str) -> SourceError {
         let found = match value {
             Value::Integer(n) => format!("{key} = {n}"),
@@ -19,7 +19,7 @@ impl<'a> Header<'a> {
         malformed(&self.file, found, expected)
     }
 
-    /// The error for a key that is not there.
+    /// Builds the error for a missing key.
     fn no_key(&self, key: &str, expected: &str) -> SourceError {
         malformed(
             &self.file,
@@ -28,7 +28,7 @@ impl<'a> Header<'a> {
         )
     }
 
-    /// Text, where the key is there.
+    /// Returns a string, or `None` without the key.
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -37,12 +37,12 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Text that must be there.
+    /// Returns a required string.
     pub(super) fn need_text(&self, key: &str) -> Result<&'a str> {
         self.text(key)?.ok_or_else(|| self.no_key(key, "text"))
     }
 
-    /// A truth value, where the key is there.
+    /// Returns a boolean, or `None` without the key.
     pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -51,7 +51,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// A size or count from 0 up, where the key is there.
+    /// Returns a non-negative size or count, or `None` without the key.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -62,7 +62,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// A size or count of at least 1 that must be there.
+    /// Returns a required size or count of at least 1.
     pub(super) fn need_size(&self, key: &str) -> Result<usize> {
         match self.size(key)? {
             Some(0) => Err(malformed(
@@ -75,12 +75,12 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// A token id, where the key is there.
+    /// Returns a token id, or `None` without the key.
     pub(super) fn token_id(&self, key: &str) -> Result<Option<u32>> {
         Ok(self.size(key)?.map(|id| id as u32))
     }
 
-    /// A finite number, where the key is there.
+    /// Returns a finite number, or `None` without the key.
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.metadata.get(key) else {
             return Ok(None);
@@ -90,13 +90,13 @@ impl<'a> Header<'a> {
             .ok_or_else(|| self.unexpected(key, value, "a finite number"))
     }
 
-    /// A finite number that must be there.
+    /// Returns a required finite number.
     pub(super) fn need_number(&self, key: &str) -> Result<f64> {
         self.number(key)?
             .ok_or_else(|| self.no_key(key, "a number"))
     }
 
-    /// An array of finite numbers, where the key is there.
+    /// Returns an array of finite numbers, or `None` without the key.
     pub(super) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -110,7 +110,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// An array of integers, where the key is there.
+    /// Returns an array of integers, or `None` without the key.
     pub(super) fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let integer = |value| match value {
             Value::Integer(n) => i64::try_from(n).ok(),
@@ -128,7 +128,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// An array of text, where the key is there.
+    /// Returns an array of strings, or `None` without the key.
     pub(super) fn texts(&self, key: &str) -> Result<Option<&[&'a str]>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -138,7 +138,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// A scalar as a double, unless it is no finite number.
+/// Converts a scalar to a double, or returns `None` if it is not a finite number.
 fn finite(value: &Value<'_>) -> Option<f64> {
     let number = match value {
         Value::Integer(n) => *n as f64,

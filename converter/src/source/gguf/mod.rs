@@ -1,7 +1,7 @@
-//! GGUF files, brought into the normal form of a Hugging Face checkpoint.
+//! Conversion of GGUF files to the normal form of a Hugging Face checkpoint.
 //!
-//! [`Header`] checks a file as a whole; after that its tensors are renamed, put together again where llama.cpp has taken
-//! them apart, and described by a config as the hub has it, one file here per kind of model.
+//! [`Header`] checks a file as a whole. Its tensors are then renamed, reassembled where llama.cpp
+//! split them, and described by a config as on the hub. Each kind of model has its own file here.
 
 mod assembly;
 pub(super) mod blocks;
@@ -32,16 +32,16 @@ use super::{Checkpoint, tokenizer_files};
 use assembly::{Assembly, Tensors};
 use vocabulary::Vocabulary;
 
-/// What can be read, for messages.
+/// Supported models, for messages.
 const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger, llama with the projector mlp, \
                          and llama, qwen2, phi3 without one";
 
-/// Whether a file starts like a GGUF file.
+/// Returns `true` if a file starts like a GGUF file.
 pub(super) fn is_gguf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"GGUF")
 }
 
-/// Opens a language model and, for a multimodal one, its vision tower.
+/// Opens a language model and, for a multimodal model, its vision tower.
 pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     let map = Arc::new(map::open(path)?);
     let header = Header::parse(&map, &path.display().to_string())?;
@@ -85,7 +85,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     })
 }
 
-/// `general.architecture` of a file that is a whole language model.
+/// Returns `general.architecture` of a file that contains a complete language model.
 fn architecture<'a>(header: &Header<'a>) -> Result<&'a str> {
     unsupported::check_type(header)?;
     let arch = header.need_text("general.architecture")?;
@@ -110,8 +110,8 @@ fn read_text(
         "llama" | "qwen2" | "phi3" => text::read(text, arch, vocabulary, tensors),
         "qwen2vl" => Err(malformed(
             &text.header.file,
-            "the language model of a qwen2vl model alone",
-            "its vision tower too; name the mmproj-*.gguf file that belongs to it with --mmproj",
+            "only the language model of a qwen2vl model",
+            "its vision tower as well; name its mmproj-*.gguf file with --mmproj",
         )),
         other => Err(not_supported(&text.header.file, "architecture", other)),
     }
@@ -145,7 +145,7 @@ fn read_multimodal(
     }
 }
 
-/// The kind of projector, which the first LLaVA files leave out.
+/// Returns the kind of projector, which the first LLaVA files do not state.
 fn projector<'a>(header: &Header<'a>) -> Result<&'a str> {
     for key in ["clip.projector_type", "clip.vision.projector_type"] {
         if let Some(projector) = header.text(key)? {
@@ -171,7 +171,7 @@ fn not_supported(file: &str, what: &str, found: &str) -> SourceError {
     }
 }
 
-/// One number per colour channel.
+/// Reads one number per color channel.
 fn channel_values(header: &Header<'_>, key: &str) -> Result<Vec<f64>> {
     let values = header.numbers(key)?.unwrap_or_default();
     if values.len() == 3 {
@@ -180,6 +180,6 @@ fn channel_values(header: &Header<'_>, key: &str) -> Result<Vec<f64>> {
     Err(malformed(
         &header.file,
         format!("{} values in {key}", values.len()),
-        "one for each of the three colour channels",
+        "one for each of the three color channels",
     ))
 }

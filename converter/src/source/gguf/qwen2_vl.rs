@@ -11,12 +11,12 @@ use super::text::{Kind, TextModel, rope_scaling};
 use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
-/// Frames that the patch embedding sees at once, stored as one convolution each.
+/// Frames per patch embedding, stored as one convolution each.
 const FRAMES: usize = 2;
-/// Colour channels.
+/// Color channels.
 const CHANNELS: usize = 3;
 
-/// Tensors, config and preprocessor config.
+/// Reads tensors, config and preprocessor config.
 pub(super) fn read(
     text: &mut Assembly<'_, '_>,
     vision: &mut Assembly<'_, '_>,
@@ -46,7 +46,7 @@ pub(super) fn read(
     }
     config.append(&mut model.config(vocabulary));
     let mut vision_config = vision_config(&tower, merge, model.hidden);
-    // The hub's form does not say what all of these models have.
+    // The config on the hub omits properties that all of these models share.
     let activation = vision::activation(vision.header)?;
     if activation != "quick_gelu" {
         vision_config["hidden_act"] = json!(activation);
@@ -57,7 +57,7 @@ pub(super) fn read(
     Ok((config.into(), preprocessor))
 }
 
-/// Patches per side of a merged token, from the merger's width.
+/// Returns the patches per side of a merged token, from the width of the merger.
 fn merge_size(vision: &Assembly<'_, '_>, tower: &VisionTower) -> Result<usize> {
     let inputs = vision.shape("mm.0.weight")?.last().copied().unwrap_or(0);
     let merge = (inputs / tower.width).isqrt();
@@ -104,7 +104,8 @@ fn tower_tensors(
     Ok(())
 }
 
-/// Query, key and value of a block as the one projection they were: stored apart, or fused by newer converters.
+/// Adds query, key and value of a block as one projection; they are stored separately or, by newer
+/// converters, fused.
 fn fused_attention(
     vision: &mut Assembly<'_, '_>,
     tower: &VisionTower,
@@ -164,8 +165,8 @@ fn vision_config(tower: &VisionTower, merge: usize, hidden: usize) -> Json {
     })
 }
 
-/// The three sections of M-RoPE, and how positions are scaled beside them. GGUF stores four numbers, the last of which
-/// is 0.
+/// Returns the three sections of M-RoPE with the scaling of positions. GGUF stores four numbers,
+/// the last of which is 0.
 fn rope_sections(header: &Header<'_>) -> Result<Json> {
     const KEY: &str = "qwen2vl.rope.dimension_sections";
     match header.integers(KEY)?.as_deref() {
@@ -178,13 +179,13 @@ fn rope_sections(header: &Header<'_>) -> Result<Json> {
         other => Err(malformed(
             &header.file,
             format!("{KEY} {other:?}"),
-            "the sizes of the three sections of M-RoPE and a 0",
+            "the sizes of the three sections of M-RoPE , and a 0",
         )),
     }
 }
 
-/// The hub's preprocessor config. The pixel limits, where the file has none, are the hub's, which are 4 and 16384
-/// visual tokens.
+/// Returns the preprocessor config of the hub's checkpoint. If the file has no pixel limits, the
+/// hub's apply: 4 and 16384 visual tokens.
 fn preprocessor_config(header: &Header<'_>, tower: &VisionTower, merge: usize) -> Result<Json> {
     let token = (tower.patch * merge).saturating_pow(2);
     let pixels = |key: &str, tokens: usize| -> Result<usize> {

@@ -1,6 +1,5 @@
 //! Language models: `llama`, `qwen2`, `qwen2vl`, `phi3`.
 //!
-//! Tensor names of both sides: `gguf-py/gguf/tensor_mapping.py` of llama.cpp, and the models in transformers.
 
 use serde_json::{Map as Object, Value as Json, json};
 
@@ -9,7 +8,7 @@ use super::assembly::{Assembly, Tensors};
 use super::header::Header;
 use super::vocabulary::Vocabulary;
 
-/// How the attention and feed-forward weights of an architecture are stored.
+/// Layout of attention and feed-forward weights in an architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Llama: query and key rows permuted by llama.cpp.
@@ -25,9 +24,9 @@ pub(super) enum Kind {
 pub(super) struct TextModel {
     pub(super) kind: Kind,
     pub(super) hidden: usize,
-    /// Rows of the embedding in the file.
+    /// Rows of the stored embedding.
     stored_vocab: usize,
-    /// Rows of the embedding, and the stored row that all others repeat.
+    /// Rows of the embedding, and the stored row that the additional ones repeat.
     vocab: (usize, usize),
     layers: usize,
     feed_forward: usize,
@@ -55,7 +54,7 @@ impl TextModel {
             return Err(malformed(
                 &header.file,
                 format!("{heads} heads for a hidden size of {hidden}"),
-                "heads of at least one element",
+                "at least one element per head",
             ));
         }
         let embedding = assembly.shape("token_embd.weight")?;
@@ -80,8 +79,9 @@ impl TextModel {
         })
     }
 
-    /// Gives the embedding more rows, so that token `id` has one. They repeat row `filler`, which should be that of a
-    /// token that is never predicted, and come to a multiple of 64 as in the checkpoints of the hub.
+    /// Extends the embedding so that token `id` has a row. New rows repeat row `filler`, which
+    /// should be that of a token that is never predicted. The number of rows is a multiple of 64,
+    /// as in the checkpoints on the hub.
     pub(super) fn make_room(&mut self, id: u32, filler: u32) {
         let needed = id as usize + 1;
         if needed > self.vocab.0 && (filler as usize) < self.stored_vocab {
@@ -89,7 +89,7 @@ impl TextModel {
         }
     }
 
-    /// Adds the embedding or a matrix like it.
+    /// Adds the embedding, or a matrix of the same shape.
     fn embedding(
         &self,
         assembly: &mut Assembly<'_, '_>,
@@ -104,7 +104,7 @@ impl TextModel {
         }
     }
 
-    /// Adds all tensors; their names start with `prefix`.
+    /// Adds all tensors under names that start with `prefix`.
     pub(super) fn tensors(
         &self,
         assembly: &mut Assembly<'_, '_>,
@@ -176,7 +176,7 @@ impl TextModel {
         Ok(())
     }
 
-    /// Query, key and value of one layer, stored apart.
+    /// Adds query, key and value of one layer, stored separately.
     fn projections(
         &self,
         assembly: &mut Assembly<'_, '_>,
@@ -209,8 +209,8 @@ impl TextModel {
         Ok(())
     }
 
-    /// The scaling of Llama 3.1, of which GGUF keeps no more than what each frequency is divided by: one set of factors,
-    /// for sequences of any length.
+    /// Returns the RoPE scaling of Llama 3.1. GGUF keeps only the divisor of each frequency: one
+    /// set of factors for sequences of any length.
     fn rope_factors(&self, assembly: &mut Assembly<'_, '_>) -> Result<Option<Json>> {
         const TENSOR: &str = "rope_freqs.weight";
         if self.kind != Kind::Llama || !assembly.has(TENSOR) {
@@ -226,7 +226,7 @@ impl TextModel {
         })))
     }
 
-    /// The fields that the configs of all these models share.
+    /// Returns the config fields that all these models share.
     pub(super) fn config(&self, vocabulary: &Vocabulary<'_>) -> Object<String, Json> {
         let mut config = Object::new();
         if let Some(id) = vocabulary.bos {
@@ -270,7 +270,7 @@ fn context(header: &Header<'_>, arch: &str, kind: Kind) -> Result<usize> {
     }
 }
 
-/// Reads a text-only model: its tensors and its config.
+/// Reads the tensors and the config of a text-only model.
 pub(super) fn read(
     assembly: &mut Assembly<'_, '_>,
     arch: &str,
@@ -297,12 +297,12 @@ pub(super) fn read(
     Ok(config.into())
 }
 
-/// `rope_scaling` of the config, where the positions are scaled.
+/// Returns `rope_scaling` of the config, if positions are scaled.
 pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Json>> {
     let key = |name: &str| format!("{arch}.rope.scaling.{name}");
     match header.text(&key("type"))? {
         None | Some("none") => {
-            // The first files have a factor alone.
+            // The first files have only a factor.
             let factor = header.number(&format!("{arch}.rope.scale_linear"))?;
             let factor = factor.filter(|&factor| factor != 0.0 && factor != 1.0);
             Ok(factor.map(|factor| json!({"type": "linear", "factor": factor})))
@@ -315,7 +315,7 @@ pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Jso
             }
             Ok(Some(scaling))
         }
-        // Its factors are tensors.
+        // The factors are tensors.
         Some("longrope") if arch == "phi3" => Ok(None),
         Some(other) => Err(SourceError::Unsupported {
             file: header.file.clone(),
@@ -326,7 +326,7 @@ pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Jso
     }
 }
 
-/// Phi-3's window and its LongRoPE factors, which GGUF keeps as tensors.
+/// Adds Phi-3's window and its LongRoPE factors, which GGUF keeps as tensors.
 fn phi3_rope(
     assembly: &mut Assembly<'_, '_>,
     model: &TextModel,

@@ -1,4 +1,4 @@
-//! Metadata of a GGUF file that would change the results and that the models here do not have.
+//! Detection of GGUF metadata that changes results and is not supported.
 //!
 //! Keys: `docs/gguf.md` of ggml, and `gguf-py/gguf/constants.py` of llama.cpp.
 
@@ -6,7 +6,7 @@ use super::super::error::{Result, SourceError, malformed, some_of};
 use super::header::Header;
 use super::value::{Value, shortest};
 
-/// Keys behind the architecture's name that are read, or that say nothing about the computation.
+/// Keys after the architecture prefix that are read or do not affect the computation.
 const KNOWN: [&str; 21] = [
     "attention.head_count",
     "attention.head_count_kv",
@@ -28,12 +28,12 @@ const KNOWN: [&str; 21] = [
     // Checked below.
     "attention.value_length",
     "attention.causal",
-    // Sizes that the tensors have, too, and remarks.
+    // Sizes that the tensors imply, and remarks.
     "vocab_size",
     "tensor_data_layout",
 ];
 
-/// Keys behind the architecture's name with the value at which they change nothing.
+/// Keys after the architecture prefix, each with the value that has no effect.
 const NEUTRAL: [(&str, f64); 20] = [
     ("attention.clamp_kqv", 0.0),
     ("attention.layer_norm_epsilon", 0.0),
@@ -60,7 +60,7 @@ const NEUTRAL: [(&str, f64); 20] = [
 /// The factor of cosine and sine.
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
-/// Keys of a vision tower, behind `clip.`, with the value at which they change nothing.
+/// Keys of a vision tower after `clip.`, each with the value that has no effect.
 const NEUTRAL_VISION: [(&str, f64); 4] = [
     ("has_audio_encoder", 0.0),
     ("vision.is_deepstack_layers", 0.0),
@@ -68,7 +68,7 @@ const NEUTRAL_VISION: [(&str, f64); 4] = [
     ("vision.window_size", 0.0),
 ];
 
-/// Keys of the tokenizer, behind `tokenizer.ggml.`, with the value at which they change nothing.
+/// Keys of the tokenizer after `tokenizer.ggml.`, each with the value that has no effect.
 const NEUTRAL_TOKENIZER: [(&str, f64); 4] = [
     ("add_sep_token", 0.0),
     ("normalizer.lowercase", 0.0),
@@ -76,7 +76,7 @@ const NEUTRAL_TOKENIZER: [(&str, f64); 4] = [
     ("suppress_tokens", 0.0),
 ];
 
-/// Refuses files that are no model: adapters, parts, vocabularies, importance matrices.
+/// Rejects files that are not models: adapters, parts, vocabularies, importance matrices.
 pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
     let kind = header.text("general.type")?;
     if kind == Some("adapter") || header.text("adapter.type")?.is_some() {
@@ -89,7 +89,7 @@ pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
     if let Some(kind @ ("vocab" | "imatrix")) = kind {
         return Err(malformed(
             &header.file,
-            format!("a file of type {kind}, which holds no model"),
+            format!("a file of type {kind}, which is not a model"),
             "a language model",
         ));
     }
@@ -105,7 +105,8 @@ pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what would change the results of a language model, and warns of keys that are unknown.
+/// Rejects metadata that would change the results of a language model, and warns about unknown
+/// keys.
 pub(super) fn check_text(header: &Header<'_>, arch: &str) -> Result<()> {
     let prefix = format!("{arch}.");
     check_neutral(header, &prefix, &NEUTRAL)?;
@@ -128,7 +129,7 @@ pub(super) fn check_text(header: &Header<'_>, arch: &str) -> Result<()> {
         .collect();
     if !unknown.is_empty() {
         log::warn!(
-            "{}: ignoring metadata that is not known, so the answers may differ: {}",
+            "{}: ignoring unknown metadata, so answers may differ: {}",
             header.file,
             some_of(&unknown)
         );
@@ -136,7 +137,7 @@ pub(super) fn check_text(header: &Header<'_>, arch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sizes of heads that the attention here cannot have.
+/// Rejects head sizes that the attention does not support.
 fn check_attention(header: &Header<'_>, arch: &str) -> Result<()> {
     let size = |name: &str| header.size(&format!("{arch}.{name}"));
     let default = match (size("embedding_length")?, size("attention.head_count")?) {
@@ -145,7 +146,7 @@ fn check_attention(header: &Header<'_>, arch: &str) -> Result<()> {
     };
     let head = size("attention.key_length")?.unwrap_or(default);
     let mut sizes = vec![("attention.value_length", size("attention.value_length")?)];
-    // Phi-3 may rotate a part of each head.
+    // Phi-3 may rotate only a part of each head.
     if arch != "phi3" {
         sizes.push(("rope.dimension_count", size("rope.dimension_count")?));
     }
@@ -168,7 +169,7 @@ fn check_attention(header: &Header<'_>, arch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what would change the results of a vision tower.
+/// Rejects metadata that would change the results of a vision tower.
 pub(super) fn check_vision(header: &Header<'_>) -> Result<()> {
     check_neutral(header, "clip.", &NEUTRAL_VISION)?;
     if let Some(merge) = header.text("clip.vision.mm_patch_merge_type")?
@@ -189,7 +190,7 @@ pub(super) fn check_vision(header: &Header<'_>) -> Result<()> {
     }
 }
 
-/// Refuses a key whose value is not the one at which it changes nothing.
+/// Rejects keys whose value has an effect.
 fn check_neutral(header: &Header<'_>, prefix: &str, keys: &[(&str, f64)]) -> Result<()> {
     for (name, neutral) in keys {
         let key = format!("{prefix}{name}");

@@ -1,28 +1,28 @@
 //! Metadata values of a GGUF file.
 
-/// A value under a key. Text and arrays borrow from the file.
+/// A metadata value. Strings and arrays borrow from the file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value<'a> {
     /// Any integer type.
     Integer(i128),
-    /// `f32`, not widened so that its shortest decimal form stays known.
+    /// `f32`, not widened so that its shortest decimal form is preserved.
     F32(f32),
     /// `f64`.
     F64(f64),
-    /// Truth value.
+    /// Boolean.
     Bool(bool),
-    /// Text.
+    /// String.
     Text(&'a str),
-    /// Array of text.
+    /// Array of strings.
     Texts(Vec<&'a str>),
-    /// Array of numbers or truth values, still encoded.
+    /// Array of numbers or booleans, still encoded.
     Numbers(Numbers<'a>),
-    /// Array of arrays: checked, but nothing here reads one.
+    /// Array of arrays; checked but not read.
     Nested,
 }
 
 impl Value<'_> {
-    /// What kind of value this is, for messages.
+    /// Names the kind of value, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Integer(_) => "an integer",
@@ -36,7 +36,7 @@ impl Value<'_> {
     }
 }
 
-/// An encoded scalar type.
+/// A scalar type of the file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scalar {
     /// 8-bit unsigned.
@@ -64,7 +64,7 @@ pub enum Scalar {
 }
 
 impl Scalar {
-    /// Bytes of one value.
+    /// Returns the bytes of one value.
     pub(super) fn bytes(self) -> usize {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
@@ -100,7 +100,7 @@ pub struct Numbers<'a> {
 }
 
 impl<'a> Numbers<'a> {
-    /// The values, decoded one by one.
+    /// Iterates over the decoded values.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Value<'a>> + use<'a> {
         let scalar = self.scalar;
         self.bytes
@@ -109,8 +109,8 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// The double that has the decimal form of `x`: 1e-6 stored in single precision comes back as 1e-6, as it was
-/// written in the json file it came from, and not as 9.99999997e-7.
+/// Converts `x` to the double with the same shortest decimal form: 1e-6 stored in single precision
+/// becomes 1e-6, as in the original JSON file, not 9.99999997e-7.
 pub(super) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }

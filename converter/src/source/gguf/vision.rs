@@ -1,4 +1,4 @@
-//! What the vision towers of both multimodal models have in common in an `mmproj` file.
+//! Parts of `mmproj` files that both multimodal models share.
 
 use super::super::error::Result;
 use super::assembly::{Assembly, Tensors};
@@ -12,11 +12,12 @@ pub(super) struct VisionTower {
     pub(super) heads: usize,
     pub(super) patch: usize,
     pub(super) feed_forward: usize,
-    /// Whether `ffn_up` and `ffn_down` have exchanged names, as llama.cpp's first converters had it.
+    /// `true` if the names of `ffn_up` and `ffn_down` are swapped, as in llama.cpp's first
+    /// converters.
     swapped: bool,
 }
 
-/// The activation of the feed-forward parts, by its name in the hub's config.
+/// Returns the activation of the feed-forward layers under its name in the hub's config.
 pub(super) fn activation(header: &Header<'_>) -> Result<&'static str> {
     let flag = |key: &str| Ok(header.flag(key)?.unwrap_or(false));
     Ok(if flag("clip.use_gelu")? {
@@ -33,7 +34,8 @@ impl VisionTower {
     pub(super) fn read(assembly: &Assembly<'_, '_>) -> Result<Self> {
         let header = assembly.header;
         let width = header.need_size("clip.vision.embedding_length")?;
-        // The first converters wrote a feed_forward_length of 0, so the tensors decide.
+        // The first converters wrote a feed_forward_length of 0, so the size is taken from the
+        // tensors.
         let up = assembly.shape("v.blk.0.ffn_up.weight")?;
         let swapped = up.first() == Some(&width) && up.last() != Some(&width);
         let feed_forward = if swapped { up.last() } else { up.first() };
@@ -47,7 +49,7 @@ impl VisionTower {
         })
     }
 
-    /// Adds the two linear layers of block `layer`'s feed-forward part, named `first` and `second`.
+    /// Adds the two feed-forward layers of block `layer`, named `first` and `second`.
     pub(super) fn feed_forward(
         &self,
         assembly: &mut Assembly<'_, '_>,

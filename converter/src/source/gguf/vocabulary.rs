@@ -1,4 +1,4 @@
-//! The vocabulary of a GGUF file, and the tokenizer made from it.
+//! The vocabulary of a GGUF file and the tokenizer built from it.
 //!
 //! Meaning of the keys: `docs/gguf.md` of ggml and `src/llama-vocab.cpp` of llama.cpp.
 
@@ -15,7 +15,7 @@ use super::super::tokenizer_json::{
 };
 use super::header::Header;
 
-/// Tokens that end an answer whatever else a file says, by the names that model families give them.
+/// End-of-sequence tokens of the model families, used in addition to those of the file.
 const END_TOKENS: [&str; 5] = [
     "<|im_end|>",
     "<|endoftext|>",
@@ -24,10 +24,10 @@ const END_TOKENS: [&str; 5] = [
     "<|end_of_text|>",
 ];
 
-/// Phi-3's special tokens swallow the blanks behind them, but for these.
+/// Special tokens of Phi-3 that do not strip the whitespace after them; all others do.
 const KEEP_BLANKS: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
-/// The vocabulary with the roles of its tokens.
+/// A vocabulary with the roles of its tokens.
 #[derive(Debug)]
 pub(super) struct Vocabulary<'h> {
     header: &'h Header<'h>,
@@ -38,7 +38,7 @@ pub(super) struct Vocabulary<'h> {
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     pub(super) padding: Option<u32>,
-    /// A token that the file does not have, with the id behind all others.
+    /// A token missing from the file, with the next free id.
     pub(super) placeholder: Option<(&'static str, u32)>,
 }
 
@@ -58,7 +58,7 @@ impl<'h> Vocabulary<'h> {
             let first = *ids.entry(token).or_insert(id as u32);
             if first != id as u32 {
                 log::warn!(
-                    "{}: token {token:?} stands under {first} and {id}; using {first}",
+                    "{}: token {token:?} has the ids {first} and {id}; using {first}",
                     header.file
                 );
             }
@@ -86,18 +86,19 @@ impl<'h> Vocabulary<'h> {
         })
     }
 
-    /// The id of a token that the model needs.
+    /// Returns the id of a required token.
     pub(super) fn need(&self, token: &str) -> Result<u32> {
         self.ids.get(token).copied().ok_or_else(|| {
             malformed(
                 &self.header.file,
                 format!("a vocabulary without {token}"),
-                "one with the placeholder of this multimodal model; convert the checkpoint of the hub that has it",
+                "one with the placeholder token of this multimodal model; convert the checkpoint \
+                 on the hub that has it",
             )
         })
     }
 
-    /// The id of a placeholder, which is added to the vocabulary where the file does not have it.
+    /// Returns the id of a placeholder token, adding it to the vocabulary if it is missing.
     pub(super) fn need_or_add(&mut self, token: &'static str) -> u32 {
         match self.ids.get(token) {
             Some(&id) => id,
@@ -105,13 +106,14 @@ impl<'h> Vocabulary<'h> {
         }
     }
 
-    /// The id of the token for what is not in the vocabulary.
+    /// Returns the id of the unknown token.
     pub(super) fn unknown(&self) -> Option<u32> {
         let kind = |&kind: &GGmlTokenType| kind == GGmlTokenType::Unknown;
         self.kinds.iter().position(kind).map(|id| id as u32)
     }
 
-    /// `generation_config.json`: which tokens end an answer, and the recommended sampling where the file has one.
+    /// Builds `generation_config.json`: end-of-sequence tokens, and recommended sampling parameters
+    /// if the file has them.
     pub(super) fn generation_config(&self) -> Result<Json> {
         let mut config = Object::new();
         for (key, id) in [("bos_token_id", self.bos), ("pad_token_id", self.padding)] {
@@ -142,7 +144,7 @@ impl<'h> Vocabulary<'h> {
         Ok(config.into())
     }
 
-    /// The tokens that end an answer, the file's own first.
+    /// Returns the end-of-sequence tokens, those of the file first.
     fn end_ids(&self) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = self.eos.into_iter().collect();
         let turn_ends = ["eot", "eom"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
@@ -162,7 +164,7 @@ impl<'h> Vocabulary<'h> {
         Ok(ids)
     }
 
-    /// The text of a `tokenizer.json` that gives the same ids.
+    /// Builds the text of a `tokenizer.json` that produces the same ids.
     pub(super) fn tokenizer(&self) -> Result<String> {
         match self.header.need_text("tokenizer.ggml.model")? {
             "gpt2" => self.byte_level(),
@@ -194,13 +196,13 @@ impl<'h> Vocabulary<'h> {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        // Llama 3's files rely on it, see the places of llama.cpp named above.
+        // Llama 3's files rely on it; see the llama.cpp sources named above.
         let begin_by_default = splitter.whole_pieces;
         let bpe = self.bpe(merges, begin_by_default)?;
         Ok(byte_level(&bpe, splitter, false))
     }
 
-    /// Where the text is cut, by `tokenizer.ggml.pre`.
+    /// Returns the pre-tokenizer named by `tokenizer.ggml.pre`.
     fn splitter(&self) -> Result<Splitter> {
         match self.header.text("tokenizer.ggml.pre")? {
             Some("qwen2" | "deepseek-r1-qwen") => Ok(QWEN2),
@@ -210,8 +212,8 @@ impl<'h> Vocabulary<'h> {
             Some("default") => Ok(LLAMA_CPP_DEFAULT),
             None => {
                 log::warn!(
-                    "{}: tokenizer.ggml.pre is missing, so the text may be cut otherwise than in training; \
-                     convert the model again with a current llama.cpp",
+                    "{}: tokenizer.ggml.pre is missing, so text may be split differently than \
+                     in training; convert the model again with a current llama.cpp",
                     self.header.file
                 );
                 Ok(LLAMA_CPP_DEFAULT)
@@ -236,8 +238,9 @@ impl<'h> Vocabulary<'h> {
         Ok(sentencepiece(&bpe, unknown, prefix_space))
     }
 
-    /// SentencePiece merges any two neighbours that form a token, the best score first. As a list of merges: every way to
-    /// cut a token into two, ordered by the token's score and, among equals, by its id.
+    /// Returns the list of merges. SentencePiece merges any two neighbors that form a token, best
+    /// score first. The equivalent merges are all splits of a token into two, ordered by the
+    /// token's score and then by its id.
     fn merges_by_score(&self) -> Result<Vec<(&'h str, &'h str)>> {
         const KEY: &str = "tokenizer.ggml.scores";
         let scores = self.header.numbers(KEY)?.unwrap_or_default();
@@ -276,9 +279,10 @@ impl<'h> Vocabulary<'h> {
             .collect())
     }
 
-    /// The parts that both kinds of tokenizer share. Unused ids are left out: no text gives them.
+    /// Builds the parts that both kinds of tokenizer share. Unused ids are left out: no text
+    /// produces them.
     fn bpe(&self, merges: Vec<(&'h str, &'h str)>, begin_by_default: bool) -> Result<Bpe<'h>> {
-        // Files do not say it; llama.cpp has it in `src/llama-vocab.cpp`, too.
+        // The files do not state this; llama.cpp hard-codes it in `src/llama-vocab.cpp` too.
         let swallows = self.header.text("general.architecture")? == Some("phi3");
         let mut vocab = Vec::new();
         let mut added = Vec::new();
@@ -320,11 +324,11 @@ impl<'h> Vocabulary<'h> {
     }
 }
 
-/// Longest token that is cut into merges; SentencePiece's own limit is 16 characters by default. Bounds the work on a
-/// file of absurdly long tokens.
+/// Longest token that is split into merges, in bytes. SentencePiece's default limit is 16
+/// characters. Bounds the work on files with excessively long tokens.
 const MAX_PIECE_BYTES: usize = 512;
 
-/// The types of the tokens; all normal where the file does not say.
+/// Returns the types of the tokens; all normal if the file does not state them.
 fn kinds(header: &Header<'_>, count: usize) -> Result<Vec<GGmlTokenType>> {
     const KEY: &str = "tokenizer.ggml.token_type";
     let Some(stored) = header.integers(KEY)? else {
@@ -355,7 +359,7 @@ fn kinds(header: &Header<'_>, count: usize) -> Result<Vec<GGmlTokenType>> {
         .collect()
 }
 
-/// The two tokens of a merge. The first may itself begin with a space.
+/// Splits a merge into its two tokens. The first may begin with a space.
 fn split_merge(merge: &str) -> Option<(&str, &str)> {
     let (at, _) = merge
         .char_indices()

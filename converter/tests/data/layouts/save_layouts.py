@@ -1,9 +1,9 @@
-"""Saves the test checkpoints again with the installed version of transformers.
+"""Saves the test checkpoints with the installed version of transformers.
 
     python save_layouts.py MODELS OUT
 
 MODELS is the folder of test checkpoints (models/tests/data), OUT gets VERSION/CHECKPOINT/*.json.
-Only the small files are kept. A tokenizer.json that is equal to the checkpoint's own is left out,
+Only the small files are kept. A tokenizer.json that is equal to the checkpoint's own is omitted,
 and so are the weights, which every version stores under the checkpoint's own names (this is
 checked). Needs torch, torchvision and pillow.
 """
@@ -38,7 +38,7 @@ MEDIA = ("qwen2vl-tiny", "qwen25vl-tiny", "llava-tiny", "blip2-tiny", "blip2-t5-
 
 
 def processor(source, name):
-    """The processor, or where none can be put together its parts."""
+    """Returns the processor, or its parts if it cannot be created."""
     if name in MEDIA:
         try:
             return [transformers.AutoProcessor.from_pretrained(source)]

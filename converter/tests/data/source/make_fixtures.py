@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the small checkpoints that the tests of the checkpoint readers compare with.
+"""Writes the small checkpoints for the tests of the checkpoint readers.
 
     python -m venv venv && venv/bin/pip install gguf==0.19.0 numpy safetensors sentencepiece
     venv/bin/python make_fixtures.py
@@ -43,10 +43,10 @@ TEXTS = [
 
 
 def random_blocks(kind: Type, rows: int, columns: int) -> np.ndarray:
-    """Random bytes with the half-precision scales replaced by finite ones, subnormal and negative ones among them."""
+    """Returns random blocks with finite half-precision scales, including subnormal and negative ones."""
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows * columns // block_len, block_bytes), dtype=np.uint8)
-    # Where the scales (and minima) of each type lie.
+    # Offsets of the scales (and minima) of each type.
     halves = {Type.Q4_1: [0, 2], Type.Q5_1: [0, 2], Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208]}
     for at in halves.get(kind, [0]):
         exponents = rng.uniform(-24, 4, len(blocks))
@@ -56,7 +56,7 @@ def random_blocks(kind: Type, rows: int, columns: int) -> np.ndarray:
 
 
 def blocks() -> None:
-    """Hidden size 256 so that every type fits, two rows of everything else so that the files stay small."""
+    """Writes blocks/: hidden size 256 fits every type, few rows keep the files small."""
     out = HERE / "blocks"
     out.mkdir(exist_ok=True)
     hidden, rows, vocab, layers = 256, 4, 6, 3
@@ -122,7 +122,7 @@ def finish(w: gguf.GGUFWriter) -> None:
 
 
 def sentencepiece_model(size: int) -> spm.SentencePieceProcessor:
-    """Trained with Llama's settings."""
+    """Trains a model with Llama's settings."""
     (HERE / "llava-mini").mkdir(exist_ok=True)
     corpus = HERE / "llava-mini" / "corpus.tmp"
     corpus.write_text(CORPUS)
@@ -139,7 +139,7 @@ def sentencepiece_model(size: int) -> spm.SentencePieceProcessor:
 
 
 def add_sentencepiece(w: gguf.GGUFWriter, sp: spm.SentencePieceProcessor, extra: list[str], rows: int) -> None:
-    """The vocabulary as llama.cpp's converter writes it: pieces, added tokens, padding up to the embedding's rows."""
+    """Adds the vocabulary as llama.cpp's converter does: pieces, added tokens, padding up to the embedding's rows."""
     tokens, scores, types = [], [], []
     for i in range(sp.vocab_size()):
         tokens.append(sp.id_to_piece(i))
@@ -171,7 +171,7 @@ def add_sentencepiece(w: gguf.GGUFWriter, sp: spm.SentencePieceProcessor, extra:
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's order of query and key rows: the two halves of a head interleaved."""
+    """Permutes query and key rows as llama.cpp: the two halves of a head interleaved."""
     rows = weight.shape[0]
     halves = weight.reshape(heads, 2, rows // heads // 2, -1)
     return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(weight.shape)
@@ -182,7 +182,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def stored(value: np.ndarray) -> np.ndarray:
-    """Vectors are kept in f32."""
+    """Converts vectors to f32."""
     return value if value.ndim > 1 else value.astype(np.float32)
 
 
@@ -290,7 +290,7 @@ def llava_text(out: Path, state: dict, sp: spm.SentencePieceProcessor, extra: li
 
 
 def llava_tower(out: Path, state: dict, mean: list, std: list, sizes: tuple) -> None:
-    """As the first converters wrote it: the last block and the last norm dropped, ffn_up and ffn_down exchanged."""
+    """Writes the tower as the first converters did: the last block and the last norm dropped, ffn_up and ffn_down exchanged."""
     width, ffn, layers, patch, image = sizes
     w = gguf.GGUFWriter(out / "mmproj-llava-mini-f16.gguf", "clip")
     w.add_bool("clip.has_text_encoder", False)

@@ -1,4 +1,4 @@
-//! One answer on a terminal: streamed text, progress, and a check of its cost before it starts.
+//! Answers on a terminal: streamed text, progress, and a cost check before work starts.
 
 use std::ops::ControlFlow;
 
@@ -21,7 +21,7 @@ pub fn answer(
     answer_until(session, request, check, stream, || false)
 }
 
-/// As [`answer`], cancelled when `cancelled` says so.
+/// Answers like [`answer`], cancelled when `cancelled` returns `true`.
 ///
 /// # Errors
 /// As [`answer`].

@@ -12,15 +12,15 @@ use super::options::{parse_threads, print_now};
 
 /// Runs an experiment and prints its table.
 ///
-/// `kernels` needs no model: it times the products and attention of Qwen2-VL-2B and CLIP in their
-/// real shapes and compares them with what this machine can do at most: its memory bandwidth, and
-/// its multiplications on registers. EDGE_LMM_ISA chooses the instruction set.
+/// `kernels` needs no model: it times products and attention in the shapes of Qwen2-VL-2B and CLIP
+/// and compares them with the peak of this machine: memory bandwidth, and multiplications in
+/// registers. EDGE_LMM_ISA selects the instruction set.
 #[derive(Args)]
 pub struct Cmd {
-    /// The experiment
+    /// Experiment to run
     #[arg(value_enum)]
     experiment: Experiment,
-    /// Threads [default: one per core]
+    /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object instead of the table
@@ -39,7 +39,7 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         let Experiment::Kernels = self.experiment;
         if let Some(threads) = self.threads {
-            pool::set_global_threads(threads);
+            edge_lmm::set_threads(threads);
         }
         let bar = ProgressBar::new_spinner()
             .with_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);

@@ -1,29 +1,29 @@
-//! `edge-lmm bundle`: one file that is this program with a record inside.
+//! `edge-lmm bundle`: an executable with an embedded record.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use edge_lmm::Record;
 use edge_lmm::output::Output;
+use edge_lmm::record::bundle;
 use edge_lmm::report::bytes;
-use edge_lmm_record::bundle;
 
 use super::options::print_now;
 
-/// Makes one executable file of the program and a record.
+/// Combines the program and a record into one executable file.
 ///
 /// The file runs its record without naming it: ./qwen2-vl --image cat.jpg --prompt "What is this?"
-/// The other subcommands (chat, inspect, serve, ...) work on it, too. The record is mapped from the
-/// file, not unpacked. Tools that rewrite executables, such as strip, throw it away.
+/// The other subcommands (chat, inspect, serve, ...) work too. The record is mapped from the file,
+/// not unpacked. Tools that rewrite executables, such as strip, remove it.
 #[derive(Args)]
 pub struct Cmd {
-    /// The record to put inside
+    /// Record to embed
     #[arg(long, value_name = "MODEL.bpk")]
     model: PathBuf,
-    /// The file to write
+    /// File to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// The program to put it into, such as one for another machine [default: this one]
+    /// Program to embed it in, such as one for another machine [default: this one]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     /// Overwrite the file if it exists

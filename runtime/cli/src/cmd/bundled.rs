@@ -1,5 +1,4 @@
-//! The command line of a bundle, a program with its record inside: the model need not be named,
-//! and without a subcommand it runs.
+//! Command line of a bundle, which needs no model argument and runs without a subcommand.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -7,10 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Command;
-use edge_lmm_record::bundle;
+use edge_lmm::record::bundle;
 
-/// The arguments as the command line parser expects them: those of a bundle completed by what is
-/// meant, others unchanged.
+/// Returns the arguments for the command line parser. Those of a bundle are completed, others are
+/// unchanged.
 pub fn arguments(
     command: &Command,
     given: impl Iterator<Item = OsString>,
@@ -22,9 +21,9 @@ pub fn arguments(
     }
 }
 
-/// This program's own file, if it is a bundle.
+/// Returns the path of this program if it is a bundle.
 fn own_bundle() -> anyhow::Result<Option<PathBuf>> {
-    // The link serves a program whose file was replaced while it runs.
+    // The link still works if the file was replaced while the program runs.
     let link = PathBuf::from("/proc/self/exe");
     let path = match std::env::current_exe() {
         Ok(path) if path.exists() => path,
@@ -32,7 +31,7 @@ fn own_bundle() -> anyhow::Result<Option<PathBuf>> {
         _ => return Ok(None),
     };
     let Ok(mut file) = File::open(&path) else {
-        // A program may be executable and not readable; then it is no bundle.
+        // A program may be executable but not readable; it is then treated as no bundle.
         return Ok(None);
     };
     let place = bundle::locate(&mut file).with_context(|| path.display().to_string())?;

@@ -1,4 +1,4 @@
-//! `edge-lmm chat`: a conversation over several turns.
+//! `edge-lmm chat`: a conversation of several turns.
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -7,9 +7,10 @@ use anyhow::Context;
 use clap::Args;
 use edge_lmm::chat::Line;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnySession, FinishReason, Media, Request, one_line, user_message};
-use edge_lmm_models::prompt::{Message, Role};
+use edge_lmm::{AnySession, FinishReason, Media, Message, Request, Role, user_message};
 use serde_json::json;
+
+use crate::errors::message;
 
 use super::answer::answer_until;
 use super::memory::RequestCheck;
@@ -19,23 +20,23 @@ use super::options::{
 use super::signals::Interrupts;
 
 const HELP: &str = "\
-/media FILE  shows an image, a video or a sound with the next question
+/media FILE  adds an image, video or audio file to the next question
 /forget      starts a new conversation
-/help        shows this list
-/quit        leaves, as the end of input does
-A line that begins with // is a question that begins with /. Ctrl-C stops an answer.";
+/help        lists the commands
+/quit        exits, like the end of input
+A question that starts with / is entered with //. Ctrl-C stops an answer.";
 
-/// Talks over several turns; images and the conversation so far are not computed again.
+/// Holds a conversation of several turns; images and earlier turns are not computed again.
 ///
-/// Reads one question per line. `/media FILE` shows a further image, video or sound with the next
+/// Reads one question per line. `/media FILE` adds an image, video or audio file to the next
 /// question, `/forget` starts a new conversation, `/help` lists the commands, `/quit` or the end of
-/// input leaves. A question that cannot be answered is taken back, and the conversation goes on.
-/// Ctrl-C stops an answer; pressed twice, it leaves.
+/// input exits. A question that cannot be answered is removed from the conversation. Ctrl-C stops
+/// an answer; pressed twice, it exits.
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// Instructions for the model [default: what its chat template says]
+    /// System message [default: that of the chat template]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Print one JSON object per turn instead of the text: text, reused_tokens, stages, ..., or
@@ -54,7 +55,7 @@ pub struct Cmd {
     device: DeviceOptions,
 }
 
-/// The messages so far with the media that they show.
+/// The messages so far and their media.
 #[derive(Default)]
 struct Conversation {
     messages: Vec<Message>,
@@ -75,7 +76,7 @@ impl Conversation {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        // Wrong options end the program before the model is loaded.
+        // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
         let engine = self.device.load(&self.model)?;
         let check = self
@@ -113,7 +114,7 @@ impl Cmd {
                 }
                 Line::Media(path) => match self.media.open(path.as_ref()) {
                     Ok(medium) => conversation.pending.push(medium),
-                    Err(error) => self.print_error(&one_line(&error))?,
+                    Err(error) => self.print_error(&message(&error.into()))?,
                 },
                 Line::Question(question) => {
                     self.turn(
@@ -128,7 +129,7 @@ impl Cmd {
         }
     }
 
-    /// Answers a question, or takes it back with its media.
+    /// Answers a question. If that fails, removes it and its media from the conversation.
     fn turn(
         &self,
         session: &mut AnySession,
@@ -153,6 +154,7 @@ impl Cmd {
             sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
             timing: self.json,
+            stop: &self.generation.stop,
             ..Request::new(messages)
         };
         let pressed = || interrupts.pressed();
@@ -168,7 +170,7 @@ impl Cmd {
                 }
                 if answer.finish_reason == FinishReason::Context {
                     eprintln!(
-                        "note: the answer ends where the model's context is full; /forget starts \
+                        "note: the answer ends because the context is full; /forget starts \
                          a new conversation"
                     );
                 }
@@ -179,7 +181,7 @@ impl Cmd {
                 media.truncate(before.1);
                 self.print_error(&format!(
                     "{}; the question is taken back, /forget starts a new conversation",
-                    one_line(error.as_ref())
+                    message(&error)
                 ))?;
             }
         }

@@ -1,4 +1,4 @@
-//! `edge-lmm completions`: what a shell needs to complete the command line.
+//! `edge-lmm completions`: shell completions.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -10,7 +10,7 @@ use super::options::print_now;
 /// Example: edge-lmm completions bash | sudo tee /usr/share/bash-completion/completions/edge-lmm
 #[derive(Args)]
 pub struct Cmd {
-    /// The shell
+    /// Shell to print completions for
     shell: Shell,
 }
 

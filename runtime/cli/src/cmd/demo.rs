@@ -1,30 +1,29 @@
-//! `edge-lmm demo`: a true answer without any file.
+//! `edge-lmm demo`: an answer without external files.
 
 use std::ops::ControlFlow;
 
 use anyhow::ensure;
 use clap::Args;
+use edge_lmm::demo::{IMAGE, RECORD};
 use edge_lmm::output::Output;
-use edge_lmm::{Media, Record, Request, media, user_message};
-use edge_lmm_models::demo::{IMAGE, RECORD};
-use edge_lmm_ops::stage;
+use edge_lmm::{Media, Record, Request, media, timing, user_message};
 
 use super::options::{DeviceOptions, print_now};
 
-/// Questions about the image, with their answers.
+/// Questions about the image with the expected answers.
 const QUESTIONS: [(&str, &str); 2] = [
     ("how many shapes are there?", "two"),
     ("list the shapes.", "blue square, yellow cross"),
 ];
 
-/// Answers questions about an embedded image with an embedded model, and shows the timing.
+/// Answers questions about an embedded image with an embedded model and prints the timing.
 ///
-/// The model has 0.8 million parameters and knows coloured shapes only; it takes the same way
-/// through the program as a real one. --question asks it something else, such as "is there a red
-/// circle?"; --save-image writes the image to look at.
+/// The model has 0.8 million parameters and knows only colored shapes; it runs through the same
+/// code as a real one. --question asks a different question, such as "is there a red circle?";
+/// --save-image writes the image to a file.
 #[derive(Args)]
 pub struct Cmd {
-    /// Ask this instead of the prepared questions
+    /// Ask this question instead of the default ones
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
     /// Write the image to a file
@@ -44,7 +43,7 @@ impl Cmd {
         let record = Record::from_static(RECORD, "the embedded model")?;
         let mut session = self.device.load_record(&record)?.session();
         let image = {
-            let _stage = stage::top("media");
+            let _stage = timing::stage("media");
             Media::image(media::decode_image(IMAGE)?)
         };
         let prepared = self.question.is_none();
@@ -73,7 +72,7 @@ impl Cmd {
         eprintln!("{}", recording.finish());
         ensure!(
             wrong.is_empty(),
-            "the demo answered wrongly on this machine ({}); please report it with the output of \
+            "the demo gave a wrong answer on this machine ({}); please report it with output of \
              `edge-lmm doctor`",
             wrong.join(", ")
         );

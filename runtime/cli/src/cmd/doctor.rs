@@ -1,23 +1,23 @@
-//! `edge-lmm doctor`: what this machine can do.
+//! `edge-lmm doctor`: a description of this machine.
 
 use clap::Args;
 use edge_lmm::Device;
 use edge_lmm::health::{Health, System};
+use edge_lmm::record::FORMAT_VERSION;
 use edge_lmm::report::bytes;
 use edge_lmm_kernels::cpu::Isa;
-use edge_lmm_record::FORMAT_VERSION;
 use serde::Serialize;
 
 use super::options::print_now;
 
-/// Says what this machine can do: instruction sets, cores, memory, CUDA, and what slows it down:
-/// heat, power, the clock's governor, swap.
+/// Describes this machine: instruction sets, cores, memory and CUDA, and the causes of slowness:
+/// heat, power, frequency governor, swap.
 #[derive(Args)]
 pub struct Cmd {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Compile every GPU kernel, run and time it, and say what was found
+    /// Compile, run and time every GPU kernel, and report the results
     #[arg(long)]
     cuda: bool,
 }
@@ -139,14 +139,14 @@ fn temperatures(health: &Health) -> String {
 
 fn throttling(health: &Health) -> String {
     let Some(throttling) = health.throttling else {
-        return "unknown (vcgencmd tells on a Raspberry Pi)".to_owned();
+        return "unknown (requires vcgencmd of a Raspberry Pi)".to_owned();
     };
     let list = |names: Vec<&str>| match names.as_slice() {
         [] => "nothing".to_owned(),
         names => names.join(", "),
     };
     format!(
-        "now {}, since the start {}",
+        "now {}, since boot {}",
         list(throttling.now()),
         list(throttling.since_start())
     )

@@ -1,4 +1,4 @@
-//! `edge-lmm eval`: accuracy and latency over a question set.
+//! `edge-lmm eval`: accuracy and latency on a question set.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -10,30 +10,31 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
 use edge_lmm::output::Output;
-use edge_lmm::{EngineError, Request, one_line, user_message};
-use edge_lmm_models::ModelError;
+use edge_lmm::{EngineError, ModelError, Request, user_message};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::errors::message;
+
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
 
-/// Answers every question of a manifest and counts the right answers.
+/// Answers every question of a manifest and counts the correct answers.
 ///
 /// The manifest is a CSV file with the columns id,media_path,question,answer,task. An answer is
-/// right if it equals the expected one but for case and surrounding blanks. A question that cannot be
-/// answered is reported and counted apart, and the exit code is 1.
+/// correct if it equals the expected one, ignoring case and surrounding whitespace. A question that
+/// cannot be answered is reported and counted separately, and the exit code is 1.
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// The question set
+    /// Question set
     #[arg(long, value_name = "M.csv")]
     manifest: PathBuf,
-    /// Only the first N questions of every task
+    /// Use only the first N questions of every task
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Skip questions about kinds of media that the model does not take; missing or damaged files
-    /// still fail
+    /// Skip questions about media that the model does not support; missing or damaged files still
+    /// fail
     #[arg(long)]
     skip_unsupported: bool,
     /// Write `id,predicted` of every question to a file
@@ -78,7 +79,7 @@ struct Prediction {
     ms: f64,
 }
 
-/// A question that could not be answered.
+/// A question without an answer.
 #[derive(Serialize)]
 struct Failure {
     id: String,
@@ -117,7 +118,7 @@ impl Cmd {
                     report.skipped += 1;
                 }
                 Err(error) => {
-                    let error = one_line(error.as_ref());
+                    let error = message(&error);
                     progress.suspend(|| eprintln!("error: question {}: {error}", question.id));
                     report.failures.push(Failure {
                         id: question.id.clone(),
@@ -165,7 +166,7 @@ impl Cmd {
             .into_iter()
             .collect();
         let messages = [user_message(&media, &question.question)];
-        // Every question stands for itself: nothing is kept from the one before.
+        // Questions are independent: nothing is kept from the previous one.
         session.forget();
         let request = Request {
             media: &media,
@@ -174,6 +175,7 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
             ..Request::new(&messages)
         };
         let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
@@ -186,7 +188,7 @@ impl Cmd {
     }
 }
 
-/// Returns `true` if the model takes no media of the question's kind.
+/// Returns `true` if the model does not support the question's kind of media.
 fn is_unsupported(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<EngineError>();
     matches!(
@@ -195,7 +197,7 @@ fn is_unsupported(error: &anyhow::Error) -> bool {
     )
 }
 
-/// The first `limit` questions of every task, in their order.
+/// Returns the first `limit` questions of every task, in order.
 fn limited(questions: &[Question], limit: Option<usize>) -> Vec<&Question> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     questions

@@ -1,6 +1,6 @@
-//! What `edge-lmm doctor` says of CUDA.
+//! CUDA section of `edge-lmm doctor`.
 
-/// One line: the GPUs, or why there are none.
+/// Describes the GPUs in one line, or why there are none.
 pub fn summary() -> String {
     #[cfg(feature = "cuda")]
     {
@@ -13,13 +13,13 @@ pub fn summary() -> String {
         }
     }
     #[cfg(not(feature = "cuda"))]
-    "not in this binary".to_owned()
+    "not compiled into this program".to_owned()
 }
 
 /// Compiles, runs and times every kernel on the first GPU.
 ///
 /// # Errors
-/// If this program or this machine has no CUDA, or a kernel fails.
+/// If this program or machine does not support CUDA, or a kernel fails.
 pub fn try_kernels(json: bool) -> anyhow::Result<()> {
     edge_lmm::Device::Cuda(0).check()?;
     #[cfg(feature = "cuda")]
@@ -41,9 +41,9 @@ mod cuda {
 
     use crate::cmd::options::print_now;
 
-    /// Width of the operands: that of a small language model.
+    /// Width of the operands, that of a small language model.
     const WIDTH: usize = 2048;
-    /// Their tokens: a prefill's.
+    /// Tokens of the operands, those of a prefill.
     const TOKENS: usize = 512;
 
     pub fn describe(gpu: &Gpu) -> String {
@@ -65,7 +65,7 @@ mod cuda {
         let first: Duration = trials.iter().map(|trial| trial.first).sum();
         let kept = match &folder {
             Some(folder) => format!("kept in {}", folder.display()),
-            None => "not kept: neither XDG_CACHE_HOME nor HOME names a folder".to_owned(),
+            None => "not kept: neither XDG_CACHE_HOME nor HOME is set".to_owned(),
         };
         if json {
             let kernels: Vec<_> = trials.iter().map(as_json).collect();

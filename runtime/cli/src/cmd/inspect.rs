@@ -1,4 +1,4 @@
-//! `edge-lmm inspect`: what a record holds.
+//! `edge-lmm inspect`: a description of a record.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,34 +10,34 @@ use edge_lmm::needs::{Demand, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
-use edge_lmm_models::families;
+use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::language::LanguageModel;
 use edge_lmm_models::weights::WeightSpec;
 use serde::Serialize;
 
 use super::options::print_now;
 
-/// Shows what a record holds: family, parts, formats, bytes, and the memory a context needs.
+/// Describes a record: family, parts, formats, size, and the memory estimate for a context length.
 #[derive(Args)]
 pub struct Cmd {
-    /// The record
+    /// Record to describe
     model: PathBuf,
-    /// Positions to plan the key-value cache for
+    /// Context length of the key-value cache in the estimate
     #[arg(long, value_name = "N", default_value_t = 4096)]
     context: usize,
-    /// Compare every weight with its checksum (reads the whole file)
+    /// Verify the checksum of every weight (reads the whole file)
     #[arg(long)]
     verify: bool,
     /// List every weight
     #[arg(long)]
     tensors: bool,
-    /// Check whether it fits a device (exit code 1 if not), and how fast that can be at best: raspberry-pi-5,
-    /// raspberry-pi-5-8gb, jetson-orin-nano, host, ...
+    /// Check that it fits a device (exit code 1 if not) and estimate its best speed:
+    /// raspberry-pi-5, raspberry-pi-5-8gb, jetson-orin-nano, host, ...
     #[arg(long, value_name = "DEVICE")]
     target: Option<String>,
-    /// Size of the picture to plan for
+    /// Image size in the estimate
     #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "448x448", value_parser = parse_size)]
-    picture: (usize, usize),
+    image_size: (usize, usize),
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -53,7 +53,7 @@ struct Report {
     context: usize,
     kv_cache_bytes: usize,
     converter: String,
-    sources: Vec<edge_lmm_record::SourceFile>,
+    sources: Vec<edge_lmm::record::SourceFile>,
     verified: bool,
     config: serde_json::Value,
     target: Option<TargetReport>,
@@ -99,18 +99,18 @@ impl Cmd {
         let Some(name) = &self.target else {
             return Ok(None);
         };
-        let device = edge_lmm_targets::device(name)?;
+        let device = edge_lmm::targets::device(name)?;
         let scenario = Scenario {
             context: self.context,
-            picture: Some(self.picture),
+            picture: Some(self.image_size),
         };
         let demand = Demand::of_record(record, &scenario)?;
-        Ok(Some(TargetReport::new(device, demand, self.picture)))
+        Ok(Some(TargetReport::new(device, demand, self.image_size)))
     }
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
         let info = record.info();
-        let (model, specs) = record.skeleton::<Cpu>(&Default::default())?;
+        let (model, specs) = record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
         let entries: BTreeMap<&str, usize> = record
             .tensors()
             .map(|(name, entry)| (name, entry.len))
@@ -165,7 +165,7 @@ impl Cmd {
         let mut text = format!(
             "{} ({}), {}, written by converter {}\n{table}\n\
              key-value cache for {} of at most {} positions: {}\n\
-             memory needed with it: about {} and the activations",
+             memory estimate: about {} plus activations",
             report.family,
             report.model_type,
             bytes(report.file_bytes),
@@ -187,7 +187,7 @@ impl Cmd {
             text += &format!("\n{target}");
         }
         if report.verified {
-            text += "\nall checksums are right";
+            text += "\nall checksums are correct";
         }
         if self.tensors {
             for tensor in &report.tensors {
@@ -230,7 +230,7 @@ fn parts(tensors: &[TensorReport]) -> BTreeMap<String, PartReport> {
     parts
 }
 
-/// Fails for a record that does not fit its device, so that scripts can tell by the exit code.
+/// Returns an error for a record that does not fit its device, for the exit code.
 fn check_fit(target: &TargetReport) -> anyhow::Result<()> {
     ensure!(target.fit.fits, "{}", target.verdict());
     Ok(())
@@ -253,7 +253,7 @@ mod tests {
                 picture: None,
             };
             let demand = Demand::of_record(&record, &scenario).expect("an estimate");
-            let mut device = edge_lmm_targets::device("raspberry-pi-5").expect("a device");
+            let mut device = edge_lmm::targets::device("raspberry-pi-5").expect("a device");
             device.memory_bytes = memory_bytes;
             TargetReport::new(device, demand, (0, 0))
         };

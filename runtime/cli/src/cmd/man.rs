@@ -1,4 +1,4 @@
-//! `edge-lmm man`: the manual pages, for packages.
+//! `edge-lmm man`: manual pages, for packages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, CommandFactory};
 
-/// Writes the manual pages, one for the program and one per subcommand.
+/// Writes the manual pages, one for the program and one for each subcommand.
 #[derive(Args)]
 #[command(hide = true)]
 pub struct Cmd {
-    /// The folder to write them to
+    /// Folder to write them to
     folder: PathBuf,
 }
 

@@ -1,23 +1,22 @@
-//! Options for the memory of a record, and the check of requests.
+//! Options for the memory of a record, and memory checks of requests.
 
 use clap::Args;
 use edge_lmm::memory::{Fit, RequestEstimate};
-use edge_lmm::{AnyEngine, Device, Record};
-use edge_lmm_models::media::MediaInput;
+use edge_lmm::{AnyEngine, Device, MediaInput, Record};
 
-/// Visual tokens from which on a request is announced with its cost.
+/// Visual tokens from which the cost of a request is reported.
 const LARGE_REQUEST: usize = 1024;
 
-/// The mapping of the record.
+/// Options for the mapping of the record.
 #[derive(Debug, Clone, Args)]
 pub struct MemoryOptions {
-    /// Read the whole record at the start, instead of when a weight is first used
+    /// Read the whole record at startup instead of on demand
     #[arg(long)]
     prefault: bool,
-    /// Keep the record in memory even when other programs need room
+    /// Lock the record in memory, so that it is not evicted
     #[arg(long)]
     mlock: bool,
-    /// Start even if the memory is too small for the model
+    /// Start even if memory is too small for the model
     #[arg(long)]
     ignore_memory: bool,
 }
@@ -96,8 +95,8 @@ impl RequestCheck {
                     )
                 });
             note(&format!(
-                "note: the media make {tokens} tokens{time}; --image-tokens MIN..MAX makes images \
-                 smaller, --frames N takes fewer frames of a video"
+                "note: the media have {tokens} tokens{time}; --image-tokens MIN..MAX makes images \
+                 smaller, --frames N uses fewer frames of a video"
             ));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! One file per subcommand.
+//! Subcommands, one file each.
 
 mod answer;
 mod bench;
@@ -22,7 +22,7 @@ pub mod signals;
 
 use clap::Subcommand;
 
-/// The subcommands.
+/// The subcommands of `edge-lmm`.
 #[derive(Subcommand)]
 pub enum Command {
     Run(run::Cmd),
@@ -40,7 +40,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Runs the chosen one.
+    /// Runs the selected subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Run(cmd) => cmd.run(),

@@ -1,4 +1,4 @@
-//! Options that several subcommands share.
+//! Options shared by several subcommands.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -9,34 +9,33 @@ use clap::Args;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
 use edge_lmm::memory::RequestEstimate;
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{AnyEngine, Devices, Media, Record, Recording};
-use edge_lmm_kernels::pool;
-use edge_lmm_models::media::{AudioPadding, MediaKind, MediaOptions};
-use edge_lmm_ops::stage;
+use edge_lmm::{
+    AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Record, Recording, timing,
+};
 
 use super::memory::{MemoryOptions, RequestCheck};
 
-/// Device and threads.
+/// Options for device and threads.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceOptions {
-    /// Where to compute: cpu, cuda, cuda:N (an NVIDIA GPU by its index) or vulkan (experimental);
-    /// several, as in cuda,cpu: the first that this program and this machine have
+    /// Device: cpu, cuda, cuda:N (an NVIDIA GPU by index) or vulkan (experimental); with a list
+    /// such as cuda,cpu, the first one that is available
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Devices,
-    /// Threads on the CPU [default: one per core]
+    /// Number of CPU threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     memory: MemoryOptions,
 }
 
-/// Most threads that can be asked for; a core needs one.
+/// Maximum number of threads.
 const MAX_THREADS: usize = 256;
 
-/// A number of threads.
+/// Parses a number of threads.
 ///
 /// # Errors
-/// If it is 0, too large or no number.
+/// If it is 0, too large or not a number.
 pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse::<NonZeroUsize>() {
         Ok(threads) if threads.get() <= MAX_THREADS => Ok(threads),
@@ -68,13 +67,13 @@ impl DeviceOptions {
     /// Loads the model of an open record, if it fits into memory.
     pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
         if let Some(threads) = self.threads {
-            pool::set_global_threads(threads);
+            edge_lmm::set_threads(threads);
         }
         self.memory.load(record, self.device.choose()?)
     }
 }
 
-/// Fewest and most, as `MIN..MAX`.
+/// Minimum and maximum number of tokens, as `MIN..MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenRange(usize, usize);
 
@@ -92,7 +91,7 @@ impl FromStr for TokenRange {
     }
 }
 
-/// What follows a sound.
+/// Padding of audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PaddingChoice(AudioPadding);
 
@@ -108,24 +107,24 @@ impl FromStr for PaddingChoice {
     }
 }
 
-/// How media are read and prepared.
+/// Options for reading and preparing media.
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
-    /// Fewest and most tokens of an image, which is resized to fit; for models that take images of
-    /// any size
+    /// Minimum and maximum tokens of an image, which is resized to fit; for models that accept
+    /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
-    /// Frames of a video to use, evenly spread [default: all]
+    /// Number of video frames to use, evenly spaced [default: all]
     #[arg(long, value_name = "N")]
     frames: Option<NonZeroUsize>,
-    /// What follows a sound: nothing, or silence up to the 30 seconds that encoders were trained
-    /// on; the answers are the same
+    /// Padding of audio: none, or silence up to the 30 seconds that encoders were trained on;
+    /// answers are the same
     #[arg(long, value_name = "none|30s", default_value = "none")]
     audio_padding: PaddingChoice,
 }
 
 impl MediaArgs {
-    /// The options for the engine.
+    /// Returns the media options of the engine.
     pub fn options(&self) -> MediaOptions {
         MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
@@ -134,7 +133,7 @@ impl MediaArgs {
         }
     }
 
-    /// Frames of a video to use.
+    /// Returns the selection of video frames.
     pub fn frames(&self) -> FrameSelection {
         match self.frames {
             None => FrameSelection::All,
@@ -142,30 +141,30 @@ impl MediaArgs {
         }
     }
 
-    /// Reads an image, a video or a sound, whichever the file holds.
+    /// Reads an image, video or audio file and detects its kind.
     pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
-        let _stage = stage::top("media");
+        let _stage = timing::stage("media");
         let source = Source::file(path)?;
         Media::read(&source, source.kind()?, self.frames())
     }
 }
 
-/// The media of a question, given by kind.
+/// The media of a question by kind.
 #[derive(Debug, Clone, Args)]
 pub struct MediaFiles {
-    /// An image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; repeat for several
+    /// Image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; may be repeated
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// A video (animated GIF, Y4M, a folder of images), or - for standard input
+    /// Video (animated GIF, Y4M, folder of images), or - for standard input
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// A sound (WAV, AIFF, FLAC, MP3), or - for standard input; repeat for several
+    /// Audio (WAV, AIFF, FLAC, MP3), or - for standard input; may be repeated
     #[arg(long, value_name = "FILE")]
     audio: Vec<PathBuf>,
 }
 
 impl MediaFiles {
-    /// Reads them all: images, then the video, then sounds.
+    /// Reads all files: images, then the video, then audio.
     pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
         if self
             .paths()
@@ -178,7 +177,7 @@ impl MediaFiles {
         let mut budget = MediaBudget::new();
         self.paths()
             .map(|(path, kind)| {
-                let _stage = stage::top("media");
+                let _stage = timing::stage("media");
                 let medium = Media::read(&Source::open(path)?, kind, args.frames())?;
                 budget.hold(&medium)?;
                 Ok(medium)
@@ -186,7 +185,7 @@ impl MediaFiles {
             .collect()
     }
 
-    /// The files with the kind that the user gave them as.
+    /// Iterates over the files with the kinds given by the user.
     pub fn paths(&self) -> impl Iterator<Item = (&Path, MediaKind)> {
         let images = self.image.iter().map(|path| (path, MediaKind::Image));
         let video = self.video.iter().map(|path| (path, MediaKind::Video));
@@ -196,53 +195,75 @@ impl MediaFiles {
     }
 }
 
-/// How messages become a prompt.
+/// Options for building a prompt.
 #[derive(Debug, Clone, Args)]
 pub struct PromptOptions {
-    /// Let control tokens in questions and instructions, such as <|im_end|>, take effect; without
-    /// this they are text
+    /// Let control tokens in prompts and system messages, such as <|im_end|>, take effect; by
+    /// default they are text
     #[arg(long)]
     pub parse_special: bool,
 }
 
-/// Changes to the logits before a token is picked.
+/// Options that change the logits before sampling.
 #[derive(Debug, Clone, Args)]
 pub struct LogitsOptions {
-    /// Make tokens that were there before less likely; 1 is off [default: what the checkpoint's
-    /// generation_config.json says]
+    /// Penalize tokens that occurred before; 1 disables [default: that of the checkpoint's
+    /// generation_config.json]
     #[arg(long, value_name = "X", value_parser = parse_penalty)]
     pub repetition_penalty: Option<f32>,
-    /// Do not apply the checkpoint's generation_config.json: repetition penalty, excluded tokens,
-    /// ...; the tokens that end an answer are still read
+    /// Ignore the repetition penalty, excluded tokens, ... of the checkpoint's
+    /// generation_config.json; its end-of-sequence tokens still apply
     #[arg(long)]
     pub ignore_generation_config: bool,
 }
 
 fn parse_penalty(text: &str) -> Result<f32, String> {
     match text.parse() {
-        Ok(penalty) if edge_lmm::generation::is_penalty(penalty) => Ok(penalty),
+        Ok(penalty) if edge_lmm::sampler::is_penalty(penalty) => Ok(penalty),
         _ => Err("expected a number above 0".to_owned()),
     }
 }
 
-/// How many tokens, and how they are picked.
+/// Options for the length and sampling of an answer.
 #[derive(Debug, Clone, Args)]
 pub struct GenerationOptions {
-    /// Tokens to generate at most
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// Go on after the model says that it is done
+    /// Continue after the end-of-sequence token
     #[arg(long)]
     pub ignore_eos: bool,
-    /// Randomness: 0 always takes the best token
+    /// Sampling temperature; 0 always selects the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
-    /// Pick among the K best tokens only (0: all)
+    /// Sample from the K most likely tokens only (0: all)
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Pick among the best tokens that together have probability P
+    /// Sample from the most likely tokens with total probability P
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
+    /// Pick among tokens of at least P times the best token's probability (0: all)
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that the answer contains less likely; 0 is off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    presence_penalty: f32,
+    /// Make tokens less likely for each time that the answer contains them; 0 is off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    frequency_penalty: f32,
+    /// End the answer before this text; repeat for several
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
     /// Start of the random sequence
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -251,31 +272,31 @@ pub struct GenerationOptions {
 }
 
 impl GenerationOptions {
-    /// The checked choice of tokens.
+    /// Returns the sampling parameters after checking them.
     pub fn sampling(&self) -> anyhow::Result<Sampling> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            bail!("--temperature {}: expected 0 or more", self.temperature);
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            bail!("--top-p {}: expected more than 0, at most 1", self.top_p);
-        }
-        Ok(Sampling {
+        let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
+            min_p: self.min_p,
             seed: self.seed,
             repetition_penalty: self.logits.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
-        })
+        };
+        sampling.check()?;
+        Ok(sampling)
     }
 }
 
-/// Writes to standard output at once; a closed pipe, as `| head` leaves it, ends the program quietly.
+/// Writes to standard output and flushes it; a closed pipe, as with `| head`, ends the program
+/// silently.
 pub fn print_now(text: &str) -> anyhow::Result<()> {
     use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Nobody reads on: what would follow is computed in vain.
+        // The reader is gone, so further output has no use.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.context("cannot write to standard output"),
     }

@@ -12,15 +12,15 @@ use crate::summary::summary;
 use super::answer::answer;
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now};
 
-/// Answers one question and prints where the time went, module by module.
+/// Answers one question and prints the time of every module.
 ///
-/// The table takes the layers of a stack together; --json has every layer, --chrome-trace every
-/// call (open it in https://ui.perfetto.dev or chrome://tracing).
+/// The table combines the layers of a stack; --json lists every layer, --chrome-trace every call
+/// (open it in https://ui.perfetto.dev or chrome://tracing).
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// The question
+    /// Question to answer
     #[arg(long, value_name = "TEXT", default_value = "Describe this.")]
     prompt: String,
     #[command(flatten)]
@@ -59,6 +59,7 @@ impl Cmd {
             max_tokens: self.generation.max_tokens,
             ignore_eos: self.generation.ignore_eos,
             sampling,
+            stop: &self.generation.stop,
             ..Request::new(&messages)
         };
         let check = self.device.request_check(&engine, request.max_tokens);

@@ -3,19 +3,19 @@
 use edge_lmm::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar on standard error that shows layers of the encoder and of prefill. It is hidden where
-/// standard error is no terminal, and gone when the first text comes.
+/// A progress bar on standard error for the layers of the encoder and of prefill. It is hidden
+/// unless standard error is a terminal, and cleared when the first text arrives.
 pub struct AnswerProgress {
     bar: ProgressBar,
     stage: &'static str,
 }
 
 impl AnswerProgress {
-    /// A bar without any progress yet.
+    /// Creates a bar without progress.
     pub fn new() -> Self {
         let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} layers {elapsed}");
         let bar = ProgressBar::new(0);
-        // The template is a constant; without it the bar has its usual look.
+        // The template is a constant; the default style is a fallback.
         let bar = match style {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
@@ -39,7 +39,7 @@ impl AnswerProgress {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(done as u64);
             }
-            Event::Prepared { .. } => {}
+            _ => {}
         }
     }
 

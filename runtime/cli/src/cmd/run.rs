@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use edge_lmm::dump::probe;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Recording, Request, dump, user_message};
-use edge_lmm_models::prompt::{Message, Role};
-use edge_lmm_ops::probe;
+use edge_lmm::{Message, Recording, Request, Role, dump, user_message};
 
 use crate::summary::summary;
 
@@ -16,17 +15,17 @@ use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
 
-/// Answers one question, about images, a video or sounds if you give some.
+/// Answers one question, optionally about images, a video or audio.
 ///
 /// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// The question
+    /// Question to answer
     #[arg(long, value_name = "TEXT")]
     prompt: String,
-    /// Instructions for the model [default: what its chat template says]
+    /// System message [default: that of the chat template]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
@@ -39,7 +38,7 @@ pub struct Cmd {
     generation: GenerationOptions,
     #[command(flatten)]
     device: DeviceOptions,
-    /// Print where the time went, to standard error
+    /// Print the time of every stage to standard error
     #[arg(long)]
     timing: bool,
     /// Print one JSON object instead of the text: text, tokens, stages, ...
@@ -72,6 +71,7 @@ impl Cmd {
             ignore_eos: self.generation.ignore_eos,
             sampling,
             parse_special: self.prompt_options.parse_special,
+            stop: &self.generation.stop,
             ..Request::new(&messages)
         };
         if dump.is_some() {

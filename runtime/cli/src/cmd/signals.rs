@@ -1,4 +1,4 @@
-//! Signals: what they end, and what they interrupt.
+//! Handling of signals.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(unix)]
 use std::sync::{Mutex, PoisonError};
 
-/// The conversation that Ctrl-C interrupts instead of ending the program.
+/// Counter for Ctrl-C during a conversation, instead of ending the program.
 #[cfg(unix)]
 static CONVERSATION: Mutex<Option<Interrupts>> = Mutex::new(None);
 
-/// Counts how often Ctrl-C was pressed since the last [`reset`](Self::reset).
+/// A counter of Ctrl-C since the last [`reset`](Self::reset).
 #[derive(Debug, Clone, Default)]
 pub struct Interrupts(Arc<AtomicUsize>);
 
 impl Interrupts {
-    /// From now on Ctrl-C counts here, and ends the program only when it is pressed twice.
+    /// Makes Ctrl-C increment the returned counter; it ends the program only when pressed twice.
     pub fn watch() -> Self {
         let interrupts = Self::default();
         #[cfg(unix)]
@@ -26,19 +26,19 @@ impl Interrupts {
         interrupts
     }
 
-    /// Whether Ctrl-C was pressed.
+    /// Returns `true` if Ctrl-C was pressed.
     pub fn pressed(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 0
     }
 
-    /// Starts counting again.
+    /// Resets the counter.
     pub fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }
 
-/// Starts the thread that waits for signals. A signal that ends the program removes unfinished
-/// output files first.
+/// Starts the thread that handles signals. A signal that ends the program removes temporary output
+/// files first.
 ///
 /// # Errors
 /// If the handlers cannot be installed.
@@ -52,19 +52,19 @@ pub fn install() -> std::io::Result<()> {
             if signal == SIGINT && interrupts_conversation() {
                 continue;
             }
-            // No output is finished any more while the guard lives.
+            // While the guard lives, no output is finished.
             let (left, _guard) = edge_lmm::output::abandon_all();
             for file in left {
                 eprintln!("cannot remove {}; remove it by hand", file.display());
             }
-            // The program ends as the signal would have ended it, so that its parent can tell.
+            // Ends the program as the signal would have, so that the parent sees the cause.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
     Ok(())
 }
 
-/// Counts Ctrl-C; whether a conversation goes on.
+/// Counts Ctrl-C. Returns `true` if the conversation continues.
 #[cfg(unix)]
 fn interrupts_conversation() -> bool {
     let conversation = CONVERSATION.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,11 +74,11 @@ fn interrupts_conversation() -> bool {
     if interrupts.0.fetch_add(1, Ordering::Relaxed) > 0 {
         return false;
     }
-    eprintln!("\ninterrupted; press Ctrl-C again or type /quit to leave");
+    eprintln!("\ninterrupted; press Ctrl-C again or type /quit to exit");
     true
 }
 
-/// Signals keep their usual effect.
+/// Does nothing: signals keep their default effect.
 #[cfg(not(unix))]
 pub fn install() -> std::io::Result<()> {
     Ok(())

@@ -1,4 +1,5 @@
-//! Throughput of the kernels with the shapes of real models, relative to the peak of the machine (roofline).
+//! Throughput of the kernels with the shapes of real models, relative to the roofline of the
+//! machine.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -12,12 +13,12 @@ use edge_lmm_kernels::{
 };
 use serde::Serialize;
 
-/// Fewest bytes of weights that one token is multiplied by in turn, so that they are read from memory as in a
-/// real model.
+/// Minimum total size of the weight copies that a single token is multiplied with in turn. It
+/// exceeds the caches, so that weights are read from memory as in a real model.
 const COLD_BYTES: usize = 192 << 20;
-/// Shortest duration of a measurement.
+/// Minimum duration of a measurement.
 const LEAST_TIME: Duration = Duration::from_millis(400);
-/// Fewest runs of a measurement, of which the median counts.
+/// Minimum number of runs of a measurement; the median is reported.
 const LEAST_RUNS: usize = 3;
 
 /// One line of the table.
@@ -25,7 +26,7 @@ const LEAST_RUNS: usize = 3;
 pub struct Measurement {
     /// Operation, and the stage of the model in which it occurs.
     pub what: String,
-    /// Format of the weights; in attention, of queries, keys and values.
+    /// Format of the weights; for attention, of queries, keys and values.
     pub format: String,
     /// Outputs x inputs x tokens, or tokens x heads x elements.
     pub shape: String,
@@ -35,8 +36,8 @@ pub struct Measurement {
     pub gops: f64,
     /// Bandwidth in 10^9 bytes of weights per second.
     pub gbs: f64,
-    /// Fraction of the peak that bounds the operation: memory bandwidth for one token, arithmetic throughput
-    /// for many.
+    /// Fraction of the peak that bounds the operation: memory bandwidth for one token, arithmetic
+    /// throughput for many.
     pub share: Option<f64>,
 }
 
@@ -45,7 +46,7 @@ pub struct Measurement {
 pub struct Report {
     /// Instruction set in use.
     pub kernels: String,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
     /// Peak memory bandwidth in bytes per second.
     pub read_bandwidth: f64,
@@ -58,7 +59,7 @@ pub struct Report {
 /// Measures all operations and calls `progress` with the name of each before it starts.
 ///
 /// # Errors
-/// Never in practice: the shapes and weights are known to be good.
+/// Never in practice: the shapes and weights are valid.
 pub fn run(pool: &ThreadPool, mut progress: impl FnMut(&str)) -> Result<Report, FormatError> {
     progress("memory bandwidth");
     let bandwidth = peak::read_bandwidth(pool);
@@ -115,7 +116,7 @@ pub fn run(pool: &ThreadPool, mut progress: impl FnMut(&str)) -> Result<Report, 
     })
 }
 
-/// Median time of a call.
+/// Returns the median time of a call.
 fn median_time(mut call: impl FnMut()) -> Duration {
     call();
     let start = Instant::now();
@@ -129,7 +130,7 @@ fn median_time(mut call: impl FnMut()) -> Duration {
     times[times.len() / 2]
 }
 
-/// Stage and layer of a product.
+/// Returns the stage and layer of a product.
 fn name(product: &Product) -> String {
     format!("{}, {}", product.stage, product.layer.name)
 }
@@ -177,7 +178,7 @@ fn measure_product(
     ))
 }
 
-/// Number of matrices that are multiplied in turn.
+/// Returns the number of matrices that are multiplied in turn.
 fn copies(tokens: usize, len: usize) -> usize {
     if tokens == 1 {
         COLD_BYTES.div_ceil(len)
@@ -186,8 +187,8 @@ fn copies(tokens: usize, len: usize) -> usize {
     }
 }
 
-/// A line of the table. The limits are: `true` if memory bandwidth bounds the operation, peak bandwidth, peak
-/// throughput.
+/// Builds a row of the table. `limits` are: `true` if memory bandwidth bounds the operation, peak
+/// bandwidth, peak throughput.
 fn measurement(
     what: &str,
     format: Format,
@@ -216,7 +217,7 @@ fn measurement(
     }
 }
 
-/// Time of a feed-forward network in seconds, and bytes of its weights.
+/// Returns the time of a feed-forward network in seconds and the bytes of its weights.
 fn time_feed_forward(pool: &ThreadPool, network: &Network) -> Result<(f64, usize), FormatError> {
     let Network {
         gated,
@@ -257,7 +258,7 @@ fn time_feed_forward(pool: &ThreadPool, network: &Network) -> Result<(f64, usize
     Ok((time.as_secs_f64() / layers.len() as f64, lens[0] + lens[1]))
 }
 
-/// Arithmetic of attention.
+/// Arithmetic of an attention kernel.
 #[derive(Clone, Copy)]
 enum Attention {
     Float,
@@ -265,7 +266,7 @@ enum Attention {
 }
 
 impl Attention {
-    /// Format of queries, keys and values.
+    /// Returns the format of queries, keys and values.
     fn format(self) -> Format {
         match self {
             Attention::Float => Format::F32,
@@ -274,8 +275,8 @@ impl Attention {
     }
 }
 
-/// Measures attention among all tokens. Queries, keys and values are columns of one matrix, as the output of a
-/// fused projection.
+/// Measures attention among all tokens. Queries, keys and values are columns of one matrix, as in
+/// the output of a fused projection.
 fn measure_attention(
     pool: &ThreadPool,
     case: &ImageAttention,

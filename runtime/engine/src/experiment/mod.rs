@@ -1,3 +1,3 @@
-//! Measurements that a command repeats: `edge-lmm bench`.
+//! Measurements of `edge-lmm bench`.
 
 pub mod kernels;

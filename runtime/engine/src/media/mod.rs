@@ -1,4 +1,4 @@
-//! Images, videos and sounds, decoded or (feature `files`, on by default) read from files.
+//! Images, videos and audio, decoded or (feature `files`, on by default) read from files.
 
 #[cfg(feature = "files")]
 mod files;

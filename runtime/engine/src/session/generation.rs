@@ -10,7 +10,8 @@ use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
 
 use super::{OnEvent, Session};
 use crate::error::EngineError;
-use crate::generation::{LogitsProcessor, Run};
+use crate::generation::Run;
+use crate::processors::LogitsProcessor;
 use crate::request::{Answer, FinishReason, Request};
 use crate::sampler::Sampler;
 use crate::stop::StopFilter;

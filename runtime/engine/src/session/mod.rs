@@ -17,8 +17,8 @@ pub use self::generation::{Generation, Token};
 use self::past::{Past, Source};
 use self::prepare::Prepared;
 use crate::error::EngineError;
-use crate::generation::LogitsProcessor;
 use crate::loaded::LoadedModel;
+use crate::processors::LogitsProcessor;
 use crate::request::{Answer, Event, Request};
 
 /// The key-value cache grows in steps of this many positions.

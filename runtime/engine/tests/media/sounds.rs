@@ -228,7 +228,7 @@ fn errors_say_what_is_wrong() {
         (wav(3, 1, 16_000, 32, &nan), "sample 0 is NaN"),
         (
             b"RIFF\0\0\0\0WAVEdata\x02\0\0\0\0\0".to_vec(),
-            "before their description",
+            "precedes the fmt chunk",
         ),
         (b"OggS\0\x02\0\0".to_vec(), "unsupported file format: Ogg;"),
         (b"GIF89a".to_vec(), "a GIF file"),

@@ -166,8 +166,8 @@ fn y4m_errors_say_what_is_wrong() {
         (&b"YUV4MPEG2 W0 H4\nFRAME\n"[..], "0x4"),
         (b"YUV4MPEG2 W99999999 H99999999\nFRAME\n", "too large"),
         (b"YUV4MPEG2 W2 H2 C420p10\nFRAME\n", "420p10"),
-        (b"YUV4MPEG2 Wx H2\nFRAME\n", "no size"),
-        (b"YUV4MPEG2 W2 H2 Fx\n", "no frame rate"),
+        (b"YUV4MPEG2 Wx H2\nFRAME\n", "not a valid size"),
+        (b"YUV4MPEG2 W2 H2 Fx\n", "not a valid frame rate"),
         (b"YUV4MPEG2 W2 H2 Cmono\nFRAM\n", "expected a frame"),
         (
             b"YUV4MPEG2 W2 H2 Cmono\nFRAME\n123",
@@ -227,7 +227,7 @@ fn strips_are_cut_from_the_left() {
     let message = load_video(&file, FrameSelection::All)
         .unwrap_err()
         .to_string();
-    assert!(message.contains("12 pixels wide"), "{message}");
+    assert!(message.contains("width of 12 pixels"), "{message}");
 }
 
 #[test]

@@ -20,8 +20,8 @@ const OVERFLOW_KEY: u32 = u32::MAX;
 /// Key of negative infinity, below those of all finite scores.
 const LOWEST_KEY: u32 = !0xFF80_0000;
 
-/// An integer key ordered as the scores, with equal keys for zeros of either sign. Keys are integers
-/// because the comparison of NaN is device-specific.
+/// Returns an integer key ordered as the scores, with equal keys for zeros of either sign. Keys are
+/// integers because the comparison of NaN is device-specific.
 #[cube]
 fn key_of(score: f32) -> u32 {
     let bits = u32::reinterpret(score);
@@ -39,7 +39,7 @@ fn better(key: u32, index: u32, other: u32, other_index: u32) -> bool {
     key > other || (key == other && index < other_index)
 }
 
-/// The best candidate of all units; valid for unit 0.
+/// Returns the best candidate of all units; valid for unit 0.
 #[cube]
 fn best_of_cube(key: u32, index: u32) -> (u32, u32) {
     let unit = UNIT_POS as usize;
@@ -84,7 +84,7 @@ fn candidates_kernel(scores: &Array<f32>, found: &mut Array<u32>, len: usize, cu
     }
 }
 
-/// Finds the best of at most [`UNITS`] candidates; the result is its key and its index.
+/// Finds the best of at most [`UNITS`] candidates and stores its key and index.
 #[cube(launch_unchecked)]
 fn best_kernel(found: &Array<u32>, best: &mut Array<u32>, cubes: usize) {
     let unit = UNIT_POS as usize;

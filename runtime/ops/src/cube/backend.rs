@@ -22,8 +22,8 @@ use super::{activation, argmax, gather, linear, memory, norm, rope};
 use crate::backend::{CacheError, CacheShape, KernelBackend, MemoryFailure, Part};
 use crate::reference;
 
-/// Backend of a CubeCL runtime, with f32 activations and 32-bit integers and booleans, which all devices
-/// support.
+/// Backend of a CubeCL runtime with f32 activations and 32-bit integers and booleans, which all
+/// devices support.
 pub type Cube<R> = CubeBackend<R, f32, i32, u32>;
 /// NVIDIA GPUs.
 #[cfg(feature = "cuda")]
@@ -32,9 +32,9 @@ pub type Cuda = Cube<CudaRuntime>;
 #[cfg(feature = "vulkan")]
 pub type Vulkan = Cube<WgpuRuntime>;
 
-/// Enables a cache of compiled kernels in `folder`. It must be called before any device is used. The folder
-/// must be specific to this build of the program, because entries are identified by the names and options
-/// of kernels, not by their code.
+/// Enables a cache of compiled kernels in `folder`. It must be called before any device is used.
+/// The folder must be specific to this build of the program, because entries are identified by the
+/// names and options of kernels, not by their code.
 #[cfg(feature = "cuda")]
 pub fn keep_compiled(folder: &std::path::Path) {
     use cubecl::config::cache::CacheConfig;
@@ -47,12 +47,12 @@ pub fn keep_compiled(folder: &std::path::Path) {
     }
 }
 
-/// Way of multiplication on the device of `x`.
+/// Returns the multiplication method on the device of `x`.
 pub fn products<R: CubeRuntime>(x: &Tensor<Cube<R>, 2>) -> Products {
     Products::of(&R::client(&x.device()))
 }
 
-/// Computes `x Wᵀ` for many tokens with the given way of multiplication.
+/// Computes `x Wᵀ` for many tokens with the given multiplication method.
 ///
 /// # Shapes
 /// - x: `[tokens, cols]`, result: `[tokens, rows]`
@@ -75,7 +75,7 @@ pub fn multiply<R: CubeRuntime>(
     Tensor::from_primitive(TensorPrimitive::Float(out))
 }
 
-/// Attention among the tokens of `qkv` with the given way of multiplication.
+/// Computes attention among the tokens of `qkv` with the given multiplication method.
 ///
 /// # Shapes
 /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
@@ -225,7 +225,8 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
     }
 }
 
-/// Attention without a matrix of scores, or, for heads that are too large for the kernels, with one.
+/// Computes attention without a score matrix, or with one if the heads are too large for the
+/// kernels.
 #[expect(
     clippy::too_many_arguments,
     reason = "those of the operation and one more"

@@ -47,7 +47,7 @@ impl<R: CubeRuntime> CubeCache<R> {
     fn with_client(shape: CacheShape, client: ComputeClient<R>) -> Result<Self, CacheError> {
         if !fits(&client, shape.head_dim) {
             return Err(CacheError(format!(
-                "heads of {} elements are too large for this device's kernels; use --device cpu",
+                "heads of {} elements are too large for this device's kernels; use the CPU",
                 shape.head_dim
             )));
         }
@@ -56,7 +56,7 @@ impl<R: CubeRuntime> CubeCache<R> {
         let largest = client.properties().memory.max_page_size;
         let too_large = |reason: String| {
             CacheError(format!(
-                "no memory on the device for keys and values of {} positions in {} layers: \
+                "not enough device memory for keys and values of {} positions in {} layers: \
                  {reason}; use a shorter context",
                 shape.capacity, shape.layers,
             ))
@@ -90,12 +90,12 @@ impl<R: CubeRuntime> CubeCache<R> {
         })
     }
 
-    /// Selects the way of multiplication.
+    /// Selects the multiplication method.
     pub fn with_products(self, products: Products) -> Self {
         Self { products, ..self }
     }
 
-    /// Way of multiplication.
+    /// Returns the multiplication method.
     pub(super) fn products(&self) -> Products {
         self.products
     }
@@ -104,7 +104,7 @@ impl<R: CubeRuntime> CubeCache<R> {
         self.shape.kv_heads * self.shape.head_dim * self.shape.capacity
     }
 
-    /// Keys and values of a layer.
+    /// Returns the keys and values of a layer.
     pub(super) fn layer(&self, layer: usize) -> Layer<R> {
         let (keys, values) = &self.layers[layer];
         let (len, size) = (self.elements(), element_bytes(self.half));
@@ -297,7 +297,8 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
     }
 }
 
-/// Copies the first `used` elements of every head, whose heads have `from` and `to` elements.
+/// Copies the first `used` elements of every head. Heads have `from` elements in the source and
+/// `to` in the destination.
 #[cube(launch_unchecked)]
 fn copy_heads_kernel<E: Float>(
     old_keys: &Array<E>,

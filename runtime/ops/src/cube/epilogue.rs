@@ -78,7 +78,7 @@ pub(super) struct Operands<'a, R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Operands<'_, R> {
-    /// The destination as a kernel argument.
+    /// Returns the destination as a kernel argument.
     pub(super) fn output(&self) -> OutputLaunch<R> {
         let bias = match self.bias {
             Some(bias) => elements(bias),

@@ -45,14 +45,14 @@ pub(super) struct Operand<S: Float> {
     elements: Array<f32>,
 }
 
-/// Row and first column of the part of a fragment that a unit emulates.
+/// Returns row and first column of the part of a fragment that a unit emulates.
 #[cube]
 fn own() -> (usize, usize) {
     let unit = UNIT_POS as usize % PLANE;
     (unit / 2, unit % 2 * OWN)
 }
 
-/// Element `at` of shared memory.
+/// Returns element `at` of shared memory.
 #[cube]
 fn element<S: Float>(shared: &SharedMemory<Four<S>>, at: usize) -> f32 {
     f32::cast_from(shared[at / QUAD][at % QUAD])
@@ -92,7 +92,7 @@ pub(super) fn left<S: Float>(
     Operand::<S> { matrix, elements }
 }
 
-/// As [`left`], for a right operand.
+/// Loads the fragment of a right operand, as [`left`] does.
 #[cube]
 pub(super) fn right<S: Float>(
     shared: &SharedMemory<Four<S>>,
@@ -134,7 +134,7 @@ pub(super) struct Sums {
     elements: Array<f32>,
 }
 
-/// `count` fragments of zeros.
+/// Returns `count` fragments of zeros.
 #[cube]
 pub(super) fn zeros(#[comptime] count: usize, #[comptime] products: Products) -> Sums {
     let mut matrices = Sequence::<cmma::Matrix<f32>>::new();

@@ -2,7 +2,7 @@
 //! block of 32 inputs, the activations and the dequantized weights of the tile are copied to shared memory
 //! and multiplied.
 //!
-//! Devices differ only in the way of multiplication ([`Products`]).
+//! Devices differ only in the multiplication method ([`Products`]).
 
 use burn::tensor::f16;
 use burn_cubecl::CubeRuntime;
@@ -43,7 +43,7 @@ fn gemm_kernel<S: Float>(
     #[comptime] format: Format,
     #[comptime] epilogue: Epilogue,
 ) {
-    // Neighbouring cubes share weights, which are larger than the activations.
+    // Neighboring cubes share weights, which are larger than the activations.
     let (token, row) = (CUBE_POS % tiles * TILE, CUBE_POS / tiles * TILE);
     if row >= weight.rows {
         terminate!();
@@ -111,7 +111,7 @@ fn fill_tokens<S: Float>(
     cols: usize,
     #[comptime] products: Products,
 ) {
-    // Neighbouring units read neighbouring inputs.
+    // Neighboring units read neighboring inputs.
     let input = UNIT_POS as usize % BLOCK;
     let col = block * BLOCK + input;
     for group in range_stepped(
@@ -173,7 +173,7 @@ fn fill_rows<S: Float>(
     }
 }
 
-/// A load of zero weights.
+/// Returns a load of zero weights.
 #[cube]
 fn zero_weights(#[comptime] format: Format) -> Load {
     match format {
@@ -182,7 +182,7 @@ fn zero_weights(#[comptime] format: Format) -> Load {
     }
 }
 
-/// First token and quad of rows of the unit's sums in the tile.
+/// Returns the first token and quad of rows of the unit's sums in the tile.
 #[cube]
 fn place_of_unit() -> (usize, usize) {
     let unit = UNIT_POS as usize;
@@ -237,7 +237,7 @@ fn store(
     }
 }
 
-/// First token and row of the plane's quarter of the tile.
+/// Returns the first token and row of the plane's quarter of the tile.
 #[cube]
 fn place_of_plane() -> (usize, usize) {
     let plane = UNIT_POS as usize / PLANE;

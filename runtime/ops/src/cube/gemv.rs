@@ -153,7 +153,7 @@ fn add_load<N: Size>(
     }
 }
 
-/// `count` inputs of a token from `first` on, with zeros past the last one.
+/// Returns `count` inputs of a token from `first` on, with zeros past the last one.
 #[cube]
 fn inputs_at<N: Size>(
     x: &Array<Vector<f32, N>>,

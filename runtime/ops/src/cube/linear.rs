@@ -13,8 +13,8 @@ use super::products::Products;
 use super::tensor::Rows;
 use super::{activation, gemm, gemv};
 
-/// See [`KernelBackend::packed_linear`](crate::KernelBackend::packed_linear); `products` applies
-/// to many tokens; `None` selects what suits the device.
+/// See [`KernelBackend::packed_linear`](crate::KernelBackend::packed_linear). `products` applies to
+/// many tokens; `None` selects the fastest supported method.
 pub(super) fn linear<R: CubeRuntime>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
@@ -50,7 +50,7 @@ pub(super) fn linear<R: CubeRuntime>(
         tokens if tokens <= gemv::TOKENS => gemv::launch(&operands),
         _ => {
             let products = products.unwrap_or_else(|| match shape.format {
-                // Weights are stored in f32 for the sake of accuracy.
+                // f32 weights are chosen for accuracy.
                 Format::F32 => Products::Plain,
                 Format::F16 | Format::Q8 | Format::Q4 => Products::of(operands.x.client()),
             });

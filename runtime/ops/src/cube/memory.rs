@@ -1,7 +1,7 @@
 //! Failed allocations of device memory.
-//!
-//! CubeCL allocates on a thread of its own and panics there if an allocation fails. Later operations report
-//! at most that a buffer is missing. A panic hook therefore records the failure, including the requested
+//! CubeCL allocates on a separate thread and panics there if an allocation fails. Later operations
+//! report at most that a buffer is missing. A panic hook therefore records the failure, including
+//! the requested size.
 //! size.
 
 use std::panic::PanicHookInfo;
@@ -45,7 +45,7 @@ fn note(asked: Option<u64>) {
     }
 }
 
-/// `Some` with the requested bytes, if known, if the panic is a failed allocation.
+/// Returns `Some` with the requested bytes, if known, if the panic is a failed allocation.
 fn failed_allocation(panic: &PanicHookInfo<'_>) -> Option<Option<u64>> {
     let of_runtime = panic.location().is_some_and(|location| {
         ["cubecl", "wgpu"]
@@ -61,7 +61,7 @@ fn failed_allocation(panic: &PanicHookInfo<'_>) -> Option<Option<u64>> {
         .then(|| size(text))
 }
 
-/// The number after `size: `.
+/// Parses the number after `size: `.
 fn size(text: &str) -> Option<u64> {
     let (_, behind) = text.split_once("size: ")?;
     let digits = behind.split(|c: char| !c.is_ascii_digit()).next()?;

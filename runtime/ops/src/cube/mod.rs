@@ -9,7 +9,7 @@
 //! | `norm`, `rope`, `activation` | normalization, rotary embedding, activations |
 //! | `argmax` | the next token of greedy decoding |
 //! | `packed` | packed weights on a GPU |
-//! | `products`, `fragments` | ways of multiplication: multiply-adds or tensor cores |
+//! | `products`, `fragments` | multiplication methods: multiply-adds or tensor cores |
 //! | `gather` | embeddings |
 //! | `epilogue`, `gemv`, `gemm`, `linear` | products with packed weights, for a few tokens or many |
 //! | `attention/{operands, plain, tensor_cores}` | flash attention kernels |

@@ -32,8 +32,8 @@ fn sum_over_cube(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     sum
 }
 
-/// The factor, or NaN if the mean square has overflowed: the factor is 0 then, which would turn an
-/// overflow into zeros that nobody notices.
+/// Returns the factor, or NaN if the mean square has overflowed. The factor is 0 then and would
+/// hide the overflow by turning it into zeros.
 #[cube]
 fn overflow_to_nan(mean_square: f32, factor: f32) -> f32 {
     let is_finite = u32::reinterpret(mean_square) < 0x7F80_0000u32;
@@ -91,8 +91,8 @@ fn layer_norm_kernel(
     // A separate pass, because the difference of two large sums would cancel.
     let mut squares = 0.0f32;
     for i in range_stepped(unit, width, UNITS) {
-        let centred = x[row + i] - mean;
-        squares += centred * centred;
+        let centered = x[row + i] - mean;
+        squares += centered * centered;
     }
     let variance = sum_over_cube(squares, &mut shared) / f32::cast_from(width);
     let factor = overflow_to_nan(variance, 1.0f32 / f32::sqrt(variance + eps));

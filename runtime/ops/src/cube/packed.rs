@@ -36,7 +36,7 @@ pub(super) type Load = Vector<u32, Const<4>>;
 /// The weights of four rows for one input.
 pub(super) type Quad = Vector<f32, Const<4>>;
 
-/// Inputs per load.
+/// Returns the inputs per load.
 pub(super) const fn inputs_of_load(format: Format) -> usize {
     match format {
         Format::Q4 => 8,
@@ -45,7 +45,7 @@ pub(super) const fn inputs_of_load(format: Format) -> usize {
     }
 }
 
-/// Quads per load.
+/// Returns the quads per load.
 pub(super) const fn quads_of_load(format: Format) -> usize {
     match format {
         Format::F16 => 2,
@@ -53,7 +53,7 @@ pub(super) const fn quads_of_load(format: Format) -> usize {
     }
 }
 
-/// Loads for the same inputs of a panel.
+/// Returns the loads for the same inputs of a panel.
 pub(super) const fn loads_of_inputs(format: Format) -> usize {
     PANEL / QUAD / quads_of_load(format)
 }
@@ -62,7 +62,7 @@ pub(super) const fn loads_of_inputs(format: Format) -> usize {
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Packed {
     data: Array<Load>,
-    /// Distance of panels.
+    /// Distance between panels.
     panel: usize,
     /// Offset of the sub-block scales in a panel, which begins with the scales.
     sub_scales: usize,
@@ -78,7 +78,7 @@ pub(super) struct Packed {
     pub(super) cols: usize,
 }
 
-/// The matrix in the bytes of `weight` as a kernel argument.
+/// Returns the matrix in the bytes of `weight` as a kernel argument.
 ///
 /// # Panics
 /// If there are too few bytes.
@@ -113,13 +113,13 @@ pub(super) fn packed<R: CubeRuntime>(
 
 #[cube]
 impl Packed {
-    /// Load `index` of a panel.
+    /// Returns load `index` of a panel.
     pub(super) fn load(&self, panel: usize, index: usize) -> Load {
         self.data[panel * self.panel + self.quants + index]
     }
 
-    /// Scales of a block for the quad of load `index`, multiplied by the sub-block scales in formats that
-    /// have them.
+    /// Returns the scales of a block for the quad of load `index`, multiplied by the sub-block
+    /// scales in formats that have them.
     pub(super) fn scale(
         &self,
         panel: usize,
@@ -159,7 +159,7 @@ fn signed_bytes(word: u32) -> Quad {
     integers(words, 0usize, 0xFFu32, 128u32)
 }
 
-/// Block of load `index` of a panel.
+/// Returns the block of load `index` of a panel.
 #[cube]
 pub(super) fn block_of_load(index: usize, #[comptime] format: Format) -> usize {
     let inputs = comptime!(inputs_of_load(format));
@@ -167,7 +167,7 @@ pub(super) fn block_of_load(index: usize, #[comptime] format: Format) -> usize {
     index / together * inputs / BLOCK
 }
 
-/// First input of load `index` of a panel.
+/// Returns the first input of load `index` of a panel.
 #[cube]
 pub(super) fn first_input(index: usize, #[comptime] format: Format) -> usize {
     let inputs = comptime!(inputs_of_load(format));
@@ -175,7 +175,7 @@ pub(super) fn first_input(index: usize, #[comptime] format: Format) -> usize {
     index / together * inputs
 }
 
-/// Unscaled weights of a load for its input `input` and quad `quad`.
+/// Returns the unscaled weights of a load for its input `input` and quad `quad`.
 #[cube]
 pub(super) fn weights(
     load: Load,

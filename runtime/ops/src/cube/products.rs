@@ -1,4 +1,4 @@
-//! Ways of multiplication of tiles: the only difference between devices.
+//! Multiplication methods of tiles: the only difference between devices.
 
 use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
@@ -7,10 +7,10 @@ use cubecl::ir::{ElemType, FloatKind, StorageType};
 
 /// Side of a fragment: the operands and results of a matrix operation.
 pub(super) const SIDE: usize = 16;
-/// Units that carry out a matrix operation together.
+/// Number of units that execute a matrix operation together.
 pub(super) const PLANE: usize = 32;
 
-/// Way of multiplication of a tile.
+/// Multiplication method of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Products {
     /// Multiply-adds in f32.
@@ -22,17 +22,17 @@ pub enum Products {
     Emulated,
 }
 
-/// Largest half-precision number. Activations of language models occasionally exceed it; converted to
-/// infinity, they would make all later results NaN.
+/// Largest half-precision number. Activations of language models occasionally exceed it; converted
+/// to infinity, they would make all later results NaN.
 pub(super) const HALF_MAX: f32 = 65_504.0;
 
-/// The half-precision type.
+/// Returns the half-precision type.
 pub(super) fn half() -> StorageType {
     ElemType::Float(FloatKind::F16).into()
 }
 
 impl Products {
-    /// The fastest way that the device supports.
+    /// Returns the fastest method that the device supports.
     pub fn of<R: CubeRuntime>(client: &ComputeClient<R>) -> Self {
         let properties = client.properties();
         let config = MmaConfig {

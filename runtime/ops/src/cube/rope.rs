@@ -10,7 +10,7 @@ use crate::stage;
 
 const UNITS: usize = 256;
 
-/// Place of the rotated heads.
+/// Position of the rotated heads.
 #[derive(CubeType, CubeLaunch)]
 struct Place {
     stride: usize,

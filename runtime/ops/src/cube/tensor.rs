@@ -11,7 +11,7 @@ use cubecl::server::Handle;
 /// Largest number of cubes in one dimension of a launch, supported by all devices.
 const CUBES: usize = 32_768;
 
-/// A grid of at least `count` cubes. Kernels must skip those with `CUBE_POS >= count`.
+/// Returns a grid of at least `count` cubes. Kernels must skip those with `CUBE_POS >= count`.
 pub(super) fn cubes(count: usize) -> CubeCount {
     let x = count.clamp(1, CUBES);
     CubeCount::Static(x as u32, count.div_ceil(x).max(1) as u32, 1)
@@ -48,7 +48,7 @@ impl<R: CubeRuntime> Rows<R> {
         }
     }
 
-    /// An uninitialized matrix.
+    /// Creates an uninitialized matrix.
     pub(super) fn empty(like: &Self, rows: usize, width: usize) -> Self {
         let (client, device) = (like.client().clone(), like.tensor.device.clone());
         let tensor = empty(&client, &device, [rows, width].into());
@@ -60,7 +60,7 @@ impl<R: CubeRuntime> Rows<R> {
         }
     }
 
-    /// The tensor for modification in place: a copy if it has other owners.
+    /// Takes the tensor for modification in place, or a copy if it has other owners.
     pub(super) fn owned(tensor: CubeTensor<R>) -> Self {
         let alone = tensor.can_mut() && tensor.is_nonoverlapping();
         let tensor = if alone { tensor } else { tensor.copy() };
@@ -87,7 +87,8 @@ impl<R: CubeRuntime> Rows<R> {
         self.width.is_multiple_of(4) && self.stride.is_multiple_of(4) && offset.is_multiple_of(16)
     }
 
-    /// The elements as a kernel argument, from the first of the first row to the last of the last row.
+    /// Returns the elements as a kernel argument, from the first of the first row to the last of
+    /// the last row.
     pub(super) fn arg(&self) -> ArrayArg<R> {
         let len = match self.rows {
             0 => 0,
@@ -97,14 +98,14 @@ impl<R: CubeRuntime> Rows<R> {
     }
 }
 
-/// The elements of a tensor as a kernel argument, contiguous.
+/// Returns the elements of a tensor as a kernel argument, contiguous.
 pub(super) fn elements<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
     assert_eq!(tensor.dtype, DType::F32, "activations are f32");
     let tensor = into_contiguous(tensor.clone());
     array(&tensor.handle, tensor.shape().num_elements())
 }
 
-/// An uninitialized contiguous f32 tensor.
+/// Creates an uninitialized contiguous f32 tensor.
 pub(super) fn empty<R: CubeRuntime>(
     client: &ComputeClient<R>,
     device: &R::Device,
@@ -114,12 +115,12 @@ pub(super) fn empty<R: CubeRuntime>(
     CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, DType::F32)
 }
 
-/// `len` elements of four bytes as a kernel argument.
+/// Returns `len` elements of four bytes as a kernel argument.
 pub(super) fn array<R: CubeRuntime>(handle: &Handle, len: usize) -> ArrayArg<R> {
     array_of(handle, len, 4)
 }
 
-/// `len` elements of `size` bytes as a kernel argument.
+/// Returns `len` elements of `size` bytes as a kernel argument.
 pub(super) fn array_of<R: CubeRuntime>(handle: &Handle, len: usize, size: usize) -> ArrayArg<R> {
     assert!(
         (len * size) as u64 <= handle.size_in_used(),
@@ -133,7 +134,7 @@ pub(super) fn array_of<R: CubeRuntime>(handle: &Handle, len: usize, size: usize)
     }
 }
 
-/// Integers as a kernel argument, such as row indices.
+/// Returns integers, such as row indices, as a kernel argument.
 pub(super) fn indices<R: CubeRuntime>(client: &ComputeClient<R>, values: &[u32]) -> ArrayArg<R> {
     array(
         &client.create_from_slice(u32::as_bytes(values)),

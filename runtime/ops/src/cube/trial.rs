@@ -33,7 +33,7 @@ pub struct Trial {
     pub first: Duration,
     /// Time of a later call.
     pub call: Duration,
-    /// Fewest bytes that a call reads and writes.
+    /// Minimum bytes that a call reads and writes.
     pub bytes: usize,
     /// Multiplications of a call.
     pub products: usize,
@@ -42,7 +42,8 @@ pub struct Trial {
 /// Runs every kernel on operands of `width` (a multiple of 64) and `tokens`.
 ///
 /// # Errors
-/// If the device cannot compile or run a kernel: its message for the first such kernel.
+/// If the device cannot compile or run a kernel. The message is that of the device for the first
+/// such kernel.
 pub fn trials<R: CubeRuntime>(
     device: &R::Device,
     width: usize,
@@ -205,7 +206,7 @@ impl<R: CubeRuntime> Bench<R> {
         self.decoding_attention(grouped, tokens, true)
     }
 
-    /// Attention among the tokens of an encoder with quantized weights.
+    /// Times attention among the tokens of an encoder with quantized weights.
     fn encoder_attention(
         &mut self,
         width: usize,
@@ -233,7 +234,7 @@ impl<R: CubeRuntime> Bench<R> {
         })
     }
 
-    /// Attention of a prefill of `tokens` tokens, and of one token after them.
+    /// Times attention of a prefill of `tokens` tokens, and of one token after them.
     fn decoding_attention(
         &mut self,
         heads: Heads,
@@ -277,7 +278,7 @@ impl<R: CubeRuntime> Bench<R> {
         })
     }
 
-    /// Suffix of a name for the way of multiplication.
+    /// Returns the suffix of a name for the multiplication method.
     fn kind(&self) -> String {
         match products(&self.random([1, 4])) {
             Products::Matrix => ", matrix".to_owned(),

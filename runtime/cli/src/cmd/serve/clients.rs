@@ -1,4 +1,5 @@
-//! Clients of the socket: one thread each reads requests, decodes their media and writes replies.
+//! Clients of the socket. One thread per client reads requests, decodes their media and writes
+//! replies.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -16,23 +17,23 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::limits::{Budget, Permit, Permits};
 use super::lines::{Line, Lines, Patience};
 
-/// Most clients at a time; each may have one request waiting.
+/// Maximum number of clients; each may have one request waiting.
 pub const MAX_CLIENTS: usize = 32;
-/// Bytes of unfinished requests of all clients together.
+/// Maximum bytes of unfinished requests of all clients together.
 const REQUEST_BYTES: usize = 2 * MAX_LINE;
-/// Requests whose media are decoded at the same time: the one that is answered, and the next.
+/// Requests with decoded media at the same time: the current one and the next.
 const DECODED_REQUESTS: usize = 2;
-/// Replies that wait for a slow client; one that falls further behind is disconnected.
+/// Maximum replies queued for a slow client, which is then disconnected.
 const WAITING_REPLIES: usize = 1024;
-/// A client that takes no reply for this long is disconnected.
+/// Time after which a client that accepts no reply is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A client without a request that has been silent for this long makes room for a new one when all
-/// places are taken.
+/// Idle time after which a client without a request may be replaced by a new one when all places
+/// are taken.
 const EVICTION_AGE: Duration = Duration::from_millis(100);
-/// Refused clients that are told so at the same time; further ones are dropped.
+/// Maximum rejected clients that are notified at the same time; further ones are dropped.
 const MAX_REFUSALS: usize = 64;
 
-/// A request with its decoded media, on its way to the engine.
+/// A request with decoded media, queued for the engine.
 pub struct Job {
     /// The request.
     pub request: Prepared,
@@ -43,17 +44,17 @@ pub struct Job {
 }
 
 impl Job {
-    /// Sends a reply; one that has no place any more disconnects the client.
+    /// Queues a reply; if the queue is full, disconnects the client.
     pub fn reply(&self, reply: Reply) {
         if let Err(TrySendError::Full(_)) = self.replies.try_send(reply) {
             log::warn!("a client that reads too slowly is disconnected");
-            // It may have hung up by itself.
+            // The client may have disconnected already.
             let _ = self.client.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// What all client threads share.
+/// State shared by all client threads.
 struct Server {
     limits: Limits,
     patience: Patience,
@@ -66,11 +67,11 @@ struct Server {
 /// A connected client.
 struct Connected {
     stream: Arc<UnixStream>,
-    /// When it was last heard of; `None` while a request of it is answered.
+    /// Time of the last activity; `None` while a request is being answered.
     silent_since: Option<Instant>,
 }
 
-/// Accepts clients on threads of their own; their requests come out of the queue.
+/// Accepts clients on separate threads. Their requests arrive in the returned queue.
 pub fn accept(listener: UnixListener, limits: Limits, patience: Patience) -> Receiver<Job> {
     let (jobs, queue) = sync_channel(MAX_CLIENTS);
     let server = Arc::new(Server {
@@ -88,7 +89,7 @@ pub fn accept(listener: UnixListener, limits: Limits, patience: Patience) -> Rec
                 Ok(stream) => server.welcome(Arc::new(stream), &refusals),
                 Err(error) => {
                     log::warn!("a client could not connect: {error}");
-                    // Out of file descriptors, for one: others must end first.
+                    // One cause is a lack of file descriptors: other clients must finish first.
                     thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -97,8 +98,8 @@ pub fn accept(listener: UnixListener, limits: Limits, patience: Patience) -> Rec
     queue
 }
 
-/// Whether nobody reads what is written any more. A client that has only finished sending still
-/// reads.
+/// Returns `true` if the peer has closed its reading side. A client that has only finished sending
+/// still reads.
 pub fn hung_up(output: &impl AsFd) -> bool {
     let mut poll = [PollFd::new(output, PollFlags::empty())];
     let now = Timespec::default();
@@ -113,7 +114,7 @@ impl Server {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a client on a thread of its own, or refuses it.
+    /// Serves a client on a separate thread, or rejects it.
     fn welcome(self: &Arc<Self>, stream: Arc<UnixStream>, refusals: &Arc<AtomicUsize>) {
         if !self.make_room() {
             refuse(stream, refusals);
@@ -134,8 +135,8 @@ impl Server {
         });
     }
 
-    /// Whether there is a place for one more client, if need be that of the one that has been
-    /// silent for longest.
+    /// Returns `true` if there is a place for another client; may disconnect the one that has been
+    /// idle longest.
     fn make_room(&self) -> bool {
         let mut clients = self.clients();
         if clients.len() < MAX_CLIENTS {
@@ -149,8 +150,11 @@ impl Server {
         match silent {
             Some((since, i)) if since.elapsed() >= EVICTION_AGE => {
                 let client = clients.swap_remove(i);
-                say(&client.stream, "disconnected: others wait for a place");
-                // Its thread reads the end of the stream.
+                say(
+                    &client.stream,
+                    "disconnected to make room for another client",
+                );
+                // Its thread then reads the end of the stream.
                 let _ = client.stream.shutdown(Shutdown::Both);
                 true
             }
@@ -158,7 +162,7 @@ impl Server {
         }
     }
 
-    /// Notes that a client was heard of, or that its request is being answered.
+    /// Records activity of a client, or that its request is being answered.
     fn note(&self, stream: &Arc<UnixStream>, silent_since: Option<Instant>) {
         let mut clients = self.clients();
         let client = clients.iter_mut().find(|c| Arc::ptr_eq(&c.stream, stream));
@@ -177,7 +181,10 @@ impl Server {
                 Ok(Some(line)) => line,
                 Err(error) => {
                     if error.kind() == io::ErrorKind::TimedOut {
-                        say(stream, "disconnected: no complete request came in time");
+                        say(
+                            stream,
+                            "disconnected: no complete request within the time limit",
+                        );
                     }
                     return Err(error);
                 }
@@ -192,7 +199,7 @@ impl Server {
                 Line::NoMemory => write(
                     stream,
                     &Reply::error(format!(
-                        "unfinished requests hold {REQUEST_BYTES} bytes already; try again later"
+                        "unfinished requests already take {REQUEST_BYTES} bytes; try again later"
                     )),
                 )?,
             }
@@ -200,7 +207,7 @@ impl Server {
         }
     }
 
-    /// Hands a request to the engine and passes its replies on.
+    /// Queues a request for the engine and forwards its replies.
     fn answer(&self, stream: &Arc<UnixStream>, line: &[u8]) -> io::Result<()> {
         let question = match Question::parse(line) {
             Ok(question) => question,
@@ -222,7 +229,7 @@ impl Server {
             _permit: permit,
         };
         self.jobs.send(job).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        // Ends when the engine drops the job, after the last reply.
+        // The iteration ends when the engine drops the job after the last reply.
         answers
             .into_iter()
             .try_for_each(|reply| write(stream, &reply))
@@ -234,14 +241,14 @@ fn write(stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     stream.write_all(format!("{}\n", reply.line()).as_bytes())
 }
 
-/// Tells a client that is about to be disconnected why, if it can still be told.
+/// Sends a reason to a client that is about to be disconnected, if possible.
 fn say(stream: &UnixStream, message: &str) {
     let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
     let _ = write(stream, &Reply::error(message.to_owned()));
 }
 
-/// Tells a client that there is no place for it. The stream is read until the client closes it,
-/// because one that still writes to a closed stream would never read the reply.
+/// Tells a client that all places are taken. Reads the stream until the client closes it, because a
+/// client that writes to a closed stream would never read the reply.
 fn refuse(stream: Arc<UnixStream>, refusals: &Arc<AtomicUsize>) {
     if refusals.fetch_add(1, Ordering::Relaxed) >= MAX_REFUSALS {
         refusals.fetch_sub(1, Ordering::Relaxed);
@@ -251,7 +258,7 @@ fn refuse(stream: Arc<UnixStream>, refusals: &Arc<AtomicUsize>) {
     thread::spawn(move || {
         say(
             &stream,
-            &format!("{MAX_CLIENTS} clients are being served; try again later"),
+            &format!("all {MAX_CLIENTS} places are taken; try again later"),
         );
         let _ = stream.shutdown(Shutdown::Write);
         let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));

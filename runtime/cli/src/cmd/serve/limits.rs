@@ -1,19 +1,19 @@
-//! Bounds on what all clients of the server hold together.
+//! Limits on the total resources of all clients.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-/// Bytes that may be held at the same time.
+/// A number of bytes that can be reserved.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<AtomicUsize>);
 
 impl Budget {
-    /// A budget of `bytes`.
+    /// Creates a budget of `bytes`.
     pub fn new(bytes: usize) -> Self {
         Self(Arc::new(AtomicUsize::new(bytes)))
     }
 
-    /// Takes `bytes` out of the budget; `None` if there are not as many.
+    /// Reserves `bytes`; `None` if fewer are left.
     pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
         let take = |left: usize| left.checked_sub(bytes);
         self.0
@@ -39,12 +39,12 @@ impl Drop for Reservation {
     }
 }
 
-/// Permits to hold decoded media.
+/// A semaphore for decoded media.
 #[derive(Debug, Clone)]
 pub struct Permits(Arc<(Mutex<usize>, Condvar)>);
 
 impl Permits {
-    /// As many permits.
+    /// Creates a semaphore with `count` permits.
     pub fn new(count: usize) -> Self {
         Self(Arc::new((Mutex::new(count), Condvar::new())))
     }

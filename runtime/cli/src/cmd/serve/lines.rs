@@ -1,4 +1,4 @@
-//! Lines of requests from a client, bounded in length, memory and time.
+//! Lines of requests from a client, with limits on length, memory and time.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -7,31 +7,31 @@ use std::time::{Duration, Instant};
 
 use super::limits::{Budget, Reservation};
 
-/// Bytes that are read at once, and that every client may hold without reserving them.
+/// Bytes per read, which every client may hold without a reservation.
 const BLOCK: usize = 64 << 10;
-/// Bytes that are reserved at once.
+/// Bytes per reservation.
 const RESERVE: usize = 1 << 20;
 
 /// A line of a client.
 pub enum Line {
-    /// A request without its line end, and the memory reserved for it.
+    /// A request without its newline, and the memory reserved for it.
     Request(Vec<u8>, Vec<Reservation>),
-    /// A line that is longer than allowed; it was read past.
+    /// A line that exceeds the length limit and was skipped.
     TooLong,
-    /// A line for which there was no memory; it was read past.
+    /// A line without memory available, which was skipped.
     NoMemory,
 }
 
-/// How long a client may take.
+/// Time limits of a client.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Between two requests.
+    /// Limit between two requests.
     pub idle: Duration,
-    /// For the bytes of one request.
+    /// Limit for receiving one request.
     pub request: Duration,
 }
 
-/// Reads lines from a client.
+/// A reader of lines from a client.
 pub struct Lines {
     stream: Arc<UnixStream>,
     patience: Patience,
@@ -42,7 +42,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Reads from `stream` lines of at most `longest` bytes, whose memory comes from `budget`.
+    /// Creates a reader of lines of at most `longest` bytes, whose memory comes from `budget`.
     pub fn new(
         stream: Arc<UnixStream>,
         patience: Patience,
@@ -59,10 +59,10 @@ impl Lines {
         }
     }
 
-    /// The next line that is not blank; `None` at the end.
+    /// Reads the next line that is not blank; `None` at the end of the stream.
     ///
     /// # Errors
-    /// If the stream fails or the client takes too long (`TimedOut`).
+    /// If the stream fails or a time limit is exceeded (`TimedOut`).
     pub fn next(&mut self) -> io::Result<Option<Line>> {
         let mut deadline = Instant::now() + self.patience.idle;
         let mut searched = 0;
@@ -97,16 +97,16 @@ impl Lines {
         }
     }
 
-    /// The line up to `end`, which is taken out of the buffer with its memory.
+    /// Removes the line up to `end` from the buffer, with its reservations.
     fn take(&mut self, end: usize) -> (Vec<u8>, Vec<Reservation>) {
         let rest = self.buffer.split_off(end + 1);
         let mut line = std::mem::replace(&mut self.buffer, rest);
         line.pop();
-        // What is left of the buffer is at most one block.
+        // The rest of the buffer is at most one block.
         (line, std::mem::take(&mut self.reserved))
     }
 
-    /// The end of the stream may end a line, too.
+    /// Returns the last line, which the end of the stream may terminate.
     fn last(&mut self, dropped: Option<Line>) -> Option<Line> {
         let line = std::mem::take(&mut self.buffer);
         match line.trim_ascii().is_empty() {
@@ -115,7 +115,7 @@ impl Lines {
         }
     }
 
-    /// Whether the unfinished line in the buffer is too long or has no memory to grow.
+    /// Returns an error line if the unfinished line is too long or cannot reserve memory.
     fn over_limit(&mut self) -> Option<Line> {
         if self.buffer.len() > self.longest {
             return Some(Line::TooLong);
@@ -130,7 +130,7 @@ impl Lines {
         None
     }
 
-    /// Reads what is there, waiting until `deadline` at most; the number of bytes.
+    /// Reads available data, waiting until `deadline` at most. Returns the number of bytes.
     fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -241,7 +241,7 @@ mod tests {
         let error = idle.next().err().expect("a time-out");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(client);
-        // A byte now and then does not help.
+        // Single bytes do not extend the deadline.
         let (mut client, mut slow) = lines(0, 1000, patience);
         let writer = thread::spawn(move || {
             while client.write_all(b"a").is_ok() {

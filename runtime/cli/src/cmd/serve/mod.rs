@@ -1,4 +1,4 @@
-//! `edge-lmm serve`: answers requests, one JSON object per line, over a socket or standard input.
+//! `edge-lmm serve`: answers requests over a socket or standard input, one JSON object per line.
 
 mod clients;
 mod limits;
@@ -24,30 +24,30 @@ use self::clients::{Job, hung_up};
 use self::lines::Patience;
 use super::options::{DeviceOptions, LogitsOptions, MediaArgs, PromptOptions, print_now};
 
-/// Answers requests from other programs until it is ended.
+/// Answers requests from other programs until it is terminated.
 ///
-/// A request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; the
-/// reply is one, too, with "text", "tokens", "finish_reason" and the timing, or "error".
-/// "stream": true sends the text as it comes. Images may be {"base64": ...} or data: URLs. Requests
-/// are answered one after the other; one whose client hangs up is cancelled.
+/// A request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; so
+/// is the reply, with "text", "tokens", "finish_reason" and the timing, or "error". "stream": true
+/// sends the text as it is generated. Images may be {"base64": ...} or data: URLs. Requests are
+/// answered in sequence; a request is cancelled if its client disconnects.
 /// Example: edge-lmm serve qwen2-vl-2b.bpk --socket /run/edge-lmm/qwen.sock
 #[derive(Args)]
 pub struct Cmd {
-    /// The record, as edge-lmm-convert wrote it
+    /// Record written by edge-lmm-convert
     model: PathBuf,
     /// Listen on a Unix socket [default: standard input and output]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Who may connect: permissions of the socket, in octal
+    /// Permissions of the socket, in octal
     #[arg(long, value_name = "MODE", default_value = "660", value_parser = parse_mode)]
     socket_mode: u32,
-    /// Most tokens of an answer
+    /// Maximum tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     /// Disconnect a client that sends no complete request for this many seconds
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
     idle_timeout: Duration,
-    /// Refuse requests that name files; images then come as base64
+    /// Reject requests that name files; images must be sent as base64
     #[arg(long)]
     no_files: bool,
     #[command(flatten)]
@@ -60,7 +60,7 @@ pub struct Cmd {
     device: DeviceOptions,
 }
 
-/// Time in which a request has to be complete once it has begun.
+/// Time limit for receiving a complete request.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
 
 fn parse_mode(text: &str) -> Result<u32, String> {
@@ -108,7 +108,7 @@ impl Cmd {
                     request: self.idle_timeout.min(REQUEST_TIME),
                 };
                 let jobs = clients::accept(listener, answering.limits.clone(), patience);
-                // Without systemd there is nobody to notify.
+                // Without systemd there is nothing to notify.
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
                 eprintln!("{model} is ready and listens on {}", path.display());
                 answer_jobs(&mut answering, &jobs)
@@ -169,7 +169,7 @@ fn break_if(condition: bool) -> ControlFlow<()> {
     }
 }
 
-/// Answers the jobs of all clients, one after the other.
+/// Answers the jobs of all clients, in sequence.
 fn answer_jobs(answering: &mut Answering, jobs: &Receiver<Job>) -> anyhow::Result<()> {
     let mut watchdog = Watchdog::new();
     loop {
@@ -192,8 +192,8 @@ fn answer_jobs(answering: &mut Answering, jobs: &Receiver<Job>) -> anyhow::Resul
     }
 }
 
-/// Tells systemd's watchdog that the server is alive (`WatchdogSec=`), as long as layers and tokens
-/// get done.
+/// A notifier for systemd's watchdog (`WatchdogSec=`), active while layers and tokens are
+/// completed.
 struct Watchdog {
     interval: Duration,
     asked: bool,
@@ -204,7 +204,7 @@ impl Watchdog {
     fn new() -> Self {
         let asked = sd_notify::watchdog_enabled();
         Self {
-            // Twice in the time that systemd waits, as its documentation recommends.
+            // Twice per period of systemd, as its documentation recommends.
             interval: asked.map_or(Duration::from_secs(60), |time| time / 2),
             asked: asked.is_some(),
             last: Instant::now(),
@@ -213,19 +213,19 @@ impl Watchdog {
 
     fn notify(&mut self) {
         if self.asked && self.last.elapsed() >= self.interval / 2 {
-            // There is nobody else to tell that systemd cannot be reached.
+            // A failure cannot be reported to anyone else.
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             self.last = Instant::now();
         }
     }
 }
 
-/// Binds the socket; a left-over of a server that is gone is replaced.
+/// Binds the socket; one left behind by a terminated server is replaced.
 fn listen(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     if is_socket {
         if UnixStream::connect(path).is_ok() {
-            bail!("{} belongs to a server that is running", path.display());
+            bail!("{} is in use by a running server", path.display());
         }
         fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
@@ -241,7 +241,7 @@ enum Line {
     TooLong,
 }
 
-/// The next line that is not empty; what is too long is read past without keeping it.
+/// Reads the next line that is not empty; a line that is too long is skipped without keeping it.
 fn read_line(input: &mut impl BufRead) -> io::Result<Option<Line>> {
     loop {
         let mut line = Vec::new();

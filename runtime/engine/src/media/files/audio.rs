@@ -1,4 +1,4 @@
-//! Sounds: WAV, AIFF, FLAC and MP3, mixed down to one channel.
+//! Audio: WAV, AIFF, FLAC and MP3, mixed down to mono.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -17,31 +17,30 @@ use super::pieces::Pieces;
 use super::source::Source;
 use super::{budget, wav};
 
-/// Most samples of one channel: 35 minutes at 48 kHz.
+/// Maximum samples per channel: 35 minutes at 48 kHz.
 const MAX_SAMPLES: usize = 100_000_000;
 
-/// A sound in one channel.
+/// Mono audio.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Audio {
-    /// Samples from -1 to 1; integers of n bits are divided by 2^(n-1). Several channels are
-    /// averaged.
+    /// Samples from -1 to 1; integers of n bits are divided by 2^(n-1). Channels are averaged.
     pub samples: Vec<f32>,
     /// Samples per second.
     pub sample_rate: u32,
 }
 
 impl Audio {
-    /// A sound of at least one sample, all of them numbers.
+    /// Creates audio and checks that it has samples and that all are finite.
     pub(super) fn checked(
         format: &'static str,
         samples: Vec<f32>,
         sample_rate: u32,
     ) -> Result<Self, MediaError> {
         if samples.is_empty() {
-            return Err(MediaError::damaged(format, "it holds no samples"));
+            return Err(MediaError::damaged(format, "it has no samples"));
         }
         if let Some(at) = samples.iter().position(|v| !v.is_finite()) {
-            let message = format!("sample {at} is {}, no number", samples[at]);
+            let message = format!("sample {at} is {}, expected a finite number", samples[at]);
             return Err(MediaError::damaged(format, message));
         }
         Ok(Self {
@@ -51,16 +50,16 @@ impl Audio {
     }
 }
 
-/// Reads a sound.
+/// Reads an audio file.
 ///
 /// # Errors
-/// If the file cannot be read, is no sound of a supported format, is truncated or damaged from its
-/// beginning, or if the sound is longer than fits into memory.
+/// If the file cannot be read, is not audio of a supported format, is truncated or damaged from the
+/// start, or exceeds the memory limit.
 pub fn load_audio(path: &Path) -> Result<Audio, MediaError> {
     Source::file(path)?.audio()
 }
 
-/// Decodes a sound of that format.
+/// Decodes audio of this format.
 pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<Audio, MediaError> {
     match format {
         Format::Wav => wav::decode(bytes),
@@ -79,19 +78,19 @@ pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<Audio, MediaError> 
             };
             decode_stream(format.name(), stream)
         }
-        other => Err(other.wrong("sound")),
+        other => Err(other.wrong("audio file")),
     }
 }
 
-/// The error for a sound of an unsupported format.
+/// Returns the error for audio of an unsupported format.
 pub(super) fn unsupported(name: &str) -> MediaError {
     MediaError::Unsupported {
         format: name.to_owned(),
-        advice: "convert the sound, for example ffmpeg -i IN -ar 16000 -ac 1 OUT.wav".to_owned(),
+        advice: "convert the file, for example ffmpeg -i IN -ar 16000 -ac 1 OUT.wav".to_owned(),
     }
 }
 
-/// Checks that so many samples of one channel can be held.
+/// Checks that this many samples of one channel fit into memory.
 pub(super) fn check_len(samples: usize) -> Result<(), MediaError> {
     if samples > MAX_SAMPLES {
         return Err(MediaError::TooLong { limit: MAX_SAMPLES });
@@ -99,9 +98,9 @@ pub(super) fn check_len(samples: usize) -> Result<(), MediaError> {
     budget::check(samples as u64 * size_of::<f32>() as u64)
 }
 
-/// Checks that no tag is left before the frames: those that are whole were skipped, and Symphonia
-/// takes as much memory as a tag announces. Warns of an MP3 that ends within a frame; recordings of
-/// a stream do, so it is no error.
+/// Checks that no incomplete tag precedes the frames: complete ones were skipped, and Symphonia
+/// allocates as much memory as a tag announces. Warns about an MP3 that ends within a frame;
+/// recorded streams do, so it is not an error.
 pub(super) fn check_mp3(bytes: &[u8]) -> Result<(), MediaError> {
     if bytes.starts_with(b"ID3") {
         return Err(MediaError::truncated("MP3", "it ends within its ID3 tag"));
@@ -117,8 +116,8 @@ pub(super) fn check_mp3(bytes: &[u8]) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// A FLAC file (RFC 9639, section 8) with no metadata but the description of the stream. Symphonia
-/// takes as much memory as a comment or an image announces, up to 4 GiB.
+/// Returns a FLAC file (RFC 9639, section 8) with its stream info as the only metadata. Symphonia
+/// allocates as much memory as a comment or an image announces, up to 4 GiB.
 fn flac_without_metadata(bytes: &[u8]) -> Result<Vec<u8>, MediaError> {
     const LAST: u8 = 0x80;
     const STREAM_INFO: u8 = 0;
@@ -139,14 +138,13 @@ fn flac_without_metadata(bytes: &[u8]) -> Result<Vec<u8>, MediaError> {
             break;
         }
     }
-    let info =
-        info.ok_or_else(|| MediaError::damaged("FLAC", "it has no description of the stream"))?;
+    let info = info.ok_or_else(|| MediaError::damaged("FLAC", "it has no stream info"))?;
     let len = (info.len() as u32).to_be_bytes();
     let header: [&[u8]; 4] = [b"fLaC", &[LAST | STREAM_INFO], &len[1..], info];
     Ok([&header.concat(), pieces.0].concat())
 }
 
-/// Checks that an AIFF is as long as its header says.
+/// Checks that an AIFF has the length in its header.
 fn check_aiff(bytes: &[u8]) -> Result<(), MediaError> {
     let announced = Pieces(&bytes[4..]).array().map_or(0, u32::from_be_bytes);
     let announced = u64::from(announced) + 8;
@@ -160,7 +158,7 @@ fn check_aiff(bytes: &[u8]) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// Decodes a sound with Symphonia.
+/// Decodes audio with Symphonia.
 pub(super) fn decode_stream(format: &'static str, bytes: Vec<u8>) -> Result<Audio, MediaError> {
     let failed = |error| failed(format, error);
     let source = Cursor::new(bytes);
@@ -169,7 +167,7 @@ pub(super) fn decode_stream(format: &'static str, bytes: Vec<u8>) -> Result<Audi
         enable_gapless: true,
         ..FormatOptions::default()
     };
-    // Embedded images and texts are not used.
+    // Embedded images and texts are ignored.
     let metadata = MetadataOptions {
         limit_metadata_bytes: Limit::Maximum(1 << 20),
         limit_visual_bytes: Limit::Maximum(0),
@@ -180,7 +178,7 @@ pub(super) fn decode_stream(format: &'static str, bytes: Vec<u8>) -> Result<Audi
     decode_track(format, probed.format)
 }
 
-/// Symphonia does not give the cause of its errors as their source.
+/// Converts an error of Symphonia, which does not expose the cause as its source.
 fn failed(format: &'static str, error: Error) -> MediaError {
     match error {
         Error::IoError(error) => MediaError::decoding(format, &error),
@@ -198,7 +196,7 @@ fn decode_track(
         .tracks()
         .iter()
         .find(|track| track.codec_params.codec != CODEC_TYPE_NULL)
-        .ok_or_else(|| damaged("it holds no sound".to_owned()))?;
+        .ok_or_else(|| damaged("it has no audio track".to_owned()))?;
     let id = track.id;
     let announced = track.codec_params.n_frames;
     let mut decoder = symphonia::default::get_codecs()
@@ -210,7 +208,7 @@ fn decode_track(
         let packet = match reader.next_packet() {
             Ok(packet) if packet.track_id() != id => continue,
             Ok(packet) => packet,
-            // Also how the end of the file is told.
+            // Symphonia signals the end of the file in the same way.
             Err(Error::IoError(_)) => break,
             Err(error) if mixer.samples.is_empty() => return Err(failed(error)),
             Err(_) => {
@@ -229,13 +227,13 @@ fn decode_track(
     }
     check_whole(format, announced, mixer.samples.len(), lost)?;
     if lost > 0 {
-        log::warn!("{format}: {lost} damaged pieces of the sound were left out");
+        log::warn!("{format}: {lost} damaged packets were skipped");
     }
     Audio::checked(format, mixer.samples, mixer.sample_rate)
 }
 
-/// Checks that no samples are missing that the header announces. Encoders count roughly: an MP3
-/// may lack a frame.
+/// Checks that no announced samples are missing. MP3 encoders announce an approximate number, which
+/// may exceed the real one by a frame.
 fn check_whole(
     format: &'static str,
     announced: Option<u64>,
@@ -258,10 +256,10 @@ fn check_whole(
     Ok(())
 }
 
-/// Collects samples as one channel.
+/// Accumulator of mono samples.
 struct Mixer {
     samples: Vec<f32>,
-    /// Most samples.
+    /// Maximum number of samples.
     limit: usize,
     sample_rate: u32,
     buffer: Option<SampleBuffer<f32>>,
@@ -274,7 +272,7 @@ enum MixError {
 
 impl Mixer {
     fn new() -> Self {
-        // The buffer doubles while it grows.
+        // The buffer doubles when it grows.
         let fits = budget::limit() / (2 * size_of::<f32>() as u64);
         Self {
             samples: Vec::new(),

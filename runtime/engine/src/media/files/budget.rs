@@ -1,9 +1,9 @@
-//! The memory that decoding may take.
+//! Memory limit of media decoding.
 //!
-//! Small files can announce gigabytes, so every large allocation is compared with a budget before
-//! it is made: half of the memory that this process can still have ([`Memory::usable`]), the other
-//! half being left to the model's caches and activations. Without information from the system,
-//! only the fixed limits of each kind of media apply.
+//! Small files can announce gigabytes, so every large allocation is compared with a limit before it
+//! is made: half of the memory that this process can allocate ([`Memory::usable`]). The other half
+//! is left to the model's caches and activations. Without information from the system, only the
+//! fixed limits of each kind of media apply.
 //!
 //! [`Memory::usable`]: crate::health::Memory::usable
 
@@ -15,7 +15,7 @@ use crate::media::Media;
 /// Allocations up to this size are not checked.
 const SMALL: u64 = 16 << 20;
 
-/// Bytes that may be allocated now.
+/// Returns the bytes that may be allocated now.
 pub(super) fn limit() -> u64 {
     of(&System::default())
 }
@@ -58,7 +58,7 @@ impl Default for MediaBudget {
 /// Checks that `bytes` may be allocated.
 ///
 /// # Errors
-/// [`MediaError::Memory`] if they exceed the budget.
+/// [`MediaError::Memory`] if they exceed the limit.
 pub(super) fn check(bytes: u64) -> Result<(), MediaError> {
     if bytes <= SMALL {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Why a file cannot be read.
+//! Errors of media decoding.
 
 use std::error::Error;
 use std::io;
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 
-/// Why an image, video or sound cannot be read.
+/// The error returned when an image, video or audio file cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MediaError {
-    /// An error of that file.
+    /// An error with the file that caused it.
     #[error("{}: {error}", path.display())]
     File {
         /// The file.
@@ -17,28 +18,28 @@ pub enum MediaError {
         /// The error.
         error: Box<MediaError>,
     },
-    /// The file cannot be read at all.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Io(io::Error),
-    /// A pipe or device where only files are read.
+    /// A pipe or device instead of a regular file.
     #[error("not a file: found {0}, expected a regular file")]
     NotAFile(&'static str),
-    /// The content is not what was asked for.
+    /// The content has another kind than expected.
     #[error("not {} {wanted}: found {found}, expected {expected}", article(wanted))]
     WrongKind {
-        /// Image, video or sound.
+        /// Image, video or audio file.
         wanted: &'static str,
-        /// What the file holds.
+        /// The content found.
         found: String,
-        /// Formats that can be read.
+        /// The supported formats.
         expected: &'static str,
     },
-    /// A format that is known but cannot be read.
+    /// A known format that is not supported.
     #[error("unsupported file format: {format}; {advice}")]
     Unsupported {
         /// The format.
         format: String,
-        /// What to do.
+        /// The remedy.
         advice: String,
     },
     /// The file ends too early.
@@ -46,69 +47,69 @@ pub enum MediaError {
     Truncated {
         /// The format.
         format: &'static str,
-        /// What is missing.
+        /// The missing part.
         message: String,
     },
-    /// The file contradicts its own format.
+    /// The file violates its format.
     #[error("damaged {format}: {message}")]
     Damaged {
         /// The format.
         format: &'static str,
-        /// What is wrong.
+        /// The violation.
         message: String,
     },
-    /// The decoder panicked, with that message.
+    /// The decoder panicked with this message.
     #[error("the decoder failed on this file, which is probably damaged ({0})")]
     Decoder(String),
-    /// A file of so many bytes is not read.
+    /// The file exceeds the size limit.
     #[error(
-        "the file has more than {limit} bytes, too many for {} {wanted}",
+        "the file is larger than {limit} bytes, the limit for {} {wanted}",
         article(wanted)
     )]
     FileSize {
-        /// Most bytes.
+        /// Maximum bytes.
         limit: u64,
-        /// Image, video or sound.
+        /// Image, video or audio file.
         wanted: &'static str,
     },
-    /// Decoding needs more memory than may be used.
+    /// Decoding needs more memory than allowed.
     #[error(
-        "decoding needs {} of memory, at most {} may be used (half of what is available); scale \
-         it down, cut it, or take fewer frames",
+        "decoding needs {} of memory, at most {} may be used (half of the available memory); scale \
+         it down, shorten it or use fewer frames",
         mebibytes(*needed), mebibytes(*limit)
     )]
     Memory {
         /// Bytes needed.
         needed: u64,
-        /// Most bytes.
+        /// Maximum bytes.
         limit: u64,
     },
     /// More frames than fit into memory.
     #[error(
         "{frames} frames of {width}x{height} pixels are too many: at most {MAX_FRAMES} frames and \
-         {} pixels can be held; take fewer frames (--frames N) or scale the video down",
+         {} pixels are supported; use fewer frames or scale the video down",
         RgbImage::MAX_PIXELS
     )]
     TooManyFrames {
-        /// Frames asked for.
+        /// Frames requested.
         frames: usize,
         /// Pixels per row.
         width: usize,
         /// Rows.
         height: usize,
     },
-    /// A longer sound than fits into memory.
-    #[error("the sound is too long: at most {limit} samples can be held; cut it")]
+    /// Audio that exceeds the memory limit.
+    #[error("the audio is too long: at most {limit} samples are supported; shorten it")]
     TooLong {
-        /// Most samples of one channel.
+        /// Maximum samples per channel.
         limit: usize,
     },
-    /// An image that cannot be held.
+    /// An image that exceeds a limit.
     #[error(transparent)]
     Image(#[from] PreprocessError),
 }
 
-/// Most frames of a video. Models take far fewer; each frame costs memory however small it is.
+/// Maximum frames of a video. Models use far fewer; each frame costs memory however small it is.
 pub(super) const MAX_FRAMES: usize = 4096;
 
 fn article(noun: &str) -> &'static str {
@@ -124,7 +125,7 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 impl MediaError {
-    /// The error with the file's name.
+    /// Adds the name of the file to the error.
     pub(super) fn of(self, path: &Path) -> Self {
         match self {
             Self::File { .. } => self,
@@ -149,7 +150,7 @@ impl MediaError {
         }
     }
 
-    /// The error of a decoder, which may be the end of the file.
+    /// Converts the error of a decoder, which may have reached the end of the file.
     pub(super) fn decoding(format: &'static str, error: &(dyn Error + 'static)) -> Self {
         if ends_too_early(error) {
             Self::truncated(format, "its data ends too early")

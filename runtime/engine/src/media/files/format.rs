@@ -1,14 +1,14 @@
-//! File formats, told by their signatures.
+//! Detection of file formats by their signatures.
 
 use super::error::MediaError;
 use super::kind::MediaKind;
 use super::pieces::Pieces;
 use edge_lmm_record::stand_in;
 
-/// Bytes from which a format can be told, unless a tag precedes it.
+/// Bytes that identify a format, unless a tag precedes it.
 pub const HEAD: usize = 64;
 
-/// Formats.
+/// File formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Png,
@@ -21,12 +21,12 @@ pub(super) enum Format {
     Aiff,
     Flac,
     Mp3,
-    /// Known, but unsupported: its kind and name.
+    /// A known format that is not supported, with its kind and name.
     Other(MediaKind, &'static str),
 }
 
 impl Format {
-    /// The format of a file that begins with those bytes.
+    /// Detects the format of a file from its first bytes.
     pub fn of(head: &[u8]) -> Option<Self> {
         use MediaKind::{Audio, Image, Video};
         let at = |offset: usize, signature: &[u8]| {
@@ -118,7 +118,7 @@ impl Format {
         found.map(|(_, format)| format)
     }
 
-    /// The name in messages.
+    /// Returns the name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Png => "PNG",
@@ -135,7 +135,7 @@ impl Format {
         }
     }
 
-    /// The kind of a file of this format, animations aside.
+    /// Returns the kind of a file of this format; animations are images here.
     pub fn kind(self) -> MediaKind {
         match self {
             Self::Png | Self::Jpeg | Self::Gif | Self::WebP | Self::Bmp => MediaKind::Image,
@@ -145,7 +145,7 @@ impl Format {
         }
     }
 
-    /// The error for a file of this format where another kind was asked for.
+    /// Returns the error for a file of this format where another kind was expected.
     pub fn wrong(self, wanted: &'static str) -> MediaError {
         MediaError::WrongKind {
             wanted,
@@ -155,7 +155,7 @@ impl Format {
     }
 }
 
-/// The version, layer, bit rate index and sample rate index of a header of MPEG audio.
+/// Parses version, layer, bit rate index and sample rate index of an MPEG audio header.
 fn mpeg_audio(head: &[u8]) -> Option<(u8, u8, u8, u8)> {
     let &[sync, second, third, ..] = head else {
         return None;
@@ -171,7 +171,7 @@ fn mpeg_audio(head: &[u8]) -> Option<(u8, u8, u8, u8)> {
     valid.then_some((version, layer, rate, frequency))
 }
 
-/// Bytes of the frame of MPEG audio, layer III, that begins with this header.
+/// Returns the length of the MPEG audio layer III frame that starts with this header.
 pub(super) fn mp3_frame_len(head: &[u8]) -> Option<usize> {
     const RATES_1: [usize; 14] = [
         32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320,
@@ -198,26 +198,27 @@ fn is_adts(head: &[u8]) -> bool {
     matches!(head, [0xff, second, third, ..] if second & 0xf6 == 0xf0 && third >> 2 & 0xf < 13)
 }
 
-/// Whether a tag or zero bytes may precede the content, so that [`Format::of`] needs what follows.
+/// Returns `true` if a tag or zero bytes may precede the content, so that [`Format::of`] needs more
+/// bytes.
 pub(super) fn may_have_prefix(head: &[u8]) -> bool {
     head.starts_with(b"ID3") || head.starts_with(&[0; 4])
 }
 
-/// Bytes before the content: ID3v2 tags, and zero bytes before an MP3 frame.
+/// Returns the length of the prefix: ID3v2 tags, and zero bytes before an MP3 frame.
 pub(super) fn prefix_len(bytes: &[u8]) -> usize {
     let mut pieces = Pieces(bytes);
     while skip_tag(&mut pieces).is_some() {}
     let tags = bytes.len() - pieces.0.len();
     let zeros = pieces.0.iter().take_while(|&&b| b == 0).count();
     let frame = &pieces.0[zeros..];
-    // Two headers in a row are no coincidence.
+    // A single header may be a coincidence, two in a row are not.
     let is_mp3 = mp3_frame_len(frame)
         .and_then(|len| frame.get(len..))
         .is_some_and(|next| next.is_empty() || mp3_frame_len(next).is_some());
     if is_mp3 { tags + zeros } else { tags }
 }
 
-/// Skips an ID3v2 tag, as far as it is there.
+/// Skips a complete ID3v2 tag.
 fn skip_tag(pieces: &mut Pieces<'_>) -> Option<()> {
     let &[b'I', b'D', b'3', _, _, flags, a, b, c, d, ..] = pieces.0 else {
         return None;
@@ -232,17 +233,17 @@ fn skip_tag(pieces: &mut Pieces<'_>) -> Option<()> {
     Some(())
 }
 
-/// Formats that can be read.
+/// Lists the supported formats.
 pub(super) fn expected(wanted: &str) -> &'static str {
     match wanted {
         "image" => "PNG, JPEG, WebP, BMP or GIF",
-        "video" => "an animated GIF, PNG or WebP, Y4M, a folder of images or a strip of frames",
-        "sound" => "WAV, AIFF, FLAC or MP3",
+        "video" => "an animated GIF, PNG or WebP, Y4M, a folder of images or a frame strip",
+        "audio file" => "WAV, AIFF, FLAC or MP3",
         _ => "PNG, JPEG, WebP, BMP, GIF, Y4M, WAV, AIFF, FLAC or MP3",
     }
 }
 
-/// An error for content of no known format.
+/// Returns the error for content of an unknown format.
 pub(super) fn unknown(head: &[u8], wanted: &'static str) -> MediaError {
     MediaError::WrongKind {
         wanted,
@@ -251,13 +252,13 @@ pub(super) fn unknown(head: &[u8], wanted: &'static str) -> MediaError {
     }
 }
 
-/// Describes unknown content without quoting it: who asks about a file need not be allowed to read
-/// it.
+/// Describes unknown content without quoting it: the author of a request may lack permission to
+/// read the file.
 fn describe(head: &[u8]) -> &'static str {
     if let Some(found) = stand_in::describe(head) {
         return found;
     }
-    // The last character may be cut in two.
+    // The last character may be incomplete.
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         Err(error) if error.error_len().is_none() => {
@@ -294,7 +295,7 @@ mod tests {
             ([&tag[..], tag, b"fLaC"].concat(), 24),
             ([&[0; 99][..], &frame].concat(), 99),
             ([&tag[..], &[0; 5], &frame, &frame].concat(), 17),
-            // One header, and other data behind its frame.
+            // A single header followed by other data.
             ([&[0; 9][..], &frame, b"data"].concat(), 0),
             (b"\0\0\0\x18ftypmp42".to_vec(), 0),
             (vec![0; 80], 0),

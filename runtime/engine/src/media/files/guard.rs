@@ -1,4 +1,4 @@
-//! Turns panics of decoders into errors.
+//! Conversion of decoder panics into errors.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -11,8 +11,8 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a decoder. Decoders of damaged files may panic; the message goes to the debug log instead
-/// of standard error, and the caller gets [`MediaError::Decoder`].
+/// Runs a decoder. Decoders may panic on damaged files; the panic message goes to the debug log
+/// instead of standard error, and the caller gets [`MediaError::Decoder`].
 pub(super) fn guarded<T>(decode: impl FnOnce() -> Result<T, MediaError>) -> Result<T, MediaError> {
     log_panics();
     let outer = GUARDED.replace(true);
@@ -21,7 +21,7 @@ pub(super) fn guarded<T>(decode: impl FnOnce() -> Result<T, MediaError>) -> Resu
     result.unwrap_or_else(|payload| Err(MediaError::Decoder(message(payload.as_ref()))))
 }
 
-/// Replaces the panic hook once by one that is silent within [`guarded`].
+/// Installs, once, a panic hook that is silent within [`guarded`].
 fn log_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

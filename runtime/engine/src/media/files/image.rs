@@ -1,9 +1,9 @@
-//! Still images: PNG, JPEG, WebP, BMP and GIF (of an animated GIF or WebP the first frame).
+//! Still images: PNG, JPEG, WebP, BMP and GIF (the first frame of an animated GIF or WebP).
 //!
-//! Images become 8-bit RGB as by Pillow's `convert("RGB")`, which the processors of
-//! `transformers` begin with: transparency is dropped without blending, 16-bit colours lose their
-//! low byte, and values of 16-bit grey images above 255 become 255.
-//! Orientation in Exif data is applied, as `transformers.image_utils.load_image` does.
+//! Images are converted to 8-bit RGB as with Pillow's `convert("RGB")`, the first step of the
+//! processors of `transformers`: transparency is dropped without blending, 16-bit colors lose their
+//! low byte, and values of 16-bit gray images above 255 become 255. Exif orientation is applied, as
+//! by `transformers.image_utils.load_image`.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -18,14 +18,14 @@ use super::guard::guarded;
 use super::source::Source;
 use super::{animation, budget, truncation};
 
-/// Most bytes of metadata (colour profiles, texts) that a decoder holds.
+/// Maximum bytes of metadata (color profiles, texts) that a decoder keeps.
 pub(super) const MAX_METADATA: usize = 64 << 20;
 
 /// Reads an image from a file.
 ///
 /// # Errors
-/// If the file cannot be read, is no image, is truncated or damaged, has more than
-/// [`RgbImage::MAX_PIXELS`] pixels, or if decoding needs more memory than may be used.
+/// If the file cannot be read, is not an image, is truncated or damaged, has more than
+/// [`RgbImage::MAX_PIXELS`] pixels, or decoding would exceed the memory limit.
 pub fn load_image(path: &Path) -> Result<RgbImage, MediaError> {
     Source::file(path)?.image()
 }
@@ -40,7 +40,7 @@ pub fn decode_image(bytes: &[u8]) -> Result<RgbImage, MediaError> {
     guarded(|| decode(format, bytes))
 }
 
-/// Decodes an image of that format.
+/// Decodes an image of this format.
 pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<RgbImage, MediaError> {
     let decoder = match format {
         Format::Gif => return animation::first_frame(format, bytes),
@@ -58,7 +58,7 @@ pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<RgbImage, MediaErro
     to_rgb(decode_pixels(format, decoder, bytes)?)
 }
 
-/// The error for an image of an unsupported format.
+/// Returns the error for an image of an unsupported format.
 pub(super) fn unsupported(name: &str) -> MediaError {
     MediaError::Unsupported {
         format: name.to_owned(),
@@ -86,7 +86,7 @@ pub(super) fn decode_pixels(
     Ok(image)
 }
 
-/// Refuses images that are too large, before memory is allocated for them.
+/// Rejects images that are too large before memory is allocated for them.
 fn check_size(
     format: Format,
     decoder: &impl ImageDecoder,
@@ -108,7 +108,7 @@ fn check_size(
     budget::check(decoder.total_bytes() + working.max(turned).max(rgb))
 }
 
-/// 8-bit RGB as Pillow makes it.
+/// Converts to 8-bit RGB as Pillow does.
 fn to_rgb(image: DynamicImage) -> Result<RgbImage, MediaError> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let pixels: Vec<u8> = match image {
@@ -122,7 +122,7 @@ fn to_rgb(image: DynamicImage) -> Result<RgbImage, MediaError> {
             let pixels = image.as_raw().chunks_exact(2);
             pixels.flat_map(|p| [p[0]; 3]).collect()
         }
-        DynamicImage::ImageLuma16(image) => clip_grey(image.as_raw()),
+        DynamicImage::ImageLuma16(image) => clip_gray(image.as_raw()),
         DynamicImage::ImageLumaA16(image) => {
             let pixels = image.as_raw().chunks_exact(2);
             pixels.flat_map(|p| [high_byte(p[0]); 3]).collect()
@@ -143,10 +143,10 @@ fn high_byte(value: u16) -> u8 {
     (value >> 8) as u8
 }
 
-fn clip_grey(values: &[u16]) -> Vec<u8> {
+fn clip_gray(values: &[u16]) -> Vec<u8> {
     if values.iter().any(|&v| v > 255) {
         log::warn!(
-            "16-bit grey image: values above 255 become white, as in the reference processors; \
+            "16-bit gray image: values above 255 become white, as in the reference processors; \
              convert it to 8 bits to keep its shades"
         );
     }

@@ -1,4 +1,4 @@
-//! What a file is.
+//! Detection of the kind of a file.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use super::source::Source;
 
 pub use edge_lmm_models::media::MediaKind;
 
-/// What a file or folder is, by its content: a still image, a video (an animation, a frame strip or
-/// a folder among them) or a sound. Unsupported formats that are known have a kind as well; reading
-/// them gives an error with advice.
+/// Detects the kind of a file or folder by its content: a still image, a video (including
+/// animations, frame strips and folders) or audio. Known formats that are not supported have a kind
+/// too; reading them gives an error with advice.
 ///
 /// # Errors
-/// If the file cannot be opened or is none of these.
+/// If the file cannot be opened or has none of these kinds.
 pub fn kind(path: &Path) -> Result<MediaKind, MediaError> {
     Source::file(path)?.kind()
 }

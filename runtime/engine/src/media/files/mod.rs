@@ -1,9 +1,9 @@
-//! Media from files.
+//! Images, videos and audio from files.
 //!
-//! The format of a file is decided by its content ([`kind()`]), not by its name; the name matters
-//! only for frame strips (see [`video`]). Files are untrusted: memory is compared with a budget
-//! before it is allocated (half of what the process can still have), truncated and damaged files
-//! give an error, and a panic of a decoder becomes an error.
+//! The content of a file decides its format ([`kind()`]); the name matters only for frame strips
+//! (see [`video`]). Files are untrusted: allocations are compared with a memory limit before they
+//! are made (half of the memory that the process can allocate), truncated and damaged files give an
+//! error, and a panic of a decoder becomes an error.
 
 mod animation;
 pub mod audio;

@@ -1,4 +1,4 @@
-//! Where media come from: files, folders, pipes and standard input.
+//! Sources of media: files, folders, pipes and standard input.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,12 +18,12 @@ use super::video::{self, FrameSelection, Video};
 use super::{budget, image};
 use crate::media::Media;
 
-/// Most bytes of a file that is read as a whole.
+/// Maximum bytes of a file that is read into memory.
 const MAX_FILE: u64 = 512 << 20;
 
-/// An opened image, video or sound.
+/// An opened image, video or audio file.
 ///
-/// Opening reads the content once, so that pipes can be read; only Y4M videos stay on the disk.
+/// Opening reads the content once, so that pipes work; only Y4M videos stay on disk.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
@@ -33,13 +33,13 @@ pub struct Source {
 #[derive(Debug)]
 pub(super) enum Content {
     Folder,
-    /// A Y4M file, which may be larger than the memory.
+    /// A Y4M file, which may be larger than memory.
     Y4m(File),
-    /// A file of a format that can be read, whole, without tags before it.
+    /// The content of a file of a supported format, without leading tags.
     Whole(Format, Vec<u8>),
     /// A file of an unsupported format.
     Unsupported(Format),
-    /// The first bytes of something else.
+    /// The first bytes of an unknown format.
     Unknown(Vec<u8>),
 }
 
@@ -47,8 +47,8 @@ impl Source {
     /// Opens a regular file or a folder.
     ///
     /// # Errors
-    /// If it cannot be read, is larger than the memory that may be used, or is a pipe or device:
-    /// reading these could wait for ever.
+    /// If it cannot be read, exceeds the memory limit, or is a pipe or device: reading these could
+    /// block forever.
     pub fn file(path: &Path) -> Result<Self, MediaError> {
         Self::new(path, || {
             let file = open_at_once(path)?;
@@ -60,11 +60,11 @@ impl Source {
         })
     }
 
-    /// Opens a file, a folder, a pipe or device, or standard input if the path is `-`. What is not
-    /// a regular file is read to its end, into memory.
+    /// Opens a file, a folder, a pipe or device, or standard input if the path is `-`. Anything but
+    /// a regular file is read to its end into memory.
     ///
     /// # Errors
-    /// If it cannot be read or is larger than the memory that may be used.
+    /// If it cannot be read or exceeds the memory limit.
     pub fn open(path: &Path) -> Result<Self, MediaError> {
         Self::new(path, || {
             if path == Path::new("-") {
@@ -93,10 +93,10 @@ impl Source {
         })
     }
 
-    /// What it is: see [`kind`](super::kind()).
+    /// Detects the kind: see [`kind`](super::kind()).
     ///
     /// # Errors
-    /// If it is no image, video or sound.
+    /// If it is not an image, video or audio file.
     pub fn kind(&self) -> Result<MediaKind, MediaError> {
         self.read(|path, content| match content {
             Content::Folder | Content::Y4m(_) => Ok(MediaKind::Video),
@@ -108,14 +108,14 @@ impl Source {
                 _ => Ok(format.kind()),
             },
             Content::Unsupported(format) => Ok(format.kind()),
-            Content::Unknown(head) => Err(unknown(head, "image, video or sound")),
+            Content::Unknown(head) => Err(unknown(head, "image, video or audio file")),
         })
     }
 
     /// Decodes an image.
     ///
     /// # Errors
-    /// If it is no image, is truncated or damaged, or needs more memory than may be used.
+    /// If it is not an image, is truncated or damaged, or exceeds the memory limit.
     pub fn image(&self) -> Result<RgbImage, MediaError> {
         self.read(|_, content| match content {
             Content::Whole(format, bytes) => image::decode(*format, bytes),
@@ -129,26 +129,26 @@ impl Source {
     /// Decodes frames of a video.
     ///
     /// # Errors
-    /// If it is no video, is truncated or damaged, or needs more memory than may be used.
+    /// If it is not a video, is truncated or damaged, or exceeds the memory limit.
     pub fn video(&self, selection: FrameSelection) -> Result<Video, MediaError> {
         self.read(|path, content| video::decode(path, content, selection))
     }
 
-    /// Decodes a sound.
+    /// Decodes audio.
     ///
     /// # Errors
-    /// If it is no sound, is truncated or damaged, or needs more memory than may be used.
+    /// If it is not audio, is truncated or damaged, or exceeds the memory limit.
     pub fn audio(&self) -> Result<Audio, MediaError> {
         self.read(|_, content| match content {
             Content::Whole(format, bytes) => audio::decode(*format, bytes),
             Content::Unsupported(Format::Other(MediaKind::Audio, name)) => {
                 Err(audio::unsupported(name))
             }
-            other => Err(other.wrong("sound")),
+            other => Err(other.wrong("audio file")),
         })
     }
 
-    /// Runs a decoder; its errors and panics become errors of this file.
+    /// Runs a decoder and converts its errors and panics into errors of this file.
     fn read<T>(
         &self,
         decode: impl FnOnce(&Path, &Content) -> Result<T, MediaError>,
@@ -191,7 +191,7 @@ impl Media {
     }
 }
 
-/// Opens a file without waiting for a writer, as a pipe would.
+/// Opens a file without blocking on a pipe that has no writer.
 fn open_at_once(path: &Path) -> Result<File, MediaError> {
     File::options()
         .read(true)
@@ -200,7 +200,7 @@ fn open_at_once(path: &Path) -> Result<File, MediaError> {
         .map_err(MediaError::Io)
 }
 
-/// The name of a file type other than files and folders.
+/// Returns the name of a file type other than files and folders.
 fn special(kind: fs::FileType) -> Option<&'static str> {
     if kind.is_fifo() {
         Some("a pipe")
@@ -227,7 +227,7 @@ impl Content {
         let format = Format::of(&head);
         match format {
             Some(Format::Y4m) => Ok(Self::Y4m(file)),
-            // Files that cannot be read are not read as a whole.
+            // Files of unsupported formats are not read into memory.
             Some(format @ Format::Other(..)) => Ok(Self::Unsupported(format)),
             None if !format::may_have_prefix(&head) => Ok(Self::Unknown(head)),
             _ => {
@@ -243,9 +243,9 @@ impl Content {
         Self::of_rest(Vec::new(), stream)
     }
 
-    /// The content, given its first bytes and the rest.
+    /// Builds the content from its first bytes and the rest.
     fn of_rest(mut bytes: Vec<u8>, rest: impl Read) -> Result<Self, MediaError> {
-        // The buffer doubles while it grows.
+        // The buffer doubles when it grows.
         let limit = MAX_FILE.min(budget::limit() / 2);
         rest.take((limit + 1).saturating_sub(bytes.len() as u64))
             .read_to_end(&mut bytes)
@@ -264,7 +264,7 @@ impl Content {
         )
     }
 
-    /// The error for content that is not what was asked for.
+    /// Returns the error for content of another kind than expected.
     pub fn wrong(&self, wanted: &'static str) -> MediaError {
         match self {
             Self::Folder => MediaError::WrongKind {
@@ -279,7 +279,7 @@ impl Content {
     }
 }
 
-/// Checks the size of a file that is to be read as a whole.
+/// Checks the size of a file that is read into memory.
 fn check_len(len: u64, format: Option<Format>) -> Result<(), MediaError> {
     if len > MAX_FILE {
         return Err(too_large(format, MAX_FILE));
@@ -291,7 +291,7 @@ fn too_large(format: Option<Format>, limit: u64) -> MediaError {
     let wanted = match format.map(Format::kind) {
         Some(MediaKind::Image) => "image",
         Some(MediaKind::Video) => "video",
-        Some(MediaKind::Audio) => "sound",
+        Some(MediaKind::Audio) => "audio file",
         None => "file of this kind",
     };
     MediaError::FileSize { limit, wanted }

@@ -1,18 +1,18 @@
-//! Checks that a file is whole, before it is decoded.
+//! Checks that a file is complete before it is decoded.
 //!
-//! Decoders differ in how they treat files that end too early: some fill the missing part with
-//! grey. Each container says where it ends, so the check needs no decoding. As in Pillow, a file
-//! that lacks its end is refused; a GIF may lack its last byte only.
+//! Decoders treat truncated files differently: some fill the missing part with gray. Each container
+//! states its end, so the check does not decode. As in Pillow, a truncated file is rejected; only a
+//! GIF may lack its last byte.
 
 use super::error::MediaError;
 use super::format::Format;
 use super::pieces::{Pieces, png_chunk, word};
 
-/// Checks that an image is whole.
+/// Checks that an image is complete.
 ///
 /// # Errors
 /// [`MediaError::Truncated`] if it is not; [`MediaError::Damaged`] if the file is too small for the
-/// image that its header announces.
+/// image size in its header.
 pub(super) fn check(format: Format, bytes: &[u8]) -> Result<(), MediaError> {
     match format {
         Format::Jpeg => check_jpeg(bytes),
@@ -29,7 +29,7 @@ fn truncated(format: Format, bytes: &[u8], missing: &str) -> MediaError {
     MediaError::truncated(format.name(), message)
 }
 
-/// What the walk through a JPEG file has seen.
+/// State of a walk over a JPEG file.
 #[derive(Default)]
 struct Jpeg {
     /// Marker of the frame header, width and height.
@@ -38,7 +38,7 @@ struct Jpeg {
     data: u64,
 }
 
-/// JPEG (ITU-T T.81, annex B): segments up to the end-of-image marker.
+/// Checks a JPEG (ITU-T T.81, annex B): segments up to the end-of-image marker.
 fn check_jpeg(bytes: &[u8]) -> Result<(), MediaError> {
     let mut jpeg = Jpeg::default();
     let mut pieces = Pieces(bytes);
@@ -76,8 +76,8 @@ impl Jpeg {
         }
     }
 
-    /// Checks that the data can hold the image at all: every block of 8x8 samples takes a code
-    /// for its mean, and in baseline images another one for its end. The shortest have one bit.
+    /// Checks that the data can hold the image: every block of 8x8 samples has a code for its mean
+    /// and, in baseline images, another one for its end. The shortest codes have one bit.
     fn check_data(&self) -> Result<(), MediaError> {
         let Some((marker, width, height)) = self.frame else {
             return Ok(());
@@ -95,7 +95,7 @@ impl Jpeg {
     }
 }
 
-/// Skips to the next marker and past it. Other bytes in between are ignored, as decoders do.
+/// Skips past the next marker and returns it. Other bytes in between are ignored, as decoders do.
 fn next_marker(pieces: &mut Pieces<'_>) -> Option<u8> {
     loop {
         if pieces.byte()? == 0xff {
@@ -110,7 +110,7 @@ fn next_marker(pieces: &mut Pieces<'_>) -> Option<u8> {
     }
 }
 
-/// Skips the data of a scan up to its next marker, restarts aside; returns the number of bytes.
+/// Skips the data of a scan up to the next marker other than restarts. Returns the number of bytes.
 fn skip_entropy_coded(pieces: &mut Pieces<'_>) -> Option<u64> {
     let data = pieces.0;
     let is_end = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7 | 0xff);
@@ -119,7 +119,7 @@ fn skip_entropy_coded(pieces: &mut Pieces<'_>) -> Option<u64> {
     Some(len as u64)
 }
 
-/// PNG: chunks up to `IEND`.
+/// Checks a PNG: chunks up to `IEND`.
 fn check_png(bytes: &[u8]) -> Result<(), MediaError> {
     let mut pieces = Pieces(bytes.get(8..).unwrap_or_default());
     while let Some((name, _)) = png_chunk(&mut pieces) {
@@ -130,7 +130,7 @@ fn check_png(bytes: &[u8]) -> Result<(), MediaError> {
     Err(truncated(Format::Png, bytes, "without its last chunk"))
 }
 
-/// WebP: the header says how long the file is.
+/// Checks a WebP: the header contains the file length.
 fn check_webp(bytes: &[u8]) -> Result<(), MediaError> {
     let announced = u64::from(word(bytes, 4).unwrap_or(0)) + 8;
     // The padding of the last chunk may be missing.
@@ -141,7 +141,7 @@ fn check_webp(bytes: &[u8]) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// BMP: without compression, the size of the rows is known.
+/// Checks a BMP: the size of uncompressed rows is known.
 fn check_bmp(bytes: &[u8]) -> Result<(), MediaError> {
     let needed = bmp_len(bytes)
         .ok_or_else(|| truncated(Format::Bmp, bytes, "in the middle of its header"))?;
@@ -152,7 +152,7 @@ fn check_bmp(bytes: &[u8]) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// Bytes of a BMP file, as far as its header tells; `None` if that is incomplete.
+/// Returns the length of a BMP file according to its header, or `None` if that is incomplete.
 fn bmp_len(bytes: &[u8]) -> Option<u64> {
     let short = |at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     let (start, header) = (word(bytes, 10)?, word(bytes, 14)?);
@@ -164,7 +164,7 @@ fn bmp_len(bytes: &[u8]) -> Option<u64> {
         let height = height.unsigned_abs().into();
         (u64::from(width), height, short(28)?, word(bytes, 30)?)
     };
-    // Runs have no fixed size: the decoder finds their end.
+    // Run-length encoded data has no fixed size; the decoder finds its end.
     let runs = !matches!(compression, 0 | 3 | 6);
     let row = (width * u64::from(bits)).div_ceil(32) * 4;
     let pixels = if runs { 0 } else { row.saturating_mul(height) };

@@ -1,9 +1,9 @@
 //! Videos: animations, Y4M, folders of numbered images and frame strips.
 //!
-//! A *frame strip* is one PNG named `NAME.stripN.png` that shows N frames of equal width side by
-//! side, the first one at the left.
+//! A *frame strip* is a PNG named `NAME.stripN.png` with N frames of equal width side by side, the
+//! first one at the left.
 //!
-//! Compressed video (MP4, Matroska) cannot be decoded; the error says how to extract frames.
+//! Compressed video (MP4, Matroska) is not supported; the error explains how to extract frames.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -19,37 +19,38 @@ use super::kind::MediaKind;
 use super::source::{Content, Source};
 use super::{animation, budget, image, y4m};
 
-/// Frames per second where a video has none of its own: folders and strips. It is the rate that
-/// the reference's processors take for lists of images.
+/// Frames per second of videos without a rate (folders and strips): the rate that the reference's
+/// processors assume for lists of images.
 pub const DEFAULT_FRAME_RATE: f32 = 2.0;
 
-/// Most files in a folder that is taken for a video.
+/// Maximum files in a folder that is read as a video.
 const MAX_FILES: usize = 100_000;
 
-/// Frames in order of time.
+/// Decoded frames in order of time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Video {
     /// The frames, at least one.
     pub frames: Vec<RgbImage>,
-    /// How many of these frames make a second.
+    /// Frames per second of these frames.
     pub frames_per_second: f32,
 }
 
-/// Which frames of a video to keep; the others are not held in memory.
+/// Selection of the frames to keep; others are not held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FrameSelection {
-    /// All of them.
+    /// All frames.
     All,
-    /// So many, evenly spread from the first one on: frame `i * frames / n` rounded down, as the
-    /// sampling of the reference's video processor. All if there are not more.
+    /// This many, evenly spaced from the first one: frame `i * frames / n` rounded down, as in the
+    /// sampling of the reference's video processor. All frames if there are not more.
     Uniform(usize),
 }
 
 /// Reads a video.
 ///
 /// # Errors
-/// If the file cannot be read, is no video of a supported format, is truncated or damaged, or if the
-/// frames do not fit into memory.
+/// If the file cannot be read, is not a video of a supported format, is truncated or damaged, or
+/// the frames exceed the memory limit.
 pub fn load_video(path: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
     Source::file(path)?.video(selection)
 }
@@ -85,17 +86,17 @@ fn compressed(path: &Path, name: &str) -> MediaError {
     MediaError::Unsupported {
         format: format!("compressed video ({name})"),
         advice: format!(
-            "extract frames first, for example two per second: \
-             mkdir frames && ffmpeg -i '{file}' -vf fps=2 frames/%05d.png, and give the folder; \
-             or make a Y4M: ffmpeg -i '{file}' -vf fps=2 -pix_fmt yuv420p video.y4m"
+            "extract frames, for example two per second: \
+             mkdir frames && ffmpeg -i '{file}' -vf fps=2 frames/%05d.png, and pass the folder; \
+             or create a Y4M: ffmpeg -i '{file}' -vf fps=2 -pix_fmt yuv420p video.y4m"
         ),
     }
 }
 
-/// Takes frames one after the other and keeps those that are wanted.
+/// Collector of the selected frames of a video.
 pub(super) struct Picker {
     selection: FrameSelection,
-    /// Frames that the video says it has.
+    /// Number of frames according to the video.
     total: usize,
     seen: usize,
     kept: Vec<RgbImage>,
@@ -111,12 +112,12 @@ impl Picker {
         }
     }
 
-    /// The next wanted frame, if there is one.
+    /// Returns the index of the next selected frame, if any.
     fn next(&self) -> Option<usize> {
         let kept = self.kept.len();
         match self.selection {
             FrameSelection::Uniform(wanted) if wanted < self.total => {
-                // In 128 bits, for the product.
+                // The product may exceed 64 bits.
                 let next = kept as u128 * self.total as u128 / wanted.max(1) as u128;
                 (kept < wanted).then_some(next as usize)
             }
@@ -124,17 +125,17 @@ impl Picker {
         }
     }
 
-    /// Whether no further frame is wanted.
+    /// Returns `true` if no further frame is selected.
     pub fn is_done(&self) -> bool {
         self.next().is_none()
     }
 
-    /// Whether the next frame is wanted.
+    /// Returns `true` if the next frame is selected.
     pub fn wants(&self) -> bool {
         self.next() == Some(self.seen)
     }
 
-    /// Takes the next frame, which is made only if it is wanted.
+    /// Takes the next frame, which is created only if it is selected.
     pub fn offer(
         &mut self,
         frame: impl FnOnce() -> Result<RgbImage, MediaError>,
@@ -142,7 +143,7 @@ impl Picker {
         if self.wants() {
             let frame = frame()?;
             let pixels = self.pixels(frame.width(), frame.height())?;
-            // Later on, the frames that are held already would count twice.
+            // Checked once; later, frames already kept would count twice.
             if self.kept.is_empty() {
                 budget::check(3 * pixels)?;
             }
@@ -152,12 +153,12 @@ impl Picker {
         Ok(())
     }
 
-    /// Checks that all wanted frames fit into memory if they are of that size.
+    /// Checks that all selected frames of this size fit into memory.
     pub fn check_room(&self, width: usize, height: usize) -> Result<(), MediaError> {
         budget::check(3 * self.pixels(width, height)?)
     }
 
-    /// Pixels of all wanted frames if they are of that size.
+    /// Returns the pixels of all selected frames of this size.
     fn pixels(&self, width: usize, height: usize) -> Result<u64, MediaError> {
         let frames = match self.selection {
             FrameSelection::Uniform(wanted) => wanted.min(self.total),
@@ -174,7 +175,7 @@ impl Picker {
         Ok(pixels as u64)
     }
 
-    /// The video, given the rate of all frames.
+    /// Builds the video from the frame rate of the source.
     pub fn finish(self, format: &'static str, frames_per_second: f32) -> Result<Video, MediaError> {
         if self.kept.is_empty() {
             return Err(MediaError::damaged(format, "it has no complete frame"));
@@ -190,7 +191,7 @@ impl Picker {
     }
 }
 
-/// N, if the file's name says that it is a strip of N frames.
+/// Returns the number of frames N if the name is that of a frame strip.
 pub(super) fn strip_frames(path: &Path) -> Option<usize> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".png")?;
     let (_, count) = stem.rsplit_once(".strip")?;
@@ -207,7 +208,7 @@ fn cut_strip(
         return Err(MediaError::damaged(
             "frame strip",
             format!(
-                "it is {} pixels wide, which {count} frames do not divide",
+                "its width of {} pixels is not divisible by {count} frames",
                 strip.width()
             ),
         ));
@@ -238,7 +239,7 @@ fn load_folder(folder: &Path, selection: FrameSelection) -> Result<Video, MediaE
     picker.finish("folder of images", DEFAULT_FRAME_RATE)
 }
 
-/// The folder's images in the order of their numbers; other files are passed over.
+/// Lists the images of a folder in the order of their numbers; other files are skipped.
 fn images_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
     let mut images = Vec::new();
     for entry in folder.read_dir().map_err(MediaError::Io)?.take(MAX_FILES) {
@@ -265,7 +266,7 @@ fn images_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
     Ok(images)
 }
 
-/// The first bytes of a file.
+/// Reads the first bytes of a file.
 fn head(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(HEAD);
     File::open(path)?
@@ -274,7 +275,7 @@ fn head(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Order of names in which numbers count by their value: `frame9` comes before `frame10`.
+/// Compares names with numbers by value: `frame9` comes before `frame10`.
 fn by_number(a: &str, b: &str) -> Ordering {
     let (mut left, mut right) = (a, b);
     loop {

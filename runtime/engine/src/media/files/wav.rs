@@ -1,6 +1,6 @@
 //! RIFF WAVE files (Microsoft's "Multiple channel audio data and WAVE files"; RF64 and BW64 as in
-//! ITU-R BS.2088): integers of up to 32 bits, floats of 32 or 64 bits, A-law and mu-law. Samples in
-//! ADPCM and MP3 are left to Symphonia.
+//! ITU-R BS.2088): integers of up to 32 bits, floats of 32 or 64 bits, A-law and mu-law. Symphonia
+//! decodes ADPCM and MP3.
 
 use super::audio::{self, Audio};
 use super::budget;
@@ -11,7 +11,7 @@ fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("WAV", message)
 }
 
-/// What the `fmt ` chunk says.
+/// Contents of the `fmt ` chunk.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     channels: usize,
@@ -19,19 +19,19 @@ struct Layout {
     sample: Sample,
 }
 
-/// How a sample is stored, little endian.
+/// Encoding of a sample, little endian.
 #[derive(Debug, Clone, Copy)]
 enum Sample {
-    /// Around 128.
+    /// Offset by 128.
     Unsigned8,
-    /// Signed, of so many bytes.
+    /// Signed integer of this many bytes.
     Signed(usize),
     Float32,
     Float64,
     /// ITU-T G.711.
     ALaw,
     MuLaw,
-    /// Decoded by Symphonia.
+    /// Compressed, decoded by Symphonia.
     Compressed(Compression),
 }
 
@@ -41,7 +41,7 @@ enum Compression {
     Mp3,
 }
 
-/// Decodes a file.
+/// Decodes a WAV file.
 pub(super) fn decode(bytes: &[u8]) -> Result<Audio, MediaError> {
     let content = bytes
         .get(12..)
@@ -70,7 +70,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Audio, MediaError> {
                 let data = unfinished(&rest[8..], word(rest, 4).unwrap_or(0), long_size)?;
                 return header.samples(data);
             }
-            None if rest.is_empty() => return Err(damaged("it holds no samples")),
+            None if rest.is_empty() => return Err(damaged("it has no samples")),
             None => {
                 let message = format!("it ends after {} bytes, within a chunk", bytes.len());
                 return Err(MediaError::truncated("WAV", message));
@@ -79,8 +79,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Audio, MediaError> {
     }
 }
 
-/// Whether a data chunk of length 0 is really empty. Programs that write to a pipe cannot fill in
-/// the lengths; their samples follow.
+/// Returns `true` if a data chunk of length 0 is empty. Programs that write to a pipe cannot fill
+/// in the length; their samples follow.
 fn is_empty(bytes: &[u8], rest: &[u8]) -> bool {
     let announced = u64::from(word(bytes, 4).unwrap_or(0)) + 8;
     let mut pieces = Pieces(rest);
@@ -88,10 +88,10 @@ fn is_empty(bytes: &[u8], rest: &[u8]) -> bool {
     pieces.0.is_empty() && (rest.is_empty() || announced == bytes.len() as u64)
 }
 
-/// The samples of a data chunk whose length goes beyond the end of the file.
+/// Returns the samples of a data chunk whose length extends beyond the end of the file.
 fn unfinished(data: &[u8], len: u32, long_size: Option<u64>) -> Result<&[u8], MediaError> {
-    /// Programs that write to a pipe announce 2 or 4 GiB, less a header. Whole files of that size
-    /// are not read.
+    /// Lengths from here on are placeholders: programs that write to a pipe announce 2 or 4 GiB,
+    /// less a header. Complete files of that size are not read.
     const UNKNOWN: u32 = 0x7fff_0000;
     let announced = match long_size {
         Some(size) if len == u32::MAX => size,
@@ -117,12 +117,12 @@ impl Layout {
             data.get(at..at + 2)
                 .map(|b| u16::from_le_bytes([b[0], b[1]]))
         };
-        let short = || damaged("its description of the samples is too short");
+        let short = || damaged("its fmt chunk is too short");
         let (tag, channels) = (word(0).ok_or_else(short)?, word(2).ok_or_else(short)?);
         let (low, high) = (word(4).ok_or_else(short)?, word(6).ok_or_else(short)?);
         let bits = word(14).ok_or_else(short)?;
         let tag = match tag {
-            // The first two bytes of the format's identifier are its plain number.
+            // The first two bytes of the format's identifier are the plain format tag.
             EXTENSIBLE => word(24).ok_or_else(short)?,
             tag => tag,
         };
@@ -154,7 +154,7 @@ impl Header<'_> {
     fn samples(&self, data: &[u8]) -> Result<Audio, MediaError> {
         let layout = self
             .layout
-            .ok_or_else(|| damaged("its samples come before their description"))?;
+            .ok_or_else(|| damaged("its data chunk precedes the fmt chunk"))?;
         match layout.sample {
             Sample::Compressed(Compression::Mp3) => {
                 budget::check(data.len() as u64)?;
@@ -169,8 +169,8 @@ impl Header<'_> {
         }
     }
 
-    /// A file without other chunks: Symphonia takes as much memory as a text in one announces, up
-    /// to 4 GiB.
+    /// Builds a file without other chunks: Symphonia allocates as much memory as a text chunk
+    /// announces, up to 4 GiB.
     fn file(&self, data: &[u8]) -> Vec<u8> {
         let mut file = b"RIFF\0\0\0\0WAVE".to_vec();
         let fact = self.fact.map(|fact| (b"fact", fact));
@@ -205,7 +205,7 @@ fn plain_samples(layout: Layout, data: &[u8]) -> Result<Audio, MediaError> {
 }
 
 impl Sample {
-    /// The samples of a format tag.
+    /// Returns the encoding for a format tag.
     fn of(tag: u16, bits: u16) -> Result<Self, MediaError> {
         const PCM: u16 = 1;
         const MS_ADPCM: u16 = 2;
@@ -216,7 +216,7 @@ impl Sample {
         const MP3: u16 = 0x55;
         Ok(match (tag, bits) {
             (PCM, 1..=8) => Self::Unsigned8,
-            // Samples of other sizes fill their bytes from the most significant end.
+            // Samples of other sizes are left-aligned in their bytes.
             (PCM, 9..=32) => Self::Signed(usize::from(bits.div_ceil(8))),
             (FLOAT, 32) => Self::Float32,
             (FLOAT, 64) => Self::Float64,
@@ -234,7 +234,7 @@ impl Sample {
         })
     }
 
-    /// Bytes.
+    /// Returns the bytes of a sample.
     fn len(self) -> usize {
         match self {
             Self::Unsigned8 | Self::ALaw | Self::MuLaw | Self::Compressed(_) => 1,
@@ -244,14 +244,14 @@ impl Sample {
         }
     }
 
-    /// The sample in exactly so many bytes, from -1 to 1.
+    /// Decodes a sample of exactly this many bytes to the range -1 to 1.
     fn value(self, bytes: &[u8]) -> f32 {
         match (self, bytes) {
             (Self::Unsigned8, &[b]) => (f32::from(b) - 128.0) / 128.0,
             (Self::ALaw, &[b]) => a_law(b),
             (Self::MuLaw, &[b]) => mu_law(b),
             (Self::Signed(_), bytes) => {
-                // The bytes fill an integer from its most significant end.
+                // The bytes are left-aligned in an integer.
                 let mut word = [0; 4];
                 word[4 - bytes.len()..].copy_from_slice(bytes);
                 i32::from_le_bytes(word) as f32 / 2_147_483_648.0
@@ -265,7 +265,8 @@ impl Sample {
     }
 }
 
-/// A-law (ITU-T G.711): sign, exponent and mantissa of a 13-bit sample, every other bit inverted.
+/// Decodes A-law (ITU-T G.711): sign, exponent and mantissa of a 13-bit sample, every other bit
+/// inverted.
 fn a_law(code: u8) -> f32 {
     let code = code ^ 0x55;
     let (exponent, mantissa) = (code >> 4 & 7, i16::from(code & 15));
@@ -277,7 +278,7 @@ fn a_law(code: u8) -> f32 {
     sign * f32::from(magnitude) / 32_768.0
 }
 
-/// Mu-law (ITU-T G.711): sign, exponent and mantissa of a 14-bit sample, all bits inverted.
+/// Decodes mu-law (ITU-T G.711): sign, exponent and mantissa of a 14-bit sample, all bits inverted.
 fn mu_law(code: u8) -> f32 {
     const BIAS: i16 = 0x84;
     let code = !code;

@@ -1,9 +1,9 @@
 //! Uncompressed video in YUV4MPEG2 files (`man yuv4mpeg` of mjpegtools): 8 bits, 4:2:0, 4:2:2,
-//! 4:4:4 or grey.
+//! 4:4:4 or gray.
 //!
-//! Colours are converted by ITU-R BT.601, with the limited range of video (16 to 235) unless the
-//! header says `XCOLORRANGE=FULL`. All pixels of a chroma sample's area share it, as in ffmpeg's
-//! default conversion.
+//! Colors are converted by ITU-R BT.601, with the limited range of video (16 to 235) unless the
+//! header contains `XCOLORRANGE=FULL`. Chroma samples are replicated over their area, as in
+//! ffmpeg's default conversion.
 
 use std::io::{BufRead, Read};
 
@@ -13,10 +13,10 @@ use super::budget;
 use super::error::MediaError;
 use super::video::{FrameSelection, Picker, Video};
 
-/// Longest header line.
+/// Maximum length of a header line.
 const MAX_LINE: u64 = 1024;
 
-/// How often chroma is sampled: once per `.0` columns and `.1` rows.
+/// Chroma subsampling: one sample per `.0` columns and `.1` rows.
 type Chroma = Option<(usize, usize)>;
 
 #[derive(Debug, PartialEq)]
@@ -24,7 +24,7 @@ struct Header {
     width: usize,
     height: usize,
     frames_per_second: f32,
-    /// `None` for grey.
+    /// `None` for gray.
     chroma: Chroma,
     full_range: bool,
 }
@@ -33,7 +33,7 @@ fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("Y4M", message)
 }
 
-/// Reads a video twice: once for the number of frames, once for those that are wanted.
+/// Reads a video in two passes: one for the number of frames, one for the selected frames.
 pub(super) fn load(
     mut reader: impl BufRead + std::io::Seek,
     selection: FrameSelection,
@@ -63,7 +63,7 @@ pub(super) fn load(
     picker.finish("Y4M", header.frames_per_second)
 }
 
-/// A line without its end; `None` at the end of the file.
+/// Reads a line without its newline; `None` at the end of the file.
 fn line(reader: &mut impl BufRead) -> Result<Option<String>, MediaError> {
     let mut line = Vec::new();
     reader
@@ -76,11 +76,11 @@ fn line(reader: &mut impl BufRead) -> Result<Option<String>, MediaError> {
         Some(_) if (line.len() as u64) < MAX_LINE - 1 => {
             Err(MediaError::truncated("Y4M", "it ends within a header line"))
         }
-        Some(_) => Err(damaged("a header line does not end")),
+        Some(_) => Err(damaged("a header line is too long")),
     }
 }
 
-/// Reads the line that begins a frame; false at the end of the file.
+/// Reads the line before a frame. Returns `false` at the end of the file.
 fn next_frame(reader: &mut impl BufRead) -> Result<bool, MediaError> {
     match line(reader)? {
         None => Ok(false),
@@ -110,7 +110,7 @@ impl Header {
             let (key, value) = field.split_at(field.chars().next().map_or(0, char::len_utf8));
             let size = || {
                 let size = value.parse();
-                size.map_err(|_| damaged(format!("{field:?} in the header is no size")))
+                size.map_err(|_| damaged(format!("{field:?} in the header is not a valid size")))
             };
             match key {
                 "W" => header.width = size()?,
@@ -125,13 +125,13 @@ impl Header {
         Ok(header)
     }
 
-    /// Width and height of the chroma planes, if there are any.
+    /// Returns width and height of the chroma planes, if any.
     fn chroma_size(&self) -> Option<(usize, usize)> {
         self.chroma
             .map(|(x, y)| (self.width.div_ceil(x), self.height.div_ceil(y)))
     }
 
-    /// Bytes of a frame.
+    /// Returns the bytes of a frame.
     fn frame_len(&self) -> usize {
         let chroma = self.chroma_size().map_or(0, |(w, h)| 2 * w * h);
         self.width * self.height + chroma
@@ -145,7 +145,7 @@ impl Header {
         self.check_read(skipped)
     }
 
-    /// Checks that so many bytes of a frame are all of it.
+    /// Checks that this many bytes are a complete frame.
     fn check_read(&self, read: u64) -> Result<(), MediaError> {
         let len = self.frame_len() as u64;
         if read < len {
@@ -201,24 +201,24 @@ fn frame_rate(value: &str) -> Result<f32, MediaError> {
             25.0
         })
     });
-    rate.ok_or_else(|| damaged(format!("{value:?} in the header is no frame rate")))
+    rate.ok_or_else(|| damaged(format!("{value:?} in the header is not a valid frame rate")))
 }
 
 fn chroma(value: &str) -> Result<Chroma, MediaError> {
     match value {
-        // The names differ in where a sample is taken, which does not matter here.
+        // The names differ in the position of samples, which does not matter here.
         "420" | "420jpeg" | "420mpeg2" | "420paldv" => Ok(Some((2, 2))),
         "422" => Ok(Some((2, 1))),
         "444" => Ok(Some((1, 1))),
         "mono" => Ok(None),
         _ => Err(MediaError::Unsupported {
-            format: format!("Y4M with samples {value:?}"),
+            format: format!("Y4M with chroma format {value:?}"),
             advice: "convert it with ffmpeg -pix_fmt yuv420p".to_owned(),
         }),
     }
 }
 
-/// From Y'CbCr to RGB.
+/// Conversion from Y'CbCr to RGB.
 struct Conversion {
     black: f32,
     luma: f32,
@@ -242,7 +242,7 @@ impl Conversion {
         }
     }
 
-    /// ITU-R BT.601: red and blue weigh 0.299 and 0.114 in luma.
+    /// Converts a pixel by ITU-R BT.601: red and blue contribute 0.299 and 0.114 to luma.
     fn rgb(&self, luma: u8, blue: u8, red: u8) -> [u8; 3] {
         let y = (f32::from(luma) - self.black) * self.luma;
         let cb = (f32::from(blue) - 128.0) * self.chroma;
@@ -250,7 +250,7 @@ impl Conversion {
         let r = y + 1.402 * cr;
         let b = y + 1.772 * cb;
         let g = (y - 0.299 * r - 0.114 * b) / 0.587;
-        // Conversion saturates.
+        // The cast saturates.
         [r, g, b].map(|v| v.round() as u8)
     }
 }

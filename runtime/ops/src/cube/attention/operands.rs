@@ -36,7 +36,7 @@ pub(super) struct Operand<E: Float> {
 
 #[cube]
 impl<E: Float> Operand<E> {
-    /// Index of the first element of a head at a position.
+    /// Returns the index of the first element of a head at a position.
     pub(super) fn at(&self, head: usize, position: usize) -> usize {
         self.column + head * self.head + position * self.position
     }
@@ -58,7 +58,7 @@ pub(super) struct Sizes {
     pub(super) scale: f32,
 }
 
-/// Range of the keys visible to a query: first, and one past the last.
+/// Returns the range of the keys visible to a query: first, and one past the last.
 #[cube]
 pub(super) fn visible_keys(
     query: usize,

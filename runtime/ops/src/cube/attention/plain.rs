@@ -25,8 +25,8 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The largest tile that fits the device and leaves less than half of its rows unused; `None` if
-    /// the heads are too large for any tile.
+    /// Returns the largest tile that fits the device and leaves less than half of its rows unused;
+    /// `None` if the heads are too large for any tile.
     pub(super) fn of<R: CubeRuntime>(
         client: &ComputeClient<R>,
         rows: usize,
@@ -54,18 +54,18 @@ impl Tile {
         ACROSS * self.unit_keys
     }
 
-    /// Elements of a head that a unit accumulates.
+    /// Returns the elements of a head that a unit accumulates.
     const fn unit_columns(&self) -> usize {
         self.head_dim.div_ceil(ACROSS)
     }
 
-    /// Elements from one key to the next in shared memory. Odd, so that units that read the same
-    /// element of successive keys access different banks.
+    /// Returns the elements from one key to the next in shared memory. Odd, so that units that read
+    /// the same element of successive keys access different banks.
     const fn pitch(&self) -> usize {
         self.head_dim | 1
     }
 
-    /// Bytes of shared memory.
+    /// Returns the bytes of shared memory.
     const fn bytes(&self) -> usize {
         let elements = self.rows() * self.head_dim
             + self.keys() * self.pitch()
@@ -75,7 +75,7 @@ impl Tile {
     }
 }
 
-/// Shared memory per cube that the device can provide.
+/// Returns the shared memory per cube that the device can provide.
 pub(super) fn shared_bytes<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
     client.properties().hardware.max_shared_memory_size
 }
@@ -200,7 +200,7 @@ pub(super) fn attention_kernel<E: Float>(
             maxima[unit] = maximum;
             factors[unit] = f32::exp(before - maximum);
         }
-        // The keys are no longer needed; values take their place.
+        // Values replace the keys, which are no longer used.
         fill(&mut side, v, kv_head, key, end, tile);
         sync_cube();
         #[unroll]

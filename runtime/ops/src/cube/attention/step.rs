@@ -20,8 +20,8 @@ use crate::stage;
 const ENOUGH_CUBES: usize = 128;
 /// Fewest keys per cube.
 const SPLIT_KEYS: usize = 128;
-/// Shared memory of a cube that uses tensor cores: a third of the 164 KiB of an Orin's multiprocessor.
-/// Devices with tensor cores provide it on request.
+/// Shared memory of a cube that uses tensor cores: a third of the 164 KiB of an Orin's
+/// multiprocessor. Devices with tensor cores provide it on request.
 const TILES_SHARED_BYTES: usize = 52 << 10;
 
 /// Merges the partial results. Each is a sum of values weighted by `exp(score - max)`; the maximum and
@@ -57,7 +57,7 @@ fn merge_kernel(
 /// A tensor of queries, keys or values, and its first column.
 type Part<'a, R> = (&'a CubeTensor<R>, usize);
 
-/// Heads in the columns of a tensor from `column` on.
+/// Returns the heads in the columns of a tensor from `column` on.
 fn operand<R: CubeRuntime>(
     rows: &Rows<R>,
     column: usize,
@@ -175,7 +175,7 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// Rows of a tile.
+    /// Returns the rows of a tile.
     fn rows(self) -> usize {
         match self {
             Self::Plain(tile) => tile.rows(),
@@ -183,7 +183,7 @@ impl Kernel {
         }
     }
 
-    /// Keys of a tile.
+    /// Returns the keys of a tile.
     fn keys(self) -> usize {
         match self {
             Self::Plain(tile) => tile.keys(),
@@ -299,7 +299,7 @@ impl<R: CubeRuntime> Step<'_, R> {
         self.out.into_tensor()
     }
 
-    /// The kernel for `rows` rows.
+    /// Selects the kernel for `rows` rows.
     fn kernel(&self, client: &ComputeClient<R>, rows: usize) -> Kernel {
         let head_dim = self.heads.head_dim;
         let limit = shared_bytes(client).min(TILES_SHARED_BYTES);
@@ -317,7 +317,8 @@ impl<R: CubeRuntime> Step<'_, R> {
         tile.map_or_else(|| Kernel::Plain(plain()), Kernel::TensorCores)
     }
 
-    /// Keys per part, given the number of cubes without a division of the keys, and the keys of a tile.
+    /// Returns the keys per part, given the number of cubes without a division of the keys, and the
+    /// keys of a tile.
     fn part(&self, cubes: usize, tile: usize) -> usize {
         let wanted = ENOUGH_CUBES.div_ceil(cubes.max(1));
         let part = match self.mask {

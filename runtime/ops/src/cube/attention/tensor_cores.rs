@@ -36,8 +36,8 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The largest tile that needs at most `limit` bytes of shared memory and leaves less than half of
-    /// its rows unused, if any.
+    /// Returns the largest tile that takes at most `limit` bytes of shared memory and leaves less
+    /// than half of its rows unused, if any.
     pub(super) fn of(limit: usize, rows: usize, head_dim: usize) -> Option<Self> {
         [(4, 64), (4, 32), (2, 32), (2, 16), (1, 32), (1, 16)]
             .into_iter()
@@ -64,17 +64,17 @@ impl Tile {
         self.planes * PLANE
     }
 
-    /// Elements of a head in shared memory, rounded up to whole fragments.
+    /// Returns the elements of a head in shared memory, rounded up to whole fragments.
     const fn width(&self) -> usize {
         self.head_dim.next_multiple_of(SIDE)
     }
 
-    /// Elements from one query, key or value to the next in shared memory.
+    /// Returns the elements from one query, key or value to the next in shared memory.
     const fn pitch(&self) -> usize {
         self.width() + PAD
     }
 
-    /// Elements from one row of attention weights to the next.
+    /// Returns the elements from one row of attention weights to the next.
     const fn weights_pitch(&self) -> usize {
         self.keys + PAD
     }
@@ -203,7 +203,7 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
             scores[local * line + quad] = four;
         }
         of_units[unit] = tile_maximum;
-        // The keys are no longer needed; values take their place.
+        // Values replace the keys, which are no longer used.
         fill::<S, E>(&mut side, v, kv_head, key, end, tile);
         sync_cube();
         let before = maximum;
@@ -296,7 +296,7 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
     }
 }
 
-/// Four elements of a head from `d` on, scaled, with zeros past its last element.
+/// Returns four elements of a head from `d` on, scaled, with zeros past its last element.
 #[cube]
 fn four_of<S: Float, E: Float>(
     operand: &Operand<E>,

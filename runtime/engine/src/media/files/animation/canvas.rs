@@ -1,10 +1,10 @@
-//! The area on which the frames of an animation are composed.
+//! The canvas on which animation frames are composed.
 
 use edge_lmm_models::preprocess::RgbImage;
 
 use super::super::error::MediaError;
 
-/// A part of the canvas. It may reach beyond the edges; what lies outside is ignored.
+/// A rectangle of the canvas. The part beyond the canvas is ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Rect {
     pub x: usize,
@@ -19,7 +19,7 @@ impl Rect {
     }
 }
 
-/// Pixels with red, green, blue and alpha, in rows from the top.
+/// RGBA pixels in rows from the top.
 #[derive(Debug, Clone)]
 pub(super) struct Canvas {
     width: usize,
@@ -36,7 +36,7 @@ impl Canvas {
         }
     }
 
-    /// Replaces each pixel of `rect`, at `x` and `y`, by `pixel(x, y, old)`.
+    /// Replaces each pixel of `rect` at `x` and `y` by `pixel(x, y, old)`.
     pub fn map(&mut self, rect: Rect, mut pixel: impl FnMut(usize, usize, [u8; 4]) -> [u8; 4]) {
         let right = (rect.x + rect.width).min(self.width);
         for y in rect.y..(rect.y + rect.height).min(self.height) {
@@ -63,7 +63,7 @@ impl Canvas {
         self.map(rect, |_, _, _| color);
     }
 
-    /// The pixels of `rect`, as [`Self::draw`] takes them.
+    /// Returns the pixels of `rect` in the form that [`Self::draw`] takes.
     pub fn copy(&mut self, rect: Rect) -> Vec<[u8; 4]> {
         let mut pixels = vec![[0; 4]; rect.width * rect.height];
         self.map(rect, |x, y, old| {
@@ -73,7 +73,7 @@ impl Canvas {
         pixels
     }
 
-    /// The colours without alpha, as Pillow's `convert("RGB")`.
+    /// Drops the alpha channel, as Pillow's `convert("RGB")`.
     pub fn rgb(&self) -> Result<RgbImage, MediaError> {
         let mut pixels = Vec::with_capacity(self.pixels.len() * 3);
         for &[r, g, b, _] in &self.pixels {
@@ -83,7 +83,7 @@ impl Canvas {
     }
 }
 
-/// What becomes of a frame's area before the next frame is drawn.
+/// Treatment of a frame's area before the next frame is drawn.
 pub(super) enum Disposal {
     Keep,
     Fill(Rect, [u8; 4]),

@@ -1,8 +1,8 @@
-//! GIF (GIF89a specification), composed as Pillow does.
+//! GIF (GIF89a specification), composed as in Pillow.
 //!
-//! Transparent pixels of the first frame show their colour of the palette, those of later frames
-//! what lies beneath. A frame that is "restored to background" leaves its transparent colour, or
-//! the background colour if it has none.
+//! Transparent pixels of the first frame show their palette color, those of later frames the pixels
+//! below. "Restore to background" leaves the frame's transparent color, or the background color if
+//! it has none.
 
 use std::io::Cursor;
 
@@ -16,7 +16,7 @@ use super::check_size;
 
 const NAME: &str = "GIF";
 
-/// Seconds of the complete frames.
+/// Returns the duration of each complete frame in seconds.
 pub fn delays(bytes: &[u8]) -> Vec<f64> {
     let mut blocks = Blocks::default();
     let _ = blocks.walk(bytes);
@@ -24,17 +24,18 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
     blocks.delays
 }
 
-/// Blocks after the screen descriptor.
+/// State of a walk over the blocks after the screen descriptor.
 #[derive(Default)]
 struct Blocks {
-    /// Seconds of each frame. The last one belongs to the next frame: an extension announces it.
+    /// Duration of each frame in seconds. The last entry belongs to the next frame, which an
+    /// extension precedes.
     delays: Vec<f64>,
-    /// Whether the last block was complete.
+    /// `true` if the last block was complete.
     at_boundary: bool,
 }
 
 impl Blocks {
-    /// Goes past all blocks; `None` if the file ends before its trailer.
+    /// Walks over all blocks; `None` if the file ends before its trailer.
     fn walk(&mut self, bytes: &[u8]) -> Option<()> {
         const EXTENSION: u8 = 0x21;
         const FRAME: u8 = 0x2c;
@@ -54,7 +55,7 @@ impl Blocks {
                     skip_data(&mut pieces)?;
                     self.delays.push(0.0);
                 }
-                // The trailer, or a byte that begins no block, at which decoders stop.
+                // The trailer, or a byte that starts no block, where decoders stop.
                 _ => return Some(()),
             }
         }
@@ -65,13 +66,13 @@ impl Blocks {
         let label = pieces.byte()?;
         if let (GRAPHIC_CONTROL, &[4, _, low, high, ..]) = (label, pieces.0) {
             let delay = f64::from(u16::from_le_bytes([low, high])) / 100.0;
-            // As in browsers, faster than 50 frames per second means unspecified.
+            // As in browsers, more than 50 frames per second means unspecified.
             *self.delays.last_mut()? = if delay < 0.02 { 0.0 } else { delay };
         }
         skip_data(pieces)
     }
 
-    /// Checks that the file is whole. Its last byte, the trailer, may be missing.
+    /// Checks that the file is complete. Only its last byte, the trailer, may be missing.
     fn check(bytes: &[u8]) -> Result<(), MediaError> {
         let mut blocks = Self::default();
         if blocks.walk(bytes).is_some() {
@@ -87,7 +88,7 @@ impl Blocks {
     }
 }
 
-/// Bytes of a colour table, from the flags that announce it.
+/// Returns the bytes of a color table from its flags.
 fn color_table_len(flags: u8) -> usize {
     if flags & 0x80 == 0 {
         0
@@ -105,13 +106,13 @@ fn skip_data(pieces: &mut Pieces<'_>) -> Option<()> {
     }
 }
 
-/// Decodes and composes frames until the picker has all it wants.
+/// Decodes and composes frames until the picker is done.
 pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     Blocks::check(bytes)?;
     let failed = |error| MediaError::decoding(NAME, &error);
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
-    // Sizes are checked here.
+    // Sizes are checked by `check_size`.
     options.set_memory_limit(MemoryLimit::Unlimited);
     let mut decoder = options.read_info(Cursor::new(bytes)).map_err(failed)?;
     let (width, height) = (decoder.width().into(), decoder.height().into());
@@ -144,16 +145,16 @@ pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
 
 struct Composer {
     size: (usize, usize),
-    /// Index of the background colour.
+    /// Index of the background color.
     background: u8,
     /// `None` before the first frame.
     canvas: Option<Canvas>,
-    /// The last disposal method that a frame named; frames without one take it over.
+    /// Last disposal method; frames without one inherit it.
     method: DisposalMethod,
 }
 
 impl Composer {
-    /// Draws a frame; returns its disposal.
+    /// Draws a frame and returns its disposal.
     fn draw(&mut self, frame: &Frame<'_>, palette: &[u8], indices: &[u8]) -> Disposal {
         let color = |index: u8| match palette.get(usize::from(index) * 3..) {
             Some(&[r, g, b, ..]) => [r, g, b, 255],

@@ -1,8 +1,8 @@
-//! Animated GIF, PNG and WebP: the number and timing of frames from the container, and decoding of
-//! the frames that are wanted.
+//! Animated GIF, PNG and WebP: number and timing of frames from the container, and decoding of
+//! selected frames.
 //!
-//! Frames are composed here, on a [`Canvas`](canvas::Canvas), by the rules of Pillow (GIF), libwebp
-//! and the PNG specification.
+//! Frames are composed on a [`Canvas`](canvas::Canvas), by the rules of Pillow (GIF), libwebp and
+//! the PNG specification.
 
 mod canvas;
 mod gif;
@@ -17,20 +17,20 @@ use super::format::Format;
 use super::truncation;
 use super::video::{FrameSelection, Picker, Video};
 
-/// What the container of an animation says.
+/// Number and duration of an animation's frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Animation {
-    /// Complete frames.
+    /// Number of complete frames.
     pub frames: usize,
-    /// How long they are shown together.
+    /// Total duration of the frames.
     pub seconds: f64,
 }
 
-/// Seconds that a frame is shown if the file does not say; viewers agree on them.
+/// Default duration of a frame in seconds; viewers agree on it.
 const DEFAULT_DELAY: f64 = 0.1;
 
 impl Animation {
-    /// Looks through a file; `None` if it is no animation.
+    /// Scans a file; `None` if it is not an animation.
     pub fn of(format: Format, bytes: &[u8]) -> Option<Self> {
         let delays = match format {
             Format::Gif => gif::delays(bytes),
@@ -46,7 +46,7 @@ impl Animation {
     }
 }
 
-/// Decodes the wanted frames; a still image is a video of one frame.
+/// Decodes the selected frames; a still image is a video of one frame.
 pub(super) fn load(
     format: Format,
     bytes: &[u8],
@@ -82,10 +82,10 @@ fn decode(format: Format, bytes: &[u8], picker: &mut Picker) -> Result<(), Media
     }
 }
 
-/// Checks that the wanted frames and what composes them fit into memory.
+/// Checks that the selected frames and the composition buffers fit into memory.
 fn check_size(picker: &Picker, width: usize, height: usize) -> Result<(), MediaError> {
     RgbImage::bytes(width, height)?;
     picker.check_room(width, height)?;
-    // The canvas, a frame, and what lies beneath it, as RGBA.
+    // The canvas, a frame and its saved background, as RGBA.
     budget::check((width * height * 12) as u64)
 }

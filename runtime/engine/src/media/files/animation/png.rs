@@ -13,7 +13,8 @@ use super::check_size;
 
 const NAME: &str = "PNG";
 
-/// Seconds of the frames: an `acTL` chunk before the image data, one `fcTL` chunk per frame.
+/// Returns the durations of the frames in seconds: an `acTL` chunk precedes the image data, each
+/// frame has an `fcTL` chunk.
 pub fn delays(bytes: &[u8]) -> Vec<f64> {
     let mut pieces = Pieces(bytes.get(8..).unwrap_or_default());
     let (mut animated, mut delays) = (false, Vec::new());
@@ -34,7 +35,7 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
     if animated { delays } else { Vec::new() }
 }
 
-/// Decodes and composes frames until the picker has all it wants.
+/// Decodes and composes frames until the picker is done.
 pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     let failed = |error| MediaError::decoding(NAME, &error);
     let limits = Limits {
@@ -50,7 +51,7 @@ pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     check_size(picker, width, height)?;
     let mut canvas = Canvas::new(width, height, [0; 4]);
     let mut buffer = Vec::new();
-    // The default image may be no part of the animation.
+    // The default image may not be part of the animation.
     if reader.info().frame_control().is_none() {
         next_frame(&mut reader, &mut buffer)?;
     }
@@ -82,7 +83,7 @@ pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// The next frame as RGBA.
+/// Decodes the next frame as RGBA.
 fn next_frame(
     reader: &mut Reader<Cursor<&[u8]>>,
     buffer: &mut Vec<u8>,
@@ -99,17 +100,17 @@ fn next_frame(
         ColorType::GrayscaleAlpha => {
             let pixels = bytes.as_chunks().0.iter();
             Ok(pixels
-                .map(|&[grey, alpha]| [grey, grey, grey, alpha])
+                .map(|&[gray, alpha]| [gray, gray, gray, alpha])
                 .collect())
         }
         other => Err(MediaError::damaged(
             NAME,
-            format!("unexpected colours {other:?}"),
+            format!("unexpected color type {other:?}"),
         )),
     }
 }
 
-/// Blends a pixel over another one; colours are not multiplied by alpha.
+/// Blends a pixel over another one; colors are not premultiplied by alpha.
 fn over(new: [u8; 4], old: [u8; 4]) -> [u8; 4] {
     match (new[3], old[3]) {
         (0, _) => old,

@@ -1,7 +1,7 @@
-//! Animated WebP ("WebP Container Specification"), composed as libwebp does (`anim_decode.c`).
+//! Animated WebP ("WebP Container Specification"), composed as in libwebp (`anim_decode.c`).
 //!
-//! Each frame is decoded as a still image of its own. The background colour of the file is ignored:
-//! a disposed area becomes transparent black.
+//! Each frame is decoded as a separate still image. The background color of the file is ignored: a
+//! disposed area becomes transparent black.
 
 use image::{DynamicImage, ImageFormat};
 
@@ -13,20 +13,21 @@ use super::super::video::Picker;
 use super::canvas::{Canvas, Rect};
 use super::check_size;
 
-/// Bytes of an `ANMF` chunk before the chunks of its image.
+/// Bytes of an `ANMF` chunk before its image chunks.
 const FRAME_HEADER: usize = 16;
 
 fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("WebP", message)
 }
 
-/// Seconds of the frames: one `ANMF` chunk per frame, with 24 bits of milliseconds at offset 12.
+/// Returns the durations of the frames in seconds: one `ANMF` chunk per frame, with 24 bits of
+/// milliseconds at offset 12.
 pub fn delays(bytes: &[u8]) -> Vec<f64> {
     let delay = |data: &[u8]| f64::from(triple(data, 12)) / 1000.0;
     frames(bytes).map(delay).collect()
 }
 
-/// The contents of the `ANMF` chunks.
+/// Iterates over the contents of the `ANMF` chunks.
 fn frames(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut pieces = Pieces(bytes.get(12..).unwrap_or_default());
     std::iter::from_fn(move || riff_chunk(&mut pieces))
@@ -34,7 +35,7 @@ fn frames(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|(_, data)| data)
 }
 
-/// The little-endian integer of three bytes at `offset`.
+/// Reads a little-endian integer of three bytes at `offset`, or 0 beyond the end.
 fn triple(data: &[u8], offset: usize) -> u32 {
     match data.get(offset..) {
         Some(&[a, b, c, ..]) => u32::from_le_bytes([a, b, c, 0]),
@@ -42,7 +43,7 @@ fn triple(data: &[u8], offset: usize) -> u32 {
     }
 }
 
-/// A frame, decoded.
+/// A decoded frame.
 struct Frame {
     rect: Rect,
     pixels: Vec<[u8; 4]>,
@@ -51,7 +52,7 @@ struct Frame {
     is_disposed: bool,
 }
 
-/// Decodes and composes frames until the picker has all it wants.
+/// Decodes and composes frames until the picker is done.
 pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     let canvas_size = riff_chunk(&mut Pieces(bytes.get(12..).unwrap_or_default()));
     let Some((b"VP8X", header @ [_, _, _, _, _, _, _, _, _, _, ..])) = canvas_size else {
@@ -92,7 +93,7 @@ pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// The frame before.
+/// Properties of the previous frame.
 #[derive(Clone, Copy)]
 struct Previous {
     rect: Rect,
@@ -101,7 +102,7 @@ struct Previous {
 }
 
 impl Previous {
-    /// Whether `frame`, which comes next, depends on no frame before it.
+    /// Returns `true` if the next frame, `frame`, does not depend on earlier frames.
     fn is_followed_by_key(&self, frame: &Frame, whole: Rect) -> bool {
         let covers = (!frame.has_alpha || !frame.blends) && frame.rect == whole;
         covers || self.is_disposed && (self.rect == whole || self.is_key)
@@ -139,8 +140,8 @@ impl Frame {
         })
     }
 
-    /// Draws the frame, unless it is a key frame over `previous`. The area of a frame that was
-    /// disposed of holds nothing to blend with.
+    /// Draws the frame. It is blended unless it is a key frame after `previous`; the area of a
+    /// disposed frame has nothing to blend with.
     fn draw(&self, canvas: &mut Canvas, previous: Option<Previous>) {
         let Some(previous) = previous.filter(|_| self.blends) else {
             return canvas.draw(self.rect, &self.pixels, |new, _| new);
@@ -156,7 +157,7 @@ impl Frame {
     }
 }
 
-/// The image of an `ANMF` chunk as a file of its own.
+/// Wraps the image of an `ANMF` chunk in a separate file.
 fn still(data: &[u8], rect: Rect) -> Vec<u8> {
     let image = &data[FRAME_HEADER..];
     let mut file = b"RIFF\0\0\0\0WEBP".to_vec();
@@ -174,7 +175,7 @@ fn still(data: &[u8], rect: Rect) -> Vec<u8> {
     file
 }
 
-/// `BlendPixelNonPremult` of libwebp.
+/// Blends as `BlendPixelNonPremult` of libwebp.
 fn over(new: [u8; 4], old: [u8; 4]) -> [u8; 4] {
     match new[3] {
         0 => old,

@@ -1,0 +1,478 @@
+//! A family of the test's own, which uses what the interface offers beyond the shipped families:
+//! several runs of tokens with text between them, dropped tokens whose neighbors keep their
+//! positions, features for a deeper layer, and a layer with a sliding window.
+//!
+//! The model sees an image as one token for each pixel, in two runs (the upper and the lower half)
+//! with the word `row` between them. Black pixels are dropped by the encoder.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use edge_lmm::output::Output;
+use edge_lmm::record::{Description, PackedFormat, RecordInfo, schema, write_record};
+use edge_lmm::{Cpu, Engine, EngineError, Event, Media, Record, Request, Session};
+use edge_lmm_kernels::Format;
+use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::pack::pack_rows;
+use edge_lmm_models::ModelError;
+use edge_lmm_models::families::{Family, Registry};
+use edge_lmm_models::family::{FamilyInfo, ModelFiles};
+use edge_lmm_models::language::{LanguageModel, OutputRows};
+use edge_lmm_models::layers::Linear;
+use edge_lmm_models::layout::{Layout, Piece, Run};
+use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
+use edge_lmm_models::model::{Encoded, Model};
+use edge_lmm_models::monitor::Monitor;
+use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_models::prompt::{
+    Content, Conversation, Message, Prompt, Role, TextProcessor, expand_placeholders,
+};
+use edge_lmm_models::text::decoder::{
+    Decoder, DecoderConfig, DecoderNames, RotaryKind, ScaledRotary, SlidingWindow,
+};
+use edge_lmm_models::text::rotary::RotaryScaling;
+use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
+use edge_lmm_ops::KernelBackend;
+use serde_json::json;
+
+const INFO: FamilyInfo = FamilyInfo {
+    model_type: "pixels",
+    title: "Pixels",
+    parts: &[],
+};
+
+/// Layer before which further features are added.
+const DEEP_LAYER: usize = 2;
+/// Layer with a sliding window, and its size.
+const WINDOW_LAYER: usize = 1;
+const WINDOW: usize = 4;
+const LAYERS: usize = 3;
+const HIDDEN: usize = 8;
+const WORDS: [&str; 8] = ["<image>", "row", "what", "is", "this", "a", "pixel", "end"];
+
+#[derive(Module, Debug)]
+struct Pixels<B: KernelBackend> {
+    projector: Linear<B>,
+    deep: Linear<B>,
+    text: Decoder<B>,
+}
+
+impl<B: KernelBackend> Pixels<B> {
+    fn init(_files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
+        let config = DecoderConfig {
+            hidden_size: HIDDEN,
+            layers: LAYERS,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            intermediate_size: 16,
+            vocabulary: WORDS.len(),
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rotary: RotaryKind::Scaled(ScaledRotary {
+                dim: 4,
+                scaling: RotaryScaling::None,
+            }),
+            qkv_bias: false,
+            tied: false,
+            context_length: 512,
+            sliding_window: Some(SlidingWindow {
+                size: WINDOW,
+                layers: (0..LAYERS).map(|layer| layer == WINDOW_LAYER).collect(),
+            }),
+        };
+        let names = DecoderNames {
+            model: "model",
+            head: "lm_head",
+        };
+        let root = weights.root(Part::Projector);
+        Ok(Self {
+            projector: root.linear("projector", &[("projector", HIDDEN)], 3, false)?,
+            deep: root.linear("deep", &[("deep", HIDDEN)], 3, false)?,
+            text: Decoder::init(config, names, &root)?,
+        })
+    }
+
+    fn run(pixels: &[usize], width: usize, rows: std::ops::Range<usize>) -> Run {
+        let all = Run::grid([1, rows.len(), width], 1);
+        let range = rows.start * width..rows.end * width;
+        let kept = pixels.iter().filter(|pixel| range.contains(pixel));
+        all.keep(&kept.map(|pixel| pixel - range.start).collect::<Vec<_>>())
+    }
+
+    /// The two halves of an image of which some pixels are left.
+    fn layout(pixels: &[usize], width: usize, height: usize) -> Layout {
+        let half = height / 2;
+        Layout::new(vec![
+            Piece::Run(Self::run(pixels, width, 0..half)),
+            Piece::Text("row".to_owned()),
+            Piece::Run(Self::run(pixels, width, half..height)),
+        ])
+    }
+}
+
+impl<B: KernelBackend> Model<B> for Pixels<B> {
+    fn language(&self) -> &dyn LanguageModel<B> {
+        &self.text
+    }
+
+    fn image(&self, image: &RgbImage, _options: &MediaOptions) -> Result<MediaInput, ModelError> {
+        let (width, height) = (image.width(), image.height());
+        let pixels: Vec<usize> = (0..width * height).collect();
+        Ok(MediaInput {
+            kind: MediaKind::Image,
+            values: image
+                .pixels()
+                .iter()
+                .map(|&v| f32::from(v) / 128.0)
+                .collect(),
+            shape: vec![width * height, 3],
+            grid: [1, height, width],
+            layout: Self::layout(&pixels, width, height),
+        })
+    }
+
+    fn encode(
+        &self,
+        medium: &MediaInput,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Encoded<B>, ModelError> {
+        monitor.report(0, 1)?;
+        let [_, height, width] = medium.grid;
+        let rows = medium.values.chunks_exact(3).enumerate();
+        let (kept, values): (Vec<usize>, Vec<&[f32]>) = rows
+            .filter(|(_, pixel)| pixel.iter().any(|&v| v > 0.0))
+            .unzip();
+        let data = TensorData::new(values.concat(), [kept.len(), 3]);
+        let pixels = Tensor::<B, 2>::from_data(data, &self.text.embed(&[0]).device());
+        Ok(Encoded {
+            layout: Self::layout(&kept, width, height),
+            features: self.projector.forward(pixels.clone()),
+            deep: vec![(DEEP_LAYER, self.deep.forward(pixels))],
+        })
+    }
+
+    fn prompt(
+        &self,
+        text: &TextProcessor,
+        conversation: Conversation<'_>,
+        media: &[&Layout],
+    ) -> Result<Prompt, ModelError> {
+        let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let rendered = text.render(conversation, template, |_| " <image> ".to_owned())?;
+        let rendered = rendered.with_media("<image>", media, " <image> ")?;
+        let image = text.id("<image>")?;
+        expand_placeholders(&text.encode(&rendered)?, |id| id == image, media)
+    }
+}
+
+fn registry() -> Registry<Cpu> {
+    Registry::default().with(Family {
+        info: INFO,
+        init: |files, weights| Ok(Box::new(Pixels::init(files, weights)?)),
+    })
+}
+
+fn files() -> ModelFiles {
+    ModelFiles {
+        config: json!({"model_type": "pixels", "eos_token_id": 7}),
+        ..ModelFiles::default()
+    }
+}
+
+fn tokenizer() -> String {
+    let vocab: BTreeMap<&str, usize> = WORDS.iter().enumerate().map(|(i, &w)| (w, i)).collect();
+    json!({
+        "version": "1.0",
+        "added_tokens": [{"id": 0, "content": "<image>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "a"},
+    })
+    .to_string()
+}
+
+/// Values of a weight, multiples of 1/64, the same ones for the same name; the norms are 1.
+fn values(spec: &WeightSpec) -> Vec<f32> {
+    let mut state = spec
+        .name
+        .bytes()
+        .fold(7u64, |h, b| h.wrapping_mul(31) + u64::from(b));
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        ((state >> 40) % 65) as f32 / 64.0 - 0.5
+    };
+    let count = spec.rows() * spec.cols();
+    match spec.storage {
+        Storage::Packed { .. } => (0..count).map(|_| next()).collect(),
+        Storage::Dense { .. } => vec![1.0; count],
+    }
+}
+
+/// A session with a model whose weights `change` may replace.
+fn session(change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Session<Cpu> {
+    let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::F32));
+    registry().build(&files(), &weights).expect("a model");
+    let specs = weights.into_specs();
+    let packed = specs
+        .iter()
+        .filter(|spec| matches!(spec.storage, Storage::Packed { .. }));
+    let info = RecordInfo {
+        format_version: schema::FORMAT_VERSION,
+        files: files(),
+        formats: packed
+            .map(|spec| (spec.name.clone(), PackedFormat(Format::F32)))
+            .collect(),
+        sources: Vec::new(),
+        converter: "test".to_owned(),
+    };
+    let bytes: Vec<Vec<u8>> = specs
+        .iter()
+        .map(|spec| {
+            let mut values = values(spec);
+            change(spec, &mut values);
+            match spec.storage {
+                Storage::Packed { cols } => {
+                    let (format, rows) = (Format::F32, spec.rows());
+                    let shape = MatrixShape { format, rows, cols };
+                    let mut bytes = Vec::new();
+                    pack_rows(shape, &values, &mut bytes).expect("finite values");
+                    bytes
+                }
+                Storage::Dense { .. } => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            }
+        })
+        .collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pixels.bpk");
+    let description = Description {
+        info: &info,
+        tokenizer: &tokenizer(),
+        template: None,
+    };
+    let output = Output::create(&path, false).expect("a file");
+    let weight = move |index: usize| Ok::<_, std::io::Error>(bytes[index].clone());
+    write_record(output, description, &specs, weight).expect("a record");
+    let record = Record::open(&path).expect("the record opens");
+    let engine = Engine::load_with(&registry(), &record, Default::default());
+    engine.expect("the model loads").session()
+}
+
+/// Layers that let their input through unchanged, all but `layers`.
+fn only(layers: &'static [usize]) -> impl Fn(&WeightSpec, &mut Vec<f32>) {
+    move |spec, values| {
+        let own = |layer: &usize| spec.name.starts_with(&format!("text.layers.{layer}."));
+        let residual = spec.name.contains(".out.") || spec.name.contains(".down.");
+        if residual && !layers.iter().any(own) {
+            values.fill(0.0);
+        }
+    }
+}
+
+/// An image of 2x4 pixels, of which the second and the last are black.
+fn image() -> Media {
+    let mut pixels: Vec<u8> = (1..=24).map(|i| i * 8).collect();
+    pixels[3..6].fill(0);
+    pixels[21..].fill(0);
+    Media::image(RgbImage::new(2, 4, pixels).expect("an image"))
+}
+
+fn ask(images: usize, text: &str) -> [Message; 1] {
+    let images = std::iter::repeat_n(Content::Media(MediaKind::Image), images);
+    [Message {
+        role: Role::User,
+        content: images.chain([Content::Text(text.to_owned())]).collect(),
+    }]
+}
+
+fn go_on(_: Event<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Scores after a prompt.
+fn scores(session: &mut Session<Cpu>, media: &[Media], text: &str) -> Vec<f32> {
+    let messages = ask(media.len(), text);
+    let request = Request {
+        media,
+        ..Request::new(&messages)
+    };
+    let prefilled = session.prefill(&request, go_on).expect("a prompt");
+    prefilled.logits.last().to_vec()
+}
+
+#[test]
+fn runs_with_text_between_them_keep_their_positions() {
+    let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::F32));
+    let model = registry().build(&files(), &weights).expect("a model");
+    let text = TextProcessor::new(&tokenizer(), None).expect("a tokenizer");
+    let layout = Pixels::<Cpu>::layout(&[0, 2, 3, 4, 5, 6], 2, 4);
+    let messages = ask(1, "what is this");
+    let prompt = model
+        .prompt(&text, Conversation::from(&messages), &[&layout])
+        .expect("a prompt");
+    assert_eq!(prompt.ids, [0, 0, 0, 1, 0, 0, 0, 2, 3, 4]);
+    let positions: Vec<[u32; 3]> = vec![
+        // The upper half begins at 0 and is two positions high and wide, without its pixel 1.
+        [0, 0, 0],
+        [0, 1, 0],
+        [0, 1, 1],
+        [2; 3],
+        // The lower half begins at 3, without its last pixel.
+        [3, 3, 3],
+        [3, 3, 4],
+        [3, 4, 3],
+        [5; 3],
+        [6; 3],
+        [7; 3],
+    ];
+    assert_eq!(prompt.positions, positions);
+    assert_eq!(prompt.next_position, 8);
+    let spans: Vec<_> = prompt
+        .spans
+        .iter()
+        .map(|s| (s.start, s.len, s.row))
+        .collect();
+    assert_eq!(spans, [(0, 3, 0), (4, 3, 3)]);
+}
+
+/// The encoder drops the black pixels, so that the prompt is shorter than foreseen.
+#[test]
+fn the_content_of_an_image_decides_its_tokens() {
+    let mut session = session(|_, _| {});
+    let (messages, media) = (ask(1, "what is this"), [image()]);
+    let request = Request {
+        media: &media,
+        max_tokens: 5,
+        ignore_eos: true,
+        ..Request::new(&messages)
+    };
+    let mut bound = 0;
+    let answer = session.answer(&request, |event| {
+        if let Event::Prepared { prompt_tokens, .. } = event {
+            bound = prompt_tokens;
+        }
+        ControlFlow::Continue(())
+    });
+    let answer = answer.expect("an answer");
+    assert_eq!(
+        (bound, answer.prompt_tokens, answer.visual_tokens),
+        (12, 10, 6)
+    );
+    assert_eq!(answer.tokens.len(), 5);
+    // The same question again needs neither encoder nor prefill.
+    let again = session.answer(&request, |event| {
+        if let Event::Prepared { media, .. } = event {
+            assert!(media.is_empty());
+        }
+        ControlFlow::Continue(())
+    });
+    let again = again.expect("an answer");
+    assert_eq!((again.reused_tokens, &again.tokens), (9, &answer.tokens));
+}
+
+/// With layers before it that let their input through, features for layer 2 are the same as features
+/// added to the embeddings. All values are multiples of 2^-12, so that the sums are exact.
+#[test]
+fn features_reach_the_deeper_layer() {
+    let last = only(&[DEEP_LAYER]);
+    let mut deep = session(&last);
+    let mut shallow = session(|spec, values| {
+        last(spec, values);
+        match spec.name.as_str() {
+            "projector.weight" => {
+                let other = WeightSpec {
+                    name: "deep.weight".to_owned(),
+                    ..spec.clone()
+                };
+                let sums = values.iter().zip(self::values(&other)).map(|(a, b)| a + b);
+                *values = sums.collect();
+            }
+            "deep.weight" => values.fill(0.0),
+            _ => {}
+        }
+    });
+    let mut none = session(|spec, values| {
+        last(spec, values);
+        if spec.name == "deep.weight" {
+            values.fill(0.0);
+        }
+    });
+    let media = [image()];
+    let expected = scores(&mut shallow, &media, "what is this");
+    assert_eq!(scores(&mut deep, &media, "what is this"), expected);
+    assert_ne!(scores(&mut none, &media, "what is this"), expected);
+}
+
+/// A model of one layer with a window of four tokens does not see the fifth last.
+#[test]
+fn the_window_hides_old_tokens() {
+    let mut near = session(only(&[WINDOW_LAYER]));
+    let mut far = session(only(&[0]));
+    let long = "this is a pixel ".repeat(20);
+    let ask = |session: &mut Session<Cpu>, start: &str, end: &str| {
+        scores(session, &[], &format!("{long}{start} {end}"))
+    };
+    let (a, b) = ("what what", "is is");
+    let hidden = "a pixel this is";
+    assert_eq!(ask(&mut near, a, hidden), ask(&mut near, b, hidden));
+    assert_ne!(ask(&mut near, a, "this is"), ask(&mut near, b, "this is"));
+    assert_ne!(ask(&mut far, a, hidden), ask(&mut far, b, hidden));
+}
+
+/// Steps of any number of tokens over the window, features and all layers give the same scores.
+#[test]
+fn scores_of_several_rows_are_those_of_single_steps() {
+    let mut session = session(|_, _| {});
+    scores(&mut session, &[image()], "what is this");
+    let start = session.snapshot().expect("memory");
+    let ids = [5, 6, 3, 4, 2, 5, 6, 3];
+    let mut singles = Vec::new();
+    for id in ids {
+        let logits = session.step(&[id], OutputRows::Last).expect("scores");
+        singles.push(logits.last().to_vec());
+    }
+    for count in 1..=ids.len() {
+        session.restore(&start).expect("memory");
+        let logits = session
+            .step(&ids[..count], OutputRows::All)
+            .expect("scores");
+        assert_eq!(logits.rows(), count);
+        for (row, expected) in singles[..count].iter().enumerate() {
+            assert_eq!(logits.row(row), expected, "row {row} of {count}");
+        }
+    }
+    // A fork goes its own way.
+    let mut fork = session.fork().expect("memory");
+    fork.step(&[2, 2], OutputRows::Last).expect("scores");
+    let next = session.step(&[7], OutputRows::Last).expect("scores");
+    fork.truncate(fork.len() - 2).expect("no recurrent layers");
+    assert_eq!(fork.step(&[7], OutputRows::Last).expect("scores"), next);
+}
+
+#[test]
+fn steps_that_cannot_be_taken_are_refused() {
+    let mut session = session(|_, _| {});
+    let step = |session: &mut Session<Cpu>, ids: &[u32]| session.step(ids, OutputRows::Last);
+    let error = step(&mut session, &[1]).unwrap_err();
+    assert!(matches!(error, EngineError::NothingToContinue), "{error}");
+    scores(&mut session, &[], "what is this");
+    for ids in [&[][..], &[8]] {
+        assert!(step(&mut session, ids).is_err());
+    }
+    assert_eq!(session.len(), 3);
+    step(&mut session, &[1; 509]).expect("room");
+    let error = step(&mut session, &[1]).unwrap_err();
+    assert!(matches!(error, EngineError::ContextFull { .. }), "{error}");
+    assert_eq!(session.len(), 512);
+}
+
+/// The shipped families do not know the test's.
+#[test]
+fn a_family_has_to_be_registered() {
+    let error = edge_lmm_models::families::info(&files()).unwrap_err();
+    assert!(error.to_string().contains("\"pixels\""), "{error}");
+}
