@@ -3,17 +3,19 @@
 //! A template is probed once, with fixed messages, to find the form of contents that it expects
 //! ([`Forms`]). User text does not influence the result.
 
-use std::io::{self, Write};
+use std::collections::BTreeMap;
 
+use minijinja::machinery::{CodeGenerator, Instructions, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
 use serde_json::{Value, json};
 
 use crate::error::ModelError;
 use crate::guard;
 use crate::media::MediaKind;
 use crate::prompt::message::{Content, Message, Role};
+use crate::prompt::template_limits;
 
 /// Maximum length of a template in bytes. Published ones are up to 30 kB. Every nesting level takes
 /// at least one byte, and the stack of [`guard::on_large_stack`] holds that many levels.
@@ -25,8 +27,8 @@ const MAX_TAG: usize = 4 << 10;
 const MAX_OUTPUT: usize = 8 << 20;
 /// Maximum steps of rendering; 64 bytes of intermediate text also count as one step.
 const FUEL: u64 = 1_000_000;
-/// Maximum depth of a list or map that is printed.
-const MAX_DEPTH: usize = 64;
+/// How error messages call a template.
+const NAME: &str = "<string>";
 
 /// Texts of the BOS and EOS tokens, which templates may use.
 #[derive(Debug, Clone, Default)]
@@ -49,115 +51,93 @@ impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self, ModelError> {
         let source = without_training_marks(source);
         check_size(&source).map_err(ModelError::Template)?;
-        guard::on_large_stack(|| {
-            let environment = environment()?;
-            environment.template_from_str(&source).map(drop)
-        })
-        .and_then(|parsed| parsed.map_err(one_line))
-        .map_err(ModelError::Template)?;
-        Ok(Self { source })
+        let template = Self { source };
+        template.open(|_| Ok(()))?;
+        Ok(template)
     }
 
+    /// Parses the template for `work`, which renders it as often as it needs, on a thread with a
+    /// large stack.
+    ///
+    /// # Errors
+    /// If `work` fails.
+    pub fn open<T: Send>(
+        &self,
+        work: impl FnOnce(&Parsed) -> Result<T, ModelError> + Send,
+    ) -> Result<T, ModelError> {
+        let parsed = || {
+            let failed = |error| ModelError::Template(one_line(error));
+            let syntax = syntax().map_err(failed)?;
+            let tree = parse(&self.source, NAME, syntax).map_err(failed)?;
+            let mut compiler = CodeGenerator::new(NAME, &self.source);
+            compiler.compile_stmt(&template_limits::guarded(&tree));
+            let (instructions, blocks) = compiler.finish();
+            work(&Parsed {
+                environment: &environment(),
+                instructions,
+                blocks,
+            })
+        };
+        guard::on_large_stack(parsed).map_err(ModelError::Template)?
+    }
+}
+
+/// A template that is ready to be rendered.
+pub(crate) struct Parsed<'a> {
+    environment: &'a Environment<'a>,
+    instructions: Instructions<'a>,
+    blocks: BTreeMap<&'a str, Instructions<'a>>,
+}
+
+impl Parsed<'_> {
     /// Renders messages from [`Forms::values`], ending with the start of the assistant's turn.
     ///
     /// # Errors
     /// If the template fails or exceeds a limit.
     pub fn fill(&self, messages: &[Value], edges: &EdgeTokens) -> Result<String, ModelError> {
-        let render = || -> Result<Vec<u8>, Error> {
-            let environment = environment()?;
-            let mut output = Limited::default();
-            environment
-                .template_from_str(&self.source)?
-                .render_captured_to(
-                    context! {
-                        messages => minijinja::Value::from(Serde(messages)),
-                        add_generation_prompt => true,
-                        bos_token => edges.begin.as_deref().unwrap_or_default(),
-                        eos_token => edges.end.as_deref().unwrap_or_default(),
-                    },
-                    &mut output,
-                )?;
-            Ok(output.0)
+        let context = context! {
+            messages => minijinja::Value::from(Serde(messages)),
+            add_generation_prompt => true,
+            bos_token => edges.begin.as_deref().unwrap_or_default(),
+            eos_token => edges.end.as_deref().unwrap_or_default(),
         };
-        let bytes = guard::on_large_stack(render)
-            .and_then(|rendered| rendered.map_err(one_line))
-            .map_err(ModelError::Template)?;
-        String::from_utf8(bytes).map_err(|error| ModelError::Template(error.to_string()))
+        let mut prompt = String::new();
+        eval(
+            self.environment,
+            &self.instructions,
+            context,
+            &self.blocks,
+            &mut make_string_output(&mut prompt),
+            AutoEscape::None,
+        )
+        .map_err(|error| ModelError::Template(one_line(error)))?;
+        if prompt.len() > MAX_OUTPUT {
+            let message = format!("the prompt is longer than {MAX_OUTPUT} bytes");
+            return Err(ModelError::Template(message));
+        }
+        Ok(prompt)
     }
 }
 
 /// Configures Jinja as transformers does.
-fn environment<'a>() -> Result<Environment<'a>, Error> {
-    let mut environment = Environment::new();
+fn syntax() -> Result<SyntaxConfig, Error> {
     let mut syntax = SyntaxConfig::builder();
     syntax.trim_blocks(true).lstrip_blocks(true);
-    environment.set_syntax(syntax.build()?);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    syntax.build()
+}
+
+/// Configures what templates may use.
+fn environment<'a>() -> Environment<'a> {
+    let mut environment = Environment::new();
     environment.add_function(
         "raise_exception",
         |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         },
     );
-    environment.set_formatter(|output, state, value| {
-        check_printable(value)?;
-        minijinja::escape_formatter(output, state, value)
-    });
-    environment.add_filter("string", |value: &minijinja::Value| {
-        check_printable(value).map(|()| value.to_string())
-    });
-    environment.add_filter(
-        "tojson",
-        |value: &minijinja::Value, indent: Option<minijinja::Value>, options: Kwargs| {
-            check_printable(value)?;
-            minijinja::filters::tojson(value, indent, options)
-        },
-    );
+    template_limits::install(&mut environment);
     environment.set_fuel(Some(FUEL));
-    Ok(environment)
-}
-
-/// Rejects values whose printed text would be far larger than the values: a list may contain
-/// another one several times.
-fn check_printable(value: &minijinja::Value) -> Result<(), Error> {
-    let mut left = MAX_OUTPUT;
-    let mut open = vec![(value.clone(), 0)];
-    while let Some((value, depth)) = open.pop() {
-        let len = value.as_str().map_or(1, |text| text.len() + 1);
-        let fits = left.checked_sub(len).filter(|_| depth <= MAX_DEPTH);
-        left = fits.ok_or_else(|| {
-            let message = format!("a printed value has more than {MAX_OUTPUT} bytes");
-            Error::new(ErrorKind::InvalidOperation, message)
-        })?;
-        if matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
-            for item in value.try_iter()? {
-                if value.kind() == ValueKind::Map {
-                    open.push((value.get_item(&item)?, depth + 1));
-                }
-                open.push((item, depth + 1));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A writer that accepts up to [`MAX_OUTPUT`] bytes.
-#[derive(Default)]
-struct Limited(Vec<u8>);
-
-impl Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            let message = format!("the prompt is longer than {MAX_OUTPUT} bytes");
-            return Err(io::Error::other(message));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    environment
 }
 
 /// Joins the messages of an error and its causes.
@@ -421,13 +401,16 @@ mod tests {
     use super::*;
 
     fn fill(source: &str, messages: &[Value]) -> Result<String, ModelError> {
-        ChatTemplate::new(source)?.fill(messages, &EdgeTokens::default())
+        ChatTemplate::new(source)?.open(|parsed| parsed.fill(messages, &EdgeTokens::default()))
     }
 
     fn forms(source: &str) -> Forms {
         let template = ChatTemplate::new(source).expect("a template");
-        let fill = |values: &[Value]| template.fill(values, &EdgeTokens::default());
-        Forms::probe(fill, |kind| format!("<{}>", kind.as_str()))
+        let forms = template.open(|parsed| {
+            let fill = |values: &[Value]| parsed.fill(values, &EdgeTokens::default());
+            Ok(Forms::probe(fill, |kind| format!("<{}>", kind.as_str())))
+        });
+        forms.expect("a template")
     }
 
     #[test]
@@ -515,12 +498,127 @@ mod tests {
             ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}".to_owned(), "fuel"),
             ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(), "recursion"),
             ("{{ 1".to_owned(), "syntax error"),
+            ("{% set n = namespace(x=[]) %}{% for i in range(90) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x }}".to_owned(), "levels"),
         ] {
             let start: String = source.chars().take(60).collect();
             match fill(&source, &[]) {
                 Ok(_) => assert_eq!(error, "", "{start}"),
                 Err(found) => assert!(!error.is_empty() && found.to_string().contains(error), "{start}: {found}"),
             }
+        }
+    }
+
+    /// A value that holds another one many times, or whose text is far longer than the value, is
+    /// neither printed nor compared. Without limits, each of these takes gigabytes or hours.
+    #[test]
+    fn values_of_hidden_size_are_refused() {
+        let both = |start: &str, times: usize, step: &str| {
+            let [x, y] = ["n.x", "n.y"].map(|name| step.replace("it", name));
+            format!(
+                "{{% set n = namespace(x={start}, y={start}) %}}{{% for i in range({times}) %}}\
+                 {{% set n.x = {x} %}}{{% set n.y = {y} %}}{{% endfor %}}"
+            )
+        };
+        let doubled = both("['a']", 40, "[it, it]");
+        let compared = "{{ n.x == n.y }}";
+        let printed = "{{ n.x ~ '' }}";
+        let cases = [
+            (both("['a']", 40, "it + it"), printed),
+            (both("['a']", 5, "[it] * 1000"), printed),
+            (both("{'a': 1}", 40, "{'a': it, 'b': it}"), compared),
+            (both("{'a': 1}", 40, "it | chain(it)"), compared),
+            (both("['a']", 99_999, "it[0:]"), printed),
+            (doubled.clone(), printed),
+            (doubled.clone(), compared),
+            (doubled.clone(), "{{ 1 < n.x < n.y }}"),
+            (doubled.clone(), "{{ n.x in [n.y] }}"),
+            (doubled.clone(), "{{ [n.x] | join(',') }}"),
+            (doubled.clone(), "{{ ','.join([n.x]) }}"),
+            (doubled.clone(), "{{ n.x | pprint }}"),
+            (doubled.clone(), "{{ 'a' | replace('a', n.x) }}"),
+            (doubled.clone(), "{{ '%s' | format(n.x) }}"),
+            (doubled.clone(), "{{ '{}'.format(n.x) }}"),
+            (doubled.clone(), "{{ [n.x] | map('string') | list }}"),
+            (doubled.clone(), "{{ {n.x: 1} }}"),
+            (doubled, "{{ n.x is eq(n.y) }}"),
+            (String::new(), "{{ ['a'] * 99999999 ~ '' }}"),
+            (
+                String::new(),
+                "{% set x %}{{ ['a'] * 99999999 }}{% endset %}",
+            ),
+            (String::new(), "{{ '{:>900000000}'.format(1) }}"),
+            (
+                String::new(),
+                "{{ ('{0}' * 100000).format('b' * 1000000) }}",
+            ),
+            (String::new(), "{{ '%900000000d' | format(1) }}"),
+            (String::new(), "{{ [[1]] | tojson(900000000) }}"),
+            (String::new(), "{{ [[1]] | tojson(indent=900000000) }}"),
+            (
+                String::new(),
+                "{% set n = namespace() %}{% set n.x = n %}{{ n ~ '' }}",
+            ),
+        ];
+        for (made, used) in cases {
+            let source = format!("{made}{used}");
+            let error = fill(&source, &[]).expect_err(&source).to_string();
+            let is_limit = ["fuel", "levels", "unknown filter"]
+                .iter()
+                .any(|word| error.contains(word));
+            assert!(is_limit && !error.contains('\n'), "{source}: {error}");
+        }
+    }
+
+    /// What templates do with lists, texts and formats is as without the limits.
+    #[test]
+    fn limits_change_no_results() {
+        for (source, expected) in [
+            (
+                "{{ [1, 2, 3][1:] }}{{ [1, 2][::-1] | length }}{{ 'abc'[1:] }}",
+                "[2, 3]2bc",
+            ),
+            (
+                "{{ [1] + [2] }}{{ [1] * 2 }}{{ 'a' * 3 }}{{ 1 + 2 * 3 }}",
+                "[1, 2][1, 1]aaa7",
+            ),
+            (
+                "{{ '%s-%d' | format('x', 3) }}{{ '%(a)s' | format(a=1) }}{{ '{:>3}{a}'.format(1, a='z') }}",
+                "x-31  1z",
+            ),
+            (
+                "{{ {'a': [1]} | tojson }}{{ [1] | tojson(indent=1) }}",
+                "{\"a\": [1]}[\n 1\n]",
+            ),
+            (
+                "{{ 'b' in 'abc' }}{{ 2 not in [1] }}{{ 1 < 2 < 3 }}{{ x is defined }}",
+                "TrueTrueTrueFalse",
+            ),
+            (
+                "{{ x | default('d') }}{{ 'a,b'.split(',') | join('-') }}{{ ' a '.strip() }}",
+                "da-ba",
+            ),
+            (
+                "{% for i in [1, [2]] recursive %}{{ loop(i) if i is sequence else i }}{% endfor %}",
+                "12",
+            ),
+            (
+                "{% macro f(x, y=2) %}{{ x ~ y }}{{ caller() }}{% endmacro %}{% call f('a') %}c{% endcall %}",
+                "a2c",
+            ),
+            (
+                "{% set n = namespace(a=[]) %}{% for i in range(3) %}{% set n.a = n.a + [i] %}{% endfor %}{{ n.a }}",
+                "[0, 1, 2]",
+            ),
+            (
+                "{% set t %}a{% endset %}{% filter upper %}{{ t }}b{% endfilter %}{% with z = 1 %}{{ z }}{% endwith %}",
+                "AB1",
+            ),
+            (
+                "{% for k, v in {'a': 1}.items() if v == 1 %}{{ k }}{{ v }}{% else %}-{% endfor %}",
+                "a1",
+            ),
+        ] {
+            assert_eq!(fill(source, &[]).expect(source), expected, "{source}");
         }
     }
 }

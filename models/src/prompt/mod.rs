@@ -7,6 +7,7 @@ mod assembly;
 mod chat_template;
 mod control_tokens;
 mod message;
+mod template_limits;
 mod text_processor;
 mod tokenizer_limits;
 

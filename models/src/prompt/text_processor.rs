@@ -10,7 +10,7 @@ use crate::guard;
 use crate::layout::Layout;
 use crate::media::MediaKind;
 use crate::prompt::assembly::medium_text;
-use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms};
+use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms, Parsed};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::prompt::message::{Content, Conversation, Message};
 use crate::prompt::tokenizer_limits;
@@ -89,7 +89,6 @@ pub struct TextProcessor {
 /// Properties of the template, found when the first prompt is rendered.
 #[derive(Debug)]
 struct Prepared {
-    template: ChatTemplate,
     forms: Forms,
     control: ControlTokens,
 }
@@ -261,16 +260,35 @@ impl TextProcessor {
         &self,
         conversation: impl Into<Conversation<'a>>,
         fallback: &str,
+        placeholder: impl Fn(MediaKind) -> String + Copy + Send + Sync,
+    ) -> Result<Rendered, ModelError> {
+        let made;
+        let template = match &self.template {
+            Some(template) => template,
+            None => {
+                made = ChatTemplate::new(fallback)?;
+                &made
+            }
+        };
+        let conversation = conversation.into();
+        template.open(|parsed| self.render_with(parsed, conversation, placeholder))
+    }
+
+    /// As [`Self::render`], with the parsed template.
+    fn render_with(
+        &self,
+        template: &Parsed,
+        conversation: Conversation<'_>,
         placeholder: impl Fn(MediaKind) -> String + Copy,
     ) -> Result<Rendered, ModelError> {
         let Conversation {
             messages,
             parse_special,
-        } = conversation.into();
-        let prepared = self.prepare(fallback, placeholder)?;
+        } = conversation;
+        let prepared = self.prepare(template, placeholder)?;
         let fill = |messages: &[Message]| {
             let values = prepared.forms.values(messages, placeholder);
-            prepared.template.fill(&values, &self.edges)
+            template.fill(&values, &self.edges)
         };
         let text = fill(messages)?;
         let plain = |text| Rendered {
@@ -310,23 +328,15 @@ impl TextProcessor {
     /// Probes the template once.
     fn prepare(
         &self,
-        fallback: &str,
+        template: &Parsed,
         placeholder: impl Fn(MediaKind) -> String + Copy,
     ) -> Result<&Prepared, ModelError> {
         if let Some(prepared) = self.prepared.get() {
             return Ok(prepared);
         }
-        let template = match &self.template {
-            Some(template) => template.clone(),
-            None => ChatTemplate::new(fallback)?,
-        };
         let forms = Forms::probe(|values| template.fill(values, &self.edges), placeholder);
         let control = ControlTokens::new(&self.tokenizer, &forms.skeleton)?;
-        Ok(self.prepared.get_or_init(|| Prepared {
-            template,
-            forms,
-            control,
-        }))
+        Ok(self.prepared.get_or_init(|| Prepared { forms, control }))
     }
 }
 

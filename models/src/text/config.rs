@@ -355,6 +355,14 @@ mod tests {
     }
 
     #[test]
+    fn sections_that_overflow_are_refused() {
+        let config = json!({"rope_scaling": {"mrope_section": [16, 24, u64::MAX]}});
+        let decoder = decoder_config(TextKind::QwenVl, &config).unwrap();
+        let error = decoder.check().unwrap_err().to_string();
+        assert!(error.contains("mrope_section"), "{error}");
+    }
+
+    #[test]
     fn the_named_layers_have_the_window() {
         let layers = |kind, config: Value| {
             let decoder = decoder_config(kind, &config).unwrap();

@@ -121,14 +121,16 @@ impl DecoderConfig {
                 "sliding_window is 0, expected at least 1: every token sees itself",
             ));
         }
-        if let RotaryKind::Sections(sections) = &self.rotary
-            && sections.iter().sum::<usize>() != self.head_dim / 2
-        {
-            return Err(ModelError::config(format!(
-                "mrope_section {sections:?} sums to {}, expected half a head: {}",
-                sections.iter().sum::<usize>(),
-                self.head_dim / 2
-            )));
+        if let RotaryKind::Sections(sections) = &self.rotary {
+            let sum = sections
+                .iter()
+                .fold(0, |sum: usize, &n| sum.saturating_add(n));
+            if sum != self.head_dim / 2 {
+                return Err(ModelError::config(format!(
+                    "mrope_section {sections:?} sums to {sum}, expected half a head: {}",
+                    self.head_dim / 2
+                )));
+            }
         }
         Ok(())
     }

@@ -51,6 +51,7 @@
 //! [`Session`] are generic over it ([`Cpu`], `Cuda`, `Vulkan`), and a session gives more there: an
 //! iterator over tokens, single steps, logits, snapshots and forks.
 
+pub mod chat;
 mod columns;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -203,18 +203,44 @@ fn own_memory(device: Device) -> Option<Memory> {
 /// Estimates what a request costs before its encoders run: with what
 /// [`Event::Prepared`](crate::Event::Prepared) reports.
 #[derive(Clone)]
-pub struct RequestEstimate(AnyEngine);
+pub struct RequestEstimate {
+    engine: AnyEngine,
+    /// Memory to compare with instead of the system's.
+    #[cfg(test)]
+    memory: Option<Memory>,
+}
 
 impl RequestEstimate {
     /// For requests to a model.
     pub fn new(engine: AnyEngine) -> Self {
-        Self(engine)
+        Self {
+            engine,
+            #[cfg(test)]
+            memory: None,
+        }
+    }
+
+    /// As on a machine with that memory.
+    #[cfg(test)]
+    pub(crate) fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = Some(memory);
+        self
+    }
+
+    fn memory_check(&self) -> MemoryCheck {
+        let check = MemoryCheck::new(self.engine.device());
+        #[cfg(test)]
+        let check = MemoryCheck {
+            memory: self.memory.or(check.memory),
+            ..check
+        };
+        check
     }
 
     /// The demand of a request with preprocessed media, a prompt of `prompt_tokens` and an answer
     /// of at most `max_tokens`.
     pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
-        self.0.demand(media, prompt_tokens, max_tokens)
+        self.engine.demand(media, prompt_tokens, max_tokens)
     }
 
     /// Refuses a request that cannot fit into memory.
@@ -222,7 +248,7 @@ impl RequestEstimate {
     /// # Errors
     /// If memory is too small, with the numbers.
     pub fn check(&self, demand: &Demand) -> Result<(), MemoryError> {
-        let check = MemoryCheck::new(self.0.device());
+        let check = self.memory_check();
         check.check(demand, Subject::Request).map(|_| ())
     }
 
@@ -230,8 +256,8 @@ impl RequestEstimate {
     /// if there is nothing to encode or no peak is known.
     pub fn encoding_time(&self, demand: &Demand) -> Option<Duration> {
         let vision = demand.stages.iter().find(|work| work.stage == "vision")?;
-        let format = self.0.vision_format()?;
-        let peak = match self.0.device() {
+        let format = self.engine.vision_format()?;
+        let peak = match self.engine.device() {
             Device::Cpu => peak::operations_per_second(&pool::global(), format)?,
             _ => return None,
         };

@@ -25,6 +25,7 @@ use serde_json::Value;
 use crate::media::{
     FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
 };
+use crate::memory::RequestEstimate;
 use crate::report::AnswerReport;
 use crate::sampler::{Sampling, SamplingError};
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
@@ -302,17 +303,19 @@ impl Question {
 }
 
 impl Prepared {
-    /// Answers the request; `reply` receives the lines to send. `watch` receives every event and
-    /// cancels the work by breaking, for clients that have disconnected.
+    /// Answers the request; `reply` receives the lines to send. With an `estimate`, a request that
+    /// does not fit into memory is rejected before anything is encoded. `watch` receives every event
+    /// and cancels the work by breaking, for clients that have disconnected.
     pub fn answer(
         &self,
         session: &mut AnySession,
         limits: &Limits,
+        estimate: Option<&RequestEstimate>,
         mut reply: impl FnMut(Reply),
         mut watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) {
         let id = &self.question.id;
-        let answer = self.generate(session, limits, |event| {
+        let answer = self.generate(session, limits, estimate, |event| {
             if let Event::Text(delta) = event
                 && self.question.stream
             {
@@ -346,7 +349,8 @@ impl Prepared {
         &self,
         session: &mut AnySession,
         limits: &Limits,
-        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+        estimate: Option<&RequestEstimate>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
         let wanted = self.question.max_tokens.unwrap_or(limits.max_tokens);
         let request = Request {
@@ -360,7 +364,26 @@ impl Prepared {
             timing: true,
             ..Request::new(&self.messages)
         };
-        session.answer(&request, on_event)
+        let mut fits = Ok(());
+        let answer = session.answer(&request, |event| {
+            if let (
+                Some(estimate),
+                Event::Prepared {
+                    prompt_tokens,
+                    media,
+                },
+            ) = (estimate, &event)
+            {
+                let demand = estimate.demand(media, *prompt_tokens, request.max_tokens);
+                fits = estimate.check(&demand);
+                if fits.is_err() {
+                    return ControlFlow::Break(());
+                }
+            }
+            on_event(event)
+        });
+        fits?;
+        answer
     }
 }
 
@@ -486,6 +509,62 @@ fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::Memory;
+    use crate::{Device, Record, demo};
+
+    /// The replies to a question on a machine with `available` bytes.
+    fn replies(available: u64) -> Vec<Value> {
+        let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
+        let engine = Device::Cpu.load(&record).expect("an engine");
+        let memory = Memory {
+            total: 1 << 30,
+            available,
+            group: None,
+            process: None,
+            swap: 0,
+            zram: 0,
+        };
+        let estimate = RequestEstimate::new(engine.clone()).with_memory(memory);
+        let limits = Limits {
+            max_tokens: 2,
+            files: false,
+            media: MediaOptions::default(),
+            frames: FrameSelection::Uniform(2),
+            repetition_penalty: None,
+            ignore_generation_config: false,
+            parse_special: false,
+        };
+        let line = br#"{"id": 5, "prompt": "how many shapes are there?", "stream": true}"#;
+        let question = Question::parse(line).expect("a question");
+        let prepared = question.prepare(&limits).expect("no media");
+        let mut replies = Vec::new();
+        let mut session = engine.session();
+        let reply = |reply: Reply| {
+            replies.push(serde_json::from_str(&reply.line()).expect("JSON"));
+        };
+        let watch = |_: &Event<'_>| ControlFlow::Continue(());
+        prepared.answer(&mut session, &limits, Some(&estimate), reply, watch);
+        replies
+    }
+
+    /// A question that does not fit into memory gets an error and no piece of an answer.
+    #[test]
+    fn questions_that_do_not_fit_are_refused() {
+        let replies = replies(1 << 20);
+        assert_eq!(replies.len(), 1, "{replies:?}");
+        assert_eq!(replies[0]["id"], 5);
+        let error = replies[0]["error"].as_str().expect("an error");
+        let expected = "the request does not fit into memory: it needs about";
+        assert!(error.starts_with(expected), "{error}");
+        assert!(error.contains("available 1.0 MiB of 1.0 GiB"), "{error}");
+    }
+
+    #[test]
+    fn questions_that_fit_are_answered() {
+        let replies = replies(512 << 20);
+        let last = replies.last().expect("a reply");
+        assert_eq!(last["done"], true, "{replies:?}");
+    }
 
     #[test]
     fn replies_do_not_repeat_a_whole_request() {

@@ -4,6 +4,7 @@
 //! requirements, with initial inputs. `tests/mutations.rs` runs each target for some seconds with a
 //! stable compiler; the programs in `fuzz_targets` run them with libFuzzer for any length of time.
 
+mod chat;
 mod checkpoint;
 mod config;
 mod data;
@@ -47,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     prompt::CHAT_TEMPLATE,
     prompt::CONTROL_TOKENS,
     request::REQUEST,
+    chat::CHAT_LINE,
     manifest::MANIFEST,
     config::MODEL_CONFIG,
     config::GENERATION_CONFIG,

@@ -296,7 +296,14 @@ pub const CHAT_TEMPLATE: Target = Target {
         let texts: [&[u8]; 4] = parts(texts);
         let texts = texts.map(String::from_utf8_lossy);
         static TOKENIZER: OnceLock<String> = OnceLock::new();
-        let tokenizer = TOKENIZER.get_or_init(|| small_tokenizer("BPE").to_string());
+        let tokenizer = TOKENIZER.get_or_init(|| {
+            let mut tokenizer = small_tokenizer("BPE");
+            // Its patterns would take longer to compile than most templates to render.
+            for part in ["normalizer", "pre_tokenizer", "decoder", "post_processor"] {
+                tokenizer[part] = Value::Null;
+            }
+            tokenizer.to_string()
+        });
         let template = String::from_utf8_lossy(template).into_owned();
         let processor = match TextProcessor::new(tokenizer, Some(template)) {
             Ok(processor) => processor,
@@ -382,6 +389,9 @@ const PROMPT_CHECKPOINTS: [&str; 8] = [
     "qwen2vl-odd",
 ];
 
+/// Tokens at the end of a prompt that are streamed.
+const STREAMED: usize = 24;
+
 /// Tokenizer and template of a checkpoint.
 struct Known {
     name: &'static str,
@@ -458,13 +468,16 @@ impl Known {
             self.name
         );
         let shown = self.processor.decode(&ids).expect("text");
+        // Streaming takes longer than all the rest, and looks at a few tokens at a time.
+        let end = &ids[ids.len().saturating_sub(STREAMED)..];
         let mut stream = TextStream::default();
-        let pushed = ids
+        let pushed = end
             .iter()
             .map(|&id| stream.push(&self.processor, id).expect("text"));
         let mut streamed: String = pushed.collect();
         streamed += &stream.finish(&self.processor).expect("text");
-        assert_eq!(streamed, shown, "{}: {text:?}", self.name);
+        let at_once = self.processor.decode(end).expect("text");
+        assert_eq!(streamed, at_once, "{}: {text:?}", self.name);
         if self.is_plain && self.is_kept(text) {
             assert!(
                 shown.contains(text.trim()),

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::shell;
 
@@ -22,8 +22,37 @@ pub struct Cmd {
     /// Maximum input length in bytes
     #[arg(long, value_name = "N", default_value_t = 4096)]
     max_len: usize,
+    /// What checks the memory; without it, a target runs several times as fast
+    #[arg(long, value_enum, default_value_t)]
+    sanitizer: Sanitizer,
     /// Targets to run, all by default
     targets: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Sanitizer {
+    /// AddressSanitizer
+    #[default]
+    Address,
+    /// Nothing: enough for code without `unsafe`
+    None,
+}
+
+impl Sanitizer {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::None => "none",
+        }
+    }
+
+    /// Libraries at the highest level take far longer to build than a short run gains.
+    fn opt_level(self) -> &'static str {
+        match self {
+            Self::Address => "1",
+            Self::None => "3",
+        }
+    }
 }
 
 impl Cmd {
@@ -45,7 +74,13 @@ impl Cmd {
         for name in all.iter().filter(is_wanted) {
             println!("== {name}");
             let mut command = cargo_fuzz("run");
-            command.args(["--features", "libfuzzer", name, "--"]);
+            command
+                .env(
+                    "CARGO_PROFILE_RELEASE_OPT_LEVEL",
+                    self.sanitizer.opt_level(),
+                )
+                .args(["--sanitizer", self.sanitizer.name()])
+                .args(["--features", "libfuzzer", name, "--"]);
             command.args(LIMITS);
             command.arg(format!("-max_total_time={}", self.seconds));
             command.arg(format!("-max_len={}", self.max_len));
@@ -65,11 +100,9 @@ fn cargo_fuzz(command: &str) -> Command {
     cargo
         .args(["fuzz", command])
         .current_dir(shell::root().join("targets"));
-    // The sanitizer's flags are unstable. Building libraries at full optimization takes far longer
-    // than a short run gains; symbols make reports readable.
+    // The flags for coverage are unstable; symbols make reports readable.
     cargo.envs([
         ("RUSTC_BOOTSTRAP", "1"),
-        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
         ("CARGO_PROFILE_RELEASE_STRIP", "none"),
     ]);
     // Freed memory counts as used while quarantined for use-after-free checks.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use edge_lmm::chat::Line;
 use edge_lmm::report::AnswerReport;
 use edge_lmm::{AnySession, FinishReason, Media, Message, Request, Role, user_message};
 use serde_json::json;
@@ -73,35 +74,6 @@ impl Conversation {
     }
 }
 
-/// A parsed line of input.
-enum Line<'a> {
-    Nothing,
-    Quit,
-    Forget,
-    Help,
-    Media(&'a str),
-    Unknown(&'a str),
-    Question(&'a str),
-}
-
-impl<'a> Line<'a> {
-    fn parse(line: &'a str) -> Self {
-        let line = line.trim();
-        if let Some(question) = line.strip_prefix('/').filter(|rest| rest.starts_with('/')) {
-            return Self::Question(question);
-        }
-        match line.split_once(char::is_whitespace).unwrap_or((line, "")) {
-            ("", _) => Self::Nothing,
-            ("/quit", "") => Self::Quit,
-            ("/forget", "") => Self::Forget,
-            ("/help", "") => Self::Help,
-            ("/media", path) if !path.trim().is_empty() => Self::Media(path.trim()),
-            (command, _) if command.starts_with('/') => Self::Unknown(line),
-            _ => Self::Question(line),
-        }
-    }
-}
-
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Reports invalid options before the model is loaded.
@@ -126,11 +98,8 @@ impl Cmd {
                 return Ok(());
             }
             interrupts.reset();
-            let Ok(line) = std::str::from_utf8(&line) else {
-                self.print_error("the question is not UTF-8 text")?;
-                continue;
-            };
-            match Line::parse(line) {
+            match Line::parse(&line) {
+                Line::NotText => self.print_error("the question is not UTF-8 text")?,
                 Line::Nothing => {}
                 Line::Quit => return Ok(()),
                 Line::Help => eprintln!("{HELP}"),

@@ -49,6 +49,11 @@ impl MemoryOptions {
         Ok(engine)
     }
 
+    /// What tells whether a request fits into memory; `None` if that is not to be asked.
+    pub fn request_estimate(&self, engine: &AnyEngine) -> Option<RequestEstimate> {
+        (!self.ignore_memory).then(|| RequestEstimate::new(engine.clone()))
+    }
+
     /// Prepares the check of requests with answers of at most `max_tokens`.
     pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
         RequestCheck {

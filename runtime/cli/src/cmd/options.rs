@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
+use edge_lmm::memory::RequestEstimate;
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
     AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Record, Recording, timing,
@@ -56,6 +57,11 @@ impl DeviceOptions {
     /// Prepares the check of requests with answers of at most `max_tokens`.
     pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
         self.memory.request_check(engine, max_tokens)
+    }
+
+    /// What tells whether a request fits into memory; `None` if that is not to be asked.
+    pub fn request_estimate(&self, engine: &AnyEngine) -> Option<RequestEstimate> {
+        self.memory.request_estimate(engine)
     }
 
     /// Loads the model of an open record, if it fits into memory.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use edge_lmm::serve::{Limits, MAX_LINE, Question, Reply};
+use edge_lmm::memory::RequestEstimate;
+use edge_lmm::serve::{Limits, MAX_LINE, Prepared, Question, Reply};
 use edge_lmm::{AnySession, Event};
 use sd_notify::NotifyState;
 
@@ -87,12 +88,18 @@ impl Cmd {
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
         };
-        let mut session = self.device.load(&self.model)?.session();
+        let engine = self.device.load(&self.model)?;
+        let estimate = self.device.request_estimate(&engine);
+        let mut answering = Answering {
+            session: engine.session(),
+            limits,
+            estimate,
+        };
         let model = self.model.display();
         match &self.socket {
             None => {
                 eprintln!("{model} is ready and answers requests on standard input");
-                serve_standard_input(&mut session, &limits)
+                serve_standard_input(&mut answering)
             }
             Some(path) => {
                 let listener = listen(path, self.socket_mode)?;
@@ -100,17 +107,36 @@ impl Cmd {
                     idle: self.idle_timeout,
                     request: self.idle_timeout.min(REQUEST_TIME),
                 };
-                let jobs = clients::accept(listener, limits.clone(), patience);
+                let jobs = clients::accept(listener, answering.limits.clone(), patience);
                 // Without systemd there is nothing to notify.
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
                 eprintln!("{model} is ready and listens on {}", path.display());
-                answer_jobs(&mut session, &limits, &jobs)
+                answer_jobs(&mut answering, &jobs)
             }
         }
     }
 }
 
-fn serve_standard_input(session: &mut AnySession, limits: &Limits) -> anyhow::Result<()> {
+/// What questions are answered with.
+struct Answering {
+    session: AnySession,
+    limits: Limits,
+    estimate: Option<RequestEstimate>,
+}
+
+impl Answering {
+    fn answer(
+        &mut self,
+        request: &Prepared,
+        reply: impl FnMut(Reply),
+        watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
+    ) {
+        let estimate = self.estimate.as_ref();
+        request.answer(&mut self.session, &self.limits, estimate, reply, watch);
+    }
+}
+
+fn serve_standard_input(answering: &mut Answering) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     while let Some(line) = read_line(&mut input)? {
         let mut written = Ok(());
@@ -125,9 +151,9 @@ fn serve_standard_input(session: &mut AnySession, limits: &Limits) -> anyhow::Re
                 "the request is longer than {MAX_LINE} bytes"
             ))),
         };
-        match question.and_then(|question| question.prepare(limits)) {
+        match question.and_then(|question| question.prepare(&answering.limits)) {
             Ok(request) => {
-                request.answer(session, limits, send, |_| break_if(hung_up(&io::stdout())));
+                answering.answer(&request, send, |_| break_if(hung_up(&io::stdout())));
             }
             Err(reply) => send(reply),
         }
@@ -143,12 +169,8 @@ fn break_if(condition: bool) -> ControlFlow<()> {
     }
 }
 
-/// Answers the jobs of all clients in sequence.
-fn answer_jobs(
-    session: &mut AnySession,
-    limits: &Limits,
-    jobs: &Receiver<Job>,
-) -> anyhow::Result<()> {
+/// Answers the jobs of all clients, in sequence.
+fn answer_jobs(answering: &mut Answering, jobs: &Receiver<Job>) -> anyhow::Result<()> {
     let mut watchdog = Watchdog::new();
     loop {
         let job = match jobs.recv_timeout(watchdog.interval) {
@@ -163,7 +185,7 @@ fn answer_jobs(
             continue;
         }
         let send = |reply| job.reply(reply);
-        job.request.answer(session, limits, send, |_: &Event<'_>| {
+        answering.answer(&job.request, send, |_: &Event<'_>| {
             watchdog.notify();
             break_if(hung_up(&*job.client))
         });

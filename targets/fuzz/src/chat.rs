@@ -1,0 +1,71 @@
+//! What a person types in `edge-lmm chat`.
+
+use edge_lmm::chat::Line;
+
+use crate::mutate::Form;
+use crate::{Target, errors};
+
+/// A line of a conversation.
+pub const CHAT_LINE: Target = Target {
+    name: "chat_line",
+    form: Form::Words(&[
+        b"/media ",
+        b"/quit",
+        b"/forget",
+        b"/help",
+        b"//",
+        b" ",
+        b"\n",
+        b"\r\n",
+        b"\t",
+        b"\0",
+        b"\xc2\xa0",
+        b"\xe2\x80\x83",
+        b"\xf0\x9f\xa6\x80",
+        b"\xff",
+    ]),
+    seeds: || {
+        [
+            "What is this?\n",
+            "/media a b.png\n",
+            "/quit",
+            "/forget\r\n",
+            " /help ",
+            "//quit\n",
+            "/media",
+            "/unknown \u{3000}x",
+        ]
+        .map(|line| line.as_bytes().to_vec())
+        .into()
+    },
+    run: |input| {
+        let text = std::str::from_utf8(input);
+        let line = Line::parse(input);
+        assert_eq!(line == Line::NotText, text.is_err());
+        let trimmed = text.unwrap_or_default().trim();
+        assert_eq!(
+            line == Line::Nothing,
+            text.is_ok() && trimmed.is_empty(),
+            "{trimmed:?}"
+        );
+        match line {
+            Line::Question(question) if question.starts_with('/') => {
+                assert_eq!(trimmed.strip_prefix('/'), Some(question));
+            }
+            Line::Question(question) => assert_eq!(question, trimmed),
+            Line::Media(path) => {
+                assert!(
+                    !path.is_empty() && trimmed.starts_with("/media") && trimmed.ends_with(path)
+                );
+            }
+            Line::Unknown(command) => {
+                assert!(trimmed.starts_with(command) && command.starts_with('/'));
+                errors::check_line(&format!("{command:?}"));
+            }
+            Line::Quit => assert_eq!(trimmed, "/quit"),
+            Line::Forget => assert_eq!(trimmed, "/forget"),
+            Line::Help => assert_eq!(trimmed, "/help"),
+            Line::Nothing | Line::NotText => {}
+        }
+    },
+};
