@@ -84,6 +84,9 @@ impl PromptBuilder {
         let prompt = &mut self.0;
         let base = prompt.next_position;
         prompt.next_position = base.saturating_add(run.extent());
+        if run.is_empty() {
+            return;
+        }
         prompt.spans.push(Span {
             start: prompt.ids.len(),
             len: run.len(),

@@ -8,11 +8,13 @@ use edge_lmm_models::language::OutputRows;
 use edge_lmm_models::prompt::TextStream;
 use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
 
-use super::{OnEvent, Session};
+use super::events::OnEvent;
+use super::past::Past;
+use super::state::Session;
 use crate::error::EngineError;
 use crate::generation::Run;
 use crate::processors::LogitsProcessor;
-use crate::request::{Answer, FinishReason, Request};
+use crate::request::{Answer, Event, FinishReason, Request};
 use crate::sampler::Sampler;
 use crate::stop::StopFilter;
 use crate::timing::{Recording, Timing};
@@ -47,9 +49,66 @@ pub struct Generation<'s, B: KernelBackend> {
     ended: bool,
 }
 
+impl<B: KernelBackend> Session<B> {
+    /// Answers a request; `on_event` gets text and progress as they come, and cancels the request
+    /// by returning [`ControlFlow::Break`].
+    ///
+    /// Tokens that the prompt shares with the conversation so far are not computed again. A request
+    /// that is cancelled during decoding gives the answer so far.
+    ///
+    /// # Errors
+    /// If the prompt cannot be put together or does not fit, and [`ModelError::Cancelled`] if the
+    /// request is cancelled before the first token. The conversation so far is kept.
+    pub fn answer(
+        &mut self,
+        request: &Request<'_>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, EngineError> {
+        let mut generation = self.generate(request, Vec::new(), &mut on_event)?;
+        let mut done = 0;
+        while let Some(token) = generation.next() {
+            let token = token?;
+            done += 1;
+            let text = match token.text.as_str() {
+                "" => ControlFlow::Continue(()),
+                text => on_event(Event::Text(text)),
+            };
+            let progress = Event::Progress {
+                stage: "decode",
+                done,
+                total: request.max_tokens,
+            };
+            if text.is_break() || on_event(progress).is_break() {
+                break;
+            }
+        }
+        let (answer, rest) = generation.finish()?;
+        if !rest.is_empty() {
+            // Nothing more can be cancelled.
+            let _ = on_event(Event::Text(&rest));
+        }
+        Ok(answer)
+    }
+
+    /// Encodes the media of a request, takes its prompt into the state, and returns an iterator
+    /// over the tokens of the answer. `processors` change the scores after those of the request
+    /// and of the checkpoint; `on_event` is called until the first token is known.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub fn generate(
+        &mut self,
+        request: &Request<'_>,
+        processors: Vec<Box<dyn LogitsProcessor>>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation<'_, B>, EngineError> {
+        Generation::start(self, request, processors, &mut on_event)
+    }
+}
+
 impl<'s, B: KernelBackend> Generation<'s, B> {
     /// Takes the prompt in.
-    pub(super) fn start(
+    fn start(
         session: &'s mut Session<B>,
         request: &Request<'_>,
         processors: Vec<Box<dyn LogitsProcessor>>,
@@ -116,7 +175,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             None => {
                 let last = self.answer.tokens.last().copied();
                 let ids = last.as_slice();
-                let mut go_on = |_: crate::Event<'_>| ControlFlow::Continue(());
+                let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
                 self.session.advance(ids, OutputRows::Last, &mut go_on)?
             }
         };
@@ -152,7 +211,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         if self.answer.tokens.len() >= self.max_tokens {
             return self.end(FinishReason::Length);
         }
-        let full = |past: &super::Past<B>| past.state.len() == past.state.cache.capacity();
+        let full = |past: &Past<B>| past.state.len() == past.state.cache.capacity();
         if self.session.past.as_ref().is_none_or(full) {
             self.end(FinishReason::Context);
         }

@@ -2,15 +2,13 @@
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use edge_lmm_models::language::{DecoderState, Injection, LanguageModel, StepInput};
 use edge_lmm_models::layout::Position;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::Span;
 use edge_lmm_ops::{CacheError, KernelBackend};
 
-use super::prepare::Prepared;
 use crate::features::MediumKey;
-use crate::loaded::LoadedModel;
 
 /// A token of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,21 +24,20 @@ pub(super) struct PastToken {
 /// Features of a run of tokens.
 #[derive(Debug, Clone)]
 pub(super) struct Source<B: KernelBackend> {
-    span: Span,
-    features: Tensor<B, 2>,
+    pub span: Span,
+    /// `[span.len, hidden_size]`
+    pub features: Tensor<B, 2>,
+    /// Features that are added before deeper layers.
+    pub deep: Vec<(usize, Tensor<B, 2>)>,
 }
 
 impl<B: KernelBackend> Source<B> {
-    /// Features of all spans of a prompt whose media are in the cache of encoder outputs.
-    pub fn of(prepared: &Prepared<B>, shared: &LoadedModel<B>) -> Vec<Self> {
-        let mut cache = shared.features();
-        let spans = prepared.prompt.spans.iter();
-        let source = spans.filter_map(|&span| {
-            let encoded = cache.get(prepared.keys[span.medium])?;
-            let features = encoded.features.narrow(0, span.row, span.len);
-            Some(Self { span, features })
-        });
-        source.collect()
+    fn injections(&self) -> impl Iterator<Item = Injection<B>> {
+        self.deep.iter().map(|(layer, features)| Injection {
+            layer: *layer,
+            token: self.span.start,
+            features: features.clone(),
+        })
     }
 }
 
@@ -100,18 +97,16 @@ impl<B: KernelBackend> Past<B> {
         }
     }
 
-    /// Computes the state anew for a sequence that has become long, and returns the hidden states
-    /// of its last `new` tokens, or of the last one alone.
+    /// Computes the state anew for a sequence that has become long, and returns the hidden state of
+    /// its last token.
     pub fn compute_again(
         &mut self,
         language: &dyn LanguageModel<B>,
-        new: usize,
-        output: OutputRows,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let ids: Vec<u32> = self.tokens.iter().map(|token| token.id).collect();
         let mut embeddings = language.embed(&ids);
-        for Source { span, features } in &self.sources {
+        for Source { span, features, .. } in &self.sources {
             let [_, width] = features.dims();
             let place = [span.start..span.end(), 0..width];
             embeddings = embeddings.slice_assign(place, features.clone());
@@ -119,15 +114,10 @@ impl<B: KernelBackend> Past<B> {
         let positions: Vec<Position> = self.tokens.iter().map(|token| token.position).collect();
         self.state.truncate(0)?;
         let mut input = StepInput::new(embeddings, &positions);
-        input.output = output;
+        input.injections = self.sources.iter().flat_map(Source::injections).collect();
         let spans = self.sources.iter().map(|source| source.span);
         let both_ways = spans.filter(|span| span.bidirectional);
         input.bidirectional = both_ways.map(|span| span.start..span.end()).collect();
-        let hidden = language.prefill(input, &mut self.state, monitor)?;
-        let [rows, _] = hidden.dims();
-        Ok(match output {
-            OutputRows::Last => hidden,
-            OutputRows::All => hidden.narrow(0, rows - new, new),
-        })
+        language.prefill(input, &mut self.state, monitor)
     }
 }

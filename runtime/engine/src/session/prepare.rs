@@ -10,8 +10,8 @@ use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
-use super::past::PastToken;
-use super::{OnEvent, report};
+use super::events::{OnEvent, report};
+use super::past::{PastToken, Source};
 use crate::error::EngineError;
 use crate::features::{MediumKey, medium_key};
 use crate::loaded::LoadedModel;
@@ -215,17 +215,18 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    /// The prompt's tokens from token `from` on, for the language model.
+    /// The prompt's tokens from token `from` on, for the language model, and the features of the runs
+    /// among them.
     pub(super) fn embed<'p>(
         &self,
         prepared: &'p Prepared<B>,
         from: usize,
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
-    ) -> Result<StepInput<'p, B>, EngineError> {
+    ) -> Result<(StepInput<'p, B>, Vec<Source<B>>), EngineError> {
         let (prompt, language) = (&prepared.prompt, self.model.language());
         let (mut parts, mut injections) = (Vec::new(), Vec::new());
-        let mut bidirectional = Vec::new();
+        let (mut bidirectional, mut sources) = (Vec::new(), Vec::new());
         let mut at = from;
         for span in prompt.spans.iter().filter(|span| span.end() > from) {
             if span.start > at {
@@ -244,16 +245,27 @@ impl<B: KernelBackend> LoadedModel<B> {
             if span.bidirectional {
                 bidirectional.push(at - from..span.end() - from);
             }
+            let whole = |features: &Tensor<B, 2>| features.clone().narrow(0, span.row, span.len);
+            sources.push(Source {
+                span: *span,
+                features: whole(&encoded.features),
+                deep: encoded
+                    .deep
+                    .iter()
+                    .map(|(layer, x)| (*layer, whole(x)))
+                    .collect(),
+            });
             at = span.end();
         }
         if at < prompt.ids.len() {
             parts.push(language.embed(&prompt.ids[at..]));
         }
-        Ok(StepInput {
+        let input = StepInput {
             injections,
             bidirectional,
             ..StepInput::new(Tensor::cat(parts, 0), &prompt.positions[from..])
-        })
+        };
+        Ok((input, sources))
     }
 
     /// An encoded medium; one whose features were dropped is encoded again.

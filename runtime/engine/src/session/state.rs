@@ -1,0 +1,380 @@
+//! A conversation with a model.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use edge_lmm_models::ModelError;
+use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use edge_lmm_models::monitor::Monitor;
+use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
+
+use super::events::{OnEvent, report};
+use super::past::Past;
+use super::prepare::Prepared;
+use crate::error::EngineError;
+use crate::loaded::LoadedModel;
+use crate::request::{Event, Request};
+
+/// The key-value cache grows in steps of this many positions.
+const CACHE_STEP: usize = 256;
+
+/// A conversation: the state of the language model after the tokens so far.
+///
+/// Sessions of one [`Engine`](crate::Engine) share its weights; each has its own state and may be
+/// moved to another thread.
+pub struct Session<B: KernelBackend> {
+    pub(super) shared: Arc<LoadedModel<B>>,
+    pub(super) past: Option<Past<B>>,
+}
+
+/// The state of a session at some moment, to return to.
+pub struct Snapshot<B: KernelBackend>(Option<Past<B>>);
+
+/// Scores of the next token after each of some tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Logits {
+    /// Number of rows: one for each token.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.vocabulary
+    }
+
+    /// Scores after token `row`, one for each id.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.vocabulary..][..self.vocabulary]
+    }
+
+    /// Scores after the last token.
+    pub fn last(&self) -> &[f32] {
+        self.row(self.rows() - 1)
+    }
+}
+
+/// A conversation in the state, ready to be continued.
+#[derive(Debug, Clone)]
+pub struct Prefilled {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the prompt that stand for media.
+    pub visual_tokens: usize,
+    /// Prompt tokens that were in the state before.
+    pub reused_tokens: usize,
+    /// Scores of the first token of the answer.
+    pub logits: Logits,
+}
+
+impl<B: KernelBackend> Session<B> {
+    pub(crate) fn new(shared: Arc<LoadedModel<B>>) -> Self {
+        Self { shared, past: None }
+    }
+
+    /// Number of tokens in the state. For an encoder-decoder, those of the decoder.
+    pub fn len(&self) -> usize {
+        self.past.as_ref().map_or(0, |past| past.state.len())
+    }
+
+    /// Returns `true` if there are no tokens in the state.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the state.
+    pub fn bytes(&self) -> usize {
+        self.past.as_ref().map_or(0, |past| past.state.bytes())
+    }
+
+    /// The device of the model.
+    pub fn device(&self) -> &B::Device {
+        &self.shared.device
+    }
+
+    /// Forgets the conversation, and the encoder outputs of all media that the model has seen.
+    pub fn forget(&mut self) {
+        self.past = None;
+        self.shared.features().clear();
+    }
+
+    /// Encodes the media of a request and takes its prompt into the state.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub fn prefill(
+        &mut self,
+        request: &Request<'_>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Prefilled, EngineError> {
+        let (prepared, reused, logits) = self.take_in(request, &mut on_event)?;
+        Ok(Prefilled {
+            prompt_tokens: prepared.prompt.ids.len(),
+            visual_tokens: prepared.prompt.visual_tokens(),
+            reused_tokens: reused,
+            logits: self.read(logits)?,
+        })
+    }
+
+    /// Takes further tokens of text into the state and returns the scores after the last one, or
+    /// after each of them. The scores of several tokens are bitwise those of single steps on CPUs.
+    ///
+    /// # Errors
+    /// If there is no conversation yet, no token, an unknown id or no room. The state then has as
+    /// many tokens as before. If the device fails, the conversation is forgotten.
+    pub fn step(&mut self, ids: &[u32], output: OutputRows) -> Result<Logits, EngineError> {
+        let (vocabulary, context) = (self.vocabulary(), self.context_length());
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(EngineError::TokenOutOfRange { id, vocabulary });
+        }
+        let tokens = self.len() + ids.len();
+        if ids.is_empty() || self.past.is_none() {
+            return Err(EngineError::NothingToContinue);
+        }
+        if tokens > context {
+            return Err(EngineError::ContextFull { tokens, context });
+        }
+        self.reserve(tokens)?;
+        let logits = self.advance(ids, output, &mut |_| ControlFlow::Continue(()))?;
+        self.read(logits)
+    }
+
+    /// Forgets all tokens from `len` on. Does nothing if there are fewer.
+    ///
+    /// # Errors
+    /// [`ModelError::CannotTruncate`] if the model has recurrent layers: use
+    /// [`snapshot`](Self::snapshot).
+    pub fn truncate(&mut self, len: usize) -> Result<(), EngineError> {
+        match &mut self.past {
+            Some(past) => Ok(past.truncate(len)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns a session that continues the same conversation independently.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn fork(&self) -> Result<Self, EngineError> {
+        let Snapshot(past) = self.snapshot()?;
+        Ok(Self {
+            shared: self.shared.clone(),
+            past,
+        })
+    }
+
+    /// Copies the state, to [`restore`](Self::restore) it later.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn snapshot(&self) -> Result<Snapshot<B>, EngineError> {
+        let past = self.past.as_ref().map(Past::fork).transpose();
+        Ok(Snapshot(past.map_err(ModelError::from)?))
+    }
+
+    /// Returns to the state of a snapshot, which can be restored again.
+    ///
+    /// # Errors
+    /// If there is not enough memory; the state is then unchanged.
+    pub fn restore(&mut self, snapshot: &Snapshot<B>) -> Result<(), EngineError> {
+        let past = snapshot.0.as_ref().map(Past::fork).transpose();
+        self.past = past.map_err(ModelError::from)?;
+        Ok(())
+    }
+
+    pub(super) fn language(&self) -> &dyn LanguageModel<B> {
+        self.shared.model.language()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.language().vocabulary()
+    }
+
+    fn context_length(&self) -> usize {
+        self.language().context_length()
+    }
+
+    /// Prepares, encodes and prefills; the prompt, the number of its tokens that were in the state
+    /// before, and the scores of the next token: `[1, vocabulary]`.
+    pub(super) fn take_in(
+        &mut self,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<(Prepared<B>, usize, Tensor<B, 2>), EngineError> {
+        let prepared = self.shared.prepare(request, on_event)?;
+        let outcome = self.prefill_prepared(&prepared, request, on_event);
+        self.shared.features().trim(&prepared.keys);
+        match outcome {
+            Ok((reused, logits)) => Ok((prepared, reused, logits)),
+            Err(error) => Err(self.after(error)),
+        }
+    }
+
+    fn prefill_prepared(
+        &mut self,
+        prepared: &Prepared<B>,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<(usize, Tensor<B, 2>), EngineError> {
+        let reused = self.reuse(prepared, request.max_tokens)?;
+        let (input, sources) = self.shared.embed(prepared, reused, request, on_event)?;
+        let keeps_sources = self.may_become_long();
+        let _stage = stage::top("prefill");
+        let past = self.past.as_mut().expect("reuse has made the state");
+        let language = self.shared.model.language();
+        let mut report = report("prefill", on_event);
+        past.tokens = prepared.tokens();
+        if keeps_sources {
+            past.sources.extend(sources);
+        }
+        let hidden = language.prefill(input, &mut past.state, &mut Monitor::new(&mut report));
+        // A cancelled prefill has taken in some of its chunks only.
+        if hidden.is_err() {
+            past.tokens.truncate(past.state.len());
+        }
+        let logits = language.logits(hidden?);
+        if probe::active() {
+            let shown = logits.clone().flatten::<1>(0, 1);
+            probe::capture("logits_first", &shown);
+        }
+        Ok((reused, logits))
+    }
+
+    /// What is left of the conversation after an error: a cancelled prefill leaves complete
+    /// positions behind.
+    pub(super) fn after(&mut self, error: EngineError) -> EngineError {
+        if !matches!(error, EngineError::Model(ModelError::Cancelled)) {
+            self.past = None;
+        }
+        error
+    }
+
+    /// Returns `true` if keys are of no use once the sequence is long, see
+    /// [`LanguageModel::is_long`].
+    fn may_become_long(&self) -> bool {
+        let language = self.language();
+        language.is_long(self.context_length()) != language.is_long(1)
+    }
+
+    /// Makes room for the prompt and `max_tokens` more and keeps what the state shares with the
+    /// prompt; returns the number of tokens that need not be computed again.
+    fn reuse(&mut self, prepared: &Prepared<B>, max_tokens: usize) -> Result<usize, EngineError> {
+        let shared = self.shared.clone();
+        let language = shared.model.language();
+        let tokens = prepared.prompt.ids.len();
+        let needed = language.positions(tokens, max_tokens);
+        if let Some(past) = &mut self.past {
+            let common = past.common(&prepared.tokens());
+            // The last token's hidden state is needed, so that one is always computed.
+            let common = match language.is_long(tokens) == past.state.long {
+                true => language.reusable(common.min(tokens - 1)),
+                false => 0,
+            };
+            // Tokens that see later ones are computed together with these.
+            let run = prepared.bidirectional_run(common);
+            let common = run.map_or(common, |span| span.start);
+            let capacity = past.state.cache.capacity();
+            let wanted = capacity_for(needed, capacity, language.context_length());
+            let kept = past.truncate(common).is_ok();
+            // Without memory for both caches, the old one goes first.
+            if kept && (capacity >= needed || (common > 0 && past.state.cache.grow(wanted).is_ok()))
+            {
+                log::debug!("{common} of {tokens} prompt tokens are in the cache");
+                return Ok(common);
+            }
+        }
+        self.past = None;
+        let capacity = capacity_for(needed, 0, language.context_length());
+        let state = DecoderState::new(language, capacity, &shared.device);
+        self.past = Some(Past::new(state.map_err(ModelError::from)?));
+        Ok(0)
+    }
+
+    /// Makes room for `tokens` tokens in all.
+    fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
+        let context = self.context_length();
+        if let Some(past) = &mut self.past {
+            let capacity = past.state.cache.capacity();
+            if tokens > capacity {
+                let wanted = capacity_for(tokens, capacity, context);
+                past.state.cache.grow(wanted).map_err(ModelError::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes text tokens into the state; their scores: `[1, vocabulary]` or `[ids.len(),
+    /// vocabulary]`. There must be a state with room for them.
+    ///
+    /// Where the sequence becomes long, the state is computed anew, as single steps do it.
+    pub(super) fn advance(
+        &mut self,
+        ids: &[u32],
+        output: OutputRows,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        let language = self.shared.model.language();
+        let past = self.past.as_mut().expect("there is a state to continue");
+        let (len, long) = (past.state.len(), past.state.long);
+        let fitting = (1..=ids.len()).take_while(|n| language.is_long(len + n) == long);
+        let (now, later) = ids.split_at(fitting.count().max(1));
+        let hidden = if language.is_long(len + now.len()) == long {
+            let first = past.next_position();
+            let positions: Vec<_> = (first..).take(now.len()).map(|at| [at; 3]).collect();
+            let mut input = StepInput::new(language.embed(now), &positions);
+            input.output = output;
+            // A step is short: it is not cancelled in the middle.
+            let mut report = |_| ControlFlow::Continue(());
+            let hidden = language.step(input, &mut past.state, &mut Monitor::new(&mut report));
+            past.push(now);
+            hidden
+        } else {
+            past.push(now);
+            let mut report = report("prefill", on_event);
+            past.compute_again(language, &mut Monitor::new(&mut report))
+        };
+        let logits = match hidden {
+            Ok(hidden) => language.logits(hidden),
+            Err(error) => {
+                past.tokens.truncate(past.state.len());
+                return Err(self.after(error.into()));
+            }
+        };
+        if later.is_empty() {
+            return Ok(logits);
+        }
+        let rest = self.advance(later, output, on_event)?;
+        Ok(match output {
+            OutputRows::Last => rest,
+            OutputRows::All => Tensor::cat(vec![logits, rest], 0),
+        })
+    }
+
+    /// Reads scores. This is where a device that works asynchronously reports earlier errors.
+    pub(super) fn read(&mut self, logits: Tensor<B, 2>) -> Result<Logits, EngineError> {
+        let vocabulary = self.vocabulary();
+        let data = logits.try_into_data();
+        if let Some(failure) = B::memory_failure(&self.shared.device) {
+            return Err(self.after(EngineError::Memory(failure)));
+        }
+        let read = |data: burn::tensor::TensorData| data.into_vec().expect("scores are f32");
+        match data {
+            Ok(data) => Ok(Logits {
+                values: read(data),
+                vocabulary,
+            }),
+            Err(error) => Err(self.after(EngineError::Compute(error.to_string()))),
+        }
+    }
+}
+
+/// Positions to allocate where `needed` are needed and `current` are there: rounded up, and at
+/// least half as many again, so that a growing conversation copies its cache a few times only.
+fn capacity_for(needed: usize, current: usize, context: usize) -> usize {
+    let grown = needed.max(current + current / 2);
+    grown.next_multiple_of(CACHE_STEP).min(context).max(needed)
+}
