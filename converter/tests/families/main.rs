@@ -1,4 +1,4 @@
-//! What single families do beyond the stages that `parity.rs` compares.
+//! Behavior of single families beyond the stages that `parity.rs` compares.
 
 #[path = "../common/mod.rs"]
 mod common;

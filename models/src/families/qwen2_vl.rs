@@ -264,9 +264,10 @@ impl<B: KernelBackend> VisionTransformer<B> {
         };
         probe::capture("patch_embed", &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
-            x = block.forward(x, Mask::Segments(&segments), Some(&table));
+            x = monitor.pass(i, self.blocks.len(), |monitor| {
+                block.forward(x, Mask::Segments(&segments), Some(&table), monitor)
+            })?;
         }
         Ok(x)
     }
