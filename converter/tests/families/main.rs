@@ -5,4 +5,5 @@ mod common;
 
 mod blip2;
 mod phi3;
+mod progress;
 mod qwen2_audio;

@@ -127,7 +127,7 @@ impl ClipConfig {
     }
 
     /// Returns the number of values of an image.
-    pub fn picture_len(&self) -> usize {
+    pub fn image_len(&self) -> usize {
         self.num_channels * self.image_size * self.image_size
     }
 

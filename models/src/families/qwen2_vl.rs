@@ -1,5 +1,5 @@
 //! Qwen2-VL (Wang et al. 2024, <https://arxiv.org/abs/2409.12191>): a vision transformer at the
-//! picture's own resolution with 2-D rotary embeddings, a merger that makes one token of 2x2
+//! image's own resolution with 2-D rotary embeddings, a merger that makes one token of 2x2
 //! patches, and a Qwen2 decoder whose rotary embeddings know time, height and width (M-RoPE).
 //! The reference is `modeling_qwen2_vl.py` of `transformers`.
 //!

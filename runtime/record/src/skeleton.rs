@@ -15,7 +15,7 @@ pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
 ///
 /// # Errors
 /// If the configuration describes no model, or `format` fails.
-pub fn skeleton<B: KernelBackend>(
+fn skeleton<B: KernelBackend>(
     registry: &Registry<B>,
     files: &ModelFiles,
     device: &B::Device,
