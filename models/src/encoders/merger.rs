@@ -73,7 +73,7 @@ impl<B: KernelBackend, N: Module<B> + Norm<B>> Merger<B, N> {
     ///
     /// # Shapes
     /// - input: `[patches, patch_width]`, patches of a token adjacent;
-    /// output: `[patches / merge², token_width]`
+    ///   output: `[patches / merge², token_width]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let [patches, width] = x.dims();
         let x = self
