@@ -6,8 +6,8 @@ use crate::plan::{ConvertError, Plan, PlannedWeight};
 
 impl Plan {
     /// Multiplies the outputs of a module by `scales` and divides the columns of all layers that
-    /// take these outputs by them, which leaves the model's function as it is. A module is named
-    /// by the [`Fold`] of the layers behind it.
+    /// take these outputs by them, which does not change the model's function. A module is named
+    /// as in the [`Fold`] of the layers after it.
     ///
     /// # Errors
     /// If the module is unknown, there is not one positive finite scale per output, or an output

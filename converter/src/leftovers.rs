@@ -89,7 +89,7 @@ pub(crate) fn warn_of_low_bit_sources(checkpoint: &Checkpoint, weights: &[Planne
     }
 }
 
-/// Whether a format has about four bits per weight or fewer.
+/// Returns `true` if a format has about four bits per weight or fewer.
 fn is_low_bit(format: Format) -> bool {
     match format {
         Format::F32 | Format::F16 | Format::Q8 => false,

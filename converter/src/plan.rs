@@ -127,12 +127,12 @@ impl Options {
     }
 }
 
-/// What is left of a checkpoint after pruning.
+/// The part of a checkpoint that is left after pruning.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pruning {
     /// `config.json` with the sizes after pruning, which becomes the record's.
     pub config: serde_json::Value,
-    /// What is kept.
+    /// The rows, columns and layers to keep.
     pub selection: Selection,
 }
 

@@ -1,5 +1,5 @@
-//! Reading rows of a weight: those that are kept, across the tensors that it is stacked of, with the
-//! factors that were folded into it.
+//! Reads the selected rows and columns of a weight from the tensors that it is stacked from, and
+//! applies the folded factors.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use edge_lmm_models::weights::{Extent, RowSource};
 use crate::plan::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
 
-/// Factors of a weight's rows and columns; none means 1.
+/// Factors of a weight's rows and columns; empty means 1.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Factors {
     rows: Vec<f32>,
@@ -48,7 +48,7 @@ fn multiply(all: &mut Vec<f32>, factors: &[f32]) {
     }
 }
 
-/// Appends rows of a weight to `out`. Beyond them, no more than one row of a source is in memory.
+/// Appends rows of a weight to `out`. At most one additional row of a source is in memory.
 ///
 /// # Errors
 /// If a tensor cannot be read.

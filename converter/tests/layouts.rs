@@ -78,7 +78,7 @@ fn check(checkpoint: &str, folder: &Path) {
     }
 }
 
-/// Every checkpoint that versions of `transformers` have saved, as its manifest says.
+/// Checks every saved layout of every checkpoint; the manifest has their number.
 #[test]
 fn all_versions() {
     let versions: Vec<PathBuf> = std::fs::read_dir(layouts())

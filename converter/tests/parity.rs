@@ -1,5 +1,5 @@
-//! Every stage of every test checkpoint against the reference implementation's values. A
-//! checkpoint is tested because it has a manifest in `models/tests/data/checkpoints`.
+//! Comparison of every stage of every test checkpoint with the reference implementation. The
+//! checkpoints are those with a manifest in `models/tests/data/checkpoints`.
 
 mod common;
 
@@ -23,7 +23,8 @@ fn check(manifest: &Manifest) {
     let mut compared = BTreeSet::new();
     let unpadded = manifest.tolerance("without_padding");
     for mut golden in manifest.goldens() {
-        // The reference is padded; its spectrogram can only be compared then, all else both ways.
+        // The reference is padded: the spectrogram is compared only with padding, everything else
+        // both ways.
         let options = match unpadded {
             Some(_) => padding(AudioPadding::Window),
             None => MediaOptions::default(),

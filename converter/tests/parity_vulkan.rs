@@ -13,11 +13,11 @@ use edge_lmm_models::media::{AudioPadding, MediaOptions};
 use edge_lmm_ops::Format;
 use libtest_mimic::{Arguments, Trial};
 
-/// Checks the samples that the manifest names.
+/// Checks the samples that the manifest lists for GPUs.
 fn check(manifest: &Manifest) {
     let mut engine = engine_on::<Vulkan>(manifest.open(), &F32);
     let goldens = manifest.goldens();
-    // The reference pads sounds.
+    // The reference pads audio.
     let options = MediaOptions {
         audio_padding: AudioPadding::Window,
         ..MediaOptions::default()

@@ -73,7 +73,7 @@ fn numbers(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
 
 #[test]
 fn q4_is_closer_to_trained_weights_than_q4_0() {
-    // What answers questions was trained.
+    // The checkpoints with a question set are trained.
     let trained = Manifest::of_the_hub()
         .into_iter()
         .filter(|manifest| manifest.questions.is_some());

@@ -24,7 +24,7 @@ fn open(path: &Path) -> Media {
     }
 }
 
-/// The reference's answers, by question.
+/// Reads the answers of the reference by question.
 fn reference(file: &str) -> BTreeMap<String, String> {
     let mut reader = csv::Reader::from_path(data().join(file)).expect("reference answers");
     let rows = reader.deserialize::<(String, String)>();

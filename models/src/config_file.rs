@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 
-/// `value` without the members that are null. Files of some versions write nulls for what they do
-/// not say, so a null counts like a missing member.
+/// Returns `value` without the members that are null. Files of some versions contain nulls for unset
+/// members.
 pub(crate) fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(members) => members
@@ -39,8 +39,8 @@ pub(crate) fn parse_section<T: DeserializeOwned>(
         .map_err(|error| ModelError::config(format!("config.json: {name}: {error}")))
 }
 
-/// The configuration of a multimodal model with the members of its `text_config`, where newer
-/// files keep the language model's, at the top, where older files have them. A null in
+/// Returns the configuration of a multimodal model with the members of its `text_config` at the top
+/// level, where older files have them. A null in
 /// `text_config` does not hide a member of the top level.
 pub(crate) fn flattened(config: &Value) -> Value {
     let mut flat = config.clone();

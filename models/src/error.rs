@@ -47,7 +47,7 @@ pub enum ModelError {
     /// The chat template cannot be rendered.
     #[error("chat template: {0}")]
     Template(String),
-    /// A picture, video or sound cannot be taken.
+    /// An image, video or sound cannot be taken.
     #[error(transparent)]
     Preprocess(#[from] PreprocessError),
     /// The model has no input of that kind.

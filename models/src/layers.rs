@@ -187,7 +187,7 @@ impl<B: KernelBackend> RmsNorm<B> {
         Self { gamma, eps }
     }
 
-    /// Normalises every row.
+    /// Normalizes every row.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         rms_norm(x, self.gamma.val(), self.eps as f32)
     }
@@ -208,7 +208,7 @@ impl<B: KernelBackend> LayerNorm<B> {
         Self { gamma, beta, eps }
     }
 
-    /// Normalises every row.
+    /// Normalizes every row.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         layer_norm(x, self.gamma.val(), self.beta.val(), self.eps as f32)
     }

@@ -7,24 +7,26 @@ use crate::error::ModelError;
 /// Progress within one computation: an encoder's run over a medium, or a prefill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Layers that are done.
+    /// Steps that are done.
     pub done: usize,
-    /// Layers in all, counted once per pass.
+    /// Steps in all: one per layer of a language model, two per layer of an encoder (attention and
+    /// MLP), counted once per pass.
     pub total: usize,
 }
 
 /// Receives the progress of a computation and may cancel it.
 ///
-/// Models report before every layer, so that a cancelled computation ends within one layer's time.
+/// Models report before every step, so that a cancelled computation ends within the time of one
+/// layer of a language model or half a layer of an encoder.
 pub struct Monitor<'a>(&'a mut dyn FnMut(Progress) -> ControlFlow<()>);
 
 impl<'a> Monitor<'a> {
-    /// Calls `report` before every layer; [`ControlFlow::Break`] cancels the computation.
+    /// Calls `report` before every step; [`ControlFlow::Break`] cancels the computation.
     pub fn new(report: &'a mut dyn FnMut(Progress) -> ControlFlow<()>) -> Self {
         Self(report)
     }
 
-    /// Reports that `done` of `total` layers are done.
+    /// Reports that `done` of `total` steps are done.
     ///
     /// # Errors
     /// [`ModelError::Cancelled`] if the computation is to stop.

@@ -15,8 +15,8 @@ pub(crate) const VOCABULARY: usize = 1 << 22;
 /// Most positions of a language model.
 pub(crate) const POSITIONS: usize = 1 << 24;
 
-/// What is wrong with the first of some sizes, given as `(field, value, largest)`, that is not
-/// between 1 and the largest value.
+/// Describes the first of some sizes, given as `(field, value, largest)`, that is not between 1 and
+/// the largest value.
 pub(crate) fn out_of_range(sizes: &[(&str, usize, usize)]) -> Option<String> {
     sizes
         .iter()
@@ -24,7 +24,7 @@ pub(crate) fn out_of_range(sizes: &[(&str, usize, usize)]) -> Option<String> {
         .map(|(name, size, largest)| format!("{name} is {size}, expected 1 to {largest}"))
 }
 
-/// A section of `config.json` by its name, which messages put before that of a field; empty for
+/// The name of a section of `config.json`, which precedes the names of fields in messages; empty for
 /// the top level.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Section<'a>(pub &'a str);
@@ -48,10 +48,10 @@ impl Section<'_> {
         }
     }
 
-    /// Checks that every head gets the same part of a width.
+    /// Checks that a width is divisible by a number of heads.
     ///
     /// # Errors
-    /// If one would get less than another.
+    /// If it is not.
     pub fn heads(&self, width: usize, heads: usize) -> Result<(), ModelError> {
         if heads > 0 && width.is_multiple_of(heads) {
             return Ok(());

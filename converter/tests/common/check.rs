@@ -10,17 +10,17 @@ use edge_lmm_models::media::MediaOptions;
 use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
-/// Golden values that are not stages.
+/// Golden values that are not captured stages.
 const NO_STAGES: [&str; 3] = ["greedy16", "logits_argmax_all", "window_index"];
 
-/// The error of a stage in a sample.
+/// The error of one stage of a sample.
 #[derive(Debug, Clone)]
 pub struct Compared {
     pub stage: String,
     pub error: f64,
 }
 
-/// Everything captured on the way to an answer that equals the golden one.
+/// Checks the answer to a sample; returns the captured stages.
 pub fn answer_sample<B: KernelBackend>(
     engine: &mut Session<B>,
     golden: &Golden,
@@ -45,7 +45,7 @@ pub fn answer_sample<B: KernelBackend>(
     found
 }
 
-/// Checks the answer to a sample and all of its stages; returns what was captured and compared.
+/// Checks the answer to a sample and all of its stages; returns the captured stages and their errors.
 pub fn check_sample<B: KernelBackend>(
     engine: &mut Session<B>,
     manifest: &Manifest,
@@ -112,13 +112,14 @@ fn captured<'a>(found: &'a BTreeMap<String, Captured>, stage: &str) -> &'a Captu
         .unwrap_or_else(|| panic!("{stage} is not captured"))
 }
 
-/// How many values differ.
+/// Returns the number of values that differ.
 fn different(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     found.iter().zip(expected).filter(|(f, e)| f != e).count() as f64
 }
 
-/// How many ids differ. The reference marks visual tokens by negative ids; any id matches them.
+/// Returns the number of ids that differ. The reference marks visual tokens by negative ids; any id
+/// matches them.
 fn different_ids(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len(), "tokens");
     let same = |(f, e): (&f32, &f32)| *e < 0.0 || f == e;
@@ -129,8 +130,8 @@ fn different_ids(found: &[f32], expected: &[f32]) -> f64 {
         .count() as f64
 }
 
-/// The largest difference of preprocessed values. A golden may contain only the first values, or
-/// end in crops of zeros.
+/// Returns the largest difference of preprocessed values. A golden may contain only the first values,
+/// or end in crops of zeros.
 fn beginning(found: &[f32], expected: &[f32]) -> f64 {
     let own = found.len().min(expected.len());
     let missing = expected[own..].iter().any(|&value| value != 0.0);
@@ -144,8 +145,8 @@ fn largest_difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f6
         .fold(0.0, f64::max)
 }
 
-/// The goldens of a trained checkpoint hold the first frames of a spectrogram or the means of its
-/// bins over the frames of the sound.
+/// Returns the largest difference of a spectrogram: the goldens of a trained checkpoint hold the
+/// first frames, or the means of the bins over the frames of the sound.
 fn mel(stage: &str, features: &Captured, golden: &Golden, expected: &[f32]) -> f64 {
     let rows = features.values.chunks(features.shape[2]);
     let bins = features.shape[1];

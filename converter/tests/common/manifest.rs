@@ -9,27 +9,27 @@ use serde::de::DeserializeOwned;
 
 use super::{Golden, data, goldens};
 
-/// What is known of a checkpoint; paths are below the folder of test data.
+/// The description of a checkpoint; paths are relative to the folder of test data.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     #[serde(skip)]
     pub name: String,
-    /// What it is there to catch.
+    /// The cases that it covers.
     pub about: String,
-    /// A folder in the layout of the hub, or a language model of llama.cpp.
+    /// A folder in the layout of the hub, or a language model as GGUF.
     pub weights: String,
-    /// The tower beside the latter.
+    /// The encoder that belongs to the latter.
     pub mmproj: Option<String>,
-    /// The checkpoint that says what a file of llama.cpp cannot.
+    /// The checkpoint with the properties that a GGUF file cannot express.
     pub original: Option<Original>,
     /// The folder of reference values.
     pub goldens: String,
-    /// Reference samples, so that a missing one is noticed.
+    /// Number of reference samples, so that a missing one is noticed.
     pub samples: usize,
-    /// What is compared of them.
+    /// Names of the compared stages.
     pub stages: Vec<String>,
-    /// Tolerances that differ from those of all checkpoints, and further ones.
+    /// Tolerances that differ from the common ones, and additional ones.
     #[serde(default)]
     pub tolerances: BTreeMap<String, Tolerance>,
     /// Samples that are checked on GPUs.
@@ -40,8 +40,8 @@ pub struct Manifest {
     /// Versions of `transformers` that have saved it for the tests of layouts.
     #[serde(default)]
     pub layouts: usize,
-    /// Spellings of control tokens that its prompts must take for text. There are none for files
-    /// of llama.cpp, whose prompts are those of the original.
+    /// Spellings of control tokens that its prompts must treat as text; missing for GGUF files, whose
+    /// prompts are those of the original.
     pub spellings: Option<Vec<String>>,
 }
 
@@ -67,7 +67,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> T {
 }
 
 impl Manifest {
-    /// All checkpoints, by name.
+    /// Returns all checkpoints, sorted by name.
     pub fn all() -> Vec<Self> {
         let folder = std::fs::read_dir(data().join("checkpoints")).expect("manifests");
         let mut names: Vec<String> = folder
@@ -79,14 +79,14 @@ impl Manifest {
         names.iter().map(|name| Self::named(name)).collect()
     }
 
-    /// Those in the layout of the hub.
+    /// Returns the checkpoints in the layout of the hub.
     pub fn of_the_hub() -> Vec<Self> {
         let mut all = Self::all();
         all.retain(|manifest| data().join(&manifest.weights).is_dir());
         all
     }
 
-    /// One checkpoint.
+    /// Returns one checkpoint.
     pub fn named(name: &str) -> Self {
         let path = data().join("checkpoints").join(format!("{name}.json"));
         Self {
@@ -95,7 +95,7 @@ impl Manifest {
         }
     }
 
-    /// Opens it.
+    /// Opens the checkpoint.
     pub fn open(&self) -> Checkpoint {
         let mmproj = self.mmproj.as_ref().map(|file| data().join(file));
         let open = |path: &str, mmproj| Checkpoint::open(&data().join(path), mmproj);
@@ -108,14 +108,14 @@ impl Manifest {
         checkpoint
     }
 
-    /// The reference samples.
+    /// Reads the reference samples.
     pub fn goldens(&self) -> Vec<Golden> {
         let goldens = goldens(&data().join(&self.goldens));
         assert_eq!(goldens.len(), self.samples, "{}", self.name);
         goldens
     }
 
-    /// A tolerance, the checkpoint's own or that of all.
+    /// Returns a tolerance: the checkpoint's own or the common one.
     pub fn tolerance(&self, name: &str) -> Option<f64> {
         let common: BTreeMap<String, Tolerance> = read(&data().join("tolerances.json"));
         let found = self.tolerances.get(name).or(common.get(name));

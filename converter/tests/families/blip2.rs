@@ -1,4 +1,4 @@
-//! BLIP-2: what is kept of a conversation, and how many images a prompt takes.
+//! BLIP-2: the reused state of a conversation, and the number of images of a prompt.
 
 use edge_lmm::{Media, Request};
 use edge_lmm_models::prompt::Message;

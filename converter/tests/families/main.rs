@@ -1,8 +1,9 @@
-//! What single families do beyond the stages that `parity.rs` compares.
+//! Behavior of single families beyond the stages that `parity.rs` compares.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod blip2;
 mod phi3;
+mod progress;
 mod qwen2_audio;

@@ -1,4 +1,4 @@
-//! Phi-3: short and long sequences, whose rotary embeddings differ.
+//! Phi-3: short and long sequences, which have different rotary embeddings.
 
 use edge_lmm::Request;
 use edge_lmm_models::prompt::{Message, Role};

@@ -36,8 +36,8 @@ fn odd_media() {
         let error = answer(&mut engine, &[medium]).expect_err(expected);
         assert!(error.contains(expected), "{error}");
     }
-    let picture = edge_lmm::media::load_image(&data().join("goldens/qwen25vl-tiny/sample_0.png"));
-    let error = answer(&mut engine, &[Media::image(picture.expect("a picture"))]);
+    let image = edge_lmm::media::load_image(&data().join("goldens/qwen25vl-tiny/sample_0.png"));
+    let error = answer(&mut engine, &[Media::image(image.expect("an image"))]);
     assert!(error.unwrap_err().contains("takes no images"));
     // Silence, something far too loud and 40 seconds are sounds like any other.
     for samples in [vec![0.0; 16_000], vec![1e6; 16_000], vec![0.1; 640_000]] {

@@ -1,5 +1,5 @@
-//! What the declarations of weights say beyond names and sizes: which rows and columns are kept,
-//! where scales can be moved to, and which products there are.
+//! Declarations of weights beyond names and sizes: the selected rows and columns, the modules that
+//! take a scale, and the products.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -250,7 +250,7 @@ fn fused_projections_layers_heads_and_tokens() {
     }
 }
 
-/// What can be named, over a decoder, an encoder and a decoder, and three kinds of encoders.
+/// Lists the dimensions of a decoder, of an encoder with a decoder, and of three kinds of encoders.
 #[test]
 fn dimensions_are_listed() {
     for (name, dimensions) in [

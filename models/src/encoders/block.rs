@@ -1,5 +1,5 @@
-//! The pre-norm transformer block of the vision towers: layer norm, attention, layer norm,
-//! feed-forward. CLIP, EVA-CLIP and Qwen2-VL differ in the names of their tensors, the activation,
+//! The pre-norm transformer block of the vision towers: layer norm, attention, layer norm, MLP.
+//! CLIP, EVA-CLIP and Qwen2-VL differ in the names of their tensors, the activation,
 //! and whether queries and keys are rotated.
 
 use burn::module::Module;
@@ -8,40 +8,41 @@ use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, encoder_atte
 
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear};
+use crate::monitor::Monitor;
 use crate::text::rotary::RotaryTable;
 use crate::weights::Scope;
 
-/// What a block is made of.
+/// Sizes and names of a [`Block`].
 #[derive(Debug, Clone, Copy)]
 pub struct BlockConfig<'a> {
-    /// Heads, which share the residual stream's width.
+    /// Attention heads; their total width is that of the residual stream.
     pub heads: Heads,
-    /// Width of the feed-forward.
+    /// Width of the MLP.
     pub ffn: usize,
-    /// Activation of the feed-forward.
+    /// Activation of the MLP.
     pub activation: Activation,
     /// Epsilon of the norms.
     pub eps: f64,
-    /// Whether queries, keys and values have a bias.
+    /// `true` if queries, keys and values have a bias.
     pub qkv_bias: bool,
-    /// The modules in the checkpoint.
+    /// Names of the modules in the checkpoint.
     pub names: &'a BlockNames,
 }
 
 /// Names of a block's modules in the checkpoint.
 #[derive(Debug)]
 pub struct BlockNames {
-    /// The norms before attention and before the feed-forward.
+    /// The norms before attention and before the MLP.
     pub norms: [&'static str; 2],
     /// Queries, keys and values, in one module or in three.
     pub qkv: &'static [&'static str],
     /// The projection of the attention's output.
     pub out: &'static str,
-    /// The two layers of the feed-forward.
+    /// The two layers of the MLP.
     pub mlp: [&'static str; 2],
 }
 
-/// The block.
+/// A pre-norm transformer block.
 #[derive(Module, Debug)]
 pub struct Block<B: KernelBackend> {
     attention_norm: LayerNorm<B>,
@@ -82,14 +83,21 @@ impl<B: KernelBackend> Block<B> {
         })
     }
 
+    /// Reports progress before attention and before the MLP.
+    ///
     /// # Shapes
     /// - x and output: `[tokens, width]`; table: one row per token
+    ///
+    /// # Errors
+    /// If `monitor` cancels.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
         mask: Mask<'_>,
         table: Option<&RotaryTable<B>>,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        monitor.report(0, 2)?;
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
@@ -97,15 +105,17 @@ impl<B: KernelBackend> Block<B> {
             let attended = self_attention(qkv, self.heads, mask, table, quantized);
             self.out.forward_residual(attended, x)
         };
+        monitor.report(1, 2)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
-        self.up
-            .feed_forward(normed, self.activation, &self.down, Some(x))
+        Ok(self
+            .up
+            .feed_forward(normed, self.activation, &self.down, Some(x)))
     }
 }
 
-/// Attention of an encoder's tokens to each other. `quantized` says whether queries, keys and
-/// values are products with integers.
+/// Self-attention of an encoder. `quantized` is `true` if the projection of queries, keys and values
+/// is quantized.
 ///
 /// # Shapes
 /// - qkv: `[tokens, 3 * width]`, output: `[tokens, width]`
@@ -128,7 +138,7 @@ pub fn self_attention<B: KernelBackend>(
     encoder_attention(qkv, k, v, heads, mask, scale, quantized)
 }
 
-/// `count` heads that share `width` evenly.
+/// Returns `count` heads of `width / count` elements each.
 pub fn equal_heads(count: usize, width: usize) -> Heads {
     Heads {
         heads: count,

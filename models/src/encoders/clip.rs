@@ -127,7 +127,7 @@ impl ClipConfig {
     }
 
     /// Returns the number of values of an image.
-    pub fn picture_len(&self) -> usize {
+    pub fn image_len(&self) -> usize {
         self.num_channels * self.image_size * self.image_size
     }
 
@@ -226,9 +226,10 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         probe::capture("patch_embed", &x);
         x = self.pre_norm.forward(x);
         for (i, block) in self.blocks.iter().enumerate() {
-            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
-            x = block.forward(x, Mask::Full, None);
+            x = monitor.pass(i, self.blocks.len(), |monitor| {
+                block.forward(x, Mask::Full, None, monitor)
+            })?;
         }
         Ok(x)
     }

@@ -155,8 +155,8 @@ impl<B: KernelBackend> EvaVit<B> {
         })
     }
 
-    /// The features as inputs of the layers that they go into, all of which must be declared with
-    /// them; `scope` is that of [`Self::init`].
+    /// Describes the features as inputs of the layers after the tower, all of which must be declared
+    /// with them; `scope` is that of [`Self::init`].
     pub fn outputs(config: &EvaVitConfig, scope: &Scope<'_, '_, B>) -> Inputs {
         scope.normed("norm", config.hidden_size)
     }
@@ -180,9 +180,10 @@ impl<B: KernelBackend> EvaVit<B> {
         };
         probe::capture("patch_embed", &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
-            x = block.forward(x, Mask::Full, None);
+            x = monitor.pass(i, self.blocks.len(), |monitor| {
+                block.forward(x, Mask::Full, None, monitor)
+            })?;
         }
         Ok(self.norm.forward(x))
     }

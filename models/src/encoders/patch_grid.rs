@@ -15,13 +15,13 @@ use crate::text::rotary::{RotaryTable, inverse_frequencies};
 /// it, newer ones write it into `vision_config`.
 const THETA: f64 = 10_000.0;
 
-/// How the towers cut images and videos into patches; the names are those of `vision_config`.
+/// Patch sizes of the towers, named as in `vision_config`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct PatchConfig {
     in_channels: usize,
     patch_size: usize,
-    /// Patches on each side of a token.
+    /// Patches per side of a token.
     pub spatial_merge_size: usize,
     temporal_patch_size: usize,
 }
@@ -51,17 +51,17 @@ impl PatchConfig {
         ])
     }
 
-    /// Values of a patch.
+    /// Returns the number of values of a patch.
     pub fn width(&self) -> usize {
         self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
-    /// Pixels on each side of a token.
+    /// Returns the number of pixels per side of a token.
     pub fn token_side(&self) -> usize {
         self.patch_size * self.spatial_merge_size
     }
 
-    /// What the preprocessing must match.
+    /// Returns the sizes that the preprocessing must match.
     pub fn size(&self) -> PatchSize {
         PatchSize {
             side: self.patch_size,
@@ -70,7 +70,7 @@ impl PatchConfig {
         }
     }
 
-    /// The merger of patches with `patch_width` features into tokens.
+    /// Returns the sizes of the merger of patches with `patch_width` features into tokens.
     pub fn merger(&self, patch_width: usize, token_width: usize) -> MergerConfig {
         MergerConfig {
             patch_width,
@@ -80,10 +80,10 @@ impl PatchConfig {
     }
 }
 
-/// Checks that heads can be rotated by rows and columns.
+/// Checks that heads can be rotated by row and column.
 ///
 /// # Errors
-/// If a head is no multiple of four elements.
+/// If the size of a head is not a multiple of four.
 pub(crate) fn check_heads(width: usize, heads: usize) -> Result<(), ModelError> {
     if width.is_multiple_of(4 * heads) {
         return Ok(());

@@ -103,7 +103,7 @@ pub struct QFormer<B: KernelBackend> {
 
 impl<B: KernelBackend> QFormer<B> {
     /// Declares the weights; `scope` is the checkpoint prefix of `query_tokens` and `qformer`.
-    /// `features` are those of the image.
+    /// `features` describes the image features.
     ///
     /// # Errors
     /// If the configuration is invalid or a weight is missing.
@@ -136,7 +136,7 @@ impl<B: KernelBackend> QFormer<B> {
         })
     }
 
-    /// The outputs as inputs of the layer that they go into; `scope` is that of [`Self::init`].
+    /// Describes the outputs as inputs of the next layer; `scope` is that of [`Self::init`].
     pub fn outputs(config: &QFormerConfig, scope: &Scope<'_, '_, B>) -> Inputs {
         let last = config.num_hidden_layers.saturating_sub(1);
         scope.normed(&format!("layers.{last}.mlp_norm"), config.hidden_size)

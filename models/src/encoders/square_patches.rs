@@ -1,9 +1,9 @@
-//! Square images of a fixed size in square patches, as CLIP and EVA-CLIP see them.
+//! Square images of a fixed size in square patches, as used by CLIP and EVA-CLIP.
 
 use crate::error::ModelError;
 use crate::sizes::Section;
 
-/// How an image is cut into patches.
+/// Sizes of an image and its patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SquarePatches {
     /// Channels of an image.
@@ -15,10 +15,10 @@ pub(crate) struct SquarePatches {
 }
 
 impl SquarePatches {
-    /// Checks the sizes, which `section` has as `image_size` and `patch_size`.
+    /// Checks the sizes, which are `image_size` and `patch_size` of `section`.
     ///
     /// # Errors
-    /// If a size is out of range or no patch fits into an image.
+    /// If a size is out of range, or a patch is larger than an image.
     pub fn check(&self, section: Section<'_>) -> Result<(), ModelError> {
         section.sizes(&[
             ("image_size", self.image_size, 1 << 13),
@@ -33,17 +33,18 @@ impl SquarePatches {
         Ok(())
     }
 
-    /// Patches on each side of an image; pixels left over at the edge are not used.
+    /// Returns the number of patches per side of an image; pixels beyond the last whole patch are
+    /// ignored.
     pub fn side(&self) -> usize {
         self.image_size / self.patch_size.max(1)
     }
 
-    /// Patches of an image.
+    /// Returns the number of patches of an image.
     pub fn count(&self) -> usize {
         self.side() * self.side()
     }
 
-    /// Values of a patch.
+    /// Returns the number of values of a patch.
     pub fn width(&self) -> usize {
         self.channels * self.patch_size * self.patch_size
     }
@@ -73,7 +74,7 @@ impl SquarePatches {
 mod tests {
     use super::*;
 
-    /// Worked by hand: the value of a pixel is `100 * channel + 10 * row + column`.
+    /// Computed by hand: the value of a pixel is `100 * channel + 10 * row + column`.
     #[test]
     fn patches_are_ordered_channel_row_column() {
         let patches = SquarePatches {

@@ -131,7 +131,7 @@ impl<B: KernelBackend> WhisperEncoder<B> {
         })
     }
 
-    /// The normalised states as inputs of the layer that they go into; `scope` is that of
+    /// Describes the normalized states as inputs of the next layer; `scope` is that of
     /// [`Self::init`].
     pub fn outputs(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Inputs {
         scope.normed("norm", config.d_model)
@@ -158,9 +158,10 @@ impl<B: KernelBackend> WhisperEncoder<B> {
             self.convolve(spectrogram, count)
         };
         for (i, layer) in self.layers.iter().enumerate() {
-            monitor.report(i, self.layers.len())?;
             let _layer = stage::scope(format_args!("layers.{i}"));
-            x = layer.forward(x, valid, self.heads);
+            x = monitor.pass(i, self.layers.len(), |monitor| {
+                layer.forward(x, valid, self.heads, monitor)
+            })?;
         }
         Ok(x)
     }
@@ -265,7 +266,14 @@ impl<B: KernelBackend> EncoderLayer<B> {
         })
     }
 
-    fn forward(&self, x: Tensor<B, 2>, valid: usize, heads: Heads) -> Tensor<B, 2> {
+    fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        valid: usize,
+        heads: Heads,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        monitor.report(0, 2)?;
         let x = {
             let _stage = stage::module("attention");
             let width = heads.heads * heads.head_dim;
@@ -282,10 +290,12 @@ impl<B: KernelBackend> EncoderLayer<B> {
                 encoder_attention(query_value, key, value, heads, Mask::Full, scale, quantized);
             self.out.forward_residual(attended, x)
         };
+        monitor.report(1, 2)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
-        self.up
-            .feed_forward(normed, Activation::Gelu, &self.down, Some(x))
+        Ok(self
+            .up
+            .feed_forward(normed, Activation::Gelu, &self.down, Some(x)))
     }
 }
 

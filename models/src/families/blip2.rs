@@ -1,5 +1,5 @@
 //! BLIP-2 (Li et al. 2023, <https://arxiv.org/abs/2301.12597>): an EVA-CLIP vision tower, a
-//! Q-Former that makes a few tokens of a picture whatever its size, and a language model, OPT or
+//! Q-Former that makes a few tokens of an image whatever its size, and a language model, OPT or
 //! Flan-T5. The reference is `modeling_blip_2.py` of `transformers`.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //! edge-lmm run blip2.bpk --image cat.jpg --prompt "What is this?"
 //! ```
 //!
-//! A prompt has at most one picture; its tokens stand before everything else. The language models
+//! A prompt has at most one image; its tokens stand before everything else. The language models
 //! were not trained on conversations: earlier turns are put before the question as the paper's
 //! authors do (`Question: … Answer: …. Question: … Answer:`).
 
@@ -90,7 +90,7 @@ impl Config {
     }
 }
 
-/// How pictures become squares of `side` pixels.
+/// How images become squares of `side` pixels.
 fn parse_preprocess(file: Option<&Value>, side: usize) -> Result<PreprocessConfig, ModelError> {
     let target = Target::Exact {
         height: side,
@@ -106,7 +106,7 @@ fn parse_preprocess(file: Option<&Value>, side: usize) -> Result<PreprocessConfi
     if config.target != Some(target) || config.crop.is_some() {
         return Err(ModelError::config(format!(
             "preprocessor_config.json asks for {:?}, cropped to {:?}; the vision tower takes \
-             pictures resized to {side}x{side} (vision_config.image_size), not cropped",
+             images resized to {side}x{side} (vision_config.image_size), not cropped",
             config.target, config.crop
         )));
     }
@@ -266,7 +266,7 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
         conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        // Pictures stand before the text, wherever the messages show them.
+        // Images stand before the text, wherever the messages show them.
         let rendered = text.render(conversation, DEFAULT_TEMPLATE, |_| String::new())?;
         self.layout.prompt(&text.encode(&rendered)?, media)
     }
@@ -292,10 +292,10 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
     }
 }
 
-/// How picture and text follow each other.
+/// How image and text follow each other.
 #[derive(Debug, Clone, Copy)]
 struct PromptLayout {
-    /// What stands for a token of the picture; where the vocabulary has none for this, any token:
+    /// What stands for a token of the image; where the vocabulary has none for this, any token:
     /// it is never looked up.
     placeholder: u32,
     /// Whether the vocabulary has one.
@@ -326,18 +326,18 @@ impl PromptLayout {
         })
     }
 
-    /// The picture's tokens, then the text between what the language model expects around it.
+    /// The image's tokens, then the text between what the language model expects around it.
     fn prompt(&self, text: &[u32], media: &[&Layout]) -> Result<Prompt, ModelError> {
         if media.len() > 1 {
             return Err(ModelError::Prompt(format!(
-                "{} pictures, but {} takes at most one",
+                "{} images, but {} takes at most one",
                 media.len(),
                 INFO.title
             )));
         }
         if self.own_placeholder && text.contains(&self.placeholder) {
             return Err(ModelError::Prompt(
-                "the text contains the token that stands for a picture".to_owned(),
+                "the text contains the token that stands for an image".to_owned(),
             ));
         }
         let mut prompt = PromptBuilder::new();
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_stands_before_the_first_token() {
+    fn the_image_stands_before_the_first_token() {
         let opt = layout(Some(99), Some(2), None);
         let prompt = opt.prompt(&[7, 8], &[&image(3)]).unwrap();
         assert_eq!(prompt.ids, [99, 99, 99, 2, 7, 8]);
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_must_fit_the_tower() {
+    fn images_must_fit_the_tower() {
         assert!(parse_preprocess(None, 224).is_ok());
         let blip = |size| json!({"image_processor_type": "BlipImageProcessor", "size": size});
         assert!(parse_preprocess(Some(&blip(json!(224))), 224).is_ok());
@@ -448,10 +448,7 @@ mod tests {
         let error = layout.prompt(&[7], &[&image(3), &image(3)]).unwrap_err();
         assert!(error.to_string().contains("at most one"), "{error}");
         let error = layout.prompt(&[7, 99], &[&image(3)]).unwrap_err();
-        assert!(
-            error.to_string().contains("stands for a picture"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("stands for an image"), "{error}");
         let outside = PromptLayout::new(Some(100), layout.traits, 100).unwrap_err();
         assert!(
             outside.to_string().contains("image_token_index"),

@@ -219,11 +219,11 @@ fn preprocess_config(
     match made {
         Some(size) if size == (side, side) => Ok(config),
         Some((height, width)) => Err(ModelError::config(format!(
-            "preprocessor_config.json makes pictures of {width}x{height} pixels, \
+            "preprocessor_config.json makes images of {width}x{height} pixels, \
              the vision tower takes {side}x{side}"
         ))),
         None => Err(ModelError::config(format!(
-            "preprocessor_config.json makes pictures of any shape (no crop_size), \
+            "preprocessor_config.json makes images of any shape (no crop_size), \
              the vision tower takes {side}x{side}"
         ))),
     }

@@ -1,5 +1,5 @@
 //! Phi-3-Vision and Phi-3.5-Vision (Abdin et al. 2024, <https://arxiv.org/abs/2404.14219>): a
-//! picture in crops and as a whole through a CLIP tower, 2x2 patches merged, learned separators
+//! image in crops and as a whole through a CLIP tower, 2x2 patches merged, learned separators
 //! after every row and between crops and whole, an MLP, and a Phi-3 decoder with LongRoPE. The
 //! reference is the code published beside the weights (`modeling_phi3_v.py`,
 //! `processing_phi3_v.py`).
@@ -44,7 +44,7 @@ const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
 <|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}";
 
-/// How a picture is written in a prompt, before and after its number.
+/// How an image is written in a prompt, before and after its number.
 const TAG: (&str, &str) = ("<|image_", "|>");
 
 /// Stands for visual tokens among the ids; the reference has negative ones there, which no table
@@ -183,13 +183,13 @@ impl<B: KernelBackend> Phi3Vision<B> {
         })
     }
 
-    /// Tokens of a picture in that many rows and columns of crops.
+    /// Tokens of an image in that many rows and columns of crops.
     fn tokens(&self, [rows, columns]: [usize; 2]) -> usize {
         let side = self.clip.side() / 2;
         rows * side * (columns * side + 1) + 1 + side * (side + 1)
     }
 
-    /// The configuration, or as many fewer crops as bring a picture's tokens under the limit.
+    /// The configuration, or as many fewer crops as bring an image's tokens under the limit.
     fn preprocess(&self, image: &RgbImage, options: &MediaOptions) -> PreprocessConfig {
         let most = options.image_tokens.map_or(usize::MAX, |(_, most)| most);
         let mut config = self.preprocess.clone();
@@ -261,7 +261,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         conversation: Conversation<'_>,
         media: &[&Layout],
     ) -> Result<Prompt, ModelError> {
-        // Numbers have to rise from picture to picture, so the order alone says which is which.
+        // Numbers have to rise from image to image, so the order alone says which is which.
         let placeholder = |_| format!("{}1{}\n", TAG.0, TAG.1);
         let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
         let chunks = rendered.split(split_at_tags);
@@ -291,7 +291,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         let crops: Vec<Tensor<B, 2>> = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
-            let crops = medium.values.chunks_exact(self.clip.picture_len());
+            let crops = medium.values.chunks_exact(self.clip.image_len());
             let count = crops.len();
             crops
                 .enumerate()
@@ -308,7 +308,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
     }
 }
 
-/// The text between the tags of pictures, `<|image_1|>` and so on.
+/// The text between the tags of images, `<|image_1|>` and so on.
 fn split_at_tags(text: &str) -> Vec<&str> {
     let (mut chunks, mut start, mut from) = (Vec::new(), 0, 0);
     while let Some(found) = text[from..].find(TAG.0) {
@@ -393,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_split_at_the_tags_of_pictures() {
+    fn text_is_split_at_the_tags_of_images() {
         assert_eq!(split_at_tags("none"), ["none"]);
         assert_eq!(split_at_tags("<|image_1|>\na<|image_12|>"), ["", "\na", ""]);
         let text = "<|image_|> <|image_1 <|image_<|image_2|>x";

@@ -359,13 +359,14 @@ impl<B: KernelBackend> VisionTransformer<B> {
         probe::capture("patch_embed", &x);
         x = reorder(x, group, &windows.order);
         for (i, block) in self.blocks.iter().enumerate() {
-            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
             let segments = match self.full_attention.contains(&i) {
                 true => &slices,
                 false => &windows.ends,
             };
-            x = block.forward(x, &table, segments, self.heads);
+            x = monitor.pass(i, self.blocks.len(), |monitor| {
+                block.forward(x, &table, segments, self.heads, monitor)
+            })?;
         }
         Ok(x)
     }
@@ -414,7 +415,9 @@ impl<B: KernelBackend> VisionBlock<B> {
         table: &RotaryTable<B>,
         segments: &[usize],
         heads: Heads,
-    ) -> Tensor<B, 2> {
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        monitor.report(0, 2)?;
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
@@ -422,10 +425,12 @@ impl<B: KernelBackend> VisionBlock<B> {
             let attended = self_attention(qkv, heads, mask, Some(table), quantized);
             self.out.forward_residual(attended, x)
         };
+        monitor.report(1, 2)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
-        self.gate_up
-            .gated_feed_forward(normed, Activation::Silu, &self.down, Some(x))
+        Ok(self
+            .gate_up
+            .gated_feed_forward(normed, Activation::Silu, &self.down, Some(x)))
     }
 }
 

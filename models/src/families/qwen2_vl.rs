@@ -1,5 +1,5 @@
 //! Qwen2-VL (Wang et al. 2024, <https://arxiv.org/abs/2409.12191>): a vision transformer at the
-//! picture's own resolution with 2-D rotary embeddings, a merger that makes one token of 2x2
+//! image's own resolution with 2-D rotary embeddings, a merger that makes one token of 2x2
 //! patches, and a Qwen2 decoder whose rotary embeddings know time, height and width (M-RoPE).
 //! The reference is `modeling_qwen2_vl.py` of `transformers`.
 //!
@@ -264,9 +264,10 @@ impl<B: KernelBackend> VisionTransformer<B> {
         };
         probe::capture("patch_embed", &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            monitor.report(i, self.blocks.len())?;
             let _block = stage::scope(format_args!("blocks.{i}"));
-            x = block.forward(x, Mask::Segments(&segments), Some(&table));
+            x = monitor.pass(i, self.blocks.len(), |monitor| {
+                block.forward(x, Mask::Segments(&segments), Some(&table), monitor)
+            })?;
         }
         Ok(x)
     }

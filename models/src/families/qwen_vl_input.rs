@@ -1,4 +1,4 @@
-//! Pictures, videos and prompts of Qwen2-VL and Qwen2.5-VL.
+//! Images, videos and prompts of Qwen2-VL and Qwen2.5-VL.
 
 use serde::Deserialize;
 
@@ -92,10 +92,10 @@ impl QwenVlInput {
         self.video.temporal_patch_size
     }
 
-    /// A picture in patches.
+    /// An image in patches.
     ///
     /// # Errors
-    /// If the picture cannot be taken.
+    /// If the image cannot be taken.
     pub fn image(
         &self,
         image: &RgbImage,

@@ -190,13 +190,13 @@ pub struct DecoderNames {
 }
 
 impl DecoderNames {
-    /// Those of a language model alone, and of a multimodal model that extends one.
+    /// Names in a text-only model, and in a multimodal model that extends one.
     pub const TOP: Self = Self {
         model: "model",
         head: "lm_head",
     };
 
-    /// Those of a language model inside another model.
+    /// Names in a language model inside another model.
     pub const NESTED: Self = Self {
         model: "language_model.model",
         head: "language_model.lm_head",

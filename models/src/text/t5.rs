@@ -419,7 +419,7 @@ impl<B: KernelBackend> Decoder<B> {
             .collect()
     }
 
-    /// The normalised hidden states that `input` asks for.
+    /// The normalized hidden states that `input` asks for.
     fn forward(
         &self,
         input: StepInput<'_, B>,
@@ -557,7 +557,7 @@ impl<B: KernelBackend> FeedForward<B> {
     }
 }
 
-/// What holds the sublayers of a layer in the checkpoint.
+/// Returns the checkpoint prefix of the sublayers of a layer.
 fn layer_source(layer: usize) -> String {
     format!("block.{layer}.layer")
 }

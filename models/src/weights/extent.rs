@@ -1,4 +1,4 @@
-//! Which rows or columns of its source tensors a weight is made of.
+//! Selection of rows and columns of the source tensors of a weight.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use crate::error::ModelError;
 
-/// Rows or columns that a weight has, and where they stand in its source tensor.
+/// Rows or columns of a weight, and their places in its source tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Extent {
-    /// All that the source has.
+    /// All of the source.
     All(usize),
     /// Some of them.
     Some {
         /// Rows or columns of the source.
         of: usize,
-        /// Those that are taken, in the weight's order; each is below `of`.
+        /// The selected ones, in the weight's order; each is below `of`.
         indices: Arc<[u32]>,
     },
 }
 
 impl Extent {
-    /// Rows or columns of the weight.
+    /// Returns the number of rows or columns of the weight.
     pub fn len(&self) -> usize {
         match self {
             Self::All(len) => *len,
@@ -29,12 +29,12 @@ impl Extent {
         }
     }
 
-    /// Whether the weight takes nothing.
+    /// Returns `true` if nothing is selected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Rows or columns of the source.
+    /// Returns the number of rows or columns of the source.
     pub fn source_len(&self) -> usize {
         match self {
             Self::All(len) => *len,
@@ -42,7 +42,7 @@ impl Extent {
         }
     }
 
-    /// Row or column of the source that stands at `place` of the weight.
+    /// Returns the row or column of the source at `place` of the weight.
     pub fn source_index(&self, place: usize) -> usize {
         match self {
             Self::All(_) => place,
@@ -50,7 +50,8 @@ impl Extent {
         }
     }
 
-    /// The places `range` of the weight as ranges of the source, as long as possible and in order.
+    /// Returns the places `range` of the weight as ranges of the source, as long as possible and in
+    /// order.
     pub fn runs(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> + '_ {
         let mut place = range.start;
         std::iter::from_fn(move || {
@@ -69,7 +70,7 @@ impl Extent {
         })
     }
 
-    /// Several extents of one source, one after the other, such as the parts of a fused projection.
+    /// Concatenates extents of one source, such as the parts of a fused projection.
     pub fn stacked(parts: &[&Self]) -> Self {
         let of = parts.iter().map(|part| part.source_len()).sum();
         if parts.iter().all(|part| matches!(part, Self::All(_))) {
@@ -87,7 +88,7 @@ impl Extent {
         }
     }
 
-    /// An extent of units of `size` rows or columns each, where `self` counts units.
+    /// Returns an extent of units of `size` rows or columns each, where `self` counts units.
     fn in_units_of(&self, size: usize) -> Self {
         match self {
             Self::All(len) => Self::All(len * size),
@@ -114,9 +115,9 @@ impl From<&Self> for Extent {
     }
 }
 
-/// What is kept of the dimensions of a checkpoint, by the dimension's name: the path of the module
-/// that declares it and a word for what it counts, such as `text.layers.3.ffn`, `text.layers` or
-/// `text.vocabulary`. Layers have their numbers in the record. What is not named stays whole.
+/// The kept indices of a checkpoint's dimensions, by the dimension's name: the path of the module
+/// that declares it and a word for the counted units, such as `text.layers.3.ffn`, `text.layers` or
+/// `text.vocabulary`. Layers have their numbers in the record. Other dimensions stay whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection(BTreeMap<String, Extent>);
 
@@ -125,7 +126,7 @@ impl Selection {
     /// pruning must count as many units as there are indices.
     ///
     /// # Errors
-    /// If there are no indices, or one is not below `of` or stands there twice.
+    /// If there are no indices, or one is not below `of` or occurs twice.
     pub fn keep(&mut self, dimension: &str, of: usize, indices: &[u32]) -> Result<(), ModelError> {
         let invalid = |reason: String| ModelError::config(format!("{dimension}: {reason}"));
         if indices.is_empty() {
@@ -149,12 +150,12 @@ impl Selection {
         }
     }
 
-    /// The names of the dimensions of which something is left out.
+    /// Returns the names of the selected dimensions.
     pub fn dimensions(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
-    /// The extent of a dimension that has `count` units of `size` rows or columns after pruning.
+    /// Returns the extent of a dimension that has `count` units of `size` rows or columns after pruning.
     pub(super) fn extent(
         &self,
         dimension: &str,

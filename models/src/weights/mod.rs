@@ -1,4 +1,4 @@
-//! Where every weight of a model comes from and how it is stored.
+//! Source and storage of every weight of a model.
 //!
 //! A model is built once, by one piece of code, for both programs: its `init` walks the module
 //! tree with a [`Scope`] and declares each weight with its name in the record (the path of burn's
@@ -54,8 +54,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
         }
     }
 
-    /// Takes only `selection` out of the checkpoint. The configuration that the model is built
-    /// from is the one after pruning.
+    /// Selects a part of the checkpoint. The model is built from the configuration after pruning.
     pub fn with_selection(self, selection: Selection) -> Self {
         Self { selection, ..self }
     }
@@ -70,7 +69,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
         }
     }
 
-    /// The dimensions that a [`Selection`] can name, with their sizes in the configuration.
+    /// Returns the dimensions that a [`Selection`] can name, with their sizes in the configuration.
     pub fn dimensions(&self) -> BTreeMap<String, usize> {
         self.dimensions.borrow().clone()
     }
@@ -78,7 +77,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
     /// Checks that the model has every dimension of the selection.
     ///
     /// # Errors
-    /// Names one that it lacks.
+    /// If it lacks one.
     pub fn check_selection(&self) -> Result<(), ModelError> {
         let known = self.dimensions.borrow();
         let mut selected = self.selection.dimensions();
@@ -97,7 +96,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
     }
 }
 
-/// The first few names, for an error message.
+/// Lists the first few names for an error message.
 fn some_names(dimensions: &BTreeMap<String, usize>) -> String {
     let names: Vec<&str> = dimensions.keys().map(String::as_str).take(6).collect();
     match dimensions.len() - names.len() {
@@ -151,8 +150,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         }
     }
 
-    /// A dimension of `count` rows or columns that can be pruned. `name` is said behind the path
-    /// of this module.
+    /// Declares a dimension of `count` rows or columns that can be pruned; its full name is the path
+    /// of this module followed by `name`.
     ///
     /// # Errors
     /// If the selection keeps another number of them.
@@ -176,8 +175,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         Ok(extent)
     }
 
-    /// `count` modules of one kind, `name.0` and so on, which are a dimension `name`; `source`
-    /// gives the checkpoint's name for the number of a layer there.
+    /// Returns the scopes of `count` equal modules, `name.0` and so on, and declares them as dimension
+    /// `name`; `source` returns the checkpoint's name of the layer with a number.
     ///
     /// # Errors
     /// As [`Self::dimension`].
@@ -192,21 +191,21 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         Ok((0..count).map(layer).collect())
     }
 
-    /// Inputs that are the outputs of the norm `module`, of `width` elements, and go nowhere but
-    /// into layers declared with these inputs.
+    /// Describes inputs that are the outputs of the norm `module`, of `width` elements. All layers
+    /// that use these outputs must be declared with these inputs.
     pub fn normed(&self, module: &str, width: usize) -> Inputs {
         self.produced(module, 0, width)
     }
 
-    /// Inputs that are linear in the outputs of the layer `module` from row `first` on, one by
-    /// one, and these go nowhere but into layers declared with these inputs.
+    /// Describes inputs that are elementwise linear in the outputs of the layer `module` from row
+    /// `first` on. All layers that use these outputs must be declared with these inputs.
     pub fn produced(&self, module: &str, first: usize, columns: impl Into<Extent>) -> Inputs {
         let columns = columns.into();
         let unit = columns.len();
         self.repeated(module, first, columns, unit, 1)
     }
 
-    /// As [`Self::produced`], where every `unit` outputs give that many inputs `repeats` times.
+    /// As [`Self::produced`], where every `unit` outputs are repeated `repeats` times in the inputs.
     pub fn repeated(
         &self,
         module: &str,
@@ -226,8 +225,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         }
     }
 
-    /// The inputs of the second layer of a feed-forward, behind the outputs of the layer `module`
-    /// and an activation. Only ReLU lets a positive scale through.
+    /// Describes the inputs of the second layer of an MLP: the outputs of the layer `module` after an
+    /// activation. Only ReLU commutes with a positive scale.
     pub fn activated(
         &self,
         module: &str,
@@ -240,7 +239,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         }
     }
 
-    /// A weight of this module, before it is known what it is for.
+    /// Describes a weight of this module that takes no part in products.
     fn spec<E: Into<Extent> + Clone>(
         &self,
         name: &str,
@@ -365,8 +364,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         Ok(Linear::new(weight, bias))
     }
 
-    /// A table of embeddings, one row per token. `is_head` says whether it is the output head,
-    /// too.
+    /// A table of embeddings, one row per token. `is_head` is `true` if it is also the output
+    /// head.
     ///
     /// # Errors
     /// As [`Self::linear`].

@@ -1,4 +1,4 @@
-//! What is declared of a weight.
+//! The declaration of a weight.
 
 use super::extent::Extent;
 
@@ -12,7 +12,7 @@ pub enum Part {
     Vision,
     /// The audio encoder.
     Audio,
-    /// What maps features into the language model: merger, MLP, Q-Former.
+    /// The layers that map features into the language model: merger, MLP, Q-Former.
     Projector,
     /// The language model.
     Text,
@@ -29,16 +29,16 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// Rows that one checkpoint tensor gives to a weight.
+/// Rows of a weight that come from one checkpoint tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowSource {
     /// Checkpoint name.
     pub tensor: String,
-    /// The rows, and how many the tensor must have; the rest of its dimensions are the columns.
+    /// The rows, and the number that the tensor must have; its other dimensions are the columns.
     pub rows: Extent,
 }
 
-/// How a weight is stored.
+/// The storage of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// A packed matrix in the kernels' layout, of a format chosen at conversion.
@@ -53,8 +53,8 @@ pub enum Storage {
     },
 }
 
-/// The module that gives a linear layer its inputs, if it can take a scale of them: a norm, or a
-/// linear layer from which only this layer's inputs depend, linearly.
+/// The module that computes the inputs of a linear layer, if it can take a scale of them: a norm, or
+/// a linear layer whose outputs are used only, and linearly, in this layer's inputs.
 ///
 /// Multiplying row [`Self::row`]`(j)` (an element, for a vector) of all weights of the module by a
 /// positive factor multiplies input `j` of the layer by it, and dividing column `j` of every layer
@@ -64,22 +64,22 @@ pub enum Storage {
 pub struct Fold {
     /// Path of the module in the record, such as `text.layers.0.mlp_norm`.
     pub module: String,
-    /// The row that gives column 0.
+    /// The row for column 0.
     pub first: usize,
     /// Rows that stay together.
     pub unit: usize,
-    /// How many times each unit of rows is repeated in the columns: query heads per key-value
+    /// Repetitions of each unit of rows in the columns: query heads per key-value
     /// head, or patches per token.
     pub repeats: usize,
 }
 
 impl Fold {
-    /// The row of the module's weights that gives a column.
+    /// Returns the row of the module's weights for a column.
     pub fn row(&self, column: usize) -> usize {
         self.first + column / (self.unit * self.repeats) * self.unit + column % self.unit
     }
 
-    /// Whether a weight belongs to the module.
+    /// Returns `true` if a weight belongs to the module.
     pub fn scales(&self, weight: &str) -> bool {
         weight
             .strip_prefix(&*self.module)
@@ -95,26 +95,26 @@ pub struct WeightSpec {
     pub name: String,
     /// Part of the model.
     pub part: Part,
-    /// How it is stored.
+    /// Its storage.
     pub storage: Storage,
     /// Checkpoint tensors, stacked by rows in this order.
     pub sources: Vec<RowSource>,
     /// The columns, of which every source has as many as the extent's source; 1 for a vector.
     pub columns: Extent,
-    /// Whether activations are multiplied with it: so with every packed weight but an embedding
-    /// table that is not the output head, too.
+    /// `true` if activations are multiplied with it: every packed weight, except an embedding table
+    /// that is not also the output head.
     pub product: bool,
-    /// Where a scale of the inputs can be moved to.
+    /// The module that a scale of the inputs can be moved to.
     pub folds_into: Option<Fold>,
 }
 
 impl WeightSpec {
-    /// All rows (elements, for a vector).
+    /// Returns the number of rows (elements, for a vector).
     pub fn rows(&self) -> usize {
         self.sources.iter().map(|source| source.rows.len()).sum()
     }
 
-    /// Columns; 1 for a vector.
+    /// Returns the number of columns; 1 for a vector.
     pub fn cols(&self) -> usize {
         self.columns.len()
     }
@@ -125,7 +125,7 @@ impl WeightSpec {
 pub struct Inputs {
     /// The columns of its matrix.
     pub columns: Extent,
-    /// Where a scale of them can be moved to.
+    /// The module that a scale of them can be moved to.
     pub folds_into: Option<Fold>,
 }
 

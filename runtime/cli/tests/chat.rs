@@ -18,7 +18,7 @@ fn demo(name: &str) -> PathBuf {
 }
 
 fn engine() -> AnySession {
-    let record = Record::open(&demo("qwen2vl-tiny.bpk")).expect("the demo's record opens");
+    let record = Record::open(demo("qwen2vl-tiny.bpk")).expect("the demo's record opens");
     Device::Cpu.load(&record).expect("it loads").session()
 }
 

@@ -326,6 +326,7 @@ pub trait KernelBackend: Backend {
     ///
     /// # Shapes
     /// - qkv and result: as for `cached_attention`; cos and sin: `[tokens, rotary_dim / 2]`
+    #[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
     fn rotated_attention(
         qkv: FloatTensor<Self>,
         heads: Heads,

@@ -2,7 +2,7 @@
 //!
 //! An observer is called on the thread that runs the model, before each product with a packed
 //! weight. While there is none, a layer costs one thread-local read. While there is one, a fused
-//! feed-forward is computed in two products, so that the inputs of the second are seen, too.
+//! feed-forward is computed in two products, so that the inputs of the second can be observed.
 //!
 //! ```
 //! use std::{cell::Cell, rc::Rc};
@@ -70,8 +70,8 @@ pub fn active() -> bool {
     ON.get()
 }
 
-/// Shows `x`, the inputs (`[tokens, width]`) of the weight `name`, to the observer, if there is
-/// one. This copies the values from a device with memory of its own.
+/// Passes `x`, the inputs (`[tokens, width]`) of the weight `name`, to the observer, if there is
+/// one. This copies the values from a device with its own memory.
 pub fn inputs<B: Backend>(name: &str, x: &Tensor<B, 2>) {
     if !active() {
         return;

@@ -27,6 +27,6 @@ pub use reader::{Record, RecordError, TensorEntry};
 #[cfg(feature = "model")]
 pub use schema::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 #[cfg(feature = "model")]
-pub use skeleton::{Skeleton, skeleton};
+pub use skeleton::Skeleton;
 #[cfg(feature = "model")]
 pub use writer::{Description, WriteError, write_record};

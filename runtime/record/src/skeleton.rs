@@ -2,29 +2,14 @@
 
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
-use edge_lmm_models::family::{BuiltModel, ModelFiles};
+use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::weights::{WeightSpec, Weights};
-use edge_lmm_ops::{Format, KernelBackend};
+use edge_lmm_ops::KernelBackend;
 
 use crate::schema::RecordInfo;
 
 /// A model whose weights are declared but not filled, and the declarations in their order.
 pub type Skeleton<B> = (Box<dyn BuiltModel<B>>, Vec<WeightSpec>);
-
-/// Builds the model of a registered family that `files` describe; `format` chooses the format of each packed weight.
-///
-/// # Errors
-/// If the configuration describes no model, or `format` fails.
-pub fn skeleton<B: KernelBackend>(
-    registry: &Registry<B>,
-    files: &ModelFiles,
-    device: &B::Device,
-    format: impl Fn(&WeightSpec) -> Result<Format, ModelError>,
-) -> Result<Skeleton<B>, ModelError> {
-    let weights = Weights::<B>::new(device.clone(), format);
-    let model = registry.build(files, &weights)?;
-    Ok((model, weights.into_specs()))
-}
 
 impl RecordInfo {
     /// Builds the model that the record describes.
@@ -36,11 +21,13 @@ impl RecordInfo {
         registry: &Registry<B>,
         device: &B::Device,
     ) -> Result<Skeleton<B>, ModelError> {
-        skeleton(registry, &self.files, device, |spec| {
+        let weights = Weights::<B>::new(device.clone(), |spec| {
             let format = self.formats.get(&spec.name);
             format
                 .map(|format| format.0)
                 .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        })
+        });
+        let model = registry.build(&self.files, &weights)?;
+        Ok((model, weights.into_specs()))
     }
 }

@@ -22,7 +22,7 @@ pub fn json(name: &str) -> Value {
     }
 }
 
-/// The folders of the test checkpoints with random weights, of which every family has one, by name.
+/// Returns the names of the test checkpoints with random weights, sorted; every family has one.
 ///
 /// # Panics
 /// If the folder of their manifests cannot be read.

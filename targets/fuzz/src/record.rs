@@ -180,7 +180,7 @@ pub const BUNDLE: Target = Target {
             Ok(None) => {}
             Err(error) => errors::check(&error),
         }
-        if let Err(error) = Record::open(&file.path()) {
+        if let Err(error) = Record::open(file.path()) {
             errors::check(&error);
         }
     },

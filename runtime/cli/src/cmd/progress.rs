@@ -3,7 +3,7 @@
 use edge_lmm::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A progress bar on standard error for the layers of the encoder and of prefill. It is hidden
+/// A progress bar on standard error for the steps of the encoder and of prefill. It is hidden
 /// unless standard error is a terminal, and cleared when the first text arrives.
 pub struct AnswerProgress {
     bar: ProgressBar,
@@ -13,7 +13,7 @@ pub struct AnswerProgress {
 impl AnswerProgress {
     /// Creates a bar without progress.
     pub fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} layers {elapsed}");
+        let style = ProgressStyle::with_template("{msg:10} {bar:30} {pos}/{len} steps {elapsed}");
         let bar = ProgressBar::new(0);
         // The template is a constant; the default style is a fallback.
         let bar = match style {

@@ -65,17 +65,15 @@ impl<B: KernelBackend> Session<B> {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
         let mut generation = self.generate(request, Vec::new(), &mut on_event)?;
-        let mut done = 0;
-        while let Some(token) = generation.next() {
+        for (before, token) in generation.by_ref().enumerate() {
             let token = token?;
-            done += 1;
             let text = match token.text.as_str() {
                 "" => ControlFlow::Continue(()),
                 text => on_event(Event::Text(text)),
             };
             let progress = Event::Progress {
                 stage: "decode",
-                done,
+                done: before + 1,
                 total: request.max_tokens,
             };
             if text.is_break() || on_event(progress).is_break() {
