@@ -221,7 +221,7 @@ impl RequestEstimate {
     }
 
     /// As on a machine with that memory.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "serve"))]
     pub(crate) fn with_memory(mut self, memory: Memory) -> Self {
         self.memory = Some(memory);
         self
