@@ -2,7 +2,8 @@
 
 use edge_lmm_models::weights::Fold;
 
-use crate::plan::{ConvertError, Plan, PlannedWeight};
+use crate::plan::{ConvertError, Plan};
+use crate::planned_weight::PlannedWeight;
 
 impl Plan {
     /// Multiplies the outputs of a module by `scales` and divides the columns of all layers that

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use edge_lmm_ops::Format;
 
-use crate::plan::PlannedWeight;
+use crate::planned_weight::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
 
 /// GGUF tensor types of about four bits per weight or fewer.

@@ -5,13 +5,16 @@
 //! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
 //! complete.
 
+mod factors;
 mod fold;
 mod leftovers;
 mod names;
 pub mod plan;
+mod planned_weight;
 mod rows;
 pub mod source;
 pub mod write;
 
 pub use plan::{ConvertError, Options, Plan, Pruning};
+pub use planned_weight::PlannedWeight;
 pub use write::{Report, write_record, write_record_to};

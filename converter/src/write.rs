@@ -15,7 +15,8 @@ use edge_lmm_record::output::Output;
 use edge_lmm_record::{Description, WriteError};
 use serde::Serialize;
 
-use crate::plan::{ConvertError, Plan, PlannedWeight};
+use crate::plan::{ConvertError, Plan};
+use crate::planned_weight::PlannedWeight;
 use crate::rows::read_rows;
 use crate::source::{Checkpoint, some_of};
 

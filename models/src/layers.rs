@@ -8,7 +8,9 @@ use edge_lmm_ops::{
 };
 
 use crate::error::ModelError;
-use crate::weights::PackedParam;
+
+/// A packed matrix with its name in the record.
+pub type PackedParam<B> = (String, Param<Tensor<B, 1, Int>>, MatrixShape);
 
 /// The activation of a configuration's name for it; `field` is said in the error.
 ///

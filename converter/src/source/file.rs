@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::json::file_name;
 use edge_lmm_record::FileMap;
 
 /// Bytes hashed before their pages are released.
@@ -52,4 +51,12 @@ impl SourceFile {
     pub fn release(&self) {
         self.content.release();
     }
+}
+
+/// Returns the last component of a path, for messages and provenance.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
 }

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::error::{Result, SourceError, some_of};
 use super::file::SourceFile;
-use super::json::{file_name, read_json};
+use super::file::file_name;
+use super::json::read_json;
 use super::processor::Processors;
 use super::{Checkpoint, Tensor, adapter, chat, quantized, safetensors, tokenizer_files};
 
@@ -154,11 +155,4 @@ fn what_lies_in(directory: &Path) -> String {
         return "a directory with GGUF files; name the language model's file itself".into();
     }
     "a directory without weights".into()
-}
-
-/// Returns a number of a config or of its `text_config`, where multimodal configs keep that of the
-/// text model.
-pub(super) fn text_number(config: &Value, key: &str) -> Option<u64> {
-    let number = |section: &Value| section.get(key).and_then(Value::as_u64);
-    number(config).or_else(|| number(config.get("text_config")?))
 }

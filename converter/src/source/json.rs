@@ -51,11 +51,3 @@ pub(super) fn read_json(path: &Path, files: &mut Vec<SourceFile>) -> Result<Opti
     }
     Ok(Some(value))
 }
-
-/// Returns the last component of a path, for messages and provenance.
-pub(super) fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
-}

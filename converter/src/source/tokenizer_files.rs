@@ -10,7 +10,6 @@ use tokenizers::Tokenizer;
 use super::added_tokens::{Additions, special_text};
 use super::error::{Result, SourceError, malformed};
 use super::file::SourceFile;
-use super::hub::text_number;
 use super::json::{read_json, read_text};
 use super::tokenizer_json::{Bpe, GPT2, QWEN2, Splitter, byte_level};
 
@@ -173,4 +172,11 @@ fn merge_pairs<'a>(merges: &'a str, file: &str) -> Result<Vec<(&'a str, &'a str)
             })
         })
         .collect()
+}
+
+/// Returns a number of a config or of its `text_config`, where multimodal configs keep that of the
+/// text model.
+fn text_number(config: &Value, key: &str) -> Option<u64> {
+    let number = |section: &Value| section.get(key).and_then(Value::as_u64);
+    number(config).or_else(|| number(config.get("text_config")?))
 }

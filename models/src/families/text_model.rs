@@ -15,7 +15,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::text::config::{TextKind, decoder_config};
-use crate::text::decoder::{Decoder, DecoderNames, Projections};
+use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Weights};
 
 /// For checkpoints without a chat template, which were not trained to converse: the text as it is.
@@ -38,7 +38,7 @@ impl<B: KernelBackend> TextModel<B> {
         let config = decoder_config(kind, &files.config)?;
         let root = weights.root(Part::Text);
         Ok(Self {
-            text: Decoder::init_with(config, DecoderNames::TOP, Projections::of(kind), &root)?,
+            text: Decoder::init_with(config, DecoderNames::TOP, kind.projections(), &root)?,
         })
     }
 }

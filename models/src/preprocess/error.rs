@@ -1,7 +1,9 @@
 //! Errors of preparing media.
 
-use super::image::MAX_PIXELS;
 use crate::sizes::out_of_range;
+
+/// Maximum number of pixels of an image. Larger images are rejected before memory is allocated.
+pub const MAX_PIXELS: usize = 200_000_000;
 
 /// The error returned when an image, video or audio clip cannot be prepared for a model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use super::error::PreprocessError;
-
-/// Maximum number of pixels of an image. Larger images are rejected before memory is allocated.
-pub const MAX_PIXELS: usize = 200_000_000;
+use super::error::{MAX_PIXELS, PreprocessError};
 
 /// An 8-bit RGB image, row by row from the top, three bytes per pixel.
 #[derive(Clone, PartialEq, Eq, Hash)]

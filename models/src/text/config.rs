@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
-use crate::text::decoder::{DecoderConfig, RotaryKind, ScaledRotary, SlidingWindow};
+use crate::text::decoder::{DecoderConfig, Projections, RotaryKind, ScaledRotary, SlidingWindow};
 use crate::text::rope_fields::RopeFields;
 use crate::text::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
 
@@ -64,6 +64,14 @@ impl TextKind {
                 "num_hidden_layers": 32, "num_attention_heads": 32,
                 "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
             }),
+        }
+    }
+
+    /// Returns how checkpoints of this kind store projections.
+    pub fn projections(self) -> Projections {
+        match self {
+            Self::Phi3 => Projections::Fused,
+            Self::Llama | Self::Qwen2 | Self::QwenVl => Projections::Split,
         }
     }
 

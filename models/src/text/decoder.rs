@@ -15,7 +15,6 @@ use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
-use crate::text::config::TextKind;
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
 use crate::weights::{Extent, Part, Scope};
 
@@ -168,16 +167,6 @@ pub enum Projections {
     Split,
     /// `qkv_proj` and `gate_up_proj`, stacked in that order, as in Phi-3.
     Fused,
-}
-
-impl Projections {
-    /// Returns the storage used by checkpoints of this kind.
-    pub fn of(kind: TextKind) -> Self {
-        match kind {
-            TextKind::Phi3 => Self::Fused,
-            TextKind::Llama | TextKind::Qwen2 | TextKind::QwenVl => Self::Split,
-        }
-    }
 }
 
 /// Names of a decoder's modules in the checkpoint.

@@ -18,11 +18,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Int, Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor};
 use edge_lmm_ops::{Activation, Format, KernelBackend, MatrixShape};
 
 use crate::error::ModelError;
-use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm};
+use crate::layers::{Embedding, LayerNorm, Linear, PackedParam, RmsNorm};
 
 pub use extent::{Extent, Selection};
 pub use spec::{Fold, Inputs, Part, RowSource, Storage, WeightSpec};
@@ -402,9 +402,6 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         )
     }
 }
-
-/// A packed matrix with its name in the record.
-pub type PackedParam<B> = (String, Param<Tensor<B, 1, Int>>, MatrixShape);
 
 fn borrowed<E: Clone>(sources: &[(String, E)]) -> Vec<(&str, E)> {
     sources
