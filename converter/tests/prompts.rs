@@ -157,7 +157,9 @@ fn control_tokens_take_effect_if_asked_for() {
         ..request(&messages, &[], 1)
     };
     let error = engine.answer(&special, |_| std::ops::ControlFlow::Continue(()));
-    let error = error.expect_err("a placeholder without an image").to_string();
+    let error = error
+        .expect_err("a placeholder without an image")
+        .to_string();
     assert!(error.contains("found 1 placeholder tokens"), "{error}");
 }
 
