@@ -57,7 +57,7 @@ impl<B: KernelBackend> Session<B> {
     /// that is cancelled during decoding gives the answer so far.
     ///
     /// # Errors
-    /// If the prompt cannot be put together or does not fit, and [`ModelError::Cancelled`] if the
+    /// If the prompt cannot be put together or does not fit, and [`Cancelled`](edge_lmm_models::ModelError::Cancelled) if the
     /// request is cancelled before the first token. The conversation so far is kept.
     pub fn answer(
         &mut self,
