@@ -267,14 +267,32 @@ impl<R: CubeRuntime> Bench<R> {
         let elements = tokens * (width + q_width);
         self.time(name, elements, kept, products, || {
             let (qkv, angles) = (many.clone(), &of_many);
-            rotated_attention::<Cube<R>>(qkv, heads, angles, angles, &mut cache, 0, 0.125)
+            rotated_attention::<Cube<R>>(
+                qkv,
+                heads,
+                angles,
+                angles,
+                &mut cache,
+                0,
+                Mask::Causal,
+                0.125,
+            )
         })?;
         cache.advance(tokens);
         let name = format!("decoding attention, {of}, 1 x {tokens}, {heads:?}");
         let products = 2 * tokens * q_width;
         self.time(name, width + q_width, kept, products, || {
             let (qkv, angles) = (one.clone(), &of_one);
-            rotated_attention::<Cube<R>>(qkv, heads, angles, angles, &mut cache, 0, 0.125)
+            rotated_attention::<Cube<R>>(
+                qkv,
+                heads,
+                angles,
+                angles,
+                &mut cache,
+                0,
+                Mask::Causal,
+                0.125,
+            )
         })
     }
 
