@@ -10,7 +10,7 @@
 use crate::health::System;
 
 use super::error::MediaError;
-use crate::media::Media;
+use crate::media::medium::Media;
 
 /// Allocations up to this size are not checked.
 const SMALL: u64 = 16 << 20;

@@ -1,9 +1,10 @@
 //! Detection of file formats by their signatures.
 
-use super::error::MediaError;
-use super::kind::MediaKind;
-use super::pieces::Pieces;
+use edge_lmm_models::media::MediaKind;
 use edge_lmm_record::stand_in;
+
+use super::error::MediaError;
+use super::pieces::Pieces;
 
 /// Bytes that identify a format, unless a tag precedes it.
 pub const HEAD: usize = 64;

@@ -5,21 +5,19 @@
 //! low byte, and values of 16-bit gray images above 255 become 255. Exif orientation is applied, as
 //! by `transformers.image_utils.load_image`.
 
-use std::io::Cursor;
 use std::path::Path;
 
+use edge_lmm_models::media::MediaKind;
 use edge_lmm_models::preprocess::RgbImage;
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageFormat};
 
+use super::animation::{self, Animation};
 use super::error::MediaError;
 use super::format::{Format, HEAD, unknown};
 use super::guard::guarded;
-use super::source::Source;
-use super::{animation, budget, truncation};
-
-/// Maximum bytes of metadata (color profiles, texts) that a decoder keeps.
-pub(super) const MAX_METADATA: usize = 64 << 20;
+use super::pixels::decode_pixels;
+use super::source::{Content, Source};
+use super::truncation;
 
 /// Reads an image from a file.
 ///
@@ -40,18 +38,32 @@ pub fn decode_image(bytes: &[u8]) -> Result<RgbImage, MediaError> {
     guarded(|| decode(format, bytes))
 }
 
+impl Source {
+    /// Decodes an image.
+    ///
+    /// # Errors
+    /// If it is not an image, is truncated or damaged, or exceeds the memory limit.
+    pub fn image(&self) -> Result<RgbImage, MediaError> {
+        self.read(|_, content| match content {
+            Content::Whole(format, bytes) => decode(*format, bytes),
+            Content::Unsupported(Format::Other(MediaKind::Image, name)) => Err(unsupported(name)),
+            other => Err(other.wrong("image")),
+        })
+    }
+}
+
 /// Decodes an image of this format.
 pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<RgbImage, MediaError> {
     let decoder = match format {
         Format::Gif => return animation::first_frame(format, bytes),
-        Format::WebP if animation::Animation::of(format, bytes).is_some() => {
+        Format::WebP if Animation::of(format, bytes).is_some() => {
             return animation::first_frame(format, bytes);
         }
         Format::Png => ImageFormat::Png,
         Format::Jpeg => ImageFormat::Jpeg,
         Format::WebP => ImageFormat::WebP,
         Format::Bmp => ImageFormat::Bmp,
-        Format::Other(super::kind::MediaKind::Image, name) => return Err(unsupported(name)),
+        Format::Other(MediaKind::Image, name) => return Err(unsupported(name)),
         other => return Err(other.wrong("image")),
     };
     truncation::check(format, bytes)?;
@@ -59,53 +71,11 @@ pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<RgbImage, MediaErro
 }
 
 /// Returns the error for an image of an unsupported format.
-pub(super) fn unsupported(name: &str) -> MediaError {
+fn unsupported(name: &str) -> MediaError {
     MediaError::Unsupported {
         format: name.to_owned(),
         advice: "convert the image to PNG or JPEG".to_owned(),
     }
-}
-
-/// Decodes a still image without converting its pixels.
-pub(super) fn decode_pixels(
-    format: Format,
-    decoder: ImageFormat,
-    bytes: &[u8],
-) -> Result<DynamicImage, MediaError> {
-    let failed = |error| MediaError::decoding(format.name(), &error);
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), decoder);
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MAX_METADATA as u64);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(failed)?;
-    // Damaged metadata does not make an image unreadable.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    check_size(format, &decoder, orientation)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
-/// Rejects images that are too large before memory is allocated for them.
-fn check_size(
-    format: Format,
-    decoder: &impl ImageDecoder,
-    orientation: Orientation,
-) -> Result<(), MediaError> {
-    let (width, height) = decoder.dimensions();
-    let rgb = RgbImage::bytes(width as usize, height as usize)? as u64;
-    let pixels = rgb / 3;
-    // Coefficients of progressive JPEG; planes and predictions of WebP.
-    let working = match format {
-        Format::Jpeg | Format::WebP => 6 * pixels,
-        _ => 0,
-    };
-    let turned = if orientation == Orientation::NoTransforms {
-        0
-    } else {
-        decoder.total_bytes()
-    };
-    budget::check(decoder.total_bytes() + working.max(turned).max(rgb))
 }
 
 /// Converts to 8-bit RGB as Pillow does.

@@ -5,18 +5,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use edge_lmm_models::preprocess::RgbImage;
-use edge_lmm_ops::stage;
+use edge_lmm_models::media::MediaKind;
 
-use super::animation::Animation;
-use super::audio::{self, Audio};
+use super::budget;
 use super::error::MediaError;
 use super::format::{self, Format, HEAD, unknown};
 use super::guard::guarded;
-use super::kind::MediaKind;
-use super::video::{self, FrameSelection, Video};
-use super::{budget, image};
-use crate::media::Media;
 
 /// Maximum bytes of a file that is read into memory.
 const MAX_FILE: u64 = 512 << 20;
@@ -93,101 +87,12 @@ impl Source {
         })
     }
 
-    /// Detects the kind: see [`kind`](super::kind()).
-    ///
-    /// # Errors
-    /// If it is not an image, video or audio file.
-    pub fn kind(&self) -> Result<MediaKind, MediaError> {
-        self.read(|path, content| match content {
-            Content::Folder | Content::Y4m(_) => Ok(MediaKind::Video),
-            Content::Whole(Format::Png, _) if video::strip_frames(path).is_some() => {
-                Ok(MediaKind::Video)
-            }
-            Content::Whole(format, bytes) => match Animation::of(*format, bytes) {
-                Some(animation) if animation.frames > 1 => Ok(MediaKind::Video),
-                _ => Ok(format.kind()),
-            },
-            Content::Unsupported(format) => Ok(format.kind()),
-            Content::Unknown(head) => Err(unknown(head, "image, video or audio file")),
-        })
-    }
-
-    /// Decodes an image.
-    ///
-    /// # Errors
-    /// If it is not an image, is truncated or damaged, or exceeds the memory limit.
-    pub fn image(&self) -> Result<RgbImage, MediaError> {
-        self.read(|_, content| match content {
-            Content::Whole(format, bytes) => image::decode(*format, bytes),
-            Content::Unsupported(Format::Other(MediaKind::Image, name)) => {
-                Err(image::unsupported(name))
-            }
-            other => Err(other.wrong("image")),
-        })
-    }
-
-    /// Decodes frames of a video.
-    ///
-    /// # Errors
-    /// If it is not a video, is truncated or damaged, or exceeds the memory limit.
-    pub fn video(&self, selection: FrameSelection) -> Result<Video, MediaError> {
-        self.read(|path, content| video::decode(path, content, selection))
-    }
-
-    /// Decodes audio.
-    ///
-    /// # Errors
-    /// If it is not audio, is truncated or damaged, or exceeds the memory limit.
-    pub fn audio(&self) -> Result<Audio, MediaError> {
-        self.read(|_, content| match content {
-            Content::Whole(format, bytes) => audio::decode(*format, bytes),
-            Content::Unsupported(Format::Other(MediaKind::Audio, name)) => {
-                Err(audio::unsupported(name))
-            }
-            other => Err(other.wrong("audio file")),
-        })
-    }
-
     /// Runs a decoder and converts its errors and panics into errors of this file.
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         decode: impl FnOnce(&Path, &Content) -> Result<T, MediaError>,
     ) -> Result<T, MediaError> {
         guarded(|| decode(&self.path, &self.content)).map_err(|error| error.of(&self.path))
-    }
-}
-
-impl Media {
-    /// Reads an image, a video or a sound, whichever the file holds (stage `media`).
-    ///
-    /// # Errors
-    /// If it is none of these, is damaged, or needs more memory than may be used.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, MediaError> {
-        let _stage = stage::top("media");
-        let source = Source::file(path.as_ref())?;
-        Self::read(&source, source.kind()?, FrameSelection::All)
-    }
-
-    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
-    ///
-    /// # Errors
-    /// If the source holds something else, is damaged, or needs more memory than may be used.
-    pub fn read(
-        source: &Source,
-        kind: MediaKind,
-        frames: FrameSelection,
-    ) -> Result<Self, MediaError> {
-        Ok(match kind {
-            MediaKind::Image => Self::image(source.image()?),
-            MediaKind::Video => {
-                let video = source.video(frames)?;
-                Self::video(video.frames, video.frames_per_second)
-            }
-            MediaKind::Audio => {
-                let audio = source.audio()?;
-                Self::audio(audio.samples, audio.sample_rate)
-            }
-        })
     }
 }
 

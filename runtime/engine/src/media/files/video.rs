@@ -10,14 +10,18 @@ use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use edge_lmm_models::media::MediaKind;
 use edge_lmm_models::preprocess::RgbImage;
 
-use super::error::{MAX_FRAMES, MediaError};
+use super::animation::{Animation, DEFAULT_DELAY};
+use super::error::MediaError;
 use super::format::{Format, HEAD};
-use super::image::load_image;
-use super::kind::MediaKind;
+use super::frames::Picker;
+use super::image::{self, load_image};
 use super::source::{Content, Source};
-use super::{animation, budget, image, y4m};
+use super::y4m;
+
+pub use super::frames::{FrameSelection, Video};
 
 /// Frames per second of videos without a rate (folders and strips): the rate that the reference's
 /// processors assume for lists of images.
@@ -25,26 +29,6 @@ pub const DEFAULT_FRAME_RATE: f32 = 2.0;
 
 /// Maximum files in a folder that is read as a video.
 const MAX_FILES: usize = 100_000;
-
-/// Decoded frames in order of time.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Video {
-    /// The frames, at least one.
-    pub frames: Vec<RgbImage>,
-    /// Frames per second of these frames.
-    pub frames_per_second: f32,
-}
-
-/// Selection of the frames to keep; others are not held in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FrameSelection {
-    /// All frames.
-    All,
-    /// This many, evenly spaced from the first one: frame `i * frames / n` rounded down, as in the
-    /// sampling of the reference's video processor. All frames if there are not more.
-    Uniform(usize),
-}
 
 /// Reads a video.
 ///
@@ -55,12 +39,18 @@ pub fn load_video(path: &Path, selection: FrameSelection) -> Result<Video, Media
     Source::file(path)?.video(selection)
 }
 
+impl Source {
+    /// Decodes frames of a video.
+    ///
+    /// # Errors
+    /// If it is not a video, is truncated or damaged, or exceeds the memory limit.
+    pub fn video(&self, selection: FrameSelection) -> Result<Video, MediaError> {
+        self.read(|path, content| decode(path, content, selection))
+    }
+}
+
 /// Decodes frames of a video; `path` is its name.
-pub(super) fn decode(
-    path: &Path,
-    content: &Content,
-    selection: FrameSelection,
-) -> Result<Video, MediaError> {
+fn decode(path: &Path, content: &Content, selection: FrameSelection) -> Result<Video, MediaError> {
     match content {
         Content::Folder => load_folder(path, selection),
         Content::Y4m(file) => {
@@ -71,13 +61,28 @@ pub(super) fn decode(
         Content::Whole(Format::Y4m, bytes) => y4m::load(Cursor::new(bytes), selection),
         Content::Whole(format @ Format::Png, bytes) => match strip_frames(path) {
             Some(count) => cut_strip(&image::decode(*format, bytes)?, count, selection),
-            None => animation::load(*format, bytes, selection),
+            None => decode_animation(*format, bytes, selection),
         },
         Content::Whole(format @ (Format::Gif | Format::WebP), bytes) => {
-            animation::load(*format, bytes, selection)
+            decode_animation(*format, bytes, selection)
         }
         Content::Unsupported(Format::Other(MediaKind::Video, name)) => Err(compressed(path, name)),
         other => Err(other.wrong("video")),
+    }
+}
+
+/// Decodes the selected frames of an animation; a still image is a video of one frame.
+fn decode_animation(
+    format: Format,
+    bytes: &[u8],
+    selection: FrameSelection,
+) -> Result<Video, MediaError> {
+    match Animation::of(format, bytes) {
+        Some(animation) => animation.decode(format, bytes, selection),
+        None => Ok(Video {
+            frames: vec![image::decode(format, bytes)?],
+            frames_per_second: (1.0 / DEFAULT_DELAY) as f32,
+        }),
     }
 }
 
@@ -90,104 +95,6 @@ fn compressed(path: &Path, name: &str) -> MediaError {
              mkdir frames && ffmpeg -i '{file}' -vf fps=2 frames/%05d.png, and pass the folder; \
              or create a Y4M: ffmpeg -i '{file}' -vf fps=2 -pix_fmt yuv420p video.y4m"
         ),
-    }
-}
-
-/// Collector of the selected frames of a video.
-pub(super) struct Picker {
-    selection: FrameSelection,
-    /// Number of frames according to the video.
-    total: usize,
-    seen: usize,
-    kept: Vec<RgbImage>,
-}
-
-impl Picker {
-    pub fn new(selection: FrameSelection, total: usize) -> Self {
-        Self {
-            selection,
-            total,
-            seen: 0,
-            kept: Vec::new(),
-        }
-    }
-
-    /// Returns the index of the next selected frame, if any.
-    fn next(&self) -> Option<usize> {
-        let kept = self.kept.len();
-        match self.selection {
-            FrameSelection::Uniform(wanted) if wanted < self.total => {
-                // The product may exceed 64 bits.
-                let next = kept as u128 * self.total as u128 / wanted.max(1) as u128;
-                (kept < wanted).then_some(next as usize)
-            }
-            _ => (kept < self.total).then_some(kept),
-        }
-    }
-
-    /// Returns `true` if no further frame is selected.
-    pub fn is_done(&self) -> bool {
-        self.next().is_none()
-    }
-
-    /// Returns `true` if the next frame is selected.
-    pub fn wants(&self) -> bool {
-        self.next() == Some(self.seen)
-    }
-
-    /// Takes the next frame, which is created only if it is selected.
-    pub fn offer(
-        &mut self,
-        frame: impl FnOnce() -> Result<RgbImage, MediaError>,
-    ) -> Result<(), MediaError> {
-        if self.wants() {
-            let frame = frame()?;
-            let pixels = self.pixels(frame.width(), frame.height())?;
-            // Checked once; later, frames already kept would count twice.
-            if self.kept.is_empty() {
-                budget::check(3 * pixels)?;
-            }
-            self.kept.push(frame);
-        }
-        self.seen += 1;
-        Ok(())
-    }
-
-    /// Checks that all selected frames of this size fit into memory.
-    pub fn check_room(&self, width: usize, height: usize) -> Result<(), MediaError> {
-        budget::check(3 * self.pixels(width, height)?)
-    }
-
-    /// Returns the pixels of all selected frames of this size.
-    fn pixels(&self, width: usize, height: usize) -> Result<u64, MediaError> {
-        let frames = match self.selection {
-            FrameSelection::Uniform(wanted) => wanted.min(self.total),
-            FrameSelection::All => self.total,
-        };
-        let pixels = width.saturating_mul(height).saturating_mul(frames);
-        if pixels > RgbImage::MAX_PIXELS || frames > MAX_FRAMES {
-            return Err(MediaError::TooManyFrames {
-                frames,
-                width,
-                height,
-            });
-        }
-        Ok(pixels as u64)
-    }
-
-    /// Builds the video from the frame rate of the source.
-    pub fn finish(self, format: &'static str, frames_per_second: f32) -> Result<Video, MediaError> {
-        if self.kept.is_empty() {
-            return Err(MediaError::damaged(format, "it has no complete frame"));
-        }
-        let share = self.kept.len() as f32 / self.total.max(1) as f32;
-        Ok(Video {
-            frames_per_second: match self.selection {
-                FrameSelection::Uniform(_) => frames_per_second * share,
-                FrameSelection::All => frames_per_second,
-            },
-            frames: self.kept,
-        })
     }
 }
 

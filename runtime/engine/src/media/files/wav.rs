@@ -2,10 +2,10 @@
 //! ITU-R BS.2088): integers of up to 32 bits, floats of 32 or 64 bits, A-law and mu-law. Symphonia
 //! decodes ADPCM and MP3.
 
-use super::audio::{self, Audio};
-use super::budget;
 use super::error::MediaError;
 use super::pieces::{Pieces, riff_chunk, word};
+use super::samples::{Audio, check_len};
+use super::{budget, stream};
 
 fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("WAV", message)
@@ -158,12 +158,12 @@ impl Header<'_> {
         match layout.sample {
             Sample::Compressed(Compression::Mp3) => {
                 budget::check(data.len() as u64)?;
-                audio::check_mp3(data)?;
-                audio::decode_stream("MP3", data.to_vec())
+                stream::check_mp3(data)?;
+                stream::decode("MP3", data.to_vec())
             }
             Sample::Compressed(Compression::Adpcm) => {
                 budget::check(data.len() as u64)?;
-                audio::decode_stream("WAV", self.file(data))
+                stream::decode("WAV", self.file(data))
             }
             _ => plain_samples(layout, data),
         }
@@ -192,7 +192,7 @@ impl Header<'_> {
 fn plain_samples(layout: Layout, data: &[u8]) -> Result<Audio, MediaError> {
     let sample = layout.sample;
     let frame = sample.len() * layout.channels;
-    audio::check_len(data.len() / frame)?;
+    check_len(data.len() / frame)?;
     let mix = |frame: &[u8]| {
         let sum: f32 = frame
             .chunks_exact(sample.len())

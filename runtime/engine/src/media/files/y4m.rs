@@ -11,7 +11,7 @@ use edge_lmm_models::preprocess::RgbImage;
 
 use super::budget;
 use super::error::MediaError;
-use super::video::{FrameSelection, Picker, Video};
+use super::frames::{FrameSelection, Picker, Video};
 
 /// Maximum length of a header line.
 const MAX_LINE: u64 = 1024;

@@ -2,7 +2,9 @@
 
 use edge_lmm_models::preprocess::RgbImage;
 
-use super::super::error::MediaError;
+use crate::media::files::budget;
+use crate::media::files::error::MediaError;
+use crate::media::files::frames::Picker;
 
 /// A rectangle of the canvas. The part beyond the canvas is ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -98,4 +100,12 @@ impl Disposal {
             Self::Restore(rect, pixels) => canvas.draw(rect, &pixels, |old, _| old),
         }
     }
+}
+
+/// Checks that the selected frames and the composition buffers fit into memory.
+pub(super) fn check_size(picker: &Picker, width: usize, height: usize) -> Result<(), MediaError> {
+    RgbImage::bytes(width, height)?;
+    picker.check_room(width, height)?;
+    // The canvas, a frame and its saved background, as RGBA.
+    budget::check((width * height * 12) as u64)
 }

@@ -8,11 +8,10 @@ use std::io::Cursor;
 
 use gif::{ColorOutput, DecodeOptions, DisposalMethod, Frame, MemoryLimit};
 
-use super::super::error::MediaError;
-use super::super::pieces::Pieces;
-use super::super::video::Picker;
-use super::canvas::{Canvas, Disposal, Rect};
-use super::check_size;
+use super::canvas::{Canvas, Disposal, Rect, check_size};
+use crate::media::files::error::MediaError;
+use crate::media::files::frames::Picker;
+use crate::media::files::pieces::Pieces;
 
 const NAME: &str = "GIF";
 

@@ -11,11 +11,10 @@ mod webp;
 
 use edge_lmm_models::preprocess::RgbImage;
 
-use super::budget;
 use super::error::MediaError;
 use super::format::Format;
+use super::frames::{FrameSelection, Picker, Video};
 use super::truncation;
-use super::video::{FrameSelection, Picker, Video};
 
 /// Number and duration of an animation's frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,7 +26,7 @@ pub(super) struct Animation {
 }
 
 /// Default duration of a frame in seconds; viewers agree on it.
-const DEFAULT_DELAY: f64 = 0.1;
+pub(super) const DEFAULT_DELAY: f64 = 0.1;
 
 impl Animation {
     /// Scans a file; `None` if it is not an animation.
@@ -44,25 +43,19 @@ impl Animation {
             seconds: delays.iter().map(shown).sum(),
         })
     }
-}
 
-/// Decodes the selected frames; a still image is a video of one frame.
-pub(super) fn load(
-    format: Format,
-    bytes: &[u8],
-    selection: FrameSelection,
-) -> Result<Video, MediaError> {
-    let Some(animation) = Animation::of(format, bytes) else {
-        let frames = vec![super::image::decode(format, bytes)?];
-        return Ok(Video {
-            frames,
-            frames_per_second: (1.0 / DEFAULT_DELAY) as f32,
-        });
-    };
-    let mut picker = Picker::new(selection, animation.frames);
-    decode(format, bytes, &mut picker)?;
-    let rate = animation.frames as f64 / animation.seconds;
-    picker.finish(format.name(), rate as f32)
+    /// Decodes the selected frames of the file that was scanned.
+    pub fn decode(
+        self,
+        format: Format,
+        bytes: &[u8],
+        selection: FrameSelection,
+    ) -> Result<Video, MediaError> {
+        let mut picker = Picker::new(selection, self.frames);
+        decode(format, bytes, &mut picker)?;
+        let rate = self.frames as f64 / self.seconds;
+        picker.finish(format.name(), rate as f32)
+    }
 }
 
 /// Decodes the first frame of a GIF or WebP.
@@ -80,12 +73,4 @@ fn decode(format: Format, bytes: &[u8], picker: &mut Picker) -> Result<(), Media
         Format::Png => png::decode(bytes, picker),
         _ => webp::decode(bytes, picker),
     }
-}
-
-/// Checks that the selected frames and the composition buffers fit into memory.
-fn check_size(picker: &Picker, width: usize, height: usize) -> Result<(), MediaError> {
-    RgbImage::bytes(width, height)?;
-    picker.check_room(width, height)?;
-    // The canvas, a frame and its saved background, as RGBA.
-    budget::check((width * height * 12) as u64)
 }

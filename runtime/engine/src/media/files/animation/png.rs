@@ -4,12 +4,11 @@ use std::io::Cursor;
 
 use png::{BlendOp, ColorType, Decoder, DisposeOp, Limits, Reader, Transformations};
 
-use super::super::error::MediaError;
-use super::super::image::MAX_METADATA;
-use super::super::pieces::{Pieces, png_chunk};
-use super::super::video::Picker;
-use super::canvas::{Canvas, Disposal, Rect};
-use super::check_size;
+use super::canvas::{Canvas, Disposal, Rect, check_size};
+use crate::media::files::error::MediaError;
+use crate::media::files::frames::Picker;
+use crate::media::files::pieces::{Pieces, png_chunk};
+use crate::media::files::pixels::MAX_METADATA;
 
 const NAME: &str = "PNG";
 

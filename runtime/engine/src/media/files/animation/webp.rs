@@ -5,13 +5,12 @@
 
 use image::{DynamicImage, ImageFormat};
 
-use super::super::error::MediaError;
-use super::super::format::Format;
-use super::super::image::decode_pixels;
-use super::super::pieces::{Pieces, riff_chunk};
-use super::super::video::Picker;
-use super::canvas::{Canvas, Rect};
-use super::check_size;
+use super::canvas::{Canvas, Rect, check_size};
+use crate::media::files::error::MediaError;
+use crate::media::files::format::Format;
+use crate::media::files::frames::Picker;
+use crate::media::files::pieces::{Pieces, riff_chunk};
+use crate::media::files::pixels::decode_pixels;
 
 /// Bytes of an `ANMF` chunk before its image chunks.
 const FRAME_HEADER: usize = 16;
