@@ -81,9 +81,9 @@ pub enum ModelError {
     /// Tokens cannot be taken out of the state of a recurrent layer.
     #[error("the model has recurrent layers, whose state cannot go back to fewer tokens")]
     CannotTruncate,
-    /// The computation was cancelled before its end.
-    #[error("cancelled")]
-    Cancelled,
+    /// The computation was canceled before its end.
+    #[error("canceled")]
+    Canceled,
     /// No memory for the key-value cache.
     #[error("key-value cache: {0}")]
     Cache(#[from] CacheError),

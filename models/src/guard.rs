@@ -8,7 +8,7 @@ use std::sync::Once;
 use std::thread;
 
 /// Enough for the deepest template that [`crate::prompt::chat_template`] accepts, in builds without
-/// optimisation too. The pages that are not touched take no memory.
+/// optimization too. The pages that are not touched take no memory.
 const STACK: usize = 256 << 20;
 
 thread_local! {

@@ -341,7 +341,7 @@ pub trait LanguageModel<B: KernelBackend> {
         }
     }
 
-    /// Processes further tokens and returns their normalised hidden states: `[1, hidden_size]`, or
+    /// Processes further tokens and returns their normalized hidden states: `[1, hidden_size]`, or
     /// `[tokens, hidden_size]` for [`OutputRows::All`].
     ///
     /// # Errors

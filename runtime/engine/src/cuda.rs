@@ -217,7 +217,7 @@ impl Library {
         let mut reason = String::new();
         for name in names {
             let name = CString::new(*name).unwrap_or_default();
-            // SAFETY: the name is a C string. Loading runs the library's own initialisation, as
+            // SAFETY: the name is a C string. Loading runs the library's own initialization, as
             // the CUDA runtime would.
             #[allow(unsafe_code)]
             let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };

@@ -11,8 +11,8 @@ use edge_lmm_ops::{Format, KernelBackend, MemoryFailure};
 use crate::Cpu;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::estimate::ResourceEstimate;
 use crate::memory::{Fit, MemoryCheck};
-use crate::needs::Demand;
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
 use crate::session::Session;
@@ -281,9 +281,14 @@ macro_rules! each_engine {
 }
 
 impl AnyEngine {
-    /// See [`Engine::demand`].
-    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
-        each_engine!(self, engine => engine.demand(media, prompt_tokens, max_tokens))
+    /// See [`Engine::estimate`].
+    pub fn estimate(
+        &self,
+        media: &[MediaInput],
+        prompt_tokens: usize,
+        max_tokens: usize,
+    ) -> ResourceEstimate {
+        each_engine!(self, engine => engine.estimate(media, prompt_tokens, max_tokens))
     }
 
     /// The format of the vision encoder's weights.

@@ -115,8 +115,8 @@ pub enum FinishReason {
     Length,
     /// It reached the end of the model's context.
     Context,
-    /// It was cancelled.
-    Cancelled,
+    /// It was canceled.
+    Canceled,
 }
 
 /// Reported while a request is answered.

@@ -102,7 +102,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             media: &inputs,
         };
         if on_event(event).is_break() {
-            return Err(ModelError::Cancelled.into());
+            return Err(ModelError::Canceled.into());
         }
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;

@@ -232,7 +232,7 @@ impl<B: KernelBackend> Session<B> {
             past.sources.extend(sources);
         }
         let hidden = language.prefill(input, &mut past.state, &mut Monitor::new(&mut report));
-        // A cancelled prefill has taken in some of its chunks only.
+        // A canceled prefill has taken in some of its chunks only.
         if hidden.is_err() {
             past.tokens.truncate(past.state.len());
         }
@@ -244,10 +244,10 @@ impl<B: KernelBackend> Session<B> {
         Ok((reused, logits))
     }
 
-    /// What is left of the conversation after an error: a cancelled prefill leaves complete
+    /// What is left of the conversation after an error: a canceled prefill leaves complete
     /// positions behind.
     pub(super) fn after(&mut self, error: EngineError) -> EngineError {
-        if !matches!(error, EngineError::Model(ModelError::Cancelled)) {
+        if !matches!(error, EngineError::Model(ModelError::Canceled)) {
             self.past = None;
         }
         error
@@ -327,7 +327,7 @@ impl<B: KernelBackend> Session<B> {
             let positions: Vec<_> = (first..).take(now.len()).map(|at| [at; 3]).collect();
             let mut input = StepInput::new(language.embed(now), &positions);
             input.output = output;
-            // A step is short: it is not cancelled in the middle.
+            // A step is short: it is not canceled in the middle.
             let mut report = |_| ControlFlow::Continue(());
             let hidden = language.step(input, &mut past.state, &mut Monitor::new(&mut report));
             past.push(now);
