@@ -12,7 +12,7 @@ use std::thread;
 const STACK: usize = 256 << 20;
 
 thread_local! {
-    /// Whether a panic on this thread is reported as an error and must not be printed.
+    /// `true` if a panic on this thread is reported as an error and must not be printed.
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result
     })
 }
 
-/// The first line of a panic's message.
+/// Returns the first line of a panic's message.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()

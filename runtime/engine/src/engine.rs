@@ -35,7 +35,7 @@ impl<B: KernelBackend> Engine<B> {
         Self::load_with(&Registry::default(), record, device)
     }
 
-    /// As [`load`](Self::load), with families of the program's own.
+    /// Loads a model as [`load`](Self::load) does, with families that the program defines.
     ///
     /// # Errors
     /// As [`load`](Self::load).

@@ -1,4 +1,4 @@
-//! A model in memory, which sessions share.
+//! A model in memory that sessions share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -73,14 +73,14 @@ impl<B: KernelBackend> LoadedModel<B> {
         })
     }
 
-    /// The cache of encoder outputs. A panic elsewhere leaves it usable.
+    /// Returns the cache of encoder outputs. It stays usable after a panic on another thread.
     pub fn features(&self) -> MutexGuard<'_, FeatureCache<B>> {
         self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The tokens at which an answer ends, from `generation_config.json` or else `config.json`, its
-/// top or the language model's section.
+/// Returns the end-of-sequence tokens of `generation_config.json`, or else of `config.json`, at its
+/// top level or in the language model's section.
 fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
     let ids = |value: &Value| -> Vec<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -27,17 +27,17 @@ pub use edge_lmm_kernels::memory::{
 /// memory traffic.
 const ENCODER_EFFICIENCY: f64 = 0.5;
 
-/// How a model fits into memory.
+/// Result of a memory check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fit {
-    /// With all of its weights.
+    /// The model fits with all of its weights.
     Whole,
-    /// With the weights of one stage at a time; the others are read from the disk again.
+    /// The model fits with the weights of one stage at a time; the others are read from disk again.
     OneStageAtATime,
 }
 
-/// What bounds the memory that a program can have.
+/// Limit of the memory that a program can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Bound {

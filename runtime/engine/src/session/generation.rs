@@ -165,7 +165,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         self.answer.finish_reason = reason;
     }
 
-    /// The next token, computed from the last one.
+    /// Computes the next token from the last one.
     fn advance(&mut self) -> Result<Token, EngineError> {
         let _stage = stage::top("decode");
         let logits = match self.logits.take() {
