@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::{CommandFactory, Parser};
-use edge_lmm::needs::Scenario;
+use edge_lmm::estimate::Scenario;
 use edge_lmm::one_line;
 use edge_lmm::output::{Output, OutputError};
 use edge_lmm::report::bytes;
@@ -169,10 +169,10 @@ fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> 
     let device = edge_lmm_targets::device(name)?;
     let scenario = Scenario {
         context: cli.target_context,
-        picture: Some(cli.target_image_size),
+        image_size: Some(cli.target_image_size),
     };
-    let demand = plan.demand(tokenizer, &scenario)?;
-    let report = TargetReport::new(device, demand, cli.target_image_size);
+    let estimate = plan.estimate(tokenizer, &scenario)?;
+    let report = TargetReport::new(device, estimate, cli.target_image_size);
     eprintln!("{report}");
     ensure!(
         report.fit.fits || cli.force,

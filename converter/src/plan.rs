@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use edge_lmm::Cpu;
-use edge_lmm::needs::{Demand, Scenario, StoredWeight};
+use edge_lmm::estimate::{ResourceEstimate, Scenario, StoredWeight};
 use edge_lmm::output::OutputError;
 use edge_lmm_models::families::{self, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
@@ -237,7 +237,11 @@ impl Plan {
     ///
     /// # Errors
     /// If the model does not accept an image of that size.
-    pub fn demand(&self, tokenizer: usize, scenario: &Scenario) -> Result<Demand, ConvertError> {
+    pub fn estimate(
+        &self,
+        tokenizer: usize,
+        scenario: &Scenario,
+    ) -> Result<ResourceEstimate, ConvertError> {
         let (model, _) = self
             .info
             .skeleton::<Cpu>(&Registry::default(), &Default::default())?;
@@ -249,7 +253,9 @@ impl Plan {
                 bytes: weight.bytes,
             })
             .collect();
-        Ok(Demand::new(&*model, &weights, tokenizer, scenario)?)
+        Ok(ResourceEstimate::new(
+            &*model, &weights, tokenizer, scenario,
+        )?)
     }
 
     /// Returns the total size of all weights in bytes.

@@ -1,10 +1,10 @@
-//! What can be wrong with a model, a prompt or its media.
+//! Errors of models, prompts and media.
 
 use edge_lmm_ops::CacheError;
 
 use crate::preprocess::PreprocessError;
 
-/// Why a model cannot be built or cannot take a prompt.
+/// Error of building a model or of a prompt.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -14,9 +14,9 @@ pub enum ModelError {
     /// No family of that name.
     #[error("no model family {found:?}; supported: {supported}")]
     UnknownFamily {
-        /// What the checkpoint or record says.
+        /// Name in the checkpoint or record.
         found: String,
-        /// What there is.
+        /// Supported names.
         supported: String,
     },
     /// The record lacks a weight that the model needs.
@@ -39,7 +39,7 @@ pub enum ModelError {
     GenerationConfig {
         /// The setting.
         key: String,
-        /// Its value.
+        /// Value found.
         found: String,
         /// Values that can be applied.
         expected: String,
@@ -55,7 +55,7 @@ pub enum ModelError {
     Unsupported {
         /// The model's family.
         family: &'static str,
-        /// What was given.
+        /// Kind of input.
         kind: &'static str,
     },
     /// The number of an image's tokens cannot be chosen.
@@ -81,16 +81,16 @@ pub enum ModelError {
     /// Tokens cannot be taken out of the state of a recurrent layer.
     #[error("the model has recurrent layers, whose state cannot go back to fewer tokens")]
     CannotTruncate,
-    /// The computation was cancelled before its end.
-    #[error("cancelled")]
-    Cancelled,
+    /// The computation was canceled before its end.
+    #[error("canceled")]
+    Canceled,
     /// No memory for the key-value cache.
     #[error("key-value cache: {0}")]
     Cache(#[from] CacheError),
 }
 
 impl ModelError {
-    /// A configuration error.
+    /// Creates a configuration error.
     pub fn config(message: impl Into<String>) -> Self {
         Self::Config(message.into())
     }

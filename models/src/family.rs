@@ -1,4 +1,4 @@
-//! What a family says about itself, and the files of a checkpoint that describe a model.
+//! Description of a family, and the files of a checkpoint that describe a model.
 
 use burn_store::{BurnpackError, BurnpackStore, ModuleSnapshot};
 use edge_lmm_ops::KernelBackend;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::error::ModelError;
 use crate::model::Model;
 
-/// A model's configuration files, as they lie in the checkpoint.
+/// Configuration files of a model, as found in the checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ModelFiles {
     /// `config.json`
@@ -25,12 +25,12 @@ pub struct ModelFiles {
     pub generation: Option<Value>,
 }
 
-/// What is known of a family without building a model.
+/// Properties of a family that are known without building a model.
 #[derive(Debug, Clone, Copy)]
 pub struct FamilyInfo {
     /// `model_type` of the checkpoint's `config.json`.
     pub model_type: &'static str,
-    /// Name for people.
+    /// Display name.
     pub title: &'static str,
     /// Sections of `config.json` that describe a part of the model, and the `model_type`s that the
     /// part may have. A section without a `model_type` has the first one.
@@ -38,7 +38,7 @@ pub struct FamilyInfo {
 }
 
 impl FamilyInfo {
-    /// Refuses a model whose tower or language model is of a kind that the family does not have,
+    /// Rejects a model whose tower or language model is of a kind that the family does not support,
     /// such as LLaVA with a SigLIP tower.
     pub(crate) fn check_parts(&self, config: &Value) -> Result<(), ModelError> {
         for (section, expected) in self.parts {
@@ -65,7 +65,7 @@ pub trait BuiltModel<B: KernelBackend>: Model<B> {
     /// Fills the weights; those of a mapped store are borrowed, not copied.
     ///
     /// # Errors
-    /// What the store finds missing or unfit.
+    /// If the store lacks a weight or holds one of another shape.
     fn load(&mut self, store: &mut BurnpackStore) -> Result<(), BurnpackError>;
 }
 

@@ -8,11 +8,11 @@ use std::sync::Once;
 use std::thread;
 
 /// Enough for the deepest template that [`crate::prompt::chat_template`] accepts, in builds without
-/// optimisation too. The pages that are not touched take no memory.
+/// optimization too. The pages that are not touched take no memory.
 const STACK: usize = 256 << 20;
 
 thread_local! {
-    /// Whether a panic on this thread is reported as an error and must not be printed.
+    /// `true` if a panic on this thread is reported as an error and must not be printed.
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result
     })
 }
 
-/// The first line of a panic's message.
+/// Returns the first line of a panic's message.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()

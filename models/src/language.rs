@@ -1,4 +1,4 @@
-//! The interface of language models and what they remember between steps.
+//! The interface of language models and their state between steps.
 
 use std::any::Any;
 use std::ops::Range;
@@ -20,15 +20,15 @@ pub const PREFILL_CHUNK: usize = 512;
 /// A model creates one for each such layer ([`LanguageModel::recurrent_states`]) and downcasts it
 /// in its step.
 pub trait RecurrentState: Send {
-    /// Allocated bytes.
+    /// Returns the allocated bytes.
     fn bytes(&self) -> usize;
     /// Returns an independent copy.
     fn fork(&self) -> Box<dyn RecurrentState>;
-    /// For access to the model's own type.
+    /// Returns `self` as [`Any`], to downcast it to the model's own type.
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
-/// What a language model remembers of the tokens so far.
+/// State of a language model after the tokens so far.
 ///
 /// Layers of attention, with or without a sliding window, keep keys and values in the cache. Other
 /// kinds of layers have a [`RecurrentState`].
@@ -62,7 +62,7 @@ impl<B: KernelBackend> DecoderState<B> {
         })
     }
 
-    /// Number of tokens in the state.
+    /// Returns the number of tokens in the state.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
@@ -77,7 +77,7 @@ impl<B: KernelBackend> DecoderState<B> {
         self.recurrent.is_empty()
     }
 
-    /// Forgets all tokens from `len` on. Does nothing if there are fewer.
+    /// Removes all tokens from `len` on. Does nothing if there are fewer.
     ///
     /// # Errors
     /// [`ModelError::CannotTruncate`] if tokens would have to be taken out of a recurrent state.
@@ -105,7 +105,7 @@ impl<B: KernelBackend> DecoderState<B> {
         })
     }
 
-    /// Allocated bytes.
+    /// Returns the allocated bytes.
     pub fn bytes(&self) -> usize {
         let elements: usize = self.cross.iter().map(|kv| kv.shape().num_elements()).sum();
         let recurrent: usize = self.recurrent.iter().map(|state| state.bytes()).sum();
@@ -128,10 +128,10 @@ pub struct Injection<B: KernelBackend> {
 /// The hidden states that a step returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutputRows {
-    /// That of the last token. The last layer then computes no other.
+    /// Only the last token. The last layer then computes no other.
     #[default]
     Last,
-    /// Those of all tokens.
+    /// All tokens.
     All,
 }
 
@@ -151,7 +151,7 @@ pub struct StepInput<'a, B: KernelBackend> {
 }
 
 impl<'a, B: KernelBackend> StepInput<'a, B> {
-    /// Tokens of text or of features without anything special.
+    /// Creates the input of plain text or features, without injections or bidirectional runs.
     pub fn new(embeddings: Tensor<B, 2>, positions: &'a [Position]) -> Self {
         Self {
             embeddings,
@@ -162,7 +162,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
         }
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.positions.len()
     }
@@ -172,7 +172,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
         self.positions.is_empty()
     }
 
-    /// The tokens at `range`.
+    /// Returns the tokens at `range`.
     fn part(&self, range: Range<usize>) -> Self {
         let Range { start, end } = range;
         let injections = self.injections.iter().filter_map(|injection| {
@@ -202,8 +202,8 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
         }
     }
 
-    /// Bounds of parts of about `size` tokens. No part ends within a bidirectional run, whose
-    /// tokens have to be in the cache together.
+    /// Returns the bounds of parts of about `size` tokens. No part ends within a bidirectional run,
+    /// whose tokens have to be in the cache together.
     fn bounds(&self, size: usize) -> Vec<usize> {
         let mut bounds = vec![0];
         let mut end = 0;
@@ -241,8 +241,8 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
         )
     }
 
-    /// The keys that each token attends to after `past` tokens in the cache, with a sliding window
-    /// of `window` tokens or without; `None` for all up to its own.
+    /// Returns the range of keys that each token attends to after `past` tokens in the cache, with
+    /// or without a sliding window of `window` tokens. `None` stands for causal attention.
     pub fn visible(&self, past: usize, window: Option<usize>) -> Option<Vec<Range<usize>>> {
         let window = window.filter(|&window| window < past + self.len());
         if window.is_none() && self.bidirectional.is_empty() {
@@ -264,50 +264,50 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
 ///
 /// The default methods are those of a decoder-only model.
 pub trait LanguageModel<B: KernelBackend> {
-    /// Width of an embedding.
+    /// Returns the width of an embedding.
     fn hidden_size(&self) -> usize;
 
-    /// Rows of the embedding table; ids below it are valid.
+    /// Returns the number of rows of the embedding table; smaller ids are valid.
     fn vocabulary(&self) -> usize;
 
-    /// Largest number of positions that the model was made for.
+    /// Returns the largest number of positions that the model was trained for.
     fn context_length(&self) -> usize;
 
-    /// The shape of a cache for `capacity` positions.
+    /// Returns the shape of a cache for `capacity` positions.
     fn cache_shape(&self, capacity: usize) -> CacheShape;
 
-    /// Empty states of the layers that are not attention.
+    /// Creates empty states of the layers that are not attention.
     fn recurrent_states(&self, _device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
         Vec::new()
     }
 
-    /// Number of positions that the cache needs for a prompt of `prompt` tokens and an answer of
-    /// `answer` tokens.
+    /// Returns the number of positions that the cache needs for a prompt of `prompt` tokens and an
+    /// answer of `answer` tokens.
     fn positions(&self, prompt: usize, answer: usize) -> usize {
         prompt.saturating_add(answer).min(self.context_length())
     }
 
-    /// Given that a new prompt begins with the same `shared` tokens as the one in the state, returns
-    /// how many of them [`Self::prefill`] can leave out: the number of positions to keep in the
-    /// cache.
+    /// Returns how many of the `shared` first tokens [`Self::prefill`] can skip, where a new prompt
+    /// begins with the same `shared` tokens as the one in the state. This is the number of
+    /// positions to keep in the cache.
     fn reusable(&self, shared: usize) -> usize {
         shared
     }
 
-    /// Returns `true` if a sequence of that many tokens counts as long, where that changes how all
-    /// of its positions are encoded (LongRoPE, Ding et al. 2024): the keys of a short sequence are
-    /// then of no use in a long one, and the other way round.
+    /// Returns `true` if a sequence of that many tokens is long for LongRoPE (Ding et al. 2024),
+    /// which encodes all positions of long sequences differently. Keys of short and long sequences
+    /// cannot be mixed.
     fn is_long(&self, _tokens: usize) -> bool {
         false
     }
 
-    /// The tokens that the answer continues: those of the prompt, or those of the decoder if an
-    /// encoder takes the prompt.
+    /// Returns the tokens that the answer continues: those of the prompt, or those of the decoder
+    /// if an encoder takes the prompt.
     fn decoder_tokens(&self, prompt: &[u32]) -> Vec<u32> {
         prompt.to_vec()
     }
 
-    /// Embeddings of tokens: `[ids.len(), hidden_size]`.
+    /// Returns the embeddings of tokens: `[ids.len(), hidden_size]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2>;
 
     /// Processes the tokens of the prompt that are not in the state yet, at least one, in chunks.
@@ -341,7 +341,7 @@ pub trait LanguageModel<B: KernelBackend> {
         }
     }
 
-    /// Processes further tokens and returns their normalised hidden states: `[1, hidden_size]`, or
+    /// Processes further tokens and returns their normalized hidden states: `[1, hidden_size]`, or
     /// `[tokens, hidden_size]` for [`OutputRows::All`].
     ///
     /// # Errors
@@ -353,6 +353,6 @@ pub trait LanguageModel<B: KernelBackend> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError>;
 
-    /// Scores of the next token for each hidden state: `[rows, vocabulary]`.
+    /// Returns the scores of the next token for each hidden state: `[rows, vocabulary]`.
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2>;
 }

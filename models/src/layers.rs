@@ -12,7 +12,7 @@ use crate::error::ModelError;
 /// A packed matrix with its name in the record.
 pub type PackedParam<B> = (String, Param<Tensor<B, 1, Int>>, MatrixShape);
 
-/// The activation of a configuration's name for it; `field` is said in the error.
+/// Returns the activation of that name; `field` names the field in the error.
 ///
 /// # Errors
 /// If no supported model uses it.
@@ -41,7 +41,7 @@ pub struct Linear<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Linear<B> {
-    /// A layer over the bytes of a packed matrix.
+    /// Creates a layer over the bytes of a packed matrix.
     pub fn new((name, weight, shape): PackedParam<B>, bias: Option<Param<Tensor<B, 1>>>) -> Self {
         Self {
             weight,
@@ -51,7 +51,7 @@ impl<B: KernelBackend> Linear<B> {
         }
     }
 
-    /// Whether the weights are integers.
+    /// Returns `true` if the weights are integers.
     pub fn is_quantized(&self) -> bool {
         self.shape.format.is_quantized()
     }
@@ -62,17 +62,18 @@ impl<B: KernelBackend> Linear<B> {
         self.apply(x, Activation::None, None)
     }
 
-    /// As [`Self::forward`], followed by an activation.
+    /// Computes [`Self::forward`], followed by an activation.
     pub fn forward_activated(&self, x: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
         self.apply(x, activation, None)
     }
 
-    /// As [`Self::forward`], added to `residual` (in place when it is not shared).
+    /// Computes [`Self::forward`] and adds it to `residual`, in place if that is not shared.
     pub fn forward_residual(&self, x: Tensor<B, 2>, residual: Tensor<B, 2>) -> Tensor<B, 2> {
         self.apply(x, Activation::None, Some(residual))
     }
 
-    /// A feed-forward that begins with this layer: `down(activation(self(x)))`, added to `residual`.
+    /// Computes a feed-forward that begins with this layer: `down(activation(self(x)))`, added to
+    /// `residual`.
     ///
     /// # Shapes
     /// - x: `[tokens, inputs]`, residual and output: `[tokens, outputs of down]`
@@ -90,8 +91,8 @@ impl<B: KernelBackend> Linear<B> {
         feed_forward(x, self.packed(), activation, false, down.packed(), residual)
     }
 
-    /// A gated feed-forward that begins with this layer, whose first half of outputs is the gate:
-    /// `down(activation(gate(x)) * up(x))`, added to `residual`.
+    /// Computes a gated feed-forward that begins with this layer, whose first half of outputs is
+    /// the gate: `down(activation(gate(x)) * up(x))`, added to `residual`.
     ///
     /// # Shapes
     /// - as for [`Self::feed_forward`]
@@ -144,7 +145,7 @@ pub struct Embedding<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Embedding<B> {
-    /// A table over the bytes of a packed matrix.
+    /// Creates a table over the bytes of a packed matrix.
     pub fn new((name, weight, shape): PackedParam<B>) -> Self {
         Self {
             weight,
@@ -161,7 +162,7 @@ impl<B: KernelBackend> Embedding<B> {
         gather_rows(self.weight.val(), self.shape, ids)
     }
 
-    /// The product with the table as the weight of a linear layer.
+    /// Multiplies with the table as the weight of a linear layer.
     pub fn as_linear(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         observe::inputs(&self.name, &x);
         linear(
@@ -184,7 +185,7 @@ pub struct RmsNorm<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> RmsNorm<B> {
-    /// A norm with the given scale.
+    /// Creates a norm with the given scale.
     pub fn new(gamma: Param<Tensor<B, 1>>, eps: f64) -> Self {
         Self { gamma, eps }
     }
@@ -205,7 +206,7 @@ pub struct LayerNorm<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> LayerNorm<B> {
-    /// A norm with the given scale and shift.
+    /// Creates a norm with the given scale and shift.
     pub fn new(gamma: Param<Tensor<B, 1>>, beta: Param<Tensor<B, 1>>, eps: f64) -> Self {
         Self { gamma, beta, eps }
     }

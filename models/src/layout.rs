@@ -30,7 +30,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run of `tokens` tokens at consecutive positions, like text.
+    /// Creates a run of `tokens` tokens at consecutive positions, like text.
     pub fn sequence(tokens: usize) -> Self {
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         Self {
@@ -40,9 +40,9 @@ impl Run {
         }
     }
 
-    /// A run of `grid` tokens in time, height and width (M-RoPE, Wang et al. 2024, section 2.1;
-    /// `get_rope_index` of the reference). In time, tokens are `time_step` positions apart. Text
-    /// continues after the largest position.
+    /// Creates a run of `grid` tokens in time, height and width (M-RoPE, Wang et al. 2024, section
+    /// 2.1; `get_rope_index` of the reference). In time, tokens are `time_step` positions apart.
+    /// Text continues after the largest position.
     pub fn grid([times, height, width]: [usize; 3], time_step: u32) -> Self {
         let [times, height, width] = [times, height, width].map(|n| n as u32);
         let mut offsets = Vec::new();
@@ -61,7 +61,7 @@ impl Run {
         }
     }
 
-    /// The same run, whose tokens attend to each other in both directions.
+    /// Makes the tokens of the run attend to each other in both directions.
     #[must_use]
     pub fn bidirectional(self) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Run {
         }
     }
 
-    /// The same run with only the tokens at `kept`, at their original positions.
+    /// Returns the run with only the tokens at `kept`, at their original positions.
     ///
     /// # Panics
     /// If an index is not below [`len`](Self::len).
@@ -82,7 +82,7 @@ impl Run {
         }
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.offsets.len()
     }
@@ -92,12 +92,13 @@ impl Run {
         self.offsets.is_empty()
     }
 
-    /// Offset of each token from the position of the text before the run.
+    /// Returns the offset of each token from the position of the text before the run.
     pub fn offsets(&self) -> &[Position] {
         &self.offsets
     }
 
-    /// Distance from the position of the text before the run to that of the text after it.
+    /// Returns the distance from the position of the text before the run to that of the text after
+    /// it.
     pub fn extent(&self) -> u32 {
         self.extent
     }
@@ -109,17 +110,18 @@ impl Run {
 }
 
 impl Layout {
-    /// A layout of the given pieces.
+    /// Creates a layout of the given pieces.
     pub fn new(pieces: Vec<Piece>) -> Self {
         Self(pieces)
     }
 
-    /// The pieces, in the order of the prompt.
+    /// Returns the pieces, in the order of the prompt.
     pub fn pieces(&self) -> &[Piece] {
         &self.0
     }
 
-    /// The runs, in the order of the prompt. Their tokens stand for consecutive rows of features.
+    /// Returns the runs, in the order of the prompt. Their tokens stand for consecutive rows of
+    /// features.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.0.iter().filter_map(|piece| match piece {
             Piece::Run(run) => Some(run),
@@ -127,7 +129,7 @@ impl Layout {
         })
     }
 
-    /// Number of tokens that stand for features. Text between runs is not counted.
+    /// Returns the number of tokens that stand for features. Text between runs is not counted.
     pub fn tokens(&self) -> usize {
         self.runs().map(Run::len).sum()
     }

@@ -1,8 +1,8 @@
-//! What a model *is*: its configuration, its burn modules, how its inputs are prepared and how
-//! its prompt is put together. One file per family; [`families`] is the registry.
+//! Definitions of models: configuration, burn modules, preprocessing of inputs and construction of
+//! prompts. Each family has one file; [`families`] is the registry.
 //!
-//! Running a model (loading a record, the decode loop, timing) is the business of the crate
-//! `edge-lmm`; writing records that of `edge-lmm-convert`. Both build a model with the same code,
+//! The crate `edge-lmm` runs models: loading of records, decoding and timing. `edge-lmm-convert`
+//! writes records. Both build a model with the same code,
 //! see [`weights`].
 
 mod config_file;

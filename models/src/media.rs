@@ -1,5 +1,4 @@
-//! Media: their kinds, the options of their preparation, and the form in which an encoder takes
-//! them.
+//! Media: kinds, options of preprocessing, and the input of the encoders.
 
 use crate::layout::Layout;
 
@@ -15,7 +14,7 @@ pub enum MediaKind {
 }
 
 impl MediaKind {
-    /// The name in messages and chat templates.
+    /// Returns the name in messages and chat templates.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Image => "image",
@@ -75,7 +74,7 @@ pub struct MediaInput {
 }
 
 impl MediaInput {
-    /// Largest number of prompt tokens that the medium takes.
+    /// Returns the largest number of prompt tokens that the medium takes.
     pub fn tokens(&self) -> usize {
         self.layout.tokens()
     }

@@ -28,7 +28,7 @@ pub struct Encoded<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Encoded<B> {
-    /// A medium in the place that its preparation foresaw.
+    /// Creates an encoded medium with the layout of the preprocessed one.
     pub fn new(medium: &MediaInput, features: Tensor<B, 2>) -> Self {
         Self {
             layout: medium.layout.clone(),
@@ -37,7 +37,7 @@ impl<B: KernelBackend> Encoded<B> {
         }
     }
 
-    /// Bytes of all features.
+    /// Returns the bytes of all features.
     pub fn bytes(&self) -> usize {
         let tensors = std::iter::once(&self.features).chain(self.deep.iter().map(|(_, x)| x));
         let elements: usize = tensors.map(|x| x.shape().num_elements()).sum();
@@ -47,7 +47,7 @@ impl<B: KernelBackend> Encoded<B> {
 
 /// A model of some family.
 pub trait Model<B: KernelBackend>: Send + Sync {
-    /// The language model.
+    /// Returns the language model.
     fn language(&self) -> &dyn LanguageModel<B>;
 
     /// Returns `true` if the number of an image's tokens can be chosen
@@ -100,8 +100,8 @@ pub trait Model<B: KernelBackend>: Send + Sync {
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError>;
 
-    /// Puts a conversation into tokens; `media` are the places of its media, in the order in which
-    /// the messages show them.
+    /// Tokenizes a conversation; `media` are the layouts of its media, in the order in which the
+    /// messages show them.
     ///
     /// # Errors
     /// If template, tokenizer and media do not fit together.

@@ -16,7 +16,7 @@ pub struct Progress {
 
 /// Receives the progress of a computation and may cancel it.
 ///
-/// Models report before every step, so that a cancelled computation ends within the time of one
+/// Models report before every step, so that a canceled computation ends within the time of one
 /// layer of a language model or half a layer of an encoder.
 pub struct Monitor<'a>(&'a mut dyn FnMut(Progress) -> ControlFlow<()>);
 
@@ -29,11 +29,11 @@ impl<'a> Monitor<'a> {
     /// Reports that `done` of `total` steps are done.
     ///
     /// # Errors
-    /// [`ModelError::Cancelled`] if the computation is to stop.
+    /// [`ModelError::Canceled`] if the computation is to stop.
     pub fn report(&mut self, done: usize, total: usize) -> Result<(), ModelError> {
         match (self.0)(Progress { done, total }) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(ModelError::Cancelled),
+            ControlFlow::Break(()) => Err(ModelError::Canceled),
         }
     }
 
@@ -88,6 +88,6 @@ mod tests {
         };
         let mut monitor = Monitor::new(&mut report);
         assert!(monitor.report(0, 2).is_ok());
-        assert!(matches!(monitor.report(1, 2), Err(ModelError::Cancelled)));
+        assert!(matches!(monitor.report(1, 2), Err(ModelError::Canceled)));
     }
 }

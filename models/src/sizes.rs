@@ -6,13 +6,13 @@ use crate::error::ModelError;
 pub(crate) const WIDTH: usize = 1 << 16;
 /// Largest width of a feed-forward.
 pub(crate) const FFN: usize = 1 << 20;
-/// Most layers.
+/// Largest number of layers.
 pub(crate) const LAYERS: usize = 1 << 10;
-/// Most heads, and most elements of one.
+/// Largest number of heads, and of elements of a head.
 pub(crate) const HEADS: usize = 1 << 10;
-/// Most rows of an embedding table.
+/// Largest number of rows of an embedding table.
 pub(crate) const VOCABULARY: usize = 1 << 22;
-/// Most positions of a language model.
+/// Largest number of positions of a language model.
 pub(crate) const POSITIONS: usize = 1 << 24;
 
 /// Describes the first of some sizes, given as `(field, value, largest)`, that is not between 1 and

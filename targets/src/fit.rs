@@ -6,7 +6,7 @@ use crate::profile::Device;
 
 /// Memory estimate of a model that answers a request, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Needs {
+pub struct MemoryEstimate {
     /// The record. It is mapped, not copied, but every token reads nearly all of it: pages that do
     /// not stay in memory are read from disk again for every token.
     pub weights: u64,
@@ -18,7 +18,7 @@ pub struct Needs {
     pub program: u64,
 }
 
-impl Needs {
+impl MemoryEstimate {
     /// Returns the sum.
     pub fn total(&self) -> u64 {
         [self.weights, self.cache, self.activations, self.program]
@@ -40,8 +40,8 @@ pub struct Fit {
 
 impl Fit {
     /// Compares an estimate with the usable memory of a device.
-    pub fn new(needs: &Needs, device: &Device) -> Self {
-        let (needed, usable) = (needs.total(), device.usable_bytes());
+    pub fn new(estimate: &MemoryEstimate, device: &Device) -> Self {
+        let (needed, usable) = (estimate.total(), device.usable_bytes());
         Self {
             fits: needed <= usable,
             needed,
@@ -58,25 +58,25 @@ mod tests {
     #[test]
     fn what_the_system_keeps_counts() {
         let pi = device("raspberry-pi-4-4gb").unwrap();
-        let needs = |weights| Needs {
+        let estimate = |weights| MemoryEstimate {
             weights,
             cache: 1 << 20,
             activations: 0,
             program: 0,
         };
-        assert!(Fit::new(&needs(3 << 30), &pi).fits);
-        assert!(!Fit::new(&needs((4 << 30) - (2 << 20)), &pi).fits);
+        assert!(Fit::new(&estimate(3 << 30), &pi).fits);
+        assert!(!Fit::new(&estimate((4 << 30) - (2 << 20)), &pi).fits);
     }
 
     #[test]
     fn absurd_sizes_do_not_wrap_around() {
         let pi = device("raspberry-pi-4-8gb").unwrap();
-        let needs = Needs {
+        let estimate = MemoryEstimate {
             weights: u64::MAX,
             cache: u64::MAX,
             activations: 1,
             program: 1,
         };
-        assert!(!Fit::new(&needs, &pi).fits);
+        assert!(!Fit::new(&estimate, &pi).fits);
     }
 }

@@ -7,6 +7,6 @@ pub mod fit;
 pub mod profile;
 pub mod roofline;
 
-pub use fit::{Fit, Needs};
+pub use fit::{Fit, MemoryEstimate};
 pub use profile::{Build, Device, ProfileError, device, devices};
 pub use roofline::{Estimate, Work};

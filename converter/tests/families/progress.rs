@@ -9,7 +9,7 @@ use crate::common::manifest::Manifest;
 use crate::common::{F32, ask, engine_from};
 
 /// Every encoder reports before attention and before the MLP of each layer, so that a request can be
-/// cancelled there.
+/// canceled there.
 #[test]
 fn encoders_report_twice_per_layer() {
     let mut encoders = 0;

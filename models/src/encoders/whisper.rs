@@ -315,7 +315,7 @@ mod tests {
     type Cpu = burn_ndarray::NdArray<f32, i64, i8>;
 
     #[test]
-    fn frames_see_their_neighbours() {
+    fn frames_see_their_neighbors() {
         let spectrogram = Spectrogram {
             values: &[1.0, 2.0, 3.0, 10.0, 20.0, 30.0],
             frames: 3,
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn every_second_frame_sees_its_neighbours() {
+    fn every_second_frame_sees_its_neighbors() {
         let device = Default::default();
         let x = || Tensor::<Cpu, 2>::from_floats([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], &device);
         let values = |x: Tensor<Cpu, 2>| x.into_data().into_vec::<f32>().unwrap();

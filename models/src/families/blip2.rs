@@ -90,7 +90,7 @@ impl Config {
     }
 }
 
-/// How images become squares of `side` pixels.
+/// Reads how images are preprocessed to squares of `side` pixels.
 fn parse_preprocess(file: Option<&Value>, side: usize) -> Result<PreprocessConfig, ModelError> {
     let target = Target::Exact {
         height: side,
@@ -113,7 +113,7 @@ fn parse_preprocess(file: Option<&Value>, side: usize) -> Result<PreprocessConfi
     Ok(config)
 }
 
-/// The family: a model with one of the two language models.
+/// The model, with either language model.
 pub struct Blip2<B: KernelBackend>(Box<dyn BuiltModel<B>>);
 
 impl<B: KernelBackend> Blip2<B> {
@@ -189,7 +189,7 @@ impl<B: KernelBackend> Model<B> for Blip2<B> {
     }
 }
 
-/// What the rest of the model has to know of its language model.
+/// Properties of the language model that the prompt depends on.
 #[derive(Debug, Clone, Copy)]
 struct TextTraits {
     /// Width of an embedding.
@@ -200,7 +200,7 @@ struct TextTraits {
     after: Option<u32>,
 }
 
-/// The model over some language model.
+/// BLIP-2 with a language model of type `L`.
 #[derive(Module, Debug)]
 struct Blip2Model<B: KernelBackend, L: Module<B>> {
     vision: EvaVit<B>,
@@ -292,13 +292,12 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
     }
 }
 
-/// How image and text follow each other.
+/// Order of image and text in the prompt.
 #[derive(Debug, Clone, Copy)]
 struct PromptLayout {
-    /// What stands for a token of the image; where the vocabulary has none for this, any token:
-    /// it is never looked up.
+    /// Placeholder of an image token. If the vocabulary has none, any id: it is never looked up.
     placeholder: u32,
-    /// Whether the vocabulary has one.
+    /// `true` if the vocabulary has a placeholder.
     own_placeholder: bool,
     traits: TextTraits,
 }
@@ -326,7 +325,8 @@ impl PromptLayout {
         })
     }
 
-    /// The image's tokens, then the text between what the language model expects around it.
+    /// Builds the prompt: the image's tokens, then the text between the tokens that the language
+    /// model expects around it.
     fn prompt(&self, text: &[u32], media: &[&Layout]) -> Result<Prompt, ModelError> {
         if media.len() > 1 {
             return Err(ModelError::Prompt(format!(

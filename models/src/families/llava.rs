@@ -97,7 +97,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The token that stands for an image, under its older or newer name.
+    /// Returns the token that stands for an image, under its older or newer name.
     fn image_token(&self) -> u32 {
         let named = self.image_token_index.or(self.image_token_id);
         named.unwrap_or(32_000)
@@ -113,8 +113,8 @@ impl Config {
         }
     }
 
-    /// The language model's section. `transformers` 5 says at the top level whether its output
-    /// head is its embedding table.
+    /// Returns the language model's section. `transformers` 5 says at the top level whether its
+    /// output head is its embedding table.
     fn text_config(&self) -> Value {
         let mut text = match without_nulls(&self.text_config) {
             Value::Object(members) => members,
@@ -195,7 +195,7 @@ impl<B: KernelBackend> Llava<B> {
     }
 }
 
-/// What `preprocessor_config.json` says, checked against the tower.
+/// Reads `preprocessor_config.json` and checks it against the tower.
 fn preprocess_config(
     file: Option<&Value>,
     clip: &ClipConfig,

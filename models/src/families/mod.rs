@@ -25,7 +25,7 @@ pub type Init<B> = fn(&ModelFiles, &Weights<'_, B>) -> Result<Box<dyn BuiltModel
 
 /// A family with the function that builds its model.
 pub struct Family<B: KernelBackend> {
-    /// What is known without a model.
+    /// Properties that are known without building a model.
     pub info: FamilyInfo,
     /// Builds a model.
     pub init: Init<B>,
@@ -100,7 +100,7 @@ pub fn build<B: KernelBackend>(
     Registry::default().build(files, weights)
 }
 
-/// The family of this crate that `files` describe.
+/// Returns the family of this crate that `files` describe.
 ///
 /// # Errors
 /// If it is unknown, or has parts of another kind than the family.

@@ -44,7 +44,7 @@ const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
 <|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}";
 
-/// How an image is written in a prompt, before and after its number.
+/// Tag of an image in a prompt, before and after its number.
 const TAG: (&str, &str) = ("<|image_", "|>");
 
 /// Stands for visual tokens among the ids; the reference has negative ones there, which no table
@@ -183,13 +183,13 @@ impl<B: KernelBackend> Phi3Vision<B> {
         })
     }
 
-    /// Tokens of an image in that many rows and columns of crops.
+    /// Returns the number of tokens of an image of `rows` x `columns` crops.
     fn tokens(&self, [rows, columns]: [usize; 2]) -> usize {
         let side = self.clip.side() / 2;
         rows * side * (columns * side + 1) + 1 + side * (side + 1)
     }
 
-    /// The configuration, or as many fewer crops as bring an image's tokens under the limit.
+    /// Returns the configuration, with fewer crops if the image's tokens exceed the limit.
     fn preprocess(&self, image: &RgbImage, options: &MediaOptions) -> PreprocessConfig {
         let most = options.image_tokens.map_or(usize::MAX, |(_, most)| most);
         let mut config = self.preprocess.clone();
@@ -200,7 +200,7 @@ impl<B: KernelBackend> Phi3Vision<B> {
         config
     }
 
-    /// The tower's features of one crop, class token left out.
+    /// Returns the tower's features of one crop, without the class token.
     fn features(
         &self,
         crop: &[f32],
@@ -218,7 +218,7 @@ impl<B: KernelBackend> Phi3Vision<B> {
     }
 }
 
-/// What `preprocessor_config.json` says, checked against the tower.
+/// Reads `preprocessor_config.json` and checks it against the tower.
 fn preprocess_config(
     file: Option<&Value>,
     clip: &ClipConfig,
@@ -308,7 +308,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
     }
 }
 
-/// The text between the tags of images, `<|image_1|>` and so on.
+/// Splits text at the image tags (`<|image_1|>` and so on).
 fn split_at_tags(text: &str) -> Vec<&str> {
     let (mut chunks, mut start, mut from) = (Vec::new(), 0, 0);
     while let Some(found) = text[from..].find(TAG.0) {
@@ -352,7 +352,7 @@ impl<B: KernelBackend> Projector<B> {
         })
     }
 
-    /// The whole comes first in `crops` and last in the result.
+    /// Projects crops. The whole image comes first in `crops` and last in the result.
     ///
     /// # Shapes
     /// - crops: `[4 * side * side, width]` each
@@ -371,7 +371,7 @@ impl<B: KernelBackend> Projector<B> {
         self.up.feed_forward(x, Activation::Gelu, &self.down, None)
     }
 
-    /// A row of crops with the end of row behind each of its rows of tokens.
+    /// Concatenates a row of crops and appends the end-of-row embedding to each row of tokens.
     fn end_rows(&self, mut crops: Vec<Tensor<B, 3>>, side: usize) -> Tensor<B, 2> {
         let end = self.row_end.val();
         let width = end.dims()[1];
@@ -380,7 +380,8 @@ impl<B: KernelBackend> Projector<B> {
     }
 }
 
-/// One token of 2x2 patches, row by row: `[4 * side * side, width]` to `[side, side, 4 * width]`.
+/// Merges each 2x2 patches into one token: from `[4 * side * side, width]` to `[side, side, 4 *
+/// width]`.
 fn merge<B: KernelBackend>(crop: Tensor<B, 2>, side: usize) -> Tensor<B, 3> {
     let width = crop.dims()[1];
     crop.reshape([side, 2, side, 2 * width])

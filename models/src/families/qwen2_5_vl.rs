@@ -110,7 +110,7 @@ impl VisionConfig {
         check_rotary(&self.rope_parameters)
     }
 
-    /// Tokens on each side of a window.
+    /// Returns the side of a window in tokens.
     fn window(&self) -> usize {
         self.window_size / self.patches.token_side()
     }
@@ -225,9 +225,9 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
     }
 }
 
-/// Positions from one temporal patch of `frames` frames to the next. As the reference (4.57), the
-/// duration is cut to whole seconds before it is multiplied, so that patches shorter than a
-/// second all get the same position.
+/// Returns the number of positions from one temporal patch of `frames` frames to the next. As in
+/// the reference (4.57), the duration is cut to whole seconds before it is multiplied, so that
+/// patches shorter than a second all get the same position.
 fn time_step(frames: usize, frames_per_second: f32, per_second: u32) -> Result<u32, ModelError> {
     if !(frames_per_second > 0.0 && frames_per_second.is_finite()) {
         return Err(ModelError::Prompt(format!(
@@ -270,7 +270,7 @@ impl Windows {
         Self { order, ends }
     }
 
-    /// Place in the tower's order of every token, in raster order.
+    /// Returns the index in the tower's order of every token in raster order.
     fn raster_order(&self) -> Vec<usize> {
         let mut places = vec![0; self.order.len()];
         for (place, &token) in self.order.iter().enumerate() {

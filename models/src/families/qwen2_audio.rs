@@ -75,7 +75,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The token that stands for a sound, under its older or newer name.
+    /// Returns the token that stands for a sound, under its older or newer name.
     fn audio_token(&self) -> u32 {
         let named = self.audio_token_index.or(self.audio_token_id);
         named.unwrap_or(151_646)
@@ -245,9 +245,9 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
     }
 }
 
-/// The beginning of a sound that is longer than the model hears, or the whole of it, and which of
-/// the two. The rest need not be resampled; a little more stays, because samples near the end
-/// depend on some beyond it.
+/// Cuts a sound to the length that the model accepts, and returns `true` if the sound was cut. The
+/// rest need not be resampled. A little more is kept, because resampled values near the end depend
+/// on samples after it.
 fn beginning<'a>(samples: &'a [f32], sample_rate: u32, mel: &MelConfig) -> (&'a [f32], bool) {
     let rate = u64::from(mel.sampling_rate);
     let heard = (mel.chunk_samples() as u64 * u64::from(sample_rate)).div_ceil(rate);
@@ -257,12 +257,12 @@ fn beginning<'a>(samples: &'a [f32], sample_rate: u32, mel: &MelConfig) -> (&'a 
     (&samples[..samples.len().min(kept)], samples.len() > heard)
 }
 
-/// Positions that the second convolution makes of so many frames.
+/// Returns the number of outputs of the second convolution for `frames` frames.
 fn positions(frames: usize) -> usize {
     frames.div_ceil(2)
 }
 
-/// The mean of every two rows; an odd last one is dropped.
+/// Averages pairs of rows; an odd last row is dropped.
 fn pool_by_two<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let [rows, width] = x.dims();
     let pairs = x.narrow(0, 0, rows / 2 * 2);

@@ -16,7 +16,7 @@ const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
 <|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// How the tower wants its patches.
+/// Size of the tower's patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PatchSize {
     /// Side in pixels.
@@ -92,7 +92,7 @@ impl QwenVlInput {
         self.video.temporal_patch_size
     }
 
-    /// An image in patches.
+    /// Preprocesses an image into patches.
     ///
     /// # Errors
     /// If the image cannot be taken.
@@ -108,7 +108,7 @@ impl QwenVlInput {
         Ok(self.medium(MediaKind::Image, config.image(image)?, 1))
     }
 
-    /// A video in patches, `time_step` positions apart in time.
+    /// Preprocesses a video into patches, `time_step` positions apart in time.
     ///
     /// # Errors
     /// If the video cannot be taken.
@@ -138,7 +138,7 @@ impl QwenVlInput {
         }
     }
 
-    /// The conversation in tokens.
+    /// Tokenizes the conversation.
     ///
     /// # Errors
     /// If template, tokenizer and media do not fit together.

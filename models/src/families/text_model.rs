@@ -18,7 +18,8 @@ use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Weights};
 
-/// For checkpoints without a chat template, which were not trained to converse: the text as it is.
+/// Template of checkpoints without a chat template, which were not trained on conversations: the
+/// plain text.
 const PLAIN_TEMPLATE: &str = "{% for message in messages %}{{ message['content'] }}{% endfor %}";
 
 /// The model.
@@ -65,7 +66,7 @@ impl<B: KernelBackend> Model<B> for TextModel<B> {
         Ok(prompt.finish())
     }
 
-    /// No medium gets here, since none is prepared.
+    /// Never called: the model prepares no media.
     fn encode(
         &self,
         medium: &MediaInput,

@@ -40,7 +40,7 @@ pub struct Weights<'a, B: KernelBackend> {
 }
 
 impl<'a, B: KernelBackend> Weights<'a, B> {
-    /// `format` is asked for the format of every packed weight.
+    /// Creates an empty list of weights. `format` is called for the format of every packed weight.
     pub fn new(
         device: B::Device,
         format: impl Fn(&WeightSpec) -> Result<Format, ModelError> + 'a,
@@ -59,7 +59,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
         Self { selection, ..self }
     }
 
-    /// The root of the record's and the checkpoint's names.
+    /// Returns the root scope of the record's and the checkpoint's names.
     pub fn root(&self, part: Part) -> Scope<'_, 'a, B> {
         Scope {
             weights: self,
@@ -90,7 +90,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
         }
     }
 
-    /// Everything declared, in order.
+    /// Returns the declared weights, in order.
     pub fn into_specs(self) -> Vec<WeightSpec> {
         self.specs.into_inner()
     }
@@ -133,7 +133,7 @@ fn join(prefix: &str, name: &str) -> String {
 }
 
 impl<B: KernelBackend> Scope<'_, '_, B> {
-    /// A child module; an empty `source` stays at the checkpoint's prefix.
+    /// Returns the scope of a child module; an empty `source` keeps the checkpoint's prefix.
     pub fn child(&self, name: &str, source: &str) -> Self {
         Self {
             name: join(&self.name, name),
@@ -142,7 +142,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         }
     }
 
-    /// The same place, for weights of another part.
+    /// Returns the same scope for weights of another part.
     pub fn part(&self, part: Part) -> Self {
         Self {
             part,
@@ -159,7 +159,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         self.dimension_of(name, count, 1)
     }
 
-    /// As [`Self::dimension`], for `count` units of `size` rows or columns each, such as heads.
+    /// Works as [`Self::dimension`], for `count` units of `size` rows or columns each, such as
+    /// heads.
     ///
     /// # Errors
     /// As [`Self::dimension`].
@@ -205,7 +206,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         self.repeated(module, first, columns, unit, 1)
     }
 
-    /// As [`Self::produced`], where every `unit` outputs are repeated `repeats` times in the inputs.
+    /// Works as [`Self::produced`], where every `unit` outputs are repeated `repeats` times in the
+    /// inputs.
     pub fn repeated(
         &self,
         module: &str,
@@ -266,7 +268,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         self.weights.specs.borrow_mut().push(spec);
     }
 
-    /// A packed matrix.
+    /// Declares a packed matrix.
     fn packed(&self, spec: WeightSpec) -> Result<PackedParam<B>, ModelError> {
         let format = (self.weights.format)(&spec)?;
         let shape = MatrixShape {
@@ -292,7 +294,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         Ok((name, param, shape))
     }
 
-    /// A dense f32 vector.
+    /// Declares a dense f32 vector.
     pub fn vector<E: Into<Extent> + Clone>(
         &self,
         name: &str,
@@ -310,7 +312,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         )
     }
 
-    /// A dense f32 matrix.
+    /// Declares a dense f32 matrix.
     pub fn matrix(
         &self,
         name: &str,
@@ -331,8 +333,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         )
     }
 
-    /// A linear layer from the modules `sources` (`(checkpoint module, outputs)`) stacked, each
-    /// with a `weight` and, if asked for, a `bias`.
+    /// Declares a linear layer of the stacked modules `sources` (`(checkpoint module, outputs)`),
+    /// each with a `weight` and optionally a `bias`.
     ///
     /// # Errors
     /// If the record does not say how it is stored, or its size overflows.
@@ -364,8 +366,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         Ok(Linear::new(weight, bias))
     }
 
-    /// A table of embeddings, one row per token. `is_head` is `true` if it is also the output
-    /// head.
+    /// Declares a table of embeddings, one row per token. `is_head` is `true` if it is also the
+    /// output head.
     ///
     /// # Errors
     /// As [`Self::linear`].
@@ -386,13 +388,13 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         Ok(Embedding::new(weight))
     }
 
-    /// A root mean square norm.
+    /// Declares a root mean square norm.
     pub fn rms_norm(&self, name: &str, source: &str, width: usize, eps: f64) -> RmsNorm<B> {
         let scope = self.child(name, source);
         RmsNorm::new(scope.vector("gamma", &[("weight", width)]), eps)
     }
 
-    /// A layer norm.
+    /// Declares a layer norm.
     pub fn layer_norm(&self, name: &str, source: &str, width: usize, eps: f64) -> LayerNorm<B> {
         let scope = self.child(name, source);
         LayerNorm::new(

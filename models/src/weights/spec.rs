@@ -95,7 +95,7 @@ pub struct WeightSpec {
     pub name: String,
     /// Part of the model.
     pub part: Part,
-    /// Its storage.
+    /// Storage in the record.
     pub storage: Storage,
     /// Checkpoint tensors, stacked by rows in this order.
     pub sources: Vec<RowSource>,

@@ -1,6 +1,6 @@
 """`blip2-odd` and `blip2-t5-odd`: BLIP-2 over OPT and over Flan-T5.
 
-Seven queries; a Q-Former of three layers whose first and third look at the picture. Read `modeling_blip_2.py`,
+Seven queries; a Q-Former of three layers whose first and third look at the image. Read `modeling_blip_2.py`,
 `modeling_opt.py` and `modeling_t5.py` of transformers for the models themselves.
 """
 
@@ -91,14 +91,14 @@ class Blip2(Family):
 
     def load_processor(self) -> None:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
-        pictures = transformers.BlipImageProcessor.from_pretrained(self.folder)
-        self.processor = transformers.Blip2Processor(pictures, self.tokenizer, num_query_tokens=QUERIES)
+        image_processor = transformers.BlipImageProcessor.from_pretrained(self.folder)
+        self.processor = transformers.Blip2Processor(image_processor, self.tokenizer, num_query_tokens=QUERIES)
 
     def samples(self) -> list[Sample]:
         return [
-            Sample("image", "What does the picture show?", [media.picture(31, 97, 61)]),
-            Sample("image", "How many circles? It's 12 cm; naïve", [media.picture(32, 50, 123)]),
-            Sample("image", "which colour is there?", [media.picture(33, 200, 90).convert("L")]),
+            Sample("image", "What does the picture show?", [media.image(31, 97, 61)]),
+            Sample("image", "How many circles? It's 12 cm; naïve", [media.image(32, 50, 123)]),
+            Sample("image", "which colour is there?", [media.image(33, 200, 90).convert("L")]),
         ]
 
     def prompt(self, sample: Sample) -> str:
@@ -127,7 +127,7 @@ class Blip2(Family):
 
 
 class Blip2T5(Blip2):
-    """Flan-T5 behind the Q-Former: an encoder over picture and question, a decoder that starts from the padding token.
+    """Flan-T5 behind the Q-Former: an encoder over image and question, a decoder that starts from the padding token.
 
     The head width is not hidden / heads, attention is not scaled, and distances beyond 20 share the last bias bucket.
     """

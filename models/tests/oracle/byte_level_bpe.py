@@ -10,7 +10,7 @@ import random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-# The split of the Qwen2 family. A published constant: a port recognises it, or compiles it.
+# The split of the Qwen2 family. A published constant: a port recognizes it, or compiles it.
 QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # That of Llama 3.
 LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
@@ -66,7 +66,7 @@ def qwen2(pieces: int, first: list[str], last: list[str], seed: int) -> Tokenize
 
 
 def llama3(pieces: int, last: list[str], seed: int) -> Tokenizer:
-    """Llama 3 layout: no normalisation, whole pieces before merges, the first of `last` in front of every text."""
+    """Llama 3 layout: no normalization, whole pieces before merges, the first of `last` in front of every text."""
     tok = Tokenizer(models.BPE(ignore_merges=True))
     byte_level = dict(add_prefix_space=False, trim_offsets=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")

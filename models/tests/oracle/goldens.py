@@ -16,7 +16,7 @@ MIN_MARGIN = 0.02  # logits; a smaller lead of the chosen token would make greed
 
 @dataclass
 class Sample:
-    """One question. `media` holds pictures, the frames of one video, or int16 sound samples."""
+    """One question. `media` holds images, the frames of one video, or int16 sound samples."""
 
     kind: str  # image, images, video, audio, audios, text
     question: str

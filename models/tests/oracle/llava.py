@@ -15,7 +15,7 @@ from family import CLIP_MEAN, CLIP_STD, Family
 from goldens import Sample
 
 ROWS = 499
-# The form of LLaVA-1.5, pictures before text, in a template of our own.
+# The form of LLaVA-1.5, images before text, in a template of our own.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}ASSISTANT: {% elif message['role'] == 'user' %}USER: {% endif %}"
@@ -89,11 +89,11 @@ class Llava(Family):
         )  # fmt: skip
 
     def samples(self) -> list[Sample]:
-        clear = media.picture(13, 200, 90)
-        clear.putalpha(media.picture(14, 200, 90).convert("L"))  # the reference drops transparency
+        clear = media.image(13, 200, 90)
+        clear.putalpha(media.image(14, 200, 90).convert("L"))  # the reference drops transparency
         return [
-            Sample("image", "What does the picture show?", [media.picture(11, 97, 61)]),
-            Sample("image", "How many circles? Größe: 12 cm ☃", [media.picture(12, 50, 123)]),
+            Sample("image", "What does the picture show?", [media.image(11, 97, 61)]),
+            Sample("image", "How many circles? Größe: 12 cm ☃", [media.image(12, 50, 123)]),
             Sample("image", "Describe the upper edge.\nThen the lower.", [clear]),
         ]
 

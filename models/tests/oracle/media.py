@@ -1,6 +1,6 @@
-"""Pictures, video frames and sounds to ask about: drawn from a seed, with edges, gradients and noise.
+"""Images, video frames and sounds to ask about: drawn from a seed, with edges, gradients and noise.
 
-A port's resampling and normalisation differ most on sharp edges and least on flat areas, so every picture has both.
+A port's resampling and normalization differ most on sharp edges and least on flat areas, so every image has both.
 """
 
 import wave
@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def picture(seed: int, width: int, height: int) -> Image.Image:
-    """An RGB picture: a colour gradient, three solid shapes, and noise over the lower third."""
+def image(seed: int, width: int, height: int) -> Image.Image:
+    """An RGB image: a color gradient, three solid shapes, and noise over the lower third."""
     rng = np.random.default_rng([1, seed])
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     corners = rng.uniform(40, 215, (3, 3))
@@ -21,8 +21,8 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     for draw_shape in (pen.ellipse, pen.rectangle, pen.ellipse):
         size = rng.uniform(0.15, 0.5) * min(width, height)
         left, top = rng.uniform(0, width - size), rng.uniform(0, height - size)
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        draw_shape([left, top, left + size, top + size], fill=colour)
+        color = tuple(int(c) for c in rng.integers(0, 256, 3))
+        draw_shape([left, top, left + size, top + size], fill=color)
     pixels = np.asarray(image).astype(np.int16)
     low = height * 2 // 3
     pixels[low:] += rng.integers(-20, 21, pixels[low:].shape, dtype=np.int16)
@@ -30,15 +30,15 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
 
 
 def frames(seed: int, width: int, height: int, count: int) -> list[Image.Image]:
-    """Video frames that all differ: a disc wanders over a picture and changes colour."""
+    """Video frames that all differ: a disc wanders over an image and changes color."""
     rng = np.random.default_rng([2, seed])
-    ground, colours = picture(seed, width, height), rng.integers(0, 256, (count, 3))
+    ground, colors = image(seed, width, height), rng.integers(0, 256, (count, 3))
     r = 0.22 * min(width, height)
     out = []
     for i in range(count):
         frame = ground.copy()
         cx, cy = width * (i + 1) / (count + 1), height * (0.3 + 0.4 * (i % 2))
-        ImageDraw.Draw(frame).ellipse([cx - r, cy - r, cx + r, cy + r], fill=tuple(int(c) for c in colours[i]))
+        ImageDraw.Draw(frame).ellipse([cx - r, cy - r, cx + r, cy + r], fill=tuple(int(c) for c in colors[i]))
         out.append(frame)
     return out
 

@@ -1,8 +1,8 @@
 """`phi35v-odd`: Phi-3.5-Vision with grouped key-value heads, six frequencies and crops of 42 pixels.
 
-The language model is transformers' Phi-3. The picture part (high-definition crops, separators, projector) exists only as
+The language model is transformers' Phi-3. The image part (high-definition crops, separators, projector) exists only as
 code published beside the weights, which does not run under this version of transformers, so it is written here from its
-description: a picture is fitted into at most `num_crops` square crops, seen once more as a whole, every row of the grid is
+description: an image is fitted into at most `num_crops` square crops, seen once more as a whole, every row of the grid is
 closed with `sub_GN`, and `glb_GN` stands between crops and whole. It gives the values that the trained `phi35v-tiny` came
 with, but has not been compared with the published code.
 
@@ -29,28 +29,28 @@ from family import CLIP_MEAN, CLIP_STD, Family
 from goldens import Recorder, Run, Sample, greedy, last_position
 
 ROWS = 499
-IMAGE = -1  # stands for every visual token; published prompts number pictures downwards from -1
+IMAGE = -1  # stands for every visual token; published prompts number images downwards from -1
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}<|assistant|>\n{% endif %}"
 )
 
 
-def fit_crops(picture: Image.Image, crop: int, most: int) -> Image.Image:
+def fit_crops(image: Image.Image, crop: int, most: int) -> Image.Image:
     """Resizes to the widest whole number of crops that `most` allows and pads with white above and below.
 
     A portrait is laid on its side meanwhile. Bilinear with antialiasing, as PIL does it.
     """
-    picture = picture.convert("RGB")
-    portrait = picture.width < picture.height
+    image = image.convert("RGB")
+    portrait = image.width < image.height
     if portrait:
-        picture = picture.transpose(Image.TRANSPOSE)
-    ratio = picture.width / picture.height
+        image = image.transpose(Image.TRANSPOSE)
+    ratio = image.width / image.height
     across = max(n for n in range(1, most + 1) if n * math.ceil(n / ratio) <= most)
     width = across * crop
     height = int(width / ratio)
     canvas = Image.new("RGB", (width, math.ceil(height / crop) * crop), (255, 255, 255))
-    canvas.paste(picture.resize((width, height), Image.BILINEAR), (0, int((canvas.height - height) / 2)))
+    canvas.paste(image.resize((width, height), Image.BILINEAR), (0, int((canvas.height - height) / 2)))
     return canvas.transpose(Image.TRANSPOSE) if portrait else canvas
 
 
@@ -64,7 +64,7 @@ def to_crops(canvas: Image.Image, crop: int, most: int) -> torch.Tensor:
     return torch.cat([whole, parts, rest])[None]
 
 
-class PicturePart(nn.Module):
+class ImagePart(nn.Module):
     """CLIP, the 2x2 merge, the separators and the projector, under the names of the published checkpoint."""
 
     def __init__(self, clip: dict, hidden: int):
@@ -80,10 +80,10 @@ class PicturePart(nn.Module):
         return self.img_processor(crops, output_hidden_states=True).hidden_states[-2][:, 1:]
 
     def grid(self, features: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """The crops' features as one grid, 2x2 neighbours side by side, each row closed with `sub_GN`."""
+        """The crops' features as one grid, 2x2 neighbors side by side, each row closed with `sub_GN`."""
         side = math.isqrt(features.shape[1])
         x = features.unflatten(1, (side // 2, 2, side // 2, 2)).unflatten(0, (rows, columns))
-        # crop row, row inside, crop column, column inside, then the four neighbours and their width
+        # crop row, row inside, crop column, column inside, then the four neighbors and their width
         x = x.permute(0, 2, 1, 4, 3, 5, 6).flatten(4).flatten(2, 3).flatten(0, 1)
         return torch.cat([x, self.sub_GN[0].expand(x.shape[0], 1, -1)], 1).flatten(0, 1)
 
@@ -154,7 +154,7 @@ class Phi35V(Family):
             attention_dropout=0.0, embd_pdrop=0.0, resid_pdrop=0.0, attn_implementation="eager",
         )  # fmt: skip
         model = transformers.Phi3ForCausalLM(text)
-        model.model.vision_embed_tokens = PicturePart(config["tiny_clip_config"], config["hidden_size"])
+        model.model.vision_embed_tokens = ImagePart(config["tiny_clip_config"], config["hidden_size"])
         return model.float().eval()
 
     def write_weights(self) -> None:
@@ -174,9 +174,9 @@ class Phi35V(Family):
     def samples(self) -> list[Sample]:
         long = "Then the first circle follows the other one. " * 6
         return [
-            Sample("image", "What does the picture show?", [media.picture(51, 97, 61)]),
-            Sample("image", "How many circles? Größe: 12 cm ☃", [media.picture(52, 40, 130)]),
-            Sample("image", long + "Where does it end?", [media.picture(53, 60, 60)]),
+            Sample("image", "What does the picture show?", [media.image(51, 97, 61)]),
+            Sample("image", "How many circles? Größe: 12 cm ☃", [media.image(52, 40, 130)]),
+            Sample("image", long + "Where does it end?", [media.image(53, 60, 60)]),
         ]
 
     def prompt(self, sample: Sample) -> str:

@@ -107,10 +107,10 @@ class Qwen2VL(Family):
 
     def samples(self) -> list[Sample]:
         return [
-            Sample("image", "What does the picture show?", [media.picture(1, 97, 61)]),
-            Sample("image", "How many circles are there? Größe: 12 cm", [media.picture(2, 310, 62)]),
+            Sample("image", "What does the picture show?", [media.image(1, 97, 61)]),
+            Sample("image", "How many circles are there? Größe: 12 cm", [media.image(2, 310, 62)]),
             Sample(
-                "images", "What is the same in the first and the second picture?", [media.picture(3, 126, 30), media.picture(4, 24, 40)]
+                "images", "What is the same in the first and the second picture?", [media.image(3, 126, 30), media.image(4, 24, 40)]
             ),
             Sample("video", "What moves, and where does it end?", media.frames(5, 60, 34, 5)),
             Sample("text", "Hello! It's 3:45.\n\nWho are you?  Ça va?"),
@@ -169,8 +169,8 @@ class Qwen25VL(Qwen2VL):
 
     def samples(self) -> list[Sample]:
         return [
-            Sample("image", "What does the picture show?", [media.picture(21, 109, 90)]),
-            Sample("image", "How many circles are there? Größe: 12 cm", [media.picture(22, 204, 41)]),
+            Sample("image", "What does the picture show?", [media.image(21, 109, 90)]),
+            Sample("image", "How many circles are there? Größe: 12 cm", [media.image(22, 204, 41)]),
             Sample("video", "What moves, and where does it end?", media.frames(23, 117, 33, 5)),
         ]
 

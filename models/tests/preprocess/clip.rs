@@ -12,8 +12,8 @@ fn equal_the_goldens() {
         let file = fixtures::json(&format!("{checkpoint}/preprocessor_config.json"));
         let config = PreprocessConfig::parse(&file).expect("configuration");
         for (sample, tensors) in fixtures::goldens(checkpoint) {
-            let picture = &fixtures::pictures(checkpoint, &sample)[0];
-            let values = config.image(picture).expect("values").values;
+            let image = &fixtures::images(checkpoint, &sample)[0];
+            let values = config.image(image).expect("values").values;
             let context = format!("{checkpoint}, sample {}", sample["id"]);
             let head = &tensors["pixel_values_head"];
             // Both sides compute in 32 bits in the same order.
@@ -29,8 +29,8 @@ fn equal_the_reference_to_the_bit() {
         let [width, height] = sizes(&row["size"]);
         let seeds = [(112, 112), (97, 150), (300, 201), (40, 37)];
         let seed = seeds.iter().position(|&size| size == (width, height));
-        let picture = noise(seed.expect("a known size"), width, height);
-        let values = config.image(&picture).expect("values");
+        let image = noise(seed.expect("a known size"), width, height);
+        let values = config.image(&image).expect("values");
         assert_eq!(
             [3, values.height, values.width],
             sizes(&row["shape"]),
@@ -43,20 +43,20 @@ fn equal_the_reference_to_the_bit() {
 }
 
 #[test]
-fn long_pictures_are_resized_before_they_are_cropped() {
+fn long_images_are_resized_before_they_are_cropped() {
     let config = json!({"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}});
     let config = PreprocessConfig::parse(&config).expect("configuration");
-    let long = RgbImage::new(20_000, 10, vec![9; 600_000]).expect("picture");
+    let long = RgbImage::new(20_000, 10, vec![9; 600_000]).expect("image");
     assert_eq!(
         config.image(&long).expect("values").values.len(),
         3 * 28 * 28
     );
-    let dot = RgbImage::new(1, 1, vec![9; 3]).expect("picture");
+    let dot = RgbImage::new(1, 1, vec![9; 3]).expect("image");
     assert_eq!(
         config.image(&dot).expect("values").values.len(),
         3 * 28 * 28
     );
-    let longest = RgbImage::new(10_000_000, 1, vec![9; 30_000_000]).expect("picture");
+    let longest = RgbImage::new(10_000_000, 1, vec![9; 30_000_000]).expect("image");
     let error = config.image(&longest).unwrap_err();
     assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
 }
@@ -142,7 +142,7 @@ fn the_longer_side_is_limited() {
     assert_eq!(size(20), (20, 5));
 }
 
-/// The reference pads with the mean colour, cut to 8 bits, before it resizes.
+/// The reference pads with the mean color, cut to 8 bits, before it resizes.
 #[test]
 fn llava_pads_to_a_square() {
     let file = json!({"image_processor_type": "LlavaImageProcessor", "do_pad": true,

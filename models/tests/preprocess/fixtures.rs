@@ -41,7 +41,7 @@ pub fn floats(value: &Value) -> Vec<f32> {
     values.into_iter().map(|v| v as f32).collect()
 }
 
-/// The picture that `make_fixtures.py` makes of a seed.
+/// The image that `make_fixtures.py` makes of a seed.
 pub fn noise(seed: usize, width: usize, height: usize) -> RgbImage {
     let byte = |i: usize| {
         let mut x = ((seed as u64) << 32)
@@ -52,7 +52,7 @@ pub fn noise(seed: usize, width: usize, height: usize) -> RgbImage {
         ((x ^ (x >> 31)) >> 56) as u8
     };
     let pixels = (0..width * height * 3).map(byte).collect();
-    RgbImage::new(width, height, pixels).expect("a picture")
+    RgbImage::new(width, height, pixels).expect("an image")
 }
 
 /// FNV-1a with 64 bits.
@@ -70,8 +70,8 @@ pub fn checksum_of_floats(values: &[f32]) -> String {
     checksum(values.iter().flat_map(|v| v.to_le_bytes()))
 }
 
-/// A picture of `tests/data`; goldens are plain 8-bit PNG files.
-pub fn picture(name: &str) -> RgbImage {
+/// An image of `tests/data`; goldens are plain 8-bit PNG files.
+pub fn image(name: &str) -> RgbImage {
     let image = image::open(path(name)).expect(name).into_rgb8();
     let (width, height) = (image.width() as usize, image.height() as usize);
     RgbImage::new(width, height, image.into_raw()).expect(name)
@@ -119,12 +119,12 @@ fn tensors(file: &Path) -> HashMap<String, Vec<f32>> {
 }
 
 /// The `media` of a sample, decoded.
-pub fn pictures(checkpoint: &str, sample: &Value) -> Vec<RgbImage> {
+pub fn images(checkpoint: &str, sample: &Value) -> Vec<RgbImage> {
     let names = sample["media"].as_array().expect("media");
     names
         .iter()
         .map(|name| {
-            picture(&format!(
+            image(&format!(
                 "goldens/{checkpoint}/{}",
                 name.as_str().expect("name")
             ))

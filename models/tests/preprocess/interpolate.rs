@@ -12,8 +12,8 @@ const TOLERANCE: f32 = 16.0 * 1.2 * 6e-8;
 fn equals_torch() {
     for (seed, row) in rows("interpolate").iter().enumerate() {
         let ([width, height], [new_width, new_height]) = (sizes(&row["from"]), sizes(&row["to"]));
-        let picture = noise(seed, width, height);
-        let channel = |c: usize| picture.pixels().iter().skip(c).step_by(3);
+        let image = noise(seed, width, height);
+        let channel = |c: usize| image.pixels().iter().skip(c).step_by(3);
         let planes: Vec<f32> = (0..3)
             .flat_map(channel)
             .map(|&v| f32::from(v) / 255.0)

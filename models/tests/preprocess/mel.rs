@@ -126,7 +126,7 @@ fn unpadded_frames_are_those_of_the_padded_sound() {
 
 #[test]
 fn a_tone_is_loudest_in_its_bin() {
-    // 1000 Hz are 15 mel of 45.2 (8000 Hz); bin i of 80 is centred at (i + 1) / 81 of the range.
+    // 1000 Hz are 15 mel of 45.2 (8000 Hz); bin i of 80 is centered at (i + 1) / 81 of the range.
     let tone: Vec<f32> = (0..16_000)
         .map(|i| (f64::from(i) * std::f64::consts::TAU / 16.0).sin() as f32)
         .collect();

@@ -15,8 +15,8 @@ fn equals_the_goldens() {
     let file = fixtures::json("phi35v-tiny/preprocessor_config.json");
     let config = PreprocessConfig::parse(&file).expect("configuration");
     for (sample, tensors) in fixtures::goldens("phi35v-tiny") {
-        let picture = &fixtures::pictures("phi35v-tiny", &sample)[0];
-        let crops = config.image(picture).expect("crops");
+        let image = &fixtures::images("phi35v-tiny", &sample)[0];
+        let crops = config.image(image).expect("crops");
         let [height, width] = sizes(&sample["image_sizes"][0]);
         assert_eq!(crops.grid.map(|n| n * crops.side), [height, width]);
         let context = format!("sample {}", sample["id"]);
@@ -27,7 +27,7 @@ fn equals_the_goldens() {
 }
 
 #[test]
-fn upright_pictures_have_more_rows_than_columns() {
+fn upright_images_have_more_rows_than_columns() {
     let config = json!({"num_crops": 6, "tiny_crop_size": 28});
     let config = PreprocessConfig::parse(&config).expect("configuration");
     let (lying, upright) = (noise(1, 90, 50), noise(1, 50, 90));
@@ -42,7 +42,7 @@ fn what_is_missing_is_white() {
     // 20x10 becomes 28x14 of 28x28, seven white rows above and below.
     let config = json!({"tiny_crop_size": 28, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]});
     let config = PreprocessConfig::parse(&config).expect("configuration");
-    let black = RgbImage::new(20, 10, vec![0; 600]).expect("picture");
+    let black = RgbImage::new(20, 10, vec![0; 600]).expect("image");
     let crops = config.image(&black).expect("crops");
     assert_eq!(crops.grid, [1, 1]);
     for (i, value) in crops.pixel_values[3 * 28 * 28..].iter().enumerate() {
@@ -53,13 +53,13 @@ fn what_is_missing_is_white() {
 }
 
 #[test]
-fn pictures_of_any_shape_work_or_are_refused() {
+fn images_of_any_shape_work_or_are_refused() {
     let config = PreprocessConfig::parse(&json!({"num_crops": 16})).expect("configuration");
-    let dot = RgbImage::new(1, 1, vec![7; 3]).expect("picture");
+    let dot = RgbImage::new(1, 1, vec![7; 3]).expect("image");
     assert_eq!(config.image(&dot).expect("crops").grid, [4, 4]);
-    let long = RgbImage::new(20_000, 10, vec![7; 600_000]).expect("picture");
+    let long = RgbImage::new(20_000, 10, vec![7; 600_000]).expect("image");
     assert_eq!(config.image(&long).expect("crops").grid, [1, 16]);
-    let longer = RgbImage::new(20_000, 1, vec![7; 60_000]).expect("picture");
+    let longer = RgbImage::new(20_000, 1, vec![7; 60_000]).expect("image");
     let error = config.image(&longer).unwrap_err();
     assert!(
         matches!(error, PreprocessError::ResizedAway { .. }),

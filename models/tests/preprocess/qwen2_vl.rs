@@ -16,9 +16,9 @@ fn equals_the_goldens() {
         let images = PreprocessConfig::for_images(Some(&file)).expect("configuration");
         let videos = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
         for (sample, tensors) in fixtures::goldens(checkpoint) {
-            let pictures = fixtures::pictures(checkpoint, &sample);
-            let patches = match &pictures[..] {
-                [picture] => images.image(picture),
+            let media = fixtures::images(checkpoint, &sample);
+            let patches = match &media[..] {
+                [image] => images.image(image),
                 frames => videos.video(frames),
             }
             .expect("patches");
@@ -44,12 +44,12 @@ fn equals_the_reference_to_the_bit() {
     for (seed, row) in rows("qwen2_vl").iter().enumerate() {
         let [width, height] = sizes(&row["size"]);
         let frames = row["frames"].as_u64().expect("frames") as usize;
-        let pictures: Vec<_> = (0..frames.max(1))
+        let media: Vec<_> = (0..frames.max(1))
             .map(|i| noise(seed * 16 + i, width, height))
             .collect();
         let patches = match frames {
-            0 => config.image(&pictures[0]),
-            _ => config.video(&pictures),
+            0 => config.image(&media[0]),
+            _ => config.video(&media),
         }
         .expect("patches");
         assert_eq!(patches.grid, sizes(&row["grid"]), "{row}");
@@ -83,7 +83,7 @@ fn smart_resize_equals_the_reference() {
 #[test]
 fn unequal_sides_are_refused_with_their_numbers() {
     let config = PreprocessConfig::for_images(None).expect("defaults");
-    let long = RgbImage::new(20_000, 10, vec![0; 600_000]).expect("picture");
+    let long = RgbImage::new(20_000, 10, vec![0; 600_000]).expect("image");
     let error = config.image(&long).unwrap_err().to_string();
     assert!(
         error.contains("20000x10") && error.contains("2000.0") && error.contains("200:"),
@@ -93,7 +93,7 @@ fn unequal_sides_are_refused_with_their_numbers() {
 
 #[test]
 fn one_pixel_fills_the_smallest_grid() {
-    let dot = RgbImage::new(1, 1, vec![255; 3]).expect("picture");
+    let dot = RgbImage::new(1, 1, vec![255; 3]).expect("image");
     let patches = PreprocessConfig::for_images(None)
         .expect("defaults")
         .image(&dot)
@@ -141,11 +141,11 @@ fn limits_are_read_in_all_spellings() {
 #[test]
 fn tokens_limit_the_grid() {
     let config = PreprocessConfig::for_images(None).expect("defaults");
-    let picture = noise(3, 640, 480);
+    let image = noise(3, 640, 480);
     for (tokens, smallest, largest) in [((4, 16), 4, 16), ((300, 2000), 300, 2000)] {
         let [_, h, w] = config
             .with_tokens(Some(tokens))
-            .image(&picture)
+            .image(&image)
             .expect("patches")
             .grid;
         assert!(
@@ -186,18 +186,18 @@ fn unusable_configurations_are_refused() {
 
 #[test]
 fn absurd_limits_are_refused() {
-    let picture = noise(4, 30, 20);
+    let image = noise(4, 30, 20);
     for file in [
         json!({"min_pixels": 1u64 << 50, "max_pixels": 1u64 << 60}),
         json!({"min_pixels": u64::MAX, "max_pixels": u64::MAX}),
     ] {
         let config = PreprocessConfig::for_images(Some(&file)).expect("configuration");
-        let error = config.image(&picture).unwrap_err();
+        let error = config.image(&image).unwrap_err();
         assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
     }
     let config = PreprocessConfig::for_images(Some(&json!({"min_pixels": 0, "max_pixels": 0})))
         .expect("configuration");
-    assert_eq!(config.image(&picture).expect("patches").grid, [1, 2, 2]);
+    assert_eq!(config.image(&image).expect("patches").grid, [1, 2, 2]);
     let config =
         PreprocessConfig::for_images(Some(&json!({"min_pixels": 0}))).expect("configuration");
     let error = config.image(&noise(5, 300, 7)).unwrap_err();

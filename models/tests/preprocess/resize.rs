@@ -1,4 +1,4 @@
-//! Pictures resized to the bit as Pillow and torchvision do it.
+//! Images resized to the bit as Pillow and torchvision do it.
 
 use edge_lmm_models::preprocess::resize::{resize, resize_torchvision};
 use edge_lmm_models::preprocess::{Filter, PreprocessError, RgbImage};
@@ -72,7 +72,7 @@ fn refuses_impossible_sizes() {
 }
 
 #[test]
-fn refuses_pictures_that_are_none() {
+fn refuses_images_that_are_none() {
     assert_eq!(
         RgbImage::new(0, 5, Vec::new()).unwrap_err(),
         PreprocessError::Empty {
@@ -91,10 +91,10 @@ fn refuses_pictures_that_are_none() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Weights sum to one, so a plain picture stays plain: to one step, as the rounding errors of
+    /// Weights sum to one, so a plain image stays plain: to one step, as the rounding errors of
     /// up to four 22-bit weights (of 14-bit weights: up to 4 * 255 / 2^15) do not reach it.
     #[test]
-    fn keeps_plain_pictures(
+    fn keeps_plain_images(
         from in (1..40usize, 1..40usize),
         to in (1..80usize, 1..80usize),
         color: [u8; 3],

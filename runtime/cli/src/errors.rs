@@ -8,7 +8,7 @@ use edge_lmm::{
     DeviceError, EngineError, MediaError, ModelError, PreprocessError, RecordError, one_line,
 };
 
-/// The error on one line, with the options of this command that may help.
+/// Formats an error on one line, with the options of this command that may help.
 pub fn message(error: &anyhow::Error) -> String {
     let line = one_line(error.as_ref());
     let options = error.chain().map(options).find(|found| !found.is_empty());
@@ -18,7 +18,7 @@ pub fn message(error: &anyhow::Error) -> String {
     }
 }
 
-/// The options that change what went wrong.
+/// Returns the options that may resolve an error.
 fn options(error: &(dyn Error + 'static)) -> &'static [&'static str] {
     if let Some(error) = error.downcast_ref() {
         engine(error)

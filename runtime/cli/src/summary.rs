@@ -4,7 +4,7 @@ use edge_lmm::report::{bytes, peak_resident_bytes};
 use edge_lmm::timing::readable;
 use edge_lmm::{Answer, Timing};
 
-/// Tokens, speed and time to the first token.
+/// Formats tokens, speed and time to the first token.
 pub fn summary(answer: &Answer, timing: &Timing) -> String {
     let speed = answer.tokens_per_second(timing);
     let speed = speed.map_or_else(String::new, |speed| format!(" at {speed:.1} tokens/s"));

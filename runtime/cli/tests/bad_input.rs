@@ -61,11 +61,11 @@ impl Files {
         path
     }
 
-    fn picture(&self, name: &str, width: u32, height: u32) -> PathBuf {
+    fn image(&self, name: &str, width: u32, height: u32) -> PathBuf {
         let path = self.0.path().join(name);
         RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 90]))
             .save_with_format(&path, ImageFormat::Png)
-            .expect("a picture");
+            .expect("an image");
         path
     }
 }
@@ -146,11 +146,11 @@ fn flipped_bits() {
 }
 
 #[test]
-fn pictures() {
+fn images() {
     let files = Files::new();
     let model = demo("qwen2vl-tiny.bpk");
-    let ask = |picture: &Path| {
-        let arguments = ["run", path(&model), "--image", path(picture), "--prompt"];
+    let ask = |image: &Path| {
+        let arguments = ["run", path(&model), "--image", path(image), "--prompt"];
         [
             &arguments[..],
             &["how many shapes are there?", "--max-tokens", "4"],
@@ -160,8 +160,8 @@ fn pictures() {
         .map(|&argument| argument.to_owned())
         .collect::<Vec<String>>()
     };
-    let refused = |picture: &Path, words: &[&str]| {
-        let arguments = ask(picture);
+    let refused = |image: &Path, words: &[&str]| {
+        let arguments = ask(image);
         expect_error(
             &arguments.iter().map(String::as_str).collect::<Vec<_>>(),
             words,
@@ -169,7 +169,7 @@ fn pictures() {
     };
     refused(&files.0.path().join("absent.png"), &["absent.png"]);
     refused(
-        &files.write("text.png", b"this is not a picture"),
+        &files.write("text.png", b"this is not an image"),
         &["text.png", "not an image"],
     );
     refused(
@@ -188,14 +188,14 @@ fn pictures() {
         ),
         &["page.png", "HTML page"],
     );
-    let png = fs::read(demo("shapes.png")).expect("the demo's picture");
+    let png = fs::read(demo("shapes.png")).expect("the demo's image");
     refused(
         &files.write("short.png", &png[..png.len() / 2]),
         &["short.png"],
     );
     // The reference refuses an aspect ratio beyond 200, too.
-    refused(&files.picture("wide.png", 20_000, 10), &["2000", "200"]);
-    let arguments = ask(&files.picture("dot.png", 1, 1));
+    refused(&files.image("wide.png", 20_000, 10), &["2000", "200"]);
+    let arguments = ask(&files.image("dot.png", 1, 1));
     expect_answer(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
@@ -309,12 +309,12 @@ fn options_that_make_no_sense() {
 
 #[test]
 fn the_answer_is_all_there_is_on_standard_output() {
-    let (model, picture) = (demo("qwen2vl-tiny.bpk"), demo("shapes.png"));
+    let (model, image) = (demo("qwen2vl-tiny.bpk"), demo("shapes.png"));
     let arguments = [
         "run",
         path(&model),
         "--image",
-        path(&picture),
+        path(&image),
         "--prompt",
         "how many shapes are there?",
         "--timing",

@@ -35,11 +35,11 @@ fn bundle() -> (TempDir, PathBuf) {
 }
 
 fn answer(program: &Path) -> Output {
-    let picture = demo("shapes.png");
-    let picture = picture.to_str().expect("a readable path");
+    let image = demo("shapes.png");
+    let image = image.to_str().expect("a readable path");
     run(
         program,
-        &["--image", picture, "--prompt", "how many shapes are there?"],
+        &["--image", image, "--prompt", "how many shapes are there?"],
     )
 }
 

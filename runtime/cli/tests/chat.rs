@@ -170,7 +170,7 @@ fn no_error_ends_a_conversation() {
 
 /// An answer can be stopped between tokens, and a conversation goes on after that.
 #[test]
-fn a_cancelled_answer_keeps_its_text() {
+fn a_canceled_answer_keeps_its_text() {
     let mut engine = engine();
     let messages = [user(0, "hello")];
     let request = Request {
@@ -194,13 +194,13 @@ fn a_cancelled_answer_keeps_its_text() {
         }
     });
     let answer = answer.expect("an answer");
-    assert_eq!(answer.finish_reason, FinishReason::Cancelled);
+    assert_eq!(answer.finish_reason, FinishReason::Canceled);
     assert_eq!(answer.tokens.len(), 5);
 }
 
-/// Cancelled while the image is encoded, nothing of the request stays behind.
+/// Canceled while the image is encoded, nothing of the request stays behind.
 #[test]
-fn a_cancelled_encoder_gives_no_answer() {
+fn a_canceled_encoder_gives_no_answer() {
     let image = Media::image(media::load_image(&demo("shapes.png")).expect("the image"));
     let mut engine = engine();
     let messages = [user(1, "how many shapes are there?")];
@@ -212,7 +212,7 @@ fn a_cancelled_encoder_gives_no_answer() {
     };
     for stage in ["vision", "prefill"] {
         let mut stopped = false;
-        let cancelled = engine.answer(&request, |event| match event {
+        let canceled = engine.answer(&request, |event| match event {
             edge_lmm::Event::Progress {
                 stage: s, done: 1, ..
             } if s == stage => {
@@ -222,8 +222,8 @@ fn a_cancelled_encoder_gives_no_answer() {
             _ => ControlFlow::Continue(()),
         });
         assert!(stopped, "{stage}");
-        let error = cancelled.expect_err("it was cancelled").to_string();
-        assert_eq!(error, "cancelled");
+        let error = canceled.expect_err("it was canceled").to_string();
+        assert_eq!(error, "canceled");
     }
     let answer = engine.answer(&request, |_| ControlFlow::Continue(()));
     assert_eq!(answer.expect("an answer").text, "two");

@@ -82,7 +82,7 @@ impl Client {
 }
 
 fn image() -> Value {
-    let bytes = std::fs::read(demo("shapes.png")).expect("the picture");
+    let bytes = std::fs::read(demo("shapes.png")).expect("the image");
     json!({ "base64": data_encoding::BASE64.encode(&bytes) })
 }
 

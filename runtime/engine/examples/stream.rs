@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use edge_lmm::{Cpu, Engine, Message, Record, Request, Role, demo};
 
-/// The answer is cancelled when it takes longer.
+/// The answer is canceled when it takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,4 +1,4 @@
-//! What a person types in a conversation on a terminal: questions and commands.
+//! Input of a conversation on a terminal: questions and commands.
 
 /// Longest part of an unknown command that is repeated, in characters.
 const SHOWN: usize = 40;
@@ -6,7 +6,7 @@ const SHOWN: usize = 40;
 /// A line of input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line<'a> {
-    /// Blanks.
+    /// Whitespace only.
     Nothing,
     /// `/quit`
     Quit,
@@ -16,7 +16,7 @@ pub enum Line<'a> {
     Help,
     /// `/media FILE`: a file to show with the next question.
     Media(&'a str),
-    /// The beginning of a command that there is not.
+    /// Start of an unknown command.
     Unknown(&'a str),
     /// A question.
     Question(&'a str),
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(Line::parse(b"a\xff"), Line::NotText);
     }
 
-    /// The message about an unknown command stays short, whatever was pasted.
+    /// Checks that the message about an unknown command stays short, whatever was pasted.
     #[test]
     fn unknown_commands_are_cut() {
         let line = format!("/{}", "\u{e9}".repeat(10_000));

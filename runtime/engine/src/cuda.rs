@@ -1,6 +1,6 @@
-//! What CUDA finds on this machine, asked before the CUDA runtime is started, which panics where
-//! something is missing. The driver is asked through its own library
-//! ([CUDA driver API](https://docs.nvidia.com/cuda/cuda-driver-api/)), opened at run time.
+//! GPUs and libraries that CUDA finds on this machine, checked before the CUDA runtime is started,
+//! which panics where something is missing. The driver is asked through its own library ([CUDA
+//! driver API](https://docs.nvidia.com/cuda/cuda-driver-api/)), opened at run time.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
@@ -28,28 +28,28 @@ const INTEGRATED: c_int = 18;
 /// A GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
-    /// Its name.
+    /// Name.
     pub name: String,
     /// Compute capability, such as 8.7 for Orin.
     pub capability: (i32, i32),
     /// Bytes of its memory.
     pub memory: u64,
-    /// Whether that is the machine's own memory, as on a Jetson.
+    /// `true` if the GPU shares the memory of the machine, as on a Jetson.
     pub integrated: bool,
 }
 
-/// Why CUDA cannot be used.
+/// Reason why CUDA cannot be used.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaError {
     /// A library is missing.
     #[error("{library} cannot be opened ({reason}): {remedy}")]
     Library {
-        /// Its name.
+        /// Name.
         library: &'static str,
         /// The loader's reason.
         reason: String,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
     /// The headers are missing.
@@ -59,7 +59,7 @@ pub enum CudaError {
         path.display()
     )]
     Headers {
-        /// Where they are looked for.
+        /// Folder that was searched.
         path: PathBuf,
     },
     /// The driver refuses.
@@ -67,7 +67,7 @@ pub enum CudaError {
     Driver {
         /// The function.
         call: &'static str,
-        /// What it returned.
+        /// Error code.
         code: c_int,
     },
     /// The driver is too old.
@@ -85,12 +85,12 @@ pub enum CudaError {
     NoDevice {
         /// The one asked for.
         index: usize,
-        /// How many there are.
+        /// Number of GPUs.
         count: usize,
     },
 }
 
-/// The GPU with an index, if kernels can be compiled and run for it.
+/// Returns the GPU of an index if kernels can be compiled and run for it.
 ///
 /// # Errors
 /// Says what is missing.
@@ -102,7 +102,7 @@ pub fn gpu(index: usize) -> Result<Gpu, CudaError> {
         .ok_or(CudaError::NoDevice { index, count })
 }
 
-/// Bytes that are free in the memory of the GPU with an index, which must be usable.
+/// Returns the free memory in bytes of the GPU of an index, which must be usable.
 ///
 /// # Errors
 /// What the driver says.
@@ -138,7 +138,7 @@ fn check(call: &'static str, code: c_int) -> Result<(), CudaError> {
     }
 }
 
-/// All GPUs, if kernels can be compiled and run for them.
+/// Returns all GPUs if kernels can be compiled and run for them.
 ///
 /// # Errors
 /// Says what is missing.
@@ -160,9 +160,9 @@ pub fn gpus() -> Result<Vec<Gpu>, CudaError> {
     driver.gpus()
 }
 
-/// The folder where compiled kernels are kept, made if need be: below `XDG_CACHE_HOME` or
-/// `~/.cache`, one for each build of this program and kind of GPU. Nothing else is needed to start
-/// without compiling, no network either. `None` where there is no place for it.
+/// Returns the folder of compiled kernels and creates it if it is missing. It lies below
+/// `XDG_CACHE_HOME` or `~/.cache`, one for each build of this program and kind of GPU. With it, a
+/// start needs no compilation. `None` if there is no such place.
 pub fn compile_cache(gpu: &Gpu) -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let root = match variable("XDG_CACHE_HOME") {
@@ -195,7 +195,7 @@ pub fn compile_cache(gpu: &Gpu) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Where the runtime looks for headers.
+/// Returns the folder where the runtime looks for headers.
 fn headers() -> PathBuf {
     let folders = ["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from);
     let found = || folders.into_iter().find(|folder| folder.exists());
@@ -217,7 +217,7 @@ impl Library {
         let mut reason = String::new();
         for name in names {
             let name = CString::new(*name).unwrap_or_default();
-            // SAFETY: the name is a C string. Loading runs the library's own initialisation, as
+            // SAFETY: the name is a C string. Loading runs the library's own initialization, as
             // the CUDA runtime would.
             #[allow(unsafe_code)]
             let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
@@ -238,7 +238,7 @@ impl Library {
         })
     }
 
-    /// The address of a function.
+    /// Returns the address of a function.
     fn symbol(&self, name: &'static CStr) -> Result<*mut c_void, CudaError> {
         // SAFETY: the library is open and the name a C string.
         #[allow(unsafe_code)]

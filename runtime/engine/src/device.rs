@@ -1,4 +1,4 @@
-//! Where a model runs.
+//! Devices that models run on.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -11,13 +11,13 @@ use edge_lmm_ops::{Format, KernelBackend, MemoryFailure};
 use crate::Cpu;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::estimate::ResourceEstimate;
 use crate::memory::{Fit, MemoryCheck};
-use crate::needs::Demand;
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
 use crate::session::Session;
 
-/// Where to compute.
+/// Device to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
@@ -72,7 +72,7 @@ impl FromStr for Devices {
 }
 
 impl Devices {
-    /// The first one that can be used; those before it are reported in the log.
+    /// Returns the first usable device; those before it are reported in the log.
     ///
     /// # Errors
     /// Why the last one cannot be used, if none can.
@@ -88,25 +88,25 @@ impl Devices {
     }
 }
 
-/// Why a device cannot be used.
+/// Reason why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// No device was named.
     #[error("no device was named")]
     None,
-    /// This program was built without it.
+    /// This program was built without support for the device.
     #[error(
         "this program was built without {name}: build it with the Cargo feature `{feature}`, or \
          use the CPU"
     )]
     NotBuilt {
-        /// What is missing.
+        /// Name of the device's backend.
         name: &'static str,
         /// The cargo feature that has it.
         feature: &'static str,
     },
-    /// CUDA.
+    /// Error of CUDA.
     #[cfg(feature = "cuda")]
     #[error("CUDA: {0}")]
     Cuda(#[from] crate::cuda::CudaError),
@@ -157,8 +157,8 @@ impl Device {
         }
     }
 
-    /// What waits until the device has done its work, where work is asynchronous; the device must
-    /// have been checked.
+    /// Returns a function that waits until the device has completed its work, if work is
+    /// asynchronous. The device must have been checked.
     pub(crate) fn synchronize(self) -> Option<Synchronize> {
         match self {
             #[cfg(feature = "cuda")]
@@ -184,8 +184,8 @@ impl Device {
         }
     }
 
-    /// As [`load`](Self::load), unless the model cannot fit into the memory that the device has.
-    /// `locked` if all of its weights have to stay there.
+    /// Loads a model as [`load`](Self::load) does, but checks first that it fits into the memory of
+    /// the device. `locked` requires that all weights stay in memory.
     ///
     /// # Errors
     /// [`EngineError::DoesNotFit`], and as there.
@@ -227,7 +227,7 @@ pub(crate) fn synchronize<B: KernelBackend>(device: B::Device) -> Synchronize {
     })
 }
 
-/// The runtime panics where there is no device; there is no way to ask it first.
+/// Checks for a Vulkan device. The runtime panics if there is none and cannot be asked first.
 #[cfg(feature = "vulkan")]
 fn check_vulkan() -> Result<(), DeviceError> {
     use burn::tensor::backend::Backend;
@@ -244,7 +244,7 @@ fn check_vulkan() -> Result<(), DeviceError> {
     }
 }
 
-/// Bytes that are free in the memory of a GPU, where that can be asked.
+/// Returns the free memory of a GPU in bytes, if it can be measured.
 fn free_memory(device: Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
@@ -281,17 +281,22 @@ macro_rules! each_engine {
 }
 
 impl AnyEngine {
-    /// See [`Engine::demand`].
-    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
-        each_engine!(self, engine => engine.demand(media, prompt_tokens, max_tokens))
+    /// See [`Engine::estimate`].
+    pub fn estimate(
+        &self,
+        media: &[MediaInput],
+        prompt_tokens: usize,
+        max_tokens: usize,
+    ) -> ResourceEstimate {
+        each_engine!(self, engine => engine.estimate(media, prompt_tokens, max_tokens))
     }
 
-    /// The format of the vision encoder's weights.
+    /// Returns the format of the vision encoder's weights.
     pub(crate) fn vision_format(&self) -> Option<Format> {
         each_engine!(self, engine => engine.vision_format())
     }
 
-    /// The device of the model.
+    /// Returns the device of the model.
     pub fn device(&self) -> Device {
         match self {
             Self::Cpu(_) => Device::Cpu,
@@ -376,7 +381,7 @@ impl AnySession {
         each!(self, session => session.forget());
     }
 
-    /// The device of the model.
+    /// Returns the device of the model.
     pub fn device(&self) -> Device {
         match self {
             Self::Cpu(_) => Device::Cpu,

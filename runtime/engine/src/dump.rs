@@ -14,7 +14,7 @@ use crate::output::{Output, OutputError};
 /// Captured values that are whole numbers, stored as I32.
 const INTEGERS: [&str; 4] = ["input_ids", "position_ids", "rope_delta", "grid_thw"];
 
-/// Why captured stages cannot be written.
+/// Error of writing captured stages.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DumpError {

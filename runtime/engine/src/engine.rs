@@ -9,9 +9,9 @@ use edge_lmm_ops::{Format, KernelBackend};
 use edge_lmm_record::Record;
 
 use crate::error::EngineError;
+use crate::estimate::{ResourceEstimate, Scenario};
 use crate::loaded::LoadedModel;
 use crate::memory::{Fit, MemoryCheck, Subject};
-use crate::needs::{Demand, Scenario};
 use crate::session::Session;
 
 /// Positions that an answer is taken to need before its prompt is known.
@@ -35,7 +35,7 @@ impl<B: KernelBackend> Engine<B> {
         Self::load_with(&Registry::default(), record, device)
     }
 
-    /// As [`load`](Self::load), with families of the program's own.
+    /// Loads a model as [`load`](Self::load) does, with families that the program defines.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -48,65 +48,75 @@ impl<B: KernelBackend> Engine<B> {
         Ok(Self(Arc::new(model)))
     }
 
-    /// As [`load`](Self::load), unless the model cannot fit into the memory that `check` has.
+    /// Loads a model as [`load`](Self::load) does, but checks first that it fits into memory.
     ///
     /// # Errors
-    /// [`EngineError::DoesNotFit`], and as there.
+    /// [`EngineError::DoesNotFit`], and the errors of [`load`](Self::load).
     pub fn load_checked(
         record: &Record,
         device: B::Device,
         check: &MemoryCheck,
     ) -> Result<(Self, Fit), EngineError> {
         let mut fit = Fit::Whole;
-        let model = LoadedModel::load(&Registry::default(), record, device, |model, holdings| {
-            let scenario = Scenario {
-                context: CONTEXT,
-                picture: None,
-            };
-            let demand = holdings.demand(model, &scenario)?;
-            let subject = Subject::Model(record.path().display().to_string());
-            fit = check.check(&demand, subject)?;
-            Ok(())
-        })?;
+        let model = LoadedModel::load(
+            &Registry::default(),
+            record,
+            device,
+            |model, weight_sizes| {
+                let scenario = Scenario {
+                    context: CONTEXT,
+                    image_size: None,
+                };
+                let estimate = weight_sizes.estimate(model, &scenario)?;
+                let subject = Subject::Model(record.path().display().to_string());
+                fit = check.check(&estimate, subject)?;
+                Ok(())
+            },
+        )?;
         Ok((Self(Arc::new(model)), fit))
     }
 
-    /// The demand of a request with preprocessed media, a prompt of `prompt_tokens` and an answer
-    /// of at most `max_tokens`.
-    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
+    /// Estimates a request with preprocessed media, a prompt of `prompt_tokens` and an answer of at
+    /// most `max_tokens`.
+    pub fn estimate(
+        &self,
+        media: &[MediaInput],
+        prompt_tokens: usize,
+        max_tokens: usize,
+    ) -> ResourceEstimate {
         let Self(shared) = self;
         shared
-            .holdings
-            .request(&*shared.model, media, prompt_tokens, max_tokens)
+            .weight_sizes
+            .estimate_request(&*shared.model, media, prompt_tokens, max_tokens)
     }
 
-    /// The format of the vision encoder's weights.
+    /// Returns the format of the vision encoder's weights.
     pub(crate) fn vision_format(&self) -> Option<Format> {
         self.0.vision_format
     }
 
-    /// Opens a session: a conversation with a state of its own. Sessions share the weights and the
+    /// Opens a session, which holds the state of one conversation. Sessions share the weights and the
     /// encoder outputs of media.
     pub fn session(&self) -> Session<B> {
         Session::new(self.0.clone())
     }
 
-    /// Largest number of positions of a conversation.
+    /// Returns the largest number of positions of a conversation.
     pub fn context_length(&self) -> usize {
         self.0.model.language().context_length()
     }
 
-    /// Number of token ids.
+    /// Returns the number of token ids.
     pub fn vocabulary(&self) -> usize {
         self.0.model.language().vocabulary()
     }
 
-    /// The tokenizer and the chat template.
+    /// Returns the tokenizer and the chat template.
     pub fn text(&self) -> &TextProcessor {
         &self.0.text
     }
 
-    /// The device of the model.
+    /// Returns the device of the model.
     pub fn device(&self) -> &B::Device {
         &self.0.device
     }

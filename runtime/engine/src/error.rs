@@ -1,4 +1,4 @@
-//! Why a request fails.
+//! Errors of loading and answering.
 
 use edge_lmm_models::ModelError;
 use edge_lmm_ops::MemoryFailure;
@@ -9,27 +9,27 @@ use crate::media::MediaError;
 use crate::memory::MemoryError;
 use crate::record::RecordError;
 
-/// Why a model cannot be loaded or cannot answer.
+/// Error of loading a model or answering a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// The record.
+    /// Error of the record.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The model or its prompt.
+    /// Error of the model or its prompt.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// An image, video or sound.
+    /// Error of an image, video or sound.
     #[cfg(feature = "files")]
     #[error(transparent)]
     Media(#[from] MediaError),
-    /// The device that was asked for.
+    /// Error of the requested device.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The model is too large for the memory.
     #[error(transparent)]
     DoesNotFit(#[from] MemoryError),
-    /// The device, while it computed.
+    /// The device failed during a computation.
     #[error("the device failed: {0}")]
     Compute(String),
     /// The device has no more memory.
@@ -86,7 +86,7 @@ pub enum EngineError {
         /// Positions of the model.
         context: usize,
     },
-    /// The model computed something that is no number.
+    /// The model computed a NaN.
     #[error(
         "the scores of token {0} are not numbers: the weights are damaged (verify the record) \
          or overflow in this format"

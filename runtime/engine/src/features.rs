@@ -13,7 +13,7 @@ use crate::media::Media;
 /// Bytes of features that are kept beyond those of the current request.
 pub const FEATURE_CACHE_BYTES: usize = 128 << 20;
 
-/// Number of media whose place in the prompt is remembered after their features were dropped.
+/// Number of media whose layout is kept after their features were dropped.
 const LAYOUTS: usize = 4096;
 
 /// Identifies a decoded medium and the options that it is prepared with.
@@ -35,7 +35,7 @@ struct Entry<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> FeatureCache<B> {
-    /// An empty cache that keeps up to `limit` bytes.
+    /// Creates an empty cache of up to `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
@@ -44,12 +44,12 @@ impl<B: KernelBackend> FeatureCache<B> {
         }
     }
 
-    /// The place in the prompt of a medium that was encoded before.
+    /// Returns the layout of a medium that was encoded before.
     pub fn layout(&self, key: MediumKey) -> Option<Layout> {
         self.entries.get(&key).map(|entry| entry.layout.clone())
     }
 
-    /// An encoded medium, if its features are held.
+    /// Returns an encoded medium if its features are cached.
     pub fn get(&mut self, key: MediumKey) -> Option<Encoded<B>> {
         self.clock += 1;
         let entry = self.entries.get_mut(&key)?;
@@ -57,7 +57,7 @@ impl<B: KernelBackend> FeatureCache<B> {
         entry.encoded.clone()
     }
 
-    /// Keeps an encoded medium until [`trim`](Self::trim) drops it.
+    /// Stores an encoded medium until [`trim`](Self::trim) drops it.
     pub fn insert(&mut self, key: MediumKey, encoded: Encoded<B>) {
         self.clock += 1;
         let entry = Entry {
@@ -94,12 +94,12 @@ impl<B: KernelBackend> FeatureCache<B> {
         }
     }
 
-    /// Bytes held.
+    /// Returns the size of the cached features in bytes.
     pub fn bytes(&self) -> usize {
         self.entries.values().map(Entry::bytes).sum()
     }
 
-    /// Drops everything.
+    /// Removes all entries.
     pub fn clear(&mut self) {
         self.entries.clear();
     }
@@ -111,7 +111,8 @@ impl<B: KernelBackend> Entry<B> {
     }
 }
 
-/// The key of a medium: its decoded content together with the options that change its preparation.
+/// Computes the key of a medium from its decoded content and the options that change its
+/// preprocessing.
 pub fn medium_key(medium: &Media, options: &MediaOptions) -> MediumKey {
     let mut hasher = Xxh3::new();
     hasher.update(&medium.content_hash().to_le_bytes());
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
     use crate::Cpu;
 
-    /// 64 bytes of features.
+    /// Returns 64 bytes of features.
     fn encoded() -> Encoded<Cpu> {
         Encoded {
             layout: Run::sequence(2).into(),

@@ -33,24 +33,24 @@ const UNSUPPORTED: [(&str, f64); 14] = [
     ("watermarking_config", 0.0),
 ];
 
-/// What a checkpoint says about generation.
+/// Generation settings of a checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct GenerationConfig(Vec<Value>);
 
-/// One answer, as the processors see it.
+/// Lengths and end-of-sequence tokens of an answer, for the processors.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
     /// Tokens before the answer.
     pub prompt: usize,
-    /// Tokens of the answer at most.
+    /// Largest number of tokens of the answer.
     pub max_tokens: usize,
     /// Tokens that end the answer.
     pub end_tokens: &'a [u32],
 }
 
 impl GenerationConfig {
-    /// From `generation_config.json`, or from `config.json` where that is missing, as in
-    /// checkpoints of 2022 and earlier.
+    /// Reads `generation_config.json`, or `config.json` if that is missing, as in checkpoints of
+    /// 2022 and earlier.
     pub fn new(files: &ModelFiles) -> Self {
         Self(match &files.generation {
             Some(generation) => vec![generation.clone()],
@@ -61,7 +61,7 @@ impl GenerationConfig {
         })
     }
 
-    /// Names of the settings that are not honoured although they change greedy decoding.
+    /// Returns the names of settings that are ignored although they change greedy decoding.
     pub fn unsupported(&self) -> Vec<&'static str> {
         let has_effect = |(key, neutral): &(&'static str, f64)| match self.value(key) {
             None | Some(Value::Bool(false)) => false,
@@ -91,7 +91,7 @@ impl GenerationConfig {
             .transpose()
     }
 
-    /// Ids of a list; negative ones stand for no token.
+    /// Returns the ids of a list; negative ids stand for no token.
     fn ids(&self, key: &str) -> Result<Vec<u32>, ModelError> {
         let ids: Option<Vec<i64>> = match self.value(key) {
             Some(value) if value.is_number() => self.read(key, "a token id")?.map(|id| vec![id]),
@@ -112,7 +112,7 @@ impl GenerationConfig {
         }
     }
 
-    /// The processors of one answer, none if the logits stay as they are.
+    /// Creates the processors of one answer; none if the logits stay unchanged.
     ///
     /// # Errors
     /// If the checkpoint's settings are invalid.
@@ -153,7 +153,7 @@ impl GenerationConfig {
         Ok(chain)
     }
 
-    /// Processors that act up to or from a certain number of tokens.
+    /// Returns the processors that act up to or from a certain number of tokens.
     fn add_lengths(
         &self,
         chain: &mut Vec<Box<dyn LogitsProcessor>>,
@@ -216,7 +216,7 @@ impl GenerationConfig {
         }
     }
 
-    /// A token that ends the answer is no bad word.
+    /// Reads the banned token sequences. An end-of-sequence token is not banned.
     fn bad_words(&self, end_tokens: &[u32]) -> Result<Vec<(Vec<u32>, f32)>, ModelError> {
         let words: Vec<Vec<u32>> = self
             .read("bad_words_ids", "a list of lists of token ids")?
@@ -240,14 +240,14 @@ fn invalid(key: &str, found: &Value, expected: &str) -> ModelError {
 #[derive(Debug)]
 pub struct RepetitionPenalty {
     penalty: f32,
-    /// The distinct ones of the first `read` tokens, and whether an id is among them.
+    /// Distinct ids of the first `read` tokens. `is_seen` is `true` for these ids.
     distinct: Vec<u32>,
     is_seen: Vec<bool>,
     read: usize,
 }
 
 impl RepetitionPenalty {
-    /// `penalty` is above 0; 1 changes nothing.
+    /// Creates the processor. `penalty` is above 0; 1 changes nothing.
     pub fn new(penalty: f32) -> Self {
         Self {
             penalty,
@@ -322,7 +322,7 @@ impl LogitsProcessor for SequenceBias {
     }
 }
 
-/// Excludes tokens while there are so many tokens.
+/// Excludes tokens over a range of lengths.
 #[derive(Debug)]
 struct Suppress {
     ids: Vec<u32>,
@@ -357,7 +357,7 @@ impl LogitsProcessor for Force {
     }
 }
 
-/// Makes the end more likely with every token after the first `start`.
+/// Makes end-of-sequence tokens more likely with every token after the first `start`.
 #[derive(Debug)]
 struct LengthPenalty {
     start: usize,
@@ -404,7 +404,7 @@ mod tests {
         })
     }
 
-    /// The logits after all processors, one run after the other.
+    /// Applies all processors, run after run, and returns the logits.
     fn processed(generation: Value, run: Run<'_>, steps: &[(&[u32], &[f32])]) -> Vec<Vec<f32>> {
         let chain = config(generation).processors(&Sampling::default(), run);
         let mut chain = chain.expect("valid settings");
@@ -426,7 +426,7 @@ mod tests {
         }
     }
 
-    /// Which of `vocabulary` tokens are excluded after `tokens`.
+    /// Returns the tokens that are excluded after a run.
     fn excluded(generation: Value, run: Run<'_>, vocabulary: usize, tokens: &[u32]) -> Vec<u32> {
         let logits = vec![0.5; vocabulary];
         let after = processed(generation, run, &[(tokens, &logits)]).remove(0);

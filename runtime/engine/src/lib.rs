@@ -2,7 +2,7 @@
 //!
 //! A model is one file, a [`Record`], which the converter `edge-lmm-convert` makes of a checkpoint.
 //! A [`Device`] loads it as an engine, from which sessions are opened: conversations that keep their
-//! state and answer [`Request`]s. An answer is streamed as [`Event`]s, can be cancelled at any
+//! state and answer [`Request`]s. An answer is streamed as [`Event`]s, can be canceled at any
 //! layer or token, and brings the time and memory of each stage ([`Timing`]) if the request asks
 //! for it.
 //!
@@ -60,6 +60,7 @@ pub mod device;
 pub mod dump;
 mod engine;
 mod error;
+pub mod estimate;
 #[cfg(feature = "experiments")]
 pub mod experiment;
 mod features;
@@ -70,7 +71,6 @@ mod loaded;
 pub mod manifest;
 pub mod media;
 pub mod memory;
-pub mod needs;
 mod one_line;
 pub mod processors;
 pub mod report;

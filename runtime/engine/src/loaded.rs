@@ -1,4 +1,4 @@
-//! A model in memory, which sessions share.
+//! A model in memory that sessions share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,10 +10,10 @@ use edge_lmm_record::{Record, RecordError};
 use serde_json::Value;
 
 use crate::error::EngineError;
+use crate::estimate::WeightSizes;
 use crate::features::{FEATURE_CACHE_BYTES, FeatureCache};
 use crate::generation::GenerationConfig;
 use crate::memory::vision_format;
-use crate::needs::Holdings;
 
 /// A loaded model and what all of its sessions have in common.
 pub(crate) struct LoadedModel<B: KernelBackend> {
@@ -22,7 +22,7 @@ pub(crate) struct LoadedModel<B: KernelBackend> {
     pub end_tokens: Vec<u32>,
     pub generation: GenerationConfig,
     pub device: B::Device,
-    pub holdings: Holdings,
+    pub weight_sizes: WeightSizes,
     pub vision_format: Option<Format>,
     features: Mutex<FeatureCache<B>>,
 }
@@ -37,14 +37,14 @@ impl<B: KernelBackend> LoadedModel<B> {
         registry: &Registry<B>,
         record: &Record,
         device: B::Device,
-        check: impl FnOnce(&dyn BuiltModel<B>, &Holdings) -> Result<(), EngineError>,
+        check: impl FnOnce(&dyn BuiltModel<B>, &WeightSizes) -> Result<(), EngineError>,
     ) -> Result<Self, EngineError> {
         let _stage = stage::top("load");
         let info = record.info();
         let (model, weights) = record.skeleton(registry, &device)?;
         log::debug!("{}: {} weights", record.path().display(), weights.len());
-        let holdings = Holdings::new(record, weights);
-        check(&*model, &holdings)?;
+        let weight_sizes = WeightSizes::new(record, weights);
+        check(&*model, &weight_sizes)?;
         // Memory of exactly the weights' sizes, where a device keeps pools of other sizes.
         let (model, loaded) =
             B::memory_persistent_allocations(&device, (model, record), |(mut model, record)| {
@@ -67,20 +67,20 @@ impl<B: KernelBackend> LoadedModel<B> {
             model,
             text,
             device,
-            holdings,
+            weight_sizes,
             vision_format: vision_format(info),
             features: Mutex::new(FeatureCache::new(FEATURE_CACHE_BYTES)),
         })
     }
 
-    /// The cache of encoder outputs. A panic elsewhere leaves it usable.
+    /// Returns the cache of encoder outputs. It stays usable after a panic on another thread.
     pub fn features(&self) -> MutexGuard<'_, FeatureCache<B>> {
         self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The tokens at which an answer ends, from `generation_config.json` or else `config.json`, its
-/// top or the language model's section.
+/// Returns the end-of-sequence tokens of `generation_config.json`, or else of `config.json`, at its
+/// top level or in the language model's section.
 fn end_tokens(generation: &Option<Value>, config: &Value) -> Vec<u32> {
     let ids = |value: &Value| -> Vec<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

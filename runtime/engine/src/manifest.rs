@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// Why a manifest cannot be read.
+/// Error of reading a manifest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
@@ -23,7 +23,7 @@ pub enum ManifestError {
     Row {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the error.
         source: csv::Error,
     },
     /// The file has no rows.
@@ -54,7 +54,7 @@ pub struct Question {
 #[derive(Debug, Clone)]
 pub struct Manifest {
     folder: PathBuf,
-    /// Its rows.
+    /// Rows of the manifest.
     pub questions: Vec<Question>,
 }
 
@@ -86,13 +86,13 @@ impl Manifest {
         })
     }
 
-    /// The medium of a question, if it has one.
+    /// Returns the medium of a question, if it has one.
     pub fn media_path(&self, question: &Question) -> Option<PathBuf> {
         (!question.media_path.is_empty()).then(|| self.folder.join(&question.media_path))
     }
 }
 
-/// Whether an answer is right: the same text but for case and surrounding blanks.
+/// Returns `true` if an answer is correct: the same text, ignoring case and surrounding whitespace.
 pub fn is_right(answer: &str, expected: &str) -> bool {
     answer.trim().to_lowercase() == expected.trim().to_lowercase()
 }

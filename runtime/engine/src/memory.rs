@@ -1,7 +1,7 @@
 //! Memory: whether a model or a request fits, and the allocator of a program.
 //!
 //! [`Device::load_checked`](crate::Device::load_checked) refuses a model that cannot fit, and a
-//! [`RequestEstimate`] a request, before memory is taken for it.
+//! [`RequestEstimator`] a request, before memory is taken for it.
 //!
 //! A program that answers should call [`keep_large_blocks`] at its start. With the
 //! [`CountingAllocator`] as its global allocator, timing shows the heap use of each stage.
@@ -12,11 +12,11 @@ use std::time::Duration;
 use edge_lmm_kernels::{peak, pool};
 use edge_lmm_models::media::MediaInput;
 use edge_lmm_ops::Format;
-use edge_lmm_targets::Needs;
+use edge_lmm_targets::MemoryEstimate;
 
 use crate::device::{AnyEngine, Device};
+use crate::estimate::ResourceEstimate;
 use crate::health::{Memory, System};
-use crate::needs::Demand;
 use crate::report::bytes;
 
 pub use edge_lmm_kernels::memory::{
@@ -27,17 +27,17 @@ pub use edge_lmm_kernels::memory::{
 /// memory traffic.
 const ENCODER_EFFICIENCY: f64 = 0.5;
 
-/// How a model fits into memory.
+/// Result of a memory check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fit {
-    /// With all of its weights.
+    /// The model fits with all of its weights.
     Whole,
-    /// With the weights of one stage at a time; the others are read from the disk again.
+    /// The model fits with the weights of one stage at a time; the others are read from disk again.
     OneStageAtATime,
 }
 
-/// What bounds the memory that a program can have.
+/// Limit of the memory that a program can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Bound {
@@ -62,11 +62,11 @@ impl fmt::Display for Bound {
     }
 }
 
-/// What was to be kept in memory.
+/// Subject of a memory check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Subject {
-    /// The model of a record, by its name.
+    /// The model of the named record.
     Model(String),
     /// A request.
     Request,
@@ -96,22 +96,22 @@ impl fmt::Display for Subject {
     "{subject} does not fit into memory: it needs about {} (weights {}, keys and values of \
      {context} positions {}, activations {}, program {}), {bound} {} of {}; {}, or end other \
      programs",
-    size(needs.total()), size(needs.weights), size(needs.cache), size(needs.activations),
-    size(needs.program), size(*usable), size(*total), subject.advice()
+    size(estimate.total()), size(estimate.weights), size(estimate.cache),
+    size(estimate.activations), size(estimate.program), size(*usable), size(*total), subject.advice()
 )]
 #[non_exhaustive]
 pub struct MemoryError {
-    /// What does not fit.
+    /// Subject that does not fit.
     pub subject: Subject,
-    /// Bytes that it needs.
-    pub needs: Needs,
-    /// Positions that keys and values were counted for.
+    /// Estimated memory.
+    pub estimate: MemoryEstimate,
+    /// Positions in the key-value cache.
     pub context: usize,
-    /// What bounds the memory.
+    /// Limit that applies.
     pub bound: Bound,
-    /// Bytes that it leaves.
+    /// Usable bytes.
     pub usable: u64,
-    /// Bytes of the machine or GPU.
+    /// Total bytes of the machine or GPU.
     pub total: u64,
 }
 
@@ -119,19 +119,19 @@ fn size(n: u64) -> String {
     bytes(n as usize)
 }
 
-/// The memory that a device uses, at the moment of its creation.
+/// Check against the memory of a device, measured when the check is created.
 #[derive(Debug, Clone)]
 pub struct MemoryCheck {
-    /// `None` if the system does not tell; such a system is trusted.
+    /// `None` if the system does not report it; everything then fits.
     memory: Option<Memory>,
-    /// The device has memory of its own.
+    /// `true` if the device has its own memory.
     gpu: bool,
-    /// Weights may be read from the disk again.
+    /// `true` if weights can be read from disk again.
     mapped: bool,
 }
 
 impl MemoryCheck {
-    /// Asks for the memory of a device; that of a Jetson's GPU is the machine's.
+    /// Measures the memory of a device. The GPU of a Jetson shares the memory of the machine.
     pub fn new(device: Device) -> Self {
         let own = own_memory(device);
         Self {
@@ -141,33 +141,33 @@ impl MemoryCheck {
         }
     }
 
-    /// All weights have to stay in memory, as for a record that is to be locked.
+    /// Requires that all weights stay in memory, as for a locked record.
     #[must_use]
     pub fn locked(mut self) -> Self {
         self.mapped = false;
         self
     }
 
-    /// Compares a demand with the memory.
+    /// Compares an estimate with the memory of the device.
     ///
     /// # Errors
     /// If memory is too small, with the numbers.
-    pub fn check(&self, demand: &Demand, subject: Subject) -> Result<Fit, MemoryError> {
+    pub fn check(&self, estimate: &ResourceEstimate, subject: Subject) -> Result<Fit, MemoryError> {
         let Some(memory) = self.memory else {
             return Ok(Fit::Whole);
         };
         let usable = memory.usable();
-        if demand.needs.total() <= usable {
+        if estimate.memory.total() <= usable {
             return Ok(Fit::Whole);
         }
         // A GPU holds all weights in its own memory.
-        if self.mapped && demand.least() <= usable {
+        if self.mapped && estimate.minimum() <= usable {
             return Ok(Fit::OneStageAtATime);
         }
         Err(MemoryError {
             subject,
-            needs: demand.needs,
-            context: demand.context,
+            estimate: estimate.memory,
+            context: estimate.context,
             bound: match usable {
                 n if memory.process == Some(n) => Bound::AddressSpace,
                 n if memory.group == Some(n) => Bound::ControlGroup,
@@ -180,7 +180,7 @@ impl MemoryCheck {
     }
 }
 
-/// The memory of a device that has its own.
+/// Returns the memory of a device that has its own.
 fn own_memory(device: Device) -> Option<Memory> {
     match device {
         #[cfg(feature = "cuda")]
@@ -200,18 +200,18 @@ fn own_memory(device: Device) -> Option<Memory> {
     }
 }
 
-/// Estimates what a request costs before its encoders run: with what
-/// [`Event::Prepared`](crate::Event::Prepared) reports.
+/// Estimates memory and time of a request before its encoders run, from
+/// [`Event::Prepared`](crate::Event::Prepared).
 #[derive(Clone)]
-pub struct RequestEstimate {
+pub struct RequestEstimator {
     engine: AnyEngine,
     /// Memory to compare with instead of the system's.
     #[cfg(test)]
     memory: Option<Memory>,
 }
 
-impl RequestEstimate {
-    /// For requests to a model.
+impl RequestEstimator {
+    /// Creates an estimator of requests to a model.
     pub fn new(engine: AnyEngine) -> Self {
         Self {
             engine,
@@ -220,7 +220,7 @@ impl RequestEstimate {
         }
     }
 
-    /// As on a machine with that memory.
+    /// Compares with `memory` instead of the memory of the system.
     #[cfg(all(test, feature = "serve"))]
     pub(crate) fn with_memory(mut self, memory: Memory) -> Self {
         self.memory = Some(memory);
@@ -237,25 +237,30 @@ impl RequestEstimate {
         check
     }
 
-    /// The demand of a request with preprocessed media, a prompt of `prompt_tokens` and an answer
-    /// of at most `max_tokens`.
-    pub fn demand(&self, media: &[MediaInput], prompt_tokens: usize, max_tokens: usize) -> Demand {
-        self.engine.demand(media, prompt_tokens, max_tokens)
+    /// Estimates a request with preprocessed media, a prompt of `prompt_tokens` and an answer of at
+    /// most `max_tokens`.
+    pub fn estimate(
+        &self,
+        media: &[MediaInput],
+        prompt_tokens: usize,
+        max_tokens: usize,
+    ) -> ResourceEstimate {
+        self.engine.estimate(media, prompt_tokens, max_tokens)
     }
 
-    /// Refuses a request that cannot fit into memory.
+    /// Checks that a request fits into memory.
     ///
     /// # Errors
     /// If memory is too small, with the numbers.
-    pub fn check(&self, demand: &Demand) -> Result<(), MemoryError> {
+    pub fn check(&self, estimate: &ResourceEstimate) -> Result<(), MemoryError> {
         let check = self.memory_check();
-        check.check(demand, Subject::Request).map(|_| ())
+        check.check(estimate, Subject::Request).map(|_| ())
     }
 
-    /// Time that the vision encoder will take, from the peak throughput of the processor; `None`
-    /// if there is nothing to encode or no peak is known.
-    pub fn encoding_time(&self, demand: &Demand) -> Option<Duration> {
-        let vision = demand.stages.iter().find(|work| work.stage == "vision")?;
+    /// Estimates the time of the vision encoder from the peak throughput of the processor; `None`
+    /// if there is nothing to encode or the peak is unknown.
+    pub fn encoding_time(&self, estimate: &ResourceEstimate) -> Option<Duration> {
+        let vision = estimate.stages.iter().find(|work| work.stage == "vision")?;
         let format = self.engine.vision_format()?;
         let peak = match self.engine.device() {
             Device::Cpu => peak::operations_per_second(&pool::global(), format)?,
@@ -266,7 +271,7 @@ impl RequestEstimate {
     }
 }
 
-/// The format of the vision encoder's weights, by the first of them.
+/// Returns the format of the first weight of the vision encoder.
 pub(crate) fn vision_format(info: &edge_lmm_record::RecordInfo) -> Option<Format> {
     let mut formats = info.formats.iter();
     let first = formats.find(|(name, _)| name.starts_with("vision."));
@@ -277,16 +282,16 @@ pub(crate) fn vision_format(info: &edge_lmm_record::RecordInfo) -> Option<Format
 mod tests {
     use super::*;
     use crate::Record;
-    use crate::needs::Scenario;
+    use crate::estimate::Scenario;
 
-    fn demand() -> Demand {
+    fn estimate() -> ResourceEstimate {
         let record = Record::from_static(edge_lmm_models::demo::RECORD, "the demo");
         let scenario = Scenario {
             context: 2048,
-            picture: None,
+            image_size: None,
         };
         let record = record.expect("the demo's record opens");
-        Demand::of_record(&record, &scenario).expect("an estimate")
+        ResourceEstimate::of_record(&record, &scenario).expect("an estimate")
     }
 
     fn outcome(available: u64, group: Option<u64>, mapped: bool) -> Result<Fit, MemoryError> {
@@ -303,7 +308,7 @@ mod tests {
             gpu: false,
             mapped,
         };
-        check.check(&demand(), Subject::Model("demo.bpk".to_owned()))
+        check.check(&estimate(), Subject::Model("demo.bpk".to_owned()))
     }
 
     #[test]
@@ -326,9 +331,9 @@ mod tests {
     /// Weights are mapped: encoder and language model can take turns in memory.
     #[test]
     fn one_stage_at_a_time_is_enough() {
-        let demand = demand();
-        assert!(demand.least() < demand.needs.total());
-        let least = demand.least();
+        let estimate = estimate();
+        assert!(estimate.minimum() < estimate.memory.total());
+        let least = estimate.minimum();
         assert_eq!(outcome(least, None, true), Ok(Fit::OneStageAtATime));
         assert!(outcome(least, None, false).is_err());
         assert!(outcome(least - 1, None, true).is_err());

@@ -3,12 +3,12 @@
 use std::error::Error;
 use std::iter::successors;
 
-/// Most characters of a message. Messages quote files and requests, which may be of any length.
+/// Largest number of characters of a message. Messages quote files and requests, which may be of
+/// any length.
 const MAX_CHARS: usize = 2000;
 
-/// The error and its causes, without repeating what a cause says already. Control characters,
-/// which would begin a line or change a terminal, become blanks; the end of a long message is left
-/// out.
+/// Formats an error and its causes on one line, without repeating a cause that a message already
+/// contains. Control characters become spaces; a long message is truncated.
 pub fn one_line(error: &(dyn Error + 'static)) -> String {
     let mut message = error.to_string();
     for cause in successors(error.source(), |cause| (*cause).source()) {

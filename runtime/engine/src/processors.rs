@@ -6,8 +6,8 @@ use std::fmt::Debug;
 ///
 /// Logits are at most [`f32::MAX`]; [`f32::NEG_INFINITY`] excludes a token.
 pub trait LogitsProcessor: Debug + Send {
-    /// `tokens` are all tokens so far, those of the prompt included (of an encoder-decoder, the
-    /// decoder's). From call to call, tokens are only appended.
+    /// Changes the logits of the next token. `tokens` are all tokens so far, including the prompt
+    /// (for an encoder-decoder, those of the decoder). From call to call, tokens are only appended.
     fn process(&mut self, logits: &mut [f32], tokens: &[u32]);
 }
 
@@ -24,8 +24,8 @@ pub struct CountPenalty {
 }
 
 impl CountPenalty {
-    /// Penalties for an answer that begins after `prompt` tokens; 0 changes nothing, a negative
-    /// penalty makes tokens more likely.
+    /// Creates the penalties of an answer that begins after `prompt` tokens; 0 changes nothing, a
+    /// negative penalty makes tokens more likely.
     pub fn new(presence: f32, frequency: f32, prompt: usize) -> Self {
         Self {
             presence,
@@ -58,7 +58,7 @@ impl LogitsProcessor for CountPenalty {
     }
 }
 
-/// Excludes all tokens but some.
+/// Excludes all tokens except an allowed set.
 #[derive(Debug, Clone)]
 pub struct AllowedTokens(Vec<bool>);
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::request::{Answer, FinishReason};
 use crate::timing::Timing;
 
-/// What `--json` prints for one answer.
+/// Report of one answer, as `--json` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AnswerReport {
     /// The answer.
@@ -18,15 +18,15 @@ pub struct AnswerReport {
     pub visual_tokens: usize,
     /// Prompt tokens that were in the cache already.
     pub reused_tokens: usize,
-    /// Why the answer ended.
+    /// Reason for the end of the answer.
     pub finish_reason: FinishReason,
     /// Milliseconds from the undecoded media to the first token.
     pub first_token_ms: f64,
-    /// All stages and modules.
+    /// Returns the stages with their modules.
     pub stages: Timing,
     /// Generated tokens per second of decoding (`null` without a decode step).
     pub tokens_per_second: Option<f64>,
-    /// Most memory the process has held, mapped weights included, where the system tells.
+    /// Peak resident memory of the process, including mapped weights, if the system reports it.
     pub peak_resident_bytes: Option<u64>,
 }
 
@@ -48,7 +48,7 @@ impl AnswerReport {
     }
 }
 
-/// The most memory this process has held (`VmHWM`), on Linux.
+/// Returns the peak resident memory of this process (`VmHWM`), on Linux.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -56,7 +56,7 @@ pub fn peak_resident_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// A readable number of bytes.
+/// Formats a number of bytes.
 pub fn bytes(n: usize) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if n < 1024 {

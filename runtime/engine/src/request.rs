@@ -1,4 +1,4 @@
-//! What is asked of a model, and what it answers.
+//! Requests and answers.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::timing::Timing;
 pub struct Request<'a> {
     /// The conversation so far.
     pub messages: &'a [Message],
-    /// Its media, in the order in which the messages show them.
+    /// Media, in the order in which the messages show them.
     pub media: &'a [Media],
     /// Options for the preparation of media.
     pub options: MediaOptions,
@@ -34,11 +34,11 @@ pub struct Request<'a> {
     pub max_tokens: usize,
     /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
-    /// How tokens are picked.
+    /// Sampling of tokens.
     pub sampling: Sampling,
-    /// The answer ends before the first of these strings.
+    /// Strings that end the answer; the text stops before the first of them.
     pub stop: &'a [String],
-    /// Control tokens in messages, such as `<|im_end|>`, take effect; without this they are text.
+    /// Parses control tokens in messages, such as `<|im_end|>`. If `false`, they are text.
     pub parse_special: bool,
     /// Measures the stages of the answer ([`Answer::timing`]). On a device that works
     /// asynchronously this makes the answer slower.
@@ -46,10 +46,10 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Largest number of generated tokens if a request does not say.
+    /// Default of the largest number of generated tokens.
     pub const MAX_TOKENS: usize = 256;
 
-    /// A request for a greedy answer of at most [`Self::MAX_TOKENS`] tokens, without media.
+    /// Creates a request for a greedy answer of at most [`Self::MAX_TOKENS`] tokens, without media.
     pub fn new(messages: &'a [Message]) -> Self {
         Self {
             messages,
@@ -79,7 +79,7 @@ pub struct Answer {
     pub visual_tokens: usize,
     /// Prompt tokens that were still in the cache from the turn before.
     pub reused_tokens: usize,
-    /// Why it ended.
+    /// Reason for the end.
     pub finish_reason: FinishReason,
     /// Time from the request, with its media decoded, to the first token.
     pub first_token: Duration,
@@ -88,38 +88,38 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Generated tokens over the time of stage `decode` in `timing`. The scores of the first token
-    /// come from the prefill, so the steps are one fewer than the tokens.
+    /// Returns the generated tokens per second of stage `decode` in `timing`. The scores of the
+    /// first token come from the prefill, so the steps are one fewer than the tokens.
     pub fn tokens_per_second(&self, timing: &Timing) -> Option<f64> {
         let decode = timing.stage("decode")?;
         let steps = self.tokens.len().checked_sub(1).filter(|&n| n > 0)?;
         Some(steps as f64 / decode.time.as_secs_f64())
     }
 
-    /// Time from the undecoded media to the first token: stage `media` of `timing`, and the
-    /// answer's own.
+    /// Returns the time from undecoded media to the first token: stage `media` of `timing` plus the
+    /// answer's own time.
     pub fn first_token_after(&self, timing: &Timing) -> Duration {
         let media = timing.stage("media").map(|stage| stage.time);
         media.unwrap_or_default() + self.first_token
     }
 }
 
-/// Why an answer ended.
+/// Reason why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model gave an end-of-sequence token, or the text reached a stop string.
     Stop,
-    /// It reached the requested number of tokens.
+    /// The answer reached the requested number of tokens.
     Length,
-    /// It reached the end of the model's context.
+    /// The conversation reached the context length of the model.
     Context,
-    /// It was cancelled.
-    Cancelled,
+    /// The request was canceled.
+    Canceled,
 }
 
-/// Reported while a request is answered.
+/// Event reported while a request is answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Event<'a> {

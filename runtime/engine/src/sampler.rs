@@ -6,32 +6,33 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::processors::LogitsProcessor;
 
-/// How the next token is picked.
+/// Options for picking the next token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// Scores are divided by it; 0 picks the best token always.
+    /// Divisor of the scores; 0 always picks the best token.
     pub temperature: f32,
-    /// Only the best `top_k` tokens are considered (0: all).
+    /// Considers only the best `top_k` tokens (0: all).
     pub top_k: usize,
-    /// Only the best tokens that together have this probability are considered.
+    /// Considers only the best tokens that together have this probability.
     pub top_p: f32,
-    /// Only tokens of at least this share of the best token's probability are considered (min-p
-    /// sampling, [arXiv:2407.01082](https://arxiv.org/abs/2407.01082)); 0 is off.
+    /// Considers only tokens of at least this share of the best token's probability are considered
+    /// (min-p sampling, [arXiv:2407.01082](https://arxiv.org/abs/2407.01082)); 0 is off.
     pub min_p: f32,
     /// Start of the random sequence; the same seed gives the same answer.
     pub seed: u64,
-    /// Makes tokens that were there before less likely; 1 is off. The checkpoint's if `None`.
+    /// Penalty that makes earlier tokens less likely; 1 is off. `None` uses the checkpoint's
+    /// penalty.
     pub repetition_penalty: Option<f32>,
-    /// Subtracted from the logits of tokens that the answer contains; 0 is off.
+    /// Amount subtracted from the logits of tokens that the answer contains; 0 is off.
     pub presence_penalty: f32,
-    /// Subtracted from a token's logit for each time that the answer contains it; 0 is off.
+    /// Amount subtracted from a token's logit for each of its occurrences in the answer; 0 is off.
     pub frequency_penalty: f32,
-    /// Whether the checkpoint's `generation_config.json` has no influence on the logits.
+    /// Ignores the checkpoint's `generation_config.json` if `true`.
     pub ignore_generation_config: bool,
 }
 
 impl Default for Sampling {
-    /// Greedy.
+    /// Returns greedy sampling.
     fn default() -> Self {
         Self {
             temperature: 0.0,
@@ -47,13 +48,13 @@ impl Default for Sampling {
     }
 }
 
-/// A setting out of its range.
+/// Error of a setting that is out of range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{name} is {found}, expected {expected}")]
 pub struct SamplingError {
     /// Name of the setting.
     pub name: &'static str,
-    /// Its value.
+    /// Value found.
     pub found: f32,
     /// The range.
     pub expected: &'static str,
@@ -117,18 +118,18 @@ impl Sampling {
         }
     }
 
-    /// Whether the best token is always picked.
+    /// Returns `true` if the best token is always picked.
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0
     }
 }
 
-/// Whether a repetition penalty can be applied.
+/// Returns `true` if a repetition penalty is valid.
 pub fn is_penalty(penalty: f32) -> bool {
     penalty > 0.0 && penalty.is_finite()
 }
 
-/// A running choice of tokens.
+/// State of the token selection of one answer.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -137,7 +138,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Starts at the seed; `processors` change the scores in their order.
+    /// Creates a sampler that starts at the seed; `processors` change the scores in their order.
     pub fn new(sampling: Sampling, processors: Vec<Box<dyn LogitsProcessor>>) -> Self {
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
         Self {
@@ -147,12 +148,12 @@ impl Sampler {
         }
     }
 
-    /// Whether the token with the highest score, as the model gives it, is always picked.
+    /// Returns `true` if the argmax of the unchanged logits is always picked.
     pub fn takes_argmax(&self) -> bool {
         self.sampling.is_greedy() && self.processors.is_empty()
     }
 
-    /// The token that follows `tokens`; `None` if a score is not a number.
+    /// Picks the token that follows `tokens`; `None` if a score is not a number.
     pub fn pick(&mut self, scores: &[f32], tokens: &[u32]) -> Option<u32> {
         if self.takes_argmax() {
             return slice_argmax(scores);

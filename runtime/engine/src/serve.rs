@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::media::{
     FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
 };
-use crate::memory::RequestEstimate;
+use crate::memory::RequestEstimator;
 use crate::report::AnswerReport;
 use crate::sampler::{Sampling, SamplingError};
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
@@ -303,19 +303,19 @@ impl Question {
 }
 
 impl Prepared {
-    /// Answers the request; `reply` receives the lines to send. With an `estimate`, a request that
+    /// Answers the request; `reply` receives the lines to send. With an `estimator`, a request that
     /// does not fit into memory is rejected before anything is encoded. `watch` receives every event
     /// and cancels the work by breaking, for clients that have disconnected.
     pub fn answer(
         &self,
         session: &mut AnySession,
         limits: &Limits,
-        estimate: Option<&RequestEstimate>,
+        estimator: Option<&RequestEstimator>,
         mut reply: impl FnMut(Reply),
         mut watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) {
         let id = &self.question.id;
-        let answer = self.generate(session, limits, estimate, |event| {
+        let answer = self.generate(session, limits, estimator, |event| {
             if let Event::Text(delta) = event
                 && self.question.stream
             {
@@ -349,7 +349,7 @@ impl Prepared {
         &self,
         session: &mut AnySession,
         limits: &Limits,
-        estimate: Option<&RequestEstimate>,
+        estimator: Option<&RequestEstimator>,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
         let wanted = self.question.max_tokens.unwrap_or(limits.max_tokens);
@@ -367,15 +367,15 @@ impl Prepared {
         let mut fits = Ok(());
         let answer = session.answer(&request, |event| {
             if let (
-                Some(estimate),
+                Some(estimator),
                 Event::Prepared {
                     prompt_tokens,
                     media,
                 },
-            ) = (estimate, &event)
+            ) = (estimator, &event)
             {
-                let demand = estimate.demand(media, *prompt_tokens, request.max_tokens);
-                fits = estimate.check(&demand);
+                let estimate = estimator.estimate(media, *prompt_tokens, request.max_tokens);
+                fits = estimator.check(&estimate);
                 if fits.is_err() {
                     return ControlFlow::Break(());
                 }
@@ -524,7 +524,7 @@ mod tests {
             swap: 0,
             zram: 0,
         };
-        let estimate = RequestEstimate::new(engine.clone()).with_memory(memory);
+        let estimator = RequestEstimator::new(engine.clone()).with_memory(memory);
         let limits = Limits {
             max_tokens: 2,
             files: false,
@@ -543,7 +543,7 @@ mod tests {
             replies.push(serde_json::from_str(&reply.line()).expect("JSON"));
         };
         let watch = |_: &Event<'_>| ControlFlow::Continue(());
-        prepared.answer(&mut session, &limits, Some(&estimate), reply, watch);
+        prepared.answer(&mut session, &limits, Some(&estimator), reply, watch);
         replies
     }
 

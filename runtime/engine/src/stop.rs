@@ -12,7 +12,7 @@ pub struct StopFilter {
 }
 
 impl StopFilter {
-    /// A filter for some strings; empty ones have no effect.
+    /// Creates a filter for the given strings; empty ones have no effect.
     pub fn new(stop: &[String]) -> Self {
         Self {
             stop: stop
@@ -52,8 +52,9 @@ impl StopFilter {
     }
 }
 
-/// Start of the first stop string in `text`. Of several that overlap, the first is the one that ends
-/// first, as it is complete first when text comes in pieces; of those, the longest.
+/// Returns the start of the first stop string in `text`. Among overlapping strings, the one that
+/// ends first counts, as it is complete first when text arrives in pieces; among those, the
+/// longest.
 fn first(stop: &[String], text: &str) -> Option<usize> {
     let found = stop.iter().filter_map(|stop| {
         let start = text.find(stop.as_str())?;
@@ -62,7 +63,7 @@ fn first(stop: &[String], text: &str) -> Option<usize> {
     found.min().map(|(_, start)| start)
 }
 
-/// Length of the longest end of `text` that is a beginning of `stop` but not all of it.
+/// Returns the length of the longest suffix of `text` that is a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     let starts = (0..=longest)

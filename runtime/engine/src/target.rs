@@ -1,43 +1,44 @@
-//! Whether a model fits a device and how fast it can be there, for people and as JSON.
+//! Report on whether a model fits a device and on its best-case speed, as text and JSON.
 
 use std::fmt;
 
-use edge_lmm_targets::{Device, Estimate, Fit, Needs};
+use edge_lmm_targets::{Device, Estimate, Fit, MemoryEstimate};
 use serde::Serialize;
 
 use crate::columns::columns;
-use crate::needs::Demand;
+use crate::estimate::ResourceEstimate;
 use crate::report::bytes;
 
-/// A model on a device.
+/// Memory and speed of a model on a device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TargetReport {
     /// The device.
     pub device: Device,
-    /// Positions that keys and values are counted for.
+    /// Positions in the key-value cache.
     pub context: usize,
-    /// The picture.
-    pub picture: (usize, usize),
-    /// Its tokens.
+    /// Width and height of the image.
+    pub image_size: (usize, usize),
+    /// Tokens of the image.
     pub visual_tokens: usize,
-    /// Memory.
-    pub needs: Needs,
-    /// Whether it is enough.
+    /// Estimated memory.
+    #[serde(rename = "needs")]
+    pub memory: MemoryEstimate,
+    /// Comparison with the memory of the device.
     pub fit: Fit,
-    /// The least time of each stage, an estimate; empty for a device of unknown speed.
+    /// Estimated minimum time of each stage; empty for a device of unknown speed.
     pub estimates: Vec<Estimate>,
 }
 
 impl TargetReport {
-    /// Compares demand and device.
-    pub fn new(device: Device, demand: Demand, picture: (usize, usize)) -> Self {
+    /// Compares an estimate with a device.
+    pub fn new(device: Device, estimate: ResourceEstimate, image_size: (usize, usize)) -> Self {
         Self {
-            context: demand.context,
-            picture,
-            visual_tokens: demand.visual_tokens,
-            needs: demand.needs,
-            fit: Fit::new(&demand.needs, &device),
-            estimates: demand
+            context: estimate.context,
+            image_size,
+            visual_tokens: estimate.visual_tokens,
+            memory: estimate.memory,
+            fit: Fit::new(&estimate.memory, &device),
+            estimates: estimate
                 .stages
                 .into_iter()
                 .filter_map(|work| Estimate::new(work, &device))
@@ -46,7 +47,7 @@ impl TargetReport {
         }
     }
 
-    /// One line: whether it fits, with the numbers.
+    /// Returns one line that says whether the model fits, with the numbers.
     pub fn verdict(&self) -> String {
         let size = |n: u64| bytes(n as usize);
         format!(
@@ -59,11 +60,11 @@ impl TargetReport {
             },
             self.device.title,
             size(self.fit.needed),
-            size(self.needs.weights),
+            size(self.memory.weights),
             self.context,
-            size(self.needs.cache),
-            size(self.needs.activations),
-            size(self.needs.program),
+            size(self.memory.cache),
+            size(self.memory.activations),
+            size(self.memory.program),
             size(self.fit.usable),
             size(self.device.memory_bytes),
         )
@@ -76,11 +77,11 @@ impl fmt::Display for TargetReport {
         if self.estimates.is_empty() {
             return write!(f, "\nthe speed of {} is not known", self.device.title);
         }
-        let (width, height) = self.picture;
+        let (width, height) = self.image_size;
         write!(
             f,
-            "\nestimate, at best (from {:.1} GB/s and {} x {} at {} MHz, not measured), with a \
-             picture of {width} x {height} ({} tokens):\n{}",
+            "\nestimate, at best (from {:.1} GB/s and {} x {} at {} MHz, not measured), with an \
+             image of {width} x {height} ({} tokens):\n{}",
             self.device.bandwidth.unwrap_or(0.0) / 1e9,
             self.device.cpu.cores,
             self.device.cpu.core,
@@ -113,10 +114,10 @@ impl TargetReport {
     }
 }
 
-/// `WIDTHxHEIGHT`
+/// Parses `WIDTHxHEIGHT`.
 ///
 /// # Errors
-/// If it is not of that form.
+/// If `text` is not of that form.
 pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
     text.split_once('x')
         .and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)))

@@ -60,7 +60,7 @@ fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, 
 }
 
 impl Stage {
-    /// Wall time in milliseconds.
+    /// Returns the wall time in milliseconds.
     pub fn ms(&self) -> f64 {
         self.time.as_secs_f64() * 1e3
     }
@@ -91,26 +91,26 @@ impl From<StageRecord> for Stage {
 pub struct Timing(Vec<Stage>);
 
 impl Timing {
-    /// All stages and modules.
+    /// Returns the stages with their modules.
     pub fn stages(&self) -> &[Stage] {
         &self.0
     }
 
-    /// The stage of that name.
+    /// Returns the stage of that name.
     pub fn stage(&self, name: &str) -> Option<&Stage> {
         self.0
             .iter()
             .find(|stage| stage.is_top() && stage.name == name)
     }
 
-    /// Time of all stages.
+    /// Returns the total time of all stages.
     pub fn total(&self) -> Duration {
         let stages = self.0.iter().filter(|stage| stage.is_top());
         stages.map(|stage| stage.time).sum()
     }
 
-    /// All calls as a Chrome trace (the JSON of `chrome://tracing` and Perfetto): complete events,
-    /// times in microseconds.
+    /// Returns all calls as a Chrome trace (the JSON of `chrome://tracing` and Perfetto): complete
+    /// events, times in microseconds.
     pub fn chrome_trace(&self) -> Value {
         let event = |stage: &Stage, (start, time): &(Duration, Duration)| {
             json!({
@@ -152,13 +152,13 @@ impl Timing {
 pub struct Recording(stage::Recording);
 
 impl Recording {
-    /// A recording without stages. On a device that works asynchronously, a stage ends when its
-    /// work is done.
+    /// Creates a recording without stages. On a device that works asynchronously, a stage ends when
+    /// its work is done.
     pub fn new(device: Device) -> Self {
         Self(stage::Recording::new(device.synchronize()))
     }
 
-    /// As [`Self::new`], for the device of a backend.
+    /// Creates a recording like [`Self::new`], for the device of a backend.
     pub(crate) fn on<B: KernelBackend>(device: &B::Device) -> Self {
         let synchronize = crate::device::synchronize::<B>(device.clone());
         Self(stage::Recording::new(Some(synchronize)))
@@ -174,7 +174,7 @@ impl Recording {
         self.0.run(f)
     }
 
-    /// The stages.
+    /// Ends the recording and returns the stages.
     pub fn finish(self) -> Timing {
         Timing(self.0.finish().into_iter().map(Stage::from).collect())
     }
@@ -201,7 +201,7 @@ impl Row {
     }
 }
 
-/// Stages, each followed by its modules, layers of a stack taken together.
+/// Returns the stages, each followed by its modules; the layers of a stack are added up.
 fn rows(stages: &[Stage]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for top in stages.iter().filter(|stage| stage.is_top()) {
@@ -223,12 +223,12 @@ fn rows(stages: &[Stage]) -> Vec<Row> {
     rows
 }
 
-/// The path of a module without its first part, which the stage tells: the table stays narrow.
+/// Returns the path of a module without its first part, which is the stage's name.
 fn within_stage(path: &str) -> &str {
     path.split_once('.').map_or(path, |(_, rest)| rest)
 }
 
-/// `vision.blocks.7.mlp` as `vision.blocks.*.mlp`.
+/// Replaces the numbers of a path: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
 fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('.')
@@ -240,7 +240,7 @@ fn without_numbers(path: &str) -> String {
     parts.join(".")
 }
 
-/// Milliseconds, or seconds from ten of them on.
+/// Formats a time in milliseconds, or in seconds from 10 s on.
 pub fn readable(time: Duration) -> String {
     match time.as_secs() {
         0..10 => format!("{:.1} ms", time.as_secs_f64() * 1e3),

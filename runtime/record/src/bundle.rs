@@ -66,7 +66,7 @@ pub enum BundleError {
     /// The bundle cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// Made by a later version of this program.
+    /// The bundle was made by a later version of this program.
     #[error("the bundle has version {0}, this program reads version {VERSION}")]
     Version(u32),
 }

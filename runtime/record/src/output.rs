@@ -29,7 +29,7 @@ pub enum OutputError {
     NoFolder {
         /// The path as given.
         path: PathBuf,
-        /// Its folder.
+        /// Folder of the output.
         folder: PathBuf,
     },
     /// The file exists.
@@ -51,7 +51,7 @@ pub enum OutputError {
     InUse {
         /// The path as given.
         path: PathBuf,
-        /// Its other role.
+        /// Other role of the path.
         role: String,
     },
     /// The operating system reports an error.

@@ -34,7 +34,7 @@ pub(crate) const ALIGNMENT: usize = 256;
 const MAX_METADATA: usize = 100 << 20;
 const CBOR_DEPTH: usize = 64;
 
-/// Why a record cannot be used.
+/// Error of opening or reading a record.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
@@ -64,7 +64,7 @@ pub enum RecordError {
     Bundle {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the error.
         source: bundle::BundleError,
     },
     /// Not a burnpack file.
@@ -75,7 +75,7 @@ pub enum RecordError {
     NotARecord {
         /// The file.
         path: PathBuf,
-        /// What it seems to be.
+        /// Format that the file seems to have.
         found: String,
     },
     /// A burnpack file or record of another version.
@@ -86,7 +86,7 @@ pub enum RecordError {
     Version {
         /// The file.
         path: PathBuf,
-        /// Of what.
+        /// Kind of version: of the file format or of the record.
         what: &'static str,
         /// In the file.
         found: u32,
@@ -100,7 +100,7 @@ pub enum RecordError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the error.
         reason: String,
     },
     /// The record is whole but not what its model needs.
@@ -108,7 +108,7 @@ pub enum RecordError {
     Unfit {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the error.
         reason: String,
     },
     /// The configuration describes no model.
@@ -138,7 +138,7 @@ pub struct Record {
     tokenizer: String,
     template: Option<String>,
     tensors: BTreeMap<String, TensorEntry>,
-    /// Where `bytes` are, if they are a file's.
+    /// Mapping that holds `bytes`, if they are a file's.
     map: Option<Arc<FileMap>>,
     bundle: Option<bundle::Place>,
 }
@@ -178,7 +178,8 @@ impl Record {
         Ok(record)
     }
 
-    /// As [`Self::open`], without reading the whole record of a bundle for its checksum.
+    /// Opens a record like [`Self::open`], without reading the whole record of a bundle for its
+    /// checksum.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -241,7 +242,7 @@ impl Record {
         })
     }
 
-    /// A record that is part of the program; `name` stands for it in messages.
+    /// Opens a record that is part of the program; messages call it `name`.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -249,7 +250,7 @@ impl Record {
         Self::from_bytes(Bytes::from_static(bytes), Path::new(name))
     }
 
-    /// A record in memory; `path` stands for it in messages.
+    /// Opens a record in memory; messages call it `path`.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -291,27 +292,27 @@ impl Record {
         })
     }
 
-    /// Where it was read from.
+    /// Returns the path that the record was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it says about its model.
+    /// Returns the description of the model.
     pub fn info(&self) -> &RecordInfo {
         &self.info
     }
 
-    /// The text of `tokenizer.json`.
+    /// Returns the text of `tokenizer.json`.
     pub fn tokenizer(&self) -> &str {
         &self.tokenizer
     }
 
-    /// The chat template.
+    /// Returns the chat template.
     pub fn template(&self) -> Option<&str> {
         self.template.as_deref()
     }
 
-    /// All tensors by name, [`CHECKSUMS`] left out.
+    /// Returns all tensors with their names, except [`CHECKSUMS`].
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorEntry)> {
         self.tensors
             .iter()
@@ -319,12 +320,12 @@ impl Record {
             .map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// Bytes of the whole file.
+    /// Returns the size of the whole file in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether the file is empty; an open record never is.
+    /// Returns `true` if the file is empty; an open record never is.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -364,7 +365,7 @@ impl Record {
         Ok((model, specs))
     }
 
-    /// The weights for burn modules, borrowed from the mapping.
+    /// Returns the weights for burn modules, borrowed from the mapping.
     pub fn store(&self) -> BurnpackStore {
         let shared = burn::tensor::Bytes::from_shared(self.bytes.clone(), AllocationProperty::File);
         BurnpackStore::from_bytes(Some(shared)).zero_copy(true)
@@ -403,8 +404,8 @@ impl Record {
     }
 }
 
-/// The bytes where weights can be read in place; copied if they do not lie so already (a mapping
-/// does, what is linked into a program may not).
+/// Returns bytes that are aligned for reading weights in place. A mapping is aligned already; data
+/// linked into a program is copied if it is not.
 fn aligned(bytes: Bytes) -> Bytes {
     if bytes.as_ptr().addr().is_multiple_of(ALIGNMENT) {
         return bytes;
@@ -448,7 +449,7 @@ fn preamble(bytes: &[u8], path: &Path) -> Result<usize, RecordError> {
     Ok(len)
 }
 
-/// What a file that is no record begins like.
+/// Describes the start of a file that is not a record.
 fn describe_start(bytes: &[u8]) -> String {
     if let Some(found) = stand_in::describe(bytes) {
         return format!("found {found}");
@@ -558,7 +559,7 @@ fn check_tensor(
     })
 }
 
-/// The first checksum is the header's own.
+/// Checks the first checksum, which is the header's.
 fn check_header_hash(
     header: &[u8],
     bytes: &[u8],

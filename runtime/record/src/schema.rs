@@ -1,4 +1,4 @@
-//! What a record says about itself, beside its tensors.
+//! Metadata of a record.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub const TEMPLATE_KEY: &str = "chat-template";
 /// is written in one pass.
 pub const CHECKSUMS: &str = "checksums";
 
-/// What a record says about its model.
+/// Description of a record's model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordInfo {
     /// [`FORMAT_VERSION`] of the writer.
@@ -33,14 +33,15 @@ pub struct RecordInfo {
     pub files: ModelFiles,
     /// Format of every packed weight.
     pub formats: BTreeMap<String, PackedFormat>,
-    /// What the record was made from.
+    /// Files that the record was made from.
     pub sources: Vec<SourceFile>,
     /// Version of the converter.
     pub converter: String,
 }
 
 impl RecordInfo {
-    /// Element type and shape of a weight's tensor; no bytes for a packed weight without a format.
+    /// Returns the element type and shape of a weight's tensor; no bytes for a packed weight
+    /// without a format.
     pub fn stored(&self, spec: &WeightSpec) -> (DType, Vec<usize>) {
         match spec.storage {
             Storage::Packed { cols } => {

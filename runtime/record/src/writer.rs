@@ -18,7 +18,7 @@ use crate::output::{Output, OutputError};
 use crate::reader::{ALIGNMENT, PREAMBLE, Record};
 use crate::schema::{CHECKSUMS, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY};
 
-/// What a record holds beside its weights.
+/// Contents of a record besides its weights.
 #[derive(Debug, Clone, Copy)]
 pub struct Description<'a> {
     /// Family, configuration and formats.
@@ -29,7 +29,7 @@ pub struct Description<'a> {
     pub template: Option<&'a str>,
 }
 
-/// Why a record cannot be written; `E` is the error of a weight.
+/// Error of writing a record; `E` is the error of a weight.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError<E: std::error::Error + 'static> {
     /// The bytes of a weight cannot be had.
@@ -145,7 +145,7 @@ where
     )
 }
 
-/// The last tensor: room for the header's hash, then the hashes of the others by name.
+/// Creates the last tensor: space for the header's hash, then the hashes of the others by name.
 fn checksum_snapshot<E: 'static, F: 'static>(job: Rc<Job<E, F>>, weights: usize) -> TensorSnapshot {
     let len = 8 * (weights + 1);
     let data = move || {
@@ -181,7 +181,7 @@ fn seal(path: &Path) -> io::Result<()> {
     file.write_all(&xxh3_64(&header).to_le_bytes())
 }
 
-/// Absolute position of the checksums in a file with this header.
+/// Returns the absolute position of the checksums in a file with this header.
 fn checksum_place(header: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Metadata {

@@ -1,4 +1,4 @@
-//! What a person types in `edge-lmm chat`.
+//! Input of `edge-lmm chat`.
 
 use edge_lmm::chat::Line;
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::mutate::Form;
 use crate::{Target, data, errors};
 
-/// The configurations of all test checkpoints.
+/// Returns the configurations of all test checkpoints.
 fn seeds() -> Vec<Vec<u8>> {
     data::checkpoints()
         .iter()

@@ -7,7 +7,7 @@ use crate::memory_file::MemoryFile;
 use crate::mutate::Form;
 use crate::{Target, data, errors};
 
-const PICTURES: &str = "runtime/engine/tests/media/data/pictures";
+const IMAGES: &str = "runtime/engine/tests/media/data/images";
 const SOUNDS: &str = "runtime/engine/tests/media/data/sounds";
 
 /// Still images.
@@ -45,7 +45,7 @@ pub const IMAGE: Target = Target {
         b"\x2c",
         b"\x3b",
     ]),
-    seeds: || data::files(PICTURES, &["png", "jpg", "webp", "gif", "bmp"], 2000),
+    seeds: || data::files(IMAGES, &["png", "jpg", "webp", "gif", "bmp"], 2000),
     run: |input| match decode_image(input) {
         Ok(image) => check_image(&image),
         Err(error) => errors::check(&error),
@@ -77,7 +77,7 @@ pub const ANIMATION: Target = Target {
         b"VP8L",
     ]),
     seeds: || {
-        let all = data::files(PICTURES, &["png", "webp", "gif"], 6000);
+        let all = data::files(IMAGES, &["png", "webp", "gif"], 6000);
         let is_animated = |file: &Vec<u8>| {
             let holds = |word: &[u8]| file.windows(word.len()).any(|bytes| bytes == word);
             holds(b"acTL") || holds(b"ANMF") || file.starts_with(b"GIF")

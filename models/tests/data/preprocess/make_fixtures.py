@@ -3,7 +3,7 @@
     pip install pillow==13.0.0 torch==2.7.1 torchvision==0.22.1 transformers==4.57.6 numpy
     python make_fixtures.py [resize] [qwen2_vl] [clip] [interpolate] [mel]
 
-Pictures are not stored: both sides make them from a seed (`noise` here, `noise` in the tests).
+Images are not stored: both sides make them from a seed (`noise` here, `noise` in the tests).
 Results are stored as a checksum (FNV-1a, 64 bits) and their first bytes.
 """
 import json, os, random, sys
@@ -69,18 +69,18 @@ def resize():
 
 
 def qwen2_vl():
-    """Sizes, sums and first values of pictures and videos, by the reference's processors."""
+    """Sizes, sums and first values of images and videos, by the reference's processors."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
     rows = []
     limits = {"min_pixels": 3136, "max_pixels": 200704}
     for seed, (w, h, frames) in enumerate([(112, 112, 0), (97, 150, 0), (300, 200, 0), (640, 480, 0), (28, 29, 0), (5, 700, 0), (30, 41, 1), (97, 150, 3), (320, 240, 4), (640, 480, 2)]):
-        pictures = [noise(seed * 16 + i, w, h) for i in range(max(frames, 1))]
+        images = [noise(seed * 16 + i, w, h) for i in range(max(frames, 1))]
         if frames:
-            out = Qwen2VLVideoProcessor(**limits)([torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)], return_tensors="pt")
+            out = Qwen2VLVideoProcessor(**limits)([torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)], return_tensors="pt")
             values, grid = out["pixel_values_videos"], out["video_grid_thw"][0].tolist()
         else:
-            out = Qwen2VLImageProcessor(**limits)([Image.fromarray(pictures[0])], return_tensors="pt")
+            out = Qwen2VLImageProcessor(**limits)([Image.fromarray(images[0])], return_tensors="pt")
             values, grid = out["pixel_values"], out["image_grid_thw"][0].tolist()
         values = values.float().numpy()
         rows.append({"size": [w, h], "frames": frames, "grid": grid, "checksum": checksum(values.tobytes()), "head": values.flatten()[:8].tolist()})
@@ -102,7 +102,7 @@ def qwen2_vl():
 
 
 def clip():
-    """Checksums of pictures by the processors of CLIP and BLIP."""
+    """Checksums of images by the processors of CLIP and BLIP."""
     from transformers import BlipImageProcessor, CLIPImageProcessor
     rows = []
     for name, maker in (("CLIPImageProcessor", CLIPImageProcessor), ("BlipImageProcessor", BlipImageProcessor)):

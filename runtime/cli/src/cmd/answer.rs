@@ -21,7 +21,7 @@ pub fn answer(
     answer_until(session, request, check, stream, || false)
 }
 
-/// Answers like [`answer`], cancelled when `cancelled` returns `true`.
+/// Answers like [`answer`], canceled when `canceled` returns `true`.
 ///
 /// # Errors
 /// As [`answer`].
@@ -30,7 +30,7 @@ pub fn answer_until(
     request: &Request<'_>,
     check: &RequestCheck,
     stream: bool,
-    cancelled: impl Fn() -> bool,
+    canceled: impl Fn() -> bool,
 ) -> anyhow::Result<Answer> {
     let mut progress = AnswerProgress::new();
     let mut failed = Ok(());
@@ -48,7 +48,7 @@ pub fn answer_until(
             failed = Err(error);
             return ControlFlow::Break(());
         }
-        match cancelled() {
+        match canceled() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }

@@ -180,7 +180,7 @@ impl Cmd {
                 messages.truncate(before.0);
                 media.truncate(before.1);
                 self.print_error(&format!(
-                    "{}; the question is taken back, /forget starts a new conversation",
+                    "{}; the question was removed, /forget starts a new conversation",
                     message(&error)
                 ))?;
             }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 use comfy_table::{Table, presets};
-use edge_lmm::needs::{Demand, Scenario};
+use edge_lmm::estimate::{ResourceEstimate, Scenario};
 use edge_lmm::report::bytes;
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::{Cpu, Record};
@@ -102,10 +102,10 @@ impl Cmd {
         let device = edge_lmm::targets::device(name)?;
         let scenario = Scenario {
             context: self.context,
-            picture: Some(self.image_size),
+            image_size: Some(self.image_size),
         };
-        let demand = Demand::of_record(record, &scenario)?;
-        Ok(Some(TargetReport::new(device, demand, self.image_size)))
+        let estimate = ResourceEstimate::of_record(record, &scenario)?;
+        Ok(Some(TargetReport::new(device, estimate, self.image_size)))
     }
 
     fn report(&self, record: &Record) -> anyhow::Result<Report> {
@@ -250,12 +250,12 @@ mod tests {
         let report = |memory_bytes: u64| {
             let scenario = Scenario {
                 context: 512,
-                picture: None,
+                image_size: None,
             };
-            let demand = Demand::of_record(&record, &scenario).expect("an estimate");
+            let estimate = ResourceEstimate::of_record(&record, &scenario).expect("an estimate");
             let mut device = edge_lmm::targets::device("raspberry-pi-5").expect("a device");
             device.memory_bytes = memory_bytes;
-            TargetReport::new(device, demand, (0, 0))
+            TargetReport::new(device, estimate, (0, 0))
         };
         assert!(check_fit(&report(4 << 30)).is_ok());
         let error = check_fit(&report(1 << 20)).expect_err("it is too large");

@@ -1,7 +1,7 @@
 //! Options for the memory of a record, and memory checks of requests.
 
 use clap::Args;
-use edge_lmm::memory::{Fit, RequestEstimate};
+use edge_lmm::memory::{Fit, RequestEstimator};
 use edge_lmm::{AnyEngine, Device, MediaInput, Record};
 
 /// Visual tokens from which the cost of a request is reported.
@@ -10,7 +10,7 @@ const LARGE_REQUEST: usize = 1024;
 /// Options for the mapping of the record.
 #[derive(Debug, Clone, Args)]
 pub struct MemoryOptions {
-    /// Read the whole record at startup instead of on demand
+    /// Read the whole record at startup instead of on estimate
     #[arg(long)]
     prefault: bool,
     /// Lock the record in memory, so that it is not evicted
@@ -50,14 +50,14 @@ impl MemoryOptions {
     }
 
     /// What tells whether a request fits into memory; `None` if that is not to be asked.
-    pub fn request_estimate(&self, engine: &AnyEngine) -> Option<RequestEstimate> {
-        (!self.ignore_memory).then(|| RequestEstimate::new(engine.clone()))
+    pub fn request_estimator(&self, engine: &AnyEngine) -> Option<RequestEstimator> {
+        (!self.ignore_memory).then(|| RequestEstimator::new(engine.clone()))
     }
 
     /// Prepares the check of requests with answers of at most `max_tokens`.
     pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
         RequestCheck {
-            estimate: RequestEstimate::new(engine.clone()),
+            estimator: RequestEstimator::new(engine.clone()),
             max_tokens,
             ignore_memory: self.ignore_memory,
         }
@@ -66,7 +66,7 @@ impl MemoryOptions {
 
 /// Checks what a request costs before its encoders run.
 pub struct RequestCheck {
-    estimate: RequestEstimate,
+    estimator: RequestEstimator,
     max_tokens: usize,
     ignore_memory: bool,
 }
@@ -79,15 +79,15 @@ impl RequestCheck {
         media: &[MediaInput],
         note: impl FnOnce(&str),
     ) -> anyhow::Result<()> {
-        let estimate = &self.estimate;
-        let demand = estimate.demand(media, prompt_tokens, self.max_tokens);
+        let estimator = &self.estimator;
+        let estimate = estimator.estimate(media, prompt_tokens, self.max_tokens);
         if !self.ignore_memory {
-            estimate.check(&demand)?;
+            estimator.check(&estimate)?;
         }
         let tokens: usize = media.iter().map(MediaInput::tokens).sum();
         if tokens >= LARGE_REQUEST {
-            let time = estimate
-                .encoding_time(&demand)
+            let time = estimator
+                .encoding_time(&estimate)
                 .map_or(String::new(), |time| {
                     format!(
                         ", whose encoding takes about {:.0} s on this machine",

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
-use edge_lmm::memory::RequestEstimate;
+use edge_lmm::memory::RequestEstimator;
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
     AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Record, Recording, timing,
@@ -60,8 +60,8 @@ impl DeviceOptions {
     }
 
     /// What tells whether a request fits into memory; `None` if that is not to be asked.
-    pub fn request_estimate(&self, engine: &AnyEngine) -> Option<RequestEstimate> {
-        self.memory.request_estimate(engine)
+    pub fn request_estimator(&self, engine: &AnyEngine) -> Option<RequestEstimator> {
+        self.memory.request_estimator(engine)
     }
 
     /// Loads the model of an open record, if it fits into memory.

@@ -54,11 +54,11 @@ impl<B: KernelBackend> Session<B> {
     /// by returning [`ControlFlow::Break`].
     ///
     /// Tokens that the prompt shares with the conversation so far are not computed again. A request
-    /// that is cancelled during decoding gives the answer so far.
+    /// that is canceled during decoding gives the answer so far.
     ///
     /// # Errors
-    /// If the prompt cannot be put together or does not fit, and [`Cancelled`](edge_lmm_models::ModelError::Cancelled) if the
-    /// request is cancelled before the first token. The conversation so far is kept.
+    /// If the prompt cannot be put together or does not fit, and [`Canceled`](edge_lmm_models::ModelError::Canceled) if the
+    /// request is canceled before the first token. The conversation so far is kept.
     pub fn answer(
         &mut self,
         request: &Request<'_>,
@@ -82,7 +82,7 @@ impl<B: KernelBackend> Session<B> {
         }
         let (answer, rest) = generation.finish()?;
         if !rest.is_empty() {
-            // Nothing more can be cancelled.
+            // Nothing more can be canceled.
             let _ = on_event(Event::Text(&rest));
         }
         Ok(answer)
@@ -136,7 +136,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             prompt_tokens: prompt.ids.len(),
             visual_tokens: prompt.visual_tokens(),
             reused_tokens,
-            finish_reason: FinishReason::Cancelled,
+            finish_reason: FinishReason::Canceled,
             first_token: started.elapsed(),
             timing: Timing::default(),
         };
@@ -165,7 +165,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         self.answer.finish_reason = reason;
     }
 
-    /// The next token, computed from the last one.
+    /// Computes the next token from the last one.
     fn advance(&mut self) -> Result<Token, EngineError> {
         let _stage = stage::top("decode");
         let logits = match self.logits.take() {
@@ -235,7 +235,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
 
     /// Ends the answer and returns it together with text that was held back because it might have
     /// become a stop string or a character. An answer that did not end by itself counts as
-    /// cancelled.
+    /// canceled.
     ///
     /// # Errors
     /// If the tokenizer fails.

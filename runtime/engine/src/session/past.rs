@@ -58,7 +58,7 @@ impl<B: KernelBackend> Past<B> {
         }
     }
 
-    /// Number of first tokens that are the same as in `tokens`.
+    /// Returns the length of the common prefix with `tokens`.
     pub fn common(&self, tokens: &[PastToken]) -> usize {
         let pairs = self.tokens.iter().zip(tokens);
         pairs.take_while(|(a, b)| a == b).count()
@@ -79,7 +79,7 @@ impl<B: KernelBackend> Past<B> {
         })
     }
 
-    /// Position of the next token of text.
+    /// Returns the position of the next token of text.
     pub fn next_position(&self) -> u32 {
         self.tokens.last().map_or(0, |token| token.next)
     }

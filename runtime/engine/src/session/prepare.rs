@@ -27,7 +27,7 @@ pub(super) struct Prepared<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Prepared<B> {
-    /// The tokens of the prompt.
+    /// Returns the tokens of the prompt.
     pub fn tokens(&self) -> Vec<PastToken> {
         let prompt = &self.prompt;
         let ids = prompt.ids.iter().zip(&prompt.positions);
@@ -48,7 +48,7 @@ impl<B: KernelBackend> Prepared<B> {
         tokens
     }
 
-    /// The run of tokens around token `at` that attend to each other in both directions.
+    /// Returns the run of tokens around token `at` that attend to each other in both directions.
     pub fn bidirectional_run(&self, at: usize) -> Option<&Span> {
         let inside = |span: &&Span| span.bidirectional && span.start < at && at < span.end();
         self.prompt.spans.iter().find(inside)
@@ -56,8 +56,8 @@ impl<B: KernelBackend> Prepared<B> {
 }
 
 impl<B: KernelBackend> LoadedModel<B> {
-    /// Prepares and encodes media and builds the prompt (stages `preprocess`, `vision` or `audio`,
-    /// `projector`). A medium that was encoded before is not prepared again.
+    /// Preprocesses and encodes media and builds the prompt (stages `preprocess`, `vision` or
+    /// `audio`, `projector`). A medium that was encoded before is not prepared again.
     ///
     /// # Errors
     /// If media or prompt do not fit the model, or `on_event` cancels.
@@ -102,7 +102,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             media: &inputs,
         };
         if on_event(event).is_break() {
-            return Err(ModelError::Cancelled.into());
+            return Err(ModelError::Canceled.into());
         }
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;
@@ -177,7 +177,8 @@ impl<B: KernelBackend> LoadedModel<B> {
         Ok(encoded)
     }
 
-    /// Refuses text that cannot fit before it is tokenized, which takes many times its memory.
+    /// Rejects text that cannot fit before it is tokenized, as that takes many times the memory of
+    /// the text.
     fn check_text(&self, messages: &[Message]) -> Result<(), EngineError> {
         let bytes: usize = messages.iter().map(Message::text_len).sum();
         let context = self.model.language().context_length();
@@ -189,7 +190,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    /// The prompt with media in their places, checked against the model.
+    /// Builds the prompt with its media and checks it against the model.
     fn prompt(&self, request: &Request<'_>, layouts: &[Layout]) -> Result<Prompt, EngineError> {
         let conversation = Conversation {
             messages: request.messages,
@@ -215,8 +216,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    /// The prompt's tokens from token `from` on, for the language model, and the features of the runs
-    /// among them.
+    /// Embeds the prompt's tokens from token `from` on, with the features of the runs among them.
     pub(super) fn embed<'p>(
         &self,
         prepared: &'p Prepared<B>,
@@ -268,7 +268,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         Ok((input, sources))
     }
 
-    /// An encoded medium; one whose features were dropped is encoded again.
+    /// Returns an encoded medium; encodes it again if its features were dropped from the cache.
     fn encoded(
         &self,
         prepared: &Prepared<B>,
@@ -295,7 +295,7 @@ impl<B: KernelBackend> LoadedModel<B> {
     }
 }
 
-/// Shows what goes into the model, for comparison with a reference.
+/// Captures the inputs of the model, for comparison with a reference.
 fn capture_inputs(media: &[MediaInput], prompt: &Prompt) {
     if !probe::active() {
         return;

@@ -28,10 +28,10 @@ pub struct Session<B: KernelBackend> {
     pub(super) past: Option<Past<B>>,
 }
 
-/// The state of a session at some moment, to return to.
+/// Copy of a session's state, to restore it later.
 pub struct Snapshot<B: KernelBackend>(Option<Past<B>>);
 
-/// Scores of the next token after each of some tokens.
+/// Scores of the next token, after one or several tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
@@ -39,12 +39,12 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Number of rows: one for each token.
+    /// Returns the number of rows, one for each token.
     pub fn rows(&self) -> usize {
         self.values.len() / self.vocabulary
     }
 
-    /// Scores after token `row`, one for each id.
+    /// Returns the scores after token `row`, one for each id.
     ///
     /// # Panics
     /// If there is no such row.
@@ -52,7 +52,7 @@ impl Logits {
         &self.values[row * self.vocabulary..][..self.vocabulary]
     }
 
-    /// Scores after the last token.
+    /// Returns the scores after the last token.
     pub fn last(&self) -> &[f32] {
         self.row(self.rows() - 1)
     }
@@ -76,7 +76,7 @@ impl<B: KernelBackend> Session<B> {
         Self { shared, past: None }
     }
 
-    /// Number of tokens in the state. For an encoder-decoder, those of the decoder.
+    /// Returns the number of tokens in the state; for an encoder-decoder, of the decoder's tokens.
     pub fn len(&self) -> usize {
         self.past.as_ref().map_or(0, |past| past.state.len())
     }
@@ -86,12 +86,12 @@ impl<B: KernelBackend> Session<B> {
         self.len() == 0
     }
 
-    /// Bytes of the state.
+    /// Returns the bytes of the state.
     pub fn bytes(&self) -> usize {
         self.past.as_ref().map_or(0, |past| past.state.bytes())
     }
 
-    /// The device of the model.
+    /// Returns the device of the model.
     pub fn device(&self) -> &B::Device {
         &self.shared.device
     }
@@ -143,7 +143,7 @@ impl<B: KernelBackend> Session<B> {
         self.read(logits)
     }
 
-    /// Forgets all tokens from `len` on. Does nothing if there are fewer.
+    /// Removes all tokens from `len` on. Does nothing if there are fewer.
     ///
     /// # Errors
     /// [`ModelError::CannotTruncate`] if the model has recurrent layers: use
@@ -198,8 +198,8 @@ impl<B: KernelBackend> Session<B> {
         self.language().context_length()
     }
 
-    /// Prepares, encodes and prefills; the prompt, the number of its tokens that were in the state
-    /// before, and the scores of the next token: `[1, vocabulary]`.
+    /// Prepares, encodes and prefills. Returns the prompt, the number of its tokens that were in
+    /// the state before, and the scores of the next token: `[1, vocabulary]`.
     pub(super) fn take_in(
         &mut self,
         request: &Request<'_>,
@@ -232,7 +232,7 @@ impl<B: KernelBackend> Session<B> {
             past.sources.extend(sources);
         }
         let hidden = language.prefill(input, &mut past.state, &mut Monitor::new(&mut report));
-        // A cancelled prefill has taken in some of its chunks only.
+        // A canceled prefill has taken in some of its chunks only.
         if hidden.is_err() {
             past.tokens.truncate(past.state.len());
         }
@@ -244,10 +244,10 @@ impl<B: KernelBackend> Session<B> {
         Ok((reused, logits))
     }
 
-    /// What is left of the conversation after an error: a cancelled prefill leaves complete
-    /// positions behind.
+    /// Forgets the conversation after an error, unless it is a cancellation: a canceled prefill
+    /// keeps its complete positions.
     pub(super) fn after(&mut self, error: EngineError) -> EngineError {
-        if !matches!(error, EngineError::Model(ModelError::Cancelled)) {
+        if !matches!(error, EngineError::Model(ModelError::Canceled)) {
             self.past = None;
         }
         error
@@ -307,7 +307,7 @@ impl<B: KernelBackend> Session<B> {
         Ok(())
     }
 
-    /// Takes text tokens into the state; their scores: `[1, vocabulary]` or `[ids.len(),
+    /// Takes text tokens into the state and returns their scores: `[1, vocabulary]` or `[ids.len(),
     /// vocabulary]`. There must be a state with room for them.
     ///
     /// Where the sequence becomes long, the state is computed anew, as single steps do it.
@@ -327,7 +327,7 @@ impl<B: KernelBackend> Session<B> {
             let positions: Vec<_> = (first..).take(now.len()).map(|at| [at; 3]).collect();
             let mut input = StepInput::new(language.embed(now), &positions);
             input.output = output;
-            // A step is short: it is not cancelled in the middle.
+            // A step is short: it is not canceled in the middle.
             let mut report = |_| ControlFlow::Continue(());
             let hidden = language.step(input, &mut past.state, &mut Monitor::new(&mut report));
             past.push(now);
@@ -372,8 +372,9 @@ impl<B: KernelBackend> Session<B> {
     }
 }
 
-/// Positions to allocate where `needed` are needed and `current` are there: rounded up, and at
-/// least half as many again, so that a growing conversation copies its cache a few times only.
+/// Returns the number of positions to allocate if `needed` are needed and `current` are allocated:
+/// rounded up, and at least 1.5 times as many, so that a growing conversation copies its cache only
+/// a few times.
 fn capacity_for(needed: usize, current: usize, context: usize) -> usize {
     let grown = needed.max(current + current / 2);
     grown.next_multiple_of(CACHE_STEP).min(context).max(needed)

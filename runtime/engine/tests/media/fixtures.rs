@@ -29,15 +29,15 @@ pub fn stem(file: &Path) -> &str {
     name.split('.').next().expect("a stem")
 }
 
-/// What the reference reads from a picture; frames side by side.
-pub fn expected_picture(name: &str) -> RgbImage {
+/// What the reference reads from an image; frames side by side.
+pub fn expected_image(name: &str) -> RgbImage {
     let file = path(&format!("expected/{name}.png"));
-    let picture = image::open(file).expect(name).into_rgb8();
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    RgbImage::new(width, height, picture.into_raw()).expect(name)
+    let image = image::open(file).expect(name).into_rgb8();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    RgbImage::new(width, height, image.into_raw()).expect(name)
 }
 
-/// Largest difference of two pictures of one size.
+/// Largest difference of two images of one size.
 pub fn difference(a: &RgbImage, b: &RgbImage) -> u8 {
     assert_eq!((a.width(), a.height()), (b.width(), b.height()));
     let pairs = a.pixels().iter().zip(b.pixels());
@@ -52,18 +52,18 @@ pub fn temporary(name: &str, content: &[u8]) -> (tempfile::TempDir, PathBuf) {
     (folder, file)
 }
 
-/// A picture of one colour.
+/// An image of one color.
 pub fn plain(width: usize, height: usize, color: [u8; 3]) -> RgbImage {
-    RgbImage::new(width, height, color.repeat(width * height)).expect("a picture")
+    RgbImage::new(width, height, color.repeat(width * height)).expect("an image")
 }
 
-/// A picture as a PNG file.
-pub fn png(picture: &RgbImage) -> Vec<u8> {
-    let (width, height) = (picture.width() as u32, picture.height() as u32);
-    let buffer = image::RgbImage::from_raw(width, height, picture.pixels().to_vec());
+/// An image as a PNG file.
+pub fn png(image: &RgbImage) -> Vec<u8> {
+    let (width, height) = (image.width() as u32, image.height() as u32);
+    let buffer = image::RgbImage::from_raw(width, height, image.pixels().to_vec());
     let mut file = std::io::Cursor::new(Vec::new());
     buffer
-        .expect("a picture")
+        .expect("an image")
         .write_to(&mut file, image::ImageFormat::Png)
         .expect("a file");
     file.into_inner()

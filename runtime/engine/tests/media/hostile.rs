@@ -10,11 +10,8 @@ use crate::fixtures::{files, path};
 /// Reads a file as everything that it can be; whatever is read keeps its promises.
 fn read(file: &Path) {
     let _ = kind(file);
-    if let Ok(picture) = load_image(file) {
-        assert_eq!(
-            picture.pixels().len(),
-            picture.width() * picture.height() * 3
-        );
+    if let Ok(image) = load_image(file) {
+        assert_eq!(image.pixels().len(), image.width() * image.height() * 3);
     }
     for selection in [FrameSelection::All, FrameSelection::Uniform(2)] {
         if let Ok(video) = load_video(file, selection) {
@@ -31,14 +28,14 @@ fn read(file: &Path) {
 /// One file of every format.
 fn specimens() -> Vec<PathBuf> {
     let names = [
-        "pictures/palette.png",
-        "pictures/png_moving.png",
-        "pictures/jpeg_orientation6.jpg",
-        "pictures/jpeg_progressive.jpg",
-        "pictures/bmp8.bmp",
-        "pictures/gif_moving.gif",
-        "pictures/webp_lossy.webp",
-        "pictures/webp_moving.webp",
+        "images/palette.png",
+        "images/png_moving.png",
+        "images/jpeg_orientation6.jpg",
+        "images/jpeg_progressive.jpg",
+        "images/bmp8.bmp",
+        "images/gif_moving.gif",
+        "images/webp_lossy.webp",
+        "images/webp_moving.webp",
         "sounds/wav_pcm_24.wav",
         "sounds/flac_16.flac",
         "sounds/mp3_mono.mp3",
@@ -63,7 +60,7 @@ fn cut_off_files_do_not_panic() {
 fn whole_specimens_can_be_read() {
     let readable = |file: &PathBuf| load_image(file).is_ok() || load_audio(file).is_ok();
     assert!(specimens().iter().all(readable));
-    assert!(files("pictures").len() > 30);
+    assert!(files("images").len() > 30);
 }
 
 /// What is done to a file: a place, as a share of its length, and what becomes of its bytes.

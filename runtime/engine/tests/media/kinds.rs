@@ -6,7 +6,7 @@ use crate::fixtures::{files, path, plain, png, stem, temporary};
 
 #[test]
 fn are_told_by_content() {
-    for file in files("pictures") {
+    for file in files("images") {
         let moving = stem(&file).ends_with("_moving");
         let expected = if moving {
             MediaKind::Video
@@ -30,7 +30,7 @@ fn are_told_by_content() {
             file.display()
         );
     }
-    assert_eq!(kind(&path("pictures")).expect("a kind"), MediaKind::Video);
+    assert_eq!(kind(&path("images")).expect("a kind"), MediaKind::Video);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 
 mod fixtures;
 mod hostile;
+mod images;
 mod kinds;
-mod pictures;
 mod sounds;
 mod sources;
 mod truncated;

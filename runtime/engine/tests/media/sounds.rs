@@ -167,17 +167,17 @@ fn unsupported_formats_are_named() {
 }
 
 #[test]
-fn cover_pictures_do_not_matter() {
+fn cover_images_do_not_matter() {
     let original = path("sounds/mp3_mono.mp3");
-    let picture = [b"\0image/png\0\x03\0".as_slice(), &[7; 300_000]].concat();
+    let image = [b"\0image/png\0\x03\0".as_slice(), &[7; 300_000]].concat();
     let mut content = b"ID3\x03\0\0".to_vec();
     // Sizes of tags have 7 bits per byte.
-    let len = picture.len() + 10;
+    let len = image.len() + 10;
     content.extend([21, 14, 7, 0].map(|shift| (len >> shift & 127) as u8));
     content.extend(b"APIC");
-    content.extend((picture.len() as u32).to_be_bytes());
+    content.extend((image.len() as u32).to_be_bytes());
     content.extend([0, 0]);
-    content.extend(picture);
+    content.extend(image);
     content.extend(std::fs::read(&original).expect("file"));
     let (_folder, file) = temporary("song.mp3", &content);
     assert_eq!(

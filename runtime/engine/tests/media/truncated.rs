@@ -39,7 +39,7 @@ fn images_are_refused() {
         ("bmp8.bmp", 1),
         ("bmp1.bmp", 4),
     ] {
-        let content = std::fs::read(path(&format!("pictures/{name}"))).expect(name);
+        let content = std::fs::read(path(&format!("images/{name}"))).expect(name);
         assert!(decode_image(&content).is_ok(), "{name}");
         for cut in cuts(content.len(), end) {
             let (_folder, file) = temporary(name, &content[..cut]);
@@ -75,7 +75,7 @@ fn sounds_are_refused() {
 
 #[test]
 fn a_gif_may_lack_its_trailer() {
-    let content = std::fs::read(path("pictures/gif_moving.gif")).expect("file");
+    let content = std::fs::read(path("images/gif_moving.gif")).expect("file");
     let (_folder, whole) = temporary("whole.gif", &content);
     let (_folder, file) = temporary("cut.gif", &content[..content.len() - 1]);
     let load = |file| load_video(file, FrameSelection::All).expect("a video");
@@ -84,7 +84,7 @@ fn a_gif_may_lack_its_trailer() {
 
 #[test]
 fn a_jpeg_needs_data_for_its_pixels() {
-    let mut content = std::fs::read(path("pictures/jpeg420.jpg")).expect("file");
+    let mut content = std::fs::read(path("images/jpeg420.jpg")).expect("file");
     let frame = content.windows(2).position(|pair| pair == [0xff, 0xc0]);
     let at = frame.expect("a frame header") + 5;
     content[at..at + 4].copy_from_slice(&[0x0b, 0xb8, 0xff, 0xdc]);

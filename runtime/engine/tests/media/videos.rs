@@ -5,7 +5,7 @@ use std::path::Path;
 use edge_lmm::media::{FrameSelection, MediaError, Video, load_image, load_video};
 use edge_lmm_models::preprocess::RgbImage;
 
-use crate::fixtures::{difference, expected_picture, files, path, plain, png, stem, temporary};
+use crate::fixtures::{difference, expected_image, files, path, plain, png, stem, temporary};
 
 fn load(file: &Path) -> Video {
     load_video(file, FrameSelection::All).expect("a video")
@@ -29,8 +29,8 @@ fn animations_equal_pillow() {
         ("png_moving.png", 0),
         ("webp_moving.webp", 0),
     ] {
-        let video = load(&path(&format!("pictures/{file}")));
-        let expected = cut(&expected_picture(file.split('.').next().expect("stem")), 4);
+        let video = load(&path(&format!("images/{file}")));
+        let expected = cut(&expected_image(file.split('.').next().expect("stem")), 4);
         assert_eq!(video.frames.len(), 4, "{file}");
         for (frame, expected) in video.frames.iter().zip(&expected) {
             assert!(difference(frame, expected) <= tolerance, "{file}");
@@ -43,12 +43,12 @@ fn animations_equal_pillow() {
 /// Frames that are disposed of and blended in every way.
 #[test]
 fn composed_frames_equal_pillow() {
-    for file in files("pictures") {
+    for file in files("images") {
         let name = stem(&file);
         if !name.ends_with("_moving") {
             continue;
         }
-        let (video, strip) = (load(&file), expected_picture(name));
+        let (video, strip) = (load(&file), expected_image(name));
         let count = strip.width() / video.frames[0].width();
         assert_eq!(video.frames.len(), count, "{name}");
         for (i, (frame, expected)) in video.frames.iter().zip(cut(&strip, count)).enumerate() {
@@ -59,7 +59,7 @@ fn composed_frames_equal_pillow() {
 
 #[test]
 fn frames_are_selected_evenly() {
-    let file = path("pictures/gif_moving.gif");
+    let file = path("images/gif_moving.gif");
     let all = load(&file);
     for (wanted, expected) in [
         (1, &[0][..]),
@@ -78,9 +78,9 @@ fn frames_are_selected_evenly() {
 }
 
 #[test]
-fn a_still_picture_is_a_video_of_one_frame() {
-    let file = path("pictures/gif_still.gif");
-    assert_eq!(load(&file).frames, [load_image(&file).expect("a picture")]);
+fn a_still_image_is_a_video_of_one_frame() {
+    let file = path("images/gif_still.gif");
+    assert_eq!(load(&file).frames, [load_image(&file).expect("an image")]);
 }
 
 /// A file of two frames, whose second one begins after the first.
@@ -108,8 +108,8 @@ fn y4m_colors_follow_bt601() {
         let (_folder, file) = temporary("v.y4m", &y4m("W2 H2 F30:1 C420jpeg", [&frame, &frame]));
         let video = load(&file);
         assert_eq!(video.frames_per_second, 30.0);
-        // The colours' codes are rounded to 8 bits: half a step of chroma is up to
-        // 0.5 * 255 / 224 * 1.772 + 0.5 * 255 / 219 = 1.6 steps of colour.
+        // The colors' codes are rounded to 8 bits: half a step of chroma is up to
+        // 0.5 * 255 / 224 * 1.772 + 0.5 * 255 / 219 = 1.6 steps of color.
         assert!(
             difference(&video.frames[1], &plain(2, 2, rgb)) <= 2,
             "{rgb:?}"
@@ -119,7 +119,7 @@ fn y4m_colors_follow_bt601() {
 
 #[test]
 fn y4m_planes_are_found_for_all_samplings() {
-    // A 3x3 picture in the full range: luma 10 to 90, chroma without colour but for one sample.
+    // A 3x3 image in the full range: luma 10 to 90, chroma without color but for one sample.
     let luma: Vec<u8> = (1..=9).map(|i| i * 10).collect();
     for (name, width, height) in [("420", 2, 2), ("422", 2, 3), ("444", 3, 3), ("mono", 0, 0)] {
         let (mut blue, red) = (vec![128u8; width * height], vec![128u8; width * height]);
@@ -206,7 +206,7 @@ fn folders_are_read_in_the_order_of_their_numbers() {
 }
 
 #[test]
-fn folders_without_pictures_are_refused() {
+fn folders_without_images_are_refused() {
     let (folder, _file) = temporary("notes.txt", b"nothing to see");
     let message = load_video(folder.path(), FrameSelection::All)
         .unwrap_err()

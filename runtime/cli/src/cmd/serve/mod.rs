@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use edge_lmm::memory::RequestEstimate;
+use edge_lmm::memory::RequestEstimator;
 use edge_lmm::serve::{Limits, MAX_LINE, Prepared, Question, Reply};
 use edge_lmm::{AnySession, Event};
 use sd_notify::NotifyState;
@@ -29,7 +29,7 @@ use super::options::{DeviceOptions, LogitsOptions, MediaArgs, PromptOptions, pri
 /// A request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; so
 /// is the reply, with "text", "tokens", "finish_reason" and the timing, or "error". "stream": true
 /// sends the text as it is generated. Images may be {"base64": ...} or data: URLs. Requests are
-/// answered in sequence; a request is cancelled if its client disconnects.
+/// answered in sequence; a request is canceled if its client disconnects.
 /// Example: edge-lmm serve qwen2-vl-2b.bpk --socket /run/edge-lmm/qwen.sock
 #[derive(Args)]
 pub struct Cmd {
@@ -89,11 +89,11 @@ impl Cmd {
             parse_special: self.prompt_options.parse_special,
         };
         let engine = self.device.load(&self.model)?;
-        let estimate = self.device.request_estimate(&engine);
+        let estimator = self.device.request_estimator(&engine);
         let mut answering = Answering {
             session: engine.session(),
             limits,
-            estimate,
+            estimator,
         };
         let model = self.model.display();
         match &self.socket {
@@ -121,7 +121,7 @@ impl Cmd {
 struct Answering {
     session: AnySession,
     limits: Limits,
-    estimate: Option<RequestEstimate>,
+    estimator: Option<RequestEstimator>,
 }
 
 impl Answering {
@@ -131,8 +131,8 @@ impl Answering {
         reply: impl FnMut(Reply),
         watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) {
-        let estimate = self.estimate.as_ref();
-        request.answer(&mut self.session, &self.limits, estimate, reply, watch);
+        let estimator = self.estimator.as_ref();
+        request.answer(&mut self.session, &self.limits, estimator, reply, watch);
     }
 }
 

@@ -3,7 +3,7 @@
     pip install pillow==13.0.0 soundfile==0.13.1 numpy==2.2.6
     python make_fixtures.py
 
-`pictures/NAME.EXT` comes with `expected/NAME.png`, its pixels after `ImageOps.exif_transpose` and
+`images/NAME.EXT` comes with `expected/NAME.png`, its pixels after `ImageOps.exif_transpose` and
 `convert("RGB")`; frames of animations stand side by side. `sounds/NAME.EXT` comes with its samples in
 `expected/NAME.f32` (little endian, channels averaged) and its rate in `expected/sounds.json`.
 """
@@ -13,7 +13,7 @@ import soundfile as sf
 from PIL import Image, ImageDraw, ImageOps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-for folder in ("pictures", "sounds", "expected"):
+for folder in ("images", "sounds", "expected"):
     os.makedirs(f"{HERE}/{folder}", exist_ok=True)
 
 
@@ -37,7 +37,7 @@ def frame(p, i):
 
 
 def save(name, ext, im=None, data=None, **kw):
-    p = f"{HERE}/pictures/{name}.{ext}"
+    p = f"{HERE}/images/{name}.{ext}"
     if data is not None:
         open(p, "wb").write(data)
     else:
@@ -58,7 +58,7 @@ def png(depth, color, rows, width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + r for r in rows), 9)) + chunk(b"IEND", b"")
 
 
-def pictures():
+def images():
     im = scene()
     alpha = im.copy()
     alpha.putalpha(Image.linear_gradient("L").resize(im.size))
@@ -192,7 +192,7 @@ def disposals():
 
 
 def ycck(im):
-    """A CMYK JPEG whose colours are stored as YCCK, as Adobe's programs write it."""
+    """A CMYK JPEG whose colors are stored as YCCK, as Adobe's programs write it."""
     f = io.BytesIO()
     im.convert("CMYK").save(f, "JPEG", quality=90)
     b = bytearray(f.getvalue())
@@ -234,6 +234,6 @@ def sounds():
     json.dump(rates, open(f"{HERE}/expected/sounds.json", "w"), indent=1)
 
 
-pictures()
+images()
 disposals()
 sounds()

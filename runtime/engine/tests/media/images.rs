@@ -1,11 +1,11 @@
-//! Still pictures.
+//! Still images.
 
 use edge_lmm::media::{MediaError, decode_image, load_image};
 use edge_lmm_models::preprocess::PreprocessError;
 
-use crate::fixtures::{difference, expected_picture, files, path, plain, png, stem, temporary};
+use crate::fixtures::{difference, expected_image, files, path, plain, png, stem, temporary};
 
-/// Conforming JPEG decoders may be off by one in luma and chroma before the colours are
+/// Conforming JPEG decoders may be off by one in luma and chroma before the colors are
 /// converted, which multiplies chroma by up to 1.772; with rounding that makes 3. All other
 /// formats have one right answer.
 fn tolerance(name: &str) -> u8 {
@@ -14,13 +14,13 @@ fn tolerance(name: &str) -> u8 {
 
 #[test]
 fn equal_pillow() {
-    for file in files("pictures") {
+    for file in files("images") {
         let name = stem(&file);
         if name.ends_with("_moving") {
             continue;
         }
-        let picture = load_image(&file).expect(name);
-        let difference = difference(&picture, &expected_picture(name));
+        let image = load_image(&file).expect(name);
+        let difference = difference(&image, &expected_image(name));
         assert!(
             difference <= tolerance(name),
             "{name} differs by {difference}"
@@ -30,10 +30,10 @@ fn equal_pillow() {
 
 #[test]
 fn animations_show_their_first_frame() {
-    let still = load_image(&path("pictures/rgb8.png")).expect("still");
+    let still = load_image(&path("images/rgb8.png")).expect("still");
     for name in ["gif_moving.gif", "png_moving.png", "webp_moving.webp"] {
-        let first = load_image(&path(&format!("pictures/{name}"))).expect(name);
-        let all = expected_picture(stem(name.as_ref()));
+        let first = load_image(&path(&format!("images/{name}"))).expect(name);
+        let all = expected_image(stem(name.as_ref()));
         assert_eq!(
             (first.width(), first.height()),
             (still.width(), still.height()),
@@ -52,7 +52,7 @@ fn content_counts_and_not_the_name() {
         ("jpeg444.jpg", "photo"),
         ("bmp24.bmp", "a.gif"),
     ] {
-        let original = path(&format!("pictures/{file}"));
+        let original = path(&format!("images/{file}"));
         let (_folder, renamed) = temporary(name, &std::fs::read(&original).expect(file));
         assert_eq!(
             load_image(&renamed).expect(name),
@@ -63,16 +63,16 @@ fn content_counts_and_not_the_name() {
 
 #[test]
 fn bytes_decode_like_files() {
-    let file = path("pictures/palette.png");
+    let file = path("images/palette.png");
     let bytes = std::fs::read(&file).expect("file");
     assert_eq!(
-        decode_image(&bytes).expect("picture"),
-        load_image(&file).expect("picture")
+        decode_image(&bytes).expect("image"),
+        load_image(&file).expect("image")
     );
 }
 
 #[test]
-fn text_is_told_from_pictures() {
+fn text_is_told_from_images() {
     let (_folder, file) = temporary("cat.png", b"Hello, I am not a cat.\n");
     let message = load_image(&file).unwrap_err().to_string();
     for part in ["cat.png: not an image", "found text", "expected PNG, JPEG"] {
@@ -109,7 +109,7 @@ fn missing_files_and_folders_give_errors() {
     assert!(error.contains("folder"), "{error}");
 }
 
-/// A PNG file that promises a picture of that size.
+/// A PNG file that promises an image of that size.
 fn promise(width: u32, height: u32) -> Vec<u8> {
     let mut file = png(&plain(1, 1, [0; 3]));
     file[16..20].copy_from_slice(&width.to_be_bytes());

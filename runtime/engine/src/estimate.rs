@@ -1,4 +1,4 @@
-//! What a model needs: memory, and work per stage, for a context and a picture of some size.
+//! Estimates of memory and of work per stage, for a context length and an image size.
 
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
@@ -8,7 +8,7 @@ use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::{Part, Storage, WeightSpec};
 use edge_lmm_ops::KernelBackend;
-use edge_lmm_targets::{Needs, Work};
+use edge_lmm_targets::{MemoryEstimate, Work};
 
 use crate::{Cpu, EngineError, Record};
 
@@ -20,39 +20,39 @@ const PROGRAM_BYTES: u64 = 24 << 20;
 /// the merges, too. The tests compare this factor with the heap.
 const TOKENIZER_FACTOR: u64 = 16;
 
-/// What a model is to do.
+/// Context length and image size of an estimate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scenario {
-    /// Positions to keep keys and values for: at least a question's about the picture, no more
-    /// than the model has.
+    /// Positions in the key-value cache. Raised to the length of a question about the image and
+    /// limited to the context length of the model.
     pub context: usize,
-    /// Width and height of a picture, for models that take one.
-    pub picture: Option<(usize, usize)>,
+    /// Width and height of an image; ignored by models without image input.
+    pub image_size: Option<(usize, usize)>,
 }
 
-/// What that takes.
+/// Estimated memory and work of a model.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Demand {
-    /// Memory.
-    pub needs: Needs,
-    /// Bytes of the weights that the hungriest stage reads: the language model's, or an encoder's.
-    /// With less memory for weights, every token reads some of them from the disk again.
+pub struct ResourceEstimate {
+    /// Memory by purpose.
+    pub memory: MemoryEstimate,
+    /// Bytes of the weights of the largest stage: the language model or the encoders. With less
+    /// memory for weights, every token reads some of them from disk again.
     pub stage_weights: u64,
-    /// Work of each stage; that of `decode` is one token's. Attention over the context is counted
-    /// by its bytes; its arithmetic, small beside the weights', is left out.
+    /// Work of each stage; `decode` is the work of one token. Attention over the context counts by
+    /// its bytes; its arithmetic is small compared with the weights and is left out.
     pub stages: Vec<Work>,
-    /// Positions that were counted.
+    /// Positions in the key-value cache.
     pub context: usize,
-    /// Tokens of the picture.
+    /// Tokens of the image.
     pub visual_tokens: usize,
 }
 
-/// A weight and its bytes in the record.
+/// A weight and its size in the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredWeight {
     /// The weight.
     pub spec: WeightSpec,
-    /// Its bytes.
+    /// Size in bytes.
     pub bytes: usize,
 }
 
@@ -66,7 +66,8 @@ struct PartSums {
 }
 
 impl PartSums {
-    /// Over matrices, vectors' bytes included; `skip` leaves weights out.
+    /// Adds up the weights of `part` except those that `skip` matches. Vectors count by their bytes
+    /// only.
     fn new(weights: &[StoredWeight], part: Part, skip: impl Fn(&WeightSpec) -> bool) -> Self {
         let mut sums = Self::default();
         for weight in weights.iter().filter(|w| w.spec.part == part) {
@@ -84,34 +85,34 @@ impl PartSums {
         sums
     }
 
-    /// Bytes of the values between the widest layers, for so many tokens at once: input and output
-    /// of the widest, and a residual stream with its projections.
+    /// Returns the bytes of the activations of `tokens` tokens: input and output of the widest
+    /// layer, and the residual stream with its projections.
     fn activations(&self, tokens: u64, width: u64) -> u64 {
         tokens.saturating_mul((self.rows + self.cols + 4 * width) * size_of::<f32>() as u64)
     }
 }
 
-impl Demand {
-    /// The memory with which a model can just be run: all weights are mapped, but those of one stage
-    /// at a time need to stay in memory.
-    pub fn least(&self) -> u64 {
-        let weights = self.stage_weights.min(self.needs.weights);
-        self.needs.total() - (self.needs.weights - weights)
+impl ResourceEstimate {
+    /// Returns the minimum memory in bytes: all weights are mapped, and only those of one stage at a
+    /// time stay in memory.
+    pub fn minimum(&self) -> u64 {
+        let weights = self.stage_weights.min(self.memory.weights);
+        self.memory.total() - (self.memory.weights - weights)
     }
 
-    /// Of a record.
+    /// Estimates the model of a record.
     ///
     /// # Errors
     /// If the record does not fit its model.
     pub fn of_record(record: &Record, scenario: &Scenario) -> Result<Self, EngineError> {
         let (model, specs) = record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
-        Ok(Holdings::new(record, specs).demand(&*model, scenario)?)
+        Ok(WeightSizes::new(record, specs).estimate(&*model, scenario)?)
     }
 
-    /// Of a model with these weights and a tokenizer of so many bytes.
+    /// Estimates a model with the given weights and a tokenizer of `tokenizer` bytes.
     ///
     /// # Errors
-    /// If the model cannot take a picture of that size.
+    /// If the model does not accept an image of that size.
     pub fn new<B: KernelBackend>(
         model: &dyn BuiltModel<B>,
         weights: &[StoredWeight],
@@ -119,7 +120,7 @@ impl Demand {
         scenario: &Scenario,
     ) -> Result<Self, ModelError> {
         let takes_images = weights.iter().any(|w| w.spec.part == Part::Vision);
-        let visual = match scenario.picture.filter(|_| takes_images) {
+        let visual = match scenario.image_size.filter(|_| takes_images) {
             Some(size) => Visual::of_blank_image(model, size)?,
             None => Visual::default(),
         };
@@ -134,8 +135,8 @@ impl Demand {
         ))
     }
 
-    /// Of a prompt of `prompt` tokens, those of its media included, and a context of at least
-    /// `context` positions.
+    /// Estimates a prompt of `prompt` tokens, including the tokens of its media, and a context of
+    /// at least `context` positions.
     fn of_prompt<B: KernelBackend>(
         model: &dyn BuiltModel<B>,
         weights: &[StoredWeight],
@@ -205,7 +206,7 @@ impl Demand {
             text.macs + head.macs,
         ));
         Self {
-            needs: Needs {
+            memory: MemoryEstimate {
                 weights: record + tokenizer,
                 cache,
                 activations,
@@ -219,15 +220,15 @@ impl Demand {
     }
 }
 
-/// The weights of a record, for estimates of many requests.
+/// The weights of a record and their sizes, for estimates of many requests.
 #[derive(Debug, Clone)]
-pub struct Holdings {
+pub struct WeightSizes {
     weights: Vec<StoredWeight>,
     tokenizer: usize,
 }
 
-impl Holdings {
-    /// Those of a record whose model declares `specs`.
+impl WeightSizes {
+    /// Reads the sizes of a record whose model declares `specs`.
     pub fn new(record: &Record, specs: Vec<WeightSpec>) -> Self {
         let lengths: std::collections::BTreeMap<&str, usize> = record
             .tensors()
@@ -243,28 +244,28 @@ impl Holdings {
         }
     }
 
-    /// The demand of a model with these weights.
+    /// Estimates a model with these weights.
     ///
     /// # Errors
-    /// If the model cannot take an image of the scenario's size.
-    pub fn demand<B: KernelBackend>(
+    /// If the model does not accept an image of the scenario's size.
+    pub fn estimate<B: KernelBackend>(
         &self,
         model: &dyn BuiltModel<B>,
         scenario: &Scenario,
-    ) -> Result<Demand, ModelError> {
-        Demand::new(model, &self.weights, self.tokenizer, scenario)
+    ) -> Result<ResourceEstimate, ModelError> {
+        ResourceEstimate::new(model, &self.weights, self.tokenizer, scenario)
     }
 
-    /// The demand of a request with preprocessed media, a prompt of `prompt` tokens and an answer
-    /// of up to `max_tokens`.
-    pub fn request<B: KernelBackend>(
+    /// Estimates a request with preprocessed media, a prompt of `prompt` tokens and an answer of at
+    /// most `max_tokens`.
+    pub fn estimate_request<B: KernelBackend>(
         &self,
         model: &dyn BuiltModel<B>,
         media: &[MediaInput],
         prompt: usize,
         max_tokens: usize,
-    ) -> Demand {
-        Demand::of_prompt(
+    ) -> ResourceEstimate {
+        ResourceEstimate::of_prompt(
             model,
             &self.weights,
             self.tokenizer,
@@ -284,8 +285,8 @@ fn work(stage: &'static str, tokens: u64, bytes: u64, macs: u64) -> Work {
     }
 }
 
-/// The output head: of the tables with a row per token one is multiplied with, the other (if they
-/// are not the same) only looked up.
+/// Returns the sums of the output head, the last table with one row per token. The embedding table,
+/// if it is a separate one, is only looked up.
 fn head(weights: &[StoredWeight], vocabulary: usize) -> PartSums {
     let mut tables = weights
         .iter()
@@ -295,12 +296,12 @@ fn head(weights: &[StoredWeight], vocabulary: usize) -> PartSums {
     })
 }
 
-/// The work that preprocessed media make.
+/// Sizes of preprocessed media.
 #[derive(Debug, Clone, Copy, Default)]
 struct Visual {
     /// Patches of all media.
     patches: u64,
-    /// Patches of the largest medium: media are encoded one after the other.
+    /// Patches of the largest medium; media are encoded in sequence.
     largest: u64,
     /// Tokens of all media.
     tokens: u64,
@@ -324,7 +325,7 @@ impl Visual {
         })
     }
 
-    /// Media whose features are held already have no values and cost no encoder work.
+    /// Adds up media. A medium whose features are cached has no values and needs no encoder work.
     fn of_media(media: &[MediaInput]) -> Self {
         let mut visual = Self::default();
         for medium in media {
@@ -359,35 +360,45 @@ mod tests {
         Record::open(&path).expect("the demo's record opens")
     }
 
-    fn demand(context: usize, picture: Option<(usize, usize)>) -> Demand {
-        Demand::of_record(&record(), &Scenario { context, picture }).expect("a demand")
+    fn estimate(context: usize, image_size: Option<(usize, usize)>) -> ResourceEstimate {
+        ResourceEstimate::of_record(
+            &record(),
+            &Scenario {
+                context,
+                image_size,
+            },
+        )
+        .expect("an estimate")
     }
 
     #[test]
     fn a_longer_context_needs_more_memory() {
-        let (short, long) = (demand(64, None), demand(128, None));
-        assert_eq!(2 * short.needs.cache, long.needs.cache);
-        assert_eq!(short.needs.weights, long.needs.weights);
+        let (short, long) = (estimate(64, None), estimate(128, None));
+        assert_eq!(2 * short.memory.cache, long.memory.cache);
+        assert_eq!(short.memory.weights, long.memory.weights);
     }
 
     #[test]
-    fn a_larger_picture_needs_more_memory_and_work() {
-        let (small, large) = (demand(512, Some((56, 56))), demand(512, Some((224, 224))));
-        assert!(small.needs.activations < large.needs.activations);
-        let vision = |demand: &Demand| demand.stages[0].clone();
+    fn a_larger_image_needs_more_memory_and_work() {
+        let (small, large) = (
+            estimate(512, Some((56, 56))),
+            estimate(512, Some((224, 224))),
+        );
+        assert!(small.memory.activations < large.memory.activations);
+        let vision = |estimate: &ResourceEstimate| estimate.stages[0].clone();
         assert_eq!(vision(&small).stage, "vision");
         assert_eq!(vision(&small).bytes, vision(&large).bytes);
         assert!(vision(&small).macs < vision(&large).macs);
     }
 
     #[test]
-    fn stages_without_a_picture_are_the_language_models() {
-        let demand = demand(512, None);
-        let stages: Vec<&str> = demand.stages.iter().map(|work| work.stage).collect();
+    fn stages_without_an_image_are_the_language_models() {
+        let estimate = estimate(512, None);
+        let stages: Vec<&str> = estimate.stages.iter().map(|work| work.stage).collect();
         assert_eq!(stages, ["prefill", "decode"]);
         // A token reads the language model, and not all of the record.
-        assert!(demand.stages[1].bytes < demand.needs.weights + demand.needs.cache);
-        assert_eq!(demand.visual_tokens, 0);
+        assert!(estimate.stages[1].bytes < estimate.memory.weights + estimate.memory.cache);
+        assert_eq!(estimate.visual_tokens, 0);
     }
 
     #[test]
