@@ -1,7 +1,8 @@
 //! One answer in figures, for people.
 
-use edge_lmm::report::{bytes, peak_resident_bytes};
+use edge_lmm::report::peak_resident_bytes;
 use edge_lmm::timing::readable;
+use edge_lmm::units::bytes;
 use edge_lmm::{Answer, Timing};
 
 /// Formats tokens, speed and time to the first token.

@@ -1,21 +1,10 @@
 //! Devices that models run on.
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::str::FromStr;
 
-use edge_lmm_models::media::MediaInput;
+use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::stage::Synchronize;
-use edge_lmm_ops::{Format, KernelBackend, MemoryFailure};
-
-use crate::Cpu;
-use crate::engine::Engine;
-use crate::error::EngineError;
-use crate::estimate::ResourceEstimate;
-use crate::memory::{Fit, MemoryCheck};
-use crate::record::Record;
-use crate::request::{Answer, Event, Request};
-use crate::session::Session;
 
 /// Device to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,52 +157,10 @@ impl Device {
             _ => None,
         }
     }
-
-    /// Loads the model of a record (stage `load`).
-    ///
-    /// # Errors
-    /// If the device cannot be used or the record does not fit its model.
-    pub fn load(self, record: &Record) -> Result<AnyEngine, EngineError> {
-        self.check()?;
-        match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda(index) => Engine::load(record, cuda_device(index)).map(AnyEngine::Cuda),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan => Engine::load(record, Default::default()).map(AnyEngine::Vulkan),
-            _ => Engine::load(record, Default::default()).map(AnyEngine::Cpu),
-        }
-    }
-
-    /// Loads a model as [`load`](Self::load) does, but checks first that it fits into the memory of
-    /// the device. `locked` requires that all weights stay in memory.
-    ///
-    /// # Errors
-    /// [`EngineError::DoesNotFit`], and as there.
-    pub fn load_checked(
-        self,
-        record: &Record,
-        locked: bool,
-    ) -> Result<(AnyEngine, Fit), EngineError> {
-        self.check()?;
-        let check = match (MemoryCheck::new(self), locked) {
-            (check, true) => check.locked(),
-            (check, false) => check,
-        };
-        match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda(index) => Engine::load_checked(record, cuda_device(index), &check)
-                .map(|(engine, fit)| (AnyEngine::Cuda(engine), fit)),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan => Engine::load_checked(record, Default::default(), &check)
-                .map(|(engine, fit)| (AnyEngine::Vulkan(engine), fit)),
-            _ => Engine::load_checked(record, Default::default(), &check)
-                .map(|(engine, fit)| (AnyEngine::Cpu(engine), fit)),
-        }
-    }
 }
 
 #[cfg(feature = "cuda")]
-fn cuda_device(index: usize) -> edge_lmm_ops::cube::CudaDevice {
+pub(crate) fn cuda_device(index: usize) -> edge_lmm_ops::cube::CudaDevice {
     edge_lmm_ops::cube::CudaDevice::new(index)
 }
 
@@ -245,151 +192,11 @@ fn check_vulkan() -> Result<(), DeviceError> {
 }
 
 /// Returns the free memory of a GPU in bytes, if it can be measured.
-fn free_memory(device: Device) -> Option<u64> {
+pub(crate) fn free_memory(device: Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => crate::cuda::free_memory(index).ok(),
         _ => None,
-    }
-}
-
-/// A loaded model on one of the devices that this program was built for. Clones share the weights.
-#[derive(Clone)]
-#[non_exhaustive]
-pub enum AnyEngine {
-    /// On the processor.
-    Cpu(Engine<Cpu>),
-    /// On an NVIDIA GPU.
-    #[cfg(feature = "cuda")]
-    Cuda(Engine<crate::Cuda>),
-    /// On a Vulkan device.
-    #[cfg(feature = "vulkan")]
-    Vulkan(Engine<crate::Vulkan>),
-}
-
-/// The same expression for the engine of any device.
-macro_rules! each_engine {
-    ($self:expr, $engine:ident => $do:expr) => {
-        match $self {
-            AnyEngine::Cpu($engine) => $do,
-            #[cfg(feature = "cuda")]
-            AnyEngine::Cuda($engine) => $do,
-            #[cfg(feature = "vulkan")]
-            AnyEngine::Vulkan($engine) => $do,
-        }
-    };
-}
-
-impl AnyEngine {
-    /// See [`Engine::estimate`].
-    pub fn estimate(
-        &self,
-        media: &[MediaInput],
-        prompt_tokens: usize,
-        max_tokens: usize,
-    ) -> ResourceEstimate {
-        each_engine!(self, engine => engine.estimate(media, prompt_tokens, max_tokens))
-    }
-
-    /// Returns the format of the vision encoder's weights.
-    pub(crate) fn vision_format(&self) -> Option<Format> {
-        each_engine!(self, engine => engine.vision_format())
-    }
-
-    /// Returns the device of the model.
-    pub fn device(&self) -> Device {
-        match self {
-            Self::Cpu(_) => Device::Cpu,
-            #[cfg(feature = "cuda")]
-            Self::Cuda(engine) => Device::Cuda(engine.device().index),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan(_) => Device::Vulkan,
-        }
-    }
-
-    /// See [`Engine::session`].
-    pub fn session(&self) -> AnySession {
-        match self {
-            Self::Cpu(engine) => AnySession::Cpu(engine.session()),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(engine) => AnySession::Cuda(engine.session()),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan(engine) => AnySession::Vulkan(engine.session()),
-        }
-    }
-}
-
-/// A conversation with a model on one of the devices that this program was built for.
-#[non_exhaustive]
-pub enum AnySession {
-    /// On the processor.
-    Cpu(Session<Cpu>),
-    /// On an NVIDIA GPU.
-    #[cfg(feature = "cuda")]
-    Cuda(Session<crate::Cuda>),
-    /// On a Vulkan device.
-    #[cfg(feature = "vulkan")]
-    Vulkan(Session<crate::Vulkan>),
-}
-
-/// The same expression for the session of any device.
-macro_rules! each {
-    ($self:expr, $session:ident => $do:expr) => {
-        match $self {
-            AnySession::Cpu($session) => $do,
-            #[cfg(feature = "cuda")]
-            AnySession::Cuda($session) => $do,
-            #[cfg(feature = "vulkan")]
-            AnySession::Vulkan($session) => $do,
-        }
-    };
-}
-
-impl AnySession {
-    /// See [`Session::answer`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn answer(
-        &mut self,
-        request: &Request<'_>,
-        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Answer, EngineError> {
-        let answer = each!(self, session => session.answer(request, on_event));
-        answer.map_err(|error| self.after(error))
-    }
-
-    /// Cleans up after a failure of the device: encoder outputs may be incomplete, and the device
-    /// knows how much memory is free.
-    fn after(&mut self, error: EngineError) -> EngineError {
-        match error {
-            EngineError::Memory(failure) => {
-                self.forget();
-                let free = free_memory(self.device());
-                EngineError::Memory(MemoryFailure { free, ..failure })
-            }
-            EngineError::Compute(_) => {
-                self.forget();
-                error
-            }
-            error => error,
-        }
-    }
-
-    /// See [`Session::forget`].
-    pub fn forget(&mut self) {
-        each!(self, session => session.forget());
-    }
-
-    /// Returns the device of the model.
-    pub fn device(&self) -> Device {
-        match self {
-            Self::Cpu(_) => Device::Cpu,
-            #[cfg(feature = "cuda")]
-            Self::Cuda(session) => Device::Cuda(session.device().index),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan(_) => Device::Vulkan,
-        }
     }
 }
 

@@ -51,6 +51,7 @@
 //! [`Session`] are generic over it ([`Cpu`], `Cuda`, `Vulkan`), and a session gives more there: an
 //! iterator over tokens, single steps, logits, snapshots and forks.
 
+mod any_device;
 pub mod chat;
 mod columns;
 #[cfg(feature = "cuda")]
@@ -75,6 +76,7 @@ mod one_line;
 pub mod processors;
 pub mod report;
 mod request;
+mod request_estimate;
 pub mod sampler;
 #[cfg(feature = "serve")]
 pub mod serve;
@@ -82,8 +84,10 @@ mod session;
 mod stop;
 pub mod target;
 pub mod timing;
+pub mod units;
 
-pub use device::{AnyEngine, AnySession, Device, DeviceError, Devices};
+pub use any_device::{AnyEngine, AnySession};
+pub use device::{Device, DeviceError, Devices};
 pub use edge_lmm_models::language::OutputRows;
 pub use edge_lmm_models::layout;
 pub use edge_lmm_models::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
@@ -102,6 +106,7 @@ pub use media::{Media, user_message};
 pub use one_line::one_line;
 pub use processors::LogitsProcessor;
 pub use request::{Answer, Event, FinishReason, Request};
+pub use request_estimate::RequestEstimator;
 pub use sampler::Sampling;
 pub use session::{Generation, Logits, Prefilled, Session, Snapshot, Token};
 pub use stop::StopFilter;

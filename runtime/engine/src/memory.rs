@@ -7,25 +7,18 @@
 //! [`CountingAllocator`] as its global allocator, timing shows the heap use of each stage.
 
 use std::fmt;
-use std::time::Duration;
 
-use edge_lmm_kernels::{peak, pool};
-use edge_lmm_models::media::MediaInput;
 use edge_lmm_ops::Format;
 use edge_lmm_targets::MemoryEstimate;
 
-use crate::device::{AnyEngine, Device};
+use crate::device::Device;
 use crate::estimate::ResourceEstimate;
 use crate::health::{Memory, System};
-use crate::report::bytes;
+use crate::units::bytes;
 
 pub use edge_lmm_kernels::memory::{
     CountingAllocator, current_bytes, keep_large_blocks, peak_bytes, reset_peak,
 };
-
-/// Share of the processor's peak that the vision encoder reaches; what is missing is attention and
-/// memory traffic.
-const ENCODER_EFFICIENCY: f64 = 0.5;
 
 /// Result of a memory check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +124,15 @@ pub struct MemoryCheck {
 }
 
 impl MemoryCheck {
+    /// Compares with `memory` instead of the memory of the system.
+    #[cfg(test)]
+    pub(crate) fn with_memory(self, memory: Memory) -> Self {
+        Self {
+            memory: Some(memory),
+            ..self
+        }
+    }
+
     /// Measures the memory of a device. The GPU of a Jetson shares the memory of the machine.
     pub fn new(device: Device) -> Self {
         let own = own_memory(device);
@@ -197,77 +199,6 @@ fn own_memory(device: Device) -> Option<Memory> {
             })
         }
         _ => None,
-    }
-}
-
-/// Estimates memory and time of a request before its encoders run, from
-/// [`Event::Prepared`](crate::Event::Prepared).
-#[derive(Clone)]
-pub struct RequestEstimator {
-    engine: AnyEngine,
-    /// Memory to compare with instead of the system's.
-    #[cfg(test)]
-    memory: Option<Memory>,
-}
-
-impl RequestEstimator {
-    /// Creates an estimator of requests to a model.
-    pub fn new(engine: AnyEngine) -> Self {
-        Self {
-            engine,
-            #[cfg(test)]
-            memory: None,
-        }
-    }
-
-    /// Compares with `memory` instead of the memory of the system.
-    #[cfg(all(test, feature = "serve"))]
-    pub(crate) fn with_memory(mut self, memory: Memory) -> Self {
-        self.memory = Some(memory);
-        self
-    }
-
-    fn memory_check(&self) -> MemoryCheck {
-        let check = MemoryCheck::new(self.engine.device());
-        #[cfg(test)]
-        let check = MemoryCheck {
-            memory: self.memory.or(check.memory),
-            ..check
-        };
-        check
-    }
-
-    /// Estimates a request with preprocessed media, a prompt of `prompt_tokens` and an answer of at
-    /// most `max_tokens`.
-    pub fn estimate(
-        &self,
-        media: &[MediaInput],
-        prompt_tokens: usize,
-        max_tokens: usize,
-    ) -> ResourceEstimate {
-        self.engine.estimate(media, prompt_tokens, max_tokens)
-    }
-
-    /// Checks that a request fits into memory.
-    ///
-    /// # Errors
-    /// If memory is too small, with the numbers.
-    pub fn check(&self, estimate: &ResourceEstimate) -> Result<(), MemoryError> {
-        let check = self.memory_check();
-        check.check(estimate, Subject::Request).map(|_| ())
-    }
-
-    /// Estimates the time of the vision encoder from the peak throughput of the processor; `None`
-    /// if there is nothing to encode or the peak is unknown.
-    pub fn encoding_time(&self, estimate: &ResourceEstimate) -> Option<Duration> {
-        let vision = estimate.stages.iter().find(|work| work.stage == "vision")?;
-        let format = self.engine.vision_format()?;
-        let peak = match self.engine.device() {
-            Device::Cpu => peak::operations_per_second(&pool::global(), format)?,
-            _ => return None,
-        };
-        let seconds = 2.0 * vision.macs as f64 / (ENCODER_EFFICIENCY * peak);
-        Duration::try_from_secs_f64(seconds).ok()
     }
 }
 

@@ -25,8 +25,8 @@ use serde_json::Value;
 use crate::media::{
     FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
 };
-use crate::memory::RequestEstimator;
 use crate::report::AnswerReport;
+use crate::request_estimate::RequestEstimator;
 use crate::sampler::{Sampling, SamplingError};
 use crate::{Answer, AnySession, EngineError, Event, Media, Request, one_line};
 

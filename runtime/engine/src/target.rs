@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::columns::columns;
 use crate::estimate::ResourceEstimate;
-use crate::report::bytes;
+use crate::units::bytes;
 
 /// Memory and speed of a model on a device.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -26,9 +26,9 @@ use edge_lmm_ops::stage::{self, StageRecord};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use crate::Device;
 use crate::columns::columns;
-use crate::report::bytes;
+use crate::device::Device;
+use crate::units::bytes;
 
 pub use edge_lmm_ops::stage::{Entered, Guard, module, scope, top as stage};
 

@@ -6,7 +6,7 @@ use clap::Args;
 use edge_lmm::Record;
 use edge_lmm::output::Output;
 use edge_lmm::record::bundle;
-use edge_lmm::report::bytes;
+use edge_lmm::units::bytes;
 
 use super::options::print_now;
 

@@ -4,7 +4,7 @@ use clap::Args;
 use edge_lmm::Device;
 use edge_lmm::health::{Health, System};
 use edge_lmm::record::FORMAT_VERSION;
-use edge_lmm::report::bytes;
+use edge_lmm::units::bytes;
 use edge_lmm_kernels::cpu::Isa;
 use serde::Serialize;
 

@@ -35,7 +35,7 @@ mod cuda {
     use anyhow::anyhow;
     use comfy_table::{Table, presets};
     use edge_lmm::cuda::{Gpu, compile_cache, gpu};
-    use edge_lmm::report::bytes;
+    use edge_lmm::units::bytes;
     use edge_lmm_ops::cube::{CudaDevice, CudaRuntime, Trial, trials};
     use serde_json::json;
 

@@ -1,7 +1,8 @@
 //! Options for the memory of a record, and memory checks of requests.
 
 use clap::Args;
-use edge_lmm::memory::{Fit, RequestEstimator};
+use edge_lmm::RequestEstimator;
+use edge_lmm::memory::Fit;
 use edge_lmm::{AnyEngine, Device, MediaInput, Record};
 
 /// Visual tokens from which the cost of a request is reported.

@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use edge_lmm::RequestEstimator;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
-use edge_lmm::memory::RequestEstimator;
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
     AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Record, Recording, timing,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use edge_lmm::memory::RequestEstimator;
+use edge_lmm::RequestEstimator;
 use edge_lmm::serve::{Limits, MAX_LINE, Prepared, Question, Reply};
 use edge_lmm::{AnySession, Event};
 use sd_notify::NotifyState;
