@@ -1,33 +1,37 @@
 //! Streams an answer token by token and cancels it after a time.
 //!
 //! ```text
-//! cargo run --release -p edge-lmm --example stream [MODEL.bpk QUESTION]
+//! cargo run --release -p edge-lmm --example stream [MODEL.bpk IMAGE QUESTION]
 //! ```
+//! Without arguments, the demo's model looks at the demo's image.
 
 use std::error::Error;
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use edge_lmm::{Cpu, Engine, Message, Record, Request, Role, demo};
+use edge_lmm::{Cpu, Engine, Media, Record, Request, demo, media, user_message};
 
 /// The answer is canceled when it takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (record, question) = match &arguments[..] {
+    let (record, image, question) = match &arguments[..] {
         [] => (
             Record::from_static(demo::RECORD, "the demo's record")?,
+            Media::image(media::decode_image(demo::IMAGE)?),
             "list the shapes.",
         ),
-        [model, question] => (Record::open(model)?, &**question),
-        _ => return Err("expected MODEL.bpk QUESTION, or nothing".into()),
+        [model, image, question] => (Record::open(model)?, Media::open(image)?, &**question),
+        _ => return Err("expected MODEL.bpk IMAGE QUESTION, or nothing".into()),
     };
     let engine = Engine::<Cpu>::load(&record, Default::default())?;
     let mut session = engine.session();
-    let messages = [Message::text(Role::User, question)];
+    let media = [image];
+    let messages = [user_message(&media, question)];
     let request = Request {
+        media: &media,
         max_tokens: 64,
         ..Request::new(&messages)
     };
