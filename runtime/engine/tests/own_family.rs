@@ -11,8 +11,11 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use edge_lmm::output::Output;
+use edge_lmm::processors::AllowedTokens;
 use edge_lmm::record::{Description, PackedFormat, RecordInfo, schema, write_record};
-use edge_lmm::{Cpu, Engine, EngineError, Event, Media, Record, Request, Session};
+use edge_lmm::{
+    Cpu, Engine, EngineError, Event, FinishReason, LogitsProcessor, Media, Record, Request, Session,
+};
 use edge_lmm_kernels::Format;
 use edge_lmm_kernels::format::MatrixShape;
 use edge_lmm_kernels::pack::pack_rows;
@@ -214,7 +217,7 @@ fn values(spec: &WeightSpec) -> Vec<f32> {
 }
 
 /// A session with a model whose weights `change` may replace.
-fn session(change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Session<Cpu> {
+fn engine(change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Engine<Cpu> {
     let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::F32));
     registry().build(&files(), &weights).expect("a model");
     let specs = weights.into_specs();
@@ -259,7 +262,11 @@ fn session(change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Session<Cpu> {
     write_record(output, description, &specs, weight).expect("a record");
     let record = Record::open(&path).expect("the record opens");
     let engine = Engine::load_with(&registry(), &record, Default::default());
-    engine.expect("the model loads").session()
+    engine.expect("the model loads")
+}
+
+fn session(change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Session<Cpu> {
+    engine(change).session()
 }
 
 /// Layers that let their input through unchanged, all but `layers`.
@@ -468,6 +475,79 @@ fn steps_that_cannot_be_taken_are_refused() {
     let error = step(&mut session, &[1]).unwrap_err();
     assert!(matches!(error, EngineError::ContextFull { .. }), "{error}");
     assert_eq!(session.len(), 512);
+}
+
+/// Conversations on several threads share the weights and do not disturb each other.
+#[test]
+fn sessions_on_threads_share_a_model() {
+    let engine = engine(|_, _| {});
+    let questions = ["what is this", "a pixel", "this is a pixel what is", "end"];
+    let ask = |mut session: Session<Cpu>, question: &str| {
+        let mut all = Vec::new();
+        for _ in 0..5 {
+            session.forget();
+            all.push(scores(&mut session, &[image()], question));
+        }
+        all
+    };
+    let alone = questions.map(|question| ask(engine.session(), question));
+    let together = std::thread::scope(|scope| {
+        let threads = questions.map(|question| {
+            let session = engine.clone().session();
+            scope.spawn(move || ask(session, question))
+        });
+        threads.map(|thread| thread.join().expect("an answer"))
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn an_answer_ends_before_its_stop_string() {
+    let mut session = session(|_, _| {});
+    let messages = ask(0, "what is this");
+    let mut request = Request {
+        max_tokens: 12,
+        ignore_eos: true,
+        ..Request::new(&messages)
+    };
+    let whole = session.answer(&request, go_on).expect("an answer").text;
+    let middle = whole.char_indices().nth(whole.len() / 2).expect("text").0;
+    let stop = [whole[middle..].chars().take(3).collect::<String>()];
+    request.stop = &stop;
+    let mut streamed = String::new();
+    let answer = session.answer(&request, |event| {
+        if let Event::Text(text) = event {
+            streamed.push_str(text);
+        }
+        ControlFlow::Continue(())
+    });
+    let answer = answer.expect("an answer");
+    let expected = &whole[..whole.find(&stop[0]).expect("the stop string")];
+    assert_eq!(
+        (answer.text.as_str(), streamed.as_str()),
+        (expected, expected)
+    );
+    assert_eq!(answer.finish_reason, FinishReason::Stop);
+    assert!(answer.tokens.len() < 12);
+}
+
+/// Only allowed tokens are generated.
+#[test]
+fn a_processor_of_the_callers_changes_the_tokens() {
+    let mut session = session(|_, _| {});
+    let messages = ask(0, "what is this");
+    let request = Request {
+        max_tokens: 6,
+        ignore_eos: true,
+        ..Request::new(&messages)
+    };
+    let allowed: Vec<Box<dyn LogitsProcessor>> = vec![Box::new(AllowedTokens::new(8, [3, 6]))];
+    let generation = session
+        .generate(&request, allowed, go_on)
+        .expect("a prompt");
+    let ids: Vec<u32> = generation.map(|token| token.expect("a token").id).collect();
+    assert_eq!(ids.len(), 6);
+    assert!(ids.iter().all(|id| [3, 6].contains(id)), "{ids:?}");
 }
 
 /// The shipped families do not know the test's.
