@@ -60,10 +60,13 @@ struct Pixels<B: KernelBackend> {
     projector: Linear<B>,
     deep: Linear<B>,
     text: Decoder<B>,
+    /// Whether the pixels of a run attend to each other in both directions.
+    #[module(skip)]
+    bidirectional: bool,
 }
 
 impl<B: KernelBackend> Pixels<B> {
-    fn init(_files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
+    fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
         let config = DecoderConfig {
             hidden_size: HIDDEN,
             layers: LAYERS,
@@ -95,23 +98,27 @@ impl<B: KernelBackend> Pixels<B> {
             projector: root.linear("projector", &[("projector", HIDDEN)], 3, false)?,
             deep: root.linear("deep", &[("deep", HIDDEN)], 3, false)?,
             text: Decoder::init(config, names, &root)?,
+            bidirectional: files.config["bidirectional"] == true,
         })
     }
 
-    fn run(pixels: &[usize], width: usize, rows: std::ops::Range<usize>) -> Run {
-        let all = Run::grid([1, rows.len(), width], 1);
+    fn run(&self, pixels: &[usize], width: usize, rows: std::ops::Range<usize>) -> Run {
+        let all = match self.bidirectional {
+            true => Run::grid([1, rows.len(), width], 1).bidirectional(),
+            false => Run::grid([1, rows.len(), width], 1),
+        };
         let range = rows.start * width..rows.end * width;
         let kept = pixels.iter().filter(|pixel| range.contains(pixel));
         all.keep(&kept.map(|pixel| pixel - range.start).collect::<Vec<_>>())
     }
 
     /// The two halves of an image of which some pixels are left.
-    fn layout(pixels: &[usize], width: usize, height: usize) -> Layout {
+    fn layout(&self, pixels: &[usize], width: usize, height: usize) -> Layout {
         let half = height / 2;
         Layout::new(vec![
-            Piece::Run(Self::run(pixels, width, 0..half)),
+            Piece::Run(self.run(pixels, width, 0..half)),
             Piece::Text("row".to_owned()),
-            Piece::Run(Self::run(pixels, width, half..height)),
+            Piece::Run(self.run(pixels, width, half..height)),
         ])
     }
 }
@@ -133,7 +140,7 @@ impl<B: KernelBackend> Model<B> for Pixels<B> {
                 .collect(),
             shape: vec![width * height, 3],
             grid: [1, height, width],
-            layout: Self::layout(&pixels, width, height),
+            layout: self.layout(&pixels, width, height),
         })
     }
 
@@ -151,7 +158,7 @@ impl<B: KernelBackend> Model<B> for Pixels<B> {
         let data = TensorData::new(values.concat(), [kept.len(), 3]);
         let pixels = Tensor::<B, 2>::from_data(data, &self.text.embed(&[0]).device());
         Ok(Encoded {
-            layout: Self::layout(&kept, width, height),
+            layout: self.layout(&kept, width, height),
             features: self.projector.forward(pixels.clone()),
             deep: vec![(DEEP_LAYER, self.deep.forward(pixels))],
         })
@@ -218,15 +225,19 @@ fn values(spec: &WeightSpec) -> Vec<f32> {
 
 /// A session with a model whose weights `change` may replace.
 fn engine(change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Engine<Cpu> {
+    engine_of(files(), change)
+}
+
+fn engine_of(files: ModelFiles, change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> Engine<Cpu> {
     let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::F32));
-    registry().build(&files(), &weights).expect("a model");
+    registry().build(&files, &weights).expect("a model");
     let specs = weights.into_specs();
     let packed = specs
         .iter()
         .filter(|spec| matches!(spec.storage, Storage::Packed { .. }));
     let info = RecordInfo {
         format_version: schema::FORMAT_VERSION,
-        files: files(),
+        files,
         formats: packed
             .map(|spec| (spec.name.clone(), PackedFormat(Format::F32)))
             .collect(),
@@ -314,9 +325,9 @@ fn scores(session: &mut Session<Cpu>, media: &[Media], text: &str) -> Vec<f32> {
 #[test]
 fn runs_with_text_between_them_keep_their_positions() {
     let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::F32));
-    let model = registry().build(&files(), &weights).expect("a model");
+    let model = Pixels::init(&files(), &weights).expect("a model");
     let text = TextProcessor::new(&tokenizer(), None).expect("a tokenizer");
-    let layout = Pixels::<Cpu>::layout(&[0, 2, 3, 4, 5, 6], 2, 4);
+    let layout = model.layout(&[0, 2, 3, 4, 5, 6], 2, 4);
     let messages = ask(1, "what is this");
     let prompt = model
         .prompt(&text, Conversation::from(&messages), &[&layout])
@@ -475,6 +486,39 @@ fn steps_that_cannot_be_taken_are_refused() {
     let error = step(&mut session, &[1]).unwrap_err();
     assert!(matches!(error, EngineError::ContextFull { .. }), "{error}");
     assert_eq!(session.len(), 512);
+}
+
+/// Pixels that see each other in both directions are computed together, also where a prompt ends with
+/// them and begins like the one before.
+#[test]
+fn a_bidirectional_run_is_computed_as_a_whole() {
+    let mut both = files();
+    both.config["bidirectional"] = json!(true);
+    let mut both = engine_of(both, |_, _| {}).session();
+    let mut causal = session(|_, _| {});
+    let media = [image()];
+    let ask = |session: &mut Session<Cpu>, text: &str| {
+        let messages = [Message {
+            role: Role::User,
+            content: vec![
+                Content::Text(text.to_owned()),
+                Content::Media(MediaKind::Image),
+            ],
+        }];
+        let request = Request {
+            media: &media,
+            ..Request::new(&messages)
+        };
+        session.prefill(&request, go_on).expect("a prompt")
+    };
+    let first = ask(&mut both, "what is this");
+    let again = ask(&mut both, "what is this");
+    assert_eq!(again.logits, first.logits);
+    // The last run has three tokens.
+    assert_eq!((first.prompt_tokens, again.reused_tokens), (10, 7));
+    assert_ne!(ask(&mut causal, "what is this").logits, first.logits);
+    assert_eq!(ask(&mut causal, "what is this").reused_tokens, 9);
+    assert_eq!(ask(&mut both, "what is a").reused_tokens, 2);
 }
 
 /// Conversations on several threads share the weights and do not disturb each other.
