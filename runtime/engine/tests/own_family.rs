@@ -1,10 +1,12 @@
 //! A family of the test's own, which uses what the interface offers beyond the shipped families:
 //! several runs of tokens with text between them, dropped tokens whose neighbors keep their
-//! positions, features for a deeper layer, and a layer with a sliding window.
+//! positions, features for a deeper layer, a layer with a sliding window, tokens that attend to each
+//! other in both directions, and a recurrent state.
 //!
 //! The model sees an image as one token for each pixel, in two runs (the upper and the lower half)
 //! with the word `row` between them. Black pixels are dropped by the encoder.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -22,7 +24,9 @@ use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::{Family, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
-use edge_lmm_models::language::{LanguageModel, OutputRows};
+use edge_lmm_models::language::{
+    DecoderState, LanguageModel, OutputRows, RecurrentState, StepInput,
+};
 use edge_lmm_models::layers::Linear;
 use edge_lmm_models::layout::{Layout, Piece, Run};
 use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
@@ -37,7 +41,7 @@ use edge_lmm_models::text::decoder::{
 };
 use edge_lmm_models::text::rotary::RotaryScaling;
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
-use edge_lmm_ops::KernelBackend;
+use edge_lmm_ops::{CacheShape, KernelBackend};
 use serde_json::json;
 
 const INFO: FamilyInfo = FamilyInfo {
@@ -63,6 +67,78 @@ struct Pixels<B: KernelBackend> {
     /// Whether the pixels of a run attend to each other in both directions.
     #[module(skip)]
     bidirectional: bool,
+    /// Whether half of the embedding before is added to each embedding.
+    #[module(skip)]
+    convolves: bool,
+}
+
+/// The last embedding, which a convolution over two tokens has to know.
+struct Tail<B: KernelBackend>(Tensor<B, 2>);
+
+impl<B: KernelBackend> RecurrentState for Tail<B> {
+    fn bytes(&self) -> usize {
+        self.0.shape().num_elements() * size_of::<f32>()
+    }
+
+    fn fork(&self) -> Box<dyn RecurrentState> {
+        Box::new(Self(self.0.clone()))
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl<B: KernelBackend> LanguageModel<B> for Pixels<B> {
+    fn hidden_size(&self) -> usize {
+        self.text.hidden_size()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.text.vocabulary()
+    }
+
+    fn context_length(&self) -> usize {
+        self.text.context_length()
+    }
+
+    fn cache_shape(&self, capacity: usize) -> CacheShape {
+        self.text.cache_shape(capacity)
+    }
+
+    fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
+        let tail = || Box::new(Tail::<B>(Tensor::zeros([1, HIDDEN], device))) as Box<_>;
+        self.convolves.then(tail).into_iter().collect()
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
+        self.text.embed(ids)
+    }
+
+    fn step(
+        &self,
+        mut input: StepInput<'_, B>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        if let Some(tail) = state.recurrent.first_mut() {
+            let tail = tail.as_any_mut().downcast_mut::<Tail<B>>();
+            let tail = tail.expect("the state of this model");
+            let (x, last) = (input.embeddings, input.positions.len() - 1);
+            let mut before = vec![tail.0.clone()];
+            if last > 0 {
+                before.push(x.clone().narrow(0, 0, last));
+            }
+            tail.0 = x.clone().narrow(0, last, 1);
+            let before = Tensor::cat(before, 0);
+            input.embeddings = x + before * 0.5;
+        }
+        self.text.step(input, state, monitor)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.text.logits(hidden)
+    }
 }
 
 impl<B: KernelBackend> Pixels<B> {
@@ -99,6 +175,7 @@ impl<B: KernelBackend> Pixels<B> {
             deep: root.linear("deep", &[("deep", HIDDEN)], 3, false)?,
             text: Decoder::init(config, names, &root)?,
             bidirectional: files.config["bidirectional"] == true,
+            convolves: files.config["convolves"] == true,
         })
     }
 
@@ -125,7 +202,7 @@ impl<B: KernelBackend> Pixels<B> {
 
 impl<B: KernelBackend> Model<B> for Pixels<B> {
     fn language(&self) -> &dyn LanguageModel<B> {
-        &self.text
+        self
     }
 
     fn image(&self, image: &RgbImage, _options: &MediaOptions) -> Result<MediaInput, ModelError> {
@@ -519,6 +596,35 @@ fn a_bidirectional_run_is_computed_as_a_whole() {
     assert_ne!(ask(&mut causal, "what is this").logits, first.logits);
     assert_eq!(ask(&mut causal, "what is this").reused_tokens, 9);
     assert_eq!(ask(&mut both, "what is a").reused_tokens, 2);
+}
+
+/// A recurrent state is copied and restored, but it cannot go back: a prompt that differs from the
+/// one before is computed anew.
+#[test]
+fn a_recurrent_state_is_never_truncated() {
+    let mut files = files();
+    files.config["convolves"] = json!(true);
+    let engine = engine_of(files, |_, _| {});
+    let (mut session, mut fresh) = (engine.session(), engine.session());
+    let plain = scores(&mut self::session(|_, _| {}), &[], "what is this");
+    assert_ne!(scores(&mut session, &[], "what is this"), plain);
+    let start = session.snapshot().expect("memory");
+    let ids = [5, 6, 3, 4];
+    let single = ids.map(|id| session.step(&[id], OutputRows::Last).expect("scores"));
+    session.restore(&start).expect("memory");
+    let rows = session.step(&ids, OutputRows::All).expect("scores");
+    for (row, single) in single.iter().enumerate() {
+        assert_eq!(rows.row(row), single.last());
+    }
+    let error = session.truncate(3).expect_err("the state cannot go back");
+    let is_expected = matches!(error, EngineError::Model(ModelError::CannotTruncate));
+    assert!(is_expected && session.len() == 7, "{error}");
+    let messages = ask(0, "what is a pixel");
+    let request = Request::new(&messages);
+    let again = session.prefill(&request, go_on).expect("a prompt");
+    assert_eq!(again.reused_tokens, 0);
+    let expected = fresh.prefill(&request, go_on).expect("a prompt");
+    assert_eq!(again.logits, expected.logits);
 }
 
 /// Conversations on several threads share the weights and do not disturb each other.
