@@ -1,7 +1,7 @@
 //! Memory: whether a model or a request fits, and the allocator of a program.
 //!
 //! [`Device::load_checked`](crate::Device::load_checked) refuses a model that cannot fit, and a
-//! [`RequestEstimator`] a request, before memory is taken for it.
+//! [`RequestEstimator`](crate::RequestEstimator) a request, before memory is taken for it.
 //!
 //! A program that answers should call [`keep_large_blocks`] at its start. With the
 //! [`CountingAllocator`] as its global allocator, timing shows the heap use of each stage.
