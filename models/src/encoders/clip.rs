@@ -245,7 +245,7 @@ impl<B: KernelBackend> ClipVisionTower<B> {
     }
 }
 
-/// Cuts an image into patches: see [`SquarePatches::cut`].
+/// Cuts an image into patches: see `SquarePatches::cut`.
 pub fn cut_patches(image: &[f32], config: &ClipConfig) -> Vec<f32> {
     config.grid().cut(image)
 }

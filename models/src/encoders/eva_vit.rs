@@ -96,7 +96,7 @@ impl EvaVitConfig {
         [self.grid().count(), self.grid().width()]
     }
 
-    /// Cuts an image into patches: see [`SquarePatches::cut`].
+    /// Cuts an image into patches: see `SquarePatches::cut`.
     pub fn cut_patches(&self, image: &[f32]) -> Vec<f32> {
         self.grid().cut(image)
     }

@@ -1,4 +1,4 @@
-//! The registry of families: a new one is its file (or folder) here and one line in [`families!`].
+//! The registry of families: a new one is its file (or folder) here and one line in `families!`.
 
 mod blip2;
 mod llama;
