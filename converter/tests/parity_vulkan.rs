@@ -38,13 +38,14 @@ fn launches_of_a_token() {
     };
     let mut engine = engine_on::<Vulkan>(source, &options);
     let golden = &goldens(&data().join("goldens/qwen2vl-tiny"))[0];
+    let messages = ask(&golden.media, &golden.question);
     let request = Request {
         timing: true,
         media: &golden.media,
         max_tokens: 5,
         ignore_eos: true,
         sampling: Default::default(),
-        ..Request::new(&ask(&golden.media, &golden.question))
+        ..Request::new(&messages)
     };
     let answer = engine
         .answer(&request, |_| std::ops::ControlFlow::Continue(()))

@@ -167,17 +167,21 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
 
     /// Computes the next token from the last one.
     fn advance(&mut self) -> Result<Token, EngineError> {
-        let _stage = stage::top("decode");
-        let logits = match self.logits.take() {
-            Some(logits) => logits,
+        let id = match self.logits.take() {
+            // The prompt gives the first token.
+            Some(logits) => {
+                let _stage = stage::top("prefill");
+                self.pick(logits)?
+            }
             None => {
+                let _stage = stage::top("decode");
                 let last = self.answer.tokens.last().copied();
                 let ids = last.as_slice();
                 let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
-                self.session.advance(ids, OutputRows::Last, &mut go_on)?
+                let logits = self.session.advance(ids, OutputRows::Last, &mut go_on)?;
+                self.pick(logits)?
             }
         };
-        let id = self.pick(logits)?;
         if self.answer.tokens.is_empty() {
             self.answer.first_token = self.started.elapsed();
         }
