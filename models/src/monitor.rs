@@ -17,7 +17,7 @@ pub struct Progress {
 /// Receives the progress of a computation and may cancel it.
 ///
 /// Models report before every step, so that a canceled computation ends within the time of one
-/// layer of a language model or half a layer of an encoder.
+/// layer of a language model or a quarter of a layer of an encoder.
 pub struct Monitor<'a>(&'a mut dyn FnMut(Progress) -> ControlFlow<()>);
 
 impl<'a> Monitor<'a> {

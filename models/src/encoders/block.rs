@@ -83,7 +83,7 @@ impl<B: KernelBackend> Block<B> {
         })
     }
 
-    /// Reports progress before attention and before the MLP.
+    /// Reports progress before each product of attention, before attention itself and before the MLP.
     ///
     /// # Shapes
     /// - x and output: `[tokens, width]`; table: one row per token
@@ -97,15 +97,17 @@ impl<B: KernelBackend> Block<B> {
         table: Option<&RotaryTable<B>>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        monitor.report(0, 2)?;
+        monitor.report(0, 4)?;
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let quantized = self.qkv.is_quantized();
+            monitor.report(1, 4)?;
             let attended = self_attention(qkv, self.heads, mask, table, quantized);
+            monitor.report(2, 4)?;
             self.out.forward_residual(attended, x)
         };
-        monitor.report(1, 2)?;
+        monitor.report(3, 4)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
         Ok(self

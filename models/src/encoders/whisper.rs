@@ -273,7 +273,7 @@ impl<B: KernelBackend> EncoderLayer<B> {
         heads: Heads,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        monitor.report(0, 2)?;
+        monitor.report(0, 4)?;
         let x = {
             let _stage = stage::module("attention");
             let width = heads.heads * heads.head_dim;
@@ -286,11 +286,13 @@ impl<B: KernelBackend> EncoderLayer<B> {
             };
             let scale = (heads.head_dim as f32).powf(-0.5);
             let quantized = self.query_value.is_quantized();
+            monitor.report(1, 4)?;
             let attended =
                 encoder_attention(query_value, key, value, heads, Mask::Full, scale, quantized);
+            monitor.report(2, 4)?;
             self.out.forward_residual(attended, x)
         };
-        monitor.report(1, 2)?;
+        monitor.report(3, 4)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
         Ok(self

@@ -417,15 +417,17 @@ impl<B: KernelBackend> VisionBlock<B> {
         heads: Heads,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        monitor.report(0, 2)?;
+        monitor.report(0, 4)?;
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let (mask, quantized) = (Mask::Segments(segments), self.qkv.is_quantized());
+            monitor.report(1, 4)?;
             let attended = self_attention(qkv, heads, mask, Some(table), quantized);
+            monitor.report(2, 4)?;
             self.out.forward_residual(attended, x)
         };
-        monitor.report(1, 2)?;
+        monitor.report(3, 4)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
         Ok(self
