@@ -41,7 +41,7 @@ impl<'a> Monitor<'a> {
     /// of the whole.
     ///
     /// # Errors
-    /// Those of `pass`.
+    /// The errors of `pass`.
     pub fn pass<T>(
         &mut self,
         index: usize,

@@ -27,7 +27,7 @@ const MAX_TAG: usize = 4 << 10;
 const MAX_OUTPUT: usize = 8 << 20;
 /// Maximum steps of rendering; 64 bytes of intermediate text also count as one step.
 const FUEL: u64 = 1_000_000;
-/// How error messages call a template.
+/// Name of the template in error messages.
 const NAME: &str = "<string>";
 
 /// Texts of the BOS and EOS tokens, which templates may use.
@@ -569,7 +569,7 @@ mod tests {
         }
     }
 
-    /// What templates do with lists, texts and formats is as without the limits.
+    /// The limits do not change the results of operations on lists, strings and formats.
     #[test]
     fn limits_change_no_results() {
         for (source, expected) in [

@@ -68,7 +68,7 @@ pub(crate) fn install(environment: &mut Environment) {
     });
 }
 
-/// What [`visit`] found inside a value.
+/// Size of a value, as [`visit`] counts it.
 #[derive(Default)]
 struct Size {
     /// Bytes of texts.

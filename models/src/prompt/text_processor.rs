@@ -139,7 +139,7 @@ impl TextProcessor {
         self
     }
 
-    /// Whether the checkpoint has a chat template.
+    /// Returns `true` if the checkpoint has a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }

@@ -359,7 +359,7 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
     }
 }
 
-/// What a layer of a step has to know beside its inputs.
+/// Arguments of a layer that depend on its index and on the step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
     /// Index of the layer.
@@ -376,7 +376,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The last row of a step's hidden states.
+/// Returns the last row of a step's hidden states.
 pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     match x.dims()[0] {
         1 => x,

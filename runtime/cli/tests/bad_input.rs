@@ -1,5 +1,5 @@
-//! What the command says to damaged, wrong and absurd input: one readable `error:` line and exit
-//! code 1, never a panic; or an answer, where that is sensible.
+//! Damaged, wrong and absurd input of the command gives one readable `error:` line and exit code 1,
+//! never a panic, or an answer where that is sensible.
 
 use std::fs;
 use std::path::{Path, PathBuf};

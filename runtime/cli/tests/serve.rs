@@ -219,7 +219,7 @@ fn special_and_secret_files_stay_closed() {
     assert_eq!(reply["text"], "two");
 }
 
-/// What a client sends is bounded before it costs memory.
+/// Input of a client is limited before memory is allocated for it.
 #[test]
 fn oversized_requests_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -105,7 +105,7 @@ pub fn gpu(index: usize) -> Result<Gpu, CudaError> {
 /// Returns the free memory in bytes of the GPU of an index, which must be usable.
 ///
 /// # Errors
-/// What the driver says.
+/// If the driver reports an error.
 pub fn free_memory(index: usize) -> Result<u64, CudaError> {
     type Device = extern "C" fn(*mut c_int, c_int) -> c_int;
     type Retain = extern "C" fn(*mut *mut c_void, c_int) -> c_int;

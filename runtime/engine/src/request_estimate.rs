@@ -1,4 +1,4 @@
-//! What a request costs, before its encoders run.
+//! Estimates of the memory and time of a request before its encoders run.
 
 use std::time::Duration;
 

@@ -163,7 +163,7 @@ pub enum RequestError {
     Base64 {
         /// Number of the image, from 0.
         index: usize,
-        /// What is wrong.
+        /// The error of the decoder.
         source: DecodeError,
     },
     /// An image, video or sound.
@@ -231,7 +231,7 @@ pub struct Limits {
     pub repetition_penalty: Option<f32>,
     /// `true` to ignore the checkpoint's `generation_config.json` in the logits.
     pub ignore_generation_config: bool,
-    /// Whether control tokens in questions take effect.
+    /// Lets control tokens in questions take effect.
     pub parse_special: bool,
 }
 

@@ -64,10 +64,10 @@ struct Pixels<B: KernelBackend> {
     projector: Linear<B>,
     deep: Linear<B>,
     text: Decoder<B>,
-    /// Whether the pixels of a run attend to each other in both directions.
+    /// Lets the pixels of a run attend to each other in both directions.
     #[module(skip)]
     bidirectional: bool,
-    /// Whether half of the embedding before is added to each embedding.
+    /// Adds half of the previous embedding to each embedding.
     #[module(skip)]
     convolves: bool,
 }

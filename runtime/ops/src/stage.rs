@@ -57,7 +57,7 @@ struct Recorder {
     records: Vec<StageRecord>,
 }
 
-/// What surrounds the next stage of a thread, and who records it.
+/// The enclosing stages of a thread and its active recording.
 #[derive(Default)]
 struct Context {
     top: &'static str,

@@ -1,7 +1,7 @@
 //! Opens a record (`.bpk`): one burnpack file with packed weights, configuration, tokenizer and
 //! template, mapped into memory.
 //!
-//! Nothing in the file is believed: the header carries a hash of its own, and names, types,
+//! The reader trusts nothing in the file: the header carries a hash of its own, and names, types,
 //! shapes and offsets of the tensors are checked against each other, the file's size and, before
 //! a model is filled, against what the model needs. The tensors' own hashes cost a pass over the
 //! whole file and are checked on demand ([`Record::verify`]).

@@ -50,7 +50,8 @@ impl MemoryOptions {
         Ok(engine)
     }
 
-    /// What tells whether a request fits into memory; `None` if that is not to be asked.
+    /// Returns the estimator that checks whether a request fits into memory; `None` if
+    /// `--ignore-memory` turns the check off.
     pub fn request_estimator(&self, engine: &AnyEngine) -> Option<RequestEstimator> {
         (!self.ignore_memory).then(|| RequestEstimator::new(engine.clone()))
     }

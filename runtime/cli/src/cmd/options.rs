@@ -59,7 +59,8 @@ impl DeviceOptions {
         self.memory.request_check(engine, max_tokens)
     }
 
-    /// What tells whether a request fits into memory; `None` if that is not to be asked.
+    /// Returns the estimator that checks whether a request fits into memory; `None` if
+    /// `--ignore-memory` turns the check off.
     pub fn request_estimator(&self, engine: &AnyEngine) -> Option<RequestEstimator> {
         self.memory.request_estimator(engine)
     }

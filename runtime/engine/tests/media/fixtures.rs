@@ -29,7 +29,7 @@ pub fn stem(file: &Path) -> &str {
     name.split('.').next().expect("a stem")
 }
 
-/// What the reference reads from an image; frames side by side.
+/// Pixels that the reference reads from an image, with frames side by side.
 pub fn expected_image(name: &str) -> RgbImage {
     let file = path(&format!("expected/{name}.png"));
     let image = image::open(file).expect(name).into_rgb8();

@@ -63,7 +63,8 @@ fn whole_specimens_can_be_read() {
     assert!(files("images").len() > 30);
 }
 
-/// What is done to a file: a place, as a share of its length, and what becomes of its bytes.
+/// Damage of a file: a position to cut or change it at, as a fraction of its length, and changes of
+/// bytes.
 fn damage() -> impl Strategy<Value = (usize, f64, Vec<(f64, bool, u8)>)> {
     // Headers are short; half of the places are among the first bytes.
     let place = prop_oneof![0.0..0.05f64, 0.0..1.0f64];

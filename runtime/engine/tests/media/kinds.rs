@@ -1,4 +1,4 @@
-//! What files are.
+//! Tests of the detection of media kinds.
 
 use edge_lmm::media::{MediaKind, kind};
 

@@ -117,7 +117,7 @@ impl Cmd {
     }
 }
 
-/// What questions are answered with.
+/// The model, the limits and the memory check that answer questions.
 struct Answering {
     session: AnySession,
     limits: Limits,
