@@ -3,19 +3,18 @@
 //! a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and `modeling_phi3.py` of
 //! `transformers`.
 
-use std::ops::Range;
-
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, Mask, probe, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, stage};
 
 use crate::error::ModelError;
-use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use crate::language::{DecoderState, LanguageModel, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
+use crate::text::step::{Place, capture_last, run_layers};
 use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
@@ -322,27 +321,20 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         let all = input.visible(past, None);
         let windows = self.config.sliding_window.as_ref();
         let near = windows.and_then(|window| input.visible(past, Some(window.size)));
-        let mut x = input.embeddings.clone();
-        capture_last(&x);
-        for (i, layer) in self.layers.iter().enumerate() {
-            monitor.report(i, self.layers.len())?;
-            let _layer = stage::scope(format_args!("layers.{i}"));
-            let last = i + 1 == self.layers.len();
-            let visible = match self.config.window(i) {
-                Some(_) => &near,
-                None => &all,
-            };
-            let place = Place {
-                layer: i,
-                visible: visible.as_deref(),
-                last_row: last && input.output == OutputRows::Last,
-            };
-            x = input.inject(i, x);
-            x = layer.forward(x, &table, &mut state.cache, self.config.heads(), place);
-            if !last {
-                capture_last(&x);
-            }
-        }
+        let visible = |layer| match self.config.window(layer) {
+            Some(_) => near.as_deref(),
+            None => all.as_deref(),
+        };
+        let heads = self.config.heads();
+        let x = input.embeddings.clone();
+        let x = run_layers(
+            &input,
+            x,
+            &self.layers,
+            visible,
+            monitor,
+            |layer, x, place| layer.forward(x, &table, &mut state.cache, heads, place),
+        )?;
         state.cache.advance(input.len());
         let hidden = self.norm.forward(x);
         capture_last(&hidden);
@@ -356,38 +348,6 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
             Some(head) => head.forward(hidden),
             None => self.embedding.as_linear(hidden),
         }
-    }
-}
-
-/// Arguments of a layer that depend on its index and on the step.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
-    /// Index of the layer.
-    pub layer: usize,
-    /// Keys that each token attends to, if not all up to its own.
-    pub visible: Option<&'a [Range<usize>]>,
-    /// Computes only the last token after attention: the output of the others is not used.
-    pub last_row: bool,
-}
-
-impl<'a> Place<'a> {
-    pub fn mask(self) -> Mask<'a> {
-        self.visible.map_or(Mask::Causal, Mask::Ranges)
-    }
-}
-
-/// Returns the last row of a step's hidden states.
-pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    match x.dims()[0] {
-        1 => x,
-        tokens => x.narrow(0, tokens - 1, 1),
-    }
-}
-
-/// Captures the last row of a layer's input.
-pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
-    if probe::active() {
-        probe::capture("lm_hidden_last", &last_row(x.clone()));
     }
 }
 
@@ -455,11 +415,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
             let scale = (heads.head_dim as f32).powf(-0.5);
             let attended = table.attend(qkv, heads, cache, place.layer, place.visible, scale);
-            if place.last_row {
-                self.out.forward_residual(last_row(attended), last_row(x))
-            } else {
-                self.out.forward_residual(attended, x)
-            }
+            place.close_attention(&self.out, attended, x)
         };
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());

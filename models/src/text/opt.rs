@@ -16,11 +16,11 @@ use serde_json::Value;
 use crate::config_file::parse_section;
 use crate::encoders::block::equal_heads;
 use crate::error::ModelError;
-use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use crate::language::{DecoderState, LanguageModel, StepInput};
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
-use crate::text::decoder::{Place, capture_last, last_row};
+use crate::text::step::{Place, capture_last, run_layers};
 use crate::weights::{Part, Scope};
 
 /// Rows of the position table before that of position 0, hard-coded in the reference.
@@ -232,23 +232,17 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
             .map(|position| position[0] + POSITION_OFFSET as u32)
             .collect();
         let visible = input.visible(state.len(), None);
-        let mut x = input.embeddings.clone() + select_rows(self.positions.val(), &rows);
-        capture_last(&x);
-        for (i, layer) in self.layers.iter().enumerate() {
-            monitor.report(i, self.layers.len())?;
-            let _layer = stage::scope(format_args!("layers.{i}"));
-            let last = i + 1 == self.layers.len();
-            let place = Place {
-                layer: i,
-                visible: visible.as_deref(),
-                last_row: last && input.output == OutputRows::Last,
-            };
-            x = input.inject(i, x);
-            x = layer.forward(x, &mut state.cache, self.config.heads(), place);
-            if !last {
-                capture_last(&x);
-            }
-        }
+        let heads = self.config.heads();
+        let x = input.embeddings.clone() + select_rows(self.positions.val(), &rows);
+        let visible = |_| visible.as_deref();
+        let x = run_layers(
+            &input,
+            x,
+            &self.layers,
+            visible,
+            monitor,
+            |layer, x, place| layer.forward(x, &mut state.cache, heads, place),
+        )?;
         state.cache.advance(input.len());
         let hidden = self.norm.forward(x);
         capture_last(&hidden);
@@ -319,11 +313,7 @@ impl<B: KernelBackend> OptLayer<B> {
             let scale = (heads.head_dim as f32).powf(-0.5);
             let mask = place.mask();
             let attended = cached_attention::<B>(qkv, heads, cache, place.layer, mask, None, scale);
-            if place.last_row {
-                self.out.forward_residual(last_row(attended), last_row(x))
-            } else {
-                self.out.forward_residual(attended, x)
-            }
+            place.close_attention(&self.out, attended, x)
         };
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());

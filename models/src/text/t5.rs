@@ -23,7 +23,7 @@ use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
-use crate::text::decoder::{capture_last, last_row};
+use crate::text::step::{capture_last, last_row};
 use crate::weights::{Extent, Inputs, Part, Scope};
 
 /// Scores are not scaled; the initialization of the reference compensates for it.

@@ -1,0 +1,88 @@
+//! The parts of a step that language models share.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
+
+use crate::error::ModelError;
+use crate::language::{OutputRows, StepInput};
+use crate::layers::Linear;
+use crate::monitor::Monitor;
+
+/// Arguments of a layer that depend on its index and on the step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Keys that each token attends to, if not all up to its own.
+    pub visible: Option<&'a [Range<usize>]>,
+    /// Computes only the last token after attention: the output of the others is not used.
+    pub last_row: bool,
+}
+
+impl<'a> Place<'a> {
+    /// Returns the mask of attention over the cache.
+    pub fn mask(self) -> Mask<'a> {
+        self.visible.map_or(Mask::Causal, Mask::Ranges)
+    }
+
+    /// Projects the result of attention with `out` and adds it to the residual `x`.
+    pub fn close_attention<B: KernelBackend>(
+        self,
+        out: &Linear<B>,
+        attended: Tensor<B, 2>,
+        x: Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        match self.last_row {
+            true => out.forward_residual(last_row(attended), last_row(x)),
+            false => out.forward_residual(attended, x),
+        }
+    }
+}
+
+/// Runs the layers of a decoder-only model over `x`, the embeddings of a step. `visible` returns the
+/// keys that the tokens of a layer attend to, if not all up to their own.
+///
+/// # Errors
+/// If `monitor` cancels.
+pub(crate) fn run_layers<'a, B: KernelBackend, L>(
+    input: &StepInput<'_, B>,
+    mut x: Tensor<B, 2>,
+    layers: &[L],
+    visible: impl Fn(usize) -> Option<&'a [Range<usize>]>,
+    monitor: &mut Monitor<'_>,
+    mut forward: impl FnMut(&L, Tensor<B, 2>, Place<'a>) -> Tensor<B, 2>,
+) -> Result<Tensor<B, 2>, ModelError> {
+    capture_last(&x);
+    for (i, layer) in layers.iter().enumerate() {
+        monitor.report(i, layers.len())?;
+        let _layer = stage::scope(format_args!("layers.{i}"));
+        let last = i + 1 == layers.len();
+        let place = Place {
+            layer: i,
+            visible: visible(i),
+            last_row: last && input.output == OutputRows::Last,
+        };
+        x = forward(layer, input.inject(i, x), place);
+        if !last {
+            capture_last(&x);
+        }
+    }
+    Ok(x)
+}
+
+/// Returns the last row of a step's hidden states.
+pub(crate) fn last_row<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match x.dims()[0] {
+        1 => x,
+        tokens => x.narrow(0, tokens - 1, 1),
+    }
+}
+
+/// Captures the last row of a layer's input.
+pub(crate) fn capture_last<B: KernelBackend>(x: &Tensor<B, 2>) {
+    if probe::active() {
+        probe::capture("lm_hidden_last", &last_row(x.clone()));
+    }
+}
