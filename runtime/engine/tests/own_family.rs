@@ -39,7 +39,7 @@ use edge_lmm_models::prompt::{
 use edge_lmm_models::text::decoder::{
     Decoder, DecoderConfig, DecoderNames, RotaryKind, ScaledRotary, SlidingWindow,
 };
-use edge_lmm_models::text::rotary::RotaryScaling;
+use edge_lmm_models::text::rotary::{LongRope, RotaryScaling};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
 use edge_lmm_ops::{CacheShape, KernelBackend};
 use serde_json::json;
@@ -155,7 +155,15 @@ impl<B: KernelBackend> Pixels<B> {
             rope_theta: 1e4,
             rotary: RotaryKind::Scaled(ScaledRotary {
                 dim: 4,
-                scaling: RotaryScaling::None,
+                scaling: match files.config["border"].as_u64() {
+                    Some(border) => RotaryScaling::LongRope(LongRope {
+                        short: vec![1.0; 2],
+                        long: vec![4.0; 2],
+                        border: border as usize,
+                        attention_factor: 1.0,
+                    }),
+                    None => RotaryScaling::None,
+                },
             }),
             qkv_bias: false,
             tied: false,
@@ -625,6 +633,39 @@ fn a_recurrent_state_is_never_truncated() {
     assert_eq!(again.reused_tokens, 0);
     let expected = fresh.prefill(&request, go_on).expect("a prompt");
     assert_eq!(again.logits, expected.logits);
+}
+
+/// A sequence that becomes long is computed anew with the features of its image, also where the image
+/// was cut off in the middle of a run, and no others.
+#[test]
+fn a_conversation_that_becomes_long_keeps_its_features() {
+    let mut files = files();
+    files.config["border"] = json!(12);
+    let engine = engine_of(files, |_, _| {});
+    let long = |pixel: usize, kept: usize| {
+        let mut pixels: Vec<u8> = (1..=24).map(|i| i * 8).collect();
+        pixels[3 * pixel] = 255;
+        let image = Media::image(RgbImage::new(2, 4, pixels).expect("an image"));
+        let mut session = engine.session();
+        let messages = ask(1, "what");
+        let request = Request {
+            media: std::slice::from_ref(&image),
+            ..Request::new(&messages)
+        };
+        session.prefill(&request, go_on).expect("a prompt");
+        session.truncate(kept).expect("no recurrent layers");
+        let ids: Vec<u32> = (0..14 - kept as u32).map(|i| 1 + i % 6).collect();
+        let logits = session.step(&ids, OutputRows::Last).expect("scores");
+        assert_eq!(session.len(), 14);
+        logits
+    };
+    // Four pixels, `row`, four pixels, `what`.
+    for kept in [2, 7, 10] {
+        assert_ne!(long(0, kept), long(1, kept), "the first {kept} tokens");
+    }
+    assert_eq!(long(2, 2), long(7, 2));
+    assert_eq!(long(6, 7), long(7, 7));
+    assert_ne!(long(5, 7), long(7, 7));
 }
 
 /// Conversations on several threads share the weights and do not disturb each other.

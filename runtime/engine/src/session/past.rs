@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::language::{DecoderState, Injection, LanguageModel, StepInput};
 use edge_lmm_models::layout::Position;
+use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::Span;
 use edge_lmm_ops::{CacheError, KernelBackend};
@@ -32,6 +33,32 @@ pub(super) struct Source<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Source<B> {
+    /// Takes the features of a run from its encoded medium.
+    pub fn new(span: Span, encoded: &Encoded<B>) -> Self {
+        let run = |features: &Tensor<B, 2>| features.clone().narrow(0, span.row, span.len);
+        let deep = encoded.deep.iter();
+        Self {
+            span,
+            features: run(&encoded.features),
+            deep: deep
+                .map(|(layer, features)| (*layer, run(features)))
+                .collect(),
+        }
+    }
+
+    /// Cuts the run off at token `end` of the conversation; `None` if nothing is left.
+    fn cut(mut self, end: usize) -> Option<Self> {
+        let len = end.checked_sub(self.span.start).filter(|&len| len > 0)?;
+        if len < self.span.len {
+            self.span.len = len;
+            self.features = self.features.narrow(0, 0, len);
+            for (_, features) in &mut self.deep {
+                *features = features.clone().narrow(0, 0, len);
+            }
+        }
+        Some(self)
+    }
+
     fn injections(&self) -> impl Iterator<Item = Injection<B>> {
         self.deep.iter().map(|(layer, features)| Injection {
             layer: *layer,
@@ -66,9 +93,22 @@ impl<B: KernelBackend> Past<B> {
 
     pub fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
         self.state.truncate(len)?;
-        self.tokens.truncate(len);
-        self.sources.retain(|source| source.span.end() <= len);
+        self.forget_beyond(len);
         Ok(())
+    }
+
+    /// Forgets the tokens from `len` on that are not in the state, with their features.
+    pub fn forget_beyond(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        let sources = std::mem::take(&mut self.sources).into_iter();
+        self.sources = sources.filter_map(|source| source.cut(len)).collect();
+    }
+
+    /// Adds the features of runs; they replace those of the same runs that were cut off.
+    pub fn add_sources(&mut self, new: Vec<Source<B>>) {
+        let is_new = |start| new.iter().any(|source| source.span.start == start);
+        self.sources.retain(|source| !is_new(source.span.start));
+        self.sources.extend(new);
     }
 
     pub fn fork(&self) -> Result<Self, CacheError> {

@@ -216,17 +216,19 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    /// Embeds the prompt's tokens from token `from` on, with the features of the runs among them.
+    /// Embeds the prompt's tokens from token `from` on. If `sources` are asked for, the features of
+    /// the runs among them are appended.
     pub(super) fn embed<'p>(
         &self,
         prepared: &'p Prepared<B>,
         from: usize,
+        mut sources: Option<&mut Vec<Source<B>>>,
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
-    ) -> Result<(StepInput<'p, B>, Vec<Source<B>>), EngineError> {
+    ) -> Result<StepInput<'p, B>, EngineError> {
         let (prompt, language) = (&prepared.prompt, self.model.language());
         let (mut parts, mut injections) = (Vec::new(), Vec::new());
-        let (mut bidirectional, mut sources) = (Vec::new(), Vec::new());
+        let mut bidirectional = Vec::new();
         let mut at = from;
         for span in prompt.spans.iter().filter(|span| span.end() > from) {
             if span.start > at {
@@ -245,27 +247,19 @@ impl<B: KernelBackend> LoadedModel<B> {
             if span.bidirectional {
                 bidirectional.push(at - from..span.end() - from);
             }
-            let whole = |features: &Tensor<B, 2>| features.clone().narrow(0, span.row, span.len);
-            sources.push(Source {
-                span: *span,
-                features: whole(&encoded.features),
-                deep: encoded
-                    .deep
-                    .iter()
-                    .map(|(layer, x)| (*layer, whole(x)))
-                    .collect(),
-            });
+            if let Some(sources) = &mut sources {
+                sources.push(Source::new(*span, &encoded));
+            }
             at = span.end();
         }
         if at < prompt.ids.len() {
             parts.push(language.embed(&prompt.ids[at..]));
         }
-        let input = StepInput {
+        Ok(StepInput {
             injections,
             bidirectional,
             ..StepInput::new(Tensor::cat(parts, 0), &prompt.positions[from..])
-        };
-        Ok((input, sources))
+        })
     }
 
     /// Returns an encoded medium; encodes it again if its features were dropped from the cache.

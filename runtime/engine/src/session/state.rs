@@ -10,7 +10,7 @@ use edge_lmm_models::monitor::Monitor;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::events::{OnEvent, report};
-use super::past::Past;
+use super::past::{Past, PastToken};
 use super::prepare::Prepared;
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
@@ -220,21 +220,22 @@ impl<B: KernelBackend> Session<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<(usize, Tensor<B, 2>), EngineError> {
-        let reused = self.reuse(prepared, request.max_tokens)?;
-        let (input, sources) = self.shared.embed(prepared, reused, request, on_event)?;
-        let keeps_sources = self.may_become_long();
+        let tokens = prepared.tokens();
+        let reused = self.reuse(prepared, &tokens, request.max_tokens)?;
+        let mut sources = self.may_become_long().then(Vec::new);
+        let input = self
+            .shared
+            .embed(prepared, reused, sources.as_mut(), request, on_event)?;
         let _stage = stage::top("prefill");
         let past = self.past.as_mut().expect("reuse has made the state");
         let language = self.shared.model.language();
         let mut report = report("prefill", on_event);
-        past.tokens = prepared.tokens();
-        if keeps_sources {
-            past.sources.extend(sources);
-        }
+        past.tokens = tokens;
+        past.add_sources(sources.unwrap_or_default());
         let hidden = language.prefill(input, &mut past.state, &mut Monitor::new(&mut report));
         // A canceled prefill has taken in some of its chunks only.
         if hidden.is_err() {
-            past.tokens.truncate(past.state.len());
+            past.forget_beyond(past.state.len());
         }
         let logits = language.logits(hidden?);
         if probe::active() {
@@ -262,13 +263,18 @@ impl<B: KernelBackend> Session<B> {
 
     /// Makes room for the prompt and `max_tokens` more and keeps what the state shares with the
     /// prompt; returns the number of tokens that need not be computed again.
-    fn reuse(&mut self, prepared: &Prepared<B>, max_tokens: usize) -> Result<usize, EngineError> {
+    fn reuse(
+        &mut self,
+        prepared: &Prepared<B>,
+        prompt_tokens: &[PastToken],
+        max_tokens: usize,
+    ) -> Result<usize, EngineError> {
         let shared = self.shared.clone();
         let language = shared.model.language();
         let tokens = prepared.prompt.ids.len();
         let needed = language.positions(tokens, max_tokens);
         if let Some(past) = &mut self.past {
-            let common = past.common(&prepared.tokens());
+            let common = past.common(prompt_tokens);
             // The last token's hidden state is needed, so that one is always computed.
             let common = match language.is_long(tokens) == past.state.long {
                 true => language.reusable(common.min(tokens - 1)),
@@ -340,7 +346,7 @@ impl<B: KernelBackend> Session<B> {
         let logits = match hidden {
             Ok(hidden) => language.logits(hidden),
             Err(error) => {
-                past.tokens.truncate(past.state.len());
+                past.forget_beyond(past.state.len());
                 return Err(self.after(error.into()));
             }
         };
