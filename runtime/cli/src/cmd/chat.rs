@@ -149,13 +149,9 @@ impl Cmd {
         let request = Request {
             media,
             options: self.media.options(),
-            max_tokens: self.generation.max_tokens,
-            ignore_eos: self.generation.ignore_eos,
-            sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
             timing: self.json,
-            stop: &self.generation.stop,
-            ..Request::new(messages)
+            ..self.generation.request(messages)?
         };
         let pressed = || interrupts.pressed();
         let answer = answer_until(session, &request, check, !self.json, pressed);

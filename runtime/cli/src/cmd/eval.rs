@@ -171,12 +171,8 @@ impl Cmd {
         let request = Request {
             media: &media,
             options: self.media.options(),
-            max_tokens: self.generation.max_tokens,
-            ignore_eos: self.generation.ignore_eos,
-            sampling: self.generation.sampling()?,
             parse_special: self.prompt_options.parse_special,
-            stop: &self.generation.stop,
-            ..Request::new(&messages)
+            ..self.generation.request(&messages)?
         };
         let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
         Ok(Prediction {

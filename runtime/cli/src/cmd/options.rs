@@ -10,7 +10,8 @@ use edge_lmm::RequestEstimator;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
-    AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Record, Recording, timing,
+    AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Message, Record, Recording,
+    Request, timing,
 };
 
 use super::memory::{MemoryOptions, RequestCheck};
@@ -273,6 +274,17 @@ pub struct GenerationOptions {
 }
 
 impl GenerationOptions {
+    /// Builds a request with these options and without media.
+    pub fn request<'a>(&'a self, messages: &'a [Message]) -> anyhow::Result<Request<'a>> {
+        Ok(Request {
+            max_tokens: self.max_tokens,
+            ignore_eos: self.ignore_eos,
+            sampling: self.sampling()?,
+            stop: &self.stop,
+            ..Request::new(messages)
+        })
+    }
+
     /// Returns the sampling parameters after checking them.
     pub fn sampling(&self) -> anyhow::Result<Sampling> {
         let sampling = Sampling {

@@ -41,7 +41,8 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let sampling = self.generation.sampling()?;
+        // Wrong options end the program before the model is loaded.
+        self.generation.sampling()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let trace_file = self.chrome_trace.as_deref();
@@ -56,11 +57,7 @@ impl Cmd {
         let request = Request {
             media: &media,
             options: self.media.options(),
-            max_tokens: self.generation.max_tokens,
-            ignore_eos: self.generation.ignore_eos,
-            sampling,
-            stop: &self.generation.stop,
-            ..Request::new(&messages)
+            ..self.generation.request(&messages)?
         };
         let check = self.device.request_check(&engine, request.max_tokens);
         let answer = answer(&mut engine.session(), &request, &check, false)?;

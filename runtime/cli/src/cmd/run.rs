@@ -51,7 +51,8 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let sampling = self.generation.sampling()?;
+        // Wrong options end the program before the model is loaded.
+        self.generation.sampling()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
@@ -67,12 +68,8 @@ impl Cmd {
         let request = Request {
             media: &media,
             options: self.media.options(),
-            max_tokens: self.generation.max_tokens,
-            ignore_eos: self.generation.ignore_eos,
-            sampling,
             parse_special: self.prompt_options.parse_special,
-            stop: &self.generation.stop,
-            ..Request::new(&messages)
+            ..self.generation.request(&messages)?
         };
         if dump.is_some() {
             probe::start();
