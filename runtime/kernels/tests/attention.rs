@@ -4,7 +4,7 @@ mod support;
 
 use edge_lmm_kernels::attention::CHUNK;
 use edge_lmm_kernels::{
-    CacheError, Heads, KvCache, Mask, Rows, ThreadPool, attention, cached_attention,
+    CacheError, Heads, KvCache, Mask, Rows, ThreadPool, WeightedMask, attention, cached_attention,
 };
 use proptest::prelude::*;
 use support::{Random, isas, pool, threads};
@@ -63,7 +63,12 @@ impl Problem {
         self.heads.heads * self.heads.head_dim
     }
 
-    fn run(&self, pool: &ThreadPool, mask: Mask, bias: Option<&[f32]>) -> Vec<f32> {
+    fn run<'a>(
+        &self,
+        pool: &ThreadPool,
+        mask: impl Into<WeightedMask<'a>>,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
         let (q, k, v) = (self.q(), self.k(), self.v());
         attention(
             pool,
@@ -231,6 +236,35 @@ proptest! {
         }
     }
 
+    /// A key of weight `w` has the bias `ln w`, for every mask and number of threads.
+    #[test]
+    fn weighted_keys(heads in heads(), len in 1usize..200, kind in 0usize..4, cut in 0usize..200, biased: bool, seed: u64) {
+        let mut random = Random(seed);
+        let problem = Problem::random(heads, len, len, &mut random);
+        let bias = biased.then(|| random.normals(heads.heads * len * len));
+        let weights = weights(len, &mut random);
+        let (ends, ranges) = ([0, cut.min(len), len], ranges(len, 0, cut + 1, 1 + cut / 3));
+        let mask = [Mask::Full, Mask::Causal, Mask::Segments(&ends), Mask::Ranges(&ranges)][kind];
+        let sees = |i: usize, j: usize| match mask {
+            Mask::Full => true,
+            Mask::Causal => j <= i,
+            Mask::Segments(ends) => (i < ends[1]) == (j < ends[1]),
+            Mask::Ranges(ranges) => ranges[i].contains(&j),
+        };
+        let total: Vec<f32> = (0..heads.heads * len * len)
+            .map(|at| bias.as_ref().map_or(0.0, |bias| bias[at]) + weights[at % len].ln())
+            .collect();
+        let mask = WeightedMask { mask, key_weights: Some(&weights) };
+        for isa in isas() {
+            let out = problem.run(&pool(isa), mask, bias.as_deref());
+            problem.check(&out, sees, Some(&total), &format!("{isa} weighted {mask:?} {heads:?}"));
+            for n in [1, 3] {
+                let other = problem.run(&ThreadPool::with_isa(threads(n), isa), mask, bias.as_deref());
+                prop_assert_eq!(&other, &out, "{} threads", n);
+            }
+        }
+    }
+
     #[test]
     fn threads_and_splitting_do_not_change_a_bit(heads in heads(), q_len in 1usize..80, past in 0usize..400, seed: u64) {
         let problem = Problem::random(heads, q_len, past + q_len, &mut Random(seed));
@@ -260,6 +294,77 @@ proptest! {
                 cache.advance(1);
             }
         }
+    }
+}
+
+/// Weights of keys, from the weight of a tenth of a token to that of hundreds.
+fn weights(len: usize, random: &mut Random) -> Vec<f32> {
+    random
+        .normals(len)
+        .iter()
+        .map(|x| (2.0 * x).exp())
+        .collect()
+}
+
+/// A key of weight `n` counts as `n` equal keys, and keys of weight 1 change nothing.
+#[test]
+fn a_weight_is_a_number_of_keys() {
+    let heads = Heads {
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 72,
+    };
+    let problem = Problem::random(heads, 30, 50, &mut Random(11));
+    let counts: Vec<usize> = (0..50).map(|j| 1 + j % 4).collect();
+    let mut repeated = Vec::new();
+    for (row, count) in problem.kv.chunks(problem.kv_stride()).zip(&counts) {
+        repeated.extend(std::iter::repeat_n(row, *count).flatten());
+    }
+    let repeated = Problem {
+        kv: repeated,
+        kv_len: counts.iter().sum(),
+        q: problem.q.clone(),
+        ..problem
+    };
+    let weights: Vec<f32> = counts.iter().map(|count| *count as f32).collect();
+    let weighted = |key_weights| WeightedMask {
+        mask: Mask::Full,
+        key_weights: Some(key_weights),
+    };
+    for isa in isas() {
+        let pool = pool(isa);
+        let found = problem.run(&pool, weighted(&weights), None);
+        let expected = repeated.run(&pool, Mask::Full, None);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "{isa}: {found}, {expected}"
+            );
+        }
+        let ones = problem.run(&pool, weighted(&[1.0; 50]), None);
+        assert_eq!(ones, problem.run(&pool, Mask::Full, None), "{isa}");
+    }
+}
+
+#[test]
+fn weights_must_be_finite_and_positive() {
+    let heads = Heads {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 16,
+    };
+    let problem = Problem::random(heads, 3, 3, &mut Random(12));
+    let pool = pool(isas()[0]);
+    for weights in [&[1.0; 2][..], &[1.0, 0.0, 1.0], &[1.0, -1.0, 1.0]]
+        .into_iter()
+        .chain([&[f32::NAN; 3][..], &[f32::INFINITY; 3]])
+    {
+        let mask = WeightedMask {
+            mask: Mask::Full,
+            key_weights: Some(weights),
+        };
+        let run = std::panic::AssertUnwindSafe(|| problem.run(&pool, mask, None));
+        assert!(std::panic::catch_unwind(run).is_err(), "{weights:?}");
     }
 }
 

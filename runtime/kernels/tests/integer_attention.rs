@@ -71,6 +71,7 @@ impl Problem {
             self.rows(self.width() + self.kv_width()),
             self.len(),
             &self.ends,
+            None,
             self.scale,
         )
     }

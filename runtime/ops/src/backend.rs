@@ -4,8 +4,10 @@ use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
+
+use crate::received;
 
 /// Columns of a `[tokens, width]` tensor from `column` on, such as a part of a fused projection.
 pub struct Part<'a, B: Backend> {
@@ -266,6 +268,7 @@ pub trait KernelBackend: Backend {
     ) -> FloatTensor<Self>;
 
     /// Computes softmax attention without storing the score matrix (Dao et al. 2022, algorithm 1).
+    /// The logarithms of the weights of the keys are added to the scaled scores, as the bias is.
     ///
     /// # Shapes
     /// - q: `[q_len, ≥ heads * head_dim]`, k and v: `[kv_len, ≥ kv_heads * head_dim]`,
@@ -275,7 +278,7 @@ pub trait KernelBackend: Backend {
         k: Part<'_, Self>,
         v: Part<'_, Self>,
         heads: Heads,
-        mask: Mask<'_>,
+        mask: WeightedMask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self>;
@@ -291,10 +294,33 @@ pub trait KernelBackend: Backend {
         k: Part<'_, Self>,
         v: Part<'_, Self>,
         heads: Heads,
-        mask: Mask<'_>,
+        mask: WeightedMask<'_>,
         scale: f32,
     ) -> FloatTensor<Self> {
         Self::fused_attention(q, k, v, heads, mask, None, scale)
+    }
+
+    /// Computes the attention probability that each key receives, as a mean over all heads and over
+    /// the queries that the key is visible to. It is 0 for a key without queries. The memory that
+    /// this takes is proportional to the number of keys.
+    ///
+    /// # Shapes
+    /// - q: `[q_len, ≥ heads * head_dim]`, k: `[kv_len, ≥ kv_heads * head_dim]`, result: `[kv_len]`
+    fn attention_received(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        heads: Heads,
+        mask: WeightedMask<'_>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let columns = |part: Part<'_, Self>, heads_of: usize| {
+            let tensor = TensorPrimitive::Float(part.tensor.clone());
+            let tensor = Tensor::<Self, 2>::from_primitive(tensor);
+            tensor.narrow(1, part.column, heads_of * heads.head_dim)
+        };
+        let (q, k) = (columns(q, heads.heads), columns(k, heads.kv_heads));
+        let received = received::attention_received(q, k, heads, mask, scale);
+        received.into_primitive().tensor()
     }
 
     /// Creates an empty cache and allocates all its memory.

@@ -3,7 +3,7 @@
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
 
 use crate::backend::{KernelBackend, Packed, Part};
@@ -173,16 +173,16 @@ pub fn rope<B: KernelBackend>(
 }
 
 /// See [`KernelBackend::fused_attention`].
-pub fn attention<B: KernelBackend>(
+pub fn attention<'a, B: KernelBackend>(
     q: impl Into<Columns<B>>,
     k: impl Into<Columns<B>>,
     v: impl Into<Columns<B>>,
     heads: Heads,
-    mask: Mask<'_>,
+    mask: impl Into<WeightedMask<'a>>,
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    let bias = bias.map(float);
+    let (mask, bias) = (mask.into(), bias.map(float));
     with_parts(q.into(), k.into(), v.into(), |q, k, v| {
         B::fused_attention(q, k, v, heads, mask, bias.as_ref(), scale)
     })
@@ -190,15 +190,16 @@ pub fn attention<B: KernelBackend>(
 
 /// Computes attention among the tokens of an encoder: [`KernelBackend::quantized_attention`] if its
 /// weights are `quantized`, otherwise [`KernelBackend::fused_attention`].
-pub fn encoder_attention<B: KernelBackend>(
+pub fn encoder_attention<'a, B: KernelBackend>(
     q: impl Into<Columns<B>>,
     k: impl Into<Columns<B>>,
     v: impl Into<Columns<B>>,
     heads: Heads,
-    mask: Mask<'_>,
+    mask: impl Into<WeightedMask<'a>>,
     scale: f32,
     quantized: bool,
 ) -> Tensor<B, 2> {
+    let mask = mask.into();
     with_parts(q.into(), k.into(), v.into(), |q, k, v| {
         if quantized {
             B::quantized_attention(q, k, v, heads, mask, scale)
@@ -206,6 +207,24 @@ pub fn encoder_attention<B: KernelBackend>(
             B::fused_attention(q, k, v, heads, mask, None, scale)
         }
     })
+}
+
+/// See [`KernelBackend::attention_received`].
+pub fn attention_received<'a, B: KernelBackend>(
+    q: impl Into<Columns<B>>,
+    k: impl Into<Columns<B>>,
+    heads: Heads,
+    mask: impl Into<WeightedMask<'a>>,
+    scale: f32,
+) -> Tensor<B, 1> {
+    let (q, k) = (q.into(), k.into());
+    let tensors = [q.tensor, k.tensor].map(float);
+    let [q, k] = [(0, q.column), (1, k.column)].map(|(i, column)| Part {
+        tensor: &tensors[i],
+        column,
+    });
+    let received = B::attention_received(q, k, heads, mask.into(), scale);
+    Tensor::from_primitive(TensorPrimitive::Float(received))
 }
 
 fn with_parts<B: KernelBackend>(

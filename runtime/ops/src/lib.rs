@@ -16,6 +16,7 @@ mod functional;
 mod ndarray;
 pub mod observe;
 pub mod probe;
+mod received;
 pub mod reference;
 pub mod stage;
 
@@ -23,10 +24,10 @@ pub use backend::{
     CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, slice_argmax,
 };
 pub use edge_lmm_kernels::activation::Activation;
-pub use edge_lmm_kernels::attention::{Heads, Mask};
+pub use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use functional::{
-    Columns, PackedLinear, argmax, attention, cached_attention, encoder_attention, feed_forward,
-    gated, gated_linear, gather_rows, layer_norm, linear, rms_norm, rope, rotated_attention,
-    select_rows,
+    Columns, PackedLinear, argmax, attention, attention_received, cached_attention,
+    encoder_attention, feed_forward, gated, gated_linear, gather_rows, layer_norm, linear,
+    rms_norm, rope, rotated_attention, select_rows,
 };

@@ -9,7 +9,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows};
+use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows, WeightedMask};
 use edge_lmm_kernels::format::{Matrix, MatrixShape};
 use edge_lmm_kernels::linear::{self, Epilogue, FeedForward};
 use edge_lmm_kernels::{elementwise, norm, pool, rope};
@@ -274,7 +274,7 @@ impl KernelBackend for Cpu {
         k: Part<'_, Self>,
         v: Part<'_, Self>,
         heads: Heads,
-        mask: Mask<'_>,
+        mask: WeightedMask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
@@ -303,12 +303,12 @@ impl KernelBackend for Cpu {
         k: Part<'_, Self>,
         v: Part<'_, Self>,
         heads: Heads,
-        mask: Mask<'_>,
+        mask: WeightedMask<'_>,
         scale: f32,
     ) -> FloatTensor<Self> {
         let [len, q_stride] = size(q.tensor);
         let whole = [0, len];
-        let segments = match mask {
+        let segments = match mask.mask {
             Mask::Full => &whole,
             Mask::Segments(ends) => ends,
             Mask::Causal | Mask::Ranges(_) => {
@@ -332,9 +332,32 @@ impl KernelBackend for Cpu {
             rows(&v_values, v_stride, v.column),
             len,
             segments,
+            mask.key_weights,
             scale,
         );
         tensor(out, [len, width])
+    }
+
+    fn attention_received(
+        q: Part<'_, Self>,
+        k: Part<'_, Self>,
+        heads: Heads,
+        mask: WeightedMask<'_>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let ([q_len, q_stride], [kv_len, k_stride]) = (size(q.tensor), size(k.tensor));
+        let (q_values, k_values) = (floats(q.tensor), floats(k.tensor));
+        let received = attention::attention_received(
+            &pool::global(),
+            heads,
+            rows(&q_values, q_stride, q.column),
+            q_len,
+            rows(&k_values, k_stride, k.column),
+            kv_len,
+            mask,
+            scale,
+        );
+        NdArrayTensor::from_data(TensorData::new(received, [kv_len]))
     }
 
     fn kv_cache(shape: CacheShape, _device: &NdArrayDevice) -> Result<KvCache, CacheError> {

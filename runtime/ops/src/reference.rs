@@ -5,7 +5,7 @@ use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 
 /// Applies an activation function elementwise.
 pub fn activate<B: Backend, const D: usize>(
@@ -106,36 +106,76 @@ fn visible(mask: &Mask<'_>, i: usize, j: usize, q_len: usize, kv_len: usize) -> 
     }
 }
 
+/// Returns the matrices of all query heads, `[heads, len, head_dim]`, from rows of `count` heads.
+/// With grouped queries, `heads / kv_heads` consecutive query heads share a key-value head.
+pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 2>, count: usize, heads: Heads) -> Tensor<B, 3> {
+    let [len, _] = x.dims();
+    let x = x.reshape([len, count, heads.head_dim]).swap_dims(0, 1);
+    x.unsqueeze_dim::<4>(1)
+        .repeat_dim(1, heads.heads / count)
+        .reshape([heads.heads, len, heads.head_dim])
+}
+
 /// Computes softmax attention with the whole score matrix in memory.
-pub fn attention<B: Backend>(
+pub fn attention<'a, B: Backend>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
     heads: Heads,
-    mask: Mask<'_>,
+    mask: impl Into<WeightedMask<'a>>,
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
+    let [q_len, _] = q.dims();
+    probabilities(q, k, heads, mask.into(), bias, scale)
+        .matmul(split_heads(v, heads.kv_heads, heads))
+        .swap_dims(0, 1)
+        .reshape([q_len, heads.heads * heads.head_dim])
+}
+
+/// Computes the attention probability that each key receives, with the whole score matrix in memory.
+pub fn attention_received<'a, B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    heads: Heads,
+    mask: impl Into<WeightedMask<'a>>,
+    scale: f32,
+) -> Tensor<B, 1> {
+    let ([q_len, _], [kv_len, _]) = (q.dims(), k.dims());
+    let weighted = mask.into();
+    let queries = |key: usize| {
+        let sees = |&query: &usize| visible(&weighted.mask, query, key, q_len, kv_len);
+        (0..q_len).filter(sees).count().max(1) as f32
+    };
+    let queries: Vec<f32> = (0..kv_len).map(queries).collect();
+    let queries = Tensor::<B, 1>::from_data(TensorData::new(queries, [kv_len]), &q.device());
+    let sums = probabilities(q, k, heads, weighted, None, scale)
+        .sum_dim(0)
+        .sum_dim(1)
+        .reshape([kv_len]);
+    sums / queries / heads.heads as f32
+}
+
+/// Returns the softmax of the scores, `[heads, q_len, kv_len]`.
+fn probabilities<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    heads: Heads,
+    WeightedMask { mask, key_weights }: WeightedMask<'_>,
+    bias: Option<Tensor<B, 3>>,
+    scale: f32,
+) -> Tensor<B, 3> {
     let ([q_len, _], [kv_len, _]) = (q.dims(), k.dims());
     let device = q.device();
-    let split = |x: Tensor<B, 2>, len: usize, count: usize| {
-        x.reshape([len, count, heads.head_dim])
-            .swap_dims(0, 1)
-            .repeat_dim(0, 1)
-    };
-    // Grouped queries: heads / kv_heads consecutive query heads share a key-value head.
-    let spread = |x: Tensor<B, 3>| {
-        let group = heads.heads / heads.kv_heads;
-        x.unsqueeze_dim::<4>(1)
-            .repeat_dim(1, group)
-            .reshape([heads.heads, kv_len, heads.head_dim])
-    };
-    let q = split(q, q_len, heads.heads);
-    let k = spread(split(k, kv_len, heads.kv_heads));
-    let v = spread(split(v, kv_len, heads.kv_heads));
+    let q = split_heads(q, heads.heads, heads);
+    let k = split_heads(k, heads.kv_heads, heads);
     let mut scores = q.matmul(k.swap_dims(1, 2)) * scale;
     if let Some(bias) = bias {
         scores = scores + bias;
+    }
+    if let Some(weights) = key_weights {
+        let weights = Tensor::<B, 1>::from_data(weights, &device);
+        scores = scores + weights.log().unsqueeze();
     }
     let hidden: Vec<f32> = (0..q_len)
         .flat_map(|i| (0..kv_len).map(move |j| (i, j)))
@@ -149,7 +189,4 @@ pub fn attention<B: Backend>(
         .collect();
     let hidden = Tensor::<B, 2>::from_data(TensorData::new(hidden, [q_len, kv_len]), &device);
     softmax(scores + hidden.unsqueeze(), 2)
-        .matmul(v)
-        .swap_dims(0, 1)
-        .reshape([q_len, heads.heads * heads.head_dim])
 }

@@ -4,9 +4,9 @@ use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
-    Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, attention,
-    cached_attention, encoder_attention, gated, gather_rows, layer_norm, linear, reference,
-    rms_norm, rope, select_rows,
+    Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, WeightedMask,
+    attention, attention_received, cached_attention, encoder_attention, gated, gather_rows,
+    layer_norm, linear, reference, rms_norm, rope, select_rows,
 };
 use proptest::prelude::*;
 
@@ -23,6 +23,16 @@ const ACTIVATIONS: [Activation; 6] = [
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Default::default())
+}
+
+/// Weights of keys, from that of a tenth of a token to that of dozens.
+fn weights(len: usize) -> Vec<f32> {
+    random([len])
+        .mul_scalar(1.5)
+        .exp()
+        .to_data()
+        .to_vec()
+        .unwrap()
 }
 
 fn pack(weight: &Tensor<B, 2>, format: Format) -> (Tensor<B, 1, Int>, MatrixShape) {
@@ -144,6 +154,52 @@ proptest! {
         );
         let (k, v) = (kv.clone().narrow(1, 0, kv_width), kv.narrow(1, kv_width, kv_width));
         let expected = reference::attention(q, k, v, heads, mask(), bias, scale);
+        prop_assert!(distance(found, expected) < 2.0 * REORDERED);
+    }
+
+    /// Attention with weighted keys, in floats and, on machines with byte products, in integers. The
+    /// latter rounds to 8 bits, so its error is compared with that of keys without weights.
+    #[test]
+    fn weighted_attentions(len in 1usize..80, kv_heads in 1usize..4, group in 1usize..4, size in 0usize..5, cut in 0usize..80) {
+        let head_dim = [64, 72, 80, 88, 128][size];
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
+        let (q, k, v) = (random([len, q_width]), random([len, kv_width]), random([len, kv_width]));
+        let weights = weights(len);
+        let segments = [0, cut.min(len), len];
+        let scale = (head_dim as f32).powf(-0.5);
+        let (q, k, v) = (&q, &k, &v);
+        let distances = [Some(&weights[..]), None].map(|key_weights| {
+            let mask = WeightedMask { mask: Mask::Segments(&segments), key_weights };
+            let operands = || (q.clone(), k.clone(), v.clone());
+            let (q, k, v) = operands();
+            let expected = reference::attention(q, k, v, heads, mask, None, scale);
+            [false, true].map(|quantized| {
+                let (q, k, v) = operands();
+                let found = encoder_attention(q, k, v, heads, mask, scale, quantized);
+                distance(found, expected.clone())
+            })
+        });
+        let [[float, quantized], [_, unweighted]] = distances;
+        prop_assert!(float < 2.0 * REORDERED, "{float}");
+        prop_assert!(quantized < 3.0 * unweighted + 2.0 * REORDERED, "{quantized}, {unweighted}");
+    }
+
+    #[test]
+    fn received_attentions(q_len in 1usize..60, extra in 0usize..60, kv_heads in 1usize..4, group in 1usize..4, head_dim in 1usize..40, kind in 0usize..4, cut in 0usize..60, weighted: bool) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let kv_len = if kind == 2 { q_len } else { q_len + extra };
+        let (q, k) = (random([q_len, heads.heads * head_dim]), random([kv_len, 3 + kv_heads * head_dim]));
+        let segments = [0, cut.min(q_len), q_len];
+        let ranges: Vec<_> = (0..q_len).map(|i| i.saturating_sub(cut)..i + extra.min(cut) + 1).collect();
+        let mask = [Mask::Full, Mask::Causal, Mask::Segments(&segments), Mask::Ranges(&ranges)][kind];
+        let weights = weights(kv_len);
+        let mask = WeightedMask { mask, key_weights: weighted.then_some(&weights[..]) };
+        let scale = (head_dim as f32).powf(-0.5);
+        let key = Columns { tensor: k.clone(), column: 3 };
+        let found = attention_received::<B>(q.clone(), key, heads, mask, scale);
+        let k = k.narrow(1, 3, kv_heads * head_dim);
+        let expected = reference::attention_received(q, k, heads, mask, scale);
         prop_assert!(distance(found, expected) < 2.0 * REORDERED);
     }
 

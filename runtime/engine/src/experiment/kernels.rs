@@ -303,7 +303,7 @@ fn measure_attention(
                 attention(pool, heads, q, tokens, k, v, tokens, mask, None, scale)
             }
             Attention::Integer => {
-                integer_attention(pool, heads, q, k, v, tokens, &[0, tokens], scale)
+                integer_attention(pool, heads, q, k, v, tokens, &[0, tokens], None, scale)
             }
         };
         black_box(out);

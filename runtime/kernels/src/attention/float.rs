@@ -2,7 +2,7 @@
 
 use super::cache::{CachedKeys, KvCache};
 use super::layout::{CHUNK, ChunkLayout, Keys};
-use super::shape::{Heads, Mask, Rows, check_mask};
+use super::shape::{Heads, Mask, Rows, WeightedMask, check_mask};
 use super::step::Step;
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts, fresh};
@@ -11,7 +11,8 @@ use std::mem::MaybeUninit;
 /// Floats of keys and values that [`attention`] rearranges at a time.
 const PACK_FLOATS: usize = 1 << 20;
 
-/// Attention, `softmax(q k^T * scale + bias) v` for each head, computed tile by tile.
+/// Attention, `softmax(q k^T * scale + bias + ln(weights)) v` for each head, computed tile by tile. The
+/// weights are those of the keys, `mask.key_weights`.
 ///
 /// The result of a query without keys is zero.
 ///
@@ -20,10 +21,10 @@ const PACK_FLOATS: usize = 1 << 20;
 /// `bias`: `[heads, q_len, kv_len]`; result: `[q_len, heads * head_dim]`
 ///
 /// # Panics
-/// If the heads are impossible, a slice is too short, a causal mask has more queries than keys, or the
-/// segments do not ascend from 0 to `kv_len == q_len`.
+/// If the heads are impossible, a slice is too short, a causal mask has more queries than keys, the
+/// segments do not ascend from 0 to `kv_len == q_len`, or a weight is not finite and positive.
 #[allow(clippy::too_many_arguments)]
-pub fn attention(
+pub fn attention<'a>(
     pool: &ThreadPool,
     heads: Heads,
     q: Rows,
@@ -31,7 +32,7 @@ pub fn attention(
     k: Rows,
     v: Rows,
     kv_len: usize,
-    mask: Mask,
+    mask: impl Into<WeightedMask<'a>>,
     bias: Option<&[f32]>,
     scale: f32,
 ) -> Vec<f32> {
@@ -43,6 +44,8 @@ pub fn attention(
     q.check("queries", q_len, width);
     k.check("keys", kv_len, kv_width);
     v.check("values", kv_len, kv_width);
+    let weighted = mask.into();
+    let (mask, log_weights) = (weighted.mask, weighted.log_weights(kv_len));
     check_mask(mask, q_len, kv_len);
     if let Some(bias) = bias {
         assert_eq!(bias.len(), heads.heads * q_len * kv_len, "bias");
@@ -78,6 +81,7 @@ pub fn attention(
                     kv_len,
                     mask,
                     bias,
+                    log_weights: log_weights.as_deref(),
                     scale,
                     out,
                     kernels: pool.kernels(),
@@ -144,6 +148,7 @@ pub fn cached_attention(
                 kv_len,
                 mask,
                 bias,
+                log_weights: None,
                 scale,
                 out,
                 kernels: pool.kernels(),

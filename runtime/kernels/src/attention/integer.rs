@@ -11,7 +11,7 @@
 //!   chunk's values, so that many small weights beside a large one are not lost.
 
 use super::layout::CHUNK;
-use super::shape::{Heads, Mask, Rows, check_mask};
+use super::shape::{Heads, Mask, Rows, check_mask, log_weights};
 use crate::cpu::{ActivationScheme, Kernels, Panels, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, GROUP, MatrixShape, PANEL, QuantFormat};
 use crate::pool::ThreadPool;
@@ -38,12 +38,12 @@ const WEIGHTS: ActivationScheme = ActivationScheme::signed(0);
 ///
 /// # Shapes
 /// `q`: `len` rows of `heads * head_dim`; `k`, `v`: `len` rows of `kv_heads * head_dim`; `segments`: bounds of
-/// the segments from 0 to `len`;
+/// the segments from 0 to `len`; `key_weights`: `[len]`, see [`WeightedMask`](super::WeightedMask);
 /// result: `[len, heads * head_dim]`
 ///
 /// # Panics
-/// If the heads are impossible or exceed [`MAX_INTEGER_HEAD_DIM`], a slice is too short, or the segments do
-/// not ascend from 0 to `len`.
+/// If the heads are impossible or exceed [`MAX_INTEGER_HEAD_DIM`], a slice is too short, the segments do
+/// not ascend from 0 to `len`, or a weight is not finite and positive.
 #[allow(clippy::too_many_arguments)]
 pub fn integer_attention(
     pool: &ThreadPool,
@@ -53,6 +53,7 @@ pub fn integer_attention(
     v: Rows,
     len: usize,
     segments: &[usize],
+    key_weights: Option<&[f32]>,
     scale: f32,
 ) -> Vec<f32> {
     heads.check();
@@ -67,6 +68,7 @@ pub fn integer_attention(
     k.check("keys", len, kv_width);
     v.check("values", len, kv_width);
     check_mask(Mask::Segments(segments), len, len);
+    let log_weights = key_weights.map(|weights| log_weights(weights, len));
     let plan = Plan::new(heads, segments);
     let head_bytes = plan.chunks.len() * plan.chunk_bytes();
     let batch = (PACK_BYTES / head_bytes.max(1)).clamp(1, heads.kv_heads);
@@ -119,6 +121,7 @@ pub fn integer_attention(
                         q,
                         column: (first * group + head) * heads.head_dim,
                         width,
+                        log_weights: log_weights.as_deref(),
                         scale,
                         out,
                     };
@@ -333,6 +336,8 @@ struct Step<'a> {
     /// Column of the query head in the rows of queries and results.
     column: usize,
     width: usize,
+    /// Logarithms of the weights of the keys.
+    log_weights: Option<&'a [f32]>,
     scale: f32,
     out: &'a Parts<'a, MaybeUninit<f32>>,
 }
@@ -442,7 +447,8 @@ impl Step<'_> {
     ) {
         let plan = self.plan;
         let (tokens, padded) = (queries.tokens, plan.padded());
-        let len = plan.chunks[index].positions.len();
+        let positions = plan.chunks[index].positions.clone();
+        let len = positions.len();
         let packed = &self.packed[index * plan.chunk_bytes()..][..plan.chunk_bytes()];
         let (keys, rest) = packed.split_at(plan.keys_bytes());
         let (values, mean) = rest.split_at(plan.values_bytes());
@@ -450,7 +456,15 @@ impl Step<'_> {
         let shape = plan.keys(len);
         let width = shape.panels() * PANEL;
         let scores = &mut scores[..tokens * width];
-        scores.fill(0.0);
+        match self.log_weights {
+            None => scores.fill(0.0),
+            Some(log_weights) => {
+                for scores in scores.chunks_exact_mut(width) {
+                    scores[..len].copy_from_slice(&log_weights[positions.clone()]);
+                    scores[len..].fill(0.0);
+                }
+            }
+        }
         let keys = panels(shape, keys);
         self.kernels
             .quantized(keys, 0..shape.groups(), queries.tile(), scores);

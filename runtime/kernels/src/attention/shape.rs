@@ -84,6 +84,65 @@ pub enum Mask<'a> {
     Ranges(&'a [Range<usize>]),
 }
 
+impl Mask<'_> {
+    /// Returns the keys visible to query `query` of `q_len`.
+    pub fn visible(self, query: usize, q_len: usize, kv_len: usize) -> Range<usize> {
+        match self {
+            Mask::Full => 0..kv_len,
+            Mask::Causal => 0..kv_len - q_len + query + 1,
+            Mask::Segments(ends) => {
+                let end = ends.partition_point(|end| *end <= query);
+                ends[end - 1]..ends[end]
+            }
+            Mask::Ranges(ranges) => ranges[query].clone(),
+        }
+    }
+}
+
+/// A mask, and the weights of the keys.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightedMask<'a> {
+    /// The keys that each query attends to.
+    pub mask: Mask<'a>,
+    /// `[keys]`, finite and positive: key `j` counts as `key_weights[j]` equal keys, as a token that
+    /// represents several merged tokens does (proportional attention: Bolya et al. 2022, section 3,
+    /// [arXiv:2210.09461](https://arxiv.org/abs/2210.09461)). `None` if all weights are 1.
+    pub key_weights: Option<&'a [f32]>,
+}
+
+impl<'a> From<Mask<'a>> for WeightedMask<'a> {
+    fn from(mask: Mask<'a>) -> Self {
+        Self {
+            mask,
+            key_weights: None,
+        }
+    }
+}
+
+impl WeightedMask<'_> {
+    /// Returns the logarithms of the weights, which are added to the scores of the keys: the exponential
+    /// of the sum is that of the score times the weight.
+    ///
+    /// # Panics
+    /// If there is not one weight for each of `kv_len` keys, or a weight is not finite and positive.
+    pub fn log_weights(&self, kv_len: usize) -> Option<Vec<f32>> {
+        self.key_weights.map(|weights| log_weights(weights, kv_len))
+    }
+}
+
+/// See [`WeightedMask::log_weights`].
+pub(super) fn log_weights(weights: &[f32], kv_len: usize) -> Vec<f32> {
+    assert_eq!(weights.len(), kv_len, "one weight for each key");
+    let log = |(key, weight): (usize, &f32)| {
+        assert!(
+            weight.is_finite() && *weight > 0.0,
+            "the weight of key {key} is {weight}, expected a finite positive number"
+        );
+        weight.ln()
+    };
+    weights.iter().enumerate().map(log).collect()
+}
+
 /// Panics if the mask does not fit the numbers of queries and keys.
 pub(super) fn check_mask(mask: Mask, q_len: usize, kv_len: usize) {
     match mask {

@@ -23,6 +23,8 @@ pub(super) struct Step<'a> {
     pub(super) kv_len: usize,
     pub(super) mask: Mask<'a>,
     pub(super) bias: Option<&'a [f32]>,
+    /// Logarithms of the weights of the keys.
+    pub(super) log_weights: Option<&'a [f32]>,
     pub(super) scale: f32,
     pub(super) out: &'a Parts<'a, MaybeUninit<f32>>,
     pub(super) kernels: &'static dyn Kernels,
@@ -94,15 +96,7 @@ impl Step<'_> {
 
     /// Keys visible to a query.
     fn visible(&self, query: usize) -> Range<usize> {
-        match self.mask {
-            Mask::Full => 0..self.kv_len,
-            Mask::Causal => 0..self.kv_len - self.q_len + query + 1,
-            Mask::Segments(ends) => {
-                let end = ends.partition_point(|end| *end <= query);
-                ends[end - 1]..ends[end]
-            }
-            Mask::Ranges(ranges) => ranges[query].clone(),
-        }
+        self.mask.visible(query, self.q_len, self.kv_len)
     }
 
     /// Calls `f` with initialized tiles for the given ranges of queries, and memory for the results of a chunk.
@@ -243,6 +237,12 @@ impl Step<'_> {
             let query = tile.queries.start + row / self.heads.group();
             let visible = local(self.visible(query));
             self.add_bias(head, query, row, start, &visible, s);
+            if let Some(log_weights) = self.log_weights {
+                add(
+                    &mut s[visible.clone()],
+                    &log_weights[start + visible.start..],
+                );
+            }
             let (max, sum) = self.kernels.softmax(&mut s[visible.clone()]);
             work.stats[2 * row..][..2].copy_from_slice(&[max, sum]);
             if max == f32::NEG_INFINITY {
@@ -316,12 +316,7 @@ impl Step<'_> {
         if let Some(bias) = self.bias {
             let head = head * self.heads.group() + row % self.heads.group();
             let at = (head * self.q_len + query) * self.kv_len + start;
-            for (s, bias) in s[visible.clone()]
-                .iter_mut()
-                .zip(&bias[at + visible.start..])
-            {
-                *s += bias;
-            }
+            add(&mut s[visible.clone()], &bias[at + visible.start..]);
         }
     }
 
@@ -384,6 +379,13 @@ impl Step<'_> {
                 });
             });
         });
+    }
+}
+
+/// Adds the first `s.len()` elements of `x` to `s`.
+pub(super) fn add(s: &mut [f32], x: &[f32]) {
+    for (s, x) in s.iter_mut().zip(x) {
+        *s += x;
     }
 }
 
