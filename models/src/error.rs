@@ -64,6 +64,21 @@ pub enum ModelError {
          model that takes images of any size"
     )]
     FixedImageTokens,
+    /// A method of reduction needs attention that the encoder does not report.
+    #[error(
+        "the encoder of this model does not report the attention that its tokens receive: use \
+         another method than attention, such as diverse"
+    )]
+    NoAttention,
+    /// The family does not support a method of reduction before or within its encoder.
+    #[error(
+        "the encoder of this model does not support the method {method}: use one after the \
+         projector, such as diverse"
+    )]
+    CannotReduce {
+        /// Name of the method.
+        method: &'static str,
+    },
     /// The prompt cannot be put together.
     #[error("prompt: {0}")]
     Prompt(String),

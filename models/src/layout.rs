@@ -134,6 +134,35 @@ impl Layout {
         self.runs().map(Run::len).sum()
     }
 
+    /// Returns the layout with only the tokens at `kept`, sorted indices over all runs, at their
+    /// original positions. Text between runs stays.
+    ///
+    /// # Panics
+    /// If an index is not below [`tokens`](Self::tokens).
+    #[must_use]
+    pub fn keep(&self, kept: &[usize]) -> Self {
+        assert!(
+            kept.last().is_none_or(|&last| last < self.tokens()),
+            "a kept token is not one of the layout"
+        );
+        let mut first = 0;
+        let pieces = self.0.iter().map(|piece| match piece {
+            Piece::Text(text) => Piece::Text(text.clone()),
+            Piece::Run(run) => {
+                let range = first..first + run.len();
+                first = range.end;
+                let [from, to] = [range.start, range.end]
+                    .map(|bound| kept.partition_point(|&token| token < bound));
+                let of_run: Vec<usize> = kept[from..to]
+                    .iter()
+                    .map(|token| token - range.start)
+                    .collect();
+                Piece::Run(run.keep(&of_run))
+            }
+        });
+        Self(pieces.collect())
+    }
+
     /// Returns `true` if there is text between the runs.
     pub fn has_text(&self) -> bool {
         self.0.iter().any(|piece| matches!(piece, Piece::Text(_)))
@@ -157,6 +186,20 @@ mod tests {
         assert_eq!(kept.offsets(), [[0, 0, 1], [0, 1, 2]]);
         assert_eq!((kept.len(), kept.extent()), (2, 3));
         assert_eq!(run.keep(&[]).extent(), 3);
+    }
+
+    #[test]
+    fn tokens_of_all_runs_are_counted_through() {
+        let layout = Layout::new(vec![
+            Piece::Run(Run::sequence(3)),
+            Piece::Text("then".to_owned()),
+            Piece::Run(Run::sequence(2)),
+        ]);
+        let kept = layout.keep(&[2, 4]);
+        let runs: Vec<&[Position]> = kept.runs().map(Run::offsets).collect();
+        assert_eq!(runs, [[[2, 2, 2]], [[1, 1, 1]]]);
+        assert!(kept.has_text());
+        assert_eq!(layout.keep(&[]).tokens(), 0);
     }
 
     #[test]

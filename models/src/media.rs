@@ -1,6 +1,7 @@
 //! Media: kinds, options of preprocessing, and the input of the encoders.
 
 use crate::layout::Layout;
+use crate::reduce::{ReductionStep, Reductions};
 
 /// Kinds of media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,6 +35,10 @@ pub struct MediaOptions {
     /// Largest number of tokens of a medium. The engine sets it to the model's context length, so
     /// that a medium that cannot fit is refused before memory is allocated for its values.
     pub most_tokens: usize,
+    /// Methods that reduce the tokens of images and videos.
+    pub reductions: Reductions,
+    /// Start of the random sequence of [`Reduction::Random`](crate::reduce::Reduction::Random).
+    pub seed: u64,
 }
 
 impl Default for MediaOptions {
@@ -42,6 +47,8 @@ impl Default for MediaOptions {
             image_tokens: None,
             audio_padding: AudioPadding::default(),
             most_tokens: usize::MAX,
+            reductions: Reductions::default(),
+            seed: 0,
         }
     }
 }
@@ -71,6 +78,37 @@ pub struct MediaInput {
     pub grid: [usize; 3],
     /// Place in the prompt if the encoder drops no token: an upper bound of the medium's tokens.
     pub layout: Layout,
+    /// Reduction of the tokens.
+    pub reduction: InputReduction,
+}
+
+impl InputReduction {
+    /// Returns the unit numbers of a medium of `units` units that enter the encoder.
+    pub fn entering(&self, units: usize) -> Vec<usize> {
+        self.units.clone().unwrap_or_else(|| (0..units).collect())
+    }
+
+    /// Returns the place of each unit among those that enter the encoder.
+    pub fn places(&self, units: &[usize]) -> Vec<usize> {
+        match &self.units {
+            None => units.to_vec(),
+            Some(entering) => {
+                let place = |unit: &usize| entering.partition_point(|other| other < unit);
+                units.iter().map(place).collect()
+            }
+        }
+    }
+}
+
+/// The reduction of a medium before the encoder, and the methods that follow.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct InputReduction {
+    /// The units that enter the encoder, sorted; `None` for all. See [`reduce`](crate::reduce).
+    pub units: Option<Vec<usize>>,
+    /// Units left after each method so far.
+    pub steps: Vec<ReductionStep>,
+    /// All methods.
+    pub methods: Reductions,
 }
 
 impl MediaInput {

@@ -14,6 +14,7 @@ use crate::media::{MediaInput, MediaOptions};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
+use crate::reduce::ReductionStep;
 
 /// An encoded medium.
 #[derive(Debug, Clone)]
@@ -25,6 +26,11 @@ pub struct Encoded<B: KernelBackend> {
     /// Features that are added to the tokens' hidden states before deeper layers of the language
     /// model: the index of the layer and `[tokens, hidden_size]`.
     pub deep: Vec<(usize, Tensor<B, 2>)>,
+    /// Attention that each token receives in the encoder's last layer, if a method of
+    /// [`reduce`](crate::reduce) needs it and the encoder can tell.
+    pub attention: Option<Vec<f32>>,
+    /// Tokens left after each method of reduction.
+    pub steps: Vec<ReductionStep>,
 }
 
 impl<B: KernelBackend> Encoded<B> {
@@ -34,7 +40,34 @@ impl<B: KernelBackend> Encoded<B> {
             layout: medium.layout.clone(),
             features,
             deep: Vec::new(),
+            attention: None,
+            steps: medium.reduction.steps.clone(),
         }
+    }
+
+    /// Creates an encoded medium of the units that an encoder left, one token for each.
+    pub fn of_units(medium: &MediaInput, features: Tensor<B, 2>, left: UnitsLeft) -> Self {
+        let tokens = medium.reduction.places(&left.ids);
+        Self::of_tokens(medium, features, &tokens, left)
+    }
+
+    /// Creates an encoded medium of the units that an encoder left, whose tokens are those at
+    /// `tokens` of the preprocessed medium's layout.
+    pub fn of_tokens(
+        medium: &MediaInput,
+        features: Tensor<B, 2>,
+        tokens: &[usize],
+        left: UnitsLeft,
+    ) -> Self {
+        let mut encoded = Self {
+            attention: left.attention,
+            ..Self::new(medium, features)
+        };
+        if tokens.len() < medium.tokens() {
+            encoded.layout = medium.layout.keep(tokens);
+        }
+        encoded.steps.extend(left.steps);
+        encoded
     }
 
     /// Returns the bytes of all features.
@@ -43,6 +76,17 @@ impl<B: KernelBackend> Encoded<B> {
         let elements: usize = tensors.map(|x| x.shape().num_elements()).sum();
         elements * size_of::<f32>()
     }
+}
+
+/// The units of a medium that an encoder left, see [`reduce`](crate::reduce).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct UnitsLeft {
+    /// Their numbers, sorted.
+    pub ids: Vec<usize>,
+    /// Attention that each receives in the encoder's last layer, if asked for.
+    pub attention: Option<Vec<f32>>,
+    /// Number of units after each method within the encoder.
+    pub steps: Vec<ReductionStep>,
 }
 
 /// A model of some family.

@@ -4,12 +4,14 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, Columns, Heads, KernelBackend, Mask, encoder_attention, stage};
+use edge_lmm_ops::{
+    Activation, Columns, Heads, KernelBackend, attention_received, encoder_attention, stage,
+};
 
+use crate::encoders::tower::{Attended, AttentionInput, TowerLayer};
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear};
 use crate::monitor::Monitor;
-use crate::text::rotary::RotaryTable;
 use crate::weights::Scope;
 
 /// Sizes and names of a [`Block`].
@@ -82,31 +84,27 @@ impl<B: KernelBackend> Block<B> {
             heads: config.heads,
         })
     }
+}
 
-    /// Reports progress before each product of attention, before attention itself and before the MLP.
-    ///
-    /// # Shapes
-    /// - x and output: `[tokens, width]`; table: one row per token
-    ///
-    /// # Errors
-    /// If `monitor` cancels.
-    pub fn forward(
+impl<B: KernelBackend> TowerLayer<B> for Block<B> {
+    /// Reports progress before each product of attention and before attention itself.
+    fn attend(
         &self,
         x: Tensor<B, 2>,
-        mask: Mask<'_>,
-        table: Option<&RotaryTable<B>>,
+        input: AttentionInput<'_, B>,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Attended<B>, ModelError> {
         monitor.report(0, 4)?;
-        let x = {
-            let _stage = stage::module("attention");
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let quantized = self.qkv.is_quantized();
-            monitor.report(1, 4)?;
-            let attended = self_attention(qkv, self.heads, mask, table, quantized);
-            monitor.report(2, 4)?;
-            self.out.forward_residual(attended, x)
-        };
+        let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+        let quantized = self.qkv.is_quantized();
+        monitor.report(1, 4)?;
+        let attended = self_attention(qkv, self.heads, input, quantized);
+        monitor.report(2, 4)?;
+        Ok(attended.map(|attended| self.out.forward_residual(attended, x)))
+    }
+
+    /// Reports progress before the MLP.
+    fn mlp(&self, x: Tensor<B, 2>, monitor: &mut Monitor<'_>) -> Result<Tensor<B, 2>, ModelError> {
         monitor.report(3, 4)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
@@ -121,23 +119,34 @@ impl<B: KernelBackend> Block<B> {
 ///
 /// # Shapes
 /// - qkv: `[tokens, 3 * width]`, output: `[tokens, width]`
-pub fn self_attention<B: KernelBackend>(
+pub(crate) fn self_attention<B: KernelBackend>(
     qkv: Tensor<B, 2>,
     heads: Heads,
-    mask: Mask<'_>,
-    table: Option<&RotaryTable<B>>,
+    input: AttentionInput<'_, B>,
     quantized: bool,
-) -> Tensor<B, 2> {
+) -> Attended<B> {
+    let AttentionInput { mask, table, .. } = input;
+    let (rows, width) = (qkv.dims()[0], heads.heads * heads.head_dim);
+    let keys = input
+        .keys
+        .then(|| qkv.clone().slice([0..rows, width..2 * width]));
     let qkv = match table {
         Some(table) => table.rotate(qkv, 0, 2 * heads.heads, heads.head_dim),
         None => qkv,
     };
     let [k, v] = [1, 2].map(|i| Columns {
         tensor: qkv.clone(),
-        column: i * heads.heads * heads.head_dim,
+        column: i * width,
     });
     let scale = (heads.head_dim as f32).powf(-0.5);
-    encoder_attention(qkv, k, v, heads, mask, scale, quantized)
+    let received = input
+        .received
+        .then(|| attention_received(qkv.clone(), k.clone(), heads, mask, scale));
+    Attended {
+        x: encoder_attention(qkv, k, v, heads, mask, scale, quantized),
+        keys,
+        received,
+    }
 }
 
 /// Returns `count` heads of `width / count` elements each.

@@ -7,14 +7,17 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
+use edge_lmm_ops::{Heads, KernelBackend, probe, stage};
 use serde::Deserialize;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
 use crate::encoders::square_patches::SquarePatches;
+use crate::encoders::tower::{Scopes, Tower, TowerOutput};
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
+use crate::reduce::Reductions;
+use crate::reduce::merge::{Units, indices};
 use crate::sizes::{self, Section};
 use crate::weights::Scope;
 
@@ -158,6 +161,8 @@ pub struct ClipVisionTower<B: KernelBackend> {
     position_embedding: Param<Tensor<B, 2>>,
     pre_norm: LayerNorm<B>,
     blocks: Vec<Block<B>>,
+    #[module(skip)]
+    heads: Heads,
 }
 
 impl<B: KernelBackend> ClipVisionTower<B> {
@@ -203,51 +208,75 @@ impl<B: KernelBackend> ClipVisionTower<B> {
                 .iter()
                 .map(|scope| Block::init(block, scope))
                 .collect::<Result<_, _>>()?,
+            heads: block.heads,
         })
     }
 
-    /// Returns the hidden states of an image after the last stored layer, class token first.
+    /// Runs the stored layers over the patches of an image.
     ///
     /// # Shapes
-    /// - patches: `[patches, channels * patch_size * patch_size]` from [`cut_patches`]
-    /// - result: `[1 + patches, hidden_size]`
+    /// - patches: `[units * rows, channels * patch_size * patch_size]`, the patches with the numbers
+    ///   `places` in raster order
+    /// - result: `[1 + units * rows, hidden_size]`, class token first
     ///
     /// # Errors
     /// If `monitor` cancels.
-    pub fn forward(
+    pub(crate) fn forward(
         &self,
         patches: Tensor<B, 2>,
+        places: &[usize],
+        units: Units,
+        methods: &Reductions,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
-        let mut x = {
+    ) -> Result<TowerOutput<B>, ModelError> {
+        let x = {
             let _stage = stage::module("patch_embed");
-            self.embed(patches)
+            self.embed(patches, places)
         };
         probe::capture("patch_embed", &x);
-        x = self.pre_norm.forward(x);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let _block = stage::scope(format_args!("blocks.{i}"));
-            x = monitor.pass(i, self.blocks.len(), |monitor| {
-                block.forward(x, Mask::Full, None, monitor)
-            })?;
-        }
-        Ok(x)
+        let x = self.pre_norm.forward(x);
+        let tower = Tower {
+            layers: &self.blocks,
+            heads: self.heads,
+            table: None,
+            leading: 1,
+            scopes: Scopes::Whole,
+            methods,
+        };
+        tower.run(x, units, monitor)
     }
 
-    fn embed(&self, patches: Tensor<B, 2>) -> Tensor<B, 2> {
-        let count = patches.dims()[0];
+    fn embed(&self, patches: Tensor<B, 2>, places: &[usize]) -> Tensor<B, 2> {
         let positions = self.position_embedding.val();
         let class = self.class_embedding.val().unsqueeze::<2>() + positions.clone().narrow(0, 0, 1);
-        let patches = self
-            .patch_embed
-            .forward_residual(patches, positions.narrow(0, 1, count));
+        let positions = of_patches(positions, places);
+        let patches = self.patch_embed.forward_residual(patches, positions);
         Tensor::cat(vec![class, patches], 0)
     }
 }
 
-/// Cuts an image into patches: see `SquarePatches::cut`.
-pub fn cut_patches(image: &[f32], config: &ClipConfig) -> Vec<f32> {
-    config.grid().cut(image)
+/// Returns the position embeddings of the patches at `places`, without that of the class token.
+pub(crate) fn of_patches<B: KernelBackend>(
+    positions: Tensor<B, 2>,
+    places: &[usize],
+) -> Tensor<B, 2> {
+    let count = positions.dims()[0] - 1;
+    let positions = positions.narrow(0, 1, count);
+    match places.iter().copied().eq(0..count) {
+        true => positions,
+        false => positions
+            .clone()
+            .select(0, indices(places, &positions.device())),
+    }
+}
+
+/// Cuts the patches with the given numbers from an image, see `SquarePatches::cut`.
+pub fn cut_patches(
+    image: &[f32],
+    config: &ClipConfig,
+    numbers: impl IntoIterator<Item = usize>,
+) -> Vec<f32> {
+    config.grid().cut(image, numbers)
 }
 
 #[cfg(test)]

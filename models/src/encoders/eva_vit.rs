@@ -5,14 +5,18 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
+use edge_lmm_ops::{Heads, KernelBackend, probe, stage};
 use serde::Deserialize;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
+use crate::encoders::clip::of_patches;
 use crate::encoders::square_patches::SquarePatches;
+use crate::encoders::tower::{Scopes, Tower, TowerOutput};
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
+use crate::reduce::Reductions;
+use crate::reduce::merge::Units;
 use crate::sizes::{self, Section};
 use crate::weights::{Inputs, Scope};
 
@@ -96,9 +100,14 @@ impl EvaVitConfig {
         [self.grid().count(), self.grid().width()]
     }
 
-    /// Cuts an image into patches: see `SquarePatches::cut`.
-    pub fn cut_patches(&self, image: &[f32]) -> Vec<f32> {
-        self.grid().cut(image)
+    /// Cuts the patches with the given numbers from an image, see `SquarePatches::cut`.
+    pub fn cut_patches(&self, image: &[f32], numbers: impl IntoIterator<Item = usize>) -> Vec<f32> {
+        self.grid().cut(image, numbers)
+    }
+
+    /// Returns the number of patches per side of an image.
+    pub fn side(&self) -> usize {
+        self.grid().side()
     }
 }
 
@@ -112,6 +121,8 @@ pub struct EvaVit<B: KernelBackend> {
     norm: LayerNorm<B>,
     #[module(skip)]
     config: EvaVitConfig,
+    #[module(skip)]
+    heads: Heads,
 }
 
 impl<B: KernelBackend> EvaVit<B> {
@@ -152,6 +163,7 @@ impl<B: KernelBackend> EvaVit<B> {
                 .collect::<Result<_, _>>()?,
             norm: scope.layer_norm("norm", "post_layernorm", width, eps),
             config: config.clone(),
+            heads: block.heads,
         })
     }
 
@@ -161,41 +173,46 @@ impl<B: KernelBackend> EvaVit<B> {
         scope.normed("norm", config.hidden_size)
     }
 
-    /// Returns the normalized hidden states of an image, class token first.
+    /// Returns the normalized hidden states of an image.
     ///
     /// # Shapes
-    /// - patches: `[patches, 3 * patch_size * patch_size]` from [`EvaVitConfig::cut_patches`]
-    /// - result: `[1 + patches, hidden_size]`
+    /// - patches: `[units, 3 * patch_size * patch_size]` from [`EvaVitConfig::cut_patches`]
+    /// - result: `[1 + units, hidden_size]`, class token first
     ///
     /// # Errors
     /// If `monitor` cancels.
-    pub fn forward(
+    pub(crate) fn forward(
         &self,
         patches: Tensor<B, 2>,
+        units: Units,
+        methods: &Reductions,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
-        let mut x = {
+    ) -> Result<TowerOutput<B>, ModelError> {
+        let x = {
             let _stage = stage::module("patch_embed");
-            self.embed(patches)
+            self.embed(patches, &units.ids)
         };
         probe::capture("patch_embed", &x);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let _block = stage::scope(format_args!("blocks.{i}"));
-            x = monitor.pass(i, self.blocks.len(), |monitor| {
-                block.forward(x, Mask::Full, None, monitor)
-            })?;
-        }
-        Ok(self.norm.forward(x))
+        let tower = Tower {
+            layers: &self.blocks,
+            heads: self.heads,
+            table: None,
+            leading: 1,
+            scopes: Scopes::Whole,
+            methods,
+        };
+        let TowerOutput { x, left } = tower.run(x, units, monitor)?;
+        let x = self.norm.forward(x);
+        Ok(TowerOutput { x, left })
     }
 
-    fn embed(&self, patches: Tensor<B, 2>) -> Tensor<B, 2> {
-        let [count, _] = patches.dims();
+    fn embed(&self, patches: Tensor<B, 2>, places: &[usize]) -> Tensor<B, 2> {
+        let [count, _] = self.config.patches_shape();
         let shape = [1 + count, self.config.hidden_size];
         let positions = self.position_embedding.val().reshape(shape);
         let class = self.class_embedding.val() + positions.clone().narrow(0, 0, 1);
-        let patches = self
-            .patch_embed
-            .forward_residual(patches, positions.narrow(0, 1, count));
+        let positions = of_patches(positions, places);
+        let patches = self.patch_embed.forward_residual(patches, positions);
         Tensor::cat(vec![class, patches], 0)
     }
 }

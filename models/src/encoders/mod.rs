@@ -7,4 +7,5 @@ pub mod merger;
 pub mod patch_grid;
 pub mod qformer;
 mod square_patches;
+pub(crate) mod tower;
 pub mod whisper;

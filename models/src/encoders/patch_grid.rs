@@ -8,6 +8,8 @@ use serde_json::Value;
 use crate::encoders::merger::MergerConfig;
 use crate::error::ModelError;
 use crate::families::qwen_vl_input::PatchSize;
+use crate::media::{InputReduction, MediaInput};
+use crate::reduce::merge::Units;
 use crate::sizes::Section;
 use crate::text::rotary::{RotaryTable, inverse_frequencies};
 
@@ -138,6 +140,50 @@ pub(crate) fn patch_places(grid: [usize; 3], merge: usize) -> Vec<(usize, usize)
         }
     }
     places
+}
+
+/// The units of a medium and their patches.
+pub(crate) struct UnitPatches<'a> {
+    reduction: &'a InputReduction,
+    /// Units in time, height and width.
+    grid: [usize; 3],
+    merge: usize,
+    places: Vec<(usize, usize)>,
+}
+
+impl<'a> UnitPatches<'a> {
+    /// Describes a medium whose units are squares of `merge` patches per side.
+    pub fn new(medium: &'a MediaInput, merge: usize) -> Self {
+        let [times, height, width] = medium.grid;
+        Self {
+            reduction: &medium.reduction,
+            grid: [times, height / merge, width / merge],
+            merge,
+            places: patch_places(medium.grid, merge),
+        }
+    }
+
+    /// Returns the number of units in time, height and width.
+    pub fn grid(&self) -> [usize; 3] {
+        self.grid
+    }
+
+    /// Returns the units that enter the encoder.
+    pub fn entering(&self) -> Units {
+        let ids = self.reduction.entering(self.grid.iter().product());
+        Units::new(ids, self.merge * self.merge)
+    }
+
+    /// Returns the number of a unit's slice in time.
+    pub fn slice(&self, unit: usize) -> usize {
+        unit / (self.grid[1] * self.grid[2]).max(1)
+    }
+
+    /// Returns row and column of the patches of `units`.
+    pub fn places(&self, units: &Units) -> Vec<(usize, usize)> {
+        let rows = units.row_indices(&units.ids).into_iter();
+        rows.map(|patch| self.places[patch]).collect()
+    }
 }
 
 /// Builds the angles of patches at `places` (row, column): half of them encode the row, half the

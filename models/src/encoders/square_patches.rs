@@ -49,16 +49,19 @@ impl SquarePatches {
         self.channels * self.patch_size * self.patch_size
     }
 
-    /// Cuts an image into patches, in raster order.
+    /// Cuts the patches with the given numbers in raster order from an image.
     ///
     /// # Shapes
     /// - image: `[channels, image_size, image_size]`
     /// - result: `[patches, channels * patch_size * patch_size]`, a patch's values ordered channel,
     ///   row, column as in the reference's convolution
-    pub fn cut(&self, image: &[f32]) -> Vec<f32> {
+    pub fn cut(&self, image: &[f32], numbers: impl IntoIterator<Item = usize>) -> Vec<f32> {
         let (size, patch, side) = (self.image_size, self.patch_size, self.side());
         let mut patches = Vec::with_capacity(self.count() * self.width());
-        for (row, column) in (0..side).flat_map(|r| (0..side).map(move |c| (r, c))) {
+        for (row, column) in numbers
+            .into_iter()
+            .map(|number| (number / side, number % side))
+        {
             for channel in 0..self.channels {
                 for y in row * patch..(row + 1) * patch {
                     let start = (channel * size + y) * size + column * patch;
@@ -85,7 +88,7 @@ mod tests {
         let image: Vec<f32> = (0..3 * 5 * 5)
             .map(|i| (i / 25 * 100 + i / 5 % 5 * 10 + i % 5) as f32)
             .collect();
-        let cut = patches.cut(&image);
+        let cut = patches.cut(&image, 0..4);
         assert_eq!(cut.len(), 4 * 12);
         assert_eq!(
             cut[12..24],

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::config_file::parse_config;
 use crate::encoders::eva_vit::{EvaVit, EvaVitConfig};
 use crate::encoders::qformer::{QFormer, QFormerConfig};
+use crate::encoders::tower::TowerOutput;
 use crate::error::ModelError;
 use crate::family::{BuiltModel, FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
@@ -32,6 +33,8 @@ use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
+use crate::reduce::duplicates::enter;
+use crate::reduce::merge::Units;
 use crate::sizes::Section;
 use crate::text::opt::{Opt, OptConfig};
 use crate::text::t5::{T5, T5Config};
@@ -249,11 +252,21 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
         &self.text
     }
 
-    fn image(&self, image: &RgbImage, _options: &MediaOptions) -> Result<MediaInput, ModelError> {
-        let side = self.vision_config.image_size;
+    fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError> {
+        let (config, side) = (&self.vision_config, self.vision_config.image_size);
+        let values = self.preprocess.image(image)?.values;
+        let grid = [1, config.side(), config.side()];
+        let samples = || {
+            let cut = config.cut_patches(&values, 0..config.side() * config.side());
+            let plane = config.patch_size * config.patch_size;
+            self.preprocess.normalization.samples(&cut, plane)
+        };
+        // Units are patches; the number of tokens is that of the queries.
+        let reduction = enter(&options.reductions, MediaKind::Image, grid, samples);
         Ok(MediaInput {
             kind: MediaKind::Image,
-            values: self.preprocess.image(image)?.values,
+            values,
+            reduction,
             shape: vec![1, 3, side, side],
             grid: [0; 3],
             layout: Run::sequence(self.projector.tokens()).into(),
@@ -277,18 +290,25 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
-        let features = {
+        let TowerOutput { x: features, left } = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
-            let patches = self.vision_config.cut_patches(&medium.values);
-            let shape = self.vision_config.patches_shape();
-            let patches = Tensor::from_data(TensorData::new(patches, shape), &device);
-            self.vision.forward(patches, monitor)?
+            let [count, width] = self.vision_config.patches_shape();
+            let units = medium.reduction.entering(count);
+            let entering = units.iter().copied();
+            let patches = self.vision_config.cut_patches(&medium.values, entering);
+            let patches = TensorData::new(patches, [units.len(), width]);
+            let patches = Tensor::from_data(patches, &device);
+            let methods = &medium.reduction.methods;
+            self.vision
+                .forward(patches, Units::new(units, 1), methods, monitor)?
         };
         probe::capture("vision_out", &features.clone().unsqueeze::<3>());
         let _stage = stage::top("projector");
         let _scope = stage::scope(format_args!("projector"));
-        Ok(Encoded::new(medium, self.projector.forward(features)))
+        let mut encoded = Encoded::new(medium, self.projector.forward(features));
+        encoded.steps.extend(left.steps);
+        Ok(encoded)
     }
 }
 

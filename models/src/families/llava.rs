@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::config_file::{parse_config, without_nulls};
 use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
+use crate::encoders::tower::TowerOutput;
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
@@ -28,6 +29,8 @@ use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
 use crate::preprocess::{Filter, RgbImage};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
+use crate::reduce::duplicates::enter;
+use crate::reduce::merge::Units;
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
@@ -234,15 +237,30 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
         &self.text
     }
 
-    fn image(&self, image: &RgbImage, _options: &MediaOptions) -> Result<MediaInput, ModelError> {
+    fn image(&self, image: &RgbImage, options: &MediaOptions) -> Result<MediaInput, ModelError> {
         let values = self.preprocess.image(image)?.values;
-        let side = self.clip.image_size;
+        let (side, patches) = (self.clip.image_size, self.clip.side());
+        let all = 0..self.clip.patches();
+        let samples = || {
+            let cut = cut_patches(&values, &self.clip, all.clone());
+            let plane = self.clip.patch_size * self.clip.patch_size;
+            self.preprocess.normalization.samples(&cut, plane)
+        };
+        let grid = [1, patches, patches];
+        let reduction = enter(&options.reductions, MediaKind::Image, grid, samples);
+        let class = usize::from(self.keeps_class_token);
+        let layout = Layout::from(Run::sequence(class + all.len()));
+        let layout = match &reduction.units {
+            None => layout,
+            Some(units) => layout.keep(&with_class(class, units)),
+        };
         Ok(MediaInput {
             kind: MediaKind::Image,
             values,
             shape: vec![1, self.clip.num_channels, side, side],
             grid: [0; 3],
-            layout: Run::sequence(self.clip.patches() + usize::from(self.keeps_class_token)).into(),
+            layout,
+            reduction,
         })
     }
 
@@ -264,24 +282,37 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
-        let features = {
+        let class = usize::from(self.keeps_class_token);
+        let (features, mut left) = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
-            let shape = [self.clip.patches(), self.clip.patch_width()];
-            let patches = TensorData::new(cut_patches(&medium.values, &self.clip), shape);
-            let patches = Tensor::from_data(patches, &device);
-            let states = self.vision.forward(patches, monitor)?;
-            match self.keeps_class_token {
-                true => states,
-                false => states.narrow(0, 1, shape[0]),
-            }
+            let units = medium.reduction.entering(self.clip.patches());
+            let shape = [units.len(), self.clip.patch_width()];
+            let patches = cut_patches(&medium.values, &self.clip, units.iter().copied());
+            let patches = Tensor::from_data(TensorData::new(patches, shape), &device);
+            let (places, units) = (units.clone(), Units::new(units, 1));
+            let methods = &medium.reduction.methods;
+            let TowerOutput { x, left } =
+                (self.vision).forward(patches, &places, units, methods, monitor)?;
+            (x.narrow(0, 1 - class, left.ids.len() + class), left)
         };
         probe::capture("vision_out", &features.clone().unsqueeze::<3>());
         let _stage = stage::top("projector");
         let out = self.projector.forward(features);
         probe::capture("projector_out", &out.clone().unsqueeze::<3>());
-        Ok(Encoded::new(medium, out))
+        let tokens = with_class(class, &medium.reduction.places(&left.ids));
+        if let Some(attention) = &mut left.attention {
+            // The class token is kept by every choice that looks at attention.
+            attention.splice(0..0, std::iter::repeat_n(f32::INFINITY, class));
+        }
+        Ok(Encoded::of_tokens(medium, out, &tokens, left))
     }
+}
+
+/// Returns the tokens of the units at `places`, after `class` class tokens.
+fn with_class(class: usize, places: &[usize]) -> Vec<usize> {
+    let units = places.iter().map(|place| place + class);
+    (0..class).chain(units).collect()
 }
 
 /// The MLP between the tower and the language model.

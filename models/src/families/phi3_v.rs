@@ -17,17 +17,22 @@ use serde_json::{Value, json};
 
 use crate::config_file::parse_config;
 use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
+use crate::encoders::tower::TowerOutput;
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::Linear;
 use crate::layout::{Layout, Run};
 use crate::media::{MediaInput, MediaKind, MediaOptions};
-use crate::model::{Encoded, Model};
+use crate::model::{Encoded, Model, UnitsLeft};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
+use crate::preprocess::normalize::Normalization;
 use crate::preprocess::phi3_vision::PreprocessConfig;
 use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
+use crate::reduce::duplicates::enter;
+use crate::reduce::merge::{Units, indices};
+use crate::reduce::{Reduction, Reductions};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Scope, Weights};
@@ -200,6 +205,95 @@ impl<B: KernelBackend> Phi3Vision<B> {
         config
     }
 
+    /// Returns the patches of unit `unit` of a crop.
+    fn unit_patches(&self, unit: usize) -> [usize; PATCHES] {
+        let side = self.clip.side();
+        let (row, column) = (unit / (side / 2) * 2, unit % (side / 2) * 2);
+        [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(y, x)| (row + y) * side + column + x)
+    }
+
+    /// Returns the 8-bit samples of all units of an image's crops.
+    fn samples(&self, values: &[f32]) -> Vec<u8> {
+        let plane = self.clip.patch_size * self.clip.patch_size;
+        let units = 0..self.clip.patches() / PATCHES;
+        let patches: Vec<usize> = units.flat_map(|unit| self.unit_patches(unit)).collect();
+        values
+            .chunks_exact(self.clip.image_len())
+            .flat_map(|crop| {
+                let cut = cut_patches(crop, &self.clip, patches.iter().copied());
+                Normalization::default().samples(&cut, plane)
+            })
+            .collect()
+    }
+
+    /// Encodes an image whose units are reduced before or within the tower.
+    fn encode_units(
+        &self,
+        medium: &MediaInput,
+        device: &B::Device,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Encoded<B>, ModelError> {
+        let (count, side) = (medium.shape[0], self.clip.side() / 2);
+        let methods = &medium.reduction.methods;
+        let entering = medium.reduction.entering(count * side * side);
+        let (mut ids, mut attention, mut features) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let _stage = stage::top("vision");
+            let _scope = stage::scope(format_args!("vision"));
+            let crops = medium.values.chunks_exact(self.clip.image_len());
+            for (i, crop) in crops.enumerate() {
+                let first = i * side * side;
+                let of_crop = [first, first + side * side]
+                    .map(|bound| entering.partition_point(|&unit| unit < bound));
+                let of_crop = entering[of_crop[0]..of_crop[1]].iter();
+                let units: Vec<usize> = of_crop.map(|unit| unit - first).collect();
+                let places: Vec<usize> = units
+                    .iter()
+                    .flat_map(|&unit| self.unit_patches(unit))
+                    .collect();
+                let patches = cut_patches(crop, &self.clip, places.iter().copied());
+                let shape = [places.len(), self.clip.patch_width()];
+                let patches = Tensor::from_data(TensorData::new(patches, shape), device);
+                let units = Units::new(units, PATCHES);
+                let TowerOutput { x, left } = monitor.pass(i, count, |monitor| {
+                    self.vision
+                        .forward(patches, &places, units, methods, monitor)
+                })?;
+                let [_, width] = x.dims();
+                let states = x.narrow(0, 1, left.ids.len() * PATCHES);
+                features.push(states.reshape([left.ids.len(), PATCHES * width]));
+                ids.extend(left.ids.iter().map(|unit| unit + first));
+                attention.extend(left.attention.into_iter().flatten());
+            }
+        }
+        let _stage = stage::top("projector");
+        let tokens = CropTokens {
+            grid: [1, 2].map(|axis| medium.grid[axis] / self.clip.side()),
+            side,
+        };
+        let arranged = tokens.arrange(&ids);
+        let out = self.projector.forward_units(features, &arranged.sources);
+        // Tokens between the units are kept by every choice that looks at attention.
+        let received = |source: &TokenSource| match source {
+            TokenSource::Unit(place) => attention[*place],
+            _ => f32::INFINITY,
+        };
+        let merge = methods.merge().map(Reduction::Merge);
+        let left = UnitsLeft {
+            attention: (methods.needs_attention())
+                .then(|| arranged.sources.iter().map(received).collect()),
+            steps: merge
+                .map(|merge| merge.left(ids.len()))
+                .into_iter()
+                .collect(),
+            ids,
+        };
+        let before = tokens.arrange(&entering).kept;
+        let place = |token: &usize| before.partition_point(|other| other < token);
+        let kept: Vec<usize> = arranged.kept.iter().map(place).collect();
+        Ok(Encoded::of_tokens(medium, out, &kept, left))
+    }
+
     /// Returns the tower's features of one crop, without the class token.
     fn features(
         &self,
@@ -208,11 +302,12 @@ impl<B: KernelBackend> Phi3Vision<B> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         let shape = [self.clip.patches(), self.clip.patch_width()];
-        let patches = TensorData::new(cut_patches(crop, &self.clip), shape);
-        let states = self
-            .vision
-            .forward(Tensor::from_data(patches, device), monitor)?;
-        let features = states.narrow(0, 1, shape[0]);
+        let places: Vec<usize> = (0..shape[0]).collect();
+        let patches = TensorData::new(cut_patches(crop, &self.clip, 0..shape[0]), shape);
+        let patches = Tensor::from_data(patches, device);
+        let (units, methods) = (Units::new(places.clone(), 1), Reductions::default());
+        let tower = (self.vision).forward(patches, &places, units, &methods, monitor)?;
+        let features = tower.x.narrow(0, 1, shape[0]);
         probe::capture("vision_out", &features.clone().unsqueeze::<3>());
         Ok(features)
     }
@@ -246,12 +341,25 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         let crops = self.preprocess(image, options).image(image)?;
         let [rows, columns] = crops.grid;
         let (side, size) = (self.clip.side(), self.clip.image_size);
+        let tokens = CropTokens {
+            grid: crops.grid,
+            side: side / 2,
+        };
+        let units = [crops.count(), tokens.side, tokens.side];
+        let samples = || self.samples(&crops.pixel_values);
+        let reduction = enter(&options.reductions, MediaKind::Image, units, samples);
+        let layout = Layout::from(Run::sequence(self.tokens(crops.grid)));
+        let layout = match &reduction.units {
+            None => layout,
+            Some(units) => layout.keep(&tokens.arrange(units).kept),
+        };
         Ok(MediaInput {
             kind: MediaKind::Image,
             shape: vec![crops.count(), self.clip.num_channels, size, size],
             values: crops.pixel_values,
             grid: [1, rows * side, columns * side],
-            layout: Run::sequence(self.tokens(crops.grid)).into(),
+            layout,
+            reduction,
         })
     }
 
@@ -288,6 +396,13 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
+        let reduction = &medium.reduction;
+        if reduction.units.is_some()
+            || reduction.methods.merges()
+            || reduction.methods.needs_attention()
+        {
+            return self.encode_units(medium, &device, monitor);
+        }
         let crops: Vec<Tensor<B, 2>> = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
@@ -304,7 +419,78 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
         let columns = medium.grid[2] / self.clip.side();
         let out = self.projector.forward(crops, columns, self.clip.side() / 2);
         probe::capture("projector_out", &out.clone().unsqueeze::<3>());
-        Ok(Encoded::new(medium, out))
+        let mut encoded = Encoded::new(medium, out);
+        let merge = reduction.methods.merge().map(Reduction::Merge);
+        let units = medium.shape[0] * self.clip.patches() / PATCHES;
+        encoded.steps.extend(merge.map(|merge| merge.left(units)));
+        Ok(encoded)
+    }
+}
+
+/// Patches of a unit: a square that becomes one token.
+const PATCHES: usize = 4;
+
+/// The order of an image's tokens: the crops row by row, a token after each row; a separator; the
+/// whole image, a token after each row.
+#[derive(Debug, Clone, Copy)]
+struct CropTokens {
+    /// Rows and columns of crops.
+    grid: [usize; 2],
+    /// Units per side of a crop.
+    side: usize,
+}
+
+/// The tokens of some units, and the tokens between them.
+#[derive(Debug, PartialEq, Eq)]
+struct Arranged {
+    /// Place of each token among all tokens of the image.
+    kept: Vec<usize>,
+    /// The features of each token.
+    sources: Vec<TokenSource>,
+}
+
+/// The features of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TokenSource {
+    /// A unit, by its place among the units that are left.
+    Unit(usize),
+    /// The end of a row.
+    RowEnd,
+    /// The separator of crops and whole image.
+    Separator,
+}
+
+impl CropTokens {
+    /// Arranges the tokens of `units`, sorted: units of the whole image, then those of the crops.
+    fn arrange(&self, units: &[usize]) -> Arranged {
+        let Self {
+            grid: [rows, columns],
+            side,
+        } = *self;
+        let row_of = |crops: std::ops::Range<usize>, y: usize| {
+            let units = crops.flat_map(move |crop| {
+                let first = (crop * side + y) * side;
+                first..first + side
+            });
+            units.map(Some).chain([None])
+        };
+        let crops = (0..rows)
+            .flat_map(|row| (0..side).map(move |y| (1 + row * columns..1 + (row + 1) * columns, y)))
+            .flat_map(|(crops, y)| row_of(crops, y));
+        let whole = (0..side).flat_map(|y| row_of(0..1, y));
+        let place = |unit: Option<usize>| match unit {
+            None => Some(TokenSource::RowEnd),
+            Some(unit) => units.binary_search(&unit).ok().map(TokenSource::Unit),
+        };
+        let all = crops
+            .map(place)
+            .chain([Some(TokenSource::Separator)])
+            .chain(whole.map(place));
+        let (kept, sources) = all
+            .enumerate()
+            .filter_map(|(token, source)| Some((token, source?)))
+            .unzip();
+        Arranged { kept, sources }
     }
 }
 
@@ -371,6 +557,24 @@ impl<B: KernelBackend> Projector<B> {
         self.up.feed_forward(x, Activation::Gelu, &self.down, None)
     }
 
+    /// Projects units, and the embeddings between them.
+    ///
+    /// # Shapes
+    /// - units: `[units, 4 * width]` for each crop, result: `[sources, hidden_size]`
+    fn forward_units(&self, mut units: Vec<Tensor<B, 2>>, sources: &[TokenSource]) -> Tensor<B, 2> {
+        let count: usize = units.iter().map(|units| units.dims()[0]).sum();
+        units.extend([self.row_end.val(), self.separator.val()]);
+        let row = |source: &TokenSource| match source {
+            TokenSource::Unit(place) => *place,
+            TokenSource::RowEnd => count,
+            TokenSource::Separator => count + 1,
+        };
+        let rows: Vec<usize> = sources.iter().map(row).collect();
+        let all = Tensor::cat(units, 0);
+        let x = all.clone().select(0, indices(&rows, &all.device()));
+        self.up.feed_forward(x, Activation::Gelu, &self.down, None)
+    }
+
     /// Concatenates a row of crops and appends the end-of-row embedding to each row of tokens.
     fn end_rows(&self, mut crops: Vec<Tensor<B, 3>>, side: usize) -> Tensor<B, 2> {
         let end = self.row_end.val();
@@ -392,6 +596,33 @@ fn merge<B: KernelBackend>(crop: Tensor<B, 2>, side: usize) -> Tensor<B, 3> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Worked by hand: two crops of 2 x 2 units in a row, then the whole image. A token ends every
+    /// row.
+    #[test]
+    fn tokens_between_units_are_kept() {
+        use TokenSource::{RowEnd, Separator, Unit};
+        let tokens = CropTokens {
+            grid: [1, 2],
+            side: 2,
+        };
+        let all: Vec<usize> = (0..12).collect();
+        let whole = tokens.arrange(&all);
+        let order = [4, 5, 8, 9, 99, 6, 7, 10, 11, 99, 98, 0, 1, 99, 2, 3, 99];
+        let number = |source: &TokenSource| match source {
+            Unit(place) => *place,
+            RowEnd => 99,
+            Separator => 98,
+        };
+        assert_eq!(whole.sources.iter().map(number).collect::<Vec<_>>(), order);
+        assert_eq!(whole.kept, (0..17).collect::<Vec<_>>());
+        let some = tokens.arrange(&[3, 8]);
+        assert_eq!(some.kept, [2, 4, 9, 10, 13, 15, 16]);
+        assert_eq!(
+            some.sources,
+            [Unit(1), RowEnd, RowEnd, Separator, RowEnd, Unit(0), RowEnd]
+        );
+    }
 
     #[test]
     fn text_is_split_at_the_tags_of_images() {

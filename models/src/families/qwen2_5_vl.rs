@@ -9,16 +9,17 @@
 //! ```
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
-use edge_lmm_ops::{Activation, Heads, KernelBackend, Mask, probe, stage};
+use burn::tensor::{Tensor, TensorData};
+use edge_lmm_ops::{Activation, Heads, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::encoders::block::{equal_heads, self_attention};
 use crate::encoders::merger::Merger;
 use crate::encoders::patch_grid::{
-    PatchConfig, check_heads, check_rotary, check_token_width, patch_places, rotary_table,
+    PatchConfig, UnitPatches, check_heads, check_rotary, check_token_width, rotary_table,
 };
+use crate::encoders::tower::{Attended, AttentionInput, Scopes, Tower, TowerLayer, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
 use crate::families::qwen_vl_input::QwenVlInput;
@@ -31,9 +32,9 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
+use crate::reduce::merge::{Units, indices};
 use crate::sizes::{self, Section};
 use crate::text::decoder::{Decoder, DecoderNames};
-use crate::text::rotary::RotaryTable;
 use crate::weights::{Part, Scope, Weights};
 
 /// The registry's entry.
@@ -203,25 +204,18 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
-        let windows = self.vision.windows(medium.grid);
-        let features = {
+        let tower = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
             let shape = [medium.shape[0], medium.shape[1]];
             let pixels = Tensor::from_data(TensorData::new(medium.values.clone(), shape), &device);
-            self.vision
-                .forward(pixels, medium.grid, &windows, monitor)?
+            self.vision.forward(pixels, medium, monitor)?
         };
-        if probe::active() {
-            let group = self.vision.merge * self.vision.merge;
-            let raster = reorder(features.clone(), group, &windows.raster_order());
-            probe::capture("vision_out", &raster);
-        }
+        probe::capture("vision_out", &tower.x);
         let _stage = stage::top("projector");
-        let out = self.projector.forward(features);
-        let out = reorder(out, 1, &windows.raster_order());
+        let out = self.projector.forward(tower.x);
         probe::capture("projector_out", &out);
-        Ok(Encoded::new(medium, out))
+        Ok(Encoded::of_units(medium, out, tower.left))
     }
 }
 
@@ -238,57 +232,16 @@ fn time_step(frames: usize, frames_per_second: f32, per_second: u32) -> Result<u
     Ok(seconds.saturating_mul(per_second))
 }
 
-/// The windows that attention stays in. Inside the tower tokens stand window by window; a token
-/// is a group of patches that the merger makes one of.
-#[derive(Debug, PartialEq, Eq)]
-struct Windows {
-    /// Place in the raster of every token, in the tower's order.
-    order: Vec<usize>,
-    /// Cumulative numbers of patches in the windows, from 0 on.
-    ends: Vec<usize>,
-}
-
-impl Windows {
-    /// Cuts every temporal slice of `grid` patches into windows of `side` x `side` tokens of
-    /// `merge` x `merge` patches; those at the right and lower edge may be smaller.
-    fn new(grid: [usize; 3], merge: usize, side: usize) -> Self {
-        let [t, h, w] = grid;
-        let (h, w) = (h / merge, w / merge);
-        let (mut order, mut ends) = (Vec::with_capacity(t * h * w), vec![0]);
-        for slice in 0..t {
-            for (top, left) in (0..h)
-                .step_by(side)
-                .flat_map(|y| (0..w).step_by(side).map(move |x| (y, x)))
-            {
-                for y in top..(top + side).min(h) {
-                    let row = (slice * h + y) * w;
-                    order.extend((left..(left + side).min(w)).map(|x| row + x));
-                }
-                ends.push(order.len() * merge * merge);
-            }
-        }
-        Self { order, ends }
-    }
-
-    /// Returns the index in the tower's order of every token in raster order.
-    fn raster_order(&self) -> Vec<usize> {
-        let mut places = vec![0; self.order.len()];
-        for (place, &token) in self.order.iter().enumerate() {
-            places[token] = place;
-        }
-        places
-    }
-}
-
-/// Puts tokens of `group` rows into another order: the `i`-th of the result is number `order[i]`.
-fn reorder<B: KernelBackend>(x: Tensor<B, 2>, group: usize, order: &[usize]) -> Tensor<B, 2> {
-    let [rows, width] = x.dims();
-    let indices: Vec<i64> = order.iter().map(|&i| i as i64).collect();
-    let indices = TensorData::new(indices, [order.len()]);
-    let indices = Tensor::<B, 1, Int>::from_data(indices, &x.device());
-    x.reshape([rows / group, group * width])
-        .select(0, indices)
-        .reshape([rows, width])
+/// Returns the number of the window of every unit. Windows of `side` x `side` units are cut from every
+/// slice of `grid` units; those at the right and lower edge may be smaller.
+fn windows([times, height, width]: [usize; 3], side: usize) -> Vec<usize> {
+    let (rows, columns) = (height.div_ceil(side), width.div_ceil(side));
+    let window = |unit: usize| {
+        let (slice, place) = (unit / (height * width), unit % (height * width));
+        let (row, column) = (place / width / side, place % width / side);
+        (slice * rows + row) * columns + column
+    };
+    (0..times * height * width).map(window).collect()
 }
 
 #[derive(Module, Debug)]
@@ -328,47 +281,47 @@ impl<B: KernelBackend> VisionTransformer<B> {
         })
     }
 
-    fn windows(&self, grid: [usize; 3]) -> Windows {
-        Windows::new(grid, self.merge, self.window)
-    }
-
     /// # Shapes
     /// - pixels: `[patches, channels * frames * height * width]` in merge order,
-    ///   output: `[patches, hidden_size]`, window by window
+    ///   output: `[patches, hidden_size]`
     fn forward(
         &self,
         pixels: Tensor<B, 2>,
-        grid: [usize; 3],
-        windows: &Windows,
+        medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
-        let group = self.merge * self.merge;
-        let places = patch_places(grid, self.merge);
-        let places: Vec<(usize, usize)> = (windows.order.iter())
-            .flat_map(|&token| &places[token * group..(token + 1) * group])
-            .copied()
-            .collect();
-        let table = rotary_table(&places, self.heads.head_dim, &pixels.device());
-        // Windows never mix temporal slices, so full attention sees a slice in one piece.
-        let slice = grid[1] * grid[2];
-        let slices: Vec<usize> = (0..=grid[0]).map(|t| t * slice).collect();
-        let mut x = {
+    ) -> Result<TowerOutput<B>, ModelError> {
+        let patches = UnitPatches::new(medium, self.merge);
+        let window = windows(patches.grid(), self.window);
+        let raster = patches.entering();
+        // Inside the tower, units stand window by window. Windows never mix slices, so a slice is in
+        // one piece as well.
+        let mut order: Vec<usize> = (0..raster.ids.len()).collect();
+        order.sort_by_key(|&place| window[raster.ids[place]]);
+        let ids = order.iter().map(|&place| raster.ids[place]).collect();
+        let units = Units::new(ids, raster.rows);
+        let device = pixels.device();
+        let table = rotary_table(&patches.places(&units), self.heads.head_dim, &device);
+        let x = {
             let _stage = stage::module("patch_embed");
             self.patch_embed.forward(pixels)
         };
         probe::capture("patch_embed", &x);
-        x = reorder(x, group, &windows.order);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let _block = stage::scope(format_args!("blocks.{i}"));
-            let segments = match self.full_attention.contains(&i) {
-                true => &slices,
-                false => &windows.ends,
-            };
-            x = monitor.pass(i, self.blocks.len(), |monitor| {
-                block.forward(x, &table, segments, self.heads, monitor)
-            })?;
-        }
-        Ok(x)
+        let tower = Tower {
+            layers: &self.blocks,
+            heads: self.heads,
+            table: Some(table),
+            leading: 0,
+            scopes: Scopes::Slices {
+                slice: &|unit| patches.slice(unit),
+                scope: &|block, unit| match self.full_attention.contains(&block) {
+                    true => patches.slice(unit),
+                    false => window[unit],
+                },
+            },
+            methods: &medium.reduction.methods,
+        };
+        let x = x.select(0, indices(&raster.row_indices(&order), &device));
+        tower.run(x, units, monitor)
     }
 }
 
@@ -380,6 +333,8 @@ struct VisionBlock<B: KernelBackend> {
     mlp_norm: RmsNorm<B>,
     gate_up: Linear<B>,
     down: Linear<B>,
+    #[module(skip)]
+    heads: Heads,
 }
 
 impl<B: KernelBackend> VisionBlock<B> {
@@ -406,27 +361,28 @@ impl<B: KernelBackend> VisionBlock<B> {
                 true,
             )?,
             down: scope.linear("down", &[("mlp.down_proj", width)], gated, true)?,
+            heads: config.heads(),
         })
     }
+}
 
-    fn forward(
+impl<B: KernelBackend> TowerLayer<B> for VisionBlock<B> {
+    fn attend(
         &self,
         x: Tensor<B, 2>,
-        table: &RotaryTable<B>,
-        segments: &[usize],
-        heads: Heads,
+        input: AttentionInput<'_, B>,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
+    ) -> Result<Attended<B>, ModelError> {
         monitor.report(0, 4)?;
-        let x = {
-            let _stage = stage::module("attention");
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let (mask, quantized) = (Mask::Segments(segments), self.qkv.is_quantized());
-            monitor.report(1, 4)?;
-            let attended = self_attention(qkv, heads, mask, Some(table), quantized);
-            monitor.report(2, 4)?;
-            self.out.forward_residual(attended, x)
-        };
+        let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+        let quantized = self.qkv.is_quantized();
+        monitor.report(1, 4)?;
+        let attended = self_attention(qkv, self.heads, input, quantized);
+        monitor.report(2, 4)?;
+        Ok(attended.map(|attended| self.out.forward_residual(attended, x)))
+    }
+
+    fn mlp(&self, x: Tensor<B, 2>, monitor: &mut Monitor<'_>) -> Result<Tensor<B, 2>, ModelError> {
         monitor.report(3, 4)?;
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
@@ -440,18 +396,14 @@ impl<B: KernelBackend> VisionBlock<B> {
 mod tests {
     use super::*;
 
-    /// Worked by hand: 3 x 5 tokens in windows of 2 x 2, so that the last row and the last column
+    /// Worked by hand: 3 x 5 units in windows of 2 x 2, so that the last row and the last column
     /// are cut off, and a second slice.
     #[test]
     fn windows_are_cut_off_at_the_edge() {
-        let windows = Windows::new([2, 6, 10], 2, 2);
-        let first = [0, 1, 5, 6, 2, 3, 7, 8, 4, 9, 10, 11, 12, 13, 14];
-        assert_eq!(windows.order[..15], first);
-        assert_eq!(windows.order[15..], first.map(|token| token + 15));
-        assert_eq!(windows.ends[..7], [0, 16, 32, 40, 48, 56, 60]);
-        assert_eq!(windows.ends.last(), Some(&120));
-        let back = windows.raster_order();
-        assert!((0..30).all(|token| windows.order[back[token]] == token));
+        let windows = windows([2, 3, 5], 2);
+        let first = [0, 0, 1, 1, 2, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5];
+        assert_eq!(windows[..15], first);
+        assert_eq!(windows[15..], first.map(|window| window + 6));
     }
 
     /// Two frames at 2 per second last one second; at 3 per second two thirds, which count as

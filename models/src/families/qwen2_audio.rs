@@ -20,7 +20,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::Linear;
 use crate::layout::{Layout, Run};
-use crate::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
+use crate::media::{AudioPadding, InputReduction, MediaInput, MediaKind, MediaOptions};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::mel::{MelConfig, Padding};
@@ -207,6 +207,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
             shape: vec![1, mel.bins, mel.frames],
             grid: [valid, 1, 1],
             layout: Run::sequence(tokens).into(),
+            reduction: InputReduction::default(),
         })
     }
 

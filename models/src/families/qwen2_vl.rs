@@ -10,15 +10,16 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use edge_lmm_ops::{Activation, KernelBackend, Mask, probe, stage};
+use edge_lmm_ops::{Activation, Heads, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
 use crate::encoders::merger::Merger;
 use crate::encoders::patch_grid::{
-    PatchConfig, check_heads, check_rotary, check_token_width, patch_places, rotary_table,
+    PatchConfig, UnitPatches, check_heads, check_rotary, check_token_width, rotary_table,
 };
+use crate::encoders::tower::{Scopes, Tower, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
 use crate::families::qwen_vl_input::QwenVlInput;
@@ -197,18 +198,18 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
-        let features = {
+        let tower = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
             let shape = [medium.shape[0], medium.shape[1]];
             let pixels = Tensor::from_data(TensorData::new(medium.values.clone(), shape), &device);
-            self.vision.forward(pixels, medium.grid, monitor)?
+            self.vision.forward(pixels, medium, monitor)?
         };
-        probe::capture("vision_out", &features);
+        probe::capture("vision_out", &tower.x);
         let _stage = stage::top("projector");
-        let out = self.projector.forward(features);
+        let out = self.projector.forward(tower.x);
         probe::capture("projector_out", &out);
-        Ok(Encoded::new(medium, out))
+        Ok(Encoded::of_units(medium, out, tower.left))
     }
 }
 
@@ -217,7 +218,7 @@ struct VisionTransformer<B: KernelBackend> {
     patch_embed: Linear<B>,
     blocks: Vec<Block<B>>,
     #[module(skip)]
-    head_dim: usize,
+    heads: Heads,
     #[module(skip)]
     merge: usize,
 }
@@ -239,7 +240,7 @@ impl<B: KernelBackend> VisionTransformer<B> {
         Ok(Self {
             patch_embed,
             blocks,
-            head_dim: block.heads.head_dim,
+            heads: block.heads,
             merge: config.patches.spatial_merge_size,
         })
     }
@@ -250,25 +251,33 @@ impl<B: KernelBackend> VisionTransformer<B> {
     fn forward(
         &self,
         pixels: Tensor<B, 2>,
-        grid: [usize; 3],
+        medium: &MediaInput,
         monitor: &mut Monitor<'_>,
-    ) -> Result<Tensor<B, 2>, ModelError> {
-        let places = patch_places(grid, self.merge);
-        let table = rotary_table(&places, self.head_dim, &pixels.device());
-        // Every temporal slice attends to itself alone.
-        let slice = grid[1] * grid[2];
-        let segments: Vec<usize> = (0..=grid[0]).map(|t| t * slice).collect();
-        let mut x = {
+    ) -> Result<TowerOutput<B>, ModelError> {
+        let patches = UnitPatches::new(medium, self.merge);
+        let units = patches.entering();
+        let table = rotary_table(
+            &patches.places(&units),
+            self.heads.head_dim,
+            &pixels.device(),
+        );
+        let x = {
             let _stage = stage::module("patch_embed");
             self.patch_embed.forward(pixels)
         };
         probe::capture("patch_embed", &x);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let _block = stage::scope(format_args!("blocks.{i}"));
-            x = monitor.pass(i, self.blocks.len(), |monitor| {
-                block.forward(x, Mask::Segments(&segments), Some(&table), monitor)
-            })?;
-        }
-        Ok(x)
+        let tower = Tower {
+            layers: &self.blocks,
+            heads: self.heads,
+            table: Some(table),
+            leading: 0,
+            // Every temporal slice attends to itself alone.
+            scopes: Scopes::Slices {
+                slice: &|unit| patches.slice(unit),
+                scope: &|_, unit| patches.slice(unit),
+            },
+            methods: &medium.reduction.methods,
+        };
+        tower.run(x, units, monitor)
     }
 }

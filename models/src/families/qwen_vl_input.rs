@@ -9,6 +9,7 @@ use crate::media::{MediaInput, MediaKind, MediaOptions};
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
+use crate::reduce::duplicates::enter;
 
 /// The template of the published checkpoints, for those that come without one.
 const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
@@ -105,7 +106,7 @@ impl QwenVlInput {
             .image
             .with_tokens(options.image_tokens)
             .with_most_tokens(options.most_tokens);
-        Ok(self.medium(MediaKind::Image, config.image(image)?, 1))
+        Ok(self.medium(MediaKind::Image, config.image(image)?, 1, options))
     }
 
     /// Preprocesses a video into patches, `time_step` positions apart in time.
@@ -122,19 +123,47 @@ impl QwenVlInput {
             .video
             .with_tokens(options.image_tokens)
             .with_most_tokens(options.most_tokens);
-        Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step))
+        Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step, options))
     }
 
-    fn medium(&self, kind: MediaKind, patches: Patches, time_step: u32) -> MediaInput {
-        let [t, h, w] = patches.grid;
-        let count = t * h * w;
-        let merge = self.image.merge_size;
+    fn medium(
+        &self,
+        kind: MediaKind,
+        patches: Patches,
+        time_step: u32,
+        options: &MediaOptions,
+    ) -> MediaInput {
+        let Patches { pixel_values, grid } = patches;
+        let [t, h, w] = grid;
+        let config = match kind {
+            MediaKind::Video => &self.video,
+            _ => &self.image,
+        };
+        let (merge, width) = (config.merge_size, pixel_values.len() / (t * h * w).max(1));
+        let units = [t, h / merge, w / merge];
+        // A patch is a plane of each channel after the other.
+        let samples = || config.normalization.samples(&pixel_values, width / 3);
+        let reduction = enter(&options.reductions, kind, units, samples);
+        let layout = Layout::from(Run::grid(units, time_step));
+        let unit = width * merge * merge;
+        let (values, layout) = match &reduction.units {
+            None => (pixel_values, layout),
+            Some(entering) => (
+                entering
+                    .iter()
+                    .flat_map(|i| &pixel_values[i * unit..(i + 1) * unit])
+                    .copied()
+                    .collect(),
+                layout.keep(entering),
+            ),
+        };
         MediaInput {
             kind,
-            shape: vec![count, patches.pixel_values.len() / count.max(1)],
-            values: patches.pixel_values,
-            grid: patches.grid,
-            layout: Run::grid([t, h / merge, w / merge], time_step).into(),
+            shape: vec![values.len() / width.max(1), width],
+            values,
+            grid,
+            layout,
+            reduction,
         }
     }
 

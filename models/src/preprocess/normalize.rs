@@ -126,6 +126,20 @@ impl Normalization {
         self.tabulate(|sample, mean, std| (sample as f32 / 255.0 - mean as f32) / std as f32)
     }
 
+    /// Returns the 8-bit samples that [`Self::table`] or [`Self::fused_table`] made `values` of;
+    /// channels take turns every `plane` values.
+    pub fn samples(&self, values: &[f32], plane: usize) -> Vec<u8> {
+        let planes = values.chunks_exact(plane.max(1)).enumerate();
+        let sample = |channel: usize, value: &f32| {
+            let scaled = f64::from(*value) * self.image_std[channel] + self.image_mean[channel];
+            // The cast saturates.
+            (scaled / self.rescale_factor).round() as u8
+        };
+        planes
+            .flat_map(|(i, plane)| plane.iter().map(move |value| sample(i % 3, value)))
+            .collect()
+    }
+
     fn tabulate(&self, value: impl Fn(f64, f64, f64) -> f32) -> SampleTable {
         std::array::from_fn(|channel| {
             std::array::from_fn(|sample| {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
+use crate::reduce::merge::indices;
 
 /// Cosines and sines for a sequence of tokens, half a head wide.
 #[derive(Debug, Clone)]
@@ -47,6 +48,15 @@ impl<B: KernelBackend> RotaryTable<B> {
         Self {
             cos: table(cos),
             sin: table(sin),
+        }
+    }
+
+    /// Returns the table of the rows at `places`.
+    pub(crate) fn select(&self, places: &[usize]) -> Self {
+        let rows = indices(places, &self.cos.device());
+        Self {
+            cos: self.cos.clone().select(0, rows.clone()),
+            sin: self.sin.clone().select(0, rows),
         }
     }
 

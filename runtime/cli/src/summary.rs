@@ -12,9 +12,14 @@ pub fn summary(answer: &Answer, timing: &Timing) -> String {
     let resident = peak_resident_bytes().map_or_else(String::new, |n| {
         format!("; peak resident memory {}", bytes(n as usize))
     });
+    let reductions: String = answer
+        .reductions
+        .iter()
+        .map(|step| format!("\n{}: {} tokens left", step.method, step.tokens))
+        .collect();
     format!(
         "first token after {}; {} tokens generated{speed}\n\
-         prompt of {} tokens: {} visual, {} reused{resident}",
+         prompt of {} tokens: {} visual, {} reused{resident}{reductions}",
         readable(answer.first_token_after(timing)),
         answer.tokens.len(),
         answer.prompt_tokens,

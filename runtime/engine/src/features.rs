@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use edge_lmm_models::layout::Layout;
 use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::model::Encoded;
+use edge_lmm_models::reduce::ReductionStep;
 use edge_lmm_ops::KernelBackend;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -19,6 +20,15 @@ const LAYOUTS: usize = 4096;
 /// Identifies a decoded medium and the options that it is prepared with.
 pub type MediumKey = u128;
 
+/// Place of an encoded medium in a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MediumPlace {
+    /// Its tokens.
+    pub layout: Layout,
+    /// Tokens left after each method of reduction.
+    pub steps: Vec<ReductionStep>,
+}
+
 /// Encoded media, the least recently used ones dropped first.
 pub struct FeatureCache<B: KernelBackend> {
     entries: HashMap<MediumKey, Entry<B>>,
@@ -27,7 +37,7 @@ pub struct FeatureCache<B: KernelBackend> {
 }
 
 struct Entry<B: KernelBackend> {
-    layout: Layout,
+    place: MediumPlace,
     /// `None` after the features were dropped. The layout is still known, so that a conversation
     /// that has the medium in its state does not need them.
     encoded: Option<Encoded<B>>,
@@ -44,9 +54,9 @@ impl<B: KernelBackend> FeatureCache<B> {
         }
     }
 
-    /// Returns the layout of a medium that was encoded before.
-    pub fn layout(&self, key: MediumKey) -> Option<Layout> {
-        self.entries.get(&key).map(|entry| entry.layout.clone())
+    /// Returns the place of a medium that was encoded before.
+    pub fn place(&self, key: MediumKey) -> Option<MediumPlace> {
+        self.entries.get(&key).map(|entry| entry.place.clone())
     }
 
     /// Returns an encoded medium if its features are cached.
@@ -61,7 +71,7 @@ impl<B: KernelBackend> FeatureCache<B> {
     pub fn insert(&mut self, key: MediumKey, encoded: Encoded<B>) {
         self.clock += 1;
         let entry = Entry {
-            layout: encoded.layout.clone(),
+            place: MediumPlace::of(&encoded),
             encoded: Some(encoded),
             used: self.clock,
         };
@@ -105,6 +115,16 @@ impl<B: KernelBackend> FeatureCache<B> {
     }
 }
 
+impl MediumPlace {
+    /// Returns the place of an encoded medium.
+    pub fn of<B: KernelBackend>(encoded: &Encoded<B>) -> Self {
+        Self {
+            layout: encoded.layout.clone(),
+            steps: encoded.steps.clone(),
+        }
+    }
+}
+
 impl<B: KernelBackend> Entry<B> {
     fn bytes(&self) -> usize {
         self.encoded.as_ref().map_or(0, Encoded::bytes)
@@ -116,6 +136,11 @@ impl<B: KernelBackend> Entry<B> {
 pub fn medium_key(medium: &Media, options: &MediaOptions) -> MediumKey {
     let mut hasher = Xxh3::new();
     hasher.update(&medium.content_hash().to_le_bytes());
+    // The reduction within the language model does not change the encoder's output.
+    let options = MediaOptions {
+        reductions: options.reductions.of_media(),
+        ..options.clone()
+    };
     hasher.update(format!("{options:?}").as_bytes());
     hasher.digest128()
 }
@@ -135,6 +160,8 @@ mod tests {
             layout: Run::sequence(2).into(),
             features: Tensor::zeros([2, 8], &Default::default()),
             deep: Vec::new(),
+            attention: None,
+            steps: Vec::new(),
         }
     }
 
@@ -148,7 +175,7 @@ mod tests {
         cache.trim(&[2]);
         assert_eq!(cache.bytes(), 128);
         // The place in the prompt is still known.
-        assert!(cache.get(1).is_none() && cache.layout(1).is_some());
+        assert!(cache.get(1).is_none() && cache.place(1).is_some());
         assert!(cache.get(0).is_some());
         // What the current request needs stays, even beyond the limit.
         cache.insert(3, encoded());
@@ -164,7 +191,7 @@ mod tests {
         }
         cache.trim(&[0]);
         assert_eq!(cache.entries.len(), LAYOUTS);
-        assert!(cache.layout(0).is_some() && cache.layout(1).is_none());
+        assert!(cache.place(0).is_some() && cache.place(1).is_none());
     }
 
     #[test]
@@ -181,5 +208,14 @@ mod tests {
             ..MediaOptions::default()
         };
         assert_ne!(key(&image(1)), medium_key(&image(1), &fewer));
+        let reduced = |chain: &str| {
+            let options = MediaOptions {
+                reductions: chain.parse().expect("a chain"),
+                ..MediaOptions::default()
+            };
+            medium_key(&image(1), &options)
+        };
+        assert_ne!(key(&image(1)), reduced("diverse:0.5"));
+        assert_eq!(key(&image(1)), reduced("language:1:0.5"));
     }
 }

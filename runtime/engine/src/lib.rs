@@ -93,6 +93,7 @@ pub use edge_lmm_models::layout;
 pub use edge_lmm_models::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
 pub use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 pub use edge_lmm_models::prompt::{Content, Message, Role};
+pub use edge_lmm_models::reduce;
 pub use edge_lmm_models::{ModelError, demo};
 pub use edge_lmm_ops::KernelBackend;
 pub use edge_lmm_record as record;

@@ -1,5 +1,6 @@
 //! An answer with its stages as JSON.
 
+use edge_lmm_models::reduce::ReductionStep;
 use serde::Serialize;
 
 use crate::request::{Answer, FinishReason};
@@ -18,6 +19,8 @@ pub struct AnswerReport {
     pub visual_tokens: usize,
     /// Prompt tokens that were in the cache already.
     pub reused_tokens: usize,
+    /// Tokens of the media that each method of reduction left.
+    pub reductions: Vec<ReductionStep>,
     /// Reason for the end of the answer.
     pub finish_reason: FinishReason,
     /// Milliseconds from the undecoded media to the first token.
@@ -39,6 +42,7 @@ impl AnswerReport {
             prompt_tokens: answer.prompt_tokens,
             visual_tokens: answer.visual_tokens,
             reused_tokens: answer.reused_tokens,
+            reductions: answer.reductions.clone(),
             finish_reason: answer.finish_reason,
             first_token_ms: answer.first_token_after(timing).as_secs_f64() * 1e3,
             stages: timing.clone(),

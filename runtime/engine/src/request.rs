@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::prompt::Message;
+use edge_lmm_models::reduce::ReductionStep;
 use serde::Serialize;
 
 use crate::media::Media;
@@ -79,6 +80,8 @@ pub struct Answer {
     pub visual_tokens: usize,
     /// Prompt tokens that were still in the cache from the turn before.
     pub reused_tokens: usize,
+    /// Tokens of the media that each method of reduction left, in the order in which they ran.
+    pub reductions: Vec<ReductionStep>,
     /// Reason for the end.
     pub finish_reason: FinishReason,
     /// Time from the request, with its media decoded, to the first token.

@@ -29,7 +29,7 @@ use edge_lmm_models::language::{
 };
 use edge_lmm_models::layers::Linear;
 use edge_lmm_models::layout::{Layout, Piece, Run};
-use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
+use edge_lmm_models::media::{InputReduction, MediaInput, MediaKind, MediaOptions};
 use edge_lmm_models::model::{Encoded, Model};
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::preprocess::RgbImage;
@@ -226,6 +226,7 @@ impl<B: KernelBackend> Model<B> for Pixels<B> {
             shape: vec![width * height, 3],
             grid: [1, height, width],
             layout: self.layout(&pixels, width, height),
+            reduction: InputReduction::default(),
         })
     }
 
@@ -246,6 +247,8 @@ impl<B: KernelBackend> Model<B> for Pixels<B> {
             layout: self.layout(&kept, width, height),
             features: self.projector.forward(pixels.clone()),
             deep: vec![(DEEP_LAYER, self.deep.forward(pixels))],
+            attention: None,
+            steps: Vec::new(),
         })
     }
 

@@ -16,6 +16,7 @@
 //! | [`linear`](mod@linear) | products with packed weights, for one token or many |
 //! | [`attention`](mod@attention) | softmax attention without a score matrix, key/value cache |
 //! | [`norm`], [`elementwise`], [`rope`](mod@rope) | normalization, activations, rotary embedding |
+//! | `distance` | distances of rows, for the choice of tokens |
 //! | [`workload`] | shapes and operands of the kernel benchmarks |
 //!
 //! # Reproducibility
@@ -30,6 +31,7 @@ pub mod activation;
 pub mod attention;
 pub mod cpu;
 pub mod dispatch;
+mod distance;
 mod element;
 pub mod elementwise;
 mod fit;
@@ -58,6 +60,7 @@ pub use attention::{
     cached_attention, integer_attention,
 };
 pub use cpu::Isa;
+pub use distance::squared_distances;
 pub use elementwise::{activate, gated};
 pub use format::{Format, FormatError, Matrix, MatrixShape};
 pub use linear::{Epilogue, FeedForward, feed_forward, linear, product};

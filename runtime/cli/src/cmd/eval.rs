@@ -10,7 +10,8 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use edge_lmm::manifest::{Manifest, Question, is_right};
 use edge_lmm::output::Output;
-use edge_lmm::{EngineError, ModelError, Request, user_message};
+use edge_lmm::reduce::sampling::seed_of;
+use edge_lmm::{EngineError, MediaOptions, ModelError, Request, user_message};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -170,7 +171,11 @@ impl Cmd {
         session.forget();
         let request = Request {
             media: &media,
-            options: self.media.options(),
+            options: MediaOptions {
+                // Questions about the same medium see the same random tokens.
+                seed: seed_of(&question.media_path),
+                ..self.media.options()
+            },
             parse_special: self.prompt_options.parse_special,
             ..self.generation.request(&messages)?
         };

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::RequestEstimator;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
+use edge_lmm::reduce::{Reductions, Share};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
     AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Message, Record, Recording,
@@ -109,6 +110,11 @@ impl FromStr for PaddingChoice {
     }
 }
 
+fn parse_share(text: &str) -> Result<Share, String> {
+    let share = text.parse();
+    share.map_err(|()| "expected a ratio above 0 and up to 1, such as 0.25 or 25%".to_owned())
+}
+
 /// Options for reading and preparing media.
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
@@ -116,6 +122,13 @@ pub struct MediaArgs {
     /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
+    /// Reduce the tokens of images and videos by a chain of methods: METHOD[:RATIO][,METHOD...],
+    /// where RATIO is the share of tokens to keep. See the methods below
+    #[arg(long, value_name = "METHODS", conflicts_with = "keep_visual_tokens")]
+    reduce: Option<Reductions>,
+    /// Keep this share of the tokens of images and videos, by the methods that lose the least
+    #[arg(long, value_name = "RATIO", value_parser = parse_share)]
+    keep_visual_tokens: Option<Share>,
     /// Number of video frames to use, evenly spaced [default: all]
     #[arg(long, value_name = "N")]
     frames: Option<NonZeroUsize>,
@@ -131,8 +144,14 @@ impl MediaArgs {
         MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
             audio_padding: self.audio_padding.0,
+            reductions: self.reductions(),
             ..MediaOptions::default()
         }
+    }
+
+    fn reductions(&self) -> Reductions {
+        let chosen = self.keep_visual_tokens.map(Reductions::keeping);
+        chosen.or_else(|| self.reduce.clone()).unwrap_or_default()
     }
 
     /// Returns the selection of video frames.

@@ -136,6 +136,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             prompt_tokens: prompt.ids.len(),
             visual_tokens: prompt.visual_tokens(),
             reused_tokens,
+            reductions: prepared.reductions.clone(),
             finish_reason: FinishReason::Canceled,
             first_token: started.elapsed(),
             timing: Timing::default(),

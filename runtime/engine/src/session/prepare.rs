@@ -8,12 +8,14 @@ use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
+use edge_lmm_models::reduce::ReductionStep;
+use edge_lmm_models::reduce::select::select;
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
 use super::events::{OnEvent, report};
 use super::past::{PastToken, Source};
 use crate::error::EngineError;
-use crate::features::{MediumKey, medium_key};
+use crate::features::{MediumKey, MediumPlace, medium_key};
 use crate::loaded::LoadedModel;
 use crate::media::{Media, MediaData};
 use crate::request::{Event, Request};
@@ -22,6 +24,8 @@ use crate::request::{Event, Request};
 pub(super) struct Prepared<B: KernelBackend> {
     pub keys: Vec<MediumKey>,
     pub prompt: Prompt,
+    /// Tokens left after each method of reduction, of all media together.
+    pub reductions: Vec<ReductionStep>,
     /// Media that were encoded for this request.
     encoded: Vec<(MediumKey, Encoded<B>)>,
 }
@@ -73,29 +77,33 @@ impl<B: KernelBackend> LoadedModel<B> {
         self.check_text(request.messages)?;
         let options = self.options(request);
         let mut keys = Vec::with_capacity(request.media.len());
-        let mut layouts = Vec::with_capacity(request.media.len());
+        let mut places: Vec<MediumPlace> = Vec::with_capacity(request.media.len());
         let (mut new_keys, mut inputs) = (Vec::new(), Vec::<MediaInput>::new());
         for medium in request.media {
             let key = medium_key(medium, &options);
             // A capture is to show what went into the encoder.
-            let known = self.features().layout(key).filter(|_| !probe::active());
+            let known = self.features().place(key).filter(|_| !probe::active());
             let again = new_keys.iter().position(|&new| new == key);
-            layouts.push(match (known, again) {
-                (Some(layout), _) => layout,
-                (None, Some(same)) => inputs[same].layout.clone(),
+            let before_encoding = |input: &MediaInput| MediumPlace {
+                layout: input.layout.clone(),
+                steps: Vec::new(),
+            };
+            places.push(match (known, again) {
+                (Some(place), _) => place,
+                (None, Some(same)) => before_encoding(&inputs[same]),
                 (None, None) => {
                     let input = self.prepare_medium(medium, &options)?;
-                    let layout = input.layout.clone();
+                    let place = before_encoding(&input);
                     new_keys.push(key);
                     inputs.push(input);
-                    layout
+                    place
                 }
             });
             keys.push(key);
         }
         // An encoder may drop tokens, so this is an upper bound. A prompt that cannot fit is
         // refused before the encoders run.
-        let mut prompt = self.prompt(request, &layouts)?;
+        let mut prompt = self.prompt(request, &places)?;
         drop(preprocess);
         let event = Event::Prepared {
             prompt_tokens: prompt.ids.len(),
@@ -107,19 +115,20 @@ impl<B: KernelBackend> LoadedModel<B> {
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;
         for (&key, input) in new_keys.iter().zip(&inputs) {
-            let medium = self.encode(key, input, on_event)?;
-            for (layout, _) in layouts
+            let medium = self.encode(key, input, &options, on_event)?;
+            let new = MediumPlace::of(&medium);
+            for (place, _) in places
                 .iter_mut()
                 .zip(&keys)
                 .filter(|(_, other)| **other == key)
             {
-                changed |= *layout != medium.layout;
-                layout.clone_from(&medium.layout);
+                changed |= place.layout != new.layout;
+                place.clone_from(&new);
             }
             encoded.push((key, medium));
         }
         if changed {
-            prompt = self.prompt(request, &layouts)?;
+            prompt = self.prompt(request, &places)?;
         }
         log::debug!(
             "prompt: {} tokens, {} of them of {} media",
@@ -131,6 +140,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         Ok(Prepared {
             keys,
             prompt,
+            reductions: sum_of(&places),
             encoded,
         })
     }
@@ -160,11 +170,12 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    /// Runs the encoder and keeps its output for later requests.
+    /// Runs the encoder, chooses tokens, and keeps them for later requests.
     fn encode(
         &self,
         key: MediumKey,
         input: &MediaInput,
+        options: &MediaOptions,
         on_event: &mut OnEvent<'_>,
     ) -> Result<Encoded<B>, EngineError> {
         let stage = match input.kind {
@@ -172,7 +183,19 @@ impl<B: KernelBackend> LoadedModel<B> {
             MediaKind::Audio => "audio",
         };
         let mut report = report(stage, on_event);
-        let encoded = self.model.encode(input, &mut Monitor::new(&mut report))?;
+        let monitor = &mut Monitor::new(&mut report);
+        let encoded = self.model.encode(input, monitor)?;
+        let encoded = {
+            let _stage = stage::top("projector");
+            select(
+                encoded,
+                input.kind,
+                &options.reductions,
+                options.seed,
+                monitor,
+            )?
+        };
+        probe::capture("features", &encoded.features);
         self.features().insert(key, encoded.clone());
         Ok(encoded)
     }
@@ -191,12 +214,12 @@ impl<B: KernelBackend> LoadedModel<B> {
     }
 
     /// Builds the prompt with its media and checks it against the model.
-    fn prompt(&self, request: &Request<'_>, layouts: &[Layout]) -> Result<Prompt, EngineError> {
+    fn prompt(&self, request: &Request<'_>, places: &[MediumPlace]) -> Result<Prompt, EngineError> {
         let conversation = Conversation {
             messages: request.messages,
             parse_special: request.parse_special,
         };
-        let layouts: Vec<&Layout> = layouts.iter().collect();
+        let layouts: Vec<&Layout> = places.iter().map(|place| &place.layout).collect();
         let prompt = self.model.prompt(&self.text, conversation, &layouts)?;
         let (tokens, language) = (prompt.ids.len(), self.model.language());
         let (context, vocabulary) = (language.context_length(), language.vocabulary());
@@ -279,14 +302,27 @@ impl<B: KernelBackend> LoadedModel<B> {
         match held {
             Some(encoded) => Ok(encoded),
             None => {
+                let options = self.options(request);
                 let input = {
                     let _stage = stage::top("preprocess");
-                    self.prepare_medium(&request.media[medium], &self.options(request))?
+                    self.prepare_medium(&request.media[medium], &options)?
                 };
-                self.encode(key, &input, on_event)
+                self.encode(key, &input, &options, on_event)
             }
         }
     }
+}
+
+/// Adds up the steps of all media by method.
+fn sum_of(places: &[MediumPlace]) -> Vec<ReductionStep> {
+    let mut sum: Vec<ReductionStep> = Vec::new();
+    for step in places.iter().flat_map(|place| &place.steps) {
+        match sum.iter_mut().find(|other| other.method == step.method) {
+            Some(other) => other.tokens += step.tokens,
+            None => sum.push(*step),
+        }
+    }
+    sum
 }
 
 /// Captures the inputs of the model, for comparison with a reference.

@@ -210,6 +210,14 @@ fn texts_that_announce_gigabytes_take_no_memory() {
         let expected = load_audio(&path(&format!("sounds/{name}"))).expect(name);
         assert_eq!(load_audio(&file).expect(name), expected, "{name}");
     }
+    // MP3 that is not one: a FLAC with a comment of 4 GB behind an empty tag and a zero.
+    let hidden = [
+        &b"ID3\x04\0\0\0\0\0\0\0fLaC\x04\0\x49\x11\0\0\0\0\0\0\0COMM\xff\xf3"[..],
+        &lie,
+    ]
+    .concat();
+    let (_folder, file) = temporary("hidden.mp3", &hidden);
+    load_audio(&file).unwrap_err();
     // MP3: a tag of 256 MiB.
     let mp3 = [b"ID3\x04\0\0\x7f\x7f\x7f\x7f", &read("mp3_mono.mp3")[..]].concat();
     let (_folder, file) = temporary("tag.mp3", &mp3);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use edge_lmm_models::media::MediaKind;
+use symphonia::default::formats::{AiffReader, FlacReader, MpaReader};
 
 use super::error::MediaError;
 use super::format::Format;
@@ -40,18 +41,21 @@ fn decode(format: Format, bytes: &[u8]) -> Result<Audio, MediaError> {
         Format::Wav => wav::decode(bytes),
         Format::Mp3 | Format::Flac | Format::Aiff => {
             budget::check(bytes.len() as u64)?;
-            let content = match format {
-                Format::Flac => stream::flac_without_metadata(bytes)?,
+            let name = format.name();
+            match format {
+                Format::Flac => {
+                    let content = stream::flac_without_metadata(bytes)?;
+                    stream::decode::<FlacReader>(name, content)
+                }
                 Format::Aiff => {
                     stream::check_aiff(bytes)?;
-                    bytes.to_vec()
+                    stream::decode::<AiffReader>(name, bytes.to_vec())
                 }
                 _ => {
                     stream::check_mp3(bytes)?;
-                    bytes.to_vec()
+                    stream::decode::<MpaReader>(name, bytes.to_vec())
                 }
-            };
-            stream::decode(format.name(), content)
+            }
         }
         other => Err(other.wrong("audio file")),
     }

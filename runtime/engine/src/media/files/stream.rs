@@ -9,8 +9,6 @@ use symphonia::core::codecs::{CODEC_TYPE_NULL, DecoderOptions};
 use symphonia::core::errors::Error;
 use symphonia::core::formats::{FormatOptions, FormatReader};
 use symphonia::core::io::{MediaSourceStream, MediaSourceStreamOptions};
-use symphonia::core::meta::{Limit, MetadataOptions};
-use symphonia::core::probe::Hint;
 
 use super::budget;
 use super::error::MediaError;
@@ -78,24 +76,24 @@ pub(super) fn check_aiff(bytes: &[u8]) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// Decodes audio with Symphonia.
-pub(super) fn decode(format: &'static str, bytes: Vec<u8>) -> Result<Audio, MediaError> {
-    let failed = |error| failed(format, error);
+/// Decodes audio with Symphonia's reader of this format. Its probe would also find another format
+/// within the file, whose metadata was not checked.
+pub(super) fn decode<R: FormatReader + 'static>(
+    format: &'static str,
+    bytes: Vec<u8>,
+) -> Result<Audio, MediaError> {
     let source = Cursor::new(bytes);
     let stream = MediaSourceStream::new(Box::new(source), MediaSourceStreamOptions::default());
     let formats = FormatOptions {
         enable_gapless: true,
         ..FormatOptions::default()
     };
-    // Embedded images and texts are ignored.
-    let metadata = MetadataOptions {
-        limit_metadata_bytes: Limit::Maximum(1 << 20),
-        limit_visual_bytes: Limit::Maximum(0),
-    };
-    let probed = symphonia::default::get_probe()
-        .format(&Hint::new(), stream, &formats, &metadata)
-        .map_err(failed)?;
-    decode_track(format, probed.format)
+    let reader = R::try_new(stream, &formats).map_err(|error| match error {
+        // The reader looks for a beginning until the file ends.
+        Error::IoError(_) => MediaError::damaged(format, "no audio was found in it"),
+        error => failed(format, error),
+    })?;
+    decode_track(format, reader)
 }
 
 /// Converts an error of Symphonia, which does not expose the cause as its source.
@@ -106,10 +104,7 @@ fn failed(format: &'static str, error: Error) -> MediaError {
     }
 }
 
-fn decode_track(
-    format: &'static str,
-    mut reader: Box<dyn FormatReader>,
-) -> Result<Audio, MediaError> {
+fn decode_track(format: &'static str, mut reader: impl FormatReader) -> Result<Audio, MediaError> {
     let damaged = |message: String| MediaError::damaged(format, message);
     let failed = |error| failed(format, error);
     let track = reader

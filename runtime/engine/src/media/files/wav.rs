@@ -2,6 +2,8 @@
 //! ITU-R BS.2088): integers of up to 32 bits, floats of 32 or 64 bits, A-law and mu-law. Symphonia
 //! decodes ADPCM and MP3.
 
+use symphonia::default::formats::{MpaReader, WavReader};
+
 use super::error::MediaError;
 use super::pieces::{Pieces, riff_chunk, word};
 use super::samples::{Audio, check_len};
@@ -159,11 +161,11 @@ impl Header<'_> {
             Sample::Compressed(Compression::Mp3) => {
                 budget::check(data.len() as u64)?;
                 stream::check_mp3(data)?;
-                stream::decode("MP3", data.to_vec())
+                stream::decode::<MpaReader>("MP3", data.to_vec())
             }
             Sample::Compressed(Compression::Adpcm) => {
                 budget::check(data.len() as u64)?;
-                stream::decode("WAV", self.file(data))
+                stream::decode::<WavReader>("WAV", self.file(data))
             }
             _ => plain_samples(layout, data),
         }

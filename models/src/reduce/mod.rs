@@ -1,0 +1,29 @@
+//! Reduction of visual tokens: an encoder and a language model spend most of their time on tokens
+//! that say little.
+//!
+//! [`Reductions`] is the chain of methods of a request, each at its place in the computation:
+//!
+//! | place | methods | file |
+//! |---|---|---|
+//! | before the encoder | equal neighbors, also in time | [`duplicates`] |
+//! | within the encoder | merging of similar tokens | [`merge`] |
+//! | after the projector | diversity, attention, random, stride | [`mod@select`] |
+//! | within the language model | attention of the last token of the prompt | [`language`] |
+//!
+//! A *unit* is the part of an image that becomes one token: a merge group of patches in
+//! Qwen2-VL, a patch in LLaVA. The first two places drop and merge whole units. Tokens that are
+//! left keep their positions.
+
+pub mod diverse;
+pub mod duplicates;
+pub mod language;
+pub mod merge;
+mod plan;
+pub mod sampling;
+pub mod select;
+mod share;
+
+pub use language::LanguageReduction;
+pub use merge::Merge;
+pub use plan::{Reduction, ReductionError, ReductionStep, Reductions};
+pub use share::Share;

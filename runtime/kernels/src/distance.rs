@@ -1,0 +1,94 @@
+//! Squared distances of rows.
+
+use std::ops::Range;
+
+use crate::pool::ThreadPool;
+use crate::scratch::Parts;
+
+/// Sums of a distance that are computed side by side.
+const LANES: usize = 16;
+
+/// Computes the squared Euclidean distances of the rows `rows` of `x` to all its rows.
+///
+/// Differences of nearly equal rows are exact, where a product of normalized rows would lose them.
+/// Every instruction set gives the same bits.
+///
+/// # Shapes
+/// `x`: `[count, width]`, `out`: `[rows.len(), count]`
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn squared_distances(
+    pool: &ThreadPool,
+    x: &[f32],
+    width: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
+    assert!(
+        width > 0 && x.len().is_multiple_of(width),
+        "{} elements are not rows of {width}",
+        x.len()
+    );
+    let count = x.len() / width;
+    assert!(
+        rows.end <= count && out.len() == rows.len() * count,
+        "{} distances are not those of rows {rows:?} to {count}",
+        out.len()
+    );
+    let row = |index: usize| &x[index * width..][..width];
+    let parts = Parts::new(out);
+    pool.run(rows.len(), |task| {
+        // SAFETY: each task has its own row of the output.
+        #[allow(unsafe_code)]
+        let out = unsafe { parts.part(task * count..(task + 1) * count) };
+        let from = row(rows.start + task);
+        for (to, out) in out.iter_mut().enumerate() {
+            *out = squared_distance(from, row(to));
+        }
+    });
+}
+
+fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
+    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_lanes.remainder().iter().zip(b_lanes.remainder());
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a_lanes.zip(b_lanes) {
+        for lane in 0..LANES {
+            let difference = a[lane] - b[lane];
+            sums[lane] += difference * difference;
+        }
+    }
+    let whole: f32 = sums.iter().sum();
+    whole + rest.map(|(a, b)| (a - b) * (a - b)).sum::<f32>()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    #[test]
+    fn distances_equal_those_in_double_precision() {
+        let (count, width) = (7, 37);
+        let x: Vec<f32> = (0..count * width).map(|i| (i as f32).sin()).collect();
+        let expected = |a: usize, b: usize| -> f64 {
+            let row = |i: usize| x[i * width..][..width].iter().map(|&v| f64::from(v));
+            row(a).zip(row(b)).map(|(a, b)| (a - b).powi(2)).sum()
+        };
+        let mut results = Vec::new();
+        for threads in [1, 3] {
+            let pool = ThreadPool::new(NonZeroUsize::new(threads).unwrap());
+            let mut out = vec![f32::NAN; 3 * count];
+            squared_distances(&pool, &x, width, 2..5, &mut out);
+            for (i, &distance) in out.iter().enumerate() {
+                let exact = expected(2 + i / count, i % count);
+                // One rounding for each of at most 37 additions.
+                assert!((f64::from(distance) - exact).abs() <= exact * 38.0 * 6e-8);
+            }
+            results.push(out);
+        }
+        assert_eq!(results[0], results[1]);
+    }
+}
