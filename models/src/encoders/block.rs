@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use edge_lmm_ops::{
     Activation, Columns, Heads, KernelBackend, attention_received, encoder_attention, stage,
+    sum_heads,
 };
 
 use crate::encoders::tower::{Attended, AttentionInput, TowerLayer};
@@ -126,18 +127,17 @@ pub(crate) fn self_attention<B: KernelBackend>(
     quantized: bool,
 ) -> Attended<B> {
     let AttentionInput { mask, table, .. } = input;
-    let (rows, width) = (qkv.dims()[0], heads.heads * heads.head_dim);
-    let keys = input
-        .keys
-        .then(|| qkv.clone().slice([0..rows, width..2 * width]));
+    let width = heads.heads * heads.head_dim;
+    let columns = |qkv: &Tensor<B, 2>, i| Columns {
+        tensor: qkv.clone(),
+        column: i * width,
+    };
+    let keys = (input.keys).then(|| sum_heads(columns(&qkv, 1), heads.heads, heads.head_dim));
     let qkv = match table {
         Some(table) => table.rotate(qkv, 0, 2 * heads.heads, heads.head_dim),
         None => qkv,
     };
-    let [k, v] = [1, 2].map(|i| Columns {
-        tensor: qkv.clone(),
-        column: i * width,
-    });
+    let [k, v] = [1, 2].map(|i| columns(&qkv, i));
     let scale = (heads.head_dim as f32).powf(-0.5);
     let received = input
         .received

@@ -7,7 +7,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Heads, KernelBackend, probe, stage};
+use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
@@ -17,7 +17,8 @@ use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, activation};
 use crate::monitor::Monitor;
 use crate::reduce::Reductions;
-use crate::reduce::merge::{Units, indices};
+use crate::reduce::merge::Units;
+use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
 use crate::weights::Scope;
 
@@ -161,8 +162,6 @@ pub struct ClipVisionTower<B: KernelBackend> {
     position_embedding: Param<Tensor<B, 2>>,
     pre_norm: LayerNorm<B>,
     blocks: Vec<Block<B>>,
-    #[module(skip)]
-    heads: Heads,
 }
 
 impl<B: KernelBackend> ClipVisionTower<B> {
@@ -208,7 +207,6 @@ impl<B: KernelBackend> ClipVisionTower<B> {
                 .iter()
                 .map(|scope| Block::init(block, scope))
                 .collect::<Result<_, _>>()?,
-            heads: block.heads,
         })
     }
 
@@ -237,7 +235,6 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         let x = self.pre_norm.forward(x);
         let tower = Tower {
             layers: &self.blocks,
-            heads: self.heads,
             table: None,
             leading: 1,
             scopes: Scopes::Whole,

@@ -5,7 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Heads, KernelBackend, probe, stage};
+use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
@@ -121,8 +121,6 @@ pub struct EvaVit<B: KernelBackend> {
     norm: LayerNorm<B>,
     #[module(skip)]
     config: EvaVitConfig,
-    #[module(skip)]
-    heads: Heads,
 }
 
 impl<B: KernelBackend> EvaVit<B> {
@@ -163,7 +161,6 @@ impl<B: KernelBackend> EvaVit<B> {
                 .collect::<Result<_, _>>()?,
             norm: scope.layer_norm("norm", "post_layernorm", width, eps),
             config: config.clone(),
-            heads: block.heads,
         })
     }
 
@@ -195,7 +192,6 @@ impl<B: KernelBackend> EvaVit<B> {
         probe::capture("patch_embed", &x);
         let tower = Tower {
             layers: &self.blocks,
-            heads: self.heads,
             table: None,
             leading: 1,
             scopes: Scopes::Whole,

@@ -1,12 +1,13 @@
 //! The layers of a vision tower, with merging of units between attention and MLP.
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Heads, KernelBackend, Mask, WeightedMask, stage};
+use edge_lmm_ops::{KernelBackend, Mask, WeightedMask, stage};
 
 use crate::error::ModelError;
 use crate::model::UnitsLeft;
 use crate::monitor::Monitor;
-use crate::reduce::merge::{Pairs, Units, indices};
+use crate::reduce::merge::{Pairs, Units};
+use crate::reduce::rows::indices;
 use crate::reduce::{Merge, Reduction, Reductions};
 use crate::text::rotary::RotaryTable;
 
@@ -47,7 +48,7 @@ pub(crate) struct AttentionInput<'a, B: KernelBackend> {
 pub(crate) struct Attended<B: KernelBackend> {
     /// `[rows, width]`
     pub x: Tensor<B, 2>,
-    /// Keys before rotation: `[rows, heads * head_dim]`.
+    /// Keys before rotation, summed over heads: `[rows, head_dim]`.
     pub keys: Option<Tensor<B, 2>>,
     /// Mean over heads and queries of the attention probability of each key: `[rows]`.
     pub received: Option<Tensor<B, 1>>,
@@ -96,7 +97,6 @@ impl Scopes<'_> {
 /// A tower's layers and the reduction of its units.
 pub(crate) struct Tower<'a, B: KernelBackend, L> {
     pub layers: &'a [L],
-    pub heads: Heads,
     /// Rotation of every row.
     pub table: Option<RotaryTable<B>>,
     /// Rows before the units, such as a class token.
@@ -197,17 +197,22 @@ impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
         let count = rows - self.leading;
         let depth = self.layers.len();
         let left = |slice: usize| merge.left(first[slice], i, depth);
-        let keys = keys.narrow(0, self.leading, count);
-        let pairs = Pairs::find(keys, self.heads.kv_heads, units, [&slices, &scopes], left)?;
+        let keys = match self.leading {
+            0 => keys,
+            leading => keys.narrow(0, leading, count),
+        };
+        let pairs = Pairs::find(keys, units, [&slices, &scopes], left)?;
         let Some(pairs) = pairs else { return Ok(x) };
         let left = units.row_indices(pairs.left());
         if let Some(table) = &self.table {
             self.table = Some(table.select(&left));
         }
-        let merged = pairs.merge(x.clone().narrow(0, self.leading, count), units);
         Ok(match self.leading {
-            0 => merged,
-            leading => Tensor::cat(vec![x.narrow(0, 0, leading), merged], 0),
+            0 => pairs.merge(x, units),
+            leading => {
+                let merged = pairs.merge(x.clone().narrow(0, leading, count), units);
+                Tensor::cat(vec![x.narrow(0, 0, leading), merged], 0)
+            }
         })
     }
 }

@@ -32,7 +32,8 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
-use crate::reduce::merge::{Units, indices};
+use crate::reduce::merge::Units;
+use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
@@ -308,7 +309,6 @@ impl<B: KernelBackend> VisionTransformer<B> {
         probe::capture("patch_embed", &x);
         let tower = Tower {
             layers: &self.blocks,
-            heads: self.heads,
             table: Some(table),
             leading: 0,
             scopes: Scopes::Slices {

@@ -268,7 +268,6 @@ impl<B: KernelBackend> VisionTransformer<B> {
         probe::capture("patch_embed", &x);
         let tower = Tower {
             layers: &self.blocks,
-            heads: self.heads,
             table: Some(table),
             leading: 0,
             // Every temporal slice attends to itself alone.

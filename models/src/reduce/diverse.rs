@@ -10,7 +10,7 @@ use edge_lmm_ops::{KernelBackend, pool, squared_distances};
 
 use crate::error::ModelError;
 use crate::monitor::Monitor;
-use crate::reduce::merge::read;
+use crate::reduce::rows::{normalize, read};
 
 /// Rows of the matrix of distances that are computed at once.
 const TILE: usize = 512;
@@ -129,18 +129,16 @@ impl Distances {
     fn rows(&self, range: Range<usize>) -> Vec<f32> {
         let tokens = self.normalized.len() / self.width.max(1);
         let mut out = vec![0.0; range.len() * tokens];
-        let pool = pool::global();
-        squared_distances(&pool, &self.normalized, self.width, range, &mut out);
+        let rows = &self.normalized[range.start * self.width..range.end * self.width];
+        squared_distances(
+            &pool::global(),
+            rows,
+            &self.normalized,
+            self.width,
+            &mut out,
+        );
         out
     }
-}
-
-/// Scales a row to length 1.
-fn normalize(row: &mut [f32]) {
-    let square: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum();
-    let scale = 1.0 / square.sqrt().max(1e-12);
-    row.iter_mut()
-        .for_each(|v| *v = (f64::from(*v) * scale) as f32);
 }
 
 #[cfg(test)]

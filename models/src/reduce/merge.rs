@@ -14,9 +14,10 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use edge_lmm_ops::KernelBackend;
+use burn::tensor::Tensor;
+use edge_lmm_ops::{KernelBackend, RowSums, pool, squared_distances, sum_rows};
 
+use super::rows::{normalize, read};
 use super::sampling::largest;
 use super::share::Share;
 use crate::error::ModelError;
@@ -165,13 +166,12 @@ impl Pairs {
     /// `None` if no pair is merged.
     ///
     /// # Shapes
-    /// - keys: `[units * rows, heads * head_dim]`, before rotation
+    /// - keys: `[units * rows, head_dim]`, before rotation, summed over heads
     ///
     /// # Errors
     /// If the keys cannot be read.
     pub fn find<B: KernelBackend>(
         keys: Tensor<B, 2>,
-        heads: usize,
         units: &Units,
         [slices, scopes]: [&[usize]; 2],
         left: impl Fn(usize) -> usize,
@@ -184,15 +184,14 @@ impl Pairs {
         if wanted.iter().all(|&count| count == 0) {
             return Ok(None);
         }
-        let metric = metric(keys, heads, units.rows);
+        let metric = Metric::new(keys, units.rows)?;
         let mut pairs = Self::default();
         for (slice, &count) in slices.windows(2).zip(&wanted) {
             let within = |ends: &&[usize]| slice[0] <= ends[0] && ends[1] <= slice[1];
             let scopes = scopes.windows(2).filter(within);
-            let candidates = scopes
-                .map(|scope| best_pairs(&metric, scope[0]..scope[1]))
-                .collect::<Result<Vec<_>, _>>()?
-                .concat();
+            let candidates: Vec<Candidate> = scopes
+                .flat_map(|scope| metric.best_pairs(scope[0]..scope[1]))
+                .collect();
             let scores: Vec<f32> = candidates.iter().map(|pair| pair.similarity).collect();
             for index in largest(&scores, count) {
                 pairs.from.push(candidates[index].from);
@@ -210,9 +209,9 @@ impl Pairs {
     /// # Shapes
     /// - x: `[units * rows, width]`, result: `[left * rows, width]`
     pub fn merge<B: KernelBackend>(&self, x: Tensor<B, 2>, units: &mut Units) -> Tensor<B, 2> {
-        let [rows, width] = x.dims();
-        let (count, device) = (units.ids.len(), x.device());
-        let x = x.reshape([count, rows / count.max(1) * width]);
+        let [_, width] = x.dims();
+        let count = units.ids.len();
+        let x = x.reshape([count, units.rows * width]);
         if units.sizes.is_empty() {
             units.sizes = vec![1.0; count];
         }
@@ -221,21 +220,17 @@ impl Pairs {
         for (&from, &into) in self.from.iter().zip(&self.into) {
             after[into] += before[from];
         }
-        let factor = |shares: Vec<f32>| {
-            let len = shares.len();
-            Tensor::<B, 2>::from_data(TensorData::new(shares, [len, 1]), &device)
-        };
-        let kept = self.left.iter().map(|&place| before[place] / after[place]);
-        let added = self.from.iter().zip(&self.into);
-        let added = added.map(|(&from, &into)| before[from] / after[into]);
-        let new_place = |old: &usize| self.left.partition_point(|place| place < old);
-        let into: Vec<usize> = self.into.iter().map(new_place).collect();
-        let rest = x.clone().select(0, indices(&self.left, &device)) * factor(kept.collect());
-        let merged = x.select(0, indices(&self.from, &device)) * factor(added.collect());
-        let x = rest.select_assign(0, indices(&into, &device), merged, IndexingUpdateOp::Add);
+        let mut sums = RowSums::default();
+        for &place in &self.left {
+            let merged = self.from.iter().zip(&self.into);
+            let merged = merged.filter(|(_, into)| **into == place);
+            let parts = std::iter::once(place).chain(merged.map(|(from, _)| *from));
+            sums.push(parts.map(|part| (part, before[part] / after[place])));
+        }
+        let rows = sum_rows(x, &sums);
         units.ids = self.left.iter().map(|&place| units.ids[place]).collect();
         units.sizes = self.left.iter().map(|&place| after[place]).collect();
-        x.reshape([self.left.len() * units.rows, width])
+        rows.reshape([self.left.len() * units.rows, width])
     }
 }
 
@@ -247,59 +242,58 @@ struct Candidate {
     similarity: f32,
 }
 
-/// Finds the most similar unit at an odd place for each unit at an even place of `scope`.
-fn best_pairs<B: KernelBackend>(
-    metric: &Tensor<B, 2>,
-    scope: Range<usize>,
-) -> Result<Vec<Candidate>, ModelError> {
-    let device = metric.device();
-    let places =
-        |first: usize| -> Vec<usize> { (scope.start + first..scope.end).step_by(2).collect() };
-    let (even, odd) = (places(0), places(1));
-    if odd.is_empty() {
-        return Ok(Vec::new());
+/// A vector of length 1 for each unit: the keys of its rows.
+struct Metric {
+    vectors: Vec<f32>,
+    width: usize,
+}
+
+impl Metric {
+    /// Builds the vectors from keys that are summed over heads. The mean has the same direction.
+    fn new<B: KernelBackend>(keys: Tensor<B, 2>, rows: usize) -> Result<Self, ModelError> {
+        let width = rows * keys.dims()[1];
+        let mut vectors = read(keys)?;
+        vectors.chunks_exact_mut(width).for_each(normalize);
+        Ok(Self { vectors, width })
     }
-    let rows = |places: &[usize]| metric.clone().select(0, indices(places, &device));
-    let similarity = rows(&even).matmul(rows(&odd).transpose());
-    let (best, to) = similarity.max_dim_with_indices(1);
-    let best: Vec<f32> = read(best)?;
-    let to: Vec<i64> = to.into_data().iter::<i64>().collect();
-    let candidates = even.into_iter().zip(best).zip(to);
-    Ok(candidates
-        .map(|((from, similarity), to)| Candidate {
-            from,
-            into: odd[to as usize],
-            similarity,
-        })
-        .collect())
-}
 
-/// Returns a vector of length 1 for each unit: its rows' keys, averaged over heads.
-fn metric<B: KernelBackend>(keys: Tensor<B, 2>, heads: usize, rows: usize) -> Tensor<B, 2> {
-    let [count, width] = keys.dims();
-    let (units, head_dim) = (count / rows, width / heads);
-    let mean = keys.reshape([count, heads, head_dim]).mean_dim(1);
-    let metric = mean.reshape([units, rows * head_dim]);
-    let length = metric.clone().powi_scalar(2).sum_dim(1).sqrt();
-    metric / length.clamp_min(1e-12)
-}
+    fn at(&self, places: &[usize]) -> Vec<f32> {
+        let vector = |&place: &usize| &self.vectors[place * self.width..][..self.width];
+        places.iter().flat_map(vector).copied().collect()
+    }
 
-/// Returns indices as a tensor.
-pub(crate) fn indices<B: KernelBackend>(places: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
-    let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
-    let len = places.len();
-    Tensor::from_data(TensorData::new(places, [len]), device)
-}
-
-/// Reads a tensor of floating-point numbers.
-pub(crate) fn read<B: KernelBackend>(x: Tensor<B, 2>) -> Result<Vec<f32>, ModelError> {
-    let data = x.into_data();
-    data.into_vec()
-        .map_err(|error| ModelError::config(format!("values are not f32: {error:?}")))
+    /// Finds the most similar unit at an odd place for each unit at an even place of `scope`.
+    fn best_pairs(&self, scope: Range<usize>) -> Vec<Candidate> {
+        let from: Vec<usize> = scope.clone().step_by(2).collect();
+        let into: Vec<usize> = scope.skip(1).step_by(2).collect();
+        if into.is_empty() {
+            return Vec::new();
+        }
+        let mut distances = vec![0.0; from.len() * into.len()];
+        let (a, b) = (self.at(&from), self.at(&into));
+        squared_distances(&pool::global(), &a, &b, self.width, &mut distances);
+        let rows = from.iter().zip(distances.chunks_exact(into.len()));
+        let nearest = |(&from, distances): (&usize, &[f32])| {
+            let mut best = 0;
+            for (i, distance) in distances.iter().enumerate() {
+                if *distance < distances[best] {
+                    best = i;
+                }
+            }
+            Candidate {
+                from,
+                into: into[best],
+                similarity: -distances[best],
+            }
+        };
+        rows.map(nearest).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
 
     type Cpu = burn_ndarray::NdArray<f32, i64, i8>;
@@ -315,7 +309,7 @@ mod tests {
         let keys = tensor(&[1.0, 0.0, 0.0, 1.0, 0.1, 1.0, 1.0, 0.0], 1);
         let mut units = Units::new(vec![10, 11, 12, 13], 2);
         let bounds = [0, 4];
-        let pairs = Pairs::find(keys, 1, &units, [&bounds, &bounds], |_| 3);
+        let pairs = Pairs::find(keys, &units, [&bounds, &bounds], |_| 3);
         let pairs = pairs.unwrap().unwrap();
         assert_eq!((&pairs.from[..], &pairs.into[..]), (&[0][..], &[3][..]));
         let x = tensor(&[2.0, 4.0, 1.0, 1.0, 5.0, 5.0, 8.0, 6.0], 1);
@@ -342,7 +336,7 @@ mod tests {
     fn units_of_different_scopes_are_not_merged() {
         let keys = tensor(&[1.0; 6], 1);
         let units = Units::new((0..6).collect(), 1);
-        let pairs = Pairs::find(keys, 1, &units, [&[0, 6], &[0, 1, 3, 6]], |_| 1);
+        let pairs = Pairs::find(keys, &units, [&[0, 6], &[0, 1, 3, 6]], |_| 1);
         let pairs = pairs.unwrap().unwrap();
         // The first scope has one unit; the others merge their even places.
         assert_eq!(

@@ -19,6 +19,7 @@ pub mod duplicates;
 pub mod language;
 pub mod merge;
 mod plan;
+pub(crate) mod rows;
 pub mod sampling;
 pub mod select;
 mod share;

@@ -1,8 +1,8 @@
 //! Choice of tokens after the projector.
 
 use super::diverse::diverse;
-use super::merge::indices;
 use super::plan::{Reduction, Reductions};
+use super::rows::indices;
 use super::sampling::{largest, random, stride};
 use super::share::Share;
 use crate::error::ModelError;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::reduce::merge::indices;
+use crate::reduce::rows::indices;
 
 /// Cosines and sines for a sequence of tokens, half a head wide.
 #[derive(Debug, Clone)]

@@ -1,50 +1,41 @@
 //! Squared distances of rows.
 
-use std::ops::Range;
-
-use crate::pool::ThreadPool;
+use crate::pool::{GRAIN, ThreadPool};
 use crate::scratch::Parts;
 
 /// Sums of a distance that are computed side by side.
 const LANES: usize = 16;
 
-/// Computes the squared Euclidean distances of the rows `rows` of `x` to all its rows.
+/// Computes the squared Euclidean distances of all rows of `a` to all rows of `b`.
 ///
 /// Differences of nearly equal rows are exact, where a product of normalized rows would lose them.
 /// Every instruction set gives the same bits.
 ///
 /// # Shapes
-/// `x`: `[count, width]`, `out`: `[rows.len(), count]`
+/// `a`: `[from, width]`, `b`: `[to, width]`, `out`: `[from, to]`
 ///
 /// # Panics
 /// If the lengths do not fit together.
-pub fn squared_distances(
-    pool: &ThreadPool,
-    x: &[f32],
-    width: usize,
-    rows: Range<usize>,
-    out: &mut [f32],
-) {
-    assert!(
-        width > 0 && x.len().is_multiple_of(width),
-        "{} elements are not rows of {width}",
-        x.len()
-    );
-    let count = x.len() / width;
-    assert!(
-        rows.end <= count && out.len() == rows.len() * count,
-        "{} distances are not those of rows {rows:?} to {count}",
-        out.len()
-    );
-    let row = |index: usize| &x[index * width..][..width];
+pub fn squared_distances(pool: &ThreadPool, a: &[f32], b: &[f32], width: usize, out: &mut [f32]) {
+    for x in [a, b] {
+        assert!(
+            width > 0 && x.len().is_multiple_of(width),
+            "{} elements are not rows of {width}",
+            x.len()
+        );
+    }
+    let (from, to) = (a.len() / width, b.len() / width);
+    assert_eq!(out.len(), from * to, "distances of {from} rows to {to}");
     let parts = Parts::new(out);
-    pool.run(rows.len(), |task| {
-        // SAFETY: each task has its own row of the output.
-        #[allow(unsafe_code)]
-        let out = unsafe { parts.part(task * count..(task + 1) * count) };
-        let from = row(rows.start + task);
-        for (to, out) in out.iter_mut().enumerate() {
-            *out = squared_distance(from, row(to));
+    pool.run_ranges(from, (GRAIN / b.len().max(1)).max(1), |range| {
+        for row in range {
+            // SAFETY: each row has its own part of the output.
+            #[allow(unsafe_code)]
+            let out = unsafe { parts.part(row * to..(row + 1) * to) };
+            let from = &a[row * width..][..width];
+            for (out, to) in out.iter_mut().zip(b.chunks_exact(width)) {
+                *out = squared_distance(from, to);
+            }
         }
     });
 }
@@ -81,7 +72,7 @@ mod tests {
         for threads in [1, 3] {
             let pool = ThreadPool::new(NonZeroUsize::new(threads).unwrap());
             let mut out = vec![f32::NAN; 3 * count];
-            squared_distances(&pool, &x, width, 2..5, &mut out);
+            squared_distances(&pool, &x[2 * width..5 * width], &x, width, &mut out);
             for (i, &distance) in out.iter().enumerate() {
                 let exact = expected(2 + i / count, i % count);
                 // One rounding for each of at most 37 additions.

@@ -16,7 +16,7 @@
 //! | [`linear`](mod@linear) | products with packed weights, for one token or many |
 //! | [`attention`](mod@attention) | softmax attention without a score matrix, key/value cache |
 //! | [`norm`], [`elementwise`], [`rope`](mod@rope) | normalization, activations, rotary embedding |
-//! | `distance` | distances of rows, for the choice of tokens |
+//! | `distance`, `merging` | distances and sums of rows, for the choice and merging of tokens |
 //! | [`workload`] | shapes and operands of the kernel benchmarks |
 //!
 //! # Reproducibility
@@ -39,6 +39,7 @@ pub mod format;
 mod generic;
 pub mod linear;
 pub mod memory;
+mod merging;
 mod names;
 pub mod norm;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -64,6 +65,7 @@ pub use distance::squared_distances;
 pub use elementwise::{activate, gated};
 pub use format::{Format, FormatError, Matrix, MatrixShape};
 pub use linear::{Epilogue, FeedForward, feed_forward, linear, product};
+pub use merging::{RowSums, sum_heads, sum_rows};
 pub use norm::{layer_norm, rms_norm};
 pub use pack::{PackStats, pack_rows};
 pub use pool::{ThreadPool, global, set_global_threads};

@@ -3,11 +3,12 @@
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
+use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
 
-use crate::received;
+use crate::{received, reference};
 
 /// Columns of a `[tokens, width]` tensor from `column` on, such as a part of a fused projection.
 pub struct Part<'a, B: Backend> {
@@ -192,6 +193,22 @@ pub trait KernelBackend: Backend {
     ) -> FloatTensor<Self> {
         let ids = Tensor::<Self, 1, Int>::from_data(TensorData::from(ids), device);
         Self::float_select(table.clone(), 0, ids.into_primitive())
+    }
+
+    /// Sums the heads of every row of `x`: `[rows, head_dim]`.
+    fn sum_heads(x: Part<'_, Self>, heads: usize, head_dim: usize) -> FloatTensor<Self> {
+        let columns = Tensor::<Self, 2>::from_primitive(TensorPrimitive::Float(x.tensor.clone()));
+        let sums = reference::sum_heads(columns, x.column, heads, head_dim);
+        sums.into_primitive().tensor()
+    }
+
+    /// Computes weighted sums of the rows of `x`: `[sums.len(), width]`.
+    ///
+    /// # Shapes
+    /// - x: `[rows, width]`
+    fn sum_rows(x: &FloatTensor<Self>, sums: &RowSums) -> FloatTensor<Self> {
+        let x = Tensor::<Self, 2>::from_primitive(TensorPrimitive::Float(x.clone()));
+        reference::sum_rows(x, sums).into_primitive().tensor()
     }
 
     /// Returns the index of the largest score, as [`slice_argmax`]. A device with dedicated memory

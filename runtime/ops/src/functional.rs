@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
+use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
@@ -118,6 +119,23 @@ pub fn gather_rows<B: KernelBackend>(
 pub fn select_rows<B: KernelBackend>(table: Tensor<B, 2>, ids: &[u32]) -> Tensor<B, 2> {
     let device = table.device();
     tensor(B::select_rows(&float(table), ids, &device))
+}
+
+/// See [`KernelBackend::sum_heads`].
+pub fn sum_heads<B: KernelBackend>(
+    x: impl Into<Columns<B>>,
+    heads: usize,
+    head_dim: usize,
+) -> Tensor<B, 2> {
+    let Columns { tensor: x, column } = x.into();
+    let x = float(x);
+    let part = Part { tensor: &x, column };
+    tensor(B::sum_heads(part, heads, head_dim))
+}
+
+/// See [`KernelBackend::sum_rows`].
+pub fn sum_rows<B: KernelBackend>(x: Tensor<B, 2>, sums: &RowSums) -> Tensor<B, 2> {
+    tensor(B::sum_rows(&float(x), sums))
 }
 
 /// See [`KernelBackend::argmax`].

@@ -26,9 +26,9 @@ pub use backend::{
 pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
-pub use edge_lmm_kernels::{pool, squared_distances};
+pub use edge_lmm_kernels::{RowSums, pool, squared_distances};
 pub use functional::{
     Columns, PackedLinear, argmax, attention, attention_received, cached_attention,
     encoder_attention, feed_forward, gated, gated_linear, gather_rows, layer_norm, linear,
-    rms_norm, rope, rotated_attention, select_rows,
+    rms_norm, rope, rotated_attention, select_rows, sum_heads, sum_rows,
 };

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
+use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows, WeightedMask};
 use edge_lmm_kernels::format::{Matrix, MatrixShape};
@@ -208,6 +209,21 @@ impl KernelBackend for Cpu {
             out.extend_from_slice(&values[id as usize * cols..][..cols]);
         }
         tensor(out, [ids.len(), cols])
+    }
+
+    fn sum_heads(x: Part<'_, Self>, heads: usize, head_dim: usize) -> FloatTensor<Self> {
+        let [rows, stride] = size(x.tensor);
+        let mut out = vec![0.0; rows * head_dim];
+        let (pool, values) = (pool::global(), floats(x.tensor));
+        edge_lmm_kernels::sum_heads(&pool, &values, stride, x.column, heads, head_dim, &mut out);
+        tensor(out, [rows, head_dim])
+    }
+
+    fn sum_rows(x: &FloatTensor<Self>, sums: &RowSums) -> FloatTensor<Self> {
+        let [_, width] = size(x);
+        let mut out = vec![0.0; sums.len() * width];
+        edge_lmm_kernels::sum_rows(&pool::global(), &floats(x), width, sums, &mut out);
+        tensor(out, [sums.len(), width])
     }
 
     fn fused_rms_norm(

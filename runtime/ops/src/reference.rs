@@ -3,7 +3,8 @@
 
 use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 
@@ -68,6 +69,40 @@ pub fn gated<B: Backend>(gate_up: Tensor<B, 2>, activation: Activation) -> Tenso
     let width = gate_up.dims()[1] / 2;
     let gate = gate_up.clone().narrow(1, 0, width);
     activate(gate, activation) * gate_up.narrow(1, width, width)
+}
+
+/// Sums the heads of every row from column `column` on.
+pub fn sum_heads<B: Backend>(
+    x: Tensor<B, 2>,
+    column: usize,
+    heads: usize,
+    head_dim: usize,
+) -> Tensor<B, 2> {
+    let [rows, _] = x.dims();
+    let heads = x
+        .narrow(1, column, heads * head_dim)
+        .reshape([rows, heads, head_dim]);
+    heads.sum_dim(1).reshape([rows, head_dim])
+}
+
+/// Computes weighted sums of rows.
+pub fn sum_rows<B: Backend>(x: Tensor<B, 2>, sums: &RowSums) -> Tensor<B, 2> {
+    let ([_, width], device) = (x.dims(), x.device());
+    let indices = |of: fn((usize, u32, f32)) -> i64| {
+        let indices: Vec<i64> = sums.terms().map(of).collect();
+        let len = indices.len();
+        Tensor::<B, 1, Int>::from_data(TensorData::new(indices, [len]), &device)
+    };
+    let weights: Vec<f32> = sums.terms().map(|(_, _, weight)| weight).collect();
+    let terms = weights.len();
+    let weights = Tensor::<B, 2>::from_data(TensorData::new(weights, [terms, 1]), &device);
+    let products = x.select(0, indices(|(_, source, _)| i64::from(source))) * weights;
+    Tensor::zeros([sums.len(), width], &device).select_assign(
+        0,
+        indices(|(sum, _, _)| sum as i64),
+        products,
+        IndexingUpdateOp::Add,
+    )
 }
 
 /// Applies rotate-half rotary embeddings to `[tokens, heads * head_dim]`.
