@@ -5,7 +5,6 @@
 
 use super::layout::STRIP;
 use super::shape::{Heads, Mask, Rows, WeightedMask, check_mask};
-use super::step::add;
 use crate::cpu::{Kernels, Strided};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};
@@ -73,7 +72,8 @@ pub fn attention_received<'a>(
                 queries.block(first + index / BLOCKS, index % BLOCKS, keys, sums);
             });
             for task in 0..tasks {
-                add(&mut received, &sums[task * kv_len..]);
+                let sums = &sums[task * kv_len..][..kv_len];
+                queries.kernels.merge(&mut received, 1.0, sums, 1.0);
             }
         }
     });
@@ -169,7 +169,8 @@ impl Queries<'_> {
                 }
                 let s = &mut scores[row * width + visible.start - from..][..visible.len()];
                 if let Some(log_weights) = self.log_weights {
-                    add(s, &log_weights[visible.start..]);
+                    self.kernels
+                        .merge(s, 1.0, &log_weights[visible.clone()], 1.0);
                 }
                 let (_, sum) = self.kernels.softmax(s);
                 self.kernels.merge(&mut sums[visible], 1.0, s, 1.0 / sum);
