@@ -77,10 +77,9 @@ pub fn attention_received<'a>(
             }
         }
     });
-    for (received, count) in received.iter_mut().zip(queries.counts()) {
-        if count > 0 {
-            *received /= (heads.heads as i64 * count) as f32;
-        }
+    let counts = weighted.mask.queries_per_key(q_len, kv_len);
+    for (received, count) in received.iter_mut().zip(counts) {
+        *received /= (heads.heads * count.max(1)) as f32;
     }
     received
 }
@@ -194,23 +193,5 @@ impl Queries<'_> {
             let scores = &mut scores[column..];
             self.kernels.matmul(size, q, keys, false, scores, width);
         }
-    }
-
-    /// The number of queries that each key is visible to.
-    fn counts(&self) -> Vec<i64> {
-        // First the differences between successive keys.
-        let mut counts = vec![0; self.kv_len + 1];
-        for query in 0..self.q_len {
-            let visible = self.visible(query);
-            counts[visible.start] += 1;
-            counts[visible.end] -= 1;
-        }
-        counts
-            .iter()
-            .scan(0i64, |count, difference| {
-                *count += difference;
-                Some(*count)
-            })
-            .collect()
     }
 }
