@@ -155,8 +155,8 @@ impl Problem {
     }
 }
 
-/// Head sizes of the models: 16 and 20 in tiny ones, 64 (CLIP, OPT), 80 (Qwen2-VL), 88 (ViT-g), 128 (text).
-const HEAD_DIMS: [usize; 6] = [16, 20, 64, 80, 88, 128];
+/// Head sizes of the models: 16 and 20 in tiny ones, 64 (CLIP, OPT), 72 (SigLIP), 80 (Qwen2-VL), 88 (ViT-g), 128 (text).
+const HEAD_DIMS: [usize; 7] = [16, 20, 64, 72, 80, 88, 128];
 
 fn heads() -> impl Strategy<Value = Heads> {
     (1usize..4, 1usize..4, prop::sample::select(&HEAD_DIMS[..])).prop_map(
@@ -314,8 +314,8 @@ fn a_weight_is_a_number_of_keys() {
         kv_heads: 2,
         head_dim: 72,
     };
-    let problem = Problem::random(heads, 30, 50, &mut Random(11));
-    let counts: Vec<usize> = (0..50).map(|j| 1 + j % 4).collect();
+    let problem = Problem::random(heads, 30, 150, &mut Random(11));
+    let counts: Vec<usize> = (0..150).map(|j| 1 + j % 4).collect();
     let mut repeated = Vec::new();
     for (row, count) in problem.kv.chunks(problem.kv_stride()).zip(&counts) {
         repeated.extend(std::iter::repeat_n(row, *count).flatten());
@@ -341,7 +341,7 @@ fn a_weight_is_a_number_of_keys() {
                 "{isa}: {found}, {expected}"
             );
         }
-        let ones = problem.run(&pool, weighted(&[1.0; 50]), None);
+        let ones = problem.run(&pool, weighted(&[1.0; 150]), None);
         assert_eq!(ones, problem.run(&pool, Mask::Full, None), "{isa}");
     }
 }

@@ -11,6 +11,7 @@ struct Problem {
     heads: Heads,
     ends: Vec<usize>,
     qkv: Vec<f32>,
+    key_weights: Option<Vec<f32>>,
     scale: f32,
 }
 
@@ -22,6 +23,7 @@ impl Problem {
             heads,
             ends,
             qkv: Vec::new(),
+            key_weights: None,
             scale,
         };
         problem.qkv = random.normals(len * problem.stride());
@@ -33,6 +35,15 @@ impl Problem {
             }
         }
         problem
+    }
+
+    /// The same problem with weighted keys, from the weight of a tenth of a token to that of dozens.
+    fn weighted(self, random: &mut Random) -> Self {
+        let weights = random.normals(self.len());
+        Self {
+            key_weights: Some(weights.iter().map(|x| (1.5 * x).exp()).collect()),
+            ..self
+        }
     }
 
     fn len(&self) -> usize {
@@ -71,7 +82,7 @@ impl Problem {
             self.rows(self.width() + self.kv_width()),
             self.len(),
             &self.ends,
-            None,
+            self.key_weights.as_deref(),
             self.scale,
         )
     }
@@ -80,6 +91,11 @@ impl Problem {
         let from = row * self.stride() + column;
         let head = &self.qkv[from..][..self.heads.head_dim];
         head.iter().map(|x| f64::from(*x)).collect()
+    }
+
+    fn log_weight(&self, key: usize) -> f64 {
+        let weights = self.key_weights.as_ref();
+        weights.map_or(0.0, |weights| f64::from(weights[key]).ln())
     }
 
     /// The mean square of (found - exact) / deviation over all results. The deviation is that of rounding: a number
@@ -112,6 +128,8 @@ impl Problem {
                 let scores: Vec<f64> = keys
                     .iter()
                     .map(|key| scale * key.iter().zip(&query).map(|(k, q)| k * q).sum::<f64>())
+                    .zip(segment.clone())
+                    .map(|(score, key)| score + self.log_weight(key))
                     .collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
@@ -150,8 +168,12 @@ impl Problem {
     }
 }
 
-fn check(heads: Heads, ends: Vec<usize>, spread: f32, seed: u64) {
-    let problem = Problem::random(heads, ends, spread, &mut Random(seed));
+fn check(heads: Heads, ends: Vec<usize>, spread: f32, weighted: bool, seed: u64) {
+    let mut random = Random(seed);
+    let mut problem = Problem::random(heads, ends, spread, &mut random);
+    if weighted {
+        problem = problem.weighted(&mut random);
+    }
     for isa in isas() {
         let pool = pool(isa);
         let limit = f64::from(max_quant(&pool, Format::Q8));
@@ -176,25 +198,45 @@ proptest! {
         head_dim in prop::sample::select(&[16usize, 30, 64, 72, 80, 88, 96, 128][..]),
         lengths in prop::collection::vec(20usize..300, 1..4),
         spread in 0.2f32..2.0,
+        weighted: bool,
         seed: u64,
     ) {
         let mut ends = vec![0];
         for len in lengths {
             ends.push(ends.last().unwrap() + len);
         }
-        check(Heads { heads: kv_heads * group, kv_heads, head_dim }, ends, spread, seed);
+        check(Heads { heads: kv_heads * group, kv_heads, head_dim }, ends, spread, weighted, seed);
     }
 
     #[test]
-    fn threads_do_not_change_a_bit(len in 1usize..400, seed: u64) {
+    fn threads_do_not_change_a_bit(len in 1usize..400, weighted: bool, seed: u64) {
         let heads = Heads { heads: 3, kv_heads: 3, head_dim: 24 };
-        let problem = Problem::random(heads, vec![0, len / 3, len], 1.0, &mut Random(seed));
+        let mut problem = Problem::random(heads, vec![0, len / 3, len], 1.0, &mut Random(seed));
+        if weighted {
+            problem = problem.weighted(&mut Random(seed));
+        }
         for isa in isas() {
             let one = problem.run(&ThreadPool::with_isa(threads(1), isa));
             for n in 2..=4 {
                 prop_assert_eq!(&problem.run(&ThreadPool::with_isa(threads(n), isa)), &one, "{} {} threads", isa, n);
             }
         }
+    }
+}
+
+#[test]
+fn keys_of_weight_1_change_nothing() {
+    let heads = Heads {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 80,
+    };
+    let mut problem = Problem::random(heads, vec![0, 70, 270], 1.0, &mut Random(4));
+    for isa in isas() {
+        problem.key_weights = None;
+        let expected = problem.run(&pool(isa));
+        problem.key_weights = Some(vec![1.0; 270]);
+        assert_eq!(problem.run(&pool(isa)), expected, "{isa}");
     }
 }
 

@@ -319,7 +319,8 @@ pub trait KernelBackend: Backend {
 
     /// Computes the attention probability that each key receives, as a mean over all heads and over
     /// the queries that the key is visible to. It is 0 for a key without queries. The memory that
-    /// this takes is proportional to the number of keys.
+    /// this takes is proportional to the number of keys. A device may round queries and keys to half
+    /// precision.
     ///
     /// # Shapes
     /// - q: `[q_len, ≥ heads * head_dim]`, k: `[kv_len, ≥ kv_heads * head_dim]`, result: `[kv_len]`

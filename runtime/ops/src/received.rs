@@ -58,12 +58,7 @@ pub(crate) fn attention_received<B: Backend>(
         let sum = received.clone().slice(place.clone()) + sum;
         received = received.slice_assign(place, sum);
     }
-    let mut counts = vec![0usize; kv_len];
-    for query in 0..q_len {
-        counts[visible(query)]
-            .iter_mut()
-            .for_each(|count| *count += 1);
-    }
+    let counts = mask.mask.queries_per_key(q_len, kv_len);
     let shares = counts
         .iter()
         .map(|count| 1.0 / (heads.heads * count.max(&1)) as f32);

@@ -196,7 +196,7 @@ fn probabilities<B: Backend>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     heads: Heads,
-    WeightedMask { mask, key_weights }: WeightedMask<'_>,
+    weighted: WeightedMask<'_>,
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 3> {
@@ -208,14 +208,14 @@ fn probabilities<B: Backend>(
     if let Some(bias) = bias {
         scores = scores + bias;
     }
-    if let Some(weights) = key_weights {
-        let weights = Tensor::<B, 1>::from_data(weights, &device);
-        scores = scores + weights.log().unsqueeze();
+    if let Some(log_weights) = weighted.log_weights(kv_len) {
+        let log_weights = Tensor::<B, 1>::from_data(&log_weights[..], &device);
+        scores = scores + log_weights.unsqueeze();
     }
     let hidden: Vec<f32> = (0..q_len)
         .flat_map(|i| (0..kv_len).map(move |j| (i, j)))
         .map(|(i, j)| {
-            if visible(&mask, i, j, q_len, kv_len) {
+            if visible(&weighted.mask, i, j, q_len, kv_len) {
                 0.0
             } else {
                 f32::NEG_INFINITY

@@ -9,8 +9,8 @@ use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
-    argmax, attention, cached_attention, gated, gated_linear, gather_rows, layer_norm, linear,
-    reference, rms_norm, rope, rotated_attention, select_rows,
+    WeightedMask, argmax, attention, attention_received, cached_attention, gated, gated_linear,
+    gather_rows, layer_norm, linear, reference, rms_norm, rope, rotated_attention, select_rows,
 };
 use proptest::prelude::*;
 
@@ -182,16 +182,27 @@ proptest! {
     }
 
     #[test]
-    fn attentions(q_len in 1usize..90, extra in 0usize..90, kv_heads in 1usize..4, group in 1usize..4, head_dim in 1usize..40, kind in 0usize..3, cut in 0usize..90, biased: bool) {
+    fn attentions(q_len in 1usize..90, extra in 0usize..90, kv_heads in 1usize..4, group in 1usize..4, head_dim in 1usize..40, kind in 0usize..3, cut in 0usize..90, biased: bool, weighted: bool) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let kv_len = if kind == 2 { q_len } else { q_len + extra };
+        let weights = weights(kv_len);
+        let segments = [0, cut.min(q_len), q_len];
+        let mask = || WeightedMask {
+            mask: [Mask::Full, Mask::Causal, Mask::Segments(&segments)][kind],
+            key_weights: weighted.then_some(&weights[..]),
+        };
+        attend(heads, q_len, kv_len, mask, biased)?;
+    }
+
+    #[test]
+    fn received_attentions(q_len in 1usize..300, extra in 0usize..90, kv_heads in 1usize..4, group in 1usize..4, head_dim in 1usize..40, kind in 0usize..4, cut in 0usize..90, weighted: bool) {
         let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
         let kv_len = if kind == 2 { q_len } else { q_len + extra };
         let segments = [0, cut.min(q_len), q_len];
-        let mask = || match kind {
-            0 => Mask::Full,
-            1 => Mask::Causal,
-            _ => Mask::Segments(&segments),
-        };
-        attend(heads, q_len, kv_len, mask, biased)?;
+        let ranges: Vec<_> = (0..q_len).map(|i| i.saturating_sub(cut)..i + extra.min(cut) + 1).collect();
+        let mask = [Mask::Full, Mask::Causal, Mask::Segments(&segments), Mask::Ranges(&ranges)][kind];
+        let weights = weights(kv_len);
+        receive(heads, q_len, kv_len, WeightedMask { mask, key_weights: weighted.then_some(&weights[..]) })?;
     }
 
     /// Prefill in pieces and token by token agrees with one causal pass.
@@ -245,11 +256,57 @@ fn attention_error(q: &Tensor<C, 2>, k: &Tensor<C, 2>, v: &Tensor<C, 2>, heads: 
     2.0 * largest(v.clone()) * (weights + k.dims()[0] as f32 * ROUNDING)
 }
 
-fn attend<'a>(
+/// Weights of keys, from that of a tenth of a token to that of dozens.
+fn weights(len: usize) -> Vec<f32> {
+    random([len])
+        .mul_scalar(1.5)
+        .exp()
+        .to_data()
+        .to_vec()
+        .unwrap()
+}
+
+/// Additional error of scores with the logarithms of weights: a rounding error of each, and the error of
+/// the exponential of a difference that is larger by that of the logarithms.
+fn weights_error(v: &Tensor<C, 2>, weights: &[f32]) -> f32 {
+    let largest_log = weights
+        .iter()
+        .fold(0f32, |largest, weight| largest.max(weight.ln().abs()));
+    2.0 * largest(v.clone()) * (2.0 * ROUNDING * largest_log + exp_error(2.0 * largest_log))
+}
+
+fn receive(
     heads: Heads,
     q_len: usize,
     kv_len: usize,
-    mask: impl Fn() -> Mask<'a>,
+    mask: WeightedMask<'_>,
+) -> Result<(), TestCaseError> {
+    let (q, k) = (
+        random([q_len, heads.heads * heads.head_dim]),
+        random([kv_len, 3 + heads.kv_heads * heads.head_dim]),
+    );
+    let scale = (heads.head_dim as f32).powf(-0.5);
+    let columns = Columns {
+        tensor: gpu(&k),
+        column: 3,
+    };
+    let found = attention_received(gpu(&q), columns, heads, mask, scale);
+    let k = k.narrow(1, 3, heads.kv_heads * heads.head_dim);
+    // The error of a mean of probabilities is that of attention to values of 1.
+    let one = Tensor::ones([kv_len, 1], &Default::default());
+    let bound = attention_error(&q, &k, &one, heads)
+        + weights_error(&one, mask.key_weights.unwrap_or(&[1.0]))
+        + (q_len * heads.heads) as f32 * ROUNDING;
+    let expected = reference::attention_received(q, k, heads, mask, scale);
+    let bound = bound * largest(expected.clone());
+    close(found, expected, bound)
+}
+
+fn attend<'a, M: Into<WeightedMask<'a>>>(
+    heads: Heads,
+    q_len: usize,
+    kv_len: usize,
+    mask: impl Fn() -> M,
     biased: bool,
 ) -> Result<(), TestCaseError> {
     let (q_width, kv_width) = (
@@ -276,7 +333,8 @@ fn attend<'a>(
         kv.clone().narrow(1, 0, kv_width),
         kv.narrow(1, kv_width, kv_width),
     );
-    let bound = attention_error(&q, &k, &v, heads);
+    let weights = mask().into().key_weights.unwrap_or(&[1.0]);
+    let bound = attention_error(&q, &k, &v, heads) + weights_error(&v, weights);
     let expected = reference::attention(q, k, v, heads, mask(), bias, scale);
     close(found, expected, bound)
 }
@@ -357,6 +415,13 @@ fn heads_of_real_models() {
             false,
         )
         .unwrap();
+        let weights = weights(70);
+        let weighted = WeightedMask {
+            mask: Mask::Segments(&[0, 16, 16, 64, 70]),
+            key_weights: Some(&weights),
+        };
+        attend(heads, 70, 70, || weighted, false).unwrap();
+        receive(heads, 70, 70, weighted).unwrap();
     }
 }
 
@@ -369,6 +434,12 @@ fn heads_that_are_too_large() {
         head_dim: 600,
     };
     attend(heads, 5, 7, || Mask::Causal, true).unwrap();
+    let weighted = WeightedMask {
+        mask: Mask::Full,
+        key_weights: Some(&[0.1, 1.0, 2.0, 30.0, 1.0, 1.0, 4.0]),
+    };
+    attend(heads, 5, 7, || weighted, false).unwrap();
+    receive(heads, 5, 7, weighted).unwrap();
     let shape = CacheShape {
         layers: 1,
         kv_heads: 1,
@@ -469,9 +540,18 @@ fn attention_by_fragments() {
             1 => Mask::Causal,
             _ => Mask::Segments(&ends),
         };
-        let found = cube::attention_by(gpu(&qkv), heads, mask(), scale, Products::Emulated);
-        let expected = reference::attention(q, k, v, heads, mask(), None, scale);
-        close(found, expected, error).unwrap();
+        let weights = weights(tokens);
+        for key_weights in [None, Some(&weights[..])] {
+            let mask = WeightedMask {
+                mask: mask(),
+                key_weights,
+            };
+            let found = cube::attention_by(gpu(&qkv), heads, mask, scale, Products::Emulated);
+            let (q, k, v) = (q.clone(), k.clone(), v.clone());
+            let error = error + weights_error(&v, key_weights.unwrap_or(&[1.0]));
+            let expected = reference::attention(q, k, v, heads, mask, None, scale);
+            close(found, expected, error).unwrap();
+        }
     }
 }
 
@@ -539,6 +619,13 @@ fn one_query_of_many_keys() {
     attend_cached(heads, &[700, 1, 1], false).unwrap();
     attend_cached(heads, &[300, 2, 1], true).unwrap();
     attend(heads, 3, 1000, || Mask::Full, true).unwrap();
+    let weights = weights(1000);
+    let weighted = WeightedMask {
+        mask: Mask::Full,
+        key_weights: Some(&weights),
+    };
+    attend(heads, 3, 1000, || weighted, false).unwrap();
+    receive(heads, 3, 1000, weighted).unwrap();
 }
 
 #[test]

@@ -5,7 +5,6 @@
 
 use super::layout::STRIP;
 use super::shape::{Heads, Mask, Rows, WeightedMask, check_mask};
-use super::step::add;
 use crate::cpu::{Kernels, Strided};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};
@@ -73,14 +72,14 @@ pub fn attention_received<'a>(
                 queries.block(first + index / BLOCKS, index % BLOCKS, keys, sums);
             });
             for task in 0..tasks {
-                add(&mut received, &sums[task * kv_len..]);
+                let sums = &sums[task * kv_len..][..kv_len];
+                queries.kernels.merge(&mut received, 1.0, sums, 1.0);
             }
         }
     });
-    for (received, count) in received.iter_mut().zip(queries.counts()) {
-        if count > 0 {
-            *received /= (heads.heads as i64 * count) as f32;
-        }
+    let counts = weighted.mask.queries_per_key(q_len, kv_len);
+    for (received, count) in received.iter_mut().zip(counts) {
+        *received /= (heads.heads * count.max(1)) as f32;
     }
     received
 }
@@ -169,7 +168,8 @@ impl Queries<'_> {
                 }
                 let s = &mut scores[row * width + visible.start - from..][..visible.len()];
                 if let Some(log_weights) = self.log_weights {
-                    add(s, &log_weights[visible.start..]);
+                    self.kernels
+                        .merge(s, 1.0, &log_weights[visible.clone()], 1.0);
                 }
                 let (_, sum) = self.kernels.softmax(s);
                 self.kernels.merge(&mut sums[visible], 1.0, s, 1.0 / sum);
@@ -193,23 +193,5 @@ impl Queries<'_> {
             let scores = &mut scores[column..];
             self.kernels.matmul(size, q, keys, false, scores, width);
         }
-    }
-
-    /// The number of queries that each key is visible to.
-    fn counts(&self) -> Vec<i64> {
-        // First the differences between successive keys.
-        let mut counts = vec![0; self.kv_len + 1];
-        for query in 0..self.q_len {
-            let visible = self.visible(query);
-            counts[visible.start] += 1;
-            counts[visible.end] -= 1;
-        }
-        counts
-            .iter()
-            .scan(0i64, |count, difference| {
-                *count += difference;
-                Some(*count)
-            })
-            .collect()
     }
 }

@@ -97,6 +97,24 @@ impl Mask<'_> {
             Mask::Ranges(ranges) => ranges[query].clone(),
         }
     }
+
+    /// Returns the number of queries that each key is visible to.
+    pub fn queries_per_key(self, q_len: usize, kv_len: usize) -> Vec<usize> {
+        // Queries that see a key, but not the one before it, and the reverse.
+        let (mut first, mut past) = (vec![0; kv_len + 1], vec![0; kv_len + 1]);
+        for query in 0..q_len {
+            let visible = self.visible(query, q_len, kv_len);
+            first[visible.start] += 1;
+            past[visible.end] += 1;
+        }
+        let differences = first.into_iter().zip(past).take(kv_len);
+        differences
+            .scan(0, |count, (first, past)| {
+                *count = *count + first - past;
+                Some(*count)
+            })
+            .collect()
+    }
 }
 
 /// A mask, and the weights of the keys.

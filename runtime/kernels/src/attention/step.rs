@@ -238,10 +238,9 @@ impl Step<'_> {
             let visible = local(self.visible(query));
             self.add_bias(head, query, row, start, &visible, s);
             if let Some(log_weights) = self.log_weights {
-                add(
-                    &mut s[visible.clone()],
-                    &log_weights[start + visible.start..],
-                );
+                let keys = start + visible.start..start + visible.end;
+                self.kernels
+                    .merge(&mut s[visible.clone()], 1.0, &log_weights[keys], 1.0);
             }
             let (max, sum) = self.kernels.softmax(&mut s[visible.clone()]);
             work.stats[2 * row..][..2].copy_from_slice(&[max, sum]);
@@ -316,7 +315,12 @@ impl Step<'_> {
         if let Some(bias) = self.bias {
             let head = head * self.heads.group() + row % self.heads.group();
             let at = (head * self.q_len + query) * self.kv_len + start;
-            add(&mut s[visible.clone()], &bias[at + visible.start..]);
+            for (s, bias) in s[visible.clone()]
+                .iter_mut()
+                .zip(&bias[at + visible.start..])
+            {
+                *s += bias;
+            }
         }
     }
 
@@ -379,13 +383,6 @@ impl Step<'_> {
                 });
             });
         });
-    }
-}
-
-/// Adds the first `s.len()` elements of `x` to `s`.
-pub(super) fn add(s: &mut [f32], x: &[f32]) {
-    for (s, x) in s.iter_mut().zip(x) {
-        *s += x;
     }
 }
 

@@ -10,7 +10,7 @@ use burn_wgpu::WgpuRuntime;
 #[cfg(feature = "cuda")]
 use cubecl::cuda::CudaRuntime;
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
 
 use super::attention::plain::fits;
@@ -79,10 +79,10 @@ pub fn multiply<R: CubeRuntime>(
 ///
 /// # Shapes
 /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`, result: `[tokens, heads * head_dim]`
-pub fn attention_by<R: CubeRuntime>(
+pub fn attention_by<'a, R: CubeRuntime>(
     qkv: Tensor<Cube<R>, 2>,
     heads: Heads,
-    mask: Mask<'_>,
+    mask: impl Into<WeightedMask<'a>>,
     scale: f32,
     products: Products,
 ) -> Tensor<Cube<R>, 2> {
@@ -92,7 +92,7 @@ pub fn attention_by<R: CubeRuntime>(
         column: heads_before * heads.head_dim,
     };
     let (k, v) = (part(heads.heads), part(heads.heads + heads.kv_heads));
-    let out = attend::<R, u32>(part(0), k, v, heads, mask, None, scale, products);
+    let out = attend::<R, u32>(part(0), k, v, heads, mask.into(), None, scale, products);
     Tensor::from_primitive(TensorPrimitive::Float(out))
 }
 
@@ -173,7 +173,7 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         k: Part<'_, Self>,
         v: Part<'_, Self>,
         heads: Heads,
-        mask: Mask<'_>,
+        mask: WeightedMask<'_>,
         bias: Option<&FloatTensor<Self>>,
         scale: f32,
     ) -> FloatTensor<Self> {
@@ -185,7 +185,7 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         k: Part<'_, Self>,
         v: Part<'_, Self>,
         heads: Heads,
-        mask: Mask<'_>,
+        mask: WeightedMask<'_>,
         scale: f32,
     ) -> FloatTensor<Self> {
         let products = Products::of(&q.tensor.client);
@@ -236,7 +236,7 @@ fn attend<R: CubeRuntime, T: BoolElement>(
     k: Part<'_, CubeBackend<R, f32, i32, T>>,
     v: Part<'_, CubeBackend<R, f32, i32, T>>,
     heads: Heads,
-    mask: Mask<'_>,
+    mask: WeightedMask<'_>,
     bias: Option<&CubeTensor<R>>,
     scale: f32,
     products: Products,

@@ -141,3 +141,11 @@ pub(super) fn indices<R: CubeRuntime>(client: &ComputeClient<R>, values: &[u32])
         values.len(),
     )
 }
+
+/// Returns f32 values of the host as a kernel argument.
+pub(super) fn floats<R: CubeRuntime>(client: &ComputeClient<R>, values: &[f32]) -> ArrayArg<R> {
+    array(
+        &client.create_from_slice(f32::as_bytes(values)),
+        values.len(),
+    )
+}

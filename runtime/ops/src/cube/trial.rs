@@ -6,15 +6,15 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Int, Tensor};
 use burn_cubecl::CubeRuntime;
 use edge_lmm_kernels::activation::Activation;
-use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::{Format, MatrixShape};
 
 use super::backend::{Cube, products};
 use super::products::Products;
 use crate::backend::{CacheShape, KernelBackend, KvStore};
 use crate::functional::{
-    Columns, argmax, attention, encoder_attention, gated, gated_linear, gather_rows, layer_norm,
-    linear, rms_norm, rope, rotated_attention,
+    Columns, argmax, attention, attention_received, encoder_attention, gated, gated_linear,
+    gather_rows, layer_norm, linear, rms_norm, rope, rotated_attention,
 };
 
 /// Scores of a token: the size of a typical vocabulary.
@@ -191,8 +191,14 @@ impl<R: CubeRuntime> Bench<R> {
         self.time(name, 4 * tokens * width, 0, products, || {
             attention(part(0), part(1), part(2), heads, Mask::Full, None, 0.125)
         })?;
+        let name = format!("received attention, {tokens} x {tokens}, {heads:?}");
+        self.time(name, 2 * tokens * width, 0, products / 2, || {
+            attention_received(part(0), part(1), heads, Mask::Full, 0.125).unsqueeze()
+        })?;
         for head_dim in HEADS {
-            self.encoder_attention(width, tokens, head_dim)?;
+            for weighted in [false, true] {
+                self.encoder_attention(width, tokens, head_dim, weighted)?;
+            }
         }
         for quantized in [false, true] {
             self.decoding_attention(heads, tokens, quantized)?;
@@ -206,12 +212,14 @@ impl<R: CubeRuntime> Bench<R> {
         self.decoding_attention(grouped, tokens, true)
     }
 
-    /// Times attention among the tokens of an encoder with quantized weights.
+    /// Times attention among the tokens of an encoder with quantized weights. The keys have weights if
+    /// `weighted`.
     fn encoder_attention(
         &mut self,
         width: usize,
         tokens: usize,
         head_dim: usize,
+        weighted: bool,
     ) -> Result<(), String> {
         let count = (width / head_dim).max(1);
         let heads = Heads {
@@ -226,11 +234,17 @@ impl<R: CubeRuntime> Bench<R> {
             column: i * width,
         };
         let kind = self.kind();
-        let name = format!("encoder attention, {tokens} x {tokens}, {heads:?}{kind}");
+        let keys = if weighted { ", weighted keys" } else { "" };
+        let name = format!("encoder attention, {tokens} x {tokens}, {heads:?}{keys}{kind}");
+        let weights = vec![2.0; tokens];
+        let mask = WeightedMask {
+            mask: Mask::Full,
+            key_weights: weighted.then_some(&weights[..]),
+        };
         let products = 2 * tokens * tokens * width;
         self.time(name, 4 * tokens * width, 0, products, || {
             let (q, k, v) = (part(0), part(1), part(2));
-            encoder_attention(q, k, v, heads, Mask::Full, 0.125, true)
+            encoder_attention(q, k, v, heads, mask, 0.125, true)
         })
     }
 

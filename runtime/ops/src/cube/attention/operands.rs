@@ -20,6 +20,8 @@ pub(super) struct Options {
     pub(super) mask: MaskKind,
     /// `true` if a bias is added to the scores.
     pub(super) biased: bool,
+    /// `true` if the keys have weights.
+    pub(super) weighted: bool,
     /// `true` if each cube computes the partial result of some of the keys.
     pub(super) split: bool,
 }

@@ -88,6 +88,7 @@ pub(super) fn attention_kernel<E: Float>(
     k: &Operand<E>,
     v: &Operand<E>,
     bias: &Array<f32>,
+    log_weights: &Array<f32>,
     ends: &Array<u32>,
     out: &mut Array<f32>,
     stats: &mut Array<f32>,
@@ -185,6 +186,9 @@ pub(super) fn attention_kernel<E: Float>(
                         let head = kv_head * sizes.group + row % sizes.group;
                         let line = head * sizes.queries + row / sizes.group;
                         score = max(score + bias[line * sizes.keys + position], MASKED);
+                    }
+                    if comptime!(options.weighted) {
+                        score = max(score + log_weights[position], MASKED);
                     }
                 }
                 scores[local * comptime!(keys + 1) + column] = score;

@@ -5,7 +5,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::prelude::*;
-use edge_lmm_kernels::attention::{Heads, Mask};
+use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 
 use super::operands::{MASKED, MaskKind, OperandLaunch, Options, SizesLaunch};
 use super::plain::{Tile, UNITS, attention_kernel, shared_bytes};
@@ -13,7 +13,7 @@ use super::tensor_cores::{self, tiles_kernel};
 use crate::backend::KvStore;
 use crate::cube::cache::{CubeCache, Layer};
 use crate::cube::products::{Products, SIDE};
-use crate::cube::tensor::{Rows, array, cubes, elements, indices};
+use crate::cube::tensor::{Rows, array, cubes, elements, floats, indices};
 use crate::stage;
 
 /// Number of cubes that occupies a device well.
@@ -77,7 +77,7 @@ pub(in crate::cube) fn fused<R: CubeRuntime>(
     k: Part<'_, R>,
     v: Part<'_, R>,
     heads: Heads,
-    mask: Mask<'_>,
+    mask: WeightedMask<'_>,
     bias: Option<&CubeTensor<R>>,
     scale: f32,
     products: Products,
@@ -102,8 +102,9 @@ pub(in crate::cube) fn fused<R: CubeRuntime>(
         heads,
         queries: q.rows,
         keys: k.rows,
-        mask,
+        mask: mask.mask,
         bias,
+        log_weights: mask.log_weights(k.rows),
         scale,
         products,
         out: Rows::empty(&q, q.rows, q_width),
@@ -134,6 +135,7 @@ pub(in crate::cube) fn cached<R: CubeRuntime>(
         keys: cache.len() + q.rows,
         mask,
         bias,
+        log_weights: None,
         scale,
         products: cache.products(),
         out: Rows::empty(&q, q.rows, heads.heads * heads.head_dim),
@@ -162,6 +164,8 @@ struct Step<'a, R: CubeRuntime> {
     keys: usize,
     mask: Mask<'a>,
     bias: Option<&'a CubeTensor<R>>,
+    /// Logarithms of the weights of the keys.
+    log_weights: Option<Vec<f32>>,
     scale: f32,
     products: Products,
     out: Rows<R>,
@@ -230,6 +234,7 @@ impl<R: CubeRuntime> Step<'_, R> {
         let options = Options {
             mask,
             biased: self.bias.is_some(),
+            weighted: self.log_weights.is_some(),
             split: parts > 1,
         };
         let unused = || array(&client.empty(size_of::<f32>()), 1);
@@ -255,6 +260,8 @@ impl<R: CubeRuntime> Step<'_, R> {
             self.scale,
         );
         let bias = self.bias.map_or_else(unused, elements);
+        let weights = self.log_weights.as_deref();
+        let weights = weights.map_or_else(unused, |weights| floats(&client, weights));
         let ends = ends.map_or_else(unused, |ends| indices(&client, &ends));
         let count = CubeCount::Static(tiles as u32, kv_heads as u32, parts as u32);
         stage::launched();
@@ -264,7 +271,8 @@ impl<R: CubeRuntime> Step<'_, R> {
             Kernel::Plain(tile) => unsafe {
                 let dim = CubeDim::new_1d(UNITS as u32);
                 attention_kernel::launch_unchecked::<E, R>(
-                    &client, count, dim, q, k, v, bias, ends, out, stats, sizes, tile, options,
+                    &client, count, dim, q, k, v, bias, weights, ends, out, stats, sizes, tile,
+                    options,
                 );
             },
             // SAFETY: as above.
@@ -273,8 +281,8 @@ impl<R: CubeRuntime> Step<'_, R> {
                 let dim = CubeDim::new_1d(tile.units() as u32);
                 let products = self.products;
                 tiles_kernel::launch_unchecked::<f16, E, R>(
-                    &client, count, dim, q, k, v, bias, ends, out, stats, sizes, tile, options,
-                    products,
+                    &client, count, dim, q, k, v, bias, weights, ends, out, stats, sizes, tile,
+                    options, products,
                 );
             },
         }

@@ -92,6 +92,7 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
     k: &Operand<E>,
     v: &Operand<E>,
     bias: &Array<f32>,
+    log_weights: &Array<f32>,
     ends: &Array<u32>,
     out: &mut Array<f32>,
     stats: &mut Array<f32>,
@@ -195,6 +196,9 @@ pub(super) fn tiles_kernel<S: Float, E: Float>(
                         let head = kv_head * sizes.group + row % sizes.group;
                         let of_query = head * sizes.queries + row / sizes.group;
                         score = max(score + bias[of_query * sizes.keys + position], MASKED);
+                    }
+                    if comptime!(options.weighted) {
+                        score = max(score + log_weights[position], MASKED);
                     }
                 }
                 four[lane] = score;
