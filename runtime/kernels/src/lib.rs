@@ -54,7 +54,8 @@ mod x86_64;
 
 pub use activation::Activation;
 pub use attention::{
-    CacheError, Heads, KvCache, Mask, Rows, attention, cached_attention, integer_attention,
+    CacheError, Heads, KvCache, Mask, Rows, attention, attention_row, cached_attention,
+    integer_attention,
 };
 pub use cpu::Isa;
 pub use elementwise::{activate, gated};

@@ -11,6 +11,7 @@ mod cache;
 mod float;
 mod integer;
 mod layout;
+mod row;
 mod shape;
 mod step;
 
@@ -18,4 +19,5 @@ pub use cache::{CacheError, KvCache};
 pub use float::{attention, cached_attention};
 pub use integer::{MAX_INTEGER_HEAD_DIM, integer_attention};
 pub use layout::CHUNK;
+pub use row::attention_row;
 pub use shape::{Heads, Mask, Rows};
