@@ -20,6 +20,7 @@ pub mod model;
 pub mod monitor;
 pub mod preprocess;
 pub mod prompt;
+pub mod reduce;
 mod sizes;
 pub mod text;
 pub mod weights;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::prompt::Message;
+use edge_lmm_models::reduce::LanguageReduction;
 use serde::Serialize;
 
 use crate::media::Media;
@@ -30,6 +31,10 @@ pub struct Request<'a> {
     pub media: &'a [Media],
     /// Options for the preparation of media.
     pub options: MediaOptions,
+    /// Reduction of the tokens of media inside the language model. It does not change the encoders'
+    /// outputs. A second turn keeps the tokens that the first one kept; a conversation whose media
+    /// were taken in with another reduction, or without one, is computed anew.
+    pub language_reduction: Option<LanguageReduction>,
     /// Largest number of tokens to generate.
     pub max_tokens: usize,
     /// Continues after an end-of-sequence token.
@@ -55,6 +60,7 @@ impl<'a> Request<'a> {
             messages,
             media: &[],
             options: MediaOptions::default(),
+            language_reduction: None,
             max_tokens: Self::MAX_TOKENS,
             ignore_eos: false,
             sampling: Sampling::default(),
@@ -77,6 +83,9 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that stand for images, video or sound.
     pub visual_tokens: usize,
+    /// Those of [`visual_tokens`](Self::visual_tokens) that the later layers of the language model
+    /// process, if the request has a [`Request::language_reduction`].
+    pub language_tokens: Option<usize>,
     /// Prompt tokens that were still in the cache from the turn before.
     pub reused_tokens: usize,
     /// Reason for the end.

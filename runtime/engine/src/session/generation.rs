@@ -117,6 +117,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let mut recording = request.timing.then(|| Recording::on::<B>(device));
         let entered = recording.as_mut().map(Recording::enter);
         let (prepared, reused_tokens, logits) = session.take_in(request, on_event)?;
+        let language_tokens = session.language_tokens(&prepared, request);
         let prompt = &prepared.prompt;
         let tokens = session.language().decoder_tokens(&prompt.ids);
         let run = Run {
@@ -135,6 +136,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             tokens: Vec::new(),
             prompt_tokens: prompt.ids.len(),
             visual_tokens: prompt.visual_tokens(),
+            language_tokens,
             reused_tokens,
             finish_reason: FinishReason::Canceled,
             first_token: started.elapsed(),

@@ -1,0 +1,5 @@
+//! Reduction of the tokens of media.
+
+pub mod language;
+
+pub use language::LanguageReduction;
