@@ -158,7 +158,8 @@ pub fn sound(path: &Path) -> Media {
     Media::audio(audio.samples, audio.sample_rate)
 }
 
-fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+/// Reads a file of golden tensors.
+pub fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let bytes = std::fs::read(path).expect("golden tensors");
     let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
     tensors

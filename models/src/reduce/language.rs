@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{KernelBackend, KvStore, select_rows};
+use edge_lmm_ops::{KernelBackend, KvStore, probe, select_rows};
 
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
@@ -270,6 +270,7 @@ impl<B: KernelBackend> Passes<'_, '_, B> {
                 least_attended(media, kept, |token| weights[token])
             }
         };
+        capture_dropped(&dropped);
         let kept = others(input.len(), &dropped);
         // Frees the embeddings before the rows are copied.
         input.embeddings = last;
@@ -383,6 +384,12 @@ fn least_attended(
     let mut dropped = tokens.split_off(kept.min(tokens.len()));
     dropped.sort_unstable();
     dropped
+}
+
+/// Captures the indices of the dropped tokens in the input.
+fn capture_dropped(dropped: &[usize]) {
+    let values: Vec<f32> = dropped.iter().map(|&token| token as f32).collect();
+    probe::capture_values("language_dropped", &[values.len()], &values);
 }
 
 /// Returns the numbers below `len` that are not in `dropped`, which ascends.
