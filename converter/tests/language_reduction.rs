@@ -77,9 +77,7 @@ fn next_turn(messages: &mut Vec<Message>, answer: &str, images: usize, question:
     messages.push(Message::text(Role::Assistant, answer));
     messages.push(Message {
         role: Role::User,
-        content: images
-            .chain([Content::Text(question.to_owned())])
-            .collect(),
+        content: images.chain([Content::Text(question.to_owned())]).collect(),
     });
 }
 
@@ -147,7 +145,10 @@ fn a_reduced_state_is_continued_like_any_other() {
     for options in [F32, Options::default()] {
         let mut session = engine(&data().join("qwen2vl-scenes"), None, &options);
         let prompt = prefill(&mut session, "list the shapes.", Some(HALF));
-        assert_eq!((prompt.visual_tokens, prompt.language_tokens), (64, Some(32)));
+        assert_eq!(
+            (prompt.visual_tokens, prompt.language_tokens),
+            (64, Some(32))
+        );
         let start = session.snapshot().expect("memory");
         let ids: Vec<u32> = (0..20).map(|i| 300 + 7 * i).collect();
         let mut step = |ids: &[u32], output| session.step(ids, output).expect("scores");
@@ -193,7 +194,10 @@ fn a_reduced_prompt_cannot_be_cut() {
         let mut fresh = scenes();
         let again = prefill(&mut session, question, Some(HALF));
         assert_eq!(again.reused_tokens, 0);
-        assert_eq!(again.logits, prefill(&mut fresh, question, Some(HALF)).logits);
+        assert_eq!(
+            again.logits,
+            prefill(&mut fresh, question, Some(HALF)).logits
+        );
     }
 }
 
@@ -207,7 +211,12 @@ fn a_second_turn_keeps_the_first_selection() {
     let first = prefill_of(&mut session, &media[..1], &messages, Some(HALF)).expect("a prompt");
     let mut stepped = session.fork().expect("memory");
 
-    next_turn(&mut messages, "blue star", 0, "what number is next to the diamond?");
+    next_turn(
+        &mut messages,
+        "blue star",
+        0,
+        "what number is next to the diamond?",
+    );
     probe::start();
     let second = prefill_of(&mut session, &media[..1], &messages, Some(HALF));
     let ids = &probe::finish()["input_ids"].values;
@@ -242,7 +251,12 @@ fn other_parameters_start_anew() {
     let media = [image("scene_007.png")];
     let first = ask(&media, "list the shapes.");
     let mut second = first.clone();
-    next_turn(&mut second, "blue star", 0, "what number is next to the diamond?");
+    next_turn(
+        &mut second,
+        "blue star",
+        0,
+        "what number is next to the diamond?",
+    );
     let all = [None, Some(HALF), Some(quarter), Some(deeper)];
     for (before, after) in all.iter().flat_map(|a| all.iter().map(move |b| (*a, *b))) {
         let (mut session, mut fresh) = (scenes(), scenes());
@@ -345,7 +359,10 @@ fn every_decoder_reduces_its_media() {
         let whole = outcome.expect(&manifest.name);
         assert_eq!(whole.language_tokens, Some(whole.visual_tokens));
         let plain = ask(&mut session, None).expect("a prompt");
-        assert_eq!((plain.logits, plain.language_tokens), (whole.logits.clone(), None));
+        assert_eq!(
+            (plain.logits, plain.language_tokens),
+            (whole.logits.clone(), None)
+        );
         let half = ask(&mut session, Some(HALF)).expect("a prompt");
         let kept = (whole.visual_tokens + 1) / 2;
         assert_eq!(half.language_tokens, Some(kept), "{}", manifest.name);

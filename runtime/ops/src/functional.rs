@@ -255,7 +255,14 @@ pub fn attention_row<B: KernelBackend>(
     keys: Range<usize>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    tensor(B::attention_row(&float(q), heads, cache, layer, keys, scale))
+    tensor(B::attention_row(
+        &float(q),
+        heads,
+        cache,
+        layer,
+        keys,
+        scale,
+    ))
 }
 
 /// See [`KernelBackend::rotated_attention`].

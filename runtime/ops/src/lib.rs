@@ -27,6 +27,6 @@ pub use edge_lmm_kernels::attention::{Heads, Mask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use functional::{
     Columns, PackedLinear, argmax, attention, attention_row, cached_attention, encoder_attention,
-    feed_forward, gated, gated_linear, gather_rows, layer_norm, linear, rms_norm, rope, rotated_attention,
-    select_rows,
+    feed_forward, gated, gated_linear, gather_rows, layer_norm, linear, rms_norm, rope,
+    rotated_attention, select_rows,
 };
