@@ -235,7 +235,7 @@ fn layers_of(
         let cache = G::kv_cache(shape, &Default::default()).expect("memory");
         let mut cache = cache.with_products(Products::Plain);
         let tokens = lens.map(|len| random([len + steps, q_width + 2 * kv_width]));
-        let mut attend = |cache: &mut _, layer: usize, from: usize, count: usize| {
+        let attend = |cache: &mut _, layer: usize, from: usize, count: usize| {
             let piece = gpu(&tokens[layer].clone().narrow(0, from, count));
             cached_attention::<G>(piece, heads, cache, layer, Mask::Causal, None, scale)
         };
