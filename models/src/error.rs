@@ -96,6 +96,23 @@ pub enum ModelError {
     /// Tokens cannot be taken out of the state of a recurrent layer.
     #[error("the model has recurrent layers, whose state cannot go back to fewer tokens")]
     CannotTruncate,
+    /// The state lacks tokens that were dropped for a prompt.
+    #[error(
+        "the state cannot go back to {len} tokens, expected at least {end} or 0: tokens of media \
+         were dropped from it for the prompt that ends there; compute the conversation anew"
+    )]
+    CannotTruncateReduced {
+        /// Tokens that are to be left.
+        len: usize,
+        /// End of the prompt.
+        end: usize,
+    },
+    /// The reduction of the tokens of media inside the language model cannot be applied.
+    #[error("reduction in the language model: {0}")]
+    LanguageReduction(String),
+    /// The device failed.
+    #[error("device: {0}")]
+    Compute(String),
     /// The computation was canceled before its end.
     #[error("canceled")]
     Canceled,

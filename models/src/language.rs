@@ -4,13 +4,14 @@ use std::any::Any;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore};
+use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore, select_rows};
 
 use crate::error::ModelError;
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::language::{self, DecoderLayers, Dropped, StepReduction};
 
-/// Number of tokens that [`LanguageModel::prefill`] processes at once: enough to fill the
+/// Default number of tokens that [`LanguageModel::prefill`] processes at once: enough to fill the
 /// kernels' tiles, few enough to keep the activations of the widest layer small.
 pub const PREFILL_CHUNK: usize = 512;
 
@@ -40,6 +41,8 @@ pub struct DecoderState<B: KernelBackend> {
     pub cross: Vec<Tensor<B, 2>>,
     /// State of the layers that are not attention.
     pub recurrent: Vec<Box<dyn RecurrentState>>,
+    /// Tokens that only the first layers of the cache hold, if any were dropped.
+    pub dropped: Option<Dropped>,
     /// `true` if the keys are those of a long sequence, see [`LanguageModel::is_long`].
     pub long: bool,
 }
@@ -58,6 +61,7 @@ impl<B: KernelBackend> DecoderState<B> {
             cache: B::kv_cache(model.cache_shape(capacity), device)?,
             cross: Vec::new(),
             recurrent: model.recurrent_states(device),
+            dropped: None,
             long: false,
         })
     }
@@ -72,21 +76,25 @@ impl<B: KernelBackend> DecoderState<B> {
         self.cache.is_empty()
     }
 
-    /// Returns `true` if the state can go back to fewer tokens. Recurrent state cannot.
-    pub fn can_truncate(&self) -> bool {
-        self.recurrent.is_empty()
-    }
-
     /// Removes all tokens from `len` on. Does nothing if there are fewer.
     ///
     /// # Errors
-    /// [`ModelError::CannotTruncate`] if tokens would have to be taken out of a recurrent state.
+    /// [`ModelError::CannotTruncate`] if tokens would have to be taken out of a recurrent state, and
+    /// [`ModelError::CannotTruncateReduced`] if some, but not all, would have to be taken out of a
+    /// prompt of which tokens were [`dropped`](Self::dropped).
     pub fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
         if len >= self.len() {
             return Ok(());
         }
-        if !self.can_truncate() {
+        if !self.recurrent.is_empty() {
             return Err(ModelError::CannotTruncate);
+        }
+        match &self.dropped {
+            Some(_) if len == 0 => self.dropped = None,
+            Some(Dropped { end, .. }) if len < *end => {
+                return Err(ModelError::CannotTruncateReduced { len, end: *end });
+            }
+            _ => {}
         }
         self.cache.truncate(len);
         Ok(())
@@ -101,6 +109,7 @@ impl<B: KernelBackend> DecoderState<B> {
             cache: self.cache.fork()?,
             cross: self.cross.clone(),
             recurrent: self.recurrent.iter().map(|state| state.fork()).collect(),
+            dropped: self.dropped.clone(),
             long: self.long,
         })
     }
@@ -131,7 +140,7 @@ pub enum OutputRows {
     /// Only the last token. The last layer then computes no other.
     #[default]
     Last,
-    /// All tokens.
+    /// All tokens; in a prefill with a reduction, those that are left.
     All,
 }
 
@@ -148,10 +157,14 @@ pub struct StepInput<'a, B: KernelBackend> {
     pub bidirectional: Vec<Range<usize>>,
     /// The hidden states to return.
     pub output: OutputRows,
+    /// Tokens that the later layers are not to process. Only [`LanguageModel::prefill`] drops
+    /// tokens; a step processes all.
+    pub reduction: Option<StepReduction>,
 }
 
 impl<'a, B: KernelBackend> StepInput<'a, B> {
-    /// Creates the input of plain text or features, without injections or bidirectional runs.
+    /// Creates the input of plain text or features, without injections, bidirectional runs or a
+    /// reduction.
     pub fn new(embeddings: Tensor<B, 2>, positions: &'a [Position]) -> Self {
         Self {
             embeddings,
@@ -159,6 +172,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
             injections: Vec::new(),
             bidirectional: Vec::new(),
             output: OutputRows::default(),
+            reduction: None,
         }
     }
 
@@ -173,7 +187,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
     }
 
     /// Returns the tokens at `range`.
-    fn part(&self, range: Range<usize>) -> Self {
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
         let Range { start, end } = range;
         let injections = self.injections.iter().filter_map(|injection| {
             let [rows, _] = injection.features.dims();
@@ -199,12 +213,40 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
             injections: injections.collect(),
             bidirectional: runs.map(|run| run.start - start..run.end - start).collect(),
             output: self.output,
+            reduction: None,
+        }
+    }
+
+    /// Returns the tokens at the ascending indices `kept`, which have the given positions. The
+    /// embeddings of `self` must be those of the kept tokens already.
+    pub(crate) fn keep<'k>(&self, kept: &[usize], positions: &'k [Position]) -> StepInput<'k, B> {
+        let place = |token: usize| kept.partition_point(|&other| other < token);
+        let injections = self.injections.iter().filter_map(|injection| {
+            let [rows, _] = injection.features.dims();
+            let places = place(injection.token)..place(injection.token + rows);
+            let rows = kept[places.clone()].iter();
+            let rows: Vec<u32> = rows.map(|token| (token - injection.token) as u32).collect();
+            (!rows.is_empty()).then(|| Injection {
+                layer: injection.layer,
+                token: places.start,
+                features: select_rows(injection.features.clone(), &rows),
+            })
+        });
+        let runs = self.bidirectional.iter();
+        let runs = runs.map(|run| place(run.start)..place(run.end));
+        StepInput {
+            embeddings: self.embeddings.clone(),
+            positions,
+            injections: injections.collect(),
+            bidirectional: runs.filter(|run| !run.is_empty()).collect(),
+            output: self.output,
+            reduction: None,
         }
     }
 
     /// Returns the bounds of parts of about `size` tokens. No part ends within a bidirectional run,
     /// whose tokens have to be in the cache together.
-    fn bounds(&self, size: usize) -> Vec<usize> {
+    pub(crate) fn bounds(&self, size: usize) -> Vec<usize> {
         let mut bounds = vec![0];
         let mut end = 0;
         while end < self.len() {
@@ -310,20 +352,41 @@ pub trait LanguageModel<B: KernelBackend> {
     /// Returns the embeddings of tokens: `[ids.len(), hidden_size]`.
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2>;
 
+    /// Returns the layers, if they can be run in parts: those of a decoder-only model without
+    /// recurrent layers. The reduction of tokens inside the language model needs them.
+    fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
+        None
+    }
+
+    /// Returns the number of tokens that [`Self::prefill`] processes at once.
+    fn prefill_chunk(&self) -> usize {
+        PREFILL_CHUNK
+    }
+
     /// Processes the tokens of the prompt that are not in the state yet, at least one, in chunks.
     /// Returns the hidden states that the next tokens are scored with: `[1, hidden_size]`, or
     /// `[tokens, hidden_size]` for [`OutputRows::All`].
     ///
+    /// If `input` has a reduction, the first layers process all tokens before the others process
+    /// those that are left; see [`reduce::language`](crate::reduce::language).
+    ///
     /// # Errors
-    /// If `monitor` cancels; the state then holds the chunks that are complete.
+    /// If `monitor` cancels; the state then holds the chunks that are complete, or, with a
+    /// reduction, as many tokens as before. If the model cannot reduce tokens.
     fn prefill(
         &self,
-        input: StepInput<'_, B>,
+        mut input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
         state.long = self.is_long(state.len() + input.len());
-        let bounds = input.bounds(PREFILL_CHUNK);
+        let chunk = self.prefill_chunk();
+        let reduction = input.reduction.take();
+        if let Some(reduction) = reduction.filter(|reduction| reduction.count() > 0) {
+            let layers = self.decoder_layers().ok_or_else(language::unsupported)?;
+            return language::prefill(layers, input, &reduction, chunk, state, monitor);
+        }
+        let bounds = input.bounds(chunk);
         let chunks = bounds.len() - 1;
         let mut hidden = Vec::new();
         for (i, bounds) in bounds.windows(2).enumerate() {

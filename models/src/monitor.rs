@@ -37,6 +37,25 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    /// Runs `part`, whose steps begin after `before` of `total` steps.
+    ///
+    /// # Errors
+    /// The errors of `part`.
+    pub fn part<T>(
+        &mut self,
+        before: usize,
+        total: usize,
+        part: impl FnOnce(&mut Monitor<'_>) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        let report = &mut self.0;
+        part(&mut Monitor(&mut |progress| {
+            report(Progress {
+                done: before + progress.done,
+                total,
+            })
+        }))
+    }
+
     /// Runs `pass` as number `index` of `passes` equal ones, whose progress is reported as a part
     /// of the whole.
     ///

@@ -3,18 +3,21 @@
 //! a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and `modeling_phi3.py` of
 //! `transformers`.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, attention_row, stage};
 
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
-use crate::text::step::{Place, capture_last, run_layers};
+use crate::text::step::{Place, capture_last, run_layers, scale};
 use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
@@ -314,31 +317,13 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let _text = stage::scope(format_args!("text"));
-        let device = input.embeddings.device();
-        let table = self.rotary_table(input.positions, state.long, &device);
-        let past = state.len();
-        let all = input.visible(past, None);
-        let windows = self.config.sliding_window.as_ref();
-        let near = windows.and_then(|window| input.visible(past, Some(window.size)));
-        let visible = |layer| match self.config.window(layer) {
-            Some(_) => near.as_deref(),
-            None => all.as_deref(),
-        };
-        let heads = self.config.heads();
-        let x = input.embeddings.clone();
-        let x = run_layers(
-            &input,
-            x,
-            &self.layers,
-            visible,
-            monitor,
-            |layer, x, place| layer.forward(x, &table, &mut state.cache, heads, place),
-        )?;
-        state.cache.advance(input.len());
-        let hidden = self.norm.forward(x);
-        capture_last(&hidden);
-        Ok(hidden)
+        let x = self.enter(&input);
+        let x = self.run(x, &input, 0..self.layers.len(), state, monitor)?;
+        Ok(self.finish(x))
+    }
+
+    fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
+        Some(self)
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -348,6 +333,63 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
             Some(head) => head.forward(hidden),
             None => self.embedding.as_linear(hidden),
         }
+    }
+}
+
+impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn window(&self, layer: usize) -> Option<usize> {
+        self.config.window(layer)
+    }
+
+    fn run(
+        &self,
+        x: Tensor<B, 2>,
+        input: &StepInput<'_, B>,
+        layers: Range<usize>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _text = stage::scope(format_args!("text"));
+        let table = self.rotary_table(input.positions, state.long, &x.device());
+        let heads = self.config.heads();
+        run_layers(
+            input,
+            x,
+            (&self.layers, layers),
+            |layer| self.config.window(layer),
+            &mut state.cache,
+            monitor,
+            |layer, x, cache, place| layer.forward(x, &table, cache, heads, place),
+        )
+    }
+
+    fn attention_row(
+        &self,
+        layer: usize,
+        x: Tensor<B, 2>,
+        position: Position,
+        keys: Range<usize>,
+        state: &DecoderState<B>,
+    ) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let _layer = stage::scope(format_args!("layers.{layer}"));
+        let _stage = stage::module("attention");
+        let table = self.rotary_table(&[position], state.long, &x.device());
+        let (heads, weights) = (self.config.heads(), &self.layers[layer]);
+        let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
+        let q = table.rotate(qkv, 0, heads.heads, heads.head_dim);
+        attention_row::<B>(q, heads, &state.cache, layer, keys, scale(heads))
+    }
+
+    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let hidden = self.norm.forward(x);
+        capture_last(&hidden);
+        hidden
     }
 }
 
@@ -413,8 +455,8 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let scale = (heads.head_dim as f32).powf(-0.5);
-            let attended = table.attend(qkv, heads, cache, place.layer, place.visible, scale);
+            let (layer, visible) = (place.layer, place.visible);
+            let attended = table.attend(qkv, heads, cache, layer, visible, scale(heads));
             place.close_attention(&self.out, attended, x)
         };
         let _stage = stage::module("mlp");

@@ -5,5 +5,5 @@ pub mod decoder;
 pub mod opt;
 mod rope_fields;
 pub mod rotary;
-mod step;
+pub(crate) mod step;
 pub mod t5;

@@ -5,10 +5,13 @@
 //! The position table is stored as plain f32 and never quantized: it is small, and its rows are
 //! added to every token.
 
+use std::ops::Range;
+
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use edge_lmm_ops::{
-    Activation, CacheShape, Heads, KernelBackend, KvStore, cached_attention, select_rows, stage,
+    Activation, CacheShape, Heads, KernelBackend, attention_row, cached_attention, select_rows,
+    stage,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -18,9 +21,11 @@ use crate::encoders::block::equal_heads;
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, StepInput};
 use crate::layers::{Embedding, LayerNorm, Linear, activation};
+use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
-use crate::text::step::{Place, capture_last, run_layers};
+use crate::text::step::{Place, capture_last, run_layers, scale};
 use crate::weights::{Part, Scope};
 
 /// Rows of the position table before that of position 0, hard-coded in the reference.
@@ -225,28 +230,13 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let _text = stage::scope(format_args!("text"));
-        let rows: Vec<u32> = input
-            .positions
-            .iter()
-            .map(|position| position[0] + POSITION_OFFSET as u32)
-            .collect();
-        let visible = input.visible(state.len(), None);
-        let heads = self.config.heads();
-        let x = input.embeddings.clone() + select_rows(self.positions.val(), &rows);
-        let visible = |_| visible.as_deref();
-        let x = run_layers(
-            &input,
-            x,
-            &self.layers,
-            visible,
-            monitor,
-            |layer, x, place| layer.forward(x, &mut state.cache, heads, place),
-        )?;
-        state.cache.advance(input.len());
-        let hidden = self.norm.forward(x);
-        capture_last(&hidden);
-        Ok(hidden)
+        let x = self.enter(&input);
+        let x = self.run(x, &input, 0..self.layers.len(), state, monitor)?;
+        Ok(self.finish(x))
+    }
+
+    fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
+        Some(self)
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -256,6 +246,67 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
             Some(head) => head.forward(hidden),
             None => self.embedding.as_linear(hidden),
         }
+    }
+}
+
+impl<B: KernelBackend> DecoderLayers<B> for Opt<B> {
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Adds the learned positions.
+    fn enter(&self, input: &StepInput<'_, B>) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let rows: Vec<u32> = input
+            .positions
+            .iter()
+            .map(|position| position[0] + POSITION_OFFSET as u32)
+            .collect();
+        input.embeddings.clone() + select_rows(self.positions.val(), &rows)
+    }
+
+    fn run(
+        &self,
+        x: Tensor<B, 2>,
+        input: &StepInput<'_, B>,
+        layers: Range<usize>,
+        state: &mut DecoderState<B>,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let _text = stage::scope(format_args!("text"));
+        let heads = self.config.heads();
+        run_layers(
+            input,
+            x,
+            (&self.layers, layers),
+            |_| None,
+            &mut state.cache,
+            monitor,
+            |layer, x, cache, place| layer.forward(x, cache, heads, place),
+        )
+    }
+
+    fn attention_row(
+        &self,
+        layer: usize,
+        x: Tensor<B, 2>,
+        _position: Position,
+        keys: Range<usize>,
+        state: &DecoderState<B>,
+    ) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let _layer = stage::scope(format_args!("layers.{layer}"));
+        let _stage = stage::module("attention");
+        let (heads, weights) = (self.config.heads(), &self.layers[layer]);
+        let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
+        attention_row::<B>(qkv, heads, &state.cache, layer, keys, scale(heads))
+    }
+
+    fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _text = stage::scope(format_args!("text"));
+        let hidden = self.norm.forward(x);
+        capture_last(&hidden);
+        hidden
     }
 }
 
@@ -310,8 +361,7 @@ impl<B: KernelBackend> OptLayer<B> {
         let x = {
             let _stage = stage::module("attention");
             let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let scale = (heads.head_dim as f32).powf(-0.5);
-            let mask = place.mask();
+            let (mask, scale) = (place.mask(), scale(heads));
             let attended = cached_attention::<B>(qkv, heads, cache, place.layer, mask, None, scale);
             place.close_attention(&self.out, attended, x)
         };

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{KernelBackend, Mask, probe, stage};
+use edge_lmm_ops::{Heads, KernelBackend, KvStore, Mask, probe, stage};
 
 use crate::error::ModelError;
 use crate::language::{OutputRows, StepInput};
@@ -41,35 +41,45 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Runs the layers of a decoder-only model over `x`, the embeddings of a step. `visible` returns the
-/// keys that the tokens of a layer attend to, if not all up to their own.
+/// Runs the layers `range` of a decoder-only model over `x`, the hidden states of a step before them,
+/// and adds the tokens to these layers of the cache. `window` returns the sliding window of a layer.
 ///
 /// # Errors
-/// If `monitor` cancels.
-pub(crate) fn run_layers<'a, B: KernelBackend, L>(
+/// If `monitor` cancels; the cache then has as many tokens as before.
+pub(crate) fn run_layers<B: KernelBackend, L>(
     input: &StepInput<'_, B>,
     mut x: Tensor<B, 2>,
-    layers: &[L],
-    visible: impl Fn(usize) -> Option<&'a [Range<usize>]>,
+    (layers, range): (&[L], Range<usize>),
+    window: impl Fn(usize) -> Option<usize>,
+    cache: &mut B::KvCache,
     monitor: &mut Monitor<'_>,
-    mut forward: impl FnMut(&L, Tensor<B, 2>, Place<'a>) -> Tensor<B, 2>,
+    mut forward: impl FnMut(&L, Tensor<B, 2>, &mut B::KvCache, Place<'_>) -> Tensor<B, 2>,
 ) -> Result<Tensor<B, 2>, ModelError> {
-    capture_last(&x);
-    for (i, layer) in layers.iter().enumerate() {
-        monitor.report(i, layers.len())?;
+    if range.start == 0 && !range.is_empty() {
+        capture_last(&x);
+    }
+    for i in range.clone() {
+        monitor.report(i - range.start, range.len())?;
         let _layer = stage::scope(format_args!("layers.{i}"));
         let last = i + 1 == layers.len();
+        let visible = input.visible(cache.len_of(i), window(i));
         let place = Place {
             layer: i,
-            visible: visible(i),
+            visible: visible.as_deref(),
             last_row: last && input.output == OutputRows::Last,
         };
-        x = forward(layer, input.inject(i, x), place);
+        x = forward(&layers[i], input.inject(i, x), cache, place);
         if !last {
             capture_last(&x);
         }
     }
+    cache.advance_layers(range, input.len());
     Ok(x)
+}
+
+/// Returns the factor of attention scores: `1 / sqrt(head_dim)`.
+pub(crate) fn scale(heads: Heads) -> f32 {
+    (heads.head_dim as f32).powf(-0.5)
 }
 
 /// Returns the last row of a step's hidden states.

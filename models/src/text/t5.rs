@@ -22,6 +22,7 @@ use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm, activation};
 use crate::monitor::Monitor;
+use crate::reduce::language::unsupported;
 use crate::sizes::{self, Section};
 use crate::text::step::{capture_last, last_row};
 use crate::weights::{Extent, Inputs, Part, Scope};
@@ -265,6 +266,9 @@ impl<B: KernelBackend> LanguageModel<B> for T5<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
+        if input.reduction.is_some() {
+            return Err(unsupported());
+        }
         {
             let _text = stage::scope(format_args!("text"));
             let encoded = self

@@ -18,7 +18,7 @@ pub enum EngineError {
     Record(#[from] RecordError),
     /// Error of the model or its prompt.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// Error of an image, video or sound.
     #[cfg(feature = "files")]
     #[error(transparent)]
@@ -92,4 +92,13 @@ pub enum EngineError {
          or overflow in this format"
     )]
     NotANumber(usize),
+}
+
+impl From<ModelError> for EngineError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Compute(reason) => Self::Compute(reason),
+            error => Self::Model(error),
+        }
+    }
 }

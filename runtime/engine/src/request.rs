@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::prompt::Message;
-use edge_lmm_models::reduce::ReductionStep;
+use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
 use serde::Serialize;
 
 use crate::media::Media;
@@ -66,6 +66,16 @@ impl<'a> Request<'a> {
     }
 }
 
+impl Request<'_> {
+    /// Returns the reduction of the tokens of media inside the language model, one of the methods of
+    /// [`MediaOptions::reductions`]. It does not change the encoders' outputs. A second turn keeps
+    /// the tokens that the first one kept; a conversation whose media were taken in with another
+    /// reduction, or without one, is computed anew.
+    pub fn language_reduction(&self) -> Option<LanguageReduction> {
+        self.options.reductions.language()
+    }
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -78,6 +88,9 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that stand for images, video or sound.
     pub visual_tokens: usize,
+    /// Those of [`visual_tokens`](Self::visual_tokens) that the later layers of the language model
+    /// process, if the request reduces them there ([`Request::language_reduction`]).
+    pub language_tokens: Option<usize>,
     /// Prompt tokens that were still in the cache from the turn before.
     pub reused_tokens: usize,
     /// Tokens of the media that each method of reduction left, in the order in which they ran.

@@ -54,7 +54,8 @@ impl RequestEstimator {
     }
 
     /// Estimates a request with preprocessed media, a prompt of `prompt_tokens` and an answer of at
-    /// most `max_tokens`.
+    /// most `max_tokens`. A reduction inside the language model needs no more than this: its
+    /// hidden states take the place of the embeddings, and the cache holds fewer positions.
     pub fn estimate(
         &self,
         media: &[MediaInput],

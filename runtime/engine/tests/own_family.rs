@@ -6,6 +6,9 @@
 //! The model sees an image as one token for each pixel, in two runs (the upper and the lower half)
 //! with the word `row` between them. Black pixels are dropped by the encoder.
 
+#[path = "own_family/reduction.rs"]
+mod reduction;
+
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -25,7 +28,7 @@ use edge_lmm_models::ModelError;
 use edge_lmm_models::families::{Family, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
 use edge_lmm_models::language::{
-    DecoderState, LanguageModel, OutputRows, RecurrentState, StepInput,
+    DecoderState, LanguageModel, OutputRows, PREFILL_CHUNK, RecurrentState, StepInput,
 };
 use edge_lmm_models::layers::Linear;
 use edge_lmm_models::layout::{Layout, Piece, Run};
@@ -36,6 +39,7 @@ use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{
     Content, Conversation, Message, Prompt, Role, TextProcessor, expand_placeholders,
 };
+use edge_lmm_models::reduce::language::DecoderLayers;
 use edge_lmm_models::text::decoder::{
     Decoder, DecoderConfig, DecoderNames, RotaryKind, ScaledRotary, SlidingWindow,
 };
@@ -70,6 +74,9 @@ struct Pixels<B: KernelBackend> {
     /// Adds half of the previous embedding to each embedding.
     #[module(skip)]
     convolves: bool,
+    /// Tokens that a prefill processes at once.
+    #[module(skip)]
+    chunk: usize,
 }
 
 /// The last embedding, which a convolution over two tokens has to know.
@@ -109,6 +116,21 @@ impl<B: KernelBackend> LanguageModel<B> for Pixels<B> {
     fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
         let tail = || Box::new(Tail::<B>(Tensor::zeros([1, HIDDEN], device))) as Box<_>;
         self.convolves.then(tail).into_iter().collect()
+    }
+
+    fn is_long(&self, tokens: usize) -> bool {
+        self.text.is_long(tokens)
+    }
+
+    fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
+        match self.convolves {
+            true => None,
+            false => self.text.decoder_layers(),
+        }
+    }
+
+    fn prefill_chunk(&self) -> usize {
+        self.chunk
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
@@ -184,6 +206,10 @@ impl<B: KernelBackend> Pixels<B> {
             text: Decoder::init(config, names, &root)?,
             bidirectional: files.config["bidirectional"] == true,
             convolves: files.config["convolves"] == true,
+            chunk: match files.config["chunk"].as_u64() {
+                Some(chunk) => chunk as usize,
+                None => PREFILL_CHUNK,
+            },
         })
     }
 

@@ -58,7 +58,7 @@ mod x86_64;
 pub use activation::Activation;
 pub use attention::{
     CacheError, Heads, KvCache, Mask, Rows, WeightedMask, attention, attention_received,
-    cached_attention, integer_attention,
+    attention_row, cached_attention, integer_attention,
 };
 pub use cpu::Isa;
 pub use distance::squared_distances;

@@ -4,7 +4,8 @@ mod support;
 
 use edge_lmm_kernels::attention::CHUNK;
 use edge_lmm_kernels::{
-    CacheError, Heads, KvCache, Mask, Rows, ThreadPool, WeightedMask, attention, cached_attention,
+    CacheError, Heads, KvCache, Mask, Rows, ThreadPool, WeightedMask, attention, attention_row,
+    cached_attention,
 };
 use proptest::prelude::*;
 use support::{Random, isas, pool, threads};
@@ -365,6 +366,126 @@ fn weights_must_be_finite_and_positive() {
         };
         let run = std::panic::AssertUnwindSafe(|| problem.run(&pool, mask, None));
         assert!(std::panic::catch_unwind(run).is_err(), "{weights:?}");
+    }
+}
+
+/// Keys and values of one token of a problem.
+fn token(problem: &Problem, at: usize) -> [Rows<'_>; 2] {
+    let at = at * problem.kv_stride();
+    [problem.k(), problem.v()].map(|rows| Rows {
+        data: &rows.data[at..],
+        stride: 0,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// The weights of a query, in the mean over the heads, against a plain softmax in double precision.
+    #[test]
+    fn weights_of_a_query(heads in heads(), len in 1usize..400, cut in 0usize..400, half: bool, seed: u64) {
+        let problem = Problem::random(heads, 1, len, &mut Random(seed));
+        let keys = cut.min(len - 1)..len;
+        let mut cache = KvCache::new(2, heads.kv_heads, heads.head_dim, len, half).unwrap();
+        cache.append(1, problem.k(), problem.v(), len);
+        let q = &problem.q[..problem.width()];
+        let group = heads.heads / heads.kv_heads;
+        let mut expected = vec![0.0; keys.len()];
+        for head in 0..heads.heads {
+            let q = &q[head * heads.head_dim..][..heads.head_dim];
+            let score = |key: usize| -> f64 {
+                let k = &problem.k().data[key * problem.kv_stride() + head / group * heads.head_dim..];
+                let k = k.iter().map(|k| match half {
+                    true => half::f16::from_f32(*k).to_f64(),
+                    false => f64::from(*k),
+                });
+                q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>() * f64::from(problem.scale)
+            };
+            let scores: Vec<f64> = keys.clone().map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            for (expected, score) in expected.iter_mut().zip(&scores) {
+                *expected += (score - max).exp() / sum / heads.heads as f64;
+            }
+        }
+        for isa in isas() {
+            let run = |n| {
+                let pool = ThreadPool::with_isa(threads(n), isa);
+                attention_row(&pool, heads, q, &cache, 1, keys.clone(), problem.scale)
+            };
+            let found = run(1);
+            for (found, expected) in found.iter().zip(&expected) {
+                // The error of a score is below 1e-5, which is also that of its exponential.
+                prop_assert!((f64::from(*found) - expected).abs() <= 2e-5 * expected + 1e-9, "{isa}: {found} {expected}");
+            }
+            prop_assert_eq!(&run(3), &found);
+        }
+    }
+
+    /// A layer that holds only some of the tokens attends as if the others were masked, and as a cache of
+    /// these tokens alone does; the other layer holds all of them. Both survive growing and forking.
+    #[test]
+    fn layers_of_different_lengths(heads in heads(), first in 1usize..200, later in 1usize..20, seed: u64, half: bool) {
+        let mut random = Random(seed);
+        let total = first + later;
+        let problem = Problem::random(heads, 1, total, &mut random);
+        let is_kept = |at: usize| {
+            let mixed = at.wrapping_mul(2_654_435_761).wrapping_add(seed as usize);
+            at >= first || !mixed.is_multiple_of(3)
+        };
+        let kept: Vec<usize> = (0..first).filter(|&at| is_kept(at)).collect();
+        let new = |layers| KvCache::new(layers, heads.kv_heads, heads.head_dim, first, half).unwrap();
+        let (mut cache, mut whole, mut alone) = (new(2), new(1), new(1));
+        let append = |cache: &mut KvCache, layer: usize, at: usize| {
+            let [k, v] = token(&problem, at);
+            cache.append(layer, k, v, 1);
+            cache.advance_layers(layer..layer + 1, 1);
+        };
+        for at in 0..first {
+            append(&mut cache, 0, at);
+            append(&mut whole, 0, at);
+        }
+        for &at in &kept {
+            append(&mut cache, 1, at);
+            append(&mut alone, 0, at);
+        }
+        prop_assert_eq!((cache.len(), cache.len_of(0), cache.len_of(1)), (first, first, kept.len()));
+        let pool = pool(isas()[0]);
+        let attend = |cache: &KvCache, layer: usize, bias: Option<&[f32]>| {
+            let (q, len) = (problem.q(), cache.len_of(layer));
+            cached_attention(&pool, heads, q, 1, cache, layer, len, Mask::Causal, bias, problem.scale)
+        };
+        for at in first..total {
+            for cache in [&mut cache, &mut whole, &mut alone] {
+                cache.grow(at + 1).unwrap();
+            }
+            append(&mut cache, 0, at);
+            append(&mut cache, 1, at);
+            append(&mut whole, 0, at);
+            append(&mut alone, 0, at);
+            let found = attend(&cache, 1, None);
+            prop_assert_eq!(&found, &attend(&alone, 0, None));
+            prop_assert_eq!(attend(&cache, 0, None), attend(&whole, 0, None));
+            let masked: Vec<f32> = (0..=at).map(|at| if is_kept(at) { 0.0 } else { f32::NEG_INFINITY }).collect();
+            let masked = masked.repeat(heads.heads);
+            for (found, expected) in found.iter().zip(attend(&whole, 0, Some(&masked))) {
+                prop_assert!((found - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{found} {expected}");
+            }
+        }
+        let mut fork = cache.fork().unwrap();
+        prop_assert_eq!((fork.len_of(0), fork.len_of(1)), (total, kept.len() + later));
+        prop_assert_eq!(attend(&fork, 1, None), attend(&cache, 1, None));
+        fork.truncate(first);
+        prop_assert_eq!((fork.len_of(0), fork.len_of(1)), (first, kept.len()));
+        fork.truncate_layers(0..1, 0);
+        prop_assert_eq!((fork.len_of(0), fork.len_of(1)), (0, kept.len()));
+        fork.truncate_layers(1..2, 0);
+        for at in 0..first {
+            append(&mut fork, 1, at);
+        }
+        prop_assert_eq!(fork.len_of(1), first);
+        cache.truncate(0);
+        prop_assert_eq!((cache.len_of(0), cache.len_of(1)), (0, 0));
     }
 }
 

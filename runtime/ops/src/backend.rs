@@ -1,5 +1,7 @@
 //! The operations that a device implements to run the models.
 
+use std::ops::Range;
+
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
@@ -105,10 +107,22 @@ pub fn slice_argmax(scores: &[f32]) -> Option<u32> {
 }
 
 /// Keys and values of past positions, in memory that is allocated in advance.
+///
+/// Layers may hold different numbers of positions: tokens can be appended to some layers only
+/// ([`advance_layers`](Self::advance_layers)). Every layer has the same capacity.
 pub trait KvStore {
-    /// Returns the number of positions in use.
-    fn len(&self) -> usize;
-    /// Returns `true` if no position is in use.
+    /// Returns the number of layers.
+    fn layers(&self) -> usize;
+    /// Returns the number of positions in use in a layer.
+    fn len_of(&self, layer: usize) -> usize;
+    /// Returns the number of positions in use in the first layer.
+    fn len(&self) -> usize {
+        match self.layers() {
+            0 => 0,
+            _ => self.len_of(0),
+        }
+    }
+    /// Returns `true` if no position of the first layer is in use.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -116,10 +130,23 @@ pub trait KvStore {
     fn capacity(&self) -> usize;
     /// Returns the allocated bytes.
     fn bytes(&self) -> usize;
-    /// Increases the length by `tokens`, after these have been appended to every layer.
-    fn advance(&mut self, tokens: usize);
-    /// Shortens the cache to `len` positions. Does nothing if it has fewer.
-    fn truncate(&mut self, len: usize);
+    /// Increases the length of `layers` by `tokens`, after these have been appended to them.
+    fn advance_layers(&mut self, layers: Range<usize>, tokens: usize);
+    /// Increases the length of every layer by `tokens`, after these have been appended to all.
+    fn advance(&mut self, tokens: usize) {
+        self.advance_layers(0..self.layers(), tokens);
+    }
+    /// Shortens `layers` to `len` positions each. Does nothing to those that have fewer.
+    fn truncate_layers(&mut self, layers: Range<usize>, len: usize);
+    /// Takes as many of the last positions from every layer as leave `len` in the first. Does
+    /// nothing if it has fewer.
+    fn truncate(&mut self, len: usize) {
+        let removed = self.len().saturating_sub(len);
+        for layer in 0..self.layers() {
+            let left = self.len_of(layer).saturating_sub(removed);
+            self.truncate_layers(layer..layer + 1, left);
+        }
+    }
     /// Increases the capacity to `capacity` positions and keeps the contents.
     ///
     /// # Errors
@@ -353,7 +380,7 @@ pub trait KernelBackend: Backend {
     ///
     /// # Shapes
     /// - qkv: `[tokens, (heads + 2 kv_heads) * head_dim]`,
-    ///   bias (added to the scaled scores): `[heads, tokens, cache length + tokens]`,
+    ///   bias (added to the scaled scores): `[heads, tokens, length of the layer + tokens]`,
     ///   result: `[tokens, heads * head_dim]`
     fn cached_attention(
         qkv: &FloatTensor<Self>,
@@ -385,4 +412,18 @@ pub trait KernelBackend: Backend {
         let qkv = Self::rope(qkv, 0, rotated, heads.head_dim, cos, sin);
         Self::cached_attention(&qkv, heads, cache, layer, mask, None, scale)
     }
+
+    /// Computes the attention weights, `softmax(q kᵀ * scale)`, that one query gives to the
+    /// positions `keys` of `layer` of the cache, in the mean over the heads.
+    ///
+    /// # Shapes
+    /// - q: `[1, ≥ heads * head_dim]`, result: `[1, keys.len()]`
+    fn attention_row(
+        q: &FloatTensor<Self>,
+        heads: Heads,
+        cache: &Self::KvCache,
+        layer: usize,
+        keys: Range<usize>,
+        scale: f32,
+    ) -> FloatTensor<Self>;
 }

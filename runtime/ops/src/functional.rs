@@ -1,5 +1,7 @@
 //! The operations of [`KernelBackend`] on typed tensors, for the models.
 
+use std::ops::Range;
+
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 use edge_lmm_kernels::RowSums;
@@ -277,6 +279,25 @@ pub fn cached_attention<B: KernelBackend>(
         layer,
         mask,
         bias.map(float).as_ref(),
+        scale,
+    ))
+}
+
+/// See [`KernelBackend::attention_row`].
+pub fn attention_row<B: KernelBackend>(
+    q: Tensor<B, 2>,
+    heads: Heads,
+    cache: &B::KvCache,
+    layer: usize,
+    keys: Range<usize>,
+    scale: f32,
+) -> Tensor<B, 2> {
+    tensor(B::attention_row(
+        &float(q),
+        heads,
+        cache,
+        layer,
+        keys,
         scale,
     ))
 }

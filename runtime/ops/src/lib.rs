@@ -28,7 +28,7 @@ pub use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
 pub use edge_lmm_kernels::{RowSums, pool, squared_distances};
 pub use functional::{
-    Columns, PackedLinear, argmax, attention, attention_received, cached_attention,
+    Columns, PackedLinear, argmax, attention, attention_received, attention_row, cached_attention,
     encoder_attention, feed_forward, gated, gated_linear, gather_rows, layer_norm, linear,
     rms_norm, rope, rotated_attention, select_rows, sum_heads, sum_rows,
 };

@@ -4,6 +4,7 @@
 //! read their operands in place and write to one new buffer.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{TensorData, TensorMetadata};
@@ -85,8 +86,12 @@ fn rows<'a>(values: &'a [f32], stride: usize, column: usize) -> Rows<'a> {
 }
 
 impl KvStore for KvCache {
-    fn len(&self) -> usize {
-        KvCache::len(self)
+    fn layers(&self) -> usize {
+        KvCache::layers(self)
+    }
+
+    fn len_of(&self, layer: usize) -> usize {
+        KvCache::len_of(self, layer)
     }
 
     fn capacity(&self) -> usize {
@@ -97,12 +102,12 @@ impl KvStore for KvCache {
         KvCache::bytes(self)
     }
 
-    fn advance(&mut self, tokens: usize) {
-        KvCache::advance(self, tokens);
+    fn advance_layers(&mut self, layers: Range<usize>, tokens: usize) {
+        KvCache::advance_layers(self, layers, tokens);
     }
 
-    fn truncate(&mut self, len: usize) {
-        KvCache::truncate(self, len);
+    fn truncate_layers(&mut self, layers: Range<usize>, len: usize) {
+        KvCache::truncate_layers(self, layers, len);
     }
 
     fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
@@ -413,11 +418,26 @@ impl KernelBackend for Cpu {
             tokens,
             cache,
             layer,
-            cache.len() + tokens,
+            cache.len_of(layer) + tokens,
             mask,
             bias.as_deref(),
             scale,
         );
         tensor(out, [tokens, width])
+    }
+
+    fn attention_row(
+        q: &FloatTensor<Self>,
+        heads: Heads,
+        cache: &KvCache,
+        layer: usize,
+        keys: Range<usize>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let values = floats(q);
+        let q = &values[..heads.heads * heads.head_dim];
+        let count = keys.len();
+        let out = attention::attention_row(&pool::global(), heads, q, cache, layer, keys, scale);
+        tensor(out, [1, count])
     }
 }

@@ -225,3 +225,25 @@ fn probabilities<B: Backend>(
     let hidden = Tensor::<B, 2>::from_data(TensorData::new(hidden, [q_len, kv_len]), &device);
     softmax(scores + hidden.unsqueeze(), 2)
 }
+
+/// Computes the attention weights of one query for all keys, in the mean over the heads.
+///
+/// # Shapes
+/// - q: `[1, heads * head_dim]`, k: `[kv_len, kv_heads * head_dim]`, result: `[1, kv_len]`
+pub fn attention_row<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    heads: Heads,
+    scale: f32,
+) -> Tensor<B, 2> {
+    let [kv_len, _] = k.dims();
+    let (kv_heads, group) = (heads.kv_heads, heads.heads / heads.kv_heads);
+    let q = q.reshape([kv_heads, group, heads.head_dim]);
+    let k = k
+        .reshape([kv_len, kv_heads, heads.head_dim])
+        .swap_dims(0, 1);
+    let scores = q.matmul(k.swap_dims(1, 2)) * scale;
+    softmax(scores, 2)
+        .reshape([heads.heads, kv_len])
+        .mean_dim(0)
+}

@@ -5,8 +5,8 @@ use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, WeightedMask,
-    attention, attention_received, cached_attention, encoder_attention, gated, gather_rows,
-    layer_norm, linear, reference, rms_norm, rope, select_rows,
+    attention, attention_received, attention_row, cached_attention, encoder_attention, gated,
+    gather_rows, layer_norm, linear, reference, rms_norm, rope, rotated_attention, select_rows,
 };
 use proptest::prelude::*;
 
@@ -231,6 +231,41 @@ proptest! {
             heads, Mask::Causal, bias, scale,
         );
         prop_assert!(distance(Tensor::cat(found, 0), expected) < 2.0 * REORDERED);
+    }
+
+    /// The weights of the last token of a prefill in pieces, rotated as the keys are, for all keys and
+    /// for the last ones.
+    #[test]
+    fn weights_of_the_last_token(first in 1usize..200, second in 1usize..20, cut in 0usize..200, kv_heads in 1usize..3, group in 1usize..4, half in 1usize..17, quantized: bool) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim: 2 * half };
+        let (q_width, kv_width) = (heads.heads * heads.head_dim, kv_heads * heads.head_dim);
+        let total = first + second;
+        let qkv = random([total, q_width + 2 * kv_width]);
+        let (cos, sin) = (random([total, half]), random([total, half]));
+        let scale = (heads.head_dim as f32).powf(-0.5);
+        let shape = CacheShape { layers: 2, kv_heads, head_dim: heads.head_dim, capacity: total, quantized };
+        let mut cache = B::kv_cache(shape, &Default::default()).unwrap();
+        for (start, tokens) in [(0, first), (first, second)] {
+            let piece = |x: &Tensor<B, 2>| x.clone().narrow(0, start, tokens);
+            rotated_attention::<B>(piece(&qkv), heads, &piece(&cos), &piece(&sin), &mut cache, 1, Mask::Causal, scale);
+            cache.advance_layers(1..2, tokens);
+        }
+        prop_assert_eq!((cache.len_of(0), cache.len_of(1)), (0, total));
+        let last = |x: &Tensor<B, 2>| x.clone().narrow(0, total - 1, 1);
+        let q = rope(last(&qkv), 0, heads.heads, heads.head_dim, &last(&cos), &last(&sin));
+        let k = reference::rope(qkv.clone().narrow(1, q_width, kv_width), kv_heads, heads.head_dim, cos, sin);
+        let keys = cut.min(total - 1)..total;
+        let found = attention_row::<B>(q.clone(), heads, &cache, 1, keys.clone(), scale);
+        let k = k.narrow(0, keys.start, keys.len());
+        // Half precision rounds a key by at most 2^-11 of its size, hence a score by 2^-11 of the sum of
+        // the sizes of its products, and a weight by twice that, relative to it.
+        let q = q.narrow(1, 0, q_width);
+        let sizes = q.clone().abs().max().into_scalar() * k.clone().abs().max().into_scalar() * heads.head_dim as f32 * scale;
+        let bound = if quantized { 2.0 * (sizes / 2048.0).exp_m1() } else { 2e-4 };
+        let expected = reference::attention_row(q, k, heads, scale);
+        prop_assert_eq!(found.dims(), expected.dims());
+        let excess = ((found - expected.clone()).abs() - expected * bound).max().into_scalar();
+        prop_assert!(excess <= 1e-7, "{excess}");
     }
 }
 

@@ -9,8 +9,9 @@ use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::cube::{self, Products, Vulkan, WgpuRuntime};
 use edge_lmm_ops::{
     Activation, CacheShape, Columns, Format, Heads, KernelBackend, KvStore, Mask, MatrixShape,
-    WeightedMask, argmax, attention, attention_received, cached_attention, gated, gated_linear,
-    gather_rows, layer_norm, linear, reference, rms_norm, rope, rotated_attention, select_rows,
+    WeightedMask, argmax, attention, attention_received, attention_row, cached_attention, gated,
+    gated_linear, gather_rows, layer_norm, linear, reference, rms_norm, rope, rotated_attention,
+    select_rows,
 };
 use proptest::prelude::*;
 
@@ -212,6 +213,90 @@ proptest! {
         let pieces: Vec<usize> = [first, second].into_iter().chain(std::iter::repeat_n(1, steps)).collect();
         attend_cached(heads, &pieces, biased)?;
     }
+
+    /// A layer of the cache may hold fewer positions than another: each attends to its own.
+    #[test]
+    fn layers_of_different_lengths(first in 1usize..60, less in 0usize..40, steps in 1usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33, cut in 0usize..60) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
+        let lens = [first, first - less.min(first - 1)];
+        layers_of(heads, lens, steps, cut)?;
+    }
+}
+
+/// Fills two layers with `lens` tokens, continues both by `steps` tokens and compares attention with that
+/// over the tokens of each layer, and the weights of the last token for the keys from `cut` on.
+fn layers_of(
+    heads: Heads,
+    lens: [usize; 2],
+    steps: usize,
+    cut: usize,
+) -> Result<(), TestCaseError> {
+    let (q_width, kv_width) = (
+        heads.heads * heads.head_dim,
+        heads.kv_heads * heads.head_dim,
+    );
+    let scale = (heads.head_dim as f32).powf(-0.5);
+    for quantized in [false, true] {
+        let shape = CacheShape {
+            layers: 2,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+            capacity: lens[0],
+            quantized,
+        };
+        let cache = G::kv_cache(shape, &Default::default()).expect("memory");
+        let mut cache = cache.with_products(Products::Plain);
+        let tokens = lens.map(|len| random([len + steps, q_width + 2 * kv_width]));
+        let attend = |cache: &mut _, layer: usize, from: usize, count: usize| {
+            let piece = gpu(&tokens[layer].clone().narrow(0, from, count));
+            cached_attention::<G>(piece, heads, cache, layer, Mask::Causal, None, scale)
+        };
+        for (layer, &len) in lens.iter().enumerate() {
+            attend(&mut cache, layer, 0, len);
+            cache.advance_layers(layer..layer + 1, len);
+        }
+        cache.grow(lens[0] + steps).expect("memory");
+        let mut cache = cache.fork().expect("memory");
+        let last = [0, 1].map(|layer| attend(&mut cache, layer, lens[layer], steps));
+        cache.advance(steps);
+        for (layer, found) in last.into_iter().enumerate() {
+            prop_assert_eq!(cache.len_of(layer), lens[layer] + steps);
+            let part = |column: usize, width: usize| tokens[layer].clone().narrow(1, column, width);
+            let (q, k) = (part(0, q_width), part(q_width, kv_width));
+            let v = part(q_width + kv_width, kv_width);
+            let mut error = attention_error(&q, &k, &v, heads);
+            // Bounds of the weights' relative error.
+            let sizes = largest(q.clone()) * largest(k.clone()) * heads.head_dim as f32 * scale;
+            let mut bound = 4.0 * exp_error(2.0 * sizes) + 1e-5;
+            if quantized {
+                error += half_error(&q, &k, &v, heads);
+                bound += 2.0 * (sizes / 2048.0).exp_m1();
+            }
+            let (mask, q_last) = (Mask::Causal, q.clone().narrow(0, lens[layer], steps));
+            let expected = reference::attention(q_last, k.clone(), v, heads, mask, None, scale);
+            close(found, expected, error)?;
+
+            let keys = cut.min(cache.len_of(layer) - 1)..cache.len_of(layer);
+            let row = q.narrow(0, keys.end - 1, 1);
+            let found = attention_row::<G>(gpu(&row), heads, &cache, layer, keys.clone(), scale);
+            let k = k.narrow(0, keys.start, keys.len());
+            let expected = reference::attention_row(row, k, heads, scale);
+            let found = cpu(found);
+            prop_assert_eq!(found.dims(), expected.dims());
+            let excess = largest_excess(found, expected, bound);
+            prop_assert!(excess <= 1e-7, "weights are off by {excess}");
+        }
+        cache.truncate(1);
+        let left = (lens[1] + steps).saturating_sub(lens[0] + steps - 1);
+        prop_assert_eq!((cache.len_of(0), cache.len_of(1)), (1, left));
+    }
+    Ok(())
+}
+
+/// Returns the largest error beyond `bound` times the expected value.
+fn largest_excess(found: Tensor<C, 2>, expected: Tensor<C, 2>, bound: f32) -> f32 {
+    let error = (found - expected.clone()).abs();
+    (error - expected * bound).max().into_scalar()
 }
 
 fn product(

@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use edge_lmm_models::language::OutputRows;
 use edge_lmm_models::prompt::TextStream;
+use edge_lmm_models::reduce::Reduction;
 use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
 
 use super::events::OnEvent;
@@ -117,6 +118,14 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let mut recording = request.timing.then(|| Recording::on::<B>(device));
         let entered = recording.as_mut().map(Recording::enter);
         let (prepared, reused_tokens, logits) = session.take_in(request, on_event)?;
+        let language_tokens = session.language_tokens(&prepared, request);
+        let mut reductions = prepared.reductions.clone();
+        let in_language = request.language_reduction().map(Reduction::Language);
+        reductions.extend(
+            in_language
+                .zip(language_tokens)
+                .map(|(method, n)| method.left(n)),
+        );
         let prompt = &prepared.prompt;
         let tokens = session.language().decoder_tokens(&prompt.ids);
         let run = Run {
@@ -135,8 +144,9 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             tokens: Vec::new(),
             prompt_tokens: prompt.ids.len(),
             visual_tokens: prompt.visual_tokens(),
+            language_tokens,
             reused_tokens,
-            reductions: prepared.reductions.clone(),
+            reductions,
             finish_reason: FinishReason::Canceled,
             first_token: started.elapsed(),
             timing: Timing::default(),

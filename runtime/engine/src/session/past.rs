@@ -7,6 +7,8 @@ use edge_lmm_models::layout::Position;
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::Span;
+use edge_lmm_models::reduce::LanguageReduction;
+use edge_lmm_models::reduce::language::StepReduction;
 use edge_lmm_ops::{CacheError, KernelBackend};
 
 use crate::features::MediumKey;
@@ -74,6 +76,8 @@ pub(super) struct Past<B: KernelBackend> {
     pub tokens: Vec<PastToken>,
     /// Features of the tokens that stand for media, if they may be needed again.
     pub sources: Vec<Source<B>>,
+    /// Reduction that the tokens of media were taken in with.
+    pub reduction: Option<LanguageReduction>,
 }
 
 impl<B: KernelBackend> Past<B> {
@@ -82,13 +86,26 @@ impl<B: KernelBackend> Past<B> {
             state,
             tokens: Vec::new(),
             sources: Vec::new(),
+            reduction: None,
         }
     }
 
-    /// Returns the length of the common prefix with `tokens`.
-    pub fn common(&self, tokens: &[PastToken]) -> usize {
+    /// Returns the length of the common prefix with `tokens`, or 0 if it contains tokens of media
+    /// that were taken in with another reduction.
+    pub fn common(&self, tokens: &[PastToken], reduction: Option<LanguageReduction>) -> usize {
         let pairs = self.tokens.iter().zip(tokens);
-        pairs.take_while(|(a, b)| a == b).count()
+        let common = pairs.take_while(|(a, b)| a == b).count();
+        let has_media = tokens[..common].iter().any(|token| token.medium.is_some());
+        match has_media && self.reduction != reduction {
+            true => 0,
+            false => common,
+        }
+    }
+
+    /// Returns the number of tokens that the later layers do not hold.
+    pub fn dropped(&self) -> usize {
+        let dropped = self.state.dropped.as_ref();
+        dropped.map_or(0, |dropped| dropped.tokens.len())
     }
 
     pub fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
@@ -116,6 +133,7 @@ impl<B: KernelBackend> Past<B> {
             state: self.state.fork()?,
             tokens: self.tokens.clone(),
             sources: self.sources.clone(),
+            reduction: self.reduction,
         })
     }
 
@@ -138,7 +156,7 @@ impl<B: KernelBackend> Past<B> {
     }
 
     /// Computes the state anew for a sequence that has become long, and returns the hidden state of
-    /// its last token.
+    /// its last token. Tokens that were dropped are dropped again.
     pub fn compute_again(
         &mut self,
         language: &dyn LanguageModel<B>,
@@ -152,12 +170,14 @@ impl<B: KernelBackend> Past<B> {
             embeddings = embeddings.slice_assign(place, features.clone());
         }
         let positions: Vec<Position> = self.tokens.iter().map(|token| token.position).collect();
+        let dropped = self.state.dropped.clone();
         self.state.truncate(0)?;
         let mut input = StepInput::new(embeddings, &positions);
         input.injections = self.sources.iter().flat_map(Source::injections).collect();
         let spans = self.sources.iter().map(|source| source.span);
         let both_ways = spans.filter(|span| span.bidirectional);
         input.bidirectional = both_ways.map(|span| span.start..span.end()).collect();
+        input.reduction = dropped.map(StepReduction::Repeat);
         language.prefill(input, &mut self.state, monitor)
     }
 }

@@ -8,8 +8,9 @@ use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
-use edge_lmm_models::reduce::ReductionStep;
+use edge_lmm_models::reduce::language::StepReduction;
 use edge_lmm_models::reduce::select::select;
+use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
 use super::events::{OnEvent, report};
@@ -52,6 +53,18 @@ impl<B: KernelBackend> Prepared<B> {
         tokens
     }
 
+    /// Returns the reduction of the tokens of media from token `from` on.
+    pub fn reduction(&self, reduction: LanguageReduction, from: usize) -> StepReduction {
+        let spans = self.prompt.spans.iter();
+        let media = spans.filter(|span| span.end() > from);
+        StepReduction::Choose {
+            reduction,
+            media: media
+                .map(|span| span.start.max(from) - from..span.end() - from)
+                .collect(),
+        }
+    }
+
     /// Returns the run of tokens around token `at` that attend to each other in both directions.
     pub fn bidirectional_run(&self, at: usize) -> Option<&Span> {
         let inside = |span: &&Span| span.bidirectional && span.start < at && at < span.end();
@@ -73,6 +86,9 @@ impl<B: KernelBackend> LoadedModel<B> {
         let preprocess = stage::top("preprocess");
         if request.options.image_tokens.is_some() && !self.model.resizes_images() {
             return Err(ModelError::FixedImageTokens.into());
+        }
+        if let Some(reduction) = request.language_reduction() {
+            reduction.check(self.model.language())?;
         }
         self.check_text(request.messages)?;
         let options = self.options(request);

@@ -7,6 +7,8 @@ use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use edge_lmm_models::monitor::Monitor;
+use edge_lmm_models::reduce::LanguageReduction;
+use edge_lmm_models::reduce::Share;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::events::{OnEvent, report};
@@ -65,6 +67,9 @@ pub struct Prefilled {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that stand for media.
     pub visual_tokens: usize,
+    /// Those of [`visual_tokens`](Self::visual_tokens) that the later layers of the language model
+    /// process, if the request has a [`Request::language_reduction`].
+    pub language_tokens: Option<usize>,
     /// Prompt tokens that were in the state before.
     pub reused_tokens: usize,
     /// Scores of the first token of the answer.
@@ -115,6 +120,7 @@ impl<B: KernelBackend> Session<B> {
         Ok(Prefilled {
             prompt_tokens: prepared.prompt.ids.len(),
             visual_tokens: prepared.prompt.visual_tokens(),
+            language_tokens: self.language_tokens(&prepared, request),
             reused_tokens: reused,
             logits: self.read(logits)?,
         })
@@ -147,7 +153,9 @@ impl<B: KernelBackend> Session<B> {
     ///
     /// # Errors
     /// [`ModelError::CannotTruncate`] if the model has recurrent layers: use
-    /// [`snapshot`](Self::snapshot).
+    /// [`snapshot`](Self::snapshot). [`ModelError::CannotTruncateReduced`] if tokens would have to be
+    /// taken out of a prompt of which tokens of media were dropped
+    /// ([`Request::language_reduction`]); `len` may be 0.
     pub fn truncate(&mut self, len: usize) -> Result<(), EngineError> {
         match &mut self.past {
             Some(past) => Ok(past.truncate(len)?),
@@ -221,21 +229,32 @@ impl<B: KernelBackend> Session<B> {
         on_event: &mut OnEvent<'_>,
     ) -> Result<(usize, Tensor<B, 2>), EngineError> {
         let tokens = prepared.tokens();
-        let reused = self.reuse(prepared, &tokens, request.max_tokens)?;
+        // With a ratio of 1 nothing is dropped.
+        let reduction = request
+            .language_reduction()
+            .filter(|reduction| reduction.share < Share::ALL);
+        let reused = self.reuse(prepared, &tokens, reduction, request.max_tokens)?;
         let mut sources = self.may_become_long().then(Vec::new);
-        let input = self
+        let mut input = self
             .shared
             .embed(prepared, reused, sources.as_mut(), request, on_event)?;
         let _stage = stage::top("prefill");
         let past = self.past.as_mut().expect("reuse has made the state");
         let language = self.shared.model.language();
         let mut report = report("prefill", on_event);
+        input.reduction = reduction.map(|reduction| prepared.reduction(reduction, reused));
         past.tokens = tokens;
+        past.reduction = reduction;
         past.add_sources(sources.unwrap_or_default());
         let hidden = language.prefill(input, &mut past.state, &mut Monitor::new(&mut report));
         // A canceled prefill has taken in some of its chunks only.
         if hidden.is_err() {
             past.forget_beyond(past.state.len());
+        }
+        if let Err(ModelError::Compute(_)) = hidden
+            && let Some(failure) = B::memory_failure(&self.shared.device)
+        {
+            return Err(EngineError::Memory(failure));
         }
         let logits = language.logits(hidden?);
         if probe::active() {
@@ -243,6 +262,17 @@ impl<B: KernelBackend> Session<B> {
             probe::capture("logits_first", &shown);
         }
         Ok((reused, logits))
+    }
+
+    /// Returns how many tokens of media of the prompt in the state the later layers process.
+    pub(super) fn language_tokens(
+        &self,
+        prepared: &Prepared<B>,
+        request: &Request<'_>,
+    ) -> Option<usize> {
+        let dropped = self.past.as_ref().map_or(0, Past::dropped);
+        let kept = prepared.prompt.visual_tokens() - dropped;
+        request.language_reduction().map(|_| kept)
     }
 
     /// Forgets the conversation after an error, unless it is a cancellation: a canceled prefill
@@ -267,6 +297,7 @@ impl<B: KernelBackend> Session<B> {
         &mut self,
         prepared: &Prepared<B>,
         prompt_tokens: &[PastToken],
+        reduction: Option<LanguageReduction>,
         max_tokens: usize,
     ) -> Result<usize, EngineError> {
         let shared = self.shared.clone();
@@ -274,7 +305,7 @@ impl<B: KernelBackend> Session<B> {
         let tokens = prepared.prompt.ids.len();
         let needed = language.positions(tokens, max_tokens);
         if let Some(past) = &mut self.past {
-            let common = past.common(prompt_tokens);
+            let common = past.common(prompt_tokens, reduction);
             // The last token's hidden state is needed, so that one is always computed.
             let common = match language.is_long(tokens) == past.state.long {
                 true => language.reusable(common.min(tokens - 1)),

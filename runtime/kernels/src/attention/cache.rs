@@ -1,7 +1,7 @@
 //! Key/value cache.
 
 use super::layout::{CHUNK, ChunkLayout, Keys};
-use super::shape::Rows;
+use super::shape::{Heads, Rows};
 use crate::element::Element;
 use crate::format::PANEL;
 use half::f16;
@@ -35,13 +35,17 @@ pub enum CacheError {
 ///
 /// A step appends its tokens to every layer, calls [`cached_attention`](super::cached_attention) for each, and
 /// finally [`advance`](Self::advance).
+///
+/// Layers may hold different numbers of positions ([`advance_layers`](Self::advance_layers)). Every layer has the
+/// same capacity; positions that a layer does not use take address space, but no pages.
 pub struct KvCache {
     data: Data,
-    pub(super) layers: usize,
+    layers: usize,
     pub(super) kv_heads: usize,
     pub(super) layout: ChunkLayout,
     capacity: usize,
-    len: usize,
+    /// Positions in use, of each layer.
+    lens: Vec<usize>,
 }
 
 enum Data {
@@ -93,18 +97,31 @@ impl KvCache {
             kv_heads,
             layout: ChunkLayout::new(head_dim),
             capacity,
-            len: 0,
+            lens: vec![0; layers],
         })
     }
 
-    /// Number of positions in use.
+    /// Number of positions in use in the first layer.
     pub fn len(&self) -> usize {
-        self.len
+        self.lens.first().copied().unwrap_or(0)
     }
 
-    /// Returns `true` if no position is in use.
+    /// Number of positions in use in a layer.
+    ///
+    /// # Panics
+    /// If `layer` is out of range.
+    pub fn len_of(&self, layer: usize) -> usize {
+        self.lens[layer]
+    }
+
+    /// Returns `true` if no position of the first layer is in use.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers
     }
 
     /// Largest number of positions.
@@ -131,6 +148,15 @@ impl KvCache {
         layer * size..(layer + 1) * size
     }
 
+    /// Panics if heads of another shape are given or there is no such layer.
+    pub(super) fn check_heads(&self, heads: Heads, layer: usize) {
+        assert!(
+            heads.kv_heads == self.kv_heads && heads.head_dim == self.layout.head_dim,
+            "{heads:?} and {self:?}"
+        );
+        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
+    }
+
     pub(super) fn keys(&self, layer: usize) -> CachedKeys<'_> {
         match &self.data {
             Data::Single(data) => CachedKeys::Single(self.keys_in(data, layer)),
@@ -147,7 +173,7 @@ impl KvCache {
         }
     }
 
-    /// Stores the keys and values of `tokens` tokens in a layer, at positions from [`len`](Self::len) on.
+    /// Stores the keys and values of `tokens` tokens in a layer, at positions from [`len_of`](Self::len_of) on.
     ///
     /// # Shapes
     /// `k`, `v`: `tokens` rows of `kv_heads * head_dim`
@@ -156,42 +182,65 @@ impl KvCache {
     /// If `layer` is out of range, the tokens exceed the capacity, or `k` or `v` is too short.
     pub fn append(&mut self, layer: usize, k: Rows, v: Rows, tokens: usize) {
         assert!(layer < self.layers, "layer {layer} of {}", self.layers);
-        assert!(
-            tokens <= self.capacity - self.len,
-            "{tokens} more positions after {} of {}",
-            self.len,
-            self.capacity
-        );
+        self.check_room(layer, tokens);
         k.check("keys", tokens, self.kv_heads * self.layout.head_dim);
         v.check("values", tokens, self.kv_heads * self.layout.head_dim);
         if tokens == 0 {
             return;
         }
         let (range, head_len) = (self.layer(layer), self.head_len());
-        let (layout, len) = (self.layout, self.len);
+        let (layout, len) = (self.layout, self.lens[layer]);
         match &mut self.data {
             Data::Single(data) => append(&mut data[range], head_len, layout, len, k, v, tokens),
             Data::Half(data) => append(&mut data[range], head_len, layout, len, k, v, tokens),
         }
     }
 
-    /// Increases the length by `tokens`, after these have been appended to all layers.
+    /// Increases the length of every layer by `tokens`, after these have been appended to all layers.
     ///
     /// # Panics
     /// If the tokens exceed the capacity.
     pub fn advance(&mut self, tokens: usize) {
-        assert!(
-            tokens <= self.capacity - self.len,
-            "{tokens} more positions after {} of {}",
-            self.len,
-            self.capacity
-        );
-        self.len += tokens;
+        self.advance_layers(0..self.layers, tokens);
     }
 
-    /// Shortens the cache to `len` positions. Does nothing if it has fewer.
+    /// Increases the length of `layers` by `tokens`, after these have been appended to them.
+    ///
+    /// # Panics
+    /// If the layers are out of range or the tokens exceed the capacity.
+    pub fn advance_layers(&mut self, layers: Range<usize>, tokens: usize) {
+        for layer in layers {
+            self.check_room(layer, tokens);
+            self.lens[layer] += tokens;
+        }
+    }
+
+    fn check_room(&self, layer: usize, tokens: usize) {
+        let len = self.lens[layer];
+        assert!(
+            tokens <= self.capacity - len,
+            "{tokens} more positions after {len} of {}",
+            self.capacity
+        );
+    }
+
+    /// Shortens `layers` to `len` positions each. Does nothing to those that have fewer.
+    ///
+    /// # Panics
+    /// If the layers are out of range.
+    pub fn truncate_layers(&mut self, layers: Range<usize>, len: usize) {
+        for held in &mut self.lens[layers] {
+            *held = len.min(*held);
+        }
+    }
+
+    /// Takes as many of the last positions from every layer as leave `len` in the first. Does nothing if it has
+    /// fewer.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        let removed = self.len().saturating_sub(len);
+        for held in &mut self.lens {
+            *held = held.saturating_sub(removed);
+        }
     }
 
     /// Makes room for `capacity` positions and keeps those in use. Old and new memory are held at
@@ -219,14 +268,21 @@ impl KvCache {
         let (layers, heads) = (self.layers, self.kv_heads);
         let half = matches!(self.data, Data::Half(_));
         let mut copy = Self::new(layers, heads, self.layout.head_dim, capacity, half)?;
-        let used = self.len.div_ceil(CHUNK) * self.layout.len();
         let (from, to) = (self.head_len(), copy.head_len());
-        match (&self.data, &mut copy.data) {
-            (Data::Single(old), Data::Single(new)) => copy_heads(old, from, new, to, used),
-            (Data::Half(old), Data::Half(new)) => copy_heads(old, from, new, to, used),
-            _ => unreachable!("the precision is that of the old cache"),
+        for layer in 0..layers {
+            let used = self.lens[layer].div_ceil(CHUNK) * self.layout.len();
+            let (old, new) = (self.layer(layer), copy.layer(layer));
+            match (&self.data, &mut copy.data) {
+                (Data::Single(all), Data::Single(copy)) => {
+                    copy_heads(&all[old], from, &mut copy[new], to, used);
+                }
+                (Data::Half(all), Data::Half(copy)) => {
+                    copy_heads(&all[old], from, &mut copy[new], to, used);
+                }
+                _ => unreachable!("the precision is that of the old cache"),
+            }
         }
-        copy.len = self.len;
+        copy.lens.clone_from(&self.lens);
         Ok(copy)
     }
 }
@@ -237,12 +293,12 @@ impl std::fmt::Debug for KvCache {
             layers,
             kv_heads,
             capacity,
-            len,
+            lens,
             ..
         } = self;
         write!(
             f,
-            "KvCache {{ layers: {layers}, kv_heads: {kv_heads}, len: {len} of {capacity} }}"
+            "KvCache {{ layers: {layers}, kv_heads: {kv_heads}, lens: {lens:?} of {capacity} }}"
         )
     }
 }
@@ -270,7 +326,7 @@ fn append<T: Element>(
     }
 }
 
-/// Copies the first `used` numbers of every head, whose heads have `from` and `to` numbers each.
+/// Copies the first `used` numbers of every head of a layer, whose heads have `from` and `to` numbers each.
 fn copy_heads<T: Copy>(old: &[T], from: usize, new: &mut [T], to: usize, used: usize) {
     if used == 0 {
         return;

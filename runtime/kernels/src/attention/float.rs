@@ -122,11 +122,7 @@ pub fn cached_attention(
 ) -> Vec<f32> {
     heads.check();
     let width = heads.heads * heads.head_dim;
-    assert!(
-        heads.kv_heads == cache.kv_heads && heads.head_dim == cache.layout.head_dim,
-        "{heads:?} and {cache:?}"
-    );
-    assert!(layer < cache.layers, "layer {layer} of {}", cache.layers);
+    cache.check_heads(heads, layer);
     assert!(
         kv_len <= cache.capacity(),
         "{kv_len} positions of {}",

@@ -12,6 +12,7 @@ mod float;
 mod integer;
 mod layout;
 mod received;
+mod row;
 mod shape;
 mod step;
 
@@ -20,4 +21,5 @@ pub use float::{attention, cached_attention};
 pub use integer::{MAX_INTEGER_HEAD_DIM, integer_attention};
 pub use layout::CHUNK;
 pub use received::attention_received;
+pub use row::attention_row;
 pub use shape::{Heads, Mask, Rows, WeightedMask};

@@ -1,5 +1,8 @@
 //! Backend of a CubeCL runtime: the operations by the kernels of this module.
 
+use std::ops::Range;
+
+use burn::tensor::activation::softmax;
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorPrimitive};
@@ -14,7 +17,7 @@ use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
 
 use super::attention::plain::fits;
-use super::attention::step;
+use super::attention::{row, step};
 use super::cache::CubeCache;
 use super::products::Products;
 use super::tensor::Rows;
@@ -222,6 +225,19 @@ impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, 
         let qkv = Rows::owned(qkv);
         cache.append(&qkv, heads, layer, Some((cos, sin)));
         step::cached(&qkv.into_tensor(), heads, cache, layer, mask, None, scale)
+    }
+
+    fn attention_row(
+        q: &FloatTensor<Self>,
+        heads: Heads,
+        cache: &Self::KvCache,
+        layer: usize,
+        keys: Range<usize>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let scores = row::scores(q, heads, cache, layer, keys, scale);
+        let scores = Tensor::<Self, 2>::from_primitive(TensorPrimitive::Float(scores));
+        softmax(scores, 1).mean_dim(0).into_primitive().tensor()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Key-value cache in device memory.
 
+use std::ops::Range;
+
 use burn::tensor::{TensorMetadata, f16};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -26,7 +28,8 @@ pub struct CubeCache<R: CubeRuntime> {
     pub(super) shape: CacheShape,
     half: bool,
     products: Products,
-    len: usize,
+    /// Positions in use, of each layer.
+    lens: Vec<usize>,
 }
 
 /// Keys and values of a layer.
@@ -86,7 +89,7 @@ impl<R: CubeRuntime> CubeCache<R> {
             shape,
             half,
             products,
-            len: 0,
+            lens: vec![0; shape.layers],
         })
     }
 
@@ -98,6 +101,14 @@ impl<R: CubeRuntime> CubeCache<R> {
     /// Returns the multiplication method.
     pub(super) fn products(&self) -> Products {
         self.products
+    }
+
+    fn check_room(&self, layer: usize, tokens: usize) {
+        let (len, capacity) = (self.lens[layer], self.shape.capacity);
+        assert!(
+            tokens <= capacity - len,
+            "{tokens} more positions after {len} of {capacity}"
+        );
     }
 
     fn elements(&self) -> usize {
@@ -129,13 +140,7 @@ impl<R: CubeRuntime> CubeCache<R> {
             heads.kv_heads == shape.kv_heads && heads.head_dim == shape.head_dim,
             "{heads:?} and {shape:?}"
         );
-        assert!(
-            qkv.rows <= shape.capacity - self.len,
-            "{} more positions after {} of {}",
-            qkv.rows,
-            self.len,
-            shape.capacity
-        );
+        self.check_room(layer, qkv.rows);
         let width = shape.kv_heads * shape.head_dim;
         let column = heads.heads * heads.head_dim;
         assert!(column + 2 * width <= qkv.width, "rows of {}", qkv.width);
@@ -159,7 +164,7 @@ impl<R: CubeRuntime> CubeCache<R> {
             half,
             pairs,
             shape.capacity,
-            self.len,
+            self.lens[layer],
             count,
         );
         let Layer { keys, values, .. } = self.layer(layer);
@@ -195,7 +200,7 @@ impl<R: CubeRuntime> CubeCache<R> {
             self.copy_layer(layer, &copy);
         }
         Ok(Self {
-            len: self.len,
+            lens: self.lens.clone(),
             products: self.products,
             ..copy
         })
@@ -204,7 +209,7 @@ impl<R: CubeRuntime> CubeCache<R> {
     /// Copies the positions in use of a layer into a larger cache of the same shape.
     fn copy_layer(&self, layer: usize, larger: &Self) {
         let head_dim = self.shape.head_dim;
-        let used = self.len * head_dim;
+        let used = self.lens[layer] * head_dim;
         let count = self.shape.kv_heads * used;
         if count == 0 {
             return;
@@ -262,8 +267,12 @@ const fn element_bytes(half: bool) -> usize {
 }
 
 impl<R: CubeRuntime> KvStore for CubeCache<R> {
-    fn len(&self) -> usize {
-        self.len
+    fn layers(&self) -> usize {
+        self.shape.layers
+    }
+
+    fn len_of(&self, layer: usize) -> usize {
+        self.lens[layer]
     }
 
     fn capacity(&self) -> usize {
@@ -274,14 +283,17 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
         2 * self.shape.layers * self.elements() * element_bytes(self.half)
     }
 
-    fn advance(&mut self, tokens: usize) {
-        let room = self.shape.capacity - self.len;
-        assert!(tokens <= room, "{tokens} more positions of {room}");
-        self.len += tokens;
+    fn advance_layers(&mut self, layers: Range<usize>, tokens: usize) {
+        for layer in layers {
+            self.check_room(layer, tokens);
+            self.lens[layer] += tokens;
+        }
     }
 
-    fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    fn truncate_layers(&mut self, layers: Range<usize>, len: usize) {
+        for held in &mut self.lens[layers] {
+            *held = len.min(*held);
+        }
     }
 
     fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {

@@ -12,5 +12,6 @@
 
 mod operands;
 pub(super) mod plain;
+pub(super) mod row;
 pub(super) mod step;
 mod tensor_cores;

@@ -132,7 +132,7 @@ pub(in crate::cube) fn cached<R: CubeRuntime>(
     let step = Step {
         heads,
         queries: q.rows,
-        keys: cache.len() + q.rows,
+        keys: cache.len_of(layer) + q.rows,
         mask,
         bias,
         log_weights: None,
