@@ -18,6 +18,7 @@ pub mod observe;
 pub mod probe;
 pub mod reference;
 pub mod stage;
+mod stored;
 
 pub use backend::{
     CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, slice_argmax,
@@ -30,3 +31,4 @@ pub use functional::{
     gated, gated_linear, gather_rows, layer_norm, linear, rms_norm, rope, rotated_attention,
     select_rows,
 };
+pub use stored::StoredKeys;
