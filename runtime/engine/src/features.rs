@@ -68,6 +68,17 @@ impl<B: KernelBackend> FeatureCache<B> {
         self.entries.insert(key, entry);
     }
 
+    /// Stores the layout of a medium whose features are not known.
+    pub fn insert_layout(&mut self, key: MediumKey, layout: Layout) {
+        self.clock += 1;
+        let used = self.clock;
+        self.entries.entry(key).or_insert(Entry {
+            layout,
+            encoded: None,
+            used,
+        });
+    }
+
     /// Drops the least recently used features until the rest fits the limit; those in `needed`
     /// stay.
     pub fn trim(&mut self, needed: &[MediumKey]) {

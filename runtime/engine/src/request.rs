@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::media::Media;
 use crate::sampler::Sampling;
+use crate::session::ReusedFrom;
 use crate::timing::Timing;
 
 /// A question to a model.
@@ -77,8 +78,10 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that stand for images, video or sound.
     pub visual_tokens: usize,
-    /// Prompt tokens that were still in the cache from the turn before.
+    /// Prompt tokens that were not computed again.
     pub reused_tokens: usize,
+    /// Where these tokens were; `None` if there are none.
+    pub reused_from: Option<ReusedFrom>,
     /// Reason for the end.
     pub finish_reason: FinishReason,
     /// Time from the request, with its media decoded, to the first token.

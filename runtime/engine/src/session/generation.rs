@@ -47,6 +47,8 @@ pub struct Generation<'s, B: KernelBackend> {
     started: Instant,
     recording: Option<Recording>,
     ended: bool,
+    /// Tokens up to the end of the last medium, which are stored after the answer.
+    media_end: usize,
 }
 
 impl<B: KernelBackend> Session<B> {
@@ -116,7 +118,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let device = &session.shared.device;
         let mut recording = request.timing.then(|| Recording::on::<B>(device));
         let entered = recording.as_mut().map(Recording::enter);
-        let (prepared, reused_tokens, logits) = session.take_in(request, on_event)?;
+        let (prepared, reused, logits) = session.take_in(request, on_event)?;
         let prompt = &prepared.prompt;
         let tokens = session.language().decoder_tokens(&prompt.ids);
         let run = Run {
@@ -135,7 +137,8 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             tokens: Vec::new(),
             prompt_tokens: prompt.ids.len(),
             visual_tokens: prompt.visual_tokens(),
-            reused_tokens,
+            reused_tokens: reused.tokens,
+            reused_from: reused.from,
             finish_reason: FinishReason::Canceled,
             first_token: started.elapsed(),
             timing: Timing::default(),
@@ -153,6 +156,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             started,
             recording,
             ended: false,
+            media_end: prepared.media_end(),
         };
         if request.max_tokens == 0 {
             generation.end(FinishReason::Length);
@@ -251,8 +255,13 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             rest.push_str(&self.stop.finish());
             self.answer.text.push_str(&rest);
         }
-        if let Some(recording) = self.recording {
-            self.answer.timing = recording.finish();
+        let store = || self.session.store_prefix(self.media_end);
+        match self.recording {
+            Some(mut recording) => {
+                recording.run(store);
+                self.answer.timing = recording.finish();
+            }
+            None => store(),
         }
         Ok((self.answer, rest))
     }

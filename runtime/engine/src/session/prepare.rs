@@ -11,7 +11,7 @@ use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
 use super::events::{OnEvent, report};
-use super::past::{PastToken, Source};
+use super::past::{Past, PastToken, Source};
 use crate::error::EngineError;
 use crate::features::{MediumKey, medium_key};
 use crate::loaded::LoadedModel;
@@ -48,6 +48,23 @@ impl<B: KernelBackend> Prepared<B> {
         tokens
     }
 
+    /// Returns the end of the last medium; 0 without media.
+    pub fn media_end(&self) -> usize {
+        self.media_ends().last().copied().unwrap_or(0)
+    }
+
+    /// Returns the end of each medium in the prompt, in ascending order.
+    pub fn media_ends(&self) -> Vec<usize> {
+        let spans = &self.prompt.spans;
+        let of_medium = |medium: usize| {
+            let own = spans.iter().filter(|span| span.medium == medium);
+            own.map(Span::end).max()
+        };
+        let mut ends: Vec<usize> = (0..self.keys.len()).filter_map(of_medium).collect();
+        ends.sort_unstable();
+        ends
+    }
+
     /// Returns the run of tokens around token `at` that attend to each other in both directions.
     pub fn bidirectional_run(&self, at: usize) -> Option<&Span> {
         let inside = |span: &&Span| span.bidirectional && span.start < at && at < span.end();
@@ -66,18 +83,23 @@ impl<B: KernelBackend> LoadedModel<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<Prepared<B>, EngineError> {
-        let preprocess = stage::top("preprocess");
+        let mut preprocess = stage::top("preprocess");
         if request.options.image_tokens.is_some() && !self.model.resizes_images() {
             return Err(ModelError::FixedImageTokens.into());
         }
         self.check_text(request.messages)?;
         let options = self.options(request);
-        let mut keys = Vec::with_capacity(request.media.len());
+        let keys = request.media.iter();
+        let keys: Vec<MediumKey> = keys.map(|medium| medium_key(medium, &options)).collect();
+        // A capture is to show what went into the encoder.
+        if self.reads_store() {
+            drop(preprocess);
+            self.load_features(&keys);
+            preprocess = stage::top("preprocess");
+        }
         let mut layouts = Vec::with_capacity(request.media.len());
         let (mut new_keys, mut inputs) = (Vec::new(), Vec::<MediaInput>::new());
-        for medium in request.media {
-            let key = medium_key(medium, &options);
-            // A capture is to show what went into the encoder.
+        for (medium, &key) in request.media.iter().zip(&keys) {
             let known = self.features().layout(key).filter(|_| !probe::active());
             let again = new_keys.iter().position(|&new| new == key);
             layouts.push(match (known, again) {
@@ -91,7 +113,6 @@ impl<B: KernelBackend> LoadedModel<B> {
                     layout
                 }
             });
-            keys.push(key);
         }
         // An encoder may drop tokens, so this is an upper bound. A prompt that cannot fit is
         // refused before the encoders run.
@@ -174,6 +195,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         let mut report = report(stage, on_event);
         let encoded = self.model.encode(input, &mut Monitor::new(&mut report))?;
         self.features().insert(key, encoded.clone());
+        self.store_features(key, &encoded);
         Ok(encoded)
     }
 
@@ -262,7 +284,27 @@ impl<B: KernelBackend> LoadedModel<B> {
         })
     }
 
-    /// Returns an encoded medium; encodes it again if its features were dropped from the cache.
+    /// Returns the features of the runs before token `end` that `past` does not know.
+    pub(super) fn missing_sources(
+        &self,
+        prepared: &Prepared<B>,
+        past: &Past<B>,
+        end: usize,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Vec<Source<B>>, EngineError> {
+        let spans = prepared.prompt.spans.iter();
+        let missing = spans.filter(|span| span.end() <= end && !past.has_source(span));
+        missing
+            .map(|span| {
+                let encoded = self.encoded(prepared, span.medium, request, on_event)?;
+                Ok(Source::new(*span, &encoded))
+            })
+            .collect()
+    }
+
+    /// Returns an encoded medium; reads it or encodes it again if its features were dropped from the
+    /// cache.
     fn encoded(
         &self,
         prepared: &Prepared<B>,
@@ -276,7 +318,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             return Ok(encoded.clone());
         }
         let held = self.features().get(key);
-        match held {
+        match held.or_else(|| self.load_encoded(key)) {
             Some(encoded) => Ok(encoded),
             None => {
                 let input = {

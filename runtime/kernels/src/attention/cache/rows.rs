@@ -103,14 +103,14 @@ impl KvCache {
             .chunks_exact_mut(len * row)
             .zip(values.chunks_exact_mut(len * row));
         for (head, (keys, values)) in layer.chunks_exact(self.head_len()).zip(rows) {
-            let rows = keys
-                .chunks_exact_mut(row)
-                .zip(values.chunks_exact_mut(row));
+            let rows = keys.chunks_exact_mut(row).zip(values.chunks_exact_mut(row));
             for (position, (key, value)) in rows.enumerate() {
                 let chunk = &head[position / CHUNK * layout.len()..][..layout.len()];
                 let place = |element: usize| element * T::SIZE..(element + 1) * T::SIZE;
                 let at = position % CHUNK;
-                layout.key_places(at, |index, element| chunk[index].put(&mut key[place(element)]));
+                layout.key_places(at, |index, element| {
+                    chunk[index].put(&mut key[place(element)])
+                });
                 layout.value_places(at, |index, element| {
                     chunk[index].put(&mut value[place(element)]);
                 });
