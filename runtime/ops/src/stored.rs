@@ -98,3 +98,69 @@ impl StoredKeys {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_ndarray::NdArray;
+
+    use super::*;
+    use crate::backend::{CacheShape, KernelBackend, KvStore};
+
+    type B = NdArray<f32, i64, i8>;
+
+    fn cache(layers: usize, head_dim: usize, quantized: bool) -> <B as KernelBackend>::KvCache {
+        let shape = CacheShape {
+            layers,
+            kv_heads: 2,
+            head_dim,
+            capacity: 5,
+            quantized,
+        };
+        B::kv_cache(shape, &Default::default()).expect("memory")
+    }
+
+    fn exported(len: usize) -> Vec<u8> {
+        let mut cache = cache(2, 4, true);
+        for layer in 0..2 {
+            let bytes: Vec<u8> = (0..2 * 2 * 3 * 4 * 2).map(|i| i + layer).collect();
+            cache.set_layer_bytes(layer.into(), 3, &bytes);
+        }
+        cache.advance(3);
+        let mut bytes = Vec::new();
+        cache.export(len, &mut bytes).expect("bytes");
+        bytes
+    }
+
+    #[test]
+    fn a_cache_is_restored() {
+        let bytes = exported(3);
+        let mut other = cache(2, 4, true);
+        other.advance(1);
+        assert_eq!(other.import(&bytes), Ok(3));
+        assert_eq!(other.len(), 3);
+        let mut again = Vec::new();
+        other.export(3, &mut again).expect("bytes");
+        assert_eq!(again, bytes);
+        // Fewer positions are a cache of their own, more are an error.
+        assert_eq!(other.import(&exported(1)), Ok(1));
+        assert!(other.export(2, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn caches_of_another_shape_are_rejected() {
+        let bytes = exported(3);
+        for (layers, head_dim, quantized) in [(1, 4, true), (2, 8, true), (2, 4, false)] {
+            let mut other = cache(layers, head_dim, quantized);
+            other.advance(1);
+            let error = other.import(&bytes).expect_err("another shape");
+            assert!(error.to_string().contains("layers: 2"), "{error}");
+            assert_eq!(other.len(), 1);
+        }
+        for damaged in [&bytes[..bytes.len() - 1], &bytes[1..], &[]] {
+            assert!(StoredKeys::parse(damaged).is_err());
+        }
+        let mut huge = bytes.clone();
+        huge[8..StoredKeys::HEADER].fill(0xff);
+        assert!(StoredKeys::parse(&huge).is_err());
+    }
+}

@@ -285,3 +285,160 @@ fn create_private(folder: &Path) -> io::Result<()> {
     }
     builder.create(folder)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin::new(7, "cpu test")
+    }
+
+    fn save(store: &Store, key: u128, body: &[u8]) {
+        let write = |out: &mut dyn Write| out.write_all(body);
+        store.save(&origin(), Kind::Prefix, key, body.len(), write);
+    }
+
+    fn load(store: &Store, key: u128) -> Option<Vec<u8>> {
+        let stored = store.load(&origin(), Kind::Prefix, key)?;
+        Some(stored.to_vec())
+    }
+
+    fn files(store: &Store) -> usize {
+        fs::read_dir(&store.folder).expect("the folder").count()
+    }
+
+    /// Makes an entry look as if it had been used `age` seconds ago.
+    fn age(store: &Store, key: u128, age: u64) {
+        let path = store.path(&origin(), Kind::Prefix, key);
+        let file = File::open(path).expect("the entry");
+        let time = SystemTime::now() - Duration::from_secs(age);
+        file.set_modified(time).expect("the time is set");
+    }
+
+    #[test]
+    fn the_least_recently_used_entries_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = 3 * entry::size(&origin(), 100);
+        let store = Store::open(folder.path(), limit).unwrap();
+        fs::write(folder.path().join("not-an-entry.prefix"), [0; 4096]).unwrap();
+        for key in 0..3 {
+            save(&store, key, &[1; 100]);
+            age(&store, key, 100 - key as u64);
+        }
+        assert!(load(&store, 0).is_some());
+        save(&store, 3, &[1; 100]);
+        let found: Vec<bool> = (0..4).map(|key| load(&store, key).is_some()).collect();
+        assert_eq!(found, [true, false, true, true]);
+        // One that exceeds the limit is not written and removes nothing.
+        save(&store, 4, &vec![1; limit as usize]);
+        assert!(load(&store, 4).is_none());
+        assert_eq!(files(&store), 4);
+    }
+
+    /// Part files of killed processes are removed some time later, those of running ones stay.
+    #[test]
+    fn old_part_files_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), DEFAULT_LIMIT).unwrap();
+        for (key, age) in [(1, 10), (2, 2 * PART_AGE.as_secs())] {
+            let path = store.path(&origin(), Kind::Prefix, key);
+            let name = path.file_name().unwrap().to_string_lossy();
+            let part = path.with_file_name(format!(".{name}.part"));
+            let file = File::create(part).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(age);
+            file.set_modified(time).unwrap();
+        }
+        save(&store, 3, b"body");
+        assert_eq!(files(&store), 2);
+    }
+
+    /// A full disk: the entry is absent, and no further one is tried.
+    #[test]
+    fn a_failed_write_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), DEFAULT_LIMIT).unwrap();
+        let mut tries = 0;
+        for key in [1, 2] {
+            store.save(&origin(), Kind::Prefix, key, 1 << 20, |out| {
+                tries += 1;
+                out.write_all(&[1; 1 << 19])?;
+                Err(io::ErrorKind::StorageFull.into())
+            });
+        }
+        assert_eq!((tries, files(&store)), (1, 0));
+        save(&store, 3, b"body");
+        assert_eq!((load(&store, 3), files(&store)), (None, 0));
+    }
+
+    /// Whatever is in the place of an entry, it is ignored and replaced.
+    #[test]
+    fn damaged_entries_are_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), DEFAULT_LIMIT).unwrap();
+        save(&store, 1, b"body");
+        save(&store, 2, b"other");
+        let [path, other] = [1, 2].map(|key| store.path(&origin(), Kind::Prefix, key));
+        let [whole, other] = [&path, &other].map(|path| fs::read(path).unwrap());
+        let cut = whole[..whole.len() - 1].to_vec();
+        let mut flipped = whole.clone();
+        flipped[60] ^= 1;
+        for bytes in [other, cut, flipped, Vec::new(), b"text".to_vec()] {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(load(&store, 1), None);
+            save(&store, 1, b"body");
+            assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn a_file_in_place_of_the_folder_stores_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "text").unwrap();
+        let store = Store::open(&path, DEFAULT_LIMIT).unwrap();
+        save(&store, 1, b"body");
+        assert_eq!(load(&store, 1), None);
+        assert_eq!(fs::read(&path).unwrap(), b"text");
+        let error = Store::open(&path.join("folder"), 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("name a folder"), "{error}");
+    }
+
+    /// Writers of the same entries, with too little room for all of them, never leave one that is
+    /// not whole.
+    #[test]
+    fn concurrent_writers_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = 2 * entry::size(&origin(), 1 << 16);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let store = Store::open(folder.path(), limit).unwrap();
+                scope.spawn(move || {
+                    for i in 0..50 {
+                        let key = (i * 7 + thread) % 4;
+                        let body = vec![key as u8; 1 << 16];
+                        save(&store, key, &body);
+                        if let Some(found) = load(&store, key) {
+                            assert!(found == body);
+                        }
+                    }
+                    assert!(!store.read_only.load(Ordering::Relaxed));
+                });
+            }
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn folder_and_entries_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("a/b"), DEFAULT_LIMIT).unwrap();
+        save(&store, 1, b"body");
+        let path = store.path(&origin(), Kind::Prefix, 1);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&store.folder), mode(&path)), (0o700, 0o600));
+    }
+}
