@@ -10,7 +10,8 @@
 //! {"id": 3, "error": "..."}
 //! ```
 //! Each request is a separate conversation. Encoder outputs of an image and common prompt prefixes
-//! are computed once and shared between requests.
+//! are computed once and shared between requests; the states of several conversations are kept
+//! ([`Session::keep_conversations`](crate::Session::keep_conversations)).
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
