@@ -100,6 +100,12 @@ fn check_folder(record: &Path, golden: &Golden) {
     }
 }
 
+fn record_family(record: &Path) -> String {
+    let record = Record::open(record).expect("the record opens");
+    let family = &record.info().files.config["model_type"];
+    family.as_str().expect("a family").to_owned()
+}
+
 /// A snapshot continues in another process as the conversation does.
 fn check_snapshot(record: &Path, golden: &Golden) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -134,7 +140,9 @@ fn check_snapshot(record: &Path, golden: &Golden) {
     );
     assert_eq!(continued.tokens, expected.tokens);
     assert_eq!(continued.reused_tokens, expected.reused_tokens);
-    assert!(!encodes(&continued));
+    // A snapshot has no features, which LongRoPE needs if the conversation becomes long.
+    let is_long_rope = record_family(record) == "phi3_v";
+    assert_eq!(encodes(&continued), is_long_rope);
     let from = [&continued, &expected].map(|answer| answer.reused_from);
     assert_eq!(from, [Some(ReusedFrom::Disk), Some(ReusedFrom::Memory)]);
 }

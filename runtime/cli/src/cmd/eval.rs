@@ -52,7 +52,7 @@ pub struct Cmd {
     generation: GenerationOptions,
     /// Compute every question from the start, for latencies that do not depend on the questions
     /// before; by default, encoder outputs and common prefixes of prompts are computed once
-    #[arg(long)]
+    #[arg(long, conflicts_with = "cache")]
     no_reuse: bool,
     #[command(flatten)]
     device: DeviceOptions,
