@@ -76,6 +76,12 @@ impl<B: KernelBackend> DecoderState<B> {
         self.cache.is_empty()
     }
 
+    /// Returns `true` if [`truncate`](Self::truncate) can leave `len` tokens.
+    pub fn can_truncate(&self, len: usize) -> bool {
+        let reduced = self.dropped.as_ref().map_or(0, |dropped| dropped.end);
+        len >= self.len() || (self.recurrent.is_empty() && (len == 0 || len >= reduced))
+    }
+
     /// Removes all tokens from `len` on. Does nothing if there are fewer.
     ///
     /// # Errors

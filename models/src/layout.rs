@@ -61,6 +61,15 @@ impl Run {
         }
     }
 
+    /// Creates a run of tokens with the given offsets, after which text continues at `extent`.
+    pub fn from_offsets(offsets: Vec<Position>, extent: u32) -> Self {
+        Self {
+            offsets,
+            extent,
+            bidirectional: false,
+        }
+    }
+
     /// Makes the tokens of the run attend to each other in both directions.
     #[must_use]
     pub fn bidirectional(self) -> Self {

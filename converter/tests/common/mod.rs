@@ -46,7 +46,8 @@ pub fn convert(
     convert_checkpoint(Checkpoint::open(source, mmproj)?, options)
 }
 
-fn convert_checkpoint(
+/// Converts an open checkpoint.
+pub fn convert_checkpoint(
     checkpoint: Checkpoint,
     options: &Options,
 ) -> Result<Converted, ConvertError> {

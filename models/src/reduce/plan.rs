@@ -72,30 +72,58 @@ pub enum ReductionError {
     Twice(&'static str),
 }
 
+/// Names of the methods, and the stages that they are part of.
+const METHODS: [(&str, &str); 8] = [
+    ("duplicates", "preprocess"),
+    ("still", "preprocess"),
+    ("merge", "vision"),
+    ("diverse", "projector"),
+    ("attention", "projector"),
+    ("random", "projector"),
+    ("stride", "projector"),
+    ("language", "prefill"),
+];
+
+impl ReductionStep {
+    /// Returns a number that stands for the method in files.
+    pub fn number(&self) -> usize {
+        let is_own = |(name, _): &(&str, &str)| *name == self.method;
+        METHODS.iter().position(is_own).unwrap_or(METHODS.len())
+    }
+
+    /// Returns the step of the method with a number; `None` if there is no such method.
+    pub fn from_number(number: usize, tokens: usize) -> Option<Self> {
+        let (method, stage) = *METHODS.get(number)?;
+        Some(Self {
+            method,
+            stage,
+            tokens,
+        })
+    }
+}
+
 impl Reduction {
     /// Returns the name of the method.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Duplicates(_) => "duplicates",
-            Self::Still(_) => "still",
-            Self::Merge(_) => "merge",
-            Self::Diverse(_) => "diverse",
-            Self::Attention(_) => "attention",
-            Self::Random(_) => "random",
-            Self::Stride(_) => "stride",
-            Self::Language(_) => "language",
-        }
+        METHODS[self.number()].0
     }
 
     /// Returns the stage that the method is part of.
     pub fn stage(&self) -> &'static str {
+        METHODS[self.number()].1
+    }
+
+    /// Returns the index in [`METHODS`].
+    fn number(&self) -> usize {
         match self {
-            Self::Duplicates(_) | Self::Still(_) => "preprocess",
-            Self::Merge(_) => "vision",
-            Self::Diverse(_) | Self::Attention(_) | Self::Random(_) | Self::Stride(_) => {
-                "projector"
-            }
-            Self::Language(_) => "prefill",
+            Self::Duplicates(_) => 0,
+            Self::Still(_) => 1,
+            Self::Merge(_) => 2,
+            Self::Diverse(_) => 3,
+            Self::Attention(_) => 4,
+            Self::Random(_) => 5,
+            Self::Stride(_) => 6,
+            Self::Language(_) => 7,
         }
     }
 

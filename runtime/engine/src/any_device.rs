@@ -1,9 +1,11 @@
 //! Engines and sessions whose device is chosen at run time.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use edge_lmm_models::media::MediaInput;
 use edge_lmm_ops::{Format, MemoryFailure};
+use edge_lmm_record::output::Output;
 
 use crate::Cpu;
 use crate::device::{Device, free_memory};
@@ -13,7 +15,8 @@ use crate::estimate::ResourceEstimate;
 use crate::memory::{Fit, MemoryCheck};
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
-use crate::session::Session;
+use crate::session::{Session, SnapshotError};
+use crate::store::Store;
 
 #[cfg(feature = "cuda")]
 use crate::device::cuda_device;
@@ -105,6 +108,11 @@ impl AnyEngine {
         each_engine!(self, engine => engine.vision_format())
     }
 
+    /// See [`Engine::use_store`].
+    pub fn use_store(&self, store: Store) {
+        each_engine!(self, engine => engine.use_store(store));
+    }
+
     /// Returns the device of the model.
     pub fn device(&self) -> Device {
         match self {
@@ -183,6 +191,37 @@ impl AnySession {
             }
             error => error,
         }
+    }
+
+    /// See [`Session::keep_conversations`].
+    pub fn keep_conversations(&mut self, count: usize, bytes: usize) {
+        each!(self, session => session.keep_conversations(count, bytes));
+    }
+
+    /// See [`Session::forget_others`].
+    pub fn forget_others(&mut self) -> bool {
+        each!(self, session => session.forget_others())
+    }
+
+    /// See [`Session::can_be_saved`].
+    pub fn can_be_saved(&self) -> bool {
+        each!(self, session => session.can_be_saved())
+    }
+
+    /// See [`Session::save_snapshot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save_snapshot(&self, output: Output, tokens: usize) -> Result<(), SnapshotError> {
+        each!(self, session => session.save_snapshot(output, tokens))
+    }
+
+    /// See [`Session::load_snapshot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_snapshot(&mut self, path: &Path) -> Result<usize, EngineError> {
+        each!(self, session => session.load_snapshot(path))
     }
 
     /// See [`Session::forget`].

@@ -16,6 +16,8 @@ pub enum Line<'a> {
     Help,
     /// `/media FILE`: a file to show with the next question.
     Media(&'a str),
+    /// `/save-cache FILE`: a file for the state of the conversation.
+    SaveCache(&'a str),
     /// Start of an unknown command.
     Unknown(&'a str),
     /// A question.
@@ -41,6 +43,7 @@ impl<'a> Line<'a> {
             ("/forget", "") => Self::Forget,
             ("/help", "") => Self::Help,
             ("/media", path) if !path.trim().is_empty() => Self::Media(path.trim()),
+            ("/save-cache", path) if !path.trim().is_empty() => Self::SaveCache(path.trim()),
             (command, _) if command.starts_with('/') => {
                 let end = line.char_indices().nth(SHOWN);
                 Self::Unknown(&line[..end.map_or(line.len(), |(end, _)| end)])
@@ -63,6 +66,8 @@ mod tests {
             ("/help", Line::Help),
             ("/media  a b.png \n", Line::Media("a b.png")),
             ("/media ", Line::Unknown("/media")),
+            ("/save-cache a b.cache", Line::SaveCache("a b.cache")),
+            ("/save-cache", Line::Unknown("/save-cache")),
             ("/quit now", Line::Unknown("/quit now")),
             ("//quit", Line::Question("/quit")),
             ("what is /quit?\n", Line::Question("what is /quit?")),

@@ -13,6 +13,7 @@ use crate::estimate::{ResourceEstimate, Scenario};
 use crate::loaded::LoadedModel;
 use crate::memory::{Fit, MemoryCheck, Subject};
 use crate::session::Session;
+use crate::store::Store;
 
 /// Positions that an answer is taken to need before its prompt is known.
 const CONTEXT: usize = 2048;
@@ -93,6 +94,15 @@ impl<B: KernelBackend> Engine<B> {
     /// Returns the format of the vision encoder's weights.
     pub(crate) fn vision_format(&self) -> Option<Format> {
         self.0.vision_format
+    }
+
+    /// Uses the results in `store` and adds new ones: encoder outputs, and the state of
+    /// conversations up to the end of their last medium. Answers on a CPU are bitwise those without
+    /// it. Only the first store of an engine is used.
+    pub fn use_store(&self, store: Store) {
+        if self.0.store.set(store).is_err() {
+            log::warn!("the engine has a store already, the second one is not used");
+        }
     }
 
     /// Opens a session, which holds the state of one conversation. Sessions share the weights and the

@@ -8,6 +8,7 @@ use crate::device::DeviceError;
 use crate::media::MediaError;
 use crate::memory::MemoryError;
 use crate::record::RecordError;
+use crate::session::SnapshotError;
 
 /// Error of loading a model or answering a request.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,9 @@ pub enum EngineError {
         /// Positions of the model.
         context: usize,
     },
+    /// Error of a snapshot in a file.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The model computed a NaN.
     #[error(
         "the scores of token {0} are not numbers: the weights are damaged (verify the record) \

@@ -78,6 +78,17 @@ impl<B: KernelBackend> FeatureCache<B> {
         self.entries.insert(key, entry);
     }
 
+    /// Stores the place of a medium whose features are not known.
+    pub fn insert_place(&mut self, key: MediumKey, place: MediumPlace) {
+        self.clock += 1;
+        let used = self.clock;
+        self.entries.entry(key).or_insert(Entry {
+            place,
+            encoded: None,
+            used,
+        });
+    }
+
     /// Drops the least recently used features until the rest fits the limit; those in `needed`
     /// stay.
     pub fn trim(&mut self, needed: &[MediumKey]) {

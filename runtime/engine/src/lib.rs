@@ -82,6 +82,7 @@ pub mod sampler;
 pub mod serve;
 mod session;
 mod stop;
+pub mod store;
 pub mod target;
 pub mod timing;
 pub mod units;
@@ -109,8 +110,11 @@ pub use processors::LogitsProcessor;
 pub use request::{Answer, Event, FinishReason, Request};
 pub use request_estimate::RequestEstimator;
 pub use sampler::Sampling;
-pub use session::{Generation, Logits, Prefilled, Session, Snapshot, Token};
+pub use session::{
+    Generation, Logits, Prefilled, ReusedFrom, Session, Snapshot, SnapshotError, Token,
+};
 pub use stop::StopFilter;
+pub use store::Store;
 pub use timing::{Recording, Stage, Timing};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.

@@ -1,6 +1,6 @@
 //! A model in memory that sessions share.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
@@ -14,6 +14,7 @@ use crate::estimate::WeightSizes;
 use crate::features::{FEATURE_CACHE_BYTES, FeatureCache};
 use crate::generation::GenerationConfig;
 use crate::memory::vision_format;
+use crate::store::{Origin, Store};
 
 /// A loaded model and what all of its sessions have in common.
 pub(crate) struct LoadedModel<B: KernelBackend> {
@@ -24,6 +25,10 @@ pub(crate) struct LoadedModel<B: KernelBackend> {
     pub device: B::Device,
     pub weight_sizes: WeightSizes,
     pub vision_format: Option<Format>,
+    /// Identifies results of this model on this device.
+    pub origin: Origin,
+    /// Results of earlier processes.
+    pub store: OnceLock<Store>,
     features: Mutex<FeatureCache<B>>,
 }
 
@@ -64,6 +69,8 @@ impl<B: KernelBackend> LoadedModel<B> {
         Ok(Self {
             generation,
             end_tokens: end_tokens(&info.files.generation, &info.files.config),
+            origin: Origin::new(record.identity(), &B::fingerprint(&device)),
+            store: OnceLock::new(),
             model,
             text,
             device,

@@ -4,6 +4,7 @@ use edge_lmm_models::reduce::ReductionStep;
 use serde::Serialize;
 
 use crate::request::{Answer, FinishReason};
+use crate::session::ReusedFrom;
 use crate::timing::Timing;
 
 /// Report of one answer, as `--json` prints it.
@@ -17,8 +18,10 @@ pub struct AnswerReport {
     pub prompt_tokens: usize,
     /// Tokens of the media among them.
     pub visual_tokens: usize,
-    /// Prompt tokens that were in the cache already.
+    /// Prompt tokens that were not computed again.
     pub reused_tokens: usize,
+    /// Where these tokens were: `memory`, `disk`, or `null` if there are none.
+    pub cache: Option<ReusedFrom>,
     /// Tokens of the media that each method of reduction left.
     pub reductions: Vec<ReductionStep>,
     /// Reason for the end of the answer.
@@ -42,6 +45,7 @@ impl AnswerReport {
             prompt_tokens: answer.prompt_tokens,
             visual_tokens: answer.visual_tokens,
             reused_tokens: answer.reused_tokens,
+            cache: answer.reused_from,
             reductions: answer.reductions.clone(),
             finish_reason: answer.finish_reason,
             first_token_ms: answer.first_token_after(timing).as_secs_f64() * 1e3,

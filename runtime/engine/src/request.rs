@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::media::Media;
 use crate::sampler::Sampling;
+use crate::session::ReusedFrom;
 use crate::timing::Timing;
 
 /// A question to a model.
@@ -91,8 +92,10 @@ pub struct Answer {
     /// Those of [`visual_tokens`](Self::visual_tokens) that the later layers of the language model
     /// process, if the request reduces them there ([`Request::language_reduction`]).
     pub language_tokens: Option<usize>,
-    /// Prompt tokens that were still in the cache from the turn before.
+    /// Prompt tokens that were not computed again.
     pub reused_tokens: usize,
+    /// Where these tokens were; `None` if there are none.
+    pub reused_from: Option<ReusedFrom>,
     /// Tokens of the media that each method of reduction left, in the order in which they ran.
     pub reductions: Vec<ReductionStep>,
     /// Reason for the end.

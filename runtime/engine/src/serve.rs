@@ -10,7 +10,8 @@
 //! {"id": 3, "error": "..."}
 //! ```
 //! Each request is a separate conversation. Encoder outputs of an image and common prompt prefixes
-//! are computed once and shared between requests.
+//! are computed once and shared between requests; the states of several conversations are kept
+//! ([`Session::keep_conversations`](crate::Session::keep_conversations)).
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -364,27 +365,44 @@ impl Prepared {
             timing: true,
             ..Request::new(&self.messages)
         };
-        let mut fits = Ok(());
-        let answer = session.answer(&request, |event| {
-            if let (
-                Some(estimator),
-                Event::Prepared {
-                    prompt_tokens,
-                    media,
-                },
-            ) = (estimator, &event)
-            {
-                let estimate = estimator.estimate(media, *prompt_tokens, request.max_tokens);
-                fits = estimator.check(&estimate);
-                if fits.is_err() {
-                    return ControlFlow::Break(());
-                }
+        let answer = try_answer(session, &request, estimator, &mut on_event);
+        match answer {
+            // The memory may be that of other conversations.
+            Err(EngineError::DoesNotFit(_)) if session.forget_others() => {
+                try_answer(session, &request, estimator, &mut on_event)
             }
-            on_event(event)
-        });
-        fits?;
-        answer
+            answer => answer,
+        }
     }
+}
+
+/// Answers a request unless `estimator` finds that it does not fit into memory.
+fn try_answer(
+    session: &mut AnySession,
+    request: &Request<'_>,
+    estimator: Option<&RequestEstimator>,
+    on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Answer, EngineError> {
+    let mut fits = Ok(());
+    let answer = session.answer(request, |event| {
+        if let (
+            Some(estimator),
+            Event::Prepared {
+                prompt_tokens,
+                media,
+            },
+        ) = (estimator, &event)
+        {
+            let estimate = estimator.estimate(media, *prompt_tokens, request.max_tokens);
+            fits = estimator.check(&estimate);
+            if fits.is_err() {
+                return ControlFlow::Break(());
+            }
+        }
+        on_event(event)
+    });
+    fits?;
+    answer
 }
 
 fn is_id(id: &Value) -> bool {

@@ -18,8 +18,10 @@ use burn::tensor::{Tensor, TensorData};
 use edge_lmm::output::Output;
 use edge_lmm::processors::AllowedTokens;
 use edge_lmm::record::{Description, PackedFormat, RecordInfo, schema, write_record};
+use edge_lmm::store::DEFAULT_LIMIT;
 use edge_lmm::{
-    Cpu, Engine, EngineError, Event, FinishReason, LogitsProcessor, Media, Record, Request, Session,
+    Cpu, Engine, EngineError, Event, FinishReason, LogitsProcessor, Media, Record, Request,
+    Session, Store,
 };
 use edge_lmm_kernels::Format;
 use edge_lmm_kernels::format::MatrixShape;
@@ -695,6 +697,111 @@ fn a_conversation_that_becomes_long_keeps_its_features() {
     assert_eq!(long(2, 2), long(7, 2));
     assert_eq!(long(6, 7), long(7, 7));
     assert_ne!(long(5, 7), long(7, 7));
+}
+
+/// Takes the prompt of an image and a word in, and `steps` further tokens; returns the number of
+/// reused tokens and the last scores.
+fn continued(session: &mut Session<Cpu>, word: &str, steps: usize) -> (usize, Vec<f32>) {
+    let messages = ask(1, word);
+    let request = Request {
+        media: &[image()],
+        ..Request::new(&messages)
+    };
+    let prefilled = session.prefill(&request, go_on).expect("a prompt");
+    let ids: Vec<u32> = (1..7).cycle().take(steps).collect();
+    let logits = session.step(&ids, OutputRows::Last).expect("scores");
+    (prefilled.reused_tokens, logits.last().to_vec())
+}
+
+/// Opens a session like another process, with the same cache folder.
+fn with_store(files: &ModelFiles, folder: &std::path::Path) -> Session<Cpu> {
+    let engine = engine_of(files.clone(), |_, _| {});
+    engine.use_store(Store::open(folder, DEFAULT_LIMIT).expect("a folder"));
+    engine.session()
+}
+
+/// A prefix in a file is continued beyond the border of long sequences with the features of its
+/// image, whether these are in a file or have to be computed.
+#[test]
+fn a_stored_prefix_that_becomes_long_has_its_features() {
+    let mut files = files();
+    files.config["border"] = json!(12);
+    let folder = tempfile::tempdir().expect("a folder");
+    let anew = |word: &str| {
+        let engine = engine_of(files.clone(), |_, _| {});
+        continued(&mut engine.session(), word, 5).1
+    };
+    let stored = continued(&mut with_store(&files, folder.path()), "what", 5);
+    assert_eq!(stored, (0, anew("what")));
+    let again = continued(&mut with_store(&files, folder.path()), "this", 5);
+    assert_eq!(again, (7, anew("this")));
+    let snapshot = folder.path().join("snapshot");
+    let mut session = with_store(&files, folder.path());
+    continued(&mut session, "what", 1);
+    let output = Output::private(&snapshot, false).expect("a file");
+    session
+        .save_snapshot(output, usize::MAX)
+        .expect("it is saved");
+    let mut loaded = engine_of(files.clone(), |_, _| {}).session();
+    assert_eq!(loaded.load_snapshot(&snapshot).expect("a snapshot"), 9);
+    assert_eq!(continued(&mut loaded, "this", 5), (7, anew("this")));
+    // Without a request, the features are not known.
+    loaded.load_snapshot(&snapshot).expect("a snapshot");
+    let error = loaded.step(&[1; 5], OutputRows::Last).unwrap_err();
+    assert!(error.to_string().contains("not known"), "{error}");
+}
+
+/// A recurrent state is not stored, but encoder outputs are.
+#[test]
+fn a_recurrent_state_is_computed_anew_in_another_process() {
+    let mut files = files();
+    files.config["convolves"] = json!(true);
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = continued(&mut with_store(&files, folder.path()), "what", 1);
+    let mut session = with_store(&files, folder.path());
+    assert_eq!(continued(&mut session, "what", 1), first);
+    assert_eq!(first.0, 0);
+    assert_eq!(
+        std::fs::read_dir(folder.path())
+            .expect("the folder")
+            .count(),
+        1
+    );
+    assert!(!session.can_be_saved());
+}
+
+/// A conversation stays as it is if a request shares a small part of it; a request that shares most
+/// of it continues it.
+#[test]
+fn conversations_are_cut_off_only_by_their_own_continuation() {
+    let mut session = session(|_, _| {});
+    session.keep_conversations(2, usize::MAX);
+    let words = |word: &str, count: usize| vec![word; count].join(" ");
+    let reused = |session: &mut Session<Cpu>, text: &str| {
+        let messages = ask(0, text);
+        let prefilled = session.prefill(&Request::new(&messages), go_on);
+        let prefilled = prefilled.expect("a prompt");
+        let alone = scores(&mut self::session(|_, _| {}), &[], text);
+        assert_eq!(prefilled.logits.last(), alone);
+        prefilled.reused_tokens
+    };
+    let long = format!("{} {}", words("what", 40), words("is", 60));
+    assert_eq!(reused(&mut session, &long), 0);
+    // 40 of 100 tokens are copied; both conversations can be continued.
+    let other = format!("{} {}", words("what", 40), words("this", 60));
+    assert_eq!(reused(&mut session, &other), 40);
+    assert_eq!(reused(&mut session, &format!("{long} a")), 100);
+    assert_eq!(reused(&mut session, &format!("{other} a")), 100);
+    // Ten tokens are not worth a copy; the least recently used conversation is forgotten.
+    let short = format!("{} {}", words("what", 10), words("pixel", 50));
+    assert_eq!(reused(&mut session, &short), 0);
+    assert_eq!(reused(&mut session, &format!("{other} a is")), 101);
+    assert!(session.forget_others() && !session.forget_others());
+    assert_eq!(reused(&mut session, &format!("{short} a")), 0);
+    // Without memory for two, the last one is kept.
+    session.keep_conversations(2, 1);
+    assert_eq!(reused(&mut session, &long), 0);
+    assert!(!session.forget_others());
 }
 
 /// Conversations on several threads share the weights and do not disturb each other.

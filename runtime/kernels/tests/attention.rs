@@ -529,6 +529,60 @@ fn a_fork_has_the_same_positions_and_a_life_of_its_own() {
     }
 }
 
+/// A cache of another capacity that is filled with the bytes of some positions is bitwise the same: as bytes and
+/// in its attention. The bytes are the keys and values of each head, row by row.
+#[test]
+fn positions_are_stored_as_bytes_and_restored() {
+    for (kv_heads, head_dim, len) in [(2, 128, 257), (3, 20, 130), (1, 7, 128), (2, 36, 1)] {
+        let heads = Heads {
+            heads: kv_heads,
+            kv_heads,
+            head_dim,
+        };
+        let problem = Problem::random(heads, 1, 300, &mut Random(head_dim as u64));
+        let pool = pool(isas()[0]);
+        for half in [false, true] {
+            let mut cache = KvCache::new(2, kv_heads, head_dim, 300, half).unwrap();
+            cache.append(0, problem.k(), problem.v(), 300);
+            cache.append(1, problem.v(), problem.k(), 300);
+            cache.advance(300);
+            let mut other = KvCache::new(2, kv_heads, head_dim, len + 3, half).unwrap();
+            for layer in 0..2 {
+                let bytes = cache.layer_bytes(layer, len);
+                other.set_layer_bytes(layer, len, &bytes);
+            }
+            other.advance(len);
+            cache.truncate(len);
+            for layer in 0..2 {
+                let bytes = cache.layer_bytes(layer, len);
+                assert_eq!(bytes, other.layer_bytes(layer, len));
+                let run = |cache: &KvCache| {
+                    let (q, mask) = (problem.q(), Mask::Causal);
+                    cached_attention(&pool, heads, q, 1, cache, layer, len, mask, None, 0.2)
+                };
+                assert_eq!(run(&cache), run(&other));
+                if !half {
+                    let row = |row: usize, of: Rows, head: usize| {
+                        let at = row * of.stride + head * head_dim;
+                        of.data[at..at + head_dim].to_vec()
+                    };
+                    let (k, v) = match layer {
+                        0 => (problem.k(), problem.v()),
+                        _ => (problem.v(), problem.k()),
+                    };
+                    let rows = [k, v].into_iter().flat_map(|of| {
+                        let all =
+                            (0..kv_heads).flat_map(move |head| (0..len).map(move |i| (head, i)));
+                        all.flat_map(move |(head, i)| row(i, of, head))
+                    });
+                    let expected: Vec<u8> = rows.flat_map(f32::to_le_bytes).collect();
+                    assert_eq!(bytes, expected);
+                }
+            }
+        }
+    }
+}
+
 /// The results of a cache in half precision are bitwise those of a cache in single precision with rounded keys and
 /// values.
 #[test]

@@ -1,5 +1,6 @@
 //! The operations that a device implements to run the models.
 
+use std::io::{self, Write};
 use std::ops::Range;
 
 use burn::tensor::backend::{Backend, ExecutionError};
@@ -10,6 +11,7 @@ use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
 
+use crate::stored::StoredKeys;
 use crate::{received, reference};
 
 /// Columns of a `[tokens, width]` tensor from `column` on, such as a part of a fused projection.
@@ -159,6 +161,65 @@ pub trait KvStore {
     fn fork(&self) -> Result<Self, CacheError>
     where
         Self: Sized;
+    /// Returns `true` if all layers hold the same number of positions, at least `len`.
+    fn all_hold(&self, len: usize) -> bool {
+        let held = self.len();
+        len <= held && (0..self.layers()).all(|layer| self.len_of(layer) == held)
+    }
+    /// Returns the shape of the first `len` positions as [`export`](Self::export) writes them;
+    /// `None` if there are fewer or layers hold different positions.
+    fn stored(&self, len: usize) -> Option<StoredKeys>;
+    /// Returns the first `len` positions of a layer in the form of [`StoredKeys`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn layer_bytes(&self, layer: usize, len: usize) -> Result<Vec<u8>, CacheError>;
+    /// Stores `len` positions of a layer, as [`layer_bytes`](Self::layer_bytes) returns them; the
+    /// number of bytes is right.
+    fn set_layer_bytes(&mut self, layer: usize, len: usize, bytes: &[u8]);
+
+    /// Writes the first `len` positions of every layer in the form of [`StoredKeys`].
+    ///
+    /// # Errors
+    /// If `out` fails, the device fails, or [`stored`](Self::stored) returns `None`.
+    fn export(&self, len: usize, out: &mut dyn Write) -> io::Result<()> {
+        let stored = self.stored(len).ok_or(io::ErrorKind::Unsupported)?;
+        out.write_all(&stored.header())?;
+        for layer in 0..stored.layers {
+            out.write_all(&self.layer_bytes(layer, len).map_err(io::Error::other)?)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the content by exported positions and returns their number. The capacity is
+    /// unchanged.
+    ///
+    /// # Errors
+    /// If the bytes belong to a cache of another shape or precision, or exceed the capacity; the
+    /// cache is then unchanged.
+    fn import(&mut self, bytes: &[u8]) -> Result<usize, CacheError> {
+        let (stored, layers) = StoredKeys::parse(bytes)?;
+        let own = self.stored(0).map(|own| StoredKeys {
+            len: stored.len,
+            ..own
+        });
+        if own != Some(stored) || stored.len > self.capacity() {
+            return Err(CacheError(format!(
+                "stored keys and values are {stored:?}, the cache takes {own:?} with up to {} \
+                 positions",
+                self.capacity()
+            )));
+        }
+        self.truncate_layers(0..self.layers(), 0);
+        // `parse` has checked that the sizes are those of the bytes.
+        let size = stored.layer_bytes().unwrap_or_default();
+        for layer in 0..stored.layers {
+            let bytes = &layers[layer * size..][..size];
+            self.set_layer_bytes(layer, stored.len, bytes);
+        }
+        self.advance(stored.len);
+        Ok(stored.len)
+    }
 }
 
 /// A burn backend with the operations that the models run on.
@@ -169,6 +230,10 @@ pub trait KvStore {
 pub trait KernelBackend: Backend {
     /// Key-value cache on this device.
     type KvCache: KvStore + Send;
+
+    /// Describes everything about the device that results depend on, such as its instruction set.
+    /// Stored results are used again only where this is the same.
+    fn fingerprint(device: &Self::Device) -> String;
 
     /// Returns the first allocation of this thread that has failed since the previous call.
     /// Asynchronous devices report failures only here; results computed since then are invalid.

@@ -19,6 +19,7 @@ pub mod probe;
 mod received;
 pub mod reference;
 pub mod stage;
+mod stored;
 
 pub use backend::{
     CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, slice_argmax,
@@ -32,3 +33,4 @@ pub use functional::{
     encoder_attention, feed_forward, gated, gated_linear, gather_rows, layer_norm, linear,
     rms_norm, rope, rotated_attention, select_rows, sum_heads, sum_rows,
 };
+pub use stored::StoredKeys;

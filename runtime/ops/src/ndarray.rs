@@ -17,6 +17,7 @@ use edge_lmm_kernels::linear::{self, Epilogue, FeedForward};
 use edge_lmm_kernels::{elementwise, norm, pool, rope};
 
 use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Part};
+use crate::stored::StoredKeys;
 
 type Cpu = NdArray<f32, i64, i8>;
 
@@ -117,10 +118,32 @@ impl KvStore for KvCache {
     fn fork(&self) -> Result<Self, CacheError> {
         KvCache::fork(self).map_err(|error| CacheError(error.to_string()))
     }
+
+    fn stored(&self, len: usize) -> Option<StoredKeys> {
+        self.all_hold(len).then(|| StoredKeys {
+            layers: self.layers(),
+            kv_heads: self.kv_heads(),
+            head_dim: self.head_dim(),
+            element_bytes: self.element_bytes(),
+            len,
+        })
+    }
+
+    fn layer_bytes(&self, layer: usize, len: usize) -> Result<Vec<u8>, CacheError> {
+        Ok(KvCache::layer_bytes(self, layer, len))
+    }
+
+    fn set_layer_bytes(&mut self, layer: usize, len: usize, bytes: &[u8]) {
+        KvCache::set_layer_bytes(self, layer, len, bytes);
+    }
 }
 
 impl KernelBackend for Cpu {
     type KvCache = KvCache;
+
+    fn fingerprint(_device: &NdArrayDevice) -> String {
+        format!("cpu {}", pool::global().kernels().isa().name())
+    }
 
     fn packed_linear(
         x: &FloatTensor<Self>,

@@ -857,6 +857,17 @@ fn rotated_attentions() {
             let ranges = window.map(|window| ranges(start, tokens, window));
             let mask = ranges.as_deref().map_or(Mask::Causal, Mask::Ranges);
             let (cos, sin) = (piece(&cos), piece(&sin));
+            // A cache of another capacity is filled with the same keys and values.
+            let (mut bytes, mut again) = (Vec::new(), Vec::new());
+            cache.export(start, &mut bytes).expect("bytes");
+            let larger = CacheShape {
+                capacity: total + 9,
+                ..shape
+            };
+            let mut other = G::kv_cache(larger, &Default::default()).expect("memory");
+            assert_eq!(other.import(&bytes), Ok(start));
+            other.export(start, &mut again).expect("bytes");
+            assert!(bytes == again && bytes.iter().any(|&byte| byte != 0) == (start > 0));
             // Keys of a fork do not reach the cache that it was made of.
             let mut fork = cache.fork().expect("memory");
             assert_eq!((fork.len(), fork.capacity()), (start, total));

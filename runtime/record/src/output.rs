@@ -5,7 +5,7 @@
 //! work detects a wrong path early. The temporary file is locked while its program runs, so that a
 //! second program does not write to it; one left behind by a killed program is reused.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -102,6 +102,18 @@ impl Output {
     /// If no file can be created at `path`, it exists, another process is writing it, or the folder
     /// is not writable.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, OutputError> {
+        Self::create_for(path, overwrite, Readers::Default)
+    }
+
+    /// Creates an output like [`Self::create`] that only the user of this process can read.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn private(path: &Path, overwrite: bool) -> Result<Self, OutputError> {
+        Self::create_for(path, overwrite, Readers::Owner)
+    }
+
+    fn create_for(path: &Path, overwrite: bool, readers: Readers) -> Result<Self, OutputError> {
         let place = place(path)?;
         if !overwrite && place.exists() {
             return Err(OutputError::Exists {
@@ -115,7 +127,7 @@ impl Output {
         // Creation and registration happen under one lock, so that a signal handler sees both or
         // neither.
         let mut unfinished = unfinished();
-        let file = reserve(path, &part)?;
+        let file = reserve(path, &part, readers)?;
         unfinished.push(part.clone());
         drop(unfinished);
         Ok(Self {
@@ -200,6 +212,15 @@ impl Output {
     /// If the system reports an error.
     pub fn finish(self) -> Result<u64, OutputError> {
         self.file.sync_all().map_err(|error| self.io(error))?;
+        self.finish_unsynced()
+    }
+
+    /// Renames the file without waiting for the disk. After a power failure it may have any
+    /// content, so its readers must verify it. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// If the system reports an error.
+    pub fn finish_unsynced(self) -> Result<u64, OutputError> {
         let mut unfinished = unfinished();
         std::fs::rename(&self.part, &self.place).map_err(|error| self.io(error))?;
         unfinished.retain(|part| *part != self.part);
@@ -289,8 +310,42 @@ fn place(path: &Path) -> Result<PathBuf, OutputError> {
     }
 }
 
+/// The users who may read an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Readers {
+    /// According to the file mode creation mask.
+    Default,
+    /// The user of this process.
+    Owner,
+}
+
+impl Readers {
+    /// Sets the permissions with which a file is created.
+    fn restrict(self, options: &mut OpenOptions) {
+        #[cfg(unix)]
+        if self == Self::Owner {
+            use std::os::unix::fs::OpenOptionsExt;
+            options.mode(0o600);
+        }
+        #[cfg(not(unix))]
+        let _ = options;
+    }
+
+    /// Restricts a file that exists and is empty.
+    fn restrict_existing(self, file: &File) -> io::Result<()> {
+        #[cfg(unix)]
+        if self == Self::Owner {
+            use std::os::unix::fs::PermissionsExt;
+            file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        }
+        #[cfg(not(unix))]
+        let _ = file;
+        Ok(())
+    }
+}
+
 /// Creates and locks the temporary file, or reuses one that was left behind.
-fn reserve(path: &Path, part: &Path) -> Result<File, OutputError> {
+fn reserve(path: &Path, part: &Path, readers: Readers) -> Result<File, OutputError> {
     let io = |source| OutputError::Io {
         path: path.to_owned(),
         source,
@@ -303,13 +358,10 @@ fn reserve(path: &Path, part: &Path) -> Result<File, OutputError> {
             ))));
         }
         let left_behind = part.exists();
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(part)
-            .map_err(io)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        readers.restrict(&mut options);
+        let file = options.open(part).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -332,6 +384,7 @@ fn reserve(path: &Path, part: &Path) -> Result<File, OutputError> {
             log::info!("{} was left behind; reusing it", part.display());
         }
         file.set_len(0).map_err(io)?;
+        readers.restrict_existing(&file).map_err(io)?;
         return Ok(file);
     }
 }
@@ -384,6 +437,26 @@ mod tests {
         output.finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"w");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// Only the owner can read a private output, even if a part file with other permissions was left
+    /// behind.
+    #[cfg(unix)]
+    #[test]
+    fn private_files_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.json");
+        for left_behind in [false, true] {
+            if left_behind {
+                std::fs::write(folder.path().join(".out.json.part"), "half").unwrap();
+            }
+            let mut output = Output::private(&path, true).unwrap();
+            output.write_all(b"whole").unwrap();
+            assert_eq!(output.finish_unsynced().unwrap(), 5);
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
     }
 
     #[cfg(unix)]

@@ -19,7 +19,7 @@ use edge_lmm_models::families::Registry;
 use edge_lmm_models::weights::WeightSpec;
 use edge_lmm_ops::{KernelBackend, stage};
 use serde::Deserialize;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::map::FileMap;
 use crate::schema::{CHECKSUMS, FORMAT_VERSION, INFO_KEY, RecordInfo, TEMPLATE_KEY, TOKENIZER_KEY};
@@ -328,6 +328,13 @@ impl Record {
     /// Returns `true` if the file is empty; an open record never is.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
+    }
+
+    /// Returns a hash that identifies the model: that of the hashes of the header and all tensors,
+    /// which are not read.
+    pub fn identity(&self) -> u128 {
+        let sums = &self.tensors[CHECKSUMS];
+        xxh3_128(&self.bytes[sums.offset..][..sums.len])
     }
 
     /// Compares every tensor with its hash; reads the whole file.

@@ -10,6 +10,7 @@ pub const CHAT_LINE: Target = Target {
     name: "chat_line",
     form: Form::Words(&[
         b"/media ",
+        b"/save-cache ",
         b"/quit",
         b"/forget",
         b"/help",
@@ -28,6 +29,7 @@ pub const CHAT_LINE: Target = Target {
         [
             "What is this?\n",
             "/media a b.png\n",
+            "/save-cache a b\n",
             "/quit",
             "/forget\r\n",
             " /help ",
@@ -57,6 +59,9 @@ pub const CHAT_LINE: Target = Target {
                 assert!(
                     !path.is_empty() && trimmed.starts_with("/media") && trimmed.ends_with(path)
                 );
+            }
+            Line::SaveCache(path) => {
+                assert!(trimmed.starts_with("/save-cache") && trimmed.ends_with(path));
             }
             Line::Unknown(command) => {
                 assert!(trimmed.starts_with(command) && command.starts_with('/'));

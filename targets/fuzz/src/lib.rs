@@ -4,6 +4,7 @@
 //! requirements, with initial inputs. `tests/mutations.rs` runs each target for some seconds with a
 //! stable compiler; the programs in `fuzz_targets` run them with libFuzzer for any length of time.
 
+mod cache;
 mod chat;
 mod checkpoint;
 mod config;
@@ -59,6 +60,7 @@ pub const TARGETS: &[Target] = &[
     checkpoint::GGUF_MODEL,
     checkpoint::GGUF_VOCABULARY,
     checkpoint::SAFETENSORS,
+    cache::CACHE_ENTRY,
 ];
 
 /// Returns the target with this name.

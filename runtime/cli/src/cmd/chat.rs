@@ -1,11 +1,12 @@
 //! `edge-lmm chat`: a conversation of several turns.
 
 use std::io::{BufRead, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use edge_lmm::chat::Line;
+use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
 use edge_lmm::{AnySession, FinishReason, Media, Message, Request, Role, user_message};
 use serde_json::json;
@@ -13,6 +14,7 @@ use serde_json::json;
 use crate::errors::message;
 
 use super::answer::answer_until;
+use super::cache::{CacheOptions, PromptCacheOptions, reserve};
 use super::memory::RequestCheck;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
@@ -22,6 +24,8 @@ use super::signals::Interrupts;
 const HELP: &str = "\
 /media FILE  adds an image, video or audio file to the next question
 /forget      starts a new conversation
+/save-cache FILE
+             writes the conversation's state, for --prompt-cache FILE
 /help        lists the commands
 /quit        exits, like the end of input
 A question that starts with / is entered with //. Ctrl-C stops an answer.";
@@ -29,8 +33,8 @@ A question that starts with / is entered with //. Ctrl-C stops an answer.";
 /// Holds a conversation of several turns; images and earlier turns are not computed again.
 ///
 /// Reads one question per line. `/media FILE` adds an image, video or audio file to the next
-/// question, `/forget` starts a new conversation, `/help` lists the commands, `/quit` or the end of
-/// input exits. A question that cannot be answered is removed from the conversation. Ctrl-C stops
+/// question, `/forget` starts a new conversation, `/save-cache FILE` writes its state for
+/// `--prompt-cache FILE`, `/help` lists the commands, `/quit` or the end of input exits. A question that cannot be answered is removed from the conversation. Ctrl-C stops
 /// an answer; pressed twice, it exits.
 #[derive(Args)]
 pub struct Cmd {
@@ -53,6 +57,10 @@ pub struct Cmd {
     generation: GenerationOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
+    #[command(flatten)]
+    prompt_cache: PromptCacheOptions,
 }
 
 /// The messages so far and their media.
@@ -82,7 +90,9 @@ impl Cmd {
         let check = self
             .device
             .request_check(&engine, self.generation.max_tokens);
+        self.cache.apply(&engine)?;
         let mut session = engine.session();
+        let mut snapshot = self.prompt_cache.load(&mut session)?;
         let mut conversation = Conversation::new(self.system.as_deref());
         conversation.pending = self.files.open(&self.media)?;
         let interrupts = Interrupts::watch();
@@ -112,6 +122,10 @@ impl Cmd {
                     session.forget();
                     conversation = Conversation::new(self.system.as_deref());
                 }
+                Line::SaveCache(path) => match save(&session, path.as_ref()) {
+                    Ok(()) => eprintln!("the conversation's state is in {path}"),
+                    Err(error) => self.print_error(&message(&error))?,
+                },
                 Line::Media(path) => match self.media.open(path.as_ref()) {
                     Ok(medium) => conversation.pending.push(medium),
                     Err(error) => self.print_error(&message(&error.into()))?,
@@ -123,6 +137,7 @@ impl Cmd {
                         &mut conversation,
                         question,
                         &interrupts,
+                        &mut snapshot,
                     )?;
                 }
             }
@@ -137,6 +152,7 @@ impl Cmd {
         conversation: &mut Conversation,
         question: &str,
         interrupts: &Interrupts,
+        snapshot: &mut Option<Output>,
     ) -> anyhow::Result<()> {
         let Conversation {
             messages,
@@ -171,6 +187,11 @@ impl Cmd {
                     );
                 }
                 messages.push(Message::text(Role::Assistant, answer.text));
+                if let Some(output) = snapshot.take()
+                    && let Err(error) = session.save_snapshot(output, answer.prompt_tokens)
+                {
+                    self.print_error(&message(&error.into()))?;
+                }
             }
             Err(error) => {
                 messages.truncate(before.0);
@@ -191,4 +212,10 @@ impl Cmd {
             false => Ok(()),
         }
     }
+}
+
+/// Writes the state of a conversation.
+fn save(session: &AnySession, path: &Path) -> anyhow::Result<()> {
+    let output = reserve(session, path)?;
+    Ok(session.save_snapshot(output, usize::MAX)?)
 }

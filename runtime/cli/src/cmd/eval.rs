@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::errors::message;
 
+use super::cache::CacheOptions;
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers every question of a manifest and counts the correct answers.
@@ -50,8 +51,14 @@ pub struct Cmd {
     prompt_options: PromptOptions,
     #[command(flatten)]
     generation: GenerationOptions,
+    /// Compute every question from the start, for latencies that do not depend on the questions
+    /// before; by default, encoder outputs and common prefixes of prompts are computed once
+    #[arg(long, conflicts_with = "cache")]
+    no_reuse: bool,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
 }
 
 #[derive(Default, Serialize)]
@@ -69,6 +76,9 @@ struct Report {
     failures: Vec<Failure>,
     tasks: BTreeMap<String, Score>,
     median_ms: f64,
+    /// Prompt tokens of all questions, and those among them that were not computed again.
+    prompt_tokens: usize,
+    reused_tokens: usize,
     predictions: Vec<Prediction>,
 }
 
@@ -78,6 +88,8 @@ struct Prediction {
     predicted: String,
     right: bool,
     ms: f64,
+    prompt_tokens: usize,
+    reused_tokens: usize,
 }
 
 /// A question without an answer.
@@ -96,7 +108,9 @@ impl Cmd {
         let predictions = predictions
             .map(|path| Output::replace(path, inputs))
             .transpose()?;
-        let mut session = self.device.load(&self.model)?.session();
+        let engine = self.device.load(&self.model)?;
+        self.cache.apply(&engine)?;
+        let mut session = engine.session();
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(
             ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")
@@ -110,6 +124,8 @@ impl Cmd {
             failures: Vec::new(),
             tasks: BTreeMap::new(),
             median_ms: 0.0,
+            prompt_tokens: 0,
+            reused_tokens: 0,
             predictions: Vec::new(),
         };
         for question in questions {
@@ -167,8 +183,9 @@ impl Cmd {
             .into_iter()
             .collect();
         let messages = [user_message(&media, &question.question)];
-        // Questions are independent: nothing is kept from the previous one.
-        session.forget();
+        if self.no_reuse {
+            session.forget();
+        }
         let request = Request {
             media: &media,
             options: MediaOptions {
@@ -185,6 +202,8 @@ impl Cmd {
             right: is_right(&answer.text, &question.answer),
             predicted: answer.text.trim().to_owned(),
             ms: start.elapsed().as_secs_f64() * 1e3,
+            prompt_tokens: answer.prompt_tokens,
+            reused_tokens: answer.reused_tokens,
         })
     }
 }
@@ -218,6 +237,8 @@ impl Report {
         score.right += usize::from(prediction.right);
         self.questions += 1;
         self.right += usize::from(prediction.right);
+        self.prompt_tokens += prediction.prompt_tokens;
+        self.reused_tokens += prediction.reused_tokens;
         self.predictions.push(prediction);
     }
 
@@ -271,8 +292,10 @@ impl Report {
             n => format!(", {n} {what}"),
         };
         format!(
-            "{table}\nmedian {:.1} ms per question{}{}",
+            "{table}\nmedian {:.1} ms per question, {} of {} prompt tokens reused{}{}",
             self.median_ms,
+            self.reused_tokens,
+            self.prompt_tokens,
             count(self.skipped, "skipped"),
             count(self.failures.len(), "failed"),
         )

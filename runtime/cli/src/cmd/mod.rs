@@ -4,6 +4,7 @@ mod answer;
 mod bench;
 mod bundle;
 pub mod bundled;
+mod cache;
 mod chat;
 mod completions;
 mod demo;

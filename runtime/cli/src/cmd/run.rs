@@ -11,6 +11,7 @@ use edge_lmm::{Message, Recording, Request, Role, dump, user_message};
 use crate::summary::summary;
 
 use super::answer::answer;
+use super::cache::{CacheOptions, PromptCacheOptions};
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
@@ -38,6 +39,10 @@ pub struct Cmd {
     generation: GenerationOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
+    #[command(flatten)]
+    prompt_cache: PromptCacheOptions,
     /// Print the time of every stage to standard error
     #[arg(long)]
     timing: bool,
@@ -61,6 +66,9 @@ impl Cmd {
         let mut recording = timed.then(|| self.device.recording()).transpose()?;
         let recorded = recording.as_mut().map(Recording::enter);
         let engine = self.device.load(&self.model)?;
+        self.cache.apply(&engine)?;
+        let mut session = engine.session();
+        let snapshot = self.prompt_cache.load(&mut session)?;
         let media = self.files.open(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);
@@ -75,7 +83,10 @@ impl Cmd {
             probe::start();
         }
         let check = self.device.request_check(&engine, request.max_tokens);
-        let answer = answer(&mut engine.session(), &request, &check, !self.json)?;
+        let answer = answer(&mut session, &request, &check, !self.json)?;
+        if let Some(snapshot) = snapshot {
+            session.save_snapshot(snapshot, answer.prompt_tokens)?;
+        }
         if let Some(dump) = dump {
             dump::write(dump, &probe::finish())?;
         }

@@ -48,6 +48,8 @@ pub struct Generation<'s, B: KernelBackend> {
     started: Instant,
     recording: Option<Recording>,
     ended: bool,
+    /// Tokens up to the end of the last medium, which are stored after the answer.
+    media_end: usize,
 }
 
 impl<B: KernelBackend> Session<B> {
@@ -117,7 +119,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let device = &session.shared.device;
         let mut recording = request.timing.then(|| Recording::on::<B>(device));
         let entered = recording.as_mut().map(Recording::enter);
-        let (prepared, reused_tokens, logits) = session.take_in(request, on_event)?;
+        let (prepared, reused, logits) = session.take_in(request, on_event)?;
         let language_tokens = session.language_tokens(&prepared, request);
         let mut reductions = prepared.reductions.clone();
         let in_language = request.language_reduction().map(Reduction::Language);
@@ -145,7 +147,8 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             prompt_tokens: prompt.ids.len(),
             visual_tokens: prompt.visual_tokens(),
             language_tokens,
-            reused_tokens,
+            reused_tokens: reused.tokens,
+            reused_from: reused.from,
             reductions,
             finish_reason: FinishReason::Canceled,
             first_token: started.elapsed(),
@@ -164,6 +167,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             started,
             recording,
             ended: false,
+            media_end: prepared.media_end(),
         };
         if request.max_tokens == 0 {
             generation.end(FinishReason::Length);
@@ -262,8 +266,13 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             rest.push_str(&self.stop.finish());
             self.answer.text.push_str(&rest);
         }
-        if let Some(recording) = self.recording {
-            self.answer.timing = recording.finish();
+        let store = || self.session.store_prefix(self.media_end);
+        match self.recording {
+            Some(mut recording) => {
+                recording.run(store);
+                self.answer.timing = recording.finish();
+            }
+            None => store(),
         }
         Ok((self.answer, rest))
     }

@@ -4,7 +4,13 @@ mod events;
 mod generation;
 mod past;
 mod prepare;
+mod reuse;
+mod snapshot_file;
 mod state;
+mod stored;
 
 pub use generation::{Generation, Token};
+pub(crate) use past::PastToken;
+pub use reuse::ReusedFrom;
+pub use snapshot_file::SnapshotError;
 pub use state::{Logits, Prefilled, Session, Snapshot};

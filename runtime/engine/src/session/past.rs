@@ -15,7 +15,7 @@ use crate::features::MediumKey;
 
 /// A token of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PastToken {
+pub(crate) struct PastToken {
     pub id: u32,
     /// The medium that it stands for.
     pub medium: Option<MediumKey>,
@@ -78,6 +78,8 @@ pub(super) struct Past<B: KernelBackend> {
     pub sources: Vec<Source<B>>,
     /// Reduction that the tokens of media were taken in with.
     pub reduction: Option<LanguageReduction>,
+    /// `true` if the state was read from a file and has not been continued yet.
+    pub loaded: bool,
 }
 
 impl<B: KernelBackend> Past<B> {
@@ -87,6 +89,7 @@ impl<B: KernelBackend> Past<B> {
             tokens: Vec::new(),
             sources: Vec::new(),
             reduction: None,
+            loaded: false,
         }
     }
 
@@ -134,6 +137,7 @@ impl<B: KernelBackend> Past<B> {
             tokens: self.tokens.clone(),
             sources: self.sources.clone(),
             reduction: self.reduction,
+            loaded: self.loaded,
         })
     }
 
@@ -155,13 +159,32 @@ impl<B: KernelBackend> Past<B> {
         }
     }
 
+    /// Returns `true` if the features of the run are known.
+    pub fn has_source(&self, span: &Span) -> bool {
+        let has = |source: &Source<B>| source.span.start == span.start;
+        self.sources.iter().any(has)
+    }
+
     /// Computes the state anew for a sequence that has become long, and returns the hidden state of
     /// its last token. Tokens that were dropped are dropped again.
+    ///
+    /// # Errors
+    /// If `monitor` cancels, or the features of a medium are not known: the state was read from a
+    /// file and no request has continued it.
     pub fn compute_again(
         &mut self,
         language: &dyn LanguageModel<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
+        let shown = self.tokens.iter().filter(|token| token.medium.is_some());
+        let known: usize = self.sources.iter().map(|source| source.span.len).sum();
+        if shown.count() != known {
+            return Err(ModelError::Prompt(
+                "the conversation becomes long and the features of its media are not known; ask a \
+                 question about the media first"
+                    .to_owned(),
+            ));
+        }
         let ids: Vec<u32> = self.tokens.iter().map(|token| token.id).collect();
         let mut embeddings = language.embed(&ids);
         for Source { span, features, .. } in &self.sources {

@@ -14,7 +14,7 @@ use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
 use super::events::{OnEvent, report};
-use super::past::{PastToken, Source};
+use super::past::{Past, PastToken, Source};
 use crate::error::EngineError;
 use crate::features::{MediumKey, MediumPlace, medium_key};
 use crate::loaded::LoadedModel;
@@ -65,6 +65,23 @@ impl<B: KernelBackend> Prepared<B> {
         }
     }
 
+    /// Returns the end of the last medium; 0 without media.
+    pub fn media_end(&self) -> usize {
+        self.media_ends().last().copied().unwrap_or(0)
+    }
+
+    /// Returns the end of each medium in the prompt, in ascending order.
+    pub fn media_ends(&self) -> Vec<usize> {
+        let spans = &self.prompt.spans;
+        let of_medium = |medium: usize| {
+            let own = spans.iter().filter(|span| span.medium == medium);
+            own.map(Span::end).max()
+        };
+        let mut ends: Vec<usize> = (0..self.keys.len()).filter_map(of_medium).collect();
+        ends.sort_unstable();
+        ends
+    }
+
     /// Returns the run of tokens around token `at` that attend to each other in both directions.
     pub fn bidirectional_run(&self, at: usize) -> Option<&Span> {
         let inside = |span: &&Span| span.bidirectional && span.start < at && at < span.end();
@@ -83,7 +100,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<Prepared<B>, EngineError> {
-        let preprocess = stage::top("preprocess");
+        let mut preprocess = stage::top("preprocess");
         if request.options.image_tokens.is_some() && !self.model.resizes_images() {
             return Err(ModelError::FixedImageTokens.into());
         }
@@ -92,12 +109,17 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
         self.check_text(request.messages)?;
         let options = self.options(request);
-        let mut keys = Vec::with_capacity(request.media.len());
+        let keys = request.media.iter();
+        let keys: Vec<MediumKey> = keys.map(|medium| medium_key(medium, &options)).collect();
+        // A capture is to show what went into the encoder.
+        if self.reads_store() {
+            drop(preprocess);
+            self.load_features(&keys);
+            preprocess = stage::top("preprocess");
+        }
         let mut places: Vec<MediumPlace> = Vec::with_capacity(request.media.len());
         let (mut new_keys, mut inputs) = (Vec::new(), Vec::<MediaInput>::new());
-        for medium in request.media {
-            let key = medium_key(medium, &options);
-            // A capture is to show what went into the encoder.
+        for (medium, &key) in request.media.iter().zip(&keys) {
             let known = self.features().place(key).filter(|_| !probe::active());
             let again = new_keys.iter().position(|&new| new == key);
             let before_encoding = |input: &MediaInput| MediumPlace {
@@ -115,7 +137,6 @@ impl<B: KernelBackend> LoadedModel<B> {
                     place
                 }
             });
-            keys.push(key);
         }
         // An encoder may drop tokens, so this is an upper bound. A prompt that cannot fit is
         // refused before the encoders run.
@@ -213,6 +234,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         };
         probe::capture("features", &encoded.features);
         self.features().insert(key, encoded.clone());
+        self.store_features(key, &encoded);
         Ok(encoded)
     }
 
@@ -301,7 +323,27 @@ impl<B: KernelBackend> LoadedModel<B> {
         })
     }
 
-    /// Returns an encoded medium; encodes it again if its features were dropped from the cache.
+    /// Returns the features of the runs before token `end` that `past` does not know.
+    pub(super) fn missing_sources(
+        &self,
+        prepared: &Prepared<B>,
+        past: &Past<B>,
+        end: usize,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Vec<Source<B>>, EngineError> {
+        let spans = prepared.prompt.spans.iter();
+        let missing = spans.filter(|span| span.end() <= end && !past.has_source(span));
+        missing
+            .map(|span| {
+                let encoded = self.encoded(prepared, span.medium, request, on_event)?;
+                Ok(Source::new(*span, &encoded))
+            })
+            .collect()
+    }
+
+    /// Returns an encoded medium; reads it or encodes it again if its features were dropped from the
+    /// cache.
     fn encoded(
         &self,
         prepared: &Prepared<B>,
@@ -315,7 +357,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             return Ok(encoded.clone());
         }
         let held = self.features().get(key);
-        match held {
+        match held.or_else(|| self.load_encoded(key)) {
             Some(encoded) => Ok(encoded),
             None => {
                 let options = self.options(request);

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use edge_lmm_models::language::{LanguageModel, OutputRows, StepInput};
 use edge_lmm_models::monitor::Monitor;
-use edge_lmm_models::reduce::LanguageReduction;
 use edge_lmm_models::reduce::Share;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::events::{OnEvent, report};
-use super::past::{Past, PastToken};
+use super::past::Past;
 use super::prepare::Prepared;
+use super::reuse::{Conversations, Reused};
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::{Event, Request};
@@ -28,6 +28,9 @@ const CACHE_STEP: usize = 256;
 pub struct Session<B: KernelBackend> {
     pub(super) shared: Arc<LoadedModel<B>>,
     pub(super) past: Option<Past<B>>,
+    /// States of other conversations, the most recently used one last.
+    pub(super) others: Vec<Past<B>>,
+    pub(super) limits: Conversations,
 }
 
 /// Copy of a session's state, to restore it later.
@@ -78,7 +81,12 @@ pub struct Prefilled {
 
 impl<B: KernelBackend> Session<B> {
     pub(crate) fn new(shared: Arc<LoadedModel<B>>) -> Self {
-        Self { shared, past: None }
+        Self {
+            shared,
+            past: None,
+            others: Vec::new(),
+            limits: Conversations::default(),
+        }
     }
 
     /// Returns the number of tokens in the state; for an encoder-decoder, of the decoder's tokens.
@@ -101,9 +109,10 @@ impl<B: KernelBackend> Session<B> {
         &self.shared.device
     }
 
-    /// Forgets the conversation, and the encoder outputs of all media that the model has seen.
+    /// Forgets all conversations, and the encoder outputs of all media that the model has seen.
     pub fn forget(&mut self) {
         self.past = None;
+        self.others.clear();
         self.shared.features().clear();
     }
 
@@ -117,12 +126,14 @@ impl<B: KernelBackend> Session<B> {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Prefilled, EngineError> {
         let (prepared, reused, logits) = self.take_in(request, &mut on_event)?;
+        let logits = self.read(logits)?;
+        self.store_prefix(prepared.media_end());
         Ok(Prefilled {
             prompt_tokens: prepared.prompt.ids.len(),
             visual_tokens: prepared.prompt.visual_tokens(),
             language_tokens: self.language_tokens(&prepared, request),
-            reused_tokens: reused,
-            logits: self.read(logits)?,
+            reused_tokens: reused.tokens,
+            logits,
         })
     }
 
@@ -163,15 +174,16 @@ impl<B: KernelBackend> Session<B> {
         }
     }
 
-    /// Returns a session that continues the same conversation independently.
+    /// Returns a session that continues the current conversation independently.
     ///
     /// # Errors
     /// If there is not enough memory.
     pub fn fork(&self) -> Result<Self, EngineError> {
         let Snapshot(past) = self.snapshot()?;
         Ok(Self {
-            shared: self.shared.clone(),
             past,
+            limits: self.limits,
+            ..Self::new(self.shared.clone())
         })
     }
 
@@ -206,13 +218,13 @@ impl<B: KernelBackend> Session<B> {
         self.language().context_length()
     }
 
-    /// Prepares, encodes and prefills. Returns the prompt, the number of its tokens that were in
-    /// the state before, and the scores of the next token: `[1, vocabulary]`.
+    /// Prepares, encodes and prefills. Returns the prompt, its tokens that were in the state before,
+    /// and the scores of the next token: `[1, vocabulary]`.
     pub(super) fn take_in(
         &mut self,
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
-    ) -> Result<(Prepared<B>, usize, Tensor<B, 2>), EngineError> {
+    ) -> Result<(Prepared<B>, Reused, Tensor<B, 2>), EngineError> {
         let prepared = self.shared.prepare(request, on_event)?;
         let outcome = self.prefill_prepared(&prepared, request, on_event);
         self.shared.features().trim(&prepared.keys);
@@ -227,22 +239,31 @@ impl<B: KernelBackend> Session<B> {
         prepared: &Prepared<B>,
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
-    ) -> Result<(usize, Tensor<B, 2>), EngineError> {
+    ) -> Result<(Reused, Tensor<B, 2>), EngineError> {
         let tokens = prepared.tokens();
         // With a ratio of 1 nothing is dropped.
         let reduction = request
             .language_reduction()
             .filter(|reduction| reduction.share < Share::ALL);
         let reused = self.reuse(prepared, &tokens, reduction, request.max_tokens)?;
-        let mut sources = self.may_become_long().then(Vec::new);
+        let from = reused.tokens;
+        let past = self.past.as_ref().expect("reuse has made the state");
+        let mut sources = match self.may_become_long() {
+            true => Some(
+                self.shared
+                    .missing_sources(prepared, past, from, request, on_event)?,
+            ),
+            false => None,
+        };
         let mut input = self
             .shared
-            .embed(prepared, reused, sources.as_mut(), request, on_event)?;
+            .embed(prepared, from, sources.as_mut(), request, on_event)?;
         let _stage = stage::top("prefill");
         let past = self.past.as_mut().expect("reuse has made the state");
+        past.loaded = false;
         let language = self.shared.model.language();
         let mut report = report("prefill", on_event);
-        input.reduction = reduction.map(|reduction| prepared.reduction(reduction, reused));
+        input.reduction = reduction.map(|reduction| prepared.reduction(reduction, from));
         past.tokens = tokens;
         past.reduction = reduction;
         past.add_sources(sources.unwrap_or_default());
@@ -289,46 +310,6 @@ impl<B: KernelBackend> Session<B> {
     fn may_become_long(&self) -> bool {
         let language = self.language();
         language.is_long(self.context_length()) != language.is_long(1)
-    }
-
-    /// Makes room for the prompt and `max_tokens` more and keeps what the state shares with the
-    /// prompt; returns the number of tokens that need not be computed again.
-    fn reuse(
-        &mut self,
-        prepared: &Prepared<B>,
-        prompt_tokens: &[PastToken],
-        reduction: Option<LanguageReduction>,
-        max_tokens: usize,
-    ) -> Result<usize, EngineError> {
-        let shared = self.shared.clone();
-        let language = shared.model.language();
-        let tokens = prepared.prompt.ids.len();
-        let needed = language.positions(tokens, max_tokens);
-        if let Some(past) = &mut self.past {
-            let common = past.common(prompt_tokens, reduction);
-            // The last token's hidden state is needed, so that one is always computed.
-            let common = match language.is_long(tokens) == past.state.long {
-                true => language.reusable(common.min(tokens - 1)),
-                false => 0,
-            };
-            // Tokens that see later ones are computed together with these.
-            let run = prepared.bidirectional_run(common);
-            let common = run.map_or(common, |span| span.start);
-            let capacity = past.state.cache.capacity();
-            let wanted = capacity_for(needed, capacity, language.context_length());
-            let kept = past.truncate(common).is_ok();
-            // Without memory for both caches, the old one goes first.
-            if kept && (capacity >= needed || (common > 0 && past.state.cache.grow(wanted).is_ok()))
-            {
-                log::debug!("{common} of {tokens} prompt tokens are in the cache");
-                return Ok(common);
-            }
-        }
-        self.past = None;
-        let capacity = capacity_for(needed, 0, language.context_length());
-        let state = DecoderState::new(language, capacity, &shared.device);
-        self.past = Some(Past::new(state.map_err(ModelError::from)?));
-        Ok(0)
     }
 
     /// Makes room for `tokens` tokens in all.
@@ -412,7 +393,7 @@ impl<B: KernelBackend> Session<B> {
 /// Returns the number of positions to allocate if `needed` are needed and `current` are allocated:
 /// rounded up, and at least 1.5 times as many, so that a growing conversation copies its cache only
 /// a few times.
-fn capacity_for(needed: usize, current: usize, context: usize) -> usize {
+pub(super) fn capacity_for(needed: usize, current: usize, context: usize) -> usize {
     let grown = needed.max(current + current / 2);
     grown.next_multiple_of(CACHE_STEP).min(context).max(needed)
 }

@@ -1,5 +1,7 @@
 //! Key/value cache.
 
+mod rows;
+
 use super::layout::{CHUNK, ChunkLayout, Keys};
 use super::shape::{Heads, Rows};
 use crate::element::Element;

@@ -40,6 +40,25 @@ impl ChunkLayout {
             .map(move |column| (column, STRIP.min(padded - column)))
     }
 
+    /// Calls `visit` for every element of the key at place `at`, with its index in the chunk and its index in
+    /// the head.
+    pub(super) fn key_places(self, at: usize, mut visit: impl FnMut(usize, usize)) {
+        let first = at / STRIP * STRIP * self.head_dim + at % STRIP;
+        for element in 0..self.head_dim {
+            visit(first + element * STRIP, element);
+        }
+    }
+
+    /// As [`key_places`](Self::key_places), for the value.
+    pub(super) fn value_places(self, at: usize, mut visit: impl FnMut(usize, usize)) {
+        for (column, width) in self.strips() {
+            let first = CHUNK * (self.head_dim + column) + at * width;
+            for element in column..self.head_dim.min(column + width) {
+                visit(first + element - column, element);
+            }
+        }
+    }
+
     /// Copies `positions` into a chunk and clears the rest of it.
     pub(super) fn fill<T: Element>(
         self,

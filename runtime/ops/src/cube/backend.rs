@@ -102,6 +102,13 @@ pub fn attention_by<'a, R: CubeRuntime>(
 impl<R: CubeRuntime, T: BoolElement> KernelBackend for CubeBackend<R, f32, i32, T> {
     type KvCache = CubeCache<R>;
 
+    fn fingerprint(device: &Self::Device) -> String {
+        let client = R::client(device);
+        let hardware = &client.properties().hardware;
+        let products = Products::of(&client);
+        format!("{} {device:?} {products:?} {hardware:?}", R::name(&client))
+    }
+
     fn memory_failure(device: &Self::Device) -> Option<MemoryFailure> {
         memory::failure(&R::client(device))
     }

@@ -17,6 +17,7 @@ use super::products::{HALF_MAX, Products, half};
 use super::tensor::{Rows, array, array_of, cubes, elements};
 use crate::backend::{CacheError, CacheShape, KvStore};
 use crate::stage;
+use crate::stored::StoredKeys;
 
 const UNITS: usize = 256;
 
@@ -109,6 +110,11 @@ impl<R: CubeRuntime> CubeCache<R> {
             tokens <= capacity - len,
             "{tokens} more positions after {len} of {capacity}"
         );
+    }
+
+    /// Returns the bytes of a position of a head.
+    fn row_bytes(&self) -> usize {
+        self.shape.head_dim * element_bytes(self.half)
     }
 
     fn elements(&self) -> usize {
@@ -306,6 +312,45 @@ impl<R: CubeRuntime> KvStore for CubeCache<R> {
 
     fn fork(&self) -> Result<Self, CacheError> {
         self.copy(self.shape.capacity)
+    }
+
+    fn stored(&self, len: usize) -> Option<StoredKeys> {
+        self.all_hold(len).then(|| StoredKeys {
+            layers: self.shape.layers,
+            kv_heads: self.shape.kv_heads,
+            head_dim: self.shape.head_dim,
+            element_bytes: element_bytes(self.half),
+            len,
+        })
+    }
+
+    fn layer_bytes(&self, layer: usize, len: usize) -> Result<Vec<u8>, CacheError> {
+        let (row, capacity) = (self.row_bytes(), self.shape.capacity);
+        let mut bytes = Vec::with_capacity(2 * self.shape.kv_heads * len * row);
+        let (keys, values) = &self.layers[layer];
+        for handle in [keys, values] {
+            let all = self.client.read_one(handle.clone());
+            let all = all.map_err(|error| CacheError(format!("{error:?}")))?;
+            for head in 0..self.shape.kv_heads {
+                bytes.extend_from_slice(&all[head * capacity * row..][..len * row]);
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn set_layer_bytes(&mut self, layer: usize, len: usize, bytes: &[u8]) {
+        let (row, heads) = (self.row_bytes(), self.shape.kv_heads);
+        let capacity = self.shape.capacity;
+        let used = heads * len * row;
+        let upload = |bytes: &[u8]| {
+            let mut all = vec![0; heads * capacity * row];
+            for head in 0..heads {
+                let rows = &bytes[head * len * row..][..len * row];
+                all[head * capacity * row..][..len * row].copy_from_slice(rows);
+            }
+            self.client.create_from_slice(&all)
+        };
+        self.layers[layer] = (upload(&bytes[..used]), upload(&bytes[used..2 * used]));
     }
 }
 

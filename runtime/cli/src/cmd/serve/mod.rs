@@ -22,6 +22,7 @@ use sd_notify::NotifyState;
 
 use self::clients::{Job, hung_up};
 use self::lines::Patience;
+use super::cache::{CacheOptions, parse_bytes};
 use super::options::{DeviceOptions, LogitsOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers requests from other programs until it is terminated.
@@ -56,17 +57,36 @@ pub struct Cmd {
     prompt_options: PromptOptions,
     #[command(flatten)]
     logits: LogitsOptions,
+    /// Maximum number of conversations whose state is kept; the least recently used one is
+    /// forgotten first
+    #[arg(long, value_name = "N", default_value = "4", value_parser = parse_conversations)]
+    conversations: usize,
+    /// Maximum memory of these states together; the latest one is always kept
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
+    conversation_memory: u64,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
 }
 
 /// Time limit for receiving a complete request.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
 
+/// Maximum number of conversations that are kept.
+const MAX_CONVERSATIONS: usize = 256;
+
 fn parse_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("expected up to three octal digits, such as 660".to_owned()),
+    }
+}
+
+fn parse_conversations(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=MAX_CONVERSATIONS) => Ok(count),
+        _ => Err(format!("expected 1 to {MAX_CONVERSATIONS} conversations")),
     }
 }
 
@@ -90,8 +110,12 @@ impl Cmd {
         };
         let engine = self.device.load(&self.model)?;
         let estimator = self.device.request_estimator(&engine);
+        self.cache.apply(&engine)?;
+        let mut session = engine.session();
+        let memory = usize::try_from(self.conversation_memory).unwrap_or(usize::MAX);
+        session.keep_conversations(self.conversations, memory);
         let mut answering = Answering {
-            session: engine.session(),
+            session,
             limits,
             estimator,
         };
