@@ -5,6 +5,7 @@ mod fixtures;
 mod hostile;
 mod images;
 mod kinds;
+mod mp4;
 mod sounds;
 mod sources;
 mod truncated;
