@@ -157,3 +157,37 @@ fn images(candidates: Vec<Candidate>) -> Vec<RgbImage> {
     let images = candidates.into_iter().map(|candidate| candidate.image);
     images.map(Arc::unwrap_or_clone).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_frames_held_is_bounded() {
+        let mut candidates = Candidates::key(5);
+        for i in 0..1000u32 {
+            let change = Change {
+                time: i.into(),
+                difference: f64::from(i * 7919 % 1000),
+            };
+            let image = || Ok(RgbImage::new(1, 1, vec![0; 3])?);
+            candidates.offer(change, image).unwrap();
+            assert!(candidates.even.len() <= 10);
+            assert!(candidates.changed.as_ref().unwrap().len() <= 5);
+        }
+        assert_eq!(candidates.seen(), 1000);
+        let strides = candidates.even.iter().map(|candidate| candidate.index);
+        assert_eq!(
+            strides.collect::<Vec<_>>(),
+            [0, 128, 256, 384, 512, 640, 768, 896]
+        );
+        let differences = candidates.changed.as_ref().unwrap().iter();
+        let differences = differences.map(|candidate| candidate.change.difference);
+        assert_eq!(
+            differences.collect::<Vec<_>>(),
+            [999.0, 998.0, 997.0, 996.0, 995.0]
+        );
+        let images = candidates.nearest(&[0, 200, 400, 600, 800]);
+        assert_eq!(images.len(), 5);
+    }
+}

@@ -34,15 +34,17 @@ pub(super) fn read(
         }
         (FrameSelection::Uniform(count), None) if is_file => {
             let length = measure(&mut frames)?;
-            at(&mut open()?, &uniform(length.frames, count), length)
+            let video = at(&mut open()?, &uniform(length.frames, count), length)?;
+            // The second pass ends at the last selected frame.
+            let skipped = frames.skipped();
+            Ok(Video { skipped, ..video })
         }
         (FrameSelection::Key(count), _) if is_file => {
-            let (changes, seconds) = changes(&mut frames)?;
-            let length = Length {
-                frames: changes.len(),
-                seconds,
-            };
-            at(&mut open()?, &key_frames::choose(&changes, count), length)
+            let (changes, length) = changes(&mut frames)?;
+            let chosen = key_frames::choose(&changes, count);
+            let video = at(&mut open()?, &chosen, length)?;
+            let skipped = frames.skipped();
+            Ok(Video { skipped, ..video })
         }
         (FrameSelection::Uniform(count), None) => {
             let mut candidates = Candidates::uniform(count);
@@ -89,8 +91,8 @@ fn measure(frames: &mut MotionGate) -> Result<Length, MediaError> {
     })
 }
 
-/// Returns the change of each frame and the duration of the video.
-fn changes(frames: &mut MotionGate) -> Result<(Vec<Change>, f64), MediaError> {
+/// Returns the change of each frame and the length of the video.
+fn changes(frames: &mut MotionGate) -> Result<(Vec<Change>, Length), MediaError> {
     let mut changes = Vec::new();
     let mut last = None;
     while let Some(time) = frames.advance()? {
@@ -101,7 +103,11 @@ fn changes(frames: &mut MotionGate) -> Result<(Vec<Change>, f64), MediaError> {
         let difference = step(&mut last, &frames.image()?);
         changes.push(Change { time, difference });
     }
-    Ok((changes, frames.end()))
+    let length = Length {
+        frames: changes.len(),
+        seconds: frames.end(),
+    };
+    Ok((changes, length))
 }
 
 /// Returns the difference of a frame from the last one, which it becomes.

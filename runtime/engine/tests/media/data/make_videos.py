@@ -69,6 +69,8 @@ def main():
         subprocess.run([*FFMPEG, *turned, str(file)], check=True)
         plain.unlink()
         expect(file, *((48, 32) if angle == 180 else (32, 48)))
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=16000:duration=0.5", "-ac", "2", "-c:a", "aac", "-b:a", "16k"]
+    subprocess.run([*FFMPEG, *tone, "-bitexact", str(HERE / "aac_stereo.m4a")], check=True)
 
 
 main()

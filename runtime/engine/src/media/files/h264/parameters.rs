@@ -241,3 +241,95 @@ impl Bits<'_> {
         i32::try_from(if number % 2 == 1 { value } else { -value }).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer of bits.
+    #[derive(Default)]
+    struct Writer(Vec<bool>);
+
+    impl Writer {
+        fn bits(mut self, count: u32, value: u32) -> Self {
+            self.0
+                .extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
+            self
+        }
+
+        fn number(self, value: u32) -> Self {
+            let len = (value + 1).ilog2();
+            self.bits(len, 0).bits(len + 1, value + 1)
+        }
+
+        fn unit(mut self) -> Vec<u8> {
+            self.0.push(true);
+            self.0.resize(self.0.len().next_multiple_of(8), false);
+            let byte = |bits: &[bool]| bits.iter().fold(0, |byte, &bit| byte << 1 | u8::from(bit));
+            let mut unit = vec![0x67];
+            let mut zeros = 0;
+            for byte in self.0.chunks(8).map(byte) {
+                if byte <= 3 && zeros >= 2 {
+                    unit.push(3);
+                    zeros = 0;
+                }
+                zeros = if byte == 0 { zeros + 1 } else { 0 };
+                unit.push(byte);
+            }
+            unit
+        }
+    }
+
+    /// A parameter set of the high profile up to its size, in macroblocks.
+    fn high(chroma: u32, depth: u32, columns: u32, rows: u32) -> Writer {
+        let set = Writer::default().bits(8, 100).bits(16, 40).number(0);
+        let set = set.number(chroma).number(depth).number(depth).bits(2, 0);
+        let set = set.number(0).number(2).number(4).bits(1, 0);
+        set.number(columns - 1).number(rows - 1)
+    }
+
+    #[test]
+    fn sizes_are_cropped() {
+        // 1920x1080, then color: full range, BT.709.
+        let set = high(1, 0, 120, 68).bits(3, 0b111);
+        let set = set.number(0).number(0).number(0).number(4);
+        let set = set.bits(1, 1).bits(2, 0).bits(1, 1).bits(3, 5).bits(2, 3);
+        let set = set.bits(16, 0x0101).bits(8, 1).unit();
+        let parameters = Parameters::parse(&set).unwrap();
+        assert_eq!((parameters.width, parameters.height), (1920, 1080));
+        assert_eq!(parameters.references, 4);
+        let color = Color {
+            matrix: matrix_of_code(1).unwrap(),
+            full_range: true,
+        };
+        assert_eq!(parameters.color, Some(color));
+        assert_eq!(Parameters::parse(&set[..8]), Err(Problem::Damaged));
+    }
+
+    #[test]
+    fn features_that_are_not_supported_are_named() {
+        let end = |set: Writer| set.bits(3, 0b110).bits(1, 0).unit();
+        for (set, feature) in [
+            (end(high(2, 0, 4, 4)), "chroma other than 4:2:0"),
+            (end(high(1, 2, 4, 4)), "more than 8 bits"),
+            (
+                end(high(1, 0, 60_000, 60_000)),
+                "more than 4096x2304 pixels",
+            ),
+            (high(1, 0, 4, 4).bits(4, 0).unit(), "interlaced frames"),
+        ] {
+            assert_eq!(Parameters::parse(&set), Err(Problem::Unsupported(feature)));
+        }
+        // Cropped to nothing.
+        let set = high(1, 0, 1, 1)
+            .bits(3, 0b111)
+            .number(8)
+            .number(0)
+            .number(0)
+            .number(0);
+        assert_eq!(
+            Parameters::parse(&set.bits(1, 0).unit()),
+            Err(Problem::Damaged)
+        );
+    }
+}

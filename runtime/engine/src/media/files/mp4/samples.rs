@@ -82,8 +82,9 @@ impl Samples {
         let mut durations = Runs::new(tables, b"stts");
         let mut shifts = Runs::new(tables, b"ctts");
         let mut chunks = Chunks::new(tables);
-        while let Some(len) = sizes.next(self.list.len()) {
-            let index = self.list.len();
+        for index in 0..sizes.count {
+            let len = sizes.next();
+            let len = len.ok_or_else(|| damaged(format!("sample {index} has no size")))?;
             let offset = chunks.place(len);
             let offset = offset.ok_or_else(|| damaged(format!("sample {index} has no place")))?;
             let duration = durations.next();
@@ -159,10 +160,10 @@ impl Samples {
     }
 }
 
-/// Sizes of samples: `stsz` or `stz2`.
+/// Sizes of samples (`stsz`).
 struct Sizes<'a> {
     pieces: Pieces<'a>,
-    /// Size of all samples, if it is the same.
+    /// Size of all samples; 0 if they differ.
     same: u32,
     count: usize,
 }
@@ -180,10 +181,9 @@ impl<'a> Sizes<'a> {
         })
     }
 
-    /// Returns the size of sample `index`, which follows the one asked for before.
-    fn next(&mut self, index: usize) -> Option<u32> {
+    /// Returns the size of the next sample.
+    fn next(&mut self) -> Option<u32> {
         match self.same {
-            _ if index >= self.count => None,
             0 => word(&mut self.pieces),
             len => Some(len),
         }
