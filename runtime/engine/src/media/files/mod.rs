@@ -1,5 +1,8 @@
 //! Images, videos and audio from files.
 //!
+//! [`Source`] opens a file or stream; [`Source::video`] reads selected frames of a video and
+//! [`Source::frames`] all of them one by one.
+//!
 //! The content of a file decides its format ([`kind()`]); the name matters only for frame strips
 //! (see [`video`]). Files are untrusted: allocations are compared with a memory limit before they
 //! are made (half of the memory that the process can allocate), truncated and damaged files give an
