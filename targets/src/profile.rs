@@ -262,7 +262,7 @@ fn host() -> Device {
         triple: format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
         glibc: None,
         emulator_cpu: None,
-        libraries: ["libc.so.6", "libm.so.6", "libgcc_s.so.1"]
+        libraries: ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6"]
             .map(str::to_owned)
             .to_vec(),
         build: Build::default(),

@@ -84,3 +84,98 @@ fn memory_is_compared_with_the_limit_of_the_process() {
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     assert!(message.contains("decoding needs"), "{message}");
 }
+
+/// A video of the engine's test data.
+fn video(name: &str) -> PathBuf {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/tests/media/data");
+    PathBuf::from(data).join("videos").join(name)
+}
+
+#[test]
+fn standard_input_can_be_a_video() {
+    let y4m = b"YUV4MPEG2 W56 H56 F5:1 Cmono\n".to_vec();
+    let frame = [b"FRAME\n".as_slice(), &[90; 56 * 56]].concat();
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    let content = [y4m, frame.repeat(20)].concat();
+    std::thread::spawn(move || std::io::Write::write_all(&mut writer, &content));
+    let mp4 = File::open(video("h264_high.mp4")).expect("a video");
+    for (input, used) in [
+        (Stdio::from(reader), "1 frames are used, 19"),
+        (mp4.into(), "3 frames"),
+    ] {
+        let options = [
+            "--video",
+            "-",
+            "--frames",
+            "keyframes:3",
+            "--motion-gate",
+            "1",
+        ];
+        let answer = ask(input, &options);
+        let message = String::from_utf8_lossy(&answer.stderr);
+        assert_eq!(answer.status.code(), Some(0), "{message}");
+        assert!(message.contains(used), "{message}");
+    }
+}
+
+#[test]
+fn selections_of_frames_are_checked() {
+    for options in [
+        &["--fps", "2", "--frames", "3"][..],
+        &["--fps", "0"],
+        &["--frames", "keyframes:0"],
+        &["--frames", "every:3"],
+        &["--motion-gate", "-1"],
+        &["--video-sound"],
+    ] {
+        let answer = ask(Stdio::null(), options);
+        assert_eq!(answer.status.code(), Some(2), "{options:?}");
+    }
+}
+
+#[test]
+fn ffmpeg_is_found_in_the_path() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, content: &[u8]| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, content).expect("written");
+        let permissions = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&file, permissions).expect("a program");
+        file
+    };
+    let video = write("clip.mkv", b"\x1a\x45\xdf\xa3\x01\0\0\0");
+    let run = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm"))
+            .arg("run")
+            .arg(demo("qwen2vl-tiny.bpk"))
+            .args(["--prompt", "x", "--max-tokens", "1", "--video"])
+            .arg(&video)
+            .env("PATH", folder.path())
+            .output()
+            .expect("the program starts");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, message) = run();
+    assert_eq!(code, Some(1), "{message}");
+    assert!(
+        message.contains("ffmpeg, which would convert it, was not found"),
+        "{message}"
+    );
+    write(
+        "ffmpeg",
+        b"#!/bin/sh\nprintf 'YUV4MPEG2 W2 H2 F5:1 Cmono\\nFRAME\\nabcd'\n",
+    );
+    let (code, message) = run();
+    assert_eq!(code, Some(0), "{message}");
+    write("ffmpeg", b"#!/bin/sh\necho 'unknown codec' >&2\nexit 1\n");
+    let (code, message) = run();
+    assert_eq!(code, Some(1), "{message}");
+    assert!(
+        message.contains("clip.mkv: cannot be read: ffmpeg failed: unknown codec"),
+        "{message}"
+    );
+}

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::media::{
-    FrameSelection, MediaBudget, MediaError, MediaKind, Source, decode_image, user_message,
+    MediaBudget, MediaError, MediaKind, Source, VideoOptions, decode_image, user_message,
 };
 use crate::report::AnswerReport;
 use crate::request_estimate::RequestEstimator;
@@ -227,7 +227,9 @@ pub struct Limits {
     /// Options of media preprocessing.
     pub media: MediaOptions,
     /// Selection of video frames.
-    pub frames: FrameSelection,
+    pub frames: VideoOptions,
+    /// The program ffmpeg, if requests may name videos that it has to convert.
+    pub ffmpeg: Option<PathBuf>,
     /// Repetition penalty of requests without one; the checkpoint's if `None`.
     pub repetition_penalty: Option<f32>,
     /// `true` to ignore the checkpoint's `generation_config.json` in the logits.
@@ -456,7 +458,12 @@ fn media(question: &Question, limits: &Limits) -> Result<Vec<Media>, RequestErro
         if !limits.files {
             return Err(RequestError::FilesRefused);
         }
-        Ok(Media::read(&Source::file(path)?, kind, limits.frames)?)
+        let source = Source::file(path)?;
+        let source = match &limits.ffmpeg {
+            Some(program) => source.with_ffmpeg(program),
+            None => source,
+        };
+        Ok(Media::read(&source, kind, limits.frames)?)
     };
     let mut budget = MediaBudget::new();
     let mut media = Vec::new();
@@ -528,6 +535,7 @@ fn messages(question: &Question, prompt: &str, media: &[Media]) -> Vec<Message> 
 mod tests {
     use super::*;
     use crate::health::Memory;
+    use crate::media::FrameSelection;
     use crate::{Device, Record, demo};
 
     /// The replies to a question on a machine with `available` bytes.
@@ -547,7 +555,8 @@ mod tests {
             max_tokens: 2,
             files: false,
             media: MediaOptions::default(),
-            frames: FrameSelection::Uniform(2),
+            frames: FrameSelection::Uniform(2).into(),
+            ffmpeg: None,
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,

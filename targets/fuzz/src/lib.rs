@@ -44,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     media::IMAGE,
     media::ANIMATION,
     media::Y4M,
+    media::MP4,
     media::SOUND,
     prompt::TOKENIZER_JSON,
     prompt::CHAT_TEMPLATE,

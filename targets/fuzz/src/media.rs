@@ -8,6 +8,7 @@ use crate::mutate::Form;
 use crate::{Target, data, errors};
 
 const IMAGES: &str = "runtime/engine/tests/media/data/images";
+const VIDEOS: &str = "runtime/engine/tests/media/data/videos";
 const SOUNDS: &str = "runtime/engine/tests/media/data/sounds";
 
 /// Still images.
@@ -128,6 +129,54 @@ pub const Y4M: Target = Target {
     run: check_video,
 };
 
+/// MP4: the index, H.264 and AAC.
+pub const MP4: Target = Target {
+    name: "mp4",
+    form: Form::Words(&[
+        b"ftyp",
+        b"moov",
+        b"trak",
+        b"tkhd",
+        b"mdia",
+        b"mdhd",
+        b"hdlr",
+        b"vide",
+        b"soun",
+        b"stbl",
+        b"stsd",
+        b"avc1",
+        b"avcC",
+        b"colr",
+        b"mp4a",
+        b"esds",
+        b"stts",
+        b"ctts",
+        b"stsc",
+        b"stsz",
+        b"stco",
+        b"co64",
+        b"elst",
+        b"mvex",
+        b"trex",
+        b"moof",
+        b"tfhd",
+        b"tfdt",
+        b"trun",
+        b"mdat",
+        b"\0\0\0\x01",
+        b"\xff\xff\xff\xff",
+        b"\x67",
+        b"\x68",
+        b"\x65",
+        b"\x41",
+    ]),
+    seeds: || data::files(VIDEOS, &["mp4"], 5000),
+    run: |input| {
+        check_video(input);
+        check_sound(input);
+    },
+};
+
 /// Audio: WAV, AIFF, FLAC and MP3.
 pub const SOUND: Target = Target {
     name: "sound",
@@ -166,18 +215,22 @@ pub const SOUND: Target = Target {
         b"Info",
     ]),
     seeds: || data::files(SOUNDS, &["wav", "aiff", "flac", "mp3"], 5000),
-    run: |input| match load_audio(&MemoryFile::new(input).path()) {
-        Ok(sound) => {
-            assert!(!sound.samples.is_empty() && sound.sample_rate > 0);
-            assert!(sound.samples.iter().all(|sample| sample.is_finite()));
-        }
-        Err(error) => errors::check(&error),
-    },
+    run: check_sound,
 };
 
 fn check_image(image: &RgbImage) {
     assert!(image.width() > 0 && image.height() > 0);
     assert_eq!(image.pixels().len(), image.width() * image.height() * 3);
+}
+
+fn check_sound(input: &[u8]) {
+    match load_audio(&MemoryFile::new(input).path()) {
+        Ok(sound) => {
+            assert!(!sound.samples.is_empty() && sound.sample_rate > 0);
+            assert!(sound.samples.iter().all(|sample| sample.is_finite()));
+        }
+        Err(error) => errors::check(&error),
+    }
 }
 
 /// Reads all frames, and a selection of two, which must be among all.

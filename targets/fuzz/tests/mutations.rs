@@ -57,6 +57,7 @@ targets! {
     image: 3000,
     animation: 1500,
     y4m: 3000,
+    mp4: 1500,
     sound: 3000,
     tokenizer_json: 2000,
     chat_template: 1500,

@@ -308,12 +308,11 @@ fn control_files(
     if let Some(version) = requirements.glibc {
         depends.push(format!("libc6 (>= {version})"));
     }
-    if requirements
-        .libraries
-        .iter()
-        .any(|library| library.starts_with("libgcc_s"))
-    {
-        depends.push("libgcc-s1".to_owned());
+    for (name, package) in [("libgcc_s", "libgcc-s1"), ("libstdc++", "libstdc++6")] {
+        let mut libraries = requirements.libraries.iter();
+        if libraries.any(|library| library.starts_with(name)) {
+            depends.push(package.to_owned());
+        }
     }
     if build.has("cuda") {
         // It creates the group `render`, without which systemd does not start the server.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::RequestEstimator;
-use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source};
+use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source, VideoOptions};
 use edge_lmm::reduce::{Reductions, Share};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
@@ -115,6 +115,43 @@ fn parse_share(text: &str) -> Result<Share, String> {
     share.map_err(|()| "expected a ratio above 0 and up to 1, such as 0.25 or 25%".to_owned())
 }
 
+/// Number of video frames: N, or keyframes:N.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct FrameChoice(FrameSelection);
+
+impl FromStr for FrameChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (count, select): (_, fn(usize) -> FrameSelection) =
+            match text.strip_prefix("keyframes:") {
+                Some(count) => (count, FrameSelection::Key),
+                None => (text, FrameSelection::Uniform),
+            };
+        match count.parse::<NonZeroUsize>() {
+            Ok(count) => Ok(Self(select(count.get()))),
+            Err(_) => Err("expected N or keyframes:N with N above 0".to_owned()),
+        }
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= 1000.0 => Ok(rate),
+        _ => Err("expected a number of frames above 0 and up to 1000".to_owned()),
+    }
+}
+
+fn parse_difference(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(difference) if (0.0..=255.0).contains(&difference) => Ok(difference),
+        _ => Err("expected a number from 0 to 255".to_owned()),
+    }
+}
+
+/// The program that converts videos of other formats.
+pub const FFMPEG: &str = "ffmpeg";
+
 /// Options for reading and preparing media.
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
@@ -129,9 +166,17 @@ pub struct MediaArgs {
     /// Keep this share of the tokens of images and videos, by the methods that lose the least
     #[arg(long, value_name = "RATIO", value_parser = parse_share)]
     keep_visual_tokens: Option<Share>,
-    /// Number of video frames to use, evenly spaced [default: all]
-    #[arg(long, value_name = "N")]
-    frames: Option<NonZeroUsize>,
+    /// Number of video frames to use, evenly spaced, or keyframes:N for the first one and those
+    /// that differ most from the frame before [default: all]
+    #[arg(long, value_name = "N|keyframes:N")]
+    frames: Option<FrameChoice>,
+    /// Number of video frames to use per second
+    #[arg(long, value_name = "X", value_parser = parse_rate, conflicts_with = "frames")]
+    fps: Option<f32>,
+    /// Skip video frames that differ by less than T from the last one that was not skipped: the
+    /// mean difference of their 8-bit values, for example 2. --frames and --fps select from the rest
+    #[arg(long, value_name = "T", value_parser = parse_difference)]
+    motion_gate: Option<f32>,
     /// Padding of audio: none, or silence up to the 30 seconds that encoders were trained on;
     /// answers are the same
     #[arg(long, value_name = "none|30s", default_value = "none")]
@@ -155,18 +200,35 @@ impl MediaArgs {
     }
 
     /// Returns the selection of video frames.
-    pub fn frames(&self) -> FrameSelection {
-        match self.frames {
-            None => FrameSelection::All,
-            Some(count) => FrameSelection::Uniform(count.get()),
+    pub fn video(&self) -> VideoOptions {
+        VideoOptions {
+            frames: match (self.frames, self.fps) {
+                (Some(FrameChoice(selection)), _) => selection,
+                (None, Some(rate)) => FrameSelection::Rate(rate),
+                (None, None) => FrameSelection::All,
+            },
+            motion_gate: self.motion_gate,
         }
     }
 
     /// Reads an image, video or audio file and detects its kind.
     pub fn open(&self, path: &Path) -> Result<Media, MediaError> {
         let _stage = timing::stage("media");
-        let source = Source::file(path)?;
-        Media::read(&source, source.kind()?, self.frames())
+        let source = Source::file(path)?.with_ffmpeg(FFMPEG);
+        self.read(&source, source.kind()?)
+    }
+
+    /// Reads a medium. With a motion gate, prints how many frames it skipped.
+    fn read(&self, source: &Source, kind: MediaKind) -> Result<Media, MediaError> {
+        if kind != MediaKind::Video {
+            return Media::read(source, kind, FrameSelection::All);
+        }
+        let video = source.video(self.video())?;
+        if self.motion_gate.is_some() {
+            let (used, skipped) = (video.frames.len(), video.skipped);
+            eprintln!("{used} frames are used, {skipped} without motion were skipped");
+        }
+        Ok(Media::video(video.frames, video.frames_per_second))
     }
 }
 
@@ -176,16 +238,20 @@ pub struct MediaFiles {
     /// Image (PNG, JPEG, WebP, BMP, GIF), or - for standard input; may be repeated
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// Video (animated GIF, Y4M, folder of images), or - for standard input
+    /// Video (MP4 with H.264, animated GIF, Y4M, folder of images; others if ffmpeg is installed),
+    /// or - for standard input
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// Audio (WAV, AIFF, FLAC, MP3), or - for standard input; may be repeated
+    /// Use the sound track of the video, too
+    #[arg(long, requires = "video")]
+    video_sound: bool,
+    /// Audio (WAV, AIFF, FLAC, MP3, M4A), or - for standard input; may be repeated
     #[arg(long, value_name = "FILE")]
     audio: Vec<PathBuf>,
 }
 
 impl MediaFiles {
-    /// Reads all files: images, then the video, then audio.
+    /// Reads all files: images, then the video and its sound track, then audio.
     pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
         if self
             .paths()
@@ -196,14 +262,21 @@ impl MediaFiles {
             bail!("only one of --image, --video and --audio can be -: standard input is read once");
         }
         let mut budget = MediaBudget::new();
-        self.paths()
-            .map(|(path, kind)| {
-                let _stage = timing::stage("media");
-                let medium = Media::read(&Source::open(path)?, kind, args.frames())?;
-                budget.hold(&medium)?;
-                Ok(medium)
-            })
-            .collect()
+        let mut media = Vec::new();
+        let mut hold = |medium: Media| -> Result<(), MediaError> {
+            budget.hold(&medium)?;
+            media.push(medium);
+            Ok(())
+        };
+        for (path, kind) in self.paths() {
+            let _stage = timing::stage("media");
+            let source = Source::open(path)?.with_ffmpeg(FFMPEG);
+            hold(args.read(&source, kind)?)?;
+            if kind == MediaKind::Video && self.video_sound {
+                hold(args.read(&source, MediaKind::Audio)?)?;
+            }
+        }
+        Ok(media)
     }
 
     /// Iterates over the files with the kinds given by the user.

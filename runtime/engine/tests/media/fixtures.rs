@@ -37,6 +37,16 @@ pub fn expected_image(name: &str) -> RgbImage {
     RgbImage::new(width, height, image.into_raw()).expect(name)
 }
 
+/// Frames of this width that the reference reads from a video.
+pub fn expected_frames(name: &str, width: usize) -> Vec<RgbImage> {
+    let strip = expected_image(name);
+    let cut = |i: usize| {
+        let rows = (0..strip.height()).map(|y| &strip.row(y)[i * width * 3..(i + 1) * width * 3]);
+        RgbImage::new(width, strip.height(), rows.collect::<Vec<_>>().concat()).expect(name)
+    };
+    (0..strip.width() / width).map(cut).collect()
+}
+
 /// Largest difference of two images of one size.
 pub fn difference(a: &RgbImage, b: &RgbImage) -> u8 {
     assert_eq!((a.width(), a.height()), (b.width(), b.height()));

@@ -13,7 +13,12 @@ fn read(file: &Path) {
     if let Ok(image) = load_image(file) {
         assert_eq!(image.pixels().len(), image.width() * image.height() * 3);
     }
-    for selection in [FrameSelection::All, FrameSelection::Uniform(2)] {
+    for selection in [
+        FrameSelection::All,
+        FrameSelection::Uniform(2),
+        FrameSelection::Rate(3.0),
+        FrameSelection::Key(2),
+    ] {
         if let Ok(video) = load_video(file, selection) {
             assert!(!video.frames.is_empty());
             assert!(video.frames_per_second > 0.0 && video.frames_per_second.is_finite());
@@ -39,6 +44,9 @@ fn specimens() -> Vec<PathBuf> {
         "sounds/wav_pcm_24.wav",
         "sounds/flac_16.flac",
         "sounds/mp3_mono.mp3",
+        "aac_stereo.m4a",
+        "videos/h264_high.mp4",
+        "videos/h264_fragmented.mp4",
     ];
     names.map(path).into()
 }
@@ -58,7 +66,10 @@ fn cut_off_files_do_not_panic() {
 
 #[test]
 fn whole_specimens_can_be_read() {
-    let readable = |file: &PathBuf| load_image(file).is_ok() || load_audio(file).is_ok();
+    let readable = |file: &PathBuf| {
+        let video = || load_video(file, FrameSelection::All).is_ok();
+        load_image(file).is_ok() || load_audio(file).is_ok() || video()
+    };
     assert!(specimens().iter().all(readable));
     assert!(files("images").len() > 30);
 }

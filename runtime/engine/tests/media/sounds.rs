@@ -151,7 +151,6 @@ fn unsupported_formats_are_named() {
     for (content, format) in [
         (ogg(b"OpusHead"), "Ogg Opus"),
         (ogg(b"\x01vorbis"), "Ogg Vorbis"),
-        (b"\0\0\0\x18ftypM4A ".to_vec(), "M4A"),
         (b"\xff\xf1\x50\x80\x43\xff\xfc".to_vec(), "AAC (ADTS)"),
         (b"\xff\xfd\x90\x64".to_vec(), "layer I or II"),
         (b"RIFX\0\0\0\x24WAVEfmt ".to_vec(), "big-endian WAV"),

@@ -44,9 +44,9 @@ fn pipes_are_read_like_files() {
     let y4m = b"YUV4MPEG2 W2 H2 F10:1 Cmono\nFRAME\n\x10\x20\x30\x40FRAME\n\x50\x60\x70\x80";
     let (_folder, y4m) = temporary("v.y4m", y4m);
     for video in [path("images/gif_moving.gif"), y4m] {
-        let source = through_pipe(&video);
-        assert_eq!(source.kind().expect("a kind"), MediaKind::Video);
         for selection in [FrameSelection::All, FrameSelection::Uniform(2)] {
+            let source = through_pipe(&video);
+            assert_eq!(source.kind().expect("a kind"), MediaKind::Video);
             let frames = source.video(selection).expect("a video");
             assert_eq!(frames, load_video(&video, selection).expect("a video"));
         }

@@ -23,7 +23,7 @@ use sd_notify::NotifyState;
 use self::clients::{Job, hung_up};
 use self::lines::Patience;
 use super::cache::{CacheOptions, parse_bytes};
-use super::options::{DeviceOptions, LogitsOptions, MediaArgs, PromptOptions, print_now};
+use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers requests from other programs until it is terminated.
 ///
@@ -51,6 +51,10 @@ pub struct Cmd {
     /// Reject requests that name files; images must be sent as base64
     #[arg(long)]
     no_files: bool,
+    /// Let requests name videos that the program ffmpeg has to convert; by default, no request
+    /// starts a program
+    #[arg(long, conflicts_with = "no_files")]
+    allow_ffmpeg: bool,
     #[command(flatten)]
     media: MediaArgs,
     #[command(flatten)]
@@ -103,7 +107,8 @@ impl Cmd {
             max_tokens: self.max_tokens,
             files: !self.no_files,
             media: self.media.options(),
-            frames: self.media.frames(),
+            frames: self.media.video(),
+            ffmpeg: self.allow_ffmpeg.then(|| FFMPEG.into()),
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,

@@ -1,4 +1,4 @@
-//! Audio: WAV, AIFF, FLAC and MP3, mixed down to mono.
+//! Audio: WAV, AIFF, FLAC, MP3 and the sound tracks of MP4 files (AAC), mixed down to mono.
 
 use std::path::Path;
 
@@ -6,9 +6,10 @@ use edge_lmm_models::media::MediaKind;
 use symphonia::default::formats::{AiffReader, FlacReader, MpaReader};
 
 use super::error::MediaError;
+use super::ffmpeg::Input;
 use super::format::Format;
 use super::source::{Content, Source};
-use super::{budget, stream, wav};
+use super::{budget, ffmpeg, mp4, stream, wav};
 
 pub use super::samples::Audio;
 
@@ -22,16 +23,37 @@ pub fn load_audio(path: &Path) -> Result<Audio, MediaError> {
 }
 
 impl Source {
-    /// Decodes audio.
+    /// Decodes audio; of a video, its sound track.
     ///
     /// # Errors
-    /// If it is not audio, is truncated or damaged, or exceeds the memory limit.
+    /// If it is not audio or has no sound track, is truncated or damaged, or exceeds the memory limit.
     pub fn audio(&self) -> Result<Audio, MediaError> {
-        self.read(|_, content| match content {
+        self.read(|| match self.content() {
+            Content::Disk(Format::Mp4 | Format::M4a, _)
+            | Content::Whole(Format::Mp4 | Format::M4a, _)
+            | Content::Stream(Format::Other(..), _)
+            | Content::Unsupported(Format::Other(MediaKind::Video, _)) => sound_track(self),
             Content::Whole(format, bytes) => decode(*format, bytes),
             Content::Unsupported(Format::Other(MediaKind::Audio, name)) => Err(unsupported(name)),
             other => Err(other.wrong("audio file")),
         })
+    }
+}
+
+/// Decodes the sound track of a video, or the sound of an M4A file.
+fn sound_track(source: &Source) -> Result<Audio, MediaError> {
+    let found = match source.content().bytes() {
+        Some((_, bytes)) => mp4::decode_sound(&bytes),
+        None => Err(unsupported("the sound track of this format")),
+    };
+    let format = source.content().format();
+    let demuxer = format.and_then(ffmpeg::demuxer);
+    match (found, source.ffmpeg(), demuxer) {
+        (Err(MediaError::Unsupported { format, advice }), Some(program), Some(demuxer)) => {
+            let sound = ffmpeg::audio(program, Input::of(source)?, demuxer)?;
+            sound.ok_or(MediaError::Unsupported { format, advice })
+        }
+        (found, ..) => found?.ok_or_else(|| MediaError::damaged("MP4", "it has no sound track")),
     }
 }
 

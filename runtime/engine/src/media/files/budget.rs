@@ -55,12 +55,17 @@ impl Default for MediaBudget {
     }
 }
 
+/// Returns `true` if an allocation is compared with the limit.
+pub(super) fn is_large(bytes: u64) -> bool {
+    bytes > SMALL
+}
+
 /// Checks that `bytes` may be allocated.
 ///
 /// # Errors
 /// [`MediaError::Memory`] if they exceed the limit.
 pub(super) fn check(bytes: u64) -> Result<(), MediaError> {
-    if bytes <= SMALL {
+    if !is_large(bytes) {
         return Ok(());
     }
     match limit() {

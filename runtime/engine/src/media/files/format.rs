@@ -6,8 +6,9 @@ use edge_lmm_record::stand_in;
 use super::error::MediaError;
 use super::pieces::Pieces;
 
-/// Bytes that identify a format, unless a tag precedes it.
-pub const HEAD: usize = 64;
+/// Bytes that identify a format, unless a tag precedes it: three packets of an MPEG transport stream.
+pub const HEAD: usize = 3 * TS_PACKET;
+const TS_PACKET: usize = 188;
 
 /// File formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub(super) enum Format {
     WebP,
     Bmp,
     Y4m,
+    Mp4,
+    /// Audio in MP4.
+    M4a,
     Wav,
     Aiff,
     Flac,
@@ -63,17 +67,15 @@ impl Format {
                 at(0, b"\xff\x0a") || at(4, b"JXL "),
                 Self::Other(Image, "JPEG XL"),
             ),
-            (
-                at(4, b"ftypM4A") || at(4, b"ftypM4B"),
-                Self::Other(Audio, "M4A (AAC or ALAC)"),
-            ),
-            (at(4, b"ftyp"), Self::Other(Video, "MP4")),
+            (at(4, b"ftypM4A") || at(4, b"ftypM4B"), Self::M4a),
+            (at(4, b"ftyp") || at(4, b"moov"), Self::Mp4),
             (
                 at(0, b"\x1a\x45\xdf\xa3"),
                 Self::Other(Video, "Matroska or WebM"),
             ),
             (riff(b"AVI "), Self::Other(Video, "AVI")),
             (at(0, b"\0\0\x01\xba"), Self::Other(Video, "MPEG")),
+            (is_transport_stream(head), Self::Other(Video, "MPEG-TS")),
             (at(0, b"FLV\x01"), Self::Other(Video, "FLV")),
             (
                 at(0, b"OggS") && at(28, b"OpusHead"),
@@ -128,6 +130,8 @@ impl Format {
             Self::WebP => "WebP",
             Self::Bmp => "BMP",
             Self::Y4m => "Y4M",
+            Self::Mp4 => "MP4",
+            Self::M4a => "M4A",
             Self::Wav => "WAV",
             Self::Aiff => "AIFF",
             Self::Flac => "FLAC",
@@ -140,8 +144,8 @@ impl Format {
     pub fn kind(self) -> MediaKind {
         match self {
             Self::Png | Self::Jpeg | Self::Gif | Self::WebP | Self::Bmp => MediaKind::Image,
-            Self::Y4m => MediaKind::Video,
-            Self::Wav | Self::Aiff | Self::Flac | Self::Mp3 => MediaKind::Audio,
+            Self::Y4m | Self::Mp4 => MediaKind::Video,
+            Self::M4a | Self::Wav | Self::Aiff | Self::Flac | Self::Mp3 => MediaKind::Audio,
             Self::Other(kind, _) => kind,
         }
     }
@@ -195,6 +199,11 @@ fn is_other_mpeg_audio(head: &[u8]) -> bool {
     mpeg_audio(head).is_some_and(|(_, layer, ..)| layer != 1)
 }
 
+/// Returns `true` if packets begin with their synchronization byte.
+fn is_transport_stream(head: &[u8]) -> bool {
+    head.len() > TS_PACKET && head.iter().step_by(TS_PACKET).all(|&byte| byte == 0x47)
+}
+
 fn is_adts(head: &[u8]) -> bool {
     matches!(head, [0xff, second, third, ..] if second & 0xf6 == 0xf0 && third >> 2 & 0xf < 13)
 }
@@ -238,9 +247,11 @@ fn skip_tag(pieces: &mut Pieces<'_>) -> Option<()> {
 pub(super) fn expected(wanted: &str) -> &'static str {
     match wanted {
         "image" => "PNG, JPEG, WebP, BMP or GIF",
-        "video" => "an animated GIF, PNG or WebP, Y4M, a folder of images or a frame strip",
-        "audio file" => "WAV, AIFF, FLAC or MP3",
-        _ => "PNG, JPEG, WebP, BMP, GIF, Y4M, WAV, AIFF, FLAC or MP3",
+        "video" => {
+            "MP4 with H.264, an animated GIF, PNG or WebP, Y4M, a folder of images or a frame strip"
+        }
+        "audio file" => "WAV, AIFF, FLAC, MP3 or M4A",
+        _ => "PNG, JPEG, WebP, BMP, GIF, MP4, Y4M, WAV, AIFF, FLAC, MP3 or M4A",
     }
 }
 

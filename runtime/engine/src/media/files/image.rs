@@ -16,6 +16,7 @@ use super::error::MediaError;
 use super::format::{Format, HEAD, unknown};
 use super::guard::guarded;
 use super::pixels::decode_pixels;
+use super::shared::Shared;
 use super::source::{Content, Source};
 use super::truncation;
 
@@ -35,7 +36,7 @@ pub fn load_image(path: &Path) -> Result<RgbImage, MediaError> {
 pub fn decode_image(bytes: &[u8]) -> Result<RgbImage, MediaError> {
     let head = &bytes[..bytes.len().min(HEAD)];
     let format = Format::of(head).ok_or_else(|| unknown(head, "image"))?;
-    guarded(|| decode(format, bytes))
+    guarded(|| decode(format, &bytes.to_vec().into()))
 }
 
 impl Source {
@@ -44,7 +45,7 @@ impl Source {
     /// # Errors
     /// If it is not an image, is truncated or damaged, or exceeds the memory limit.
     pub fn image(&self) -> Result<RgbImage, MediaError> {
-        self.read(|_, content| match content {
+        self.read(|| match self.content() {
             Content::Whole(format, bytes) => decode(*format, bytes),
             Content::Unsupported(Format::Other(MediaKind::Image, name)) => Err(unsupported(name)),
             other => Err(other.wrong("image")),
@@ -53,7 +54,7 @@ impl Source {
 }
 
 /// Decodes an image of this format.
-pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<RgbImage, MediaError> {
+pub(super) fn decode(format: Format, bytes: &Shared) -> Result<RgbImage, MediaError> {
     let decoder = match format {
         Format::Gif => return animation::first_frame(format, bytes),
         Format::WebP if Animation::of(format, bytes).is_some() => {

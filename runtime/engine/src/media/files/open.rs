@@ -6,7 +6,7 @@ use edge_lmm_models::media::MediaKind;
 use edge_lmm_ops::stage;
 
 use super::error::MediaError;
-use super::frames::FrameSelection;
+use super::frames::{FrameSelection, VideoOptions};
 use super::source::Source;
 use crate::media::medium::Media;
 
@@ -21,19 +21,20 @@ impl Media {
         Self::read(&source, source.kind()?, FrameSelection::All)
     }
 
-    /// Decodes a source as a medium of `kind`; `frames` selects the frames of a video.
+    /// Decodes a source as a medium of `kind`; `options` selects the frames of a video. The sound
+    /// track of a video is a medium of its own: read it as audio.
     ///
     /// # Errors
     /// If the source holds something else, is damaged, or needs more memory than may be used.
     pub fn read(
         source: &Source,
         kind: MediaKind,
-        frames: FrameSelection,
+        options: impl Into<VideoOptions>,
     ) -> Result<Self, MediaError> {
         Ok(match kind {
             MediaKind::Image => Self::image(source.image()?),
             MediaKind::Video => {
-                let video = source.video(frames)?;
+                let video = source.video(options)?;
                 Self::video(video.frames, video.frames_per_second)
             }
             MediaKind::Audio => {

@@ -1,9 +1,11 @@
 //! Sources of media: files, folders, pipes and standard input.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use edge_lmm_models::media::MediaKind;
 
@@ -11,30 +13,61 @@ use super::budget;
 use super::error::MediaError;
 use super::format::{self, Format, HEAD, unknown};
 use super::guard::guarded;
+use super::shared::{Bytes, Shared};
 
 /// Maximum bytes of a file that is read into memory.
 const MAX_FILE: u64 = 512 << 20;
 
 /// An opened image, video or audio file.
 ///
-/// Opening reads the content once, so that pipes work; only Y4M videos stay on disk.
+/// Opening reads the content once, so that pipes work. Y4M and MP4 files stay on disk; a Y4M video
+/// from a pipe is read while it is decoded, and only once.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     content: Content,
+    /// The program that converts other videos, if it may be started.
+    ffmpeg: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 pub(super) enum Content {
     Folder,
-    /// A Y4M file, which may be larger than memory.
-    Y4m(File),
+    /// A file that may be larger than memory.
+    Disk(Format, Arc<File>),
     /// The content of a file of a supported format, without leading tags.
-    Whole(Format, Vec<u8>),
+    Whole(Format, Shared),
+    /// A video from a pipe.
+    Stream(Format, Stream),
     /// A file of an unsupported format.
     Unsupported(Format),
     /// The first bytes of an unknown format.
     Unknown(Vec<u8>),
+}
+
+/// A pipe that can be read once.
+pub(super) struct Stream(Mutex<Option<Box<dyn Read + Send>>>);
+
+impl Stream {
+    fn new(reader: impl Read + Send + 'static) -> Self {
+        Self(Mutex::new(Some(Box::new(reader))))
+    }
+
+    /// Takes the reader.
+    ///
+    /// # Errors
+    /// If it was taken before.
+    pub fn take(&self) -> Result<Box<dyn Read + Send>, MediaError> {
+        let mut reader = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = || io::Error::other("a video from a pipe can be read only once");
+        reader.take().ok_or_else(|| MediaError::Io(again()))
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stream")
+    }
 }
 
 impl Source {
@@ -54,15 +87,15 @@ impl Source {
         })
     }
 
-    /// Opens a file, a folder, a pipe or device, or standard input if the path is `-`. Anything but
-    /// a regular file is read to its end into memory.
+    /// Opens a file, a folder, a pipe or device, or standard input if the path is `-`. Pipes and
+    /// devices are read to their end into memory, except for Y4M videos.
     ///
     /// # Errors
     /// If it cannot be read or exceeds the memory limit.
     pub fn open(path: &Path) -> Result<Self, MediaError> {
         Self::new(path, || {
             if path == Path::new("-") {
-                return Content::of_stream(io::stdin().lock());
+                return Content::of_stream(io::stdin());
             }
             let kind = fs::metadata(path).map_err(MediaError::Io)?.file_type();
             match special(kind) {
@@ -84,15 +117,38 @@ impl Source {
         Ok(Self {
             content: content().map_err(|error| error.of(path))?,
             path: path.to_owned(),
+            ffmpeg: None,
         })
+    }
+
+    /// Lets videos that are not decoded here, and their sound tracks, be converted by this program:
+    /// `ffmpeg`, which is looked up in `PATH`, or a path. By default, no program is started.
+    pub fn with_ffmpeg(self, program: impl Into<PathBuf>) -> Self {
+        Self {
+            ffmpeg: Some(program.into()),
+            ..self
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Returns the program that may convert this source.
+    pub(super) fn ffmpeg(&self) -> Option<&Path> {
+        self.ffmpeg.as_deref()
     }
 
     /// Runs a decoder and converts its errors and panics into errors of this file.
     pub(super) fn read<T>(
         &self,
-        decode: impl FnOnce(&Path, &Content) -> Result<T, MediaError>,
+        decode: impl FnOnce() -> Result<T, MediaError>,
     ) -> Result<T, MediaError> {
-        guarded(|| decode(&self.path, &self.content)).map_err(|error| error.of(&self.path))
+        guarded(decode).map_err(|error| error.of(&self.path))
     }
 }
 
@@ -131,7 +187,9 @@ impl Content {
             .map_err(MediaError::Io)?;
         let format = Format::of(&head);
         match format {
-            Some(Format::Y4m) => Ok(Self::Y4m(file)),
+            Some(format @ (Format::Y4m | Format::Mp4 | Format::M4a)) => {
+                Ok(Self::Disk(format, Arc::new(file)))
+            }
             // Files of unsupported formats are not read into memory.
             Some(format @ Format::Other(..)) => Ok(Self::Unsupported(format)),
             None if !format::may_have_prefix(&head) => Ok(Self::Unknown(head)),
@@ -144,8 +202,39 @@ impl Content {
         }
     }
 
-    fn of_stream(stream: impl Read) -> Result<Self, MediaError> {
-        Self::of_rest(Vec::new(), stream)
+    fn of_stream(mut stream: impl Read + Send + 'static) -> Result<Self, MediaError> {
+        let mut head = Vec::with_capacity(HEAD);
+        (&mut stream)
+            .take(HEAD as u64)
+            .read_to_end(&mut head)
+            .map_err(MediaError::Io)?;
+        match Format::of(&head) {
+            Some(format @ (Format::Y4m | Format::Other(MediaKind::Video, _))) => {
+                let stream = Stream::new(io::Cursor::new(head).chain(stream));
+                Ok(Self::Stream(format, stream))
+            }
+            _ => Self::of_rest(head, stream),
+        }
+    }
+
+    /// Returns the format of a file that is known.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Self::Folder | Self::Unknown(_) => None,
+            Self::Disk(format, _)
+            | Self::Whole(format, _)
+            | Self::Stream(format, _)
+            | Self::Unsupported(format) => Some(*format),
+        }
+    }
+
+    /// Returns the bytes of a file of a supported format.
+    pub fn bytes(&self) -> Option<(Format, Bytes)> {
+        match self {
+            Self::Disk(format, file) => Some((*format, Bytes::Disk(file.clone()))),
+            Self::Whole(format, bytes) => Some((*format, Bytes::Memory(bytes.clone()))),
+            _ => None,
+        }
     }
 
     /// Builds the content from its first bytes and the rest.
@@ -163,7 +252,7 @@ impl Content {
         Ok(
             match Format::of(&bytes[..bytes.len().min(HEAD)]).or(format) {
                 Some(format @ Format::Other(..)) => Self::Unsupported(format),
-                Some(format) => Self::Whole(format, bytes),
+                Some(format) => Self::Whole(format, bytes.into()),
                 None => Self::Unknown(bytes[..bytes.len().min(HEAD)].to_vec()),
             },
         )
@@ -177,9 +266,11 @@ impl Content {
                 found: "a folder".to_owned(),
                 expected: format::expected(wanted),
             },
-            Self::Y4m(_) => Format::Y4m.wrong(wanted),
-            Self::Whole(format, _) | Self::Unsupported(format) => format.wrong(wanted),
             Self::Unknown(head) => unknown(head, wanted),
+            known => match known.format() {
+                Some(format) => format.wrong(wanted),
+                None => unknown(&[], wanted),
+            },
         }
     }
 }

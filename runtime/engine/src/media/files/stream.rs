@@ -97,7 +97,7 @@ pub(super) fn decode<R: FormatReader + 'static>(
 }
 
 /// Converts an error of Symphonia, which does not expose the cause as its source.
-fn failed(format: &'static str, error: Error) -> MediaError {
+pub(super) fn failed(format: &'static str, error: Error) -> MediaError {
     match error {
         Error::IoError(error) => MediaError::decoding(format, &error),
         error => MediaError::decoding(format, &error),
@@ -132,10 +132,7 @@ fn decode_track(format: &'static str, mut reader: impl FormatReader) -> Result<A
             }
         };
         match decoder.decode(&packet) {
-            Ok(buffer) => mixer.add(&buffer).map_err(|error| match error {
-                MixError::TooLong(limit) => MediaError::TooLong { limit },
-                MixError::Format(message) => damaged(message),
-            })?,
+            Ok(buffer) => mixer.add(format, &buffer)?,
             Err(Error::DecodeError(_) | Error::IoError(_)) => lost += 1,
             Err(error) => return Err(failed(error)),
         }
@@ -144,7 +141,7 @@ fn decode_track(format: &'static str, mut reader: impl FormatReader) -> Result<A
     if lost > 0 {
         log::warn!("{format}: {lost} damaged packets were skipped");
     }
-    Audio::checked(format, mixer.samples, mixer.sample_rate)
+    mixer.finish(format, 0.0)
 }
 
 /// Checks that no announced samples are missing. MP3 encoders announce an approximate number, which
@@ -172,7 +169,7 @@ fn check_whole(
 }
 
 /// Accumulator of mono samples.
-struct Mixer {
+pub(super) struct Mixer {
     samples: Vec<f32>,
     /// Maximum number of samples.
     limit: usize,
@@ -180,13 +177,8 @@ struct Mixer {
     buffer: Option<SampleBuffer<f32>>,
 }
 
-enum MixError {
-    TooLong(usize),
-    Format(String),
-}
-
 impl Mixer {
-    fn new() -> Self {
+    pub fn new() -> Self {
         // The buffer doubles when it grows.
         let fits = budget::limit() / (2 * size_of::<f32>() as u64);
         Self {
@@ -197,22 +189,27 @@ impl Mixer {
         }
     }
 
-    fn add(&mut self, decoded: &AudioBufferRef<'_>) -> Result<(), MixError> {
+    /// Adds decoded samples.
+    pub fn add(
+        &mut self,
+        format: &'static str,
+        decoded: &AudioBufferRef<'_>,
+    ) -> Result<(), MediaError> {
         let spec = *decoded.spec();
         let channels = spec.channels.count();
         if channels == 0 || spec.rate == 0 {
             let message = format!("{channels} channels at {} samples per second", spec.rate);
-            return Err(MixError::Format(message));
+            return Err(MediaError::damaged(format, message));
         }
         if self.samples.len() + decoded.frames() > self.limit {
-            return Err(MixError::TooLong(self.limit));
+            return Err(MediaError::TooLong { limit: self.limit });
         }
         if self.sample_rate != 0 && self.sample_rate != spec.rate {
             let message = format!(
                 "the sample rate changes from {} to {}",
                 self.sample_rate, spec.rate
             );
-            return Err(MixError::Format(message));
+            return Err(MediaError::damaged(format, message));
         }
         self.sample_rate = spec.rate;
         let needed = decoded.frames() * channels;
@@ -226,5 +223,12 @@ impl Mixer {
         self.samples
             .extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
         Ok(())
+    }
+
+    /// Returns the sound from `start` on, in seconds.
+    pub fn finish(mut self, format: &'static str, start: f64) -> Result<Audio, MediaError> {
+        let start = (start * f64::from(self.sample_rate)).round() as usize;
+        self.samples.drain(..start.min(self.samples.len()));
+        Audio::checked(format, self.samples, self.sample_rate)
     }
 }

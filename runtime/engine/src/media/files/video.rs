@@ -1,214 +1,139 @@
-//! Videos: animations, Y4M, folders of numbered images and frame strips.
+//! Videos: MP4 with H.264, animations, Y4M, folders of numbered images and frame strips.
 //!
 //! A *frame strip* is a PNG named `NAME.stripN.png` with N frames of equal width side by side, the
 //! first one at the left.
 //!
-//! Compressed video (MP4, Matroska) is not supported; the error explains how to extract frames.
+//! Other compressed video (Matroska, HEVC, ...) is converted by the program ffmpeg if it may be
+//! started ([`Source::with_ffmpeg`]); otherwise the error explains how to convert it.
 
-use std::cmp::Ordering;
-use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read, Seek};
-use std::path::{Path, PathBuf};
+use std::io::BufReader;
+use std::path::Path;
 
 use edge_lmm_models::media::MediaKind;
-use edge_lmm_models::preprocess::RgbImage;
 
 use super::animation::{Animation, DEFAULT_DELAY};
 use super::error::MediaError;
-use super::format::{Format, HEAD};
-use super::frames::Picker;
-use super::image::{self, load_image};
+use super::ffmpeg::{self, Input};
+use super::folder::FolderFrames;
+use super::format::Format;
+use super::frame_stream::{FrameStream, Frames};
+use super::shared::Shared;
 use super::source::{Content, Source};
-use super::y4m;
+use super::strip::{StripFrames, strip_frames};
+use super::y4m::Y4mFrames;
+use super::{image, mp4, selection};
 
-pub use super::frames::{FrameSelection, Video};
+pub use super::frames::{FrameSelection, Video, VideoOptions};
 
 /// Frames per second of videos without a rate (folders and strips): the rate that the reference's
 /// processors assume for lists of images.
-pub const DEFAULT_FRAME_RATE: f32 = 2.0;
-
-/// Maximum files in a folder that is read as a video.
-const MAX_FILES: usize = 100_000;
+pub const DEFAULT_FRAME_RATE: f64 = 2.0;
 
 /// Reads a video.
 ///
 /// # Errors
 /// If the file cannot be read, is not a video of a supported format, is truncated or damaged, or
 /// the frames exceed the memory limit.
-pub fn load_video(path: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
-    Source::file(path)?.video(selection)
+pub fn load_video(path: &Path, options: impl Into<VideoOptions>) -> Result<Video, MediaError> {
+    Source::file(path)?.video(options)
 }
 
 impl Source {
-    /// Decodes frames of a video.
+    /// Decodes the selected frames of a video. Others are not held in memory.
     ///
     /// # Errors
     /// If it is not a video, is truncated or damaged, or exceeds the memory limit.
-    pub fn video(&self, selection: FrameSelection) -> Result<Video, MediaError> {
-        self.read(|path, content| decode(path, content, selection))
+    pub fn video(&self, options: impl Into<VideoOptions>) -> Result<Video, MediaError> {
+        let is_file = !matches!(self.content(), Content::Stream(..));
+        self.read(|| selection::read(|| open(self), is_file, options.into()))
+    }
+
+    /// Opens a video as a stream of frames.
+    ///
+    /// # Errors
+    /// If it is not a video, or is recognized as truncated or damaged before its frames are read.
+    pub fn frames(&self) -> Result<FrameStream, MediaError> {
+        let frames = self.read(|| open(self))?;
+        Ok(FrameStream::new(self.path().to_owned(), frames))
     }
 }
 
-/// Decodes frames of a video; `path` is its name.
-fn decode(path: &Path, content: &Content, selection: FrameSelection) -> Result<Video, MediaError> {
-    match content {
-        Content::Folder => load_folder(path, selection),
-        Content::Y4m(file) => {
-            let mut reader = BufReader::new(file);
-            reader.rewind().map_err(MediaError::Io)?;
-            y4m::load(reader, selection)
+fn open(source: &Source) -> Result<Box<dyn Frames>, MediaError> {
+    let path = source.path();
+    Ok(match source.content() {
+        Content::Folder => Box::new(FolderFrames::open(path)?),
+        Content::Stream(Format::Y4m, stream) => {
+            Box::new(Y4mFrames::stream(Box::new(BufReader::new(stream.take()?)))?)
         }
-        Content::Whole(Format::Y4m, bytes) => y4m::load(Cursor::new(bytes), selection),
+        Content::Stream(format, stream) => converted(source, *format, format.name(), || {
+            Ok(Input::Pipe(stream.take()?))
+        })?,
+        Content::Unsupported(format @ Format::Other(MediaKind::Video, name)) => {
+            converted(source, *format, name, || Ok(Input::File(path)))?
+        }
         Content::Whole(format @ Format::Png, bytes) => match strip_frames(path) {
-            Some(count) => cut_strip(&image::decode(*format, bytes)?, count, selection),
-            None => decode_animation(*format, bytes, selection),
+            Some(count) => {
+                let strip = image::decode(*format, bytes)?;
+                Box::new(StripFrames::new(strip, count)?)
+            }
+            None => open_animation(*format, bytes)?,
         },
         Content::Whole(format @ (Format::Gif | Format::WebP), bytes) => {
-            decode_animation(*format, bytes, selection)
+            open_animation(*format, bytes)?
         }
-        Content::Unsupported(Format::Other(MediaKind::Video, name)) => Err(compressed(path, name)),
-        other => Err(other.wrong("video")),
-    }
+        content => match content.bytes() {
+            Some((Format::Y4m, bytes)) => Box::new(Y4mFrames::open(&bytes)?),
+            Some((format @ Format::Mp4, bytes)) => match mp4::open_video(&bytes) {
+                Err(MediaError::Unsupported { format: codec, .. }) => {
+                    converted(source, format, &codec, || Input::of(source))?
+                }
+                frames => frames?,
+            },
+            _ => return Err(content.wrong("video")),
+        },
+    })
 }
 
-/// Decodes the selected frames of an animation; a still image is a video of one frame.
-fn decode_animation(
+/// Opens an animation; a still image is a video of one frame.
+fn open_animation(format: Format, bytes: &Shared) -> Result<Box<dyn Frames>, MediaError> {
+    Ok(match Animation::of(format, bytes) {
+        Some(animation) => Box::new(animation.open(format, bytes)?),
+        None => {
+            let image = image::decode(format, bytes)?;
+            Box::new(StripFrames::still(image, DEFAULT_DELAY))
+        }
+    })
+}
+
+/// Opens a video that ffmpeg converts. `name` is that of its format or codec.
+fn converted<'a>(
+    source: &Source,
     format: Format,
-    bytes: &[u8],
-    selection: FrameSelection,
-) -> Result<Video, MediaError> {
-    match Animation::of(format, bytes) {
-        Some(animation) => animation.decode(format, bytes, selection),
-        None => Ok(Video {
-            frames: vec![image::decode(format, bytes)?],
-            frames_per_second: (1.0 / DEFAULT_DELAY) as f32,
-        }),
+    name: &str,
+    input: impl FnOnce() -> Result<Input<'a>, MediaError>,
+) -> Result<Box<dyn Frames>, MediaError> {
+    let (Some(program), Some(demuxer)) = (source.ffmpeg(), ffmpeg::demuxer(format)) else {
+        return Err(unsupported(source.path(), name, ""));
+    };
+    match ffmpeg::video(program, input()?, demuxer)? {
+        Some(output) => Ok(Box::new(Y4mFrames::stream(Box::new(output))?)),
+        None => {
+            let missing = "the program ffmpeg, which would convert it, was not found: install it, \
+                           for example with apt install ffmpeg; or elsewhere, ";
+            Err(unsupported(source.path(), name, missing))
+        }
     }
 }
 
-fn compressed(path: &Path, name: &str) -> MediaError {
+fn unsupported(path: &Path, name: &str, missing: &str) -> MediaError {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     MediaError::Unsupported {
         format: format!("compressed video ({name})"),
         advice: format!(
-            "extract frames, for example two per second: \
-             mkdir frames && ffmpeg -i '{file}' -vf fps=2 frames/%05d.png, and pass the folder; \
-             or create a Y4M: ffmpeg -i '{file}' -vf fps=2 -pix_fmt yuv420p video.y4m"
+            "{missing}convert it, for example \
+             ffmpeg -i '{file}' -c:v libx264 -pix_fmt yuv420p video.mp4; or extract frames, for \
+             example two per second: mkdir frames && ffmpeg -i '{file}' -vf fps=2 frames/%05d.png, \
+             and pass the folder"
         ),
     }
-}
-
-/// Returns the number of frames N if the name is that of a frame strip.
-pub(super) fn strip_frames(path: &Path) -> Option<usize> {
-    let stem = path.file_name()?.to_str()?.strip_suffix(".png")?;
-    let (_, count) = stem.rsplit_once(".strip")?;
-    let all_digits = !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit());
-    count.parse().ok().filter(|&n| all_digits && n > 0)
-}
-
-fn cut_strip(
-    strip: &RgbImage,
-    count: usize,
-    selection: FrameSelection,
-) -> Result<Video, MediaError> {
-    if !strip.width().is_multiple_of(count) {
-        return Err(MediaError::damaged(
-            "frame strip",
-            format!(
-                "its width of {} pixels is not divisible by {count} frames",
-                strip.width()
-            ),
-        ));
-    }
-    let width = strip.width() / count;
-    let mut picker = Picker::new(selection, count);
-    picker.check_room(width, strip.height())?;
-    for i in 0..count {
-        picker.offer(|| {
-            let rows = 0..strip.height();
-            let pixels = rows.flat_map(|y| &strip.row(y)[i * width * 3..(i + 1) * width * 3]);
-            Ok(RgbImage::new(
-                width,
-                strip.height(),
-                pixels.copied().collect(),
-            )?)
-        })?;
-    }
-    picker.finish("frame strip", DEFAULT_FRAME_RATE)
-}
-
-fn load_folder(folder: &Path, selection: FrameSelection) -> Result<Video, MediaError> {
-    let images = images_of(folder)?;
-    let mut picker = Picker::new(selection, images.len());
-    for image in &images {
-        picker.offer(|| load_image(image))?;
-    }
-    picker.finish("folder of images", DEFAULT_FRAME_RATE)
-}
-
-/// Lists the images of a folder in the order of their numbers; other files are skipped.
-fn images_of(folder: &Path) -> Result<Vec<PathBuf>, MediaError> {
-    let mut images = Vec::new();
-    for entry in folder.read_dir().map_err(MediaError::Io)?.take(MAX_FILES) {
-        let path = entry.map_err(MediaError::Io)?.path();
-        let hidden = |name: &str| name.starts_with('.');
-        let name = path.file_name().and_then(|name| name.to_str());
-        if name.is_none_or(hidden) || !path.is_file() {
-            continue;
-        }
-        let head = head(&path).map_err(|error| MediaError::Io(error).of(&path))?;
-        use Format::{Bmp, Gif, Jpeg, Png, WebP};
-        if let Some(Png | Jpeg | Gif | WebP | Bmp) = Format::of(&head) {
-            images.push(path);
-        }
-    }
-    if images.is_empty() {
-        return Err(MediaError::WrongKind {
-            wanted: "video",
-            found: "a folder without images".to_owned(),
-            expected: "a folder of numbered images",
-        });
-    }
-    images.sort_by(|a, b| by_number(&a.to_string_lossy(), &b.to_string_lossy()));
-    Ok(images)
-}
-
-/// Reads the first bytes of a file.
-fn head(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(HEAD);
-    File::open(path)?
-        .take(HEAD as u64)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Compares names with numbers by value: `frame9` comes before `frame10`.
-fn by_number(a: &str, b: &str) -> Ordering {
-    let (mut left, mut right) = (a, b);
-    loop {
-        let (number, other) = (digits(left), digits(right));
-        if !number.is_empty() && !other.is_empty() {
-            // Without leading zeros, the longer number is the larger one.
-            let (n, m) = (
-                number.trim_start_matches('0'),
-                other.trim_start_matches('0'),
-            );
-            let order = n.len().cmp(&m.len()).then_with(|| n.cmp(m));
-            if order != Ordering::Equal {
-                return order;
-            }
-            (left, right) = (&left[number.len()..], &right[other.len()..]);
-            continue;
-        }
-        let (mut next, mut other) = (left.chars(), right.chars());
-        match (next.next(), other.next()) {
-            (Some(x), Some(y)) if x == y => (left, right) = (next.as_str(), other.as_str()),
-            (x, y) => return x.cmp(&y).then_with(|| a.cmp(b)),
-        }
-    }
-}
-
-fn digits(text: &str) -> &str {
-    let end = text.find(|c: char| !c.is_ascii_digit());
-    &text[..end.unwrap_or(text.len())]
 }

@@ -2,16 +2,17 @@
 //! 4:4:4 or gray.
 //!
 //! Colors are converted by ITU-R BT.601, with the limited range of video (16 to 235) unless the
-//! header contains `XCOLORRANGE=FULL`. Chroma samples are replicated over their area, as in
-//! ffmpeg's default conversion.
+//! header contains `XCOLORRANGE=FULL`.
 
-use std::io::{BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
 
 use edge_lmm_models::preprocess::RgbImage;
 
 use super::budget;
 use super::error::MediaError;
-use super::frames::{FrameSelection, Picker, Video};
+use super::frame_stream::{Frames, Length, Outline};
+use super::shared::{Bytes, BytesReader};
+use super::yuv::{ChromaPlanes, Color, Matrix, Planes};
 
 /// Maximum length of a header line.
 const MAX_LINE: u64 = 1024;
@@ -19,11 +20,11 @@ const MAX_LINE: u64 = 1024;
 /// Chroma subsampling: one sample per `.0` columns and `.1` rows.
 type Chroma = Option<(usize, usize)>;
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Header {
     width: usize,
     height: usize,
-    frames_per_second: f32,
+    frames_per_second: f64,
     /// `None` for gray.
     chroma: Chroma,
     full_range: bool,
@@ -33,38 +34,121 @@ fn damaged(message: impl ToString) -> MediaError {
     MediaError::damaged("Y4M", message)
 }
 
-/// Reads a video in two passes: one for the number of frames, one for the selected frames.
-pub(super) fn load(
-    mut reader: impl BufRead + std::io::Seek,
-    selection: FrameSelection,
-) -> Result<Video, MediaError> {
-    let header = Header::read(&mut reader)?;
-    let start = reader.stream_position().map_err(MediaError::Io)?;
-    let mut total = 0;
-    while next_frame(&mut reader)? {
-        header.skip(&mut reader)?;
-        total += 1;
+/// A Y4M video.
+pub(super) struct Y4mFrames {
+    input: Input,
+    header: Header,
+    /// `None` for streams.
+    frames: Option<usize>,
+    /// Number of frames passed, including the current one.
+    passed: usize,
+    planes: Vec<u8>,
+    /// `true` if the planes of the current frame have been read.
+    is_read: bool,
+}
+
+enum Input {
+    /// A reader, and the length of its file.
+    File(BufReader<BytesReader>, u64),
+    Stream(Box<dyn BufRead + Send>),
+}
+
+impl Y4mFrames {
+    /// Opens a file and counts its frames.
+    pub fn open(bytes: &Bytes) -> Result<Self, MediaError> {
+        let open = || Self::new(Input::File(BufReader::new(bytes.reader(0)), bytes.len()?));
+        let mut counted = open()?;
+        while counted.advance()?.is_some() {}
+        let frames = Some(counted.passed);
+        Ok(Self { frames, ..open()? })
     }
-    reader
-        .seek(std::io::SeekFrom::Start(start))
-        .map_err(MediaError::Io)?;
-    let mut picker = Picker::new(selection, total);
-    picker.check_room(header.width, header.height)?;
-    budget::check(header.frame_len() as u64)?;
-    let mut planes = Vec::new();
-    while !picker.is_done() && next_frame(&mut reader)? {
-        if picker.wants() {
-            header.read_planes(&mut reader, &mut planes)?;
-        } else {
-            header.skip(&mut reader)?;
+
+    /// Opens a stream.
+    pub fn stream(stream: Box<dyn BufRead + Send>) -> Result<Self, MediaError> {
+        Self::new(Input::Stream(stream))
+    }
+
+    fn new(mut input: Input) -> Result<Self, MediaError> {
+        let header = Header::read(input.reader())?;
+        budget::check(header.frame_len() as u64)?;
+        Ok(Self {
+            input,
+            header,
+            frames: None,
+            passed: 0,
+            planes: Vec::new(),
+            is_read: true,
+        })
+    }
+}
+
+impl Frames for Y4mFrames {
+    fn outline(&self) -> Outline {
+        Outline {
+            format: "Y4M",
+            size: Some((self.header.width, self.header.height)),
+            length: self.frames.map(|frames| Length {
+                frames,
+                seconds: frames as f64 / self.header.frames_per_second,
+            }),
         }
-        picker.offer(|| header.image(&planes))?;
     }
-    picker.finish("Y4M", header.frames_per_second)
+
+    fn advance(&mut self) -> Result<Option<f64>, MediaError> {
+        if !self.is_read {
+            let len = self.header.frame_len() as u64;
+            let skipped = self.input.skip(len).map_err(MediaError::Io)?;
+            self.header.check_read(skipped)?;
+        }
+        self.is_read = true;
+        if !next_frame(self.input.reader())? {
+            return Ok(None);
+        }
+        self.is_read = false;
+        self.passed += 1;
+        Ok(Some(
+            (self.passed - 1) as f64 / self.header.frames_per_second,
+        ))
+    }
+
+    fn image(&mut self) -> Result<RgbImage, MediaError> {
+        if !self.is_read {
+            self.header
+                .read_planes(self.input.reader(), &mut self.planes)?;
+            self.is_read = true;
+        }
+        self.header.image(&self.planes)
+    }
+
+    fn end(&self) -> f64 {
+        self.passed as f64 / self.header.frames_per_second
+    }
+}
+
+impl Input {
+    fn reader(&mut self) -> &mut dyn BufRead {
+        match self {
+            Self::File(reader, _) => reader,
+            Self::Stream(reader) => reader,
+        }
+    }
+
+    /// Skips `len` bytes; returns fewer if the input ends before.
+    fn skip(&mut self, len: u64) -> io::Result<u64> {
+        use io::Seek;
+        match self {
+            Self::Stream(reader) => io::copy(&mut reader.take(len), &mut io::sink()),
+            Self::File(reader, end) => {
+                let len = len.min(end.saturating_sub(reader.stream_position()?));
+                reader.seek_relative(len.cast_signed())?;
+                Ok(len)
+            }
+        }
+    }
 }
 
 /// Reads a line without its newline; `None` at the end of the file.
-fn line(reader: &mut impl BufRead) -> Result<Option<String>, MediaError> {
+fn line(reader: &mut dyn BufRead) -> Result<Option<String>, MediaError> {
     let mut line = Vec::new();
     reader
         .take(MAX_LINE)
@@ -81,7 +165,7 @@ fn line(reader: &mut impl BufRead) -> Result<Option<String>, MediaError> {
 }
 
 /// Reads the line before a frame. Returns `false` at the end of the file.
-fn next_frame(reader: &mut impl BufRead) -> Result<bool, MediaError> {
+fn next_frame(reader: &mut dyn BufRead) -> Result<bool, MediaError> {
     match line(reader)? {
         None => Ok(false),
         Some(line) if line.split(' ').next() == Some("FRAME") => Ok(true),
@@ -93,7 +177,7 @@ fn next_frame(reader: &mut impl BufRead) -> Result<bool, MediaError> {
 }
 
 impl Header {
-    fn read(reader: &mut impl BufRead) -> Result<Self, MediaError> {
+    fn read(reader: &mut dyn BufRead) -> Result<Self, MediaError> {
         let line = line(reader)?.ok_or_else(|| damaged("it is empty"))?;
         Self::parse(&line)
     }
@@ -137,14 +221,6 @@ impl Header {
         self.width * self.height + chroma
     }
 
-    /// Skips the planes of a frame.
-    fn skip(&self, reader: &mut impl BufRead) -> Result<(), MediaError> {
-        let len = self.frame_len() as u64;
-        let mut rest = reader.take(len);
-        let skipped = std::io::copy(&mut rest, &mut std::io::sink()).map_err(MediaError::Io)?;
-        self.check_read(skipped)
-    }
-
     /// Checks that this many bytes are a complete frame.
     fn check_read(&self, read: u64) -> Result<(), MediaError> {
         let len = self.frame_len() as u64;
@@ -157,7 +233,7 @@ impl Header {
 
     fn read_planes(
         &self,
-        reader: &mut impl BufRead,
+        reader: &mut dyn BufRead,
         planes: &mut Vec<u8>,
     ) -> Result<(), MediaError> {
         planes.clear();
@@ -170,33 +246,40 @@ impl Header {
     }
 
     fn image(&self, planes: &[u8]) -> Result<RgbImage, MediaError> {
-        let (luma, chroma) = planes.split_at(self.width * self.height);
-        let convert = Conversion::new(self.full_range);
-        let mut pixels = Vec::with_capacity(luma.len() * 3);
-        for (y, row) in luma.chunks_exact(self.width).enumerate() {
-            match (self.chroma, self.chroma_size()) {
-                (Some((dx, dy)), Some((width, height))) => {
-                    let (blue, red) = chroma.split_at(width * height);
-                    let start = y / dy * width;
-                    pixels.extend(row.iter().enumerate().flat_map(|(x, &luma)| {
-                        let at = start + x / dx;
-                        convert.rgb(luma, blue[at], red[at])
-                    }));
-                }
-                _ => pixels.extend(row.iter().flat_map(|&luma| convert.rgb(luma, 128, 128))),
+        let (luma, rest) = planes.split_at(self.width * self.height);
+        let chroma = self.chroma.zip(self.chroma_size());
+        let chroma = chroma.map(|((columns, rows), (width, height))| {
+            let (blue, red) = rest.split_at(width * height);
+            ChromaPlanes {
+                blue,
+                red,
+                stride: width,
+                columns,
+                rows,
             }
+        });
+        let color = Color {
+            matrix: Matrix::BT601,
+            full_range: self.full_range,
+        };
+        Planes {
+            width: self.width,
+            height: self.height,
+            luma,
+            luma_stride: self.width,
+            chroma,
         }
-        Ok(RgbImage::new(self.width, self.height, pixels)?)
+        .rgb(color)
     }
 }
 
-fn frame_rate(value: &str) -> Result<f32, MediaError> {
+fn frame_rate(value: &str) -> Result<f64, MediaError> {
     let rate = value.split_once(':').and_then(|(frames, seconds)| {
         let (frames, seconds): (u32, u32) = (frames.parse().ok()?, seconds.parse().ok()?);
         // 0:0 means unknown.
         let known = frames > 0 && seconds > 0;
         Some(if known {
-            frames as f32 / seconds as f32
+            f64::from(frames) / f64::from(seconds)
         } else {
             25.0
         })
@@ -215,42 +298,5 @@ fn chroma(value: &str) -> Result<Chroma, MediaError> {
             format: format!("Y4M with chroma format {value:?}"),
             advice: "convert it with ffmpeg -pix_fmt yuv420p".to_owned(),
         }),
-    }
-}
-
-/// Conversion from Y'CbCr to RGB.
-struct Conversion {
-    black: f32,
-    luma: f32,
-    chroma: f32,
-}
-
-impl Conversion {
-    fn new(full_range: bool) -> Self {
-        if full_range {
-            Self {
-                black: 0.0,
-                luma: 1.0,
-                chroma: 1.0,
-            }
-        } else {
-            Self {
-                black: 16.0,
-                luma: 255.0 / 219.0,
-                chroma: 255.0 / 224.0,
-            }
-        }
-    }
-
-    /// Converts a pixel by ITU-R BT.601: red and blue contribute 0.299 and 0.114 to luma.
-    fn rgb(&self, luma: u8, blue: u8, red: u8) -> [u8; 3] {
-        let y = (f32::from(luma) - self.black) * self.luma;
-        let cb = (f32::from(blue) - 128.0) * self.chroma;
-        let cr = (f32::from(red) - 128.0) * self.chroma;
-        let r = y + 1.402 * cr;
-        let b = y + 1.772 * cb;
-        let g = (y - 0.299 * r - 0.114 * b) / 0.587;
-        // The cast saturates.
-        [r, g, b].map(|v| v.round() as u8)
     }
 }

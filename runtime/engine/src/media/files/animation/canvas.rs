@@ -4,7 +4,6 @@ use edge_lmm_models::preprocess::RgbImage;
 
 use crate::media::files::budget;
 use crate::media::files::error::MediaError;
-use crate::media::files::frames::Picker;
 
 /// A rectangle of the canvas. The part beyond the canvas is ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,6 +74,11 @@ impl Canvas {
         pixels
     }
 
+    /// Returns width and height.
+    pub fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
     /// Drops the alpha channel, as Pillow's `convert("RGB")`.
     pub fn rgb(&self) -> Result<RgbImage, MediaError> {
         let mut pixels = Vec::with_capacity(self.pixels.len() * 3);
@@ -102,10 +106,9 @@ impl Disposal {
     }
 }
 
-/// Checks that the selected frames and the composition buffers fit into memory.
-pub(super) fn check_size(picker: &Picker, width: usize, height: usize) -> Result<(), MediaError> {
+/// Checks that the composition buffers fit into memory.
+pub(super) fn check_size(width: usize, height: usize) -> Result<(), MediaError> {
     RgbImage::bytes(width, height)?;
-    picker.check_room(width, height)?;
     // The canvas, a frame and its saved background, as RGBA.
     budget::check((width * height * 12) as u64)
 }

@@ -6,12 +6,14 @@
 
 use std::io::Cursor;
 
+use edge_lmm_models::preprocess::RgbImage;
 use gif::{ColorOutput, DecodeOptions, DisposalMethod, Frame, MemoryLimit};
 
+use super::Decoder;
 use super::canvas::{Canvas, Disposal, Rect, check_size};
 use crate::media::files::error::MediaError;
-use crate::media::files::frames::Picker;
 use crate::media::files::pieces::Pieces;
+use crate::media::files::shared::Shared;
 
 const NAME: &str = "GIF";
 
@@ -105,41 +107,75 @@ fn skip_data(pieces: &mut Pieces<'_>) -> Option<()> {
     }
 }
 
-/// Decodes and composes frames until the picker is done.
-pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
-    Blocks::check(bytes)?;
-    let failed = |error| MediaError::decoding(NAME, &error);
-    let mut options = DecodeOptions::new();
-    options.set_color_output(ColorOutput::Indexed);
-    // Sizes are checked by `check_size`.
-    options.set_memory_limit(MemoryLimit::Unlimited);
-    let mut decoder = options.read_info(Cursor::new(bytes)).map_err(failed)?;
-    let (width, height) = (decoder.width().into(), decoder.height().into());
-    check_size(picker, width, height)?;
-    let global = decoder.global_palette().map(<[u8]>::to_vec);
-    let mut composer = Composer {
-        size: (width, height),
-        background: if bytes[10] & 0x80 != 0 { bytes[11] } else { 0 },
-        canvas: None,
-        method: DisposalMethod::Keep,
-    };
-    let mut indices = Vec::new();
-    while !picker.is_done() {
-        let Some(frame) = decoder.next_frame_info().map_err(failed)? else {
-            break;
+/// Decoder of a GIF.
+pub(super) struct GifDecoder {
+    decoder: gif::Decoder<Cursor<Shared>>,
+    global: Option<Vec<u8>>,
+    composer: Composer,
+    /// What remains to be done before the next frame is drawn.
+    disposal: Disposal,
+    indices: Vec<u8>,
+}
+
+impl GifDecoder {
+    pub fn open(bytes: &Shared) -> Result<Self, MediaError> {
+        Blocks::check(bytes)?;
+        let mut options = DecodeOptions::new();
+        options.set_color_output(ColorOutput::Indexed);
+        // Sizes are checked by `check_size`.
+        options.set_memory_limit(MemoryLimit::Unlimited);
+        let decoder = options.read_info(Cursor::new(bytes.clone()));
+        let decoder = decoder.map_err(failed)?;
+        let (width, height) = (decoder.width().into(), decoder.height().into());
+        check_size(width, height)?;
+        Ok(Self {
+            global: decoder.global_palette().map(<[u8]>::to_vec),
+            decoder,
+            composer: Composer {
+                size: (width, height),
+                background: if bytes[10] & 0x80 != 0 { bytes[11] } else { 0 },
+                canvas: None,
+                method: DisposalMethod::Keep,
+            },
+            disposal: Disposal::Keep,
+            indices: Vec::new(),
+        })
+    }
+}
+
+fn failed(error: gif::DecodingError) -> MediaError {
+    MediaError::decoding(NAME, &error)
+}
+
+impl Decoder for GifDecoder {
+    fn size(&self) -> (usize, usize) {
+        self.composer.size
+    }
+
+    fn advance(&mut self) -> Result<bool, MediaError> {
+        let Some(frame) = self.decoder.next_frame_info().map_err(failed)? else {
+            return Ok(false);
         };
         let frame = frame.clone();
-        check_size(picker, frame.width.into(), frame.height.into())?;
-        indices.resize(decoder.buffer_size(), 0);
-        decoder.read_into_buffer(&mut indices).map_err(failed)?;
-        let palette = frame.palette.as_deref().or(global.as_deref());
-        let disposal = composer.draw(&frame, palette.unwrap_or_default(), &indices);
-        if let Some(canvas) = &mut composer.canvas {
-            picker.offer(|| canvas.rgb())?;
-            disposal.apply(canvas);
+        check_size(frame.width.into(), frame.height.into())?;
+        self.indices.resize(self.decoder.buffer_size(), 0);
+        let read = self.decoder.read_into_buffer(&mut self.indices);
+        read.map_err(failed)?;
+        if let Some(canvas) = &mut self.composer.canvas {
+            std::mem::replace(&mut self.disposal, Disposal::Keep).apply(canvas);
+        }
+        let palette = frame.palette.as_deref().or(self.global.as_deref());
+        let palette = palette.unwrap_or_default();
+        self.disposal = self.composer.draw(&frame, palette, &self.indices);
+        Ok(true)
+    }
+
+    fn image(&self) -> Result<RgbImage, MediaError> {
+        match &self.composer.canvas {
+            Some(canvas) => canvas.rgb(),
+            None => Err(MediaError::damaged(NAME, "it has no complete frame")),
         }
     }
-    Ok(())
 }
 
 struct Composer {

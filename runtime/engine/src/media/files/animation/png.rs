@@ -2,13 +2,15 @@
 
 use std::io::Cursor;
 
-use png::{BlendOp, ColorType, Decoder, DisposeOp, Limits, Reader, Transformations};
+use edge_lmm_models::preprocess::RgbImage;
+use png::{BlendOp, ColorType, DisposeOp, Limits, Reader, Transformations};
 
+use super::Decoder;
 use super::canvas::{Canvas, Disposal, Rect, check_size};
 use crate::media::files::error::MediaError;
-use crate::media::files::frames::Picker;
 use crate::media::files::pieces::{Pieces, png_chunk};
 use crate::media::files::pixels::MAX_METADATA;
+use crate::media::files::shared::Shared;
 
 const NAME: &str = "PNG";
 
@@ -34,57 +36,85 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
     if animated { delays } else { Vec::new() }
 }
 
-/// Decodes and composes frames until the picker is done.
-pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
-    let failed = |error| MediaError::decoding(NAME, &error);
-    let limits = Limits {
-        bytes: MAX_METADATA,
-    };
-    let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
-    decoder.set_transformations(Transformations::normalize_to_color8() | Transformations::ALPHA);
-    decoder.set_ignore_text_chunk(true);
-    decoder.set_ignore_iccp_chunk(true);
-    let mut reader = decoder.read_info().map_err(failed)?;
-    let (width, height) = reader.info().size();
-    let (width, height) = (width as usize, height as usize);
-    check_size(picker, width, height)?;
-    let mut canvas = Canvas::new(width, height, [0; 4]);
-    let mut buffer = Vec::new();
-    // The default image may not be part of the animation.
-    if reader.info().frame_control().is_none() {
-        next_frame(&mut reader, &mut buffer)?;
-    }
-    let mut is_first = true;
-    while !picker.is_done() {
-        let pixels = next_frame(&mut reader, &mut buffer)?;
-        let Some(&control) = reader.info().frame_control() else {
-            break;
+/// Decoder of an animated PNG.
+pub(super) struct PngDecoder {
+    reader: Reader<Cursor<Shared>>,
+    canvas: Canvas,
+    /// What remains to be done before the next frame is drawn.
+    disposal: Disposal,
+    is_first: bool,
+    buffer: Vec<u8>,
+}
+
+impl PngDecoder {
+    pub fn open(bytes: &Shared) -> Result<Self, MediaError> {
+        let limits = Limits {
+            bytes: MAX_METADATA,
         };
+        let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes.clone()), limits);
+        decoder
+            .set_transformations(Transformations::normalize_to_color8() | Transformations::ALPHA);
+        decoder.set_ignore_text_chunk(true);
+        decoder.set_ignore_iccp_chunk(true);
+        let reader = decoder.read_info();
+        let mut reader = reader.map_err(|error| MediaError::decoding(NAME, &error))?;
+        let (width, height) = reader.info().size();
+        let (width, height) = (width as usize, height as usize);
+        check_size(width, height)?;
+        let mut buffer = Vec::new();
+        // The default image may not be part of the animation.
+        if reader.info().frame_control().is_none() {
+            next_frame(&mut reader, &mut buffer)?;
+        }
+        Ok(Self {
+            reader,
+            canvas: Canvas::new(width, height, [0; 4]),
+            disposal: Disposal::Keep,
+            is_first: true,
+            buffer,
+        })
+    }
+}
+
+impl Decoder for PngDecoder {
+    fn size(&self) -> (usize, usize) {
+        self.canvas.size()
+    }
+
+    fn advance(&mut self) -> Result<bool, MediaError> {
+        let pixels = next_frame(&mut self.reader, &mut self.buffer)?;
+        let Some(&control) = self.reader.info().frame_control() else {
+            return Ok(false);
+        };
+        let canvas = &mut self.canvas;
+        std::mem::replace(&mut self.disposal, Disposal::Keep).apply(canvas);
         let rect = Rect {
             x: control.x_offset as usize,
             y: control.y_offset as usize,
             width: control.width as usize,
             height: control.height as usize,
         };
-        let disposal = match control.dispose_op {
+        self.disposal = match control.dispose_op {
             DisposeOp::None => Disposal::Keep,
-            DisposeOp::Previous if !is_first => Disposal::Restore(rect, canvas.copy(rect)),
+            DisposeOp::Previous if !self.is_first => Disposal::Restore(rect, canvas.copy(rect)),
             _ => Disposal::Fill(rect, [0; 4]),
         };
         match control.blend_op {
             BlendOp::Source => canvas.draw(rect, &pixels, |new, _| new),
             BlendOp::Over => canvas.draw(rect, &pixels, over),
         }
-        is_first = false;
-        picker.offer(|| canvas.rgb())?;
-        disposal.apply(&mut canvas);
+        self.is_first = false;
+        Ok(true)
     }
-    Ok(())
+
+    fn image(&self) -> Result<RgbImage, MediaError> {
+        self.canvas.rgb()
+    }
 }
 
 /// Decodes the next frame as RGBA.
 fn next_frame(
-    reader: &mut Reader<Cursor<&[u8]>>,
+    reader: &mut Reader<Cursor<Shared>>,
     buffer: &mut Vec<u8>,
 ) -> Result<Vec<[u8; 4]>, MediaError> {
     let failed = |error| MediaError::decoding(NAME, &error);

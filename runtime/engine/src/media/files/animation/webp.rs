@@ -3,14 +3,16 @@
 //! Each frame is decoded as a separate still image. The background color of the file is ignored: a
 //! disposed area becomes transparent black.
 
+use edge_lmm_models::preprocess::RgbImage;
 use image::{DynamicImage, ImageFormat};
 
+use super::Decoder;
 use super::canvas::{Canvas, Rect, check_size};
 use crate::media::files::error::MediaError;
 use crate::media::files::format::Format;
-use crate::media::files::frames::Picker;
 use crate::media::files::pieces::{Pieces, riff_chunk};
 use crate::media::files::pixels::decode_pixels;
+use crate::media::files::shared::Shared;
 
 /// Bytes of an `ANMF` chunk before its image chunks.
 const FRAME_HEADER: usize = 16;
@@ -29,9 +31,17 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
 /// Iterates over the contents of the `ANMF` chunks.
 fn frames(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut pieces = Pieces(bytes.get(12..).unwrap_or_default());
-    std::iter::from_fn(move || riff_chunk(&mut pieces))
-        .filter(|(name, data)| *name == b"ANMF" && data.len() >= FRAME_HEADER)
-        .map(|(_, data)| data)
+    std::iter::from_fn(move || next_frame(&mut pieces))
+}
+
+/// Takes the chunks up to the next `ANMF` chunk and returns its content.
+fn next_frame<'a>(pieces: &mut Pieces<'a>) -> Option<&'a [u8]> {
+    loop {
+        match riff_chunk(pieces)? {
+            (b"ANMF", data) if data.len() >= FRAME_HEADER => return Some(data),
+            _ => {}
+        }
+    }
 }
 
 /// Reads a little-endian integer of three bytes at `offset`, or 0 beyond the end.
@@ -51,45 +61,74 @@ struct Frame {
     is_disposed: bool,
 }
 
-/// Decodes and composes frames until the picker is done.
-pub fn decode(bytes: &[u8], picker: &mut Picker) -> Result<(), MediaError> {
-    let canvas_size = riff_chunk(&mut Pieces(bytes.get(12..).unwrap_or_default()));
-    let Some((b"VP8X", header @ [_, _, _, _, _, _, _, _, _, _, ..])) = canvas_size else {
-        return Err(damaged("an animation without a VP8X chunk"));
-    };
-    let (width, height) = (
-        triple(header, 4) as usize + 1,
-        triple(header, 7) as usize + 1,
-    );
-    check_size(picker, width, height)?;
-    let whole = Rect {
-        width,
-        height,
-        ..Rect::default()
-    };
-    let mut canvas = Canvas::new(width, height, [0; 4]);
-    let mut previous: Option<Previous> = None;
-    for data in frames(bytes) {
-        if picker.is_done() {
-            break;
-        }
+/// Decoder of an animated WebP.
+pub(super) struct WebPDecoder {
+    bytes: Shared,
+    /// Position of the chunk after the current frame.
+    position: usize,
+    canvas: Canvas,
+    previous: Option<Previous>,
+}
+
+impl WebPDecoder {
+    pub fn open(bytes: &Shared) -> Result<Self, MediaError> {
+        const FILE_HEADER: usize = 12;
+        let canvas_size = riff_chunk(&mut Pieces(bytes.get(FILE_HEADER..).unwrap_or_default()));
+        let Some((b"VP8X", header @ [_, _, _, _, _, _, _, _, _, _, ..])) = canvas_size else {
+            return Err(damaged("an animation without a VP8X chunk"));
+        };
+        let (width, height) = (
+            triple(header, 4) as usize + 1,
+            triple(header, 7) as usize + 1,
+        );
+        check_size(width, height)?;
+        Ok(Self {
+            bytes: bytes.clone(),
+            position: FILE_HEADER,
+            canvas: Canvas::new(width, height, [0; 4]),
+            previous: None,
+        })
+    }
+}
+
+impl Decoder for WebPDecoder {
+    fn size(&self) -> (usize, usize) {
+        self.canvas.size()
+    }
+
+    fn advance(&mut self) -> Result<bool, MediaError> {
+        let mut pieces = Pieces(&self.bytes[self.position..]);
+        let Some(data) = next_frame(&mut pieces) else {
+            return Ok(false);
+        };
+        self.position = self.bytes.len() - pieces.0.len();
+        let (width, height) = self.canvas.size();
+        let whole = Rect {
+            width,
+            height,
+            ..Rect::default()
+        };
         let frame = Frame::decode(data, whole)?;
+        if let Some(previous) = self.previous.filter(|previous| previous.is_disposed) {
+            self.canvas.fill(previous.rect, [0; 4]);
+        }
+        let previous = self.previous;
         let is_key = previous.is_none_or(|previous| previous.is_followed_by_key(&frame, whole));
         if is_key {
-            canvas.fill(whole, [0; 4]);
+            self.canvas.fill(whole, [0; 4]);
         }
-        frame.draw(&mut canvas, previous.filter(|_| !is_key));
-        picker.offer(|| canvas.rgb())?;
-        if frame.is_disposed {
-            canvas.fill(frame.rect, [0; 4]);
-        }
-        previous = Some(Previous {
+        frame.draw(&mut self.canvas, previous.filter(|_| !is_key));
+        self.previous = Some(Previous {
             rect: frame.rect,
             is_disposed: frame.is_disposed,
             is_key,
         });
+        Ok(true)
     }
-    Ok(())
+
+    fn image(&self) -> Result<RgbImage, MediaError> {
+        self.canvas.rgb()
+    }
 }
 
 /// Properties of the previous frame.
