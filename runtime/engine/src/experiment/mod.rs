@@ -1,3 +1,5 @@
 //! Measurements of `edge-lmm bench`.
 
 pub mod kernels;
+#[cfg(feature = "files")]
+pub mod reduction;

@@ -1,25 +1,21 @@
-//! `edge-lmm bench`: repeatable measurements.
+//! `edge-lmm bench kernels`: time of the kernels.
 
 use std::num::NonZeroUsize;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use edge_lmm::experiment::kernels::{self, Report};
 use edge_lmm_kernels::pool;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::options::{parse_threads, print_now};
+use super::super::options::{parse_threads, print_now};
 
-/// Runs an experiment and prints its table.
+/// Times products and attention in the shapes of Qwen2-VL-2B and CLIP, without a model, and compares
+/// them with the peak of this machine: memory bandwidth, and multiplications in registers.
 ///
-/// `kernels` needs no model: it times products and attention in the shapes of Qwen2-VL-2B and CLIP
-/// and compares them with the peak of this machine: memory bandwidth, and multiplications in
-/// registers. EDGE_LMM_ISA selects the instruction set.
+/// EDGE_LMM_ISA selects the instruction set.
 #[derive(Args)]
 pub struct Cmd {
-    /// Experiment to run
-    #[arg(value_enum)]
-    experiment: Experiment,
     /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
@@ -28,16 +24,8 @@ pub struct Cmd {
     json: bool,
 }
 
-/// The experiments.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Experiment {
-    /// Products and attention in the shapes of real models
-    Kernels,
-}
-
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let Experiment::Kernels = self.experiment;
         if let Some(threads) = self.threads {
             edge_lmm::set_threads(threads);
         }
