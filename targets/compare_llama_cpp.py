@@ -153,8 +153,9 @@ def our_text(arguments):
     }
 
 
-def our_image(arguments, file):
-    answer, stages = ours(arguments, "--image", file, "--prompt", "!" * QUESTION, "--max-tokens", 1)
+def our_image(arguments, file, chain):
+    reduce = ["--reduce", chain] if chain else []
+    answer, stages = ours(arguments, "--image", file, "--prompt", "!" * QUESTION, "--max-tokens", 1, *reduce)
     return {
         "vision": stages["vision"],
         "first token": sum(ms for name, ms in stages.items() if name not in ("load", "decode")),
@@ -193,6 +194,9 @@ def main():
     parser.add_argument("--mmproj", metavar="GGUF", help="vision tower of llama.cpp, F16")
     parser.add_argument("--sides", type=int, nargs="*", default=[336, 672], help="sides of the square images in pixels")
     parser.add_argument("--only-vision", action="store_true", help="time the vision tower only")
+    parser.add_argument("--only-images", action="store_true", help="skip prefill and decoding of text")
+    parser.add_argument("--reduce", action="append", default=[], metavar="METHODS",
+                        help="also answer with these reductions of visual tokens; may be repeated")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
@@ -206,7 +210,7 @@ def main():
         parser.error("--record and --llm are required")
     print(f"{arguments.threads} threads, medians of {arguments.repeat} alternating runs\n")
     print("| what | llama.cpp | edge-lmm | ratio |\n|---|---|---|---|")
-    if not arguments.only_vision:
+    if not (arguments.only_vision or arguments.only_images):
         ways = [(model, repack) for model in arguments.llm for repack in (True, False)]
         theirs, our = [[] for _ in ways], []
         for _ in range(arguments.repeat):
@@ -221,16 +225,20 @@ def main():
         for side in arguments.sides if arguments.mmproj else []:
             file = Path(folder) / f"{side}.png"
             image(file, side)
-            theirs, our = [], []
+            chains = ["", *arguments.reduce]
+            theirs, our = [], {chain: [] for chain in chains}
             kind = "encode" if arguments.only_vision else "image"
             for _ in range(arguments.repeat):
                 theirs.append(peer(kind, arguments.llm[0], arguments.mmproj, side, arguments.threads))
-                our.append(our_image(arguments, file))
-            row(f"vision, {side}x{side}", "ms", median(theirs, "vision"), median(our, "vision"), False)
-            if not arguments.only_vision:
-                name = f"first token, {side}x{side} and {QUESTION} tokens"
-                row(name, "ms", median(theirs, "first token"), median(our, "first token"), False)
-                row("peak resident memory of that", "MiB", median(theirs, "memory"), median(our, "memory"), False)
+                for chain in chains:
+                    our[chain].append(our_image(arguments, file, chain))
+            for chain, runs in our.items():
+                how = f", {chain}" if chain else ""
+                row(f"vision, {side}x{side}{how}", "ms", median(theirs, "vision"), median(runs, "vision"), False)
+                if not arguments.only_vision:
+                    name = f"first token, {side}x{side} and {QUESTION} tokens{how}"
+                    row(name, "ms", median(theirs, "first token"), median(runs, "first token"), False)
+                    row("peak resident memory of that", "MiB", median(theirs, "memory"), median(runs, "memory"), False)
 
 
 if __name__ == "__main__":

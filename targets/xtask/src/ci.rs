@@ -63,6 +63,8 @@ const STEPS: &[Step<'_>] = &[
             "clippy",
             "--workspace",
             "--all-targets",
+            "--features",
+            "edge-lmm-cli/plots",
             "--",
             "-D",
             "warnings",

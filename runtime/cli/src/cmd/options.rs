@@ -159,8 +159,12 @@ pub struct MediaArgs {
     /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
-    /// Reduce the tokens of images and videos by a chain of methods: METHOD[:RATIO][,METHOD...],
-    /// where RATIO is the share of tokens to keep. See the methods below
+    /// Reduce the tokens of images and videos by METHOD[:RATIO][,METHOD...], where RATIO is the
+    /// share of tokens to keep: duplicates[:TOLERANCE] drops equal neighbors before the encoder,
+    /// still[:TOLERANCE] what does not move in a video, merge:RATIO[:LAYERS] merges similar patches
+    /// within the encoder, diverse:RATIO and attention:RATIO choose tokens after it, random:RATIO
+    /// and stride:RATIO are baselines, language:LAYER:RATIO drops what the question does not look at
+    /// after a layer of the language model
     #[arg(long, value_name = "METHODS", conflicts_with = "keep_visual_tokens")]
     reduce: Option<Reductions>,
     /// Keep this share of the tokens of images and videos, by the methods that lose the least
