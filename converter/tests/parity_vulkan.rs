@@ -5,12 +5,12 @@ mod common;
 
 use common::check::check_sample;
 use common::manifest::Manifest;
-use common::{F32, ask, data, engine_on, goldens};
-use edge_lmm::{Request, Stage, Vulkan};
+use common::{F32, ask, data, engine_on, goldens, relative};
+use edge_lmm::{Cpu, Media, Request, Stage, Vulkan, media};
 use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_models::media::{AudioPadding, MediaOptions};
-use edge_lmm_ops::Format;
+use edge_lmm_ops::{Format, probe};
 use libtest_mimic::{Arguments, Trial};
 
 /// Checks the samples that the manifest lists for GPUs.
@@ -24,6 +24,49 @@ fn check(manifest: &Manifest) {
     };
     for &sample in &manifest.gpu_samples {
         check_sample(&mut engine, manifest, &goldens[sample], &options);
+    }
+}
+
+/// Every method of reduction leaves the same tokens as on the CPU, and the answers are the same. The
+/// image has a noisy background: between equal units, rounding would decide.
+fn reductions() {
+    let checkpoint =
+        || Checkpoint::open(&data().join("qwen2vl-scenes"), None).expect("a checkpoint");
+    let image = media::load_image(&data().join("scenes/images/scene_035.png")).expect("an image");
+    let shown = [Media::image(image)];
+    let messages = ask(&shown, "list the shapes.");
+    let mut cpu = engine_on::<Cpu>(checkpoint(), &F32);
+    let mut gpu = engine_on::<Vulkan>(checkpoint(), &F32);
+    for chain in [
+        "duplicates:50%",
+        "merge:0.5",
+        "diverse:0.5",
+        "attention:0.5",
+        "language:1:0.5",
+        "merge:0.5,diverse:0.5,language:2:0.5",
+    ] {
+        let request = Request {
+            media: &shown,
+            options: MediaOptions {
+                reductions: chain.parse().expect("a chain"),
+                ..MediaOptions::default()
+            },
+            max_tokens: 12,
+            ..Request::new(&messages)
+        };
+        let go_on = |_: edge_lmm::Event<'_>| std::ops::ControlFlow::Continue(());
+        probe::start();
+        let expected = cpu.answer(&request, go_on).expect("an answer");
+        let stages = probe::finish();
+        probe::start();
+        let found = gpu.answer(&request, go_on).expect("an answer");
+        let own = probe::finish();
+        assert_eq!(own["position_ids"], stages["position_ids"], "{chain}");
+        assert_eq!(found.reductions, expected.reductions, "{chain}");
+        assert_eq!(found.tokens, expected.tokens, "{chain}");
+        let error = relative(&own["logits_first"].values, &stages["logits_first"].values);
+        println!("{chain}: logits_first {error:.1e}");
+        assert!(error <= 1e-3, "{chain}: {error}");
     }
 }
 
@@ -89,7 +132,10 @@ fn trial(name: &str, run: impl FnOnce() + Send + 'static) -> Trial {
 }
 
 fn main() {
-    let mut trials = vec![trial("launches_of_a_token", launches_of_a_token)];
+    let mut trials = vec![
+        trial("launches_of_a_token", launches_of_a_token),
+        trial("reductions", reductions),
+    ];
     for manifest in Manifest::all() {
         if !manifest.gpu_samples.is_empty() {
             trials.push(trial(&manifest.name.clone(), move || check(&manifest)));

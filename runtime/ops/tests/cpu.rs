@@ -4,9 +4,10 @@ use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
-    Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, WeightedMask,
-    attention, attention_received, attention_row, cached_attention, encoder_attention, gated,
-    gather_rows, layer_norm, linear, reference, rms_norm, rope, rotated_attention, select_rows,
+    Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, RowSums,
+    WeightedMask, attention, attention_received, attention_row, cached_attention,
+    encoder_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
+    rotated_attention, select_rows, sum_heads, sum_rows,
 };
 use proptest::prelude::*;
 
@@ -201,6 +202,22 @@ proptest! {
         let k = k.narrow(1, 3, kv_heads * head_dim);
         let expected = reference::attention_received(q, k, heads, mask, scale);
         prop_assert!(distance(found, expected) < 2.0 * REORDERED);
+    }
+
+    /// Sums over heads, and sums of rows of which some are copies.
+    #[test]
+    fn sums_of_heads_and_rows(rows in 1usize..40, heads in 1usize..6, head_dim in 1usize..40, column in 0usize..7, terms in prop::collection::vec(prop::collection::vec((0usize..40, 0.1f32..1.0), 0..4), 1..30)) {
+        let x = random([rows, column + heads * head_dim + 3]);
+        let found = sum_heads::<B>(Columns { tensor: x.clone(), column }, heads, head_dim);
+        let expected = reference::sum_heads(x.clone(), column, heads, head_dim);
+        prop_assert!(distance(found, expected) < REORDERED);
+        let mut sums = RowSums::default();
+        for terms in terms {
+            sums.push(terms.into_iter().map(|(row, weight)| (row % rows, weight)));
+        }
+        sums.push([(rows - 1, 1.0)]);
+        let found = sum_rows::<B>(x.clone(), &sums);
+        prop_assert!(distance(found, reference::sum_rows(x, &sums)) < REORDERED);
     }
 
     /// Prefill in pieces and token by token agrees with one causal pass.
