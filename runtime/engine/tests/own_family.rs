@@ -115,6 +115,10 @@ impl<B: KernelBackend> LanguageModel<B> for Pixels<B> {
         self.text.cache_shape(capacity)
     }
 
+    fn is_long(&self, tokens: usize) -> bool {
+        self.text.is_long(tokens)
+    }
+
     fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
         let tail = || Box::new(Tail::<B>(Tensor::zeros([1, HIDDEN], device))) as Box<_>;
         self.convolves.then(tail).into_iter().collect()
