@@ -124,10 +124,6 @@ impl<B: KernelBackend> LanguageModel<B> for Pixels<B> {
         self.convolves.then(tail).into_iter().collect()
     }
 
-    fn is_long(&self, tokens: usize) -> bool {
-        self.text.is_long(tokens)
-    }
-
     fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
         match self.convolves {
             true => None,
