@@ -87,6 +87,8 @@ pub mod store;
 pub mod target;
 pub mod timing;
 pub mod units;
+#[cfg(feature = "files")]
+pub mod watch;
 
 pub use any_device::{AnyEngine, AnySession};
 pub use device::{Device, DeviceError, Devices};
