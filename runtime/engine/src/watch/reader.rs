@@ -1,5 +1,6 @@
 //! Readers of frames into a slot.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -71,11 +72,7 @@ impl WatchSource {
 pub fn read(source: &WatchSource, ffmpeg: &str, slot: &Arc<Slot>, warn: impl Fn(&MediaError)) {
     let end = match source {
         WatchSource::Input => {
-            let input = Interruptible {
-                input: io::stdin(),
-                slot: slot.clone(),
-            };
-            let source = Source::stream(Path::new("-"), input);
+            let source = standard_input(slot);
             source.and_then(|source| play(&source.with_ffmpeg(ffmpeg), None, slot))
         }
         WatchSource::File { path, speed } => {
@@ -92,6 +89,17 @@ pub fn read(source: &WatchSource, ffmpeg: &str, slot: &Arc<Slot>, warn: impl Fn(
     };
     // An input that was interrupted looks as if it had failed.
     slot.end(if slot.is_closed() { Ok(()) } else { end });
+}
+
+/// Opens standard input. It is read without the buffer of [`io::Stdin`], whose bytes `poll` does not
+/// see.
+fn standard_input(slot: &Arc<Slot>) -> Result<Source, MediaError> {
+    let input = io::stdin().as_fd().try_clone_to_owned();
+    let input = Interruptible {
+        input: File::from(input.map_err(MediaError::Io)?),
+        slot: slot.clone(),
+    };
+    Source::stream(Path::new("-"), input)
 }
 
 /// Puts the frames of a video in, at `speed` times the rate of their time stamps, or as they arrive.
