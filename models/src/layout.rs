@@ -172,6 +172,21 @@ impl Layout {
         Self(pieces.collect())
     }
 
+    /// Joins parts of a run, of which there is at least one: their tokens follow each other and keep
+    /// their offsets.
+    ///
+    /// # Panics
+    /// If there is no part.
+    #[must_use]
+    pub fn join(parts: &[&Self]) -> Self {
+        let runs: Vec<&Run> = parts.iter().flat_map(|part| part.runs()).collect();
+        Run {
+            offsets: runs.iter().flat_map(|run| &run.offsets).copied().collect(),
+            ..*runs[0]
+        }
+        .into()
+    }
+
     /// Returns `true` if there is text between the runs.
     pub fn has_text(&self) -> bool {
         self.0.iter().any(|piece| matches!(piece, Piece::Text(_)))
@@ -209,6 +224,14 @@ mod tests {
         assert_eq!(runs, [[[2, 2, 2]], [[1, 1, 1]]]);
         assert!(kept.has_text());
         assert_eq!(layout.keep(&[]).tokens(), 0);
+    }
+
+    #[test]
+    fn parts_of_a_run_are_joined() {
+        let run = Run::grid([2, 1, 3], 5);
+        let parts = [run.keep(&[0, 2]), run.keep(&[]), run.keep(&[4])].map(Layout::from);
+        let [a, b, c] = &parts;
+        assert_eq!(Layout::join(&[a, b, c]), run.keep(&[0, 2, 4]).into());
     }
 
     #[test]

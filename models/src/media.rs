@@ -1,5 +1,6 @@
 //! Media: kinds, options of preprocessing, and the input of the encoders.
 
+use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::reduce::{ReductionStep, Reductions};
 
@@ -80,6 +81,44 @@ pub struct MediaInput {
     pub layout: Layout,
     /// Reduction of the tokens.
     pub reduction: InputReduction,
+    /// For a video that is prepared in pieces while it is encoded ([`VideoPieces`]): the rows of a
+    /// piece. `values` is empty then, `shape` is that of the whole.
+    pub piece: Option<usize>,
+}
+
+/// A video that is prepared piece by piece. The pieces are whole slices in time, so that an encoder
+/// in which slices do not depend on each other gives the same features as for the whole.
+pub struct VideoPieces<'a> {
+    count: usize,
+    prepare: Box<PreparePiece<'a>>,
+}
+
+type PreparePiece<'a> = dyn Fn(usize) -> Result<MediaInput, ModelError> + Send + Sync + 'a;
+
+impl<'a> VideoPieces<'a> {
+    /// Creates `count` pieces, which `prepare` prepares by their index.
+    pub fn new(
+        count: usize,
+        prepare: impl Fn(usize) -> Result<MediaInput, ModelError> + Send + Sync + 'a,
+    ) -> Self {
+        Self {
+            count,
+            prepare: Box::new(prepare),
+        }
+    }
+
+    /// Returns the number of pieces.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Prepares a piece.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn prepare(&self, index: usize) -> Result<MediaInput, ModelError> {
+        (self.prepare)(index)
+    }
 }
 
 impl InputReduction {

@@ -10,7 +10,7 @@ use edge_lmm_ops::KernelBackend;
 use crate::error::ModelError;
 use crate::language::LanguageModel;
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions};
+use crate::media::{MediaInput, MediaOptions, VideoPieces};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
@@ -70,6 +70,45 @@ impl<B: KernelBackend> Encoded<B> {
         encoded
     }
 
+    /// Joins the pieces of a video ([`VideoPieces`]), of which there is at least one.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn join(pieces: Vec<Self>) -> Self {
+        let layouts: Vec<&Layout> = pieces.iter().map(|piece| &piece.layout).collect();
+        let layout = Layout::join(&layouts);
+        let mut pieces = pieces.into_iter();
+        let mut joined = pieces.next().expect("there is a piece");
+        let mut features = vec![joined.features];
+        let mut deep: Vec<_> = joined
+            .deep
+            .into_iter()
+            .map(|(layer, x)| (layer, vec![x]))
+            .collect();
+        for piece in pieces {
+            features.push(piece.features);
+            for ((_, parts), (_, x)) in deep.iter_mut().zip(piece.deep) {
+                parts.push(x);
+            }
+            if let (Some(all), Some(attention)) = (&mut joined.attention, piece.attention) {
+                all.extend(attention);
+            }
+            for (sum, step) in joined.steps.iter_mut().zip(piece.steps) {
+                sum.tokens += step.tokens;
+            }
+        }
+        Self {
+            layout,
+            features: Tensor::cat(features, 0),
+            deep: deep
+                .into_iter()
+                .map(|(layer, parts)| (layer, Tensor::cat(parts, 0)))
+                .collect(),
+            attention: joined.attention,
+            steps: joined.steps,
+        }
+    }
+
     /// Returns the bytes of all features.
     pub fn bytes(&self) -> usize {
         let tensors = std::iter::once(&self.features).chain(self.deep.iter().map(|(_, x)| x));
@@ -119,6 +158,21 @@ pub trait Model<B: KernelBackend>: Send + Sync {
         _options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         Err(unsupported("videos"))
+    }
+
+    /// Prepares a video as [`video`](Self::video) does, but in pieces that are encoded one by one
+    /// and joined ([`Encoded::join`]). Returns the video without values and its pieces; `None` if
+    /// it has to be encoded as a whole.
+    ///
+    /// # Errors
+    /// As [`video`](Self::video).
+    fn video_pieces<'a>(
+        &'a self,
+        _frames: &'a [RgbImage],
+        _frames_per_second: f32,
+        _options: &MediaOptions,
+    ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
+        Ok(None)
     }
 
     /// Prepares a sound in one channel for the encoder.

@@ -270,6 +270,7 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
             shape: vec![1, 3, side, side],
             grid: [0; 3],
             layout: Run::sequence(self.projector.tokens()).into(),
+            piece: None,
         })
     }
 

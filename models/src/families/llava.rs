@@ -261,6 +261,7 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
             grid: [0; 3],
             layout,
             reduction,
+            piece: None,
         })
     }
 

@@ -361,6 +361,7 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
             grid: [1, rows * side, columns * side],
             layout,
             reduction,
+            piece: None,
         })
     }
 

@@ -27,7 +27,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{Linear, RmsNorm};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions};
+use crate::media::{MediaInput, MediaOptions, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -161,6 +161,15 @@ impl<B: KernelBackend> Qwen25Vl<B> {
             tokens_per_second: vision.tokens_per_second,
         })
     }
+
+    /// Returns the number of positions from one temporal patch to the next.
+    fn time_step(&self, frames_per_second: f32) -> Result<u32, ModelError> {
+        time_step(
+            self.input.frames(),
+            frames_per_second,
+            self.tokens_per_second,
+        )
+    }
 }
 
 impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
@@ -182,12 +191,18 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         frames_per_second: f32,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let step = time_step(
-            self.input.frames(),
-            frames_per_second,
-            self.tokens_per_second,
-        )?;
+        let step = self.time_step(frames_per_second)?;
         self.input.video(frames, step, options)
+    }
+
+    fn video_pieces<'a>(
+        &'a self,
+        frames: &'a [RgbImage],
+        frames_per_second: f32,
+        options: &MediaOptions,
+    ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
+        let step = self.time_step(frames_per_second)?;
+        self.input.video_pieces(frames, step, options)
     }
 
     fn prompt(

@@ -208,6 +208,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
             grid: [valid, 1, 1],
             layout: Run::sequence(tokens).into(),
             reduction: InputReduction::default(),
+            piece: None,
         })
     }
 

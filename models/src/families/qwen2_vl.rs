@@ -27,7 +27,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions};
+use crate::media::{MediaInput, MediaOptions, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -181,6 +181,15 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         self.input.video(frames, 1, options)
+    }
+
+    fn video_pieces<'a>(
+        &'a self,
+        frames: &'a [RgbImage],
+        _frames_per_second: f32,
+        options: &MediaOptions,
+    ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
+        self.input.video_pieces(frames, 1, options)
     }
 
     fn prompt(

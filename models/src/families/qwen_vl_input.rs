@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::layout::{Layout, Run};
-use crate::media::{MediaInput, MediaKind, MediaOptions};
+use crate::media::{InputReduction, MediaInput, MediaKind, MediaOptions, VideoPieces};
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
@@ -16,6 +16,10 @@ const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
 {% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
 <|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Patches of a piece of a video, if a slice in time has no more. The weights are read once for
+/// each piece.
+const PIECE_PATCHES: usize = 512;
 
 /// Size of the tower's patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +130,65 @@ impl QwenVlInput {
         Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step, options))
     }
 
+    /// Prepares a video as [`Self::video`] does, in pieces. Returns `None` if it makes only one
+    /// piece, or if a method chooses patches before the encoder: the length of the prompt, which
+    /// must be known before anything is encoded, then depends on all of them.
+    ///
+    /// # Errors
+    /// As [`Self::video`].
+    pub fn video_pieces<'a>(
+        &'a self,
+        frames: &'a [RgbImage],
+        time_step: u32,
+        options: &MediaOptions,
+    ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
+        let methods = options.reductions.methods().iter();
+        if methods.clone().any(|method| method.stage() == "preprocess") {
+            return Ok(None);
+        }
+        let config = self
+            .video
+            .with_tokens(options.image_tokens)
+            .with_most_tokens(options.most_tokens);
+        let grid = config.video_grid(frames)?;
+        let [times, height, width] = grid;
+        let slices = (PIECE_PATCHES / (height * width).max(1)).clamp(1, times);
+        if slices == times {
+            return Ok(None);
+        }
+        let units = [height / config.merge_size, width / config.merge_size];
+        let run = Run::grid([times, units[0], units[1]], time_step);
+        let options = options.clone();
+        let values = 3 * config.temporal_patch_size * config.patch_size * config.patch_size;
+        let whole = MediaInput {
+            kind: MediaKind::Video,
+            values: Vec::new(),
+            shape: vec![grid.iter().product(), values],
+            grid,
+            layout: run.clone().into(),
+            reduction: InputReduction {
+                methods: options.reductions.clone(),
+                ..InputReduction::default()
+            },
+            piece: Some(slices * height * width),
+        };
+        let prepare = move |index: usize| {
+            let slices = index * slices..((index + 1) * slices).min(times);
+            let [from, to] =
+                [slices.start, slices.end].map(|slice| slice * config.temporal_patch_size);
+            let patches = config.slices(&frames[from..to.min(frames.len())], grid)?;
+            let tokens = units[0] * units[1];
+            let tokens: Vec<usize> = (slices.start * tokens..slices.end * tokens).collect();
+            let piece = self.medium(MediaKind::Video, patches, time_step, &options);
+            Ok(MediaInput {
+                layout: run.keep(&tokens).into(),
+                ..piece
+            })
+        };
+        let pieces = VideoPieces::new(times.div_ceil(slices), prepare);
+        Ok(Some((whole, pieces)))
+    }
+
     fn medium(
         &self,
         kind: MediaKind,
@@ -164,6 +227,7 @@ impl QwenVlInput {
             grid,
             layout,
             reduction,
+            piece: None,
         }
     }
 

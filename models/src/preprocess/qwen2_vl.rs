@@ -243,7 +243,8 @@ impl PreprocessConfig {
     pub fn image(&self, image: &RgbImage) -> Result<Patches, PreprocessError> {
         let (height, width) = self.resized(image, self.pixels)?;
         let resized = resize(image, width, height, Filter::Bicubic)?;
-        let mut cutter = Cutter::new(self, [1, height, width], self.normalization.table())?;
+        let grid = self.grid([1, height, width])?;
+        let mut cutter = Cutter::new(self, grid, self.normalization.table())?;
         cutter.cut(&[resized]);
         Ok(cutter.finish())
     }
@@ -253,6 +254,14 @@ impl PreprocessConfig {
     /// # Errors
     /// If there are no frames or they differ in size, or as [`Self::image`].
     pub fn video(&self, frames: &[RgbImage]) -> Result<Patches, PreprocessError> {
+        self.slices(frames, self.video_grid(frames)?)
+    }
+
+    /// Returns the patches of a video in time, height and width.
+    ///
+    /// # Errors
+    /// As [`Self::video`].
+    pub fn video_grid(&self, frames: &[RgbImage]) -> Result<[usize; 3], PreprocessError> {
         let first = frames.first().ok_or(PreprocessError::NoFrames)?;
         let expected = (first.width(), first.height());
         if let Some((index, frame)) = frames
@@ -268,8 +277,23 @@ impl PreprocessConfig {
         }
         let (height, width) = self.resized(first, self.frame_pixels(frames.len()))?;
         let times = frames.len().div_ceil(self.temporal_patch_size);
+        self.grid([times, height, width])
+    }
+
+    /// Cuts frames of a video with `grid` patches: those of whole temporal patches, or the last
+    /// ones.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn slices(
+        &self,
+        frames: &[RgbImage],
+        [_, rows, columns]: [usize; 3],
+    ) -> Result<Patches, PreprocessError> {
+        let (height, width) = (rows * self.patch_size, columns * self.patch_size);
+        let times = frames.len().div_ceil(self.temporal_patch_size);
         let table = self.normalization.fused_table();
-        let mut cutter = Cutter::new(self, [times, height, width], table)?;
+        let mut cutter = Cutter::new(self, [times, rows, columns], table)?;
         for group in frames.chunks(self.temporal_patch_size) {
             let resized: Vec<RgbImage> = group
                 .iter()
@@ -278,6 +302,22 @@ impl PreprocessConfig {
             cutter.cut(&resized);
         }
         Ok(cutter.finish())
+    }
+
+    /// Returns the patches of `times` groups of frames of `height` by `width` pixels.
+    fn grid(&self, [times, height, width]: [usize; 3]) -> Result<[usize; 3], PreprocessError> {
+        let grid = [times, height / self.patch_size, width / self.patch_size];
+        let patches = grid
+            .iter()
+            .fold(1, |n: usize, &side| n.saturating_mul(side));
+        let tokens = patches / (self.merge_size * self.merge_size);
+        if tokens > self.most_tokens {
+            return Err(PreprocessError::TooManyTokens {
+                tokens,
+                limit: self.most_tokens,
+            });
+        }
+        Ok(grid)
     }
 
     /// Returns the pixel limits of each of `frames` frames. The limit for all of them is nine
@@ -368,32 +408,22 @@ struct Cutter {
 }
 
 impl Cutter {
-    /// Creates a writer for `times` groups of frames of `height` by `width` pixels.
+    /// Creates a writer for `grid` patches in time, height and width.
     fn new(
         config: &PreprocessConfig,
-        [times, height, width]: [usize; 3],
+        grid: [usize; 3],
         table: SampleTable,
     ) -> Result<Self, PreprocessError> {
-        let patch = config.patch_size;
-        let grid = [times, height / patch, width / patch];
-        let tokens = grid
+        let side = config.patch_size;
+        let len = [side, side, 3, config.temporal_patch_size]
             .iter()
-            .fold(1, |n: usize, &side| n.saturating_mul(side))
-            / (config.merge_size * config.merge_size);
-        if tokens > config.most_tokens {
-            return Err(PreprocessError::TooManyTokens {
-                tokens,
-                limit: config.most_tokens,
-            });
-        }
-        let len = [height, width, 3, config.temporal_patch_size]
-            .iter()
-            .fold(times, |len, &n| len.saturating_mul(n));
+            .chain(&grid)
+            .fold(1, |len: usize, &n| len.saturating_mul(n));
         Ok(Self {
             table,
             values: allocate(len)?,
             grid,
-            patch,
+            patch: side,
             frames: config.temporal_patch_size,
             merge: config.merge_size,
         })

@@ -301,7 +301,7 @@ fn head(weights: &[StoredWeight], vocabulary: usize) -> PartSums {
 struct Visual {
     /// Patches of all media.
     patches: u64,
-    /// Patches of the largest medium; media are encoded in sequence.
+    /// Patches of the largest medium or piece of a video; these are encoded in sequence.
     largest: u64,
     /// Tokens of all media.
     tokens: u64,
@@ -330,14 +330,21 @@ impl Visual {
         let mut visual = Self::default();
         for medium in media {
             visual.tokens += medium.tokens() as u64;
-            if medium.values.is_empty() {
+            if medium.values.is_empty() && medium.piece.is_none() {
                 continue;
             }
             // Families without a grid have about one patch per token or more.
             let patches = medium.grid.iter().product::<usize>().max(medium.tokens()) as u64;
             visual.patches += patches;
-            visual.largest = visual.largest.max(patches);
-            visual.bytes += (2 * size_of_val(&medium.values[..])) as u64;
+            let largest = medium
+                .piece
+                .map_or(patches, |rows| patches.min(rows as u64));
+            visual.largest = visual.largest.max(largest);
+            visual.bytes += match medium.piece {
+                None => (2 * size_of_val(&medium.values[..])) as u64,
+                // The next piece is prepared while the encoder has two copies of this one.
+                Some(rows) => (3 * rows * medium.shape[1] * size_of::<f32>()) as u64,
+            };
         }
         visual
     }

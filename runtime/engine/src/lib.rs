@@ -43,6 +43,7 @@
 //! |---|---|
 //! | `files` (default) | [`media`] from files: images, animations, Y4M, WAV, FLAC, MP3, ... |
 //! | `h264` (default) | video in MP4; builds OpenH264, which requires a C++ compiler |
+//! | `camera` | cameras of Video4Linux in [`watch`] |
 //! | `serve` | requests and replies of a server as JSON |
 //! | `experiments` | question sets, captured stages as files, measurements of the kernels |
 //! | `cuda`, `vulkan` | GPUs |
@@ -87,6 +88,8 @@ pub mod store;
 pub mod target;
 pub mod timing;
 pub mod units;
+#[cfg(feature = "files")]
+pub mod watch;
 
 pub use any_device::{AnyEngine, AnySession};
 pub use device::{Device, DeviceError, Devices};

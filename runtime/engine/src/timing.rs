@@ -50,9 +50,21 @@ pub struct Stage {
     pub peak_bytes: usize,
     /// GPU kernels launched during the calls; 0 on the CPU.
     pub launches: usize,
-    /// Start of each call, from the start of the recording, and its duration.
+    /// Start of each call on the recording thread, from the start of the recording, and its
+    /// duration.
     #[serde(skip)]
     pub spans: Vec<(Duration, Duration)>,
+    /// The same for calls on a thread of their own, such as the preparation of a video while it is
+    /// encoded.
+    #[serde(skip)]
+    pub helper_spans: Vec<(Duration, Duration)>,
+    /// Part of `time` that other stages hid, as they ran at the same time; in JSON `hidden_ms`.
+    #[serde(
+        rename = "hidden_ms",
+        serialize_with = "milliseconds",
+        skip_serializing_if = "Duration::is_zero"
+    )]
+    pub hidden: Duration,
 }
 
 fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -80,6 +92,8 @@ impl From<StageRecord> for Stage {
             peak_bytes: record.peak_bytes,
             launches: record.launches,
             spans: record.spans,
+            helper_spans: record.helper_spans,
+            hidden: record.hidden,
         }
     }
 }
@@ -103,16 +117,24 @@ impl Timing {
             .find(|stage| stage.is_top() && stage.name == name)
     }
 
-    /// Returns the total time of all stages.
+    /// Returns the total time of all stages. Time in which two ran at once counts once.
     pub fn total(&self) -> Duration {
         let stages = self.0.iter().filter(|stage| stage.is_top());
-        stages.map(|stage| stage.time).sum()
+        stages
+            .map(|stage| stage.time.saturating_sub(stage.hidden))
+            .sum()
+    }
+
+    /// Returns the time of stages that others hid.
+    pub fn hidden(&self) -> Duration {
+        let stages = self.0.iter().filter(|stage| stage.is_top());
+        stages.map(|stage| stage.hidden).sum()
     }
 
     /// Returns all calls as a Chrome trace (the JSON of `chrome://tracing` and Perfetto): complete
     /// events, times in microseconds.
     pub fn chrome_trace(&self) -> Value {
-        let event = |stage: &Stage, (start, time): &(Duration, Duration)| {
+        let event = |stage: &Stage, thread: u32, (start, time): &(Duration, Duration)| {
             json!({
                 "name": stage.name,
                 "cat": stage.stage,
@@ -120,14 +142,16 @@ impl Timing {
                 "ts": start.as_secs_f64() * 1e6,
                 "dur": time.as_secs_f64() * 1e6,
                 "pid": 1,
-                "tid": 1,
+                "tid": thread,
             })
         };
-        let calls = self
-            .0
-            .iter()
-            .flat_map(|stage| stage.spans.iter().map(move |span| (stage, span)));
-        let events: Vec<Value> = calls.map(|(stage, span)| event(stage, span)).collect();
+        let calls = self.0.iter().flat_map(|stage| {
+            let own = stage.spans.iter().map(move |span| (stage, 1, span));
+            own.chain(stage.helper_spans.iter().map(move |span| (stage, 2, span)))
+        });
+        let events: Vec<Value> = calls
+            .map(|(stage, thread, span)| event(stage, thread, span))
+            .collect();
         json!({ "traceEvents": events, "displayTimeUnit": "ms" })
     }
 
@@ -142,6 +166,8 @@ impl Timing {
             peak_bytes: 0,
             launches: 0,
             spans: Vec::new(),
+            helper_spans: Vec::new(),
+            hidden: Duration::ZERO,
         };
         self.0.insert(0, stage);
     }
@@ -272,6 +298,11 @@ impl fmt::Display for Timing {
             ]);
         }
         let (all, none) = ("100.0 %".to_owned(), String::new);
+        let hidden = self.hidden();
+        if !hidden.is_zero() {
+            let time = format!("-{}", readable(hidden));
+            cells.push(["at the same time".to_owned(), time, none(), none(), none()]);
+        }
         cells.push(["total".to_owned(), readable(total), all, none(), none()]);
         f.write_str(&columns(&cells))
     }
@@ -290,6 +321,8 @@ mod tests {
             peak_bytes: 2048,
             launches: 0,
             spans: Vec::new(),
+            helper_spans: Vec::new(),
+            hidden: Duration::ZERO,
         }
     }
 
@@ -316,6 +349,28 @@ mod tests {
         assert!(!line("decode").contains("bottleneck"), "{text}");
         assert!(line("total").contains("1250.0 ms"), "{text}");
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+
+    #[test]
+    fn hidden_time_counts_once() {
+        let timing = Timing(vec![
+            Stage {
+                hidden: Duration::from_millis(30),
+                helper_spans: vec![Default::default()],
+                ..stage("preprocess", "preprocess", 40)
+            },
+            stage("vision", "vision", 90),
+        ]);
+        assert_eq!(timing.total(), Duration::from_millis(100));
+        let text = timing.to_string();
+        assert!(
+            text.contains("-30.0 ms") && text.contains("40.0 %"),
+            "{text}"
+        );
+        let json = serde_json::to_value(&timing).unwrap();
+        assert_eq!(json[0]["hidden_ms"], 30.0);
+        assert!(json[1].get("hidden_ms").is_none());
+        assert_eq!(timing.chrome_trace()["traceEvents"][0]["tid"], 2);
     }
 
     #[test]

@@ -255,6 +255,7 @@ impl<B: KernelBackend> Model<B> for Pixels<B> {
             grid: [1, height, width],
             layout: self.layout(&pixels, width, height),
             reduction: InputReduction::default(),
+            piece: None,
         })
     }
 

@@ -42,8 +42,13 @@ pub struct StageRecord {
     pub peak_bytes: usize,
     /// GPU kernels launched by this crate during the calls; 0 on the CPU.
     pub launches: usize,
-    /// Start of each call, relative to that of the recording, and its duration, for traces.
+    /// Start of each call on the recording thread, relative to that of the recording, and its
+    /// duration, for traces.
     pub spans: Vec<(Duration, Duration)>,
+    /// The same for the calls of a [`Helper`].
+    pub helper_spans: Vec<(Duration, Duration)>,
+    /// Part of `time` in which the recording thread did other work, see [`Helper`].
+    pub hidden: Duration,
 }
 
 /// Waits until an asynchronous device has done its work.
@@ -63,6 +68,8 @@ struct Context {
     top: &'static str,
     prefix: String,
     recorders: Vec<Recorder>,
+    /// `true` while a [`Helper`] runs on this thread.
+    helps: bool,
 }
 
 thread_local! {
@@ -133,6 +140,66 @@ impl Drop for Entered<'_> {
             self.recording.0 = place.map(|place| recorders.remove(place));
             ON.set(!recorders.is_empty());
         });
+    }
+}
+
+/// Records the stages of a thread that works for another one, whose recordings they are added to.
+///
+/// It does not measure memory: the peak belongs to the stages of the other thread.
+pub struct Helper(Option<Recording>);
+
+impl Helper {
+    /// Creates a helper of this thread. It records nothing if this thread does not.
+    pub fn new() -> Self {
+        Self(recording().then(|| Recording::new(None)))
+    }
+
+    /// Runs `f` on the helping thread and records its stages.
+    pub fn run<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let Some(recording) = &mut self.0 else {
+            return f();
+        };
+        CONTEXT.with_borrow_mut(|context| context.helps = true);
+        let result = recording.run(f);
+        CONTEXT.with_borrow_mut(|context| context.helps = false);
+        result
+    }
+
+    /// Adds the stages to the recordings of this thread, which waited for `waited` in all. The rest
+    /// of the helper's time is [hidden](StageRecord::hidden); if it has several stages, each has its
+    /// share.
+    pub fn join(self, waited: Duration) {
+        let Some(Recording(Some(helper))) = self.0 else {
+            return;
+        };
+        let tops = helper
+            .records
+            .iter()
+            .filter(|record| record.name == record.stage);
+        let total: Duration = tops.map(|record| record.time).sum();
+        let share =
+            total.saturating_sub(waited).as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
+        CONTEXT.with_borrow_mut(|context| {
+            for recorder in &mut context.recorders {
+                let offset = helper.origin.saturating_duration_since(recorder.origin);
+                for record in &helper.records {
+                    let sum = recorder.slot(record.stage, &record.name);
+                    sum.time += record.time;
+                    sum.calls += record.calls;
+                    sum.launches += record.launches;
+                    sum.hidden += record.time.mul_f64(share);
+                    let spans = record.spans.iter();
+                    sum.helper_spans
+                        .extend(spans.map(|(start, time)| (*start + offset, *time)));
+                }
+            }
+        });
+    }
+}
+
+impl Default for Helper {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -216,7 +283,9 @@ fn enter(name: impl FnOnce(&mut Context) -> (String, &'static str)) -> Guard {
             recorder.slot(stage, &name);
         }
         let outer_peak = memory::peak_bytes();
-        memory::set_peak(memory::current_bytes());
+        if !context.helps {
+            memory::set_peak(memory::current_bytes());
+        }
         Guard(Some(Running::Timed {
             stage,
             name,
@@ -244,6 +313,8 @@ impl Recorder {
                     peak_bytes: 0,
                     launches: 0,
                     spans: Vec::new(),
+                    helper_spans: Vec::new(),
+                    hidden: Duration::ZERO,
                 });
                 records.len() - 1
             });
@@ -270,8 +341,14 @@ impl Drop for Guard {
                     }
                 }
                 let time = start.elapsed();
-                let peak = memory::peak_bytes();
-                memory::set_peak(peak.max(outer_peak));
+                let peak = match context.helps {
+                    true => 0,
+                    false => {
+                        let peak = memory::peak_bytes();
+                        memory::set_peak(peak.max(outer_peak));
+                        peak
+                    }
+                };
                 context.top = outer_top;
                 for recorder in &mut context.recorders {
                     // A recording that was entered inside the stage does not have it.
@@ -325,6 +402,39 @@ mod tests {
         };
         assert_eq!(names(outer), ["load", "prefill", "media"]);
         assert_eq!(names(inner), ["prefill", "decode"]);
+    }
+
+    #[test]
+    fn a_helper_adds_its_stages() {
+        let ms = Duration::from_millis;
+        let mut recording = Recording::new(None);
+        recording.run(|| {
+            let mut helper = Helper::new();
+            let helping = std::thread::spawn(move || {
+                helper.run(|| {
+                    let _top = top("preprocess");
+                    std::thread::sleep(ms(20));
+                });
+                helper
+            });
+            helping.join().expect("no panic").join(ms(5));
+        });
+        let records = recording.finish();
+        let [record] = &records[..] else {
+            panic!("{records:?}")
+        };
+        assert!(record.time >= ms(20), "{record:?}");
+        assert_eq!((record.calls, record.peak_bytes), (1, 0));
+        assert_eq!((record.spans.len(), record.helper_spans.len()), (0, 1));
+        let shown = record.time - record.hidden;
+        assert!(shown.abs_diff(ms(5)) < ms(1), "{record:?}");
+    }
+
+    #[test]
+    fn a_helper_of_a_thread_without_recordings_records_nothing() {
+        let mut helper = Helper::new();
+        assert!(!helper.run(recording));
+        helper.join(Duration::ZERO);
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Cmd {
         let mut snapshot = self.prompt_cache.load(&mut session)?;
         let mut conversation = Conversation::new(self.system.as_deref());
         conversation.pending = self.files.open(&self.media)?;
-        let interrupts = Interrupts::watch();
+        let interrupts = Interrupts::watch("interrupted; press Ctrl-C again or type /quit to exit");
         let mut input = std::io::stdin().lock();
         let prompts = input.is_terminal() && std::io::stderr().is_terminal();
         loop {

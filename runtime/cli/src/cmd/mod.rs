@@ -20,6 +20,7 @@ mod progress;
 mod run;
 mod serve;
 pub mod signals;
+mod watch;
 
 use clap::Subcommand;
 
@@ -35,6 +36,7 @@ pub enum Command {
     Demo(demo::Cmd),
     Doctor(doctor::Cmd),
     Serve(serve::Cmd),
+    Watch(watch::Cmd),
     Bundle(bundle::Cmd),
     Completions(completions::Cmd),
     Man(man::Cmd),
@@ -53,6 +55,7 @@ impl Command {
             Self::Demo(cmd) => cmd.run(),
             Self::Doctor(cmd) => cmd.run(),
             Self::Serve(cmd) => cmd.run(),
+            Self::Watch(cmd) => cmd.run(),
             Self::Bundle(cmd) => cmd.run(),
             Self::Completions(cmd) => cmd.run(),
             Self::Man(cmd) => cmd.run(),

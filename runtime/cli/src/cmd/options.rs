@@ -142,7 +142,11 @@ fn parse_rate(text: &str) -> Result<f32, String> {
     }
 }
 
-fn parse_difference(text: &str) -> Result<f32, String> {
+/// Parses a difference of images.
+///
+/// # Errors
+/// If it is not from 0 to 255.
+pub fn parse_difference(text: &str) -> Result<f32, String> {
     match text.parse() {
         Ok(difference) if (0.0..=255.0).contains(&difference) => Ok(difference),
         _ => Err("expected a number from 0 to 255".to_owned()),
@@ -152,9 +156,9 @@ fn parse_difference(text: &str) -> Result<f32, String> {
 /// The program that converts videos of other formats.
 pub const FFMPEG: &str = "ffmpeg";
 
-/// Options for reading and preparing media.
+/// Options for the tokens of images and videos.
 #[derive(Debug, Clone, Args)]
-pub struct MediaArgs {
+pub struct TokenArgs {
     /// Minimum and maximum tokens of an image, which is resized to fit; for models that accept
     /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
@@ -170,6 +174,29 @@ pub struct MediaArgs {
     /// Keep this share of the tokens of images and videos, by the methods that lose the least
     #[arg(long, value_name = "RATIO", value_parser = parse_share)]
     keep_visual_tokens: Option<Share>,
+}
+
+impl TokenArgs {
+    /// Returns the media options of the engine.
+    pub fn options(&self) -> MediaOptions {
+        MediaOptions {
+            image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
+            reductions: self.reductions(),
+            ..MediaOptions::default()
+        }
+    }
+
+    fn reductions(&self) -> Reductions {
+        let chosen = self.keep_visual_tokens.map(Reductions::keeping);
+        chosen.or_else(|| self.reduce.clone()).unwrap_or_default()
+    }
+}
+
+/// Options for reading and preparing media.
+#[derive(Debug, Clone, Args)]
+pub struct MediaArgs {
+    #[command(flatten)]
+    tokens: TokenArgs,
     /// Number of video frames to use, evenly spaced, or keyframes:N for the first one and those
     /// that differ most from the frame before [default: all]
     #[arg(long, value_name = "N|keyframes:N")]
@@ -191,16 +218,9 @@ impl MediaArgs {
     /// Returns the media options of the engine.
     pub fn options(&self) -> MediaOptions {
         MediaOptions {
-            image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
             audio_padding: self.audio_padding.0,
-            reductions: self.reductions(),
-            ..MediaOptions::default()
+            ..self.tokens.options()
         }
-    }
-
-    fn reductions(&self) -> Reductions {
-        let chosen = self.keep_visual_tokens.map(Reductions::keeping);
-        chosen.or_else(|| self.reduce.clone()).unwrap_or_default()
     }
 
     /// Returns the selection of video frames.

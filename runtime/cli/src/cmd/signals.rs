@@ -6,22 +6,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(unix)]
 use std::sync::{Mutex, PoisonError};
 
-/// Counter for Ctrl-C during a conversation, instead of ending the program.
+/// Counter for Ctrl-C during a conversation, instead of ending the program, and the note about it.
 #[cfg(unix)]
-static CONVERSATION: Mutex<Option<Interrupts>> = Mutex::new(None);
+static CONVERSATION: Mutex<Option<(Interrupts, &str)>> = Mutex::new(None);
 
 /// A counter of Ctrl-C since the last [`reset`](Self::reset).
 #[derive(Debug, Clone, Default)]
 pub struct Interrupts(Arc<AtomicUsize>);
 
 impl Interrupts {
-    /// Makes Ctrl-C increment the returned counter; it ends the program only when pressed twice.
-    pub fn watch() -> Self {
+    /// Makes Ctrl-C increment the returned counter and print `note`; it ends the program only when
+    /// pressed twice.
+    pub fn watch(#[cfg_attr(not(unix), expect(unused_variables))] note: &'static str) -> Self {
         let interrupts = Self::default();
         #[cfg(unix)]
         {
             let mut conversation = CONVERSATION.lock().unwrap_or_else(PoisonError::into_inner);
-            *conversation = Some(interrupts.clone());
+            *conversation = Some((interrupts.clone(), note));
         }
         interrupts
     }
@@ -64,17 +65,17 @@ pub fn install() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Counts Ctrl-C. Returns `true` if the conversation continues.
+/// Counts Ctrl-C. Returns `true` if the program continues.
 #[cfg(unix)]
 fn interrupts_conversation() -> bool {
     let conversation = CONVERSATION.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(interrupts) = &*conversation else {
+    let Some((interrupts, note)) = &*conversation else {
         return false;
     };
     if interrupts.0.fetch_add(1, Ordering::Relaxed) > 0 {
         return false;
     }
-    eprintln!("\ninterrupted; press Ctrl-C again or type /quit to exit");
+    eprintln!("\n{note}");
     true
 }
 

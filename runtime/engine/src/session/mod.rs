@@ -3,6 +3,7 @@
 mod events;
 mod generation;
 mod past;
+mod pieces;
 mod prepare;
 mod reuse;
 mod snapshot_file;

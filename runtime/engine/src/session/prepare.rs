@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::language::{Injection, StepInput};
 use edge_lmm_models::layout::Layout;
-use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions};
+use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions, VideoPieces};
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
@@ -15,6 +15,7 @@ use edge_lmm_ops::{KernelBackend, probe, stage};
 
 use super::events::{OnEvent, report};
 use super::past::{Past, PastToken, Source};
+use super::pieces::encode_pieces;
 use crate::error::EngineError;
 use crate::features::{MediumKey, MediumPlace, medium_key};
 use crate::loaded::LoadedModel;
@@ -119,6 +120,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
         let mut places: Vec<MediumPlace> = Vec::with_capacity(request.media.len());
         let (mut new_keys, mut inputs) = (Vec::new(), Vec::<MediaInput>::new());
+        let mut pieces = Vec::new();
         for (medium, &key) in request.media.iter().zip(&keys) {
             let known = self.features().place(key).filter(|_| !probe::active());
             let again = new_keys.iter().position(|&new| new == key);
@@ -130,10 +132,11 @@ impl<B: KernelBackend> LoadedModel<B> {
                 (Some(place), _) => place,
                 (None, Some(same)) => before_encoding(&inputs[same]),
                 (None, None) => {
-                    let input = self.prepare_medium(medium, &options)?;
+                    let (input, of_input) = self.prepare_medium(medium, &options)?;
                     let place = before_encoding(&input);
                     new_keys.push(key);
                     inputs.push(input);
+                    pieces.push(of_input);
                     place
                 }
             });
@@ -151,7 +154,8 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;
-        for (&key, input) in new_keys.iter().zip(&inputs) {
+        for ((&key, input), pieces) in new_keys.iter().zip(&inputs).zip(&pieces) {
+            let input = (input, pieces.as_ref());
             let medium = self.encode(key, input, &options, on_event)?;
             let new = MediumPlace::of(&medium);
             for (place, _) in places
@@ -189,29 +193,40 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    fn prepare_medium(
-        &self,
-        medium: &Media,
+    /// Prepares a medium; a video, if possible, in pieces while it is encoded.
+    fn prepare_medium<'a>(
+        &'a self,
+        medium: &'a Media,
         options: &MediaOptions,
-    ) -> Result<MediaInput, ModelError> {
-        match medium.data() {
+    ) -> Result<(MediaInput, Option<VideoPieces<'a>>), ModelError> {
+        let whole = match medium.data() {
             MediaData::Image(image) => self.model.image(image, options),
             MediaData::Video {
                 frames,
-                frames_per_second,
-            } => self.model.video(frames, *frames_per_second, options),
+                frames_per_second: rate,
+            } => {
+                // A capture has the values of the whole.
+                if !probe::active()
+                    && let Some((input, pieces)) =
+                        self.model.video_pieces(frames, *rate, options)?
+                {
+                    return Ok((input, Some(pieces)));
+                }
+                self.model.video(frames, *rate, options)
+            }
             MediaData::Audio {
                 samples,
                 sample_rate,
             } => self.model.audio(samples, *sample_rate, options),
-        }
+        };
+        Ok((whole?, None))
     }
 
     /// Runs the encoder, chooses tokens, and keeps them for later requests.
     fn encode(
         &self,
         key: MediumKey,
-        input: &MediaInput,
+        (input, pieces): (&MediaInput, Option<&VideoPieces<'_>>),
         options: &MediaOptions,
         on_event: &mut OnEvent<'_>,
     ) -> Result<Encoded<B>, EngineError> {
@@ -221,7 +236,10 @@ impl<B: KernelBackend> LoadedModel<B> {
         };
         let mut report = report(stage, on_event);
         let monitor = &mut Monitor::new(&mut report);
-        let encoded = self.model.encode(input, monitor)?;
+        let encoded = match pieces {
+            Some(pieces) => encode_pieces(&*self.model, pieces, monitor)?,
+            None => self.model.encode(input, monitor)?,
+        };
         let encoded = {
             let _stage = stage::top("projector");
             select(
@@ -361,11 +379,11 @@ impl<B: KernelBackend> LoadedModel<B> {
             Some(encoded) => Ok(encoded),
             None => {
                 let options = self.options(request);
-                let input = {
+                let (input, pieces) = {
                     let _stage = stage::top("preprocess");
                     self.prepare_medium(&request.media[medium], &options)?
                 };
-                self.encode(key, &input, &options, on_event)
+                self.encode(key, (&input, pieces.as_ref()), &options, on_event)
             }
         }
     }

@@ -126,7 +126,7 @@ fn mebibytes(bytes: u64) -> String {
 
 impl MediaError {
     /// Adds the name of the file to the error.
-    pub(super) fn of(self, path: &Path) -> Self {
+    pub(crate) fn of(self, path: &Path) -> Self {
         match self {
             Self::File { .. } => self,
             error => Self::File {
@@ -136,7 +136,7 @@ impl MediaError {
         }
     }
 
-    pub(super) fn damaged(format: &'static str, message: impl ToString) -> Self {
+    pub(crate) fn damaged(format: &'static str, message: impl ToString) -> Self {
         Self::Damaged {
             format,
             message: message.to_string(),

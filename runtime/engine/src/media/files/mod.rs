@@ -51,4 +51,5 @@ pub use frame_stream::{Frame, FrameStream};
 pub use image::{decode_image, load_image};
 pub use kind::kind;
 pub use source::Source;
+pub use thumbnail::Thumbnail;
 pub use video::{FrameSelection, Video, VideoOptions, load_video};

@@ -105,6 +105,14 @@ impl Source {
         })
     }
 
+    /// Reads a stream as [`Self::open`] reads a pipe; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn stream(name: &Path, stream: impl Read + Send + 'static) -> Result<Self, MediaError> {
+        Self::new(name, || Content::of_stream(stream))
+    }
+
     fn new(
         path: &Path,
         content: impl FnOnce() -> Result<Content, MediaError>,

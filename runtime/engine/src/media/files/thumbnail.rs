@@ -7,7 +7,8 @@ const MAX_SIDE: usize = 224;
 
 /// A frame in which each value is the mean of a square block of pixels. Blocks are as small as
 /// [`MAX_SIDE`] permits: one pixel in small frames.
-pub(super) struct Thumbnail {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thumbnail {
     width: usize,
     height: usize,
     /// 256 times the mean of each block and channel: rounding to 8 bits would lose small changes.
@@ -15,6 +16,7 @@ pub(super) struct Thumbnail {
 }
 
 impl Thumbnail {
+    /// Averages an image.
     pub fn new(image: &RgbImage) -> Self {
         let side = image.width().max(image.height()).div_ceil(MAX_SIDE);
         let (width, height) = (image.width().div_ceil(side), image.height().div_ceil(side));

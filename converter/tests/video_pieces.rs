@@ -1,0 +1,144 @@
+//! Videos that are prepared and encoded in pieces give what they give as a whole.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::manifest::Manifest;
+use common::{F32, ask, engine_of};
+use edge_lmm::{
+    Cpu, EngineError, Event, Media, MediaOptions, ModelError, Recording, Request, Session,
+};
+use edge_lmm_convert::Options;
+use edge_lmm_models::preprocess::RgbImage;
+use edge_lmm_ops::{Format, probe};
+
+/// Nine frames, so that the last slice in time is filled up. A slice has more than half of the
+/// patches of a piece.
+fn video() -> Media {
+    let frame = |time: usize| {
+        let pixel = |i: usize| ((i * (7 + time) + i / 331 * 13) % 251) as u8;
+        RgbImage::new(252, 252, (0..252 * 252 * 3).map(pixel).collect()).expect("a frame")
+    };
+    Media::video((0..9).map(frame).collect(), 2.0)
+}
+
+fn request<'a>(
+    messages: &'a [edge_lmm::Message],
+    media: &'a [Media],
+    methods: &str,
+) -> Request<'a> {
+    Request {
+        media,
+        options: MediaOptions {
+            image_tokens: Some((81, 81)),
+            reductions: match methods {
+                "" => Default::default(),
+                methods => methods.parse().expect("a chain"),
+            },
+            ..MediaOptions::default()
+        },
+        max_tokens: 8,
+        ..Request::new(messages)
+    }
+}
+
+/// Scores after the prompt, its length, and the progress of the encoder.
+fn prefill(session: &mut Session<Cpu>, methods: &str) -> (Vec<f32>, usize, (usize, usize)) {
+    let media = [video()];
+    let messages = ask(&media, "what is this?");
+    let mut progress = (0, 0);
+    let on_event = |event: Event<'_>| {
+        if let Event::Progress {
+            stage: "vision",
+            total,
+            ..
+        } = event
+        {
+            progress = (progress.0 + 1, total);
+        }
+        ControlFlow::Continue(())
+    };
+    session.forget();
+    let request = request(&messages, &media, methods);
+    let found = session.prefill(&request, on_event).expect("a prompt");
+    (found.logits.last().to_vec(), found.prompt_tokens, progress)
+}
+
+/// Runs with a capture, for which the encoder takes the whole video, even if it was encoded before.
+fn whole<T>(run: impl FnOnce() -> T) -> T {
+    probe::start();
+    let result = run();
+    probe::finish();
+    result
+}
+
+fn session(name: &str, options: &Options) -> Session<Cpu> {
+    engine_of(Manifest::named(name).open(), options)
+}
+
+#[test]
+fn pieces_give_the_same_scores_as_the_whole() {
+    let quantized = Options {
+        text: Format::Q4,
+        vision: Format::Q4,
+        ..F32
+    };
+    for name in ["qwen2vl-tiny", "qwen25vl-tiny"] {
+        for options in [&F32, &quantized] {
+            let mut session = session(name, options);
+            for methods in [
+                "",
+                "merge:0.5",
+                "attention:0.4",
+                "diverse:0.3,random:0.5",
+                "still",
+            ] {
+                let pieces = prefill(&mut session, methods);
+                let whole = whole(|| prefill(&mut session, methods));
+                assert_eq!(pieces.0, whole.0, "{name} {methods}");
+                assert_eq!(pieces.1, whole.1, "{name} {methods}");
+                let passes = if methods == "still" { 1 } else { 5 };
+                assert_eq!(pieces.2.1, passes * whole.2.1, "{name} {methods}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_next_piece_is_prepared_meanwhile() {
+    let mut session = session("qwen2vl-tiny", &F32);
+    let mut recording = Recording::new(edge_lmm::Device::Cpu);
+    recording.run(|| prefill(&mut session, ""));
+    let timing = recording.finish();
+    let preprocess = timing.stage("preprocess").expect("a stage");
+    assert_eq!(preprocess.helper_spans.len(), 5);
+    assert!(preprocess.hidden <= preprocess.time);
+    assert_eq!(timing.stage("vision").expect("a stage").calls, 5);
+    assert_eq!(timing.hidden(), preprocess.hidden);
+}
+
+/// The thread that prepares ends with the request.
+#[test]
+fn a_canceled_encoder_ends() {
+    let mut session = session("qwen2vl-tiny", &F32);
+    let media = [video()];
+    let messages = ask(&media, "what is this?");
+    let request = request(&messages, &media, "");
+    let mut steps = 0;
+    let canceled = session.prefill(&request, |event| {
+        steps += usize::from(matches!(event, Event::Progress { .. }));
+        match steps {
+            0..15 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
+    });
+    let canceled = canceled.map(|_| ()).unwrap_err();
+    assert!(
+        matches!(canceled, EngineError::Model(ModelError::Canceled)),
+        "{canceled}"
+    );
+    // Nothing of the canceled request is left.
+    let again = prefill(&mut session, "");
+    assert_eq!(again.0, whole(|| prefill(&mut session, "")).0);
+}
