@@ -32,6 +32,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
+use crate::reduce::EncoderSize;
 use crate::reduce::merge::Units;
 use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
@@ -188,6 +189,14 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
             self.tokens_per_second,
         )?;
         self.input.video(frames, step, options)
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        let size = UnitPatches::new(medium, self.vision.merge).size();
+        EncoderSize {
+            layers: self.vision.blocks.len(),
+            ..size
+        }
     }
 
     fn prompt(
