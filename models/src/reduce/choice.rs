@@ -59,7 +59,9 @@ impl Reductions {
     /// Changes the ratio of the last method so that all together keep `share`.
     fn with_share(self, share: Share) -> Self {
         let mut methods = self.methods().to_vec();
-        let Some(last) = methods.pop() else { return self };
+        let Some(last) = methods.pop() else {
+            return self;
+        };
         let before = Self::new(methods.clone()).map_or(1.0, |before| before.most());
         let ratio = Share::new((share.get() / before).min(1.0)).unwrap_or(share);
         methods.push(match last {

@@ -55,6 +55,7 @@
 mod any_device;
 pub mod chat;
 mod columns;
+pub mod cost;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
@@ -86,6 +87,7 @@ mod stop;
 pub mod store;
 pub mod target;
 pub mod timing;
+pub mod tokens;
 pub mod units;
 
 pub use any_device::{AnyEngine, AnySession};

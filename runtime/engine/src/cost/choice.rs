@@ -31,7 +31,11 @@ pub(crate) fn choose(
     other: f64,
     budget: f64,
 ) -> Choice {
-    let visual = || media.iter().filter(|work| work.input.kind != MediaKind::Audio);
+    let visual = || {
+        media
+            .iter()
+            .filter(|work| work.input.kind != MediaKind::Audio)
+    };
     let candidates = match visual().next() {
         None => &CANDIDATES[..1],
         Some(_) => CANDIDATES,

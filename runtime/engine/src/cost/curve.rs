@@ -82,7 +82,10 @@ fn least_squares(points: &[Point], terms: &[usize]) -> Option<Curve> {
     }
     let solution = solve(system)?;
     let mut all = [0.0; 3];
-    terms.iter().zip(solution).for_each(|(&term, value)| all[term] = value);
+    terms
+        .iter()
+        .zip(solution)
+        .for_each(|(&term, value)| all[term] = value);
     let [fixed, linear, quadratic] = all;
     Some(Curve {
         fixed,
@@ -104,13 +107,18 @@ fn solve(mut system: Vec<Vec<f64>>) -> Option<Vec<f64>> {
         for (j, row) in system.iter_mut().enumerate() {
             if j != i {
                 let factor = row[i];
-                row.iter_mut().zip(&pivot).for_each(|(value, p)| *value -= factor * p);
+                row.iter_mut()
+                    .zip(&pivot)
+                    .for_each(|(value, p)| *value -= factor * p);
             }
         }
         system[i] = pivot;
     }
     let solution: Vec<f64> = system.iter().map(|row| row[count]).collect();
-    solution.iter().all(|value| value.is_finite()).then_some(solution)
+    solution
+        .iter()
+        .all(|value| value.is_finite())
+        .then_some(solution)
 }
 
 #[cfg(test)]
@@ -149,7 +157,10 @@ mod tests {
                 (found.linear, expected.linear),
                 (found.quadratic, expected.quadratic),
             ] {
-                assert!((found - expected).abs() <= 1e-6 * expected.max(1.0), "{found}");
+                assert!(
+                    (found - expected).abs() <= 1e-6 * expected.max(1.0),
+                    "{found}"
+                );
             }
         }
     }
@@ -157,7 +168,11 @@ mod tests {
     /// Noise of a few percent does not become a quadratic term, which would grow with the size.
     #[test]
     fn noise_is_not_extrapolated() {
-        let noisy = points(curve(0.0, 2.0, 0.0), &[32.0, 64.0, 128.0], &[1.02, 0.97, 1.03]);
+        let noisy = points(
+            curve(0.0, 2.0, 0.0),
+            &[32.0, 64.0, 128.0],
+            &[1.02, 0.97, 1.03],
+        );
         let found = Curve::fit(&noisy);
         assert_eq!((found.fixed, found.quadratic), (0.0, 0.0));
         assert!((found.linear / 2.0 - 1.0).abs() < 0.03);

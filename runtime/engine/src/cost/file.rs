@@ -133,7 +133,10 @@ impl CostFolder {
 fn parse(text: &[u8], key: &CostKey) -> Result<CostModel, String> {
     let file: CostFile = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if file.version != VERSION {
-        return Err(format!("found version {}, expected {VERSION}", file.version));
+        return Err(format!(
+            "found version {}, expected {VERSION}",
+            file.version
+        ));
     }
     if file.key != *key {
         return Err("it is of another model, device or number of threads".to_owned());

@@ -78,10 +78,7 @@ impl<B: KernelBackend> LoadedModel<B> {
     }
 
     /// Returns the time of a chain of work; the best of several if it is short.
-    fn time(
-        &self,
-        mut work: impl FnMut() -> Result<(), EngineError>,
-    ) -> Result<f64, EngineError> {
+    fn time(&self, mut work: impl FnMut() -> Result<(), EngineError>) -> Result<f64, EngineError> {
         let mut best = f64::INFINITY;
         for _ in 0..3 {
             let start = Instant::now();
@@ -132,9 +129,14 @@ impl<B: KernelBackend> LoadedModel<B> {
 
     fn measure_prefill(&self) -> Result<Curve, EngineError> {
         let language = self.model.language();
-        let most = language.context_length().saturating_sub(1).clamp(1, MOST_ROWS);
+        let most = language
+            .context_length()
+            .saturating_sub(1)
+            .clamp(1, MOST_ROWS);
         measure(FIRST_ROWS.min(most), most, |tokens| {
-            let ids: Vec<u32> = (0..tokens).map(|i| (i % language.vocabulary()) as u32).collect();
+            let ids: Vec<u32> = (0..tokens)
+                .map(|i| (i % language.vocabulary()) as u32)
+                .collect();
             let positions: Vec<Position> = (0..tokens as u32).map(|at| [at; 3]).collect();
             let ms = self.time(|| {
                 let capacity = language.positions(tokens, 1);
@@ -174,7 +176,11 @@ impl<B: KernelBackend> ImageMeasurement<'_, B> {
     fn curve(&mut self) -> Result<Curve, EngineError> {
         let most = self.rows.min(MOST_ROWS);
         // Units are left out to make the image smaller, where the encoder can do without them.
-        let first = if self.mergeable { FIRST_ROWS.min(most) } else { most };
+        let first = if self.mergeable {
+            FIRST_ROWS.min(most)
+        } else {
+            most
+        };
         measure(first, most, |rows| {
             self.largest = rows;
             self.point(rows, "")
@@ -234,7 +240,9 @@ fn measure(
     point(first)?;
     let mut points = vec![point(first)?];
     let within = LONGEST_MS / points[0].ms * first as f64;
-    let last = (within as usize).clamp(4 * first, most.max(4 * first)).min(most);
+    let last = (within as usize)
+        .clamp(4 * first, most.max(4 * first))
+        .min(most);
     let middle = ((first * last) as f64).sqrt() as usize;
     for rows in [middle, last] {
         if rows > first {
@@ -261,5 +269,9 @@ impl Iterator for Samples {
 }
 
 fn noise(side: usize) -> Result<RgbImage, ModelError> {
-    Ok(RgbImage::new(side, side, Samples(1).take(side * side * 3).collect())?)
+    Ok(RgbImage::new(
+        side,
+        side,
+        Samples(1).take(side * side * 3).collect(),
+    )?)
 }
