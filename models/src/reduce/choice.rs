@@ -17,18 +17,19 @@ pub struct Candidate {
 /// leave fewer tokens; of chains that leave as many, the one comes first that leaves the encoder as
 /// it is. Ratios are fixed, so that a choice does not change with small differences of times.
 pub const CANDIDATES: &[Candidate] = &[
-    candidate("", 96.3),
-    candidate("diverse:0.75", 96.4),
-    candidate("merge:0.75", 96.4),
-    candidate("diverse:0.5", 96.0),
-    candidate("merge:0.5", 96.1),
-    candidate("diverse:0.33", 95.8),
-    candidate("merge:0.33", 95.8),
-    candidate("diverse:0.25", 95.4),
-    candidate("merge:0.25", 95.4),
-    candidate("diverse:0.11", 93.6),
-    candidate("merge:0.25,diverse:0.44", 93.0),
-    candidate("merge:0.11", 88.1),
+    candidate("", 95.8),
+    candidate("diverse:0.75", 95.8),
+    candidate("merge:0.75", 96.1),
+    candidate("diverse:0.5", 95.9),
+    candidate("merge:0.5", 95.9),
+    candidate("diverse:0.33", 95.4),
+    candidate("merge:0.33", 95.3),
+    candidate("diverse:0.25", 95.1),
+    candidate("merge:0.25", 95.1),
+    candidate("merge:0.25,diverse:0.5", 93.6),
+    candidate("diverse:0.11", 93.1),
+    candidate("merge:0.25,diverse:0.44", 92.8),
+    candidate("merge:0.11", 88.2),
 ];
 
 const fn candidate(chain: &'static str, accuracy: f64) -> Candidate {
@@ -48,12 +49,14 @@ impl Candidate {
 impl Reductions {
     /// Returns the chain that keeps `share` of the tokens and loses the least accuracy in the
     /// project's measurements (`docs/reduction.md`): the first one of [`CANDIDATES`] that keeps no
-    /// more, with the ratio of its last method changed to keep exactly `share`.
+    /// more, with the ratio of its last method changed to keep exactly `share`. Chains that merge
+    /// are left out, as the tokens of a Q-Former do not become fewer by merging.
     pub fn keeping(share: Share) -> Self {
-        let mut chains = CANDIDATES[1..].iter().map(Candidate::reductions);
-        let first = chains.find(|chain| chain.most() <= share.get());
-        let strongest = || CANDIDATES[CANDIDATES.len() - 1].reductions();
-        first.unwrap_or_else(strongest).with_share(share)
+        let chains = CANDIDATES.iter().map(Candidate::reductions);
+        let mut chains = chains.filter(|chain| !chain.is_empty() && !chain.merges());
+        let first = chains.clone().find(|chain| chain.most() <= share.get());
+        let chain = first.or_else(|| chains.next_back()).unwrap_or_default();
+        chain.with_share(share)
     }
 
     /// Changes the ratio of the last method so that all together keep `share`.
@@ -65,10 +68,6 @@ impl Reductions {
         let before = Self::new(methods.clone()).map_or(1.0, |before| before.most());
         let ratio = Share::new((share.get() / before).min(1.0)).unwrap_or(share);
         methods.push(match last {
-            Reduction::Merge(merge) => Reduction::Merge(super::Merge {
-                share: ratio,
-                ..merge
-            }),
             Reduction::Diverse(_) => Reduction::Diverse(ratio),
             other => other,
         });

@@ -3,16 +3,17 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::RequestEstimator;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source, VideoOptions};
-use edge_lmm::reduce::{Reductions, Share};
+use edge_lmm::reduce::{ReductionError, Reductions, Share};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
-    AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Message, Record, Recording,
-    Request, timing,
+    AnyEngine, AudioPadding, Device, DeviceError, Devices, Media, MediaKind, MediaOptions, Message,
+    Record, Recording, Request, timing,
 };
 
 use super::memory::{MemoryOptions, RequestCheck};
@@ -69,10 +70,20 @@ impl DeviceOptions {
 
     /// Loads the model of an open record, if it fits into memory.
     pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
+        self.set_threads();
+        self.memory.load(record, self.device()?)
+    }
+
+    /// Returns the device.
+    pub fn device(&self) -> Result<Device, DeviceError> {
+        self.device.choose()
+    }
+
+    /// Sets the number of threads.
+    pub fn set_threads(&self) {
         if let Some(threads) = self.threads {
             edge_lmm::set_threads(threads);
         }
-        self.memory.load(record, self.device.choose()?)
     }
 }
 
@@ -107,6 +118,31 @@ impl FromStr for PaddingChoice {
             "30s" => Ok(Self(AudioPadding::Window)),
             _ => Err("expected none or 30s".to_owned()),
         }
+    }
+}
+
+/// Methods of reduction, or a choice of them for a time limit.
+#[derive(Debug, Clone, PartialEq)]
+enum ReduceChoice {
+    Auto,
+    Chain(Reductions),
+}
+
+impl FromStr for ReduceChoice {
+    type Err = ReductionError;
+
+    fn from_str(text: &str) -> Result<Self, ReductionError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            chain => chain.parse().map(Self::Chain),
+        }
+    }
+}
+
+fn parse_budget(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if ms > 0.0 && ms <= 86_400_000.0 => Ok(Duration::from_secs_f64(ms / 1e3)),
+        _ => Err("expected milliseconds above 0, such as 500".to_owned()),
     }
 }
 
@@ -160,12 +196,24 @@ pub struct MediaArgs {
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
     /// Reduce the tokens of images and videos by a chain of methods: METHOD[:RATIO][,METHOD...],
-    /// where RATIO is the share of tokens to keep. See the methods below
+    /// where RATIO is the share of tokens to keep, or auto with --first-token-budget. See the
+    /// methods below
     #[arg(long, value_name = "METHODS", conflicts_with = "keep_visual_tokens")]
-    reduce: Option<Reductions>,
+    reduce: Option<ReduceChoice>,
     /// Keep this share of the tokens of images and videos, by the methods that lose the least
     #[arg(long, value_name = "RATIO", value_parser = parse_share)]
     keep_visual_tokens: Option<Share>,
+    /// Reduce the tokens of images and videos only as much as needed for the first token of the
+    /// answer to come within this time, by the methods that lose the least. The choice is made for
+    /// each request from the times of the model on this machine: they are measured on first use,
+    /// within seconds, and kept (see edge-lmm tokens)
+    #[arg(
+        long,
+        value_name = "MS",
+        value_parser = parse_budget,
+        conflicts_with = "keep_visual_tokens"
+    )]
+    first_token_budget: Option<Duration>,
     /// Number of video frames to use, evenly spaced, or keyframes:N for the first one and those
     /// that differ most from the frame before [default: all]
     #[arg(long, value_name = "N|keyframes:N")]
@@ -190,13 +238,38 @@ impl MediaArgs {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
             audio_padding: self.audio_padding.0,
             reductions: self.reductions(),
+            first_token_budget: self.first_token_budget,
             ..MediaOptions::default()
         }
     }
 
     fn reductions(&self) -> Reductions {
         let chosen = self.keep_visual_tokens.map(Reductions::keeping);
-        chosen.or_else(|| self.reduce.clone()).unwrap_or_default()
+        let given = || match &self.reduce {
+            Some(ReduceChoice::Chain(chain)) => chain.clone(),
+            Some(ReduceChoice::Auto) | None => Reductions::default(),
+        };
+        chosen.unwrap_or_else(given)
+    }
+
+    /// Returns the time limit that the methods are chosen for.
+    pub fn first_token_budget(&self) -> Option<Duration> {
+        self.first_token_budget
+    }
+
+    /// Checks that the methods are given in one way only.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match (&self.reduce, self.first_token_budget) {
+            (Some(ReduceChoice::Auto), None) => bail!(
+                "--reduce auto chooses the methods for a time limit: add --first-token-budget MS, \
+                 or name the methods"
+            ),
+            (Some(ReduceChoice::Chain(chain)), Some(_)) => bail!(
+                "--first-token-budget chooses the methods itself: use it without --reduce {chain}, \
+                 or with --reduce auto"
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the selection of video frames.

@@ -15,7 +15,7 @@ use edge_lmm_models::media::{MediaInput, MediaKind};
 use edge_lmm_models::reduce::{EncoderSize, LanguageReduction, Reductions, Schedule};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use choice::{Choice, Work, choose};
+pub(crate) use choice::{Work, choose};
 pub use curve::{Curve, Point};
 pub use file::{CostFolder, CostKey};
 

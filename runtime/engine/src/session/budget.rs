@@ -141,8 +141,8 @@ impl<B: KernelBackend> LoadedModel<B> {
         let choice = choose(costs, &works, tokens, other, budget_ms);
         if choice.ms > budget_ms {
             log::warn!(
-                "the first token takes about {:.0} ms, more than the {budget_ms:.0} ms of \
-                 --first-token-budget: use smaller images, fewer frames or a shorter prompt",
+                "the first token takes about {:.0} ms, more than the limit of \
+                 {budget_ms:.0} ms: use smaller images, fewer frames or a shorter prompt",
                 choice.ms
             );
         }
