@@ -196,17 +196,27 @@ pub struct MediaArgs {
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
     /// Reduce the tokens of images and videos by a chain of methods: METHOD[:RATIO][,METHOD...],
-    /// where RATIO is the share of tokens to keep, or auto with --first-token-budget. See the
-    /// methods below
+    /// where RATIO is the share of tokens to keep, or auto with --first-token-budget
+    ///
+    /// Before the encoder: duplicates[:T] drops parts of an image that equal a neighbor, still[:T]
+    /// those of a video that do not change (T: largest difference, or the share to keep with %).
+    /// Within the encoder: merge:RATIO joins similar parts, which also shortens the encoder.
+    /// After it: diverse:RATIO keeps tokens that differ most, attention:RATIO those that the
+    /// encoder attends to, random:RATIO and stride:RATIO are baselines.
+    /// Within the language model: language:LAYER:RATIO keeps tokens that the question attends to.
+    ///
+    /// Try edge-lmm tokens FILE --model M.bpk --reduce METHODS to see what a chain saves.
     #[arg(long, value_name = "METHODS", conflicts_with = "keep_visual_tokens")]
     reduce: Option<ReduceChoice>,
     /// Keep this share of the tokens of images and videos, by the methods that lose the least
     #[arg(long, value_name = "RATIO", value_parser = parse_share)]
     keep_visual_tokens: Option<Share>,
     /// Reduce the tokens of images and videos only as much as needed for the first token of the
-    /// answer to come within this time, by the methods that lose the least. The choice is made for
-    /// each request from the times of the model on this machine: they are measured on first use,
-    /// within seconds, and kept (see edge-lmm tokens)
+    /// answer to come within this time, by the methods that lose the least
+    ///
+    /// The choice is made for each request from the times of the model on this machine. They are
+    /// measured on first use, which takes some seconds, and kept (see edge-lmm tokens). If no
+    /// choice is fast enough, the fastest one is used, with a warning.
     #[arg(
         long,
         value_name = "MS",

@@ -16,6 +16,9 @@ use crate::features::{MediumKey, MediumPlace, medium_key};
 use crate::loaded::LoadedModel;
 use crate::request::Request;
 
+/// Number of media whose chains are remembered.
+const MOST_CHOSEN: usize = 4096;
+
 /// How the media of a request are prepared.
 pub(super) struct Plan {
     /// Options of each medium.
@@ -107,17 +110,10 @@ impl<B: KernelBackend> LoadedModel<B> {
         outlook: &mut Outlook,
     ) -> Result<(), EngineError> {
         let Outlook { plan, places, free } = outlook;
-        let prompt = self.prompt(request, places);
-        let mut tokens = match prompt {
-            Ok(prompt) => {
-                let all = tokens_of(&prompt, &plan.keys);
-                let pairs = past.iter().zip(&all);
-                all.len() - pairs.take_while(|(a, b)| a == b).count()
-            }
-            // A reduction may make it fit.
-            Err(EngineError::TooLong { tokens, .. }) => tokens,
-            Err(error) => return Err(error),
-        };
+        let prompt = self.prompt(request, places)?;
+        let all = tokens_of(&prompt, &plan.keys);
+        let held = past.iter().zip(&all).take_while(|(a, b)| a == b).count();
+        let mut tokens = all.len() - held;
         let work = |key: &MediumKey| {
             let input = &plan.inputs[key];
             Work {
@@ -147,22 +143,29 @@ impl<B: KernelBackend> LoadedModel<B> {
             );
         }
         plan.estimate = Duration::try_from_secs_f64(choice.ms / 1e3).ok();
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in free_keys {
-            chosen.insert((key, budget), choice.chain.clone());
-        }
-        drop(chosen);
+        self.remember(&free_keys, budget, &choice.chain);
         for &mut i in free {
-            let chain = medium_chain(&plan.options[i], choice.chain.clone());
-            let input = plan.inputs.get(&plan.keys[i]).cloned();
-            plan.set_chain(i, chain.clone(), request);
-            if let Some(mut input) = input {
+            let (key, options) = (
+                plan.keys[i],
+                medium_chain(&plan.options[i], choice.chain.clone()),
+            );
+            plan.set_chain(i, options, request);
+            if let Some(mut input) = plan.inputs.remove(&key) {
                 // No chain to choose from drops units before the encoder.
-                input.reduction.methods = chain.reductions;
+                input.reduction.methods = choice.chain.clone();
                 plan.inputs.insert(plan.keys[i], input);
             }
         }
         Ok(())
+    }
+
+    /// Remembers the chain of media, so that later requests use it, too.
+    fn remember(&self, media: &[MediumKey], budget: Duration, chain: &Reductions) {
+        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        if chosen.len() >= MOST_CHOSEN {
+            chosen.clear();
+        }
+        chosen.extend(media.iter().map(|&key| ((key, budget), chain.clone())));
     }
 }
 
