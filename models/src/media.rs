@@ -1,5 +1,7 @@
 //! Media: kinds, options of preprocessing, and the input of the encoders.
 
+use std::time::Duration;
+
 use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::reduce::{ReductionStep, Reductions};
@@ -38,6 +40,10 @@ pub struct MediaOptions {
     pub most_tokens: usize,
     /// Methods that reduce the tokens of images and videos.
     pub reductions: Reductions,
+    /// Time to the first token, which the engine chooses the methods for (one of
+    /// [`CANDIDATES`](crate::reduce::choice::CANDIDATES) instead of `reductions`). It needs a cost
+    /// model.
+    pub first_token_budget: Option<Duration>,
     /// Start of the random sequence of [`Reduction::Random`](crate::reduce::Reduction::Random).
     pub seed: u64,
 }
@@ -49,6 +55,7 @@ impl Default for MediaOptions {
             audio_padding: AudioPadding::default(),
             most_tokens: usize::MAX,
             reductions: Reductions::default(),
+            first_token_budget: None,
             seed: 0,
         }
     }

@@ -14,7 +14,7 @@ use crate::media::{MediaInput, MediaOptions, VideoPieces};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
-use crate::reduce::ReductionStep;
+use crate::reduce::{EncoderSize, ReductionStep};
 
 /// An encoded medium.
 #[derive(Debug, Clone)]
@@ -186,6 +186,19 @@ pub trait Model<B: KernelBackend>: Send + Sync {
         _options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         Err(unsupported("sounds"))
+    }
+
+    /// Returns the size of the encoder's work on a medium, for estimates of time and counts of
+    /// tokens. By default, that of one layer with one row for each token, which
+    /// cannot merge.
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        EncoderSize {
+            parts: vec![medium.tokens()],
+            rows: 1,
+            layers: 1,
+            merges: false,
+            units_are_tokens: true,
+        }
     }
 
     /// Encodes a medium (stages `vision` or `audio`, and `projector`).

@@ -210,6 +210,11 @@ impl<B: KernelBackend> ClipVisionTower<B> {
         })
     }
 
+    /// Returns the number of stored layers.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Runs the stored layers over the patches of an image.
     ///
     /// # Shapes

@@ -9,6 +9,7 @@ use crate::encoders::merger::MergerConfig;
 use crate::error::ModelError;
 use crate::families::qwen_vl_input::PatchSize;
 use crate::media::{InputReduction, MediaInput};
+use crate::reduce::EncoderSize;
 use crate::reduce::merge::Units;
 use crate::sizes::Section;
 use crate::text::rotary::{RotaryTable, inverse_frequencies};
@@ -172,6 +173,15 @@ impl<'a> UnitPatches<'a> {
     pub fn entering(&self) -> Units {
         let ids = self.reduction.entering(self.grid.iter().product());
         Units::new(ids, self.merge * self.merge)
+    }
+
+    /// Returns the size of an encoder's work on the medium in one layer.
+    pub fn size(&self) -> EncoderSize {
+        let [times, height, width] = self.grid;
+        EncoderSize {
+            rows: self.merge * self.merge,
+            ..EncoderSize::of_parts(self.reduction, times, height * width)
+        }
     }
 
     /// Returns the number of a unit's slice in time.

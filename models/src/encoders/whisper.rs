@@ -166,6 +166,11 @@ impl<B: KernelBackend> WhisperEncoder<B> {
         Ok(x)
     }
 
+    /// Returns the number of blocks.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
     /// Applies the norm after the blocks.
     pub fn normalize(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.norm.forward(x)

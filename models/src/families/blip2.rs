@@ -33,6 +33,7 @@ use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
+use crate::reduce::EncoderSize;
 use crate::reduce::duplicates::enter;
 use crate::reduce::merge::Units;
 use crate::sizes::Section;
@@ -174,6 +175,10 @@ impl<B: KernelBackend> Model<B> for Blip2<B> {
         self.0.image(image, options)
     }
 
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        self.0.encoder_size(medium)
+    }
+
     fn prompt(
         &self,
         text: &TextProcessor,
@@ -272,6 +277,15 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
             layout: Run::sequence(self.projector.tokens()).into(),
             piece: None,
         })
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        let [units, _] = self.vision_config.patches_shape();
+        EncoderSize {
+            layers: self.vision_config.num_hidden_layers,
+            units_are_tokens: false,
+            ..EncoderSize::of_parts(&medium.reduction, 1, units)
+        }
     }
 
     fn prompt(

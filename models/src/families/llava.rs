@@ -29,6 +29,7 @@ use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
 use crate::preprocess::{Filter, RgbImage};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
+use crate::reduce::EncoderSize;
 use crate::reduce::duplicates::enter;
 use crate::reduce::merge::Units;
 use crate::text::config::{TextKind, decoder_config};
@@ -263,6 +264,13 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
             reduction,
             piece: None,
         })
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        EncoderSize {
+            layers: self.vision.depth(),
+            ..EncoderSize::of_parts(&medium.reduction, 1, self.clip.patches())
+        }
     }
 
     fn prompt(

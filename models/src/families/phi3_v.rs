@@ -33,7 +33,7 @@ use crate::prompt::{Conversation, Prompt, PromptBuilder, TextProcessor};
 use crate::reduce::duplicates::enter;
 use crate::reduce::merge::Units;
 use crate::reduce::rows::indices;
-use crate::reduce::{Reduction, Reductions};
+use crate::reduce::{EncoderSize, Reduction, Reductions};
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames, Projections};
 use crate::weights::{Part, Scope, Weights};
@@ -363,6 +363,15 @@ impl<B: KernelBackend> Model<B> for Phi3Vision<B> {
             reduction,
             piece: None,
         })
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        let units = self.clip.patches() / PATCHES;
+        EncoderSize {
+            rows: PATCHES,
+            layers: self.vision.depth(),
+            ..EncoderSize::of_parts(&medium.reduction, medium.shape[0], units)
+        }
     }
 
     fn prompt(

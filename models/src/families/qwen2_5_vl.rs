@@ -32,6 +32,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
+use crate::reduce::EncoderSize;
 use crate::reduce::merge::Units;
 use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
@@ -203,6 +204,14 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         let step = self.time_step(frames_per_second)?;
         self.input.video_pieces(frames, step, options)
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        let size = UnitPatches::new(medium, self.vision.merge).size();
+        EncoderSize {
+            layers: self.vision.blocks.len(),
+            ..size
+        }
     }
 
     fn prompt(

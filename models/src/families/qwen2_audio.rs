@@ -26,6 +26,7 @@ use crate::monitor::Monitor;
 use crate::preprocess::mel::{MelConfig, Padding};
 use crate::preprocess::sample_rate::resample;
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
+use crate::reduce::EncoderSize;
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Weights};
@@ -210,6 +211,21 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
             reduction: InputReduction::default(),
             piece: None,
         })
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        let frames = medium.shape[2];
+        let computed = match frames == self.mel.frames() {
+            true => frames,
+            false => medium.grid[0],
+        };
+        EncoderSize {
+            parts: vec![positions(computed)],
+            rows: 1,
+            layers: self.audio.depth(),
+            merges: false,
+            units_are_tokens: false,
+        }
     }
 
     fn prompt(

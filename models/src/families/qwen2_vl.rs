@@ -32,6 +32,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
+use crate::reduce::EncoderSize;
 use crate::sizes::{self, Section};
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
@@ -190,6 +191,14 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         self.input.video_pieces(frames, 1, options)
+    }
+
+    fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
+        let size = UnitPatches::new(medium, self.vision.merge).size();
+        EncoderSize {
+            layers: self.vision.blocks.len(),
+            ..size
+        }
     }
 
     fn prompt(

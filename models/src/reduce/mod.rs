@@ -13,7 +13,11 @@
 //! A *unit* is the part of an image that becomes one token: a merge group of patches in
 //! Qwen2-VL, a patch in LLaVA. The first two places drop and merge whole units. Tokens that are
 //! left keep their positions.
+//!
+//! [`EncoderSize`] counts units and tokens before an encoder runs, and [`choice`] has the chains that
+//! a time limit chooses from.
 
+pub mod choice;
 pub mod diverse;
 pub mod duplicates;
 pub mod language;
@@ -21,10 +25,12 @@ pub mod merge;
 mod plan;
 pub(crate) mod rows;
 pub mod sampling;
+mod schedule;
 pub mod select;
 mod share;
 
 pub use language::LanguageReduction;
 pub use merge::Merge;
 pub use plan::{Reduction, ReductionError, ReductionStep, Reductions};
+pub use schedule::{EncoderSize, Schedule};
 pub use share::Share;

@@ -159,12 +159,6 @@ impl Reductions {
         Ok(Self(methods))
     }
 
-    /// Returns the chain that keeps `share` of the tokens and loses the least accuracy in the
-    /// project's measurements (`docs/reduction.md`).
-    pub fn keeping(share: Share) -> Self {
-        Self(vec![Reduction::Diverse(share)])
-    }
-
     /// Returns the methods in the order in which they run.
     pub fn methods(&self) -> &[Reduction] {
         &self.0

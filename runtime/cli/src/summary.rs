@@ -17,8 +17,12 @@ pub fn summary(answer: &Answer, timing: &Timing) -> String {
         .iter()
         .map(|step| format!("\n{}: {} tokens left", step.method, step.tokens))
         .collect();
+    let estimate = answer.estimated_first_token;
+    let estimate = estimate.map_or_else(String::new, |time| {
+        format!(" (estimated without decoding of media: {})", readable(time))
+    });
     format!(
-        "first token after {}; {} tokens generated{speed}\n\
+        "first token after {}{estimate}; {} tokens generated{speed}\n\
          prompt of {} tokens: {} visual, {} reused{resident}{reductions}",
         readable(answer.first_token_after(timing)),
         answer.tokens.len(),

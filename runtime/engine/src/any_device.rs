@@ -8,6 +8,7 @@ use edge_lmm_ops::{Format, MemoryFailure};
 use edge_lmm_record::output::Output;
 
 use crate::Cpu;
+use crate::cost::{CostKey, CostModel};
 use crate::device::{Device, free_memory};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -106,6 +107,24 @@ impl AnyEngine {
     /// Returns the format of the vision encoder's weights.
     pub(crate) fn vision_format(&self) -> Option<Format> {
         each_engine!(self, engine => engine.vision_format())
+    }
+
+    /// See [`Engine::measure_costs`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn measure_costs(&self) -> Result<CostModel, EngineError> {
+        each_engine!(self, engine => engine.measure_costs())
+    }
+
+    /// See [`Engine::use_costs`].
+    pub fn use_costs(&self, costs: CostModel) {
+        each_engine!(self, engine => engine.use_costs(costs));
+    }
+
+    /// See [`Engine::cost_key`].
+    pub fn cost_key(&self) -> CostKey {
+        each_engine!(self, engine => engine.cost_key())
     }
 
     /// See [`Engine::use_store`].

@@ -146,6 +146,18 @@ impl Device {
         }
     }
 
+    /// Describes the device and the instruction set or kind of GPU. The device must have been
+    /// checked.
+    pub(crate) fn fingerprint(self) -> String {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => crate::Cuda::fingerprint(&cuda_device(index)),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => crate::Vulkan::fingerprint(&Default::default()),
+            _ => crate::Cpu::fingerprint(&Default::default()),
+        }
+    }
+
     /// Returns a function that waits until the device has completed its work, if work is
     /// asynchronous. The device must have been checked.
     pub(crate) fn synchronize(self) -> Option<Synchronize> {

@@ -8,6 +8,7 @@ use edge_lmm_models::prompt::TextProcessor;
 use edge_lmm_ops::{Format, KernelBackend};
 use edge_lmm_record::Record;
 
+use crate::cost::{CostKey, CostModel};
 use crate::error::EngineError;
 use crate::estimate::{ResourceEstimate, Scenario};
 use crate::loaded::LoadedModel;
@@ -103,6 +104,32 @@ impl<B: KernelBackend> Engine<B> {
         if self.0.store.set(store).is_err() {
             log::warn!("the engine has a store already, the second one is not used");
         }
+    }
+
+    /// Measures the times of this model on its device at a few small sizes, within seconds.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn measure_costs(&self) -> Result<CostModel, EngineError> {
+        // Another thread: a recording of stages on this one is not to see the measurements.
+        std::thread::scope(|scope| {
+            let measured = scope.spawn(|| self.0.measure_costs()).join();
+            measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Uses a cost model for estimates and for requests with a
+    /// [`first_token_budget`](edge_lmm_models::media::MediaOptions::first_token_budget). Only the
+    /// first one is used, so that choices do not change.
+    pub fn use_costs(&self, costs: CostModel) {
+        if self.0.costs.set(costs).is_err() {
+            log::warn!("the engine has a cost model already, the second one is not used");
+        }
+    }
+
+    /// Returns what the times of this engine depend on.
+    pub fn cost_key(&self) -> CostKey {
+        CostKey::of_origin(&self.0.origin)
     }
 
     /// Opens a session, which holds the state of one conversation. Sessions share the weights and the

@@ -76,6 +76,12 @@ pub enum EngineError {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// A time limit without a cost model.
+    #[error(
+        "the request limits the time to the first token, but the times of this model are not \
+         known: measure them (Engine::measure_costs) and let the engine use them"
+    )]
+    NoCosts,
     /// A step without a conversation or without tokens.
     #[error("there is nothing to continue: take a prompt in first, then at least one token")]
     NothingToContinue,

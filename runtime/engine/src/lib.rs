@@ -56,6 +56,7 @@
 mod any_device;
 pub mod chat;
 mod columns;
+pub mod cost;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
@@ -87,6 +88,7 @@ mod stop;
 pub mod store;
 pub mod target;
 pub mod timing;
+pub mod tokens;
 pub mod units;
 #[cfg(feature = "files")]
 pub mod watch;

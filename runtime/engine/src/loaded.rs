@@ -1,20 +1,27 @@
 //! A model in memory that sessions share.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::prompt::TextProcessor;
+use edge_lmm_models::reduce::Reductions;
 use edge_lmm_ops::{Format, KernelBackend, stage};
 use edge_lmm_record::{Record, RecordError};
 use serde_json::Value;
 
+use crate::cost::CostModel;
 use crate::error::EngineError;
 use crate::estimate::WeightSizes;
-use crate::features::{FEATURE_CACHE_BYTES, FeatureCache};
+use crate::features::{FEATURE_CACHE_BYTES, FeatureCache, MediumKey};
 use crate::generation::GenerationConfig;
 use crate::memory::vision_format;
 use crate::store::{Origin, Store};
+
+/// Chain of methods of a medium with a time limit, by the medium without a reduction and the limit.
+pub(crate) type ChosenChains = HashMap<(MediumKey, Duration), Reductions>;
 
 /// A loaded model and what all of its sessions have in common.
 pub(crate) struct LoadedModel<B: KernelBackend> {
@@ -29,6 +36,10 @@ pub(crate) struct LoadedModel<B: KernelBackend> {
     pub origin: Origin,
     /// Results of earlier processes.
     pub store: OnceLock<Store>,
+    /// Times for estimates and time limits.
+    pub costs: OnceLock<CostModel>,
+    /// Chains that were chosen for media with a time limit.
+    pub chosen: Mutex<ChosenChains>,
     features: Mutex<FeatureCache<B>>,
 }
 
@@ -71,6 +82,8 @@ impl<B: KernelBackend> LoadedModel<B> {
             end_tokens: end_tokens(&info.files.generation, &info.files.config),
             origin: Origin::new(record.identity(), &B::fingerprint(&device)),
             store: OnceLock::new(),
+            costs: OnceLock::new(),
+            chosen: Mutex::default(),
             model,
             text,
             device,

@@ -28,6 +28,9 @@ pub struct AnswerReport {
     pub finish_reason: FinishReason,
     /// Milliseconds from the undecoded media to the first token.
     pub first_token_ms: f64,
+    /// Estimated milliseconds from the decoded media to the first token; `null` without a time
+    /// limit.
+    pub estimated_first_token_ms: Option<f64>,
     /// Returns the stages with their modules.
     pub stages: Timing,
     /// Generated tokens per second of decoding (`null` without a decode step).
@@ -49,6 +52,9 @@ impl AnswerReport {
             reductions: answer.reductions.clone(),
             finish_reason: answer.finish_reason,
             first_token_ms: answer.first_token_after(timing).as_secs_f64() * 1e3,
+            estimated_first_token_ms: answer
+                .estimated_first_token
+                .map(|time| time.as_secs_f64() * 1e3),
             stages: timing.clone(),
             tokens_per_second: answer.tokens_per_second(timing),
             peak_resident_bytes: peak_resident_bytes(),

@@ -100,6 +100,9 @@ pub struct Answer {
     pub reductions: Vec<ReductionStep>,
     /// Reason for the end.
     pub finish_reason: FinishReason,
+    /// Estimated time to the first token, if the engine has a cost model
+    /// ([`Engine::use_costs`](crate::Engine::use_costs)).
+    pub estimated_first_token: Option<Duration>,
     /// Time from the request, with its media decoded, to the first token.
     pub first_token: Duration,
     /// Stages from preprocessing to decoding, if the request asked for them.

@@ -20,6 +20,11 @@ pub struct CacheOptions {
 }
 
 impl CacheOptions {
+    /// Returns the cache folder.
+    pub fn folder(&self) -> Option<&Path> {
+        self.cache.as_deref()
+    }
+
     /// Makes the engine use the cache folder, if there is one.
     pub fn apply(&self, engine: &AnyEngine) -> anyhow::Result<()> {
         if let Some(folder) = &self.cache {

@@ -15,6 +15,7 @@ use crate::errors::message;
 
 use super::answer::answer_until;
 use super::cache::{CacheOptions, PromptCacheOptions, reserve};
+use super::costs;
 use super::memory::RequestCheck;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
@@ -86,11 +87,17 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
+        self.media.check()?;
         let engine = self.device.load(&self.model)?;
         let check = self
             .device
             .request_check(&engine, self.generation.max_tokens);
         self.cache.apply(&engine)?;
+        costs::apply(
+            self.media.first_token_budget(),
+            self.cache.folder(),
+            &engine,
+        )?;
         let mut session = engine.session();
         let mut snapshot = self.prompt_cache.load(&mut session)?;
         let mut conversation = Conversation::new(self.system.as_deref());

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::errors::message;
 
 use super::cache::CacheOptions;
+use super::costs;
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers every question of a manifest and counts the correct answers.
@@ -102,6 +103,7 @@ struct Failure {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         self.generation.sampling()?;
+        self.media.check()?;
         let manifest = Manifest::open(&self.manifest)?;
         let inputs = [self.model.as_path(), self.manifest.as_path()];
         let predictions = self.predictions.as_deref();
@@ -110,6 +112,11 @@ impl Cmd {
             .transpose()?;
         let engine = self.device.load(&self.model)?;
         self.cache.apply(&engine)?;
+        costs::apply(
+            self.media.first_token_budget(),
+            self.cache.folder(),
+            &engine,
+        )?;
         let mut session = engine.session();
         let questions = limited(&manifest.questions, self.limit);
         let progress = ProgressBar::new(questions.len() as u64).with_style(

@@ -7,6 +7,7 @@ pub mod bundled;
 mod cache;
 mod chat;
 mod completions;
+mod costs;
 mod demo;
 mod doctor;
 mod eval;
@@ -20,6 +21,7 @@ mod progress;
 mod run;
 mod serve;
 pub mod signals;
+mod tokens;
 mod watch;
 
 use clap::Subcommand;
@@ -31,6 +33,7 @@ pub enum Command {
     Chat(chat::Cmd),
     Eval(eval::Cmd),
     Profile(profile::Cmd),
+    Tokens(tokens::Cmd),
     Bench(bench::Cmd),
     Inspect(inspect::Cmd),
     Demo(demo::Cmd),
@@ -50,6 +53,7 @@ impl Command {
             Self::Chat(cmd) => cmd.run(),
             Self::Eval(cmd) => cmd.run(),
             Self::Profile(cmd) => cmd.run(),
+            Self::Tokens(cmd) => cmd.run(),
             Self::Bench(cmd) => cmd.run(),
             Self::Inspect(cmd) => cmd.run(),
             Self::Demo(cmd) => cmd.run(),

@@ -3,16 +3,17 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::RequestEstimator;
 use edge_lmm::media::{FrameSelection, MediaBudget, MediaError, Source, VideoOptions};
-use edge_lmm::reduce::{Reductions, Share};
+use edge_lmm::reduce::{ReductionError, Reductions, Share};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
-    AnyEngine, AudioPadding, Devices, Media, MediaKind, MediaOptions, Message, Record, Recording,
-    Request, timing,
+    AnyEngine, AudioPadding, Device, DeviceError, Devices, Media, MediaKind, MediaOptions, Message,
+    Record, Recording, Request, timing,
 };
 
 use super::memory::{MemoryOptions, RequestCheck};
@@ -69,10 +70,20 @@ impl DeviceOptions {
 
     /// Loads the model of an open record, if it fits into memory.
     pub fn load_record(&self, record: &Record) -> anyhow::Result<AnyEngine> {
+        self.set_threads();
+        self.memory.load(record, self.device()?)
+    }
+
+    /// Returns the device.
+    pub fn device(&self) -> Result<Device, DeviceError> {
+        self.device.choose()
+    }
+
+    /// Sets the number of threads.
+    pub fn set_threads(&self) {
         if let Some(threads) = self.threads {
             edge_lmm::set_threads(threads);
         }
-        self.memory.load(record, self.device.choose()?)
     }
 }
 
@@ -107,6 +118,31 @@ impl FromStr for PaddingChoice {
             "30s" => Ok(Self(AudioPadding::Window)),
             _ => Err("expected none or 30s".to_owned()),
         }
+    }
+}
+
+/// Methods of reduction, or a choice of them for a time limit.
+#[derive(Debug, Clone, PartialEq)]
+enum ReduceChoice {
+    Auto,
+    Chain(Reductions),
+}
+
+impl FromStr for ReduceChoice {
+    type Err = ReductionError;
+
+    fn from_str(text: &str) -> Result<Self, ReductionError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            chain => chain.parse().map(Self::Chain),
+        }
+    }
+}
+
+fn parse_budget(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if ms > 0.0 && ms <= 86_400_000.0 => Ok(Duration::from_secs_f64(ms / 1e3)),
+        _ => Err("expected milliseconds above 0, such as 500".to_owned()),
     }
 }
 
@@ -163,17 +199,36 @@ pub struct TokenArgs {
     /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
-    /// Reduce the tokens of images and videos by METHOD[:RATIO][,METHOD...], where RATIO is the
-    /// share of tokens to keep: duplicates[:TOLERANCE] drops equal neighbors before the encoder,
-    /// still[:TOLERANCE] what does not move in a video, merge:RATIO[:LAYERS] merges similar patches
-    /// within the encoder, diverse:RATIO and attention:RATIO choose tokens after it, random:RATIO
-    /// and stride:RATIO are baselines, language:LAYER:RATIO drops what the question does not look at
-    /// after a layer of the language model
+    /// Reduce the tokens of images and videos by a chain of methods: METHOD[:RATIO][,METHOD...],
+    /// where RATIO is the share of tokens to keep, or auto with --first-token-budget
+    ///
+    /// Before the encoder: duplicates[:T] drops parts of an image that equal a neighbor, still[:T]
+    /// those of a video that do not change (T: largest difference, or the share to keep with %).
+    /// Within the encoder: merge:RATIO[:LAYERS] joins similar parts, which also shortens the
+    /// encoder.
+    /// After it: diverse:RATIO keeps tokens that differ most, attention:RATIO those that the
+    /// encoder attends to, random:RATIO and stride:RATIO are baselines.
+    /// Within the language model: language:LAYER:RATIO keeps tokens that the question attends to.
+    ///
+    /// Try edge-lmm tokens FILE --model M.bpk --reduce METHODS to see what a chain saves.
     #[arg(long, value_name = "METHODS", conflicts_with = "keep_visual_tokens")]
-    reduce: Option<Reductions>,
+    reduce: Option<ReduceChoice>,
     /// Keep this share of the tokens of images and videos, by the methods that lose the least
     #[arg(long, value_name = "RATIO", value_parser = parse_share)]
     keep_visual_tokens: Option<Share>,
+    /// Reduce the tokens of images and videos only as much as needed for the first token of the
+    /// answer to come within this time, by the methods that lose the least
+    ///
+    /// The choice is made for each request from the times of the model on this machine. They are
+    /// measured on first use, which takes some seconds, and kept (see edge-lmm tokens). If no
+    /// choice is fast enough, the fastest one is used, with a warning.
+    #[arg(
+        long,
+        value_name = "MS",
+        value_parser = parse_budget,
+        conflicts_with = "keep_visual_tokens"
+    )]
+    first_token_budget: Option<Duration>,
 }
 
 impl TokenArgs {
@@ -182,13 +237,38 @@ impl TokenArgs {
         MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
             reductions: self.reductions(),
+            first_token_budget: self.first_token_budget,
             ..MediaOptions::default()
         }
     }
 
     fn reductions(&self) -> Reductions {
         let chosen = self.keep_visual_tokens.map(Reductions::keeping);
-        chosen.or_else(|| self.reduce.clone()).unwrap_or_default()
+        let given = || match &self.reduce {
+            Some(ReduceChoice::Chain(chain)) => chain.clone(),
+            Some(ReduceChoice::Auto) | None => Reductions::default(),
+        };
+        chosen.unwrap_or_else(given)
+    }
+
+    /// Returns the time limit that the methods are chosen for.
+    pub fn first_token_budget(&self) -> Option<Duration> {
+        self.first_token_budget
+    }
+
+    /// Checks that the methods are given in one way only.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match (&self.reduce, self.first_token_budget) {
+            (Some(ReduceChoice::Auto), None) => bail!(
+                "--reduce auto chooses the methods for a time limit: add --first-token-budget MS, \
+                 or name the methods"
+            ),
+            (Some(ReduceChoice::Chain(chain)), Some(_)) => bail!(
+                "--first-token-budget chooses the methods itself: use it without --reduce {chain}, \
+                 or with --reduce auto"
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -221,6 +301,16 @@ impl MediaArgs {
             audio_padding: self.audio_padding.0,
             ..self.tokens.options()
         }
+    }
+
+    /// Returns the time limit that the methods are chosen for.
+    pub fn first_token_budget(&self) -> Option<Duration> {
+        self.tokens.first_token_budget()
+    }
+
+    /// Checks that the methods are given in one way only.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.tokens.check()
     }
 
     /// Returns the selection of video frames.

@@ -10,6 +10,7 @@ use edge_lmm::{Request, user_message};
 use crate::summary::summary;
 
 use super::answer::answer;
+use super::costs;
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, print_now};
 
 /// Answers one question and prints the time of every module.
@@ -43,6 +44,7 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
+        self.media.check()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let trace_file = self.chrome_trace.as_deref();
@@ -52,6 +54,7 @@ impl Cmd {
         let mut recording = self.device.recording()?;
         let recorded = recording.enter();
         let engine = self.device.load(&self.model)?;
+        costs::apply(self.media.first_token_budget(), None, &engine)?;
         let media = self.files.open(&self.media)?;
         let messages = [user_message(&media, &self.prompt)];
         let request = Request {

@@ -12,6 +12,7 @@ use crate::summary::summary;
 
 use super::answer::answer;
 use super::cache::{CacheOptions, PromptCacheOptions};
+use super::costs;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
 };
@@ -58,6 +59,7 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
+        self.media.check()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
@@ -67,6 +69,11 @@ impl Cmd {
         let recorded = recording.as_mut().map(Recording::enter);
         let engine = self.device.load(&self.model)?;
         self.cache.apply(&engine)?;
+        costs::apply(
+            self.media.first_token_budget(),
+            self.cache.folder(),
+            &engine,
+        )?;
         let mut session = engine.session();
         let snapshot = self.prompt_cache.load(&mut session)?;
         let media = self.files.open(&self.media)?;

@@ -14,6 +14,7 @@ use edge_lmm::{
 use serde::Serialize;
 
 use super::answer::answer_until;
+use super::costs;
 use super::memory::RequestCheck;
 use super::options::{
     DeviceOptions, FFMPEG, GenerationOptions, PromptOptions, TokenArgs, parse_difference, print_now,
@@ -105,8 +106,10 @@ impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
+        self.tokens.check()?;
         let source = WatchSource::open(&self.source, self.speed)?;
         let engine = self.device.load(&self.model)?;
+        costs::apply(self.tokens.first_token_budget(), None, &engine)?;
         let check = self
             .device
             .request_check(&engine, self.generation.max_tokens);

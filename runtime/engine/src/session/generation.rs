@@ -151,6 +151,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             reused_from: reused.from,
             reductions,
             finish_reason: FinishReason::Canceled,
+            estimated_first_token: prepared.estimate,
             first_token: started.elapsed(),
             timing: Timing::default(),
         };

@@ -1,5 +1,6 @@
 //! Conversations with a loaded model.
 
+mod budget;
 mod events;
 mod generation;
 mod past;

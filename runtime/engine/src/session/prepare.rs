@@ -1,5 +1,7 @@
 //! From a request to embeddings: media, encoders, prompt.
 
+use std::time::Duration;
+
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::language::{Injection, StepInput};
@@ -13,11 +15,12 @@ use edge_lmm_models::reduce::select::select;
 use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
+use super::budget::Plan;
 use super::events::{OnEvent, report};
 use super::past::{Past, PastToken, Source};
 use super::pieces::encode_pieces;
 use crate::error::EngineError;
-use crate::features::{MediumKey, MediumPlace, medium_key};
+use crate::features::{MediumKey, MediumPlace};
 use crate::loaded::LoadedModel;
 use crate::media::{Media, MediaData};
 use crate::request::{Event, Request};
@@ -28,6 +31,10 @@ pub(super) struct Prepared<B: KernelBackend> {
     pub prompt: Prompt,
     /// Tokens left after each method of reduction, of all media together.
     pub reductions: Vec<ReductionStep>,
+    /// Options of each medium.
+    pub options: Vec<MediaOptions>,
+    /// Estimated time to the first token, if the engine has a cost model.
+    pub estimate: Option<Duration>,
     /// Media that were encoded for this request.
     encoded: Vec<(MediumKey, Encoded<B>)>,
 }
@@ -35,23 +42,7 @@ pub(super) struct Prepared<B: KernelBackend> {
 impl<B: KernelBackend> Prepared<B> {
     /// Returns the tokens of the prompt.
     pub fn tokens(&self) -> Vec<PastToken> {
-        let prompt = &self.prompt;
-        let ids = prompt.ids.iter().zip(&prompt.positions);
-        let mut tokens: Vec<PastToken> = ids
-            .map(|(&id, &position)| PastToken {
-                id,
-                medium: None,
-                position,
-                next: position[0].saturating_add(1),
-            })
-            .collect();
-        for span in &prompt.spans {
-            for token in &mut tokens[span.start..span.end()] {
-                token.medium = Some(self.keys[span.medium]);
-                token.next = span.next_position;
-            }
-        }
-        tokens
+        tokens_of(&self.prompt, &self.keys)
     }
 
     /// Returns the reduction of the tokens of media from token `from` on.
@@ -90,15 +81,37 @@ impl<B: KernelBackend> Prepared<B> {
     }
 }
 
+/// Returns the tokens of a prompt whose media have the given keys.
+pub(super) fn tokens_of(prompt: &Prompt, keys: &[MediumKey]) -> Vec<PastToken> {
+    let ids = prompt.ids.iter().zip(&prompt.positions);
+    let mut tokens: Vec<PastToken> = ids
+        .map(|(&id, &position)| PastToken {
+            id,
+            medium: None,
+            position,
+            next: position[0].saturating_add(1),
+        })
+        .collect();
+    for span in &prompt.spans {
+        for token in &mut tokens[span.start..span.end()] {
+            token.medium = Some(keys[span.medium]);
+            token.next = span.next_position;
+        }
+    }
+    tokens
+}
+
 impl<B: KernelBackend> LoadedModel<B> {
     /// Preprocesses and encodes media and builds the prompt (stages `preprocess`, `vision` or
-    /// `audio`, `projector`). A medium that was encoded before is not prepared again.
+    /// `audio`, `projector`). A medium that was encoded before is not prepared again. `past` are the
+    /// tokens of the current conversation, for the estimate of the time.
     ///
     /// # Errors
     /// If media or prompt do not fit the model, or `on_event` cancels.
     pub(super) fn prepare(
         &self,
         request: &Request<'_>,
+        past: &[PastToken],
         on_event: &mut OnEvent<'_>,
     ) -> Result<Prepared<B>, EngineError> {
         let mut preprocess = stage::top("preprocess");
@@ -109,9 +122,12 @@ impl<B: KernelBackend> LoadedModel<B> {
             reduction.check(self.model.language())?;
         }
         self.check_text(request.messages)?;
-        let options = self.options(request);
-        let keys = request.media.iter();
-        let keys: Vec<MediumKey> = keys.map(|medium| medium_key(medium, &options)).collect();
+        let Plan {
+            options,
+            keys,
+            mut inputs,
+            estimate,
+        } = self.plan(request, past)?;
         // A capture is to show what went into the encoder.
         if self.reads_store() {
             drop(preprocess);
@@ -119,28 +135,28 @@ impl<B: KernelBackend> LoadedModel<B> {
             preprocess = stage::top("preprocess");
         }
         let mut places: Vec<MediumPlace> = Vec::with_capacity(request.media.len());
-        let (mut new_keys, mut inputs) = (Vec::new(), Vec::<MediaInput>::new());
+        let (mut new_keys, mut new_inputs) = (Vec::new(), Vec::<MediaInput>::new());
         let mut pieces = Vec::new();
-        for (medium, &key) in request.media.iter().zip(&keys) {
-            let known = self.features().place(key).filter(|_| !probe::active());
-            let again = new_keys.iter().position(|&new| new == key);
-            let before_encoding = |input: &MediaInput| MediumPlace {
-                layout: input.layout.clone(),
-                steps: Vec::new(),
-            };
+        for ((medium, &key), options) in request.media.iter().zip(&keys).zip(&options) {
+            let known = self.known_place(key);
+            let again = new_keys.iter().position(|&(new, _)| new == key);
             places.push(match (known, again) {
                 (Some(place), _) => place,
-                (None, Some(same)) => before_encoding(&inputs[same]),
+                (None, Some(same)) => before_encoding(&new_inputs[same]),
                 (None, None) => {
-                    let (input, of_input) = self.prepare_medium(medium, &options)?;
+                    let (input, of_input) = match inputs.remove(&key) {
+                        Some(input) => (input, None),
+                        None => self.prepare_medium(medium, options)?,
+                    };
                     let place = before_encoding(&input);
-                    new_keys.push(key);
-                    inputs.push(input);
+                    new_keys.push((key, options));
+                    new_inputs.push(input);
                     pieces.push(of_input);
                     place
                 }
             });
         }
+        let inputs = new_inputs;
         // An encoder may drop tokens, so this is an upper bound. A prompt that cannot fit is
         // refused before the encoders run.
         let mut prompt = self.prompt(request, &places)?;
@@ -154,9 +170,9 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;
-        for ((&key, input), pieces) in new_keys.iter().zip(&inputs).zip(&pieces) {
+        for ((&(key, options), input), pieces) in new_keys.iter().zip(&inputs).zip(&pieces) {
             let input = (input, pieces.as_ref());
-            let medium = self.encode(key, input, &options, on_event)?;
+            let medium = self.encode(key, input, options, on_event)?;
             let new = MediumPlace::of(&medium);
             for (place, _) in places
                 .iter_mut()
@@ -182,15 +198,23 @@ impl<B: KernelBackend> LoadedModel<B> {
             keys,
             prompt,
             reductions: sum_of(&places),
+            options,
+            estimate,
             encoded,
         })
     }
 
-    fn options(&self, request: &Request<'_>) -> MediaOptions {
+    pub(super) fn options(&self, request: &Request<'_>) -> MediaOptions {
         MediaOptions {
             most_tokens: self.model.language().context_length(),
             ..request.options.clone()
         }
+    }
+
+    /// Returns the place of a medium that was encoded before. A capture shows the encoder's input,
+    /// so that every medium is encoded for it.
+    pub(super) fn known_place(&self, key: MediumKey) -> Option<MediumPlace> {
+        self.features().place(key).filter(|_| !probe::active())
     }
 
     /// Prepares a medium; a video, if possible, in pieces while it is encoded.
@@ -199,27 +223,36 @@ impl<B: KernelBackend> LoadedModel<B> {
         medium: &'a Media,
         options: &MediaOptions,
     ) -> Result<(MediaInput, Option<VideoPieces<'a>>), ModelError> {
-        let whole = match medium.data() {
+        if let MediaData::Video {
+            frames,
+            frames_per_second: rate,
+        } = medium.data()
+            // A capture has the values of the whole.
+            && !probe::active()
+            && let Some((input, pieces)) = self.model.video_pieces(frames, *rate, options)?
+        {
+            return Ok((input, Some(pieces)));
+        }
+        Ok((self.prepare_whole(medium, options)?, None))
+    }
+
+    /// Prepares a medium.
+    pub(super) fn prepare_whole(
+        &self,
+        medium: &Media,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        match medium.data() {
             MediaData::Image(image) => self.model.image(image, options),
             MediaData::Video {
                 frames,
                 frames_per_second: rate,
-            } => {
-                // A capture has the values of the whole.
-                if !probe::active()
-                    && let Some((input, pieces)) =
-                        self.model.video_pieces(frames, *rate, options)?
-                {
-                    return Ok((input, Some(pieces)));
-                }
-                self.model.video(frames, *rate, options)
-            }
+            } => self.model.video(frames, *rate, options),
             MediaData::Audio {
                 samples,
                 sample_rate,
             } => self.model.audio(samples, *sample_rate, options),
-        };
-        Ok((whole?, None))
+        }
     }
 
     /// Runs the encoder, chooses tokens, and keeps them for later requests.
@@ -270,7 +303,11 @@ impl<B: KernelBackend> LoadedModel<B> {
     }
 
     /// Builds the prompt with its media and checks it against the model.
-    fn prompt(&self, request: &Request<'_>, places: &[MediumPlace]) -> Result<Prompt, EngineError> {
+    pub(super) fn prompt(
+        &self,
+        request: &Request<'_>,
+        places: &[MediumPlace],
+    ) -> Result<Prompt, EngineError> {
         let conversation = Conversation {
             messages: request.messages,
             parse_special: request.parse_special,
@@ -378,14 +415,22 @@ impl<B: KernelBackend> LoadedModel<B> {
         match held.or_else(|| self.load_encoded(key)) {
             Some(encoded) => Ok(encoded),
             None => {
-                let options = self.options(request);
+                let options = &prepared.options[medium];
                 let (input, pieces) = {
                     let _stage = stage::top("preprocess");
-                    self.prepare_medium(&request.media[medium], &options)?
+                    self.prepare_medium(&request.media[medium], options)?
                 };
-                self.encode(key, (&input, pieces.as_ref()), &options, on_event)
+                self.encode(key, (&input, pieces.as_ref()), options, on_event)
             }
         }
+    }
+}
+
+/// Returns the place of a medium whose encoder drops nothing.
+pub(super) fn before_encoding(input: &MediaInput) -> MediumPlace {
+    MediumPlace {
+        layout: input.layout.clone(),
+        steps: Vec::new(),
     }
 }
 

@@ -225,7 +225,8 @@ impl<B: KernelBackend> Session<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<(Prepared<B>, Reused, Tensor<B, 2>), EngineError> {
-        let prepared = self.shared.prepare(request, on_event)?;
+        let past = self.past.as_ref().map_or(&[][..], |past| &past.tokens);
+        let prepared = self.shared.prepare(request, past, on_event)?;
         let outcome = self.prefill_prepared(&prepared, request, on_event);
         self.shared.features().trim(&prepared.keys);
         match outcome {

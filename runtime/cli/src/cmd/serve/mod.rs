@@ -23,6 +23,7 @@ use sd_notify::NotifyState;
 use self::clients::{Job, hung_up};
 use self::lines::Patience;
 use super::cache::{CacheOptions, parse_bytes};
+use super::costs;
 use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers requests from other programs until it is terminated.
@@ -103,6 +104,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
+        self.media.check()?;
         let limits = Limits {
             max_tokens: self.max_tokens,
             files: !self.no_files,
@@ -116,6 +118,11 @@ impl Cmd {
         let engine = self.device.load(&self.model)?;
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;
+        costs::apply(
+            self.media.first_token_budget(),
+            self.cache.folder(),
+            &engine,
+        )?;
         let mut session = engine.session();
         let memory = usize::try_from(self.conversation_memory).unwrap_or(usize::MAX);
         session.keep_conversations(self.conversations, memory);
