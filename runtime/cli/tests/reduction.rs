@@ -56,11 +56,11 @@ fn tokens_are_accounted_for_after_every_step() {
     ];
     let mut left = all;
     for (i, (method, stage)) in expected.into_iter().enumerate() {
-        left = (left + 1) / 2;
+        left = left.div_ceil(2);
         let (found, place, tokens) = step(i);
         assert_eq!(((found, place), tokens), (name(method, stage), left));
     }
-    assert_eq!(reduced["visual_tokens"].as_u64(), Some((all + 3) / 4));
+    assert_eq!(reduced["visual_tokens"].as_u64(), Some(all.div_ceil(4)));
     let share = answer(&["--keep-visual-tokens", "25%"]);
     assert_eq!(share["visual_tokens"].as_u64(), Some((all + 2) / 4));
 }

@@ -80,6 +80,7 @@ mod tests {
             grid: [0; 3],
             layout: Run::sequence(100).into(),
             reduction: InputReduction::default(),
+            piece: None,
         }
     }
 
