@@ -183,13 +183,14 @@ fn the_reduction_follows_the_budget() {
     let less = json_of(&budget(all - 1.0));
     assert_eq!(less["reductions"][0]["method"], "diverse");
     assert_eq!(less["reductions"][0]["tokens"], (3 * visual + 2) / 4);
-    // Half of the time is spent in the encoder's rows, so that they have to be merged.
-    let output = budget(all / 2.0);
-    let half = json_of(&output);
-    assert_eq!(half["reductions"][0]["method"], "merge");
+    // Most of the time is spent in the encoder's rows, so that they have to be merged.
+    let limit = 0.7 * all;
+    let output = budget(limit);
+    let short = json_of(&output);
+    assert_eq!(short["reductions"][0]["method"], "merge");
     assert!(
-        half["estimated_first_token_ms"].as_f64() <= Some(all / 2.0),
-        "{half}"
+        short["estimated_first_token_ms"].as_f64() <= Some(limit),
+        "{short}"
     );
     assert_eq!(errors(&output), "");
     let auto = run(
@@ -198,10 +199,10 @@ fn the_reduction_follows_the_budget() {
             "--reduce",
             "auto",
             "--first-token-budget",
-            &(all / 2.0).to_string(),
+            &(limit).to_string(),
         ],
     );
-    assert_eq!(json_of(&auto)["reductions"], half["reductions"]);
+    assert_eq!(json_of(&auto)["reductions"], short["reductions"]);
 }
 
 #[test]
