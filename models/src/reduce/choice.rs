@@ -17,19 +17,21 @@ pub struct Candidate {
 /// leave fewer tokens; of chains that leave as many, the one comes first that leaves the encoder as
 /// it is. Ratios are fixed, so that a choice does not change with small differences of times.
 pub const CANDIDATES: &[Candidate] = &[
-    candidate("", 95.8),
-    candidate("diverse:0.75", 95.8),
-    candidate("merge:0.75", 96.1),
-    candidate("diverse:0.5", 95.9),
+    candidate("", 96.3),
+    candidate("diverse:0.75", 96.4),
+    candidate("merge:0.75", 96.4),
+    candidate("diverse:0.5", 96.0),
     candidate("merge:0.5", 95.9),
-    candidate("diverse:0.33", 95.4),
-    candidate("merge:0.33", 95.3),
-    candidate("diverse:0.25", 95.1),
-    candidate("merge:0.25", 95.1),
-    candidate("merge:0.25,diverse:0.5", 93.6),
-    candidate("diverse:0.11", 93.1),
-    candidate("merge:0.25,diverse:0.44", 92.8),
-    candidate("merge:0.11", 88.2),
+    candidate("diverse:0.33", 95.8),
+    candidate("merge:0.33", 95.7),
+    candidate("merge:0.33:3", 95.7),
+    candidate("diverse:0.25", 95.4),
+    candidate("merge:0.25", 95.4),
+    candidate("merge:0.25:4", 95.4),
+    candidate("merge:0.25,diverse:0.5", 94.3),
+    candidate("diverse:0.11", 93.6),
+    candidate("merge:0.25,diverse:0.44", 93.2),
+    candidate("merge:0.11", 88.1),
 ];
 
 const fn candidate(chain: &'static str, accuracy: f64) -> Candidate {

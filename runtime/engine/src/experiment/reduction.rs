@@ -105,7 +105,7 @@ pub fn default_chains() -> Vec<Reductions> {
     });
     let tolerances = ["0", "1", "3", "6"].map(|tolerance| format!("duplicates:{tolerance}"));
     let chains = [
-        "merge:0.25:3",
+        "merge:0.25:4",
         "merge:0.33:3",
         "merge:0.5,diverse:0.22",
         "merge:0.33,diverse:0.33",
