@@ -233,7 +233,7 @@ impl Cmd {
             Ok(prompt) => Some(prompt),
             Err(error) => {
                 eprintln!(
-                    "the files make no prompt together: {}",
+                    "the files are not shown as one prompt: {}",
                     message(&error.into())
                 );
                 None
