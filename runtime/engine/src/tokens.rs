@@ -177,8 +177,8 @@ impl MediumCount {
         self.input.kind
     }
 
-    /// Returns the tokens that enter the language model: an upper bound only if the encoder merges
-    /// units within windows.
+    /// Returns the tokens that enter the language model. An encoder that merges units within small
+    /// windows may leave a few more.
     pub fn tokens(&self) -> usize {
         self.schedule.tokens
     }
