@@ -5,7 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::manifest::Manifest;
-use common::{F32, ask, engine_of};
+use common::{F32, ask, engine_of, relative};
 use edge_lmm::{
     Cpu, EngineError, Event, Media, MediaOptions, ModelError, Recording, Request, Session,
 };
@@ -85,7 +85,9 @@ fn pieces_give_the_same_scores_as_the_whole() {
         ..F32
     };
     for name in ["qwen2vl-tiny", "qwen25vl-tiny"] {
-        for options in [&F32, &quantized] {
+        // Attention adds up blocks of keys that begin elsewhere; with quantized weights, a
+        // difference in the last place may round an activation to another step.
+        for (options, tolerance) in [(&F32, 1e-5), (&quantized, 1e-2)] {
             let mut session = session(name, options);
             for methods in [
                 "",
@@ -96,9 +98,15 @@ fn pieces_give_the_same_scores_as_the_whole() {
             ] {
                 let pieces = prefill(&mut session, methods);
                 let whole = whole(|| prefill(&mut session, methods));
-                assert_eq!(pieces.0, whole.0, "{name} {methods}");
+                let error = relative(&pieces.0, &whole.0);
+                println!("{name} {methods}: {error:.1e}");
+                assert!(error < tolerance, "{name} {methods}: {error}");
                 assert_eq!(pieces.1, whole.1, "{name} {methods}");
-                let passes = if methods == "still" { 1 } else { 5 };
+                // The choice of diverse tokens reports its own progress at the end, over the whole.
+                let passes = match methods {
+                    "still" | "diverse:0.3,random:0.5" => 1,
+                    _ => 5,
+                };
                 assert_eq!(pieces.2.1, passes * whole.2.1, "{name} {methods}");
             }
         }
@@ -140,5 +148,6 @@ fn a_canceled_encoder_ends() {
     );
     // Nothing of the canceled request is left.
     let again = prefill(&mut session, "");
-    assert_eq!(again.0, whole(|| prefill(&mut session, "")).0);
+    let whole = whole(|| prefill(&mut session, ""));
+    assert!(relative(&again.0, &whole.0) < 1e-5);
 }

@@ -163,8 +163,9 @@ impl Store {
         });
         match written {
             Ok(bytes) => log::debug!("{} has {bytes} bytes", path.display()),
-            // Another process writes the same result.
+            // Another process writes the same result, or has written it meanwhile.
             Err(OutputError::Busy { .. }) => {}
+            Err(_) if path.exists() => {}
             Err(error) => {
                 self.read_only.store(true, Ordering::Relaxed);
                 log::warn!("{error}; nothing more is cached");
