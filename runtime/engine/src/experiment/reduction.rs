@@ -105,11 +105,13 @@ pub fn default_chains() -> Vec<Reductions> {
     });
     let tolerances = ["0", "1", "3", "6"].map(|tolerance| format!("duplicates:{tolerance}"));
     let chains = [
+        "merge:0.25:3",
         "merge:0.25:4",
         "merge:0.33:3",
         "merge:0.5,diverse:0.22",
         "merge:0.33,diverse:0.33",
         "merge:0.25,diverse:0.44",
+        "merge:0.25,diverse:0.5",
         "diverse:0.33,language:1:0.33",
     ];
     let all = shares.chain(tolerances).chain(chains.map(str::to_owned));
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn default_chains_are_all_valid() {
-        assert_eq!(default_chains().len(), 7 * SHARES.len() + 4 + 6);
+        assert_eq!(default_chains().len(), 7 * SHARES.len() + 4 + 8);
     }
 
     #[test]
