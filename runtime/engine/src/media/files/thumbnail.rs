@@ -6,7 +6,7 @@ use edge_lmm_models::preprocess::RgbImage;
 const MAX_SIDE: usize = 224;
 
 /// A frame in which each value is the mean of a square block of pixels. Blocks are as small as
-/// [`MAX_SIDE`] permits: one pixel in small frames.
+/// `MAX_SIDE` permits: one pixel in small frames.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Thumbnail {
     width: usize,
