@@ -867,7 +867,9 @@ fn rotated_attentions() {
             let mut other = G::kv_cache(larger, &Default::default()).expect("memory");
             assert_eq!(other.import(&bytes), Ok(start));
             other.export(start, &mut again).expect("bytes");
-            assert!(bytes == again && bytes.iter().any(|&byte| byte != 0) == (start > 0));
+            assert_eq!(bytes, again);
+            let values = &bytes[bytes.len() / 2..];
+            assert!(start == 0 || values.iter().any(|&byte| byte != 0));
             // Keys of a fork do not reach the cache that it was made of.
             let mut fork = cache.fork().expect("memory");
             assert_eq!((fork.len(), fork.capacity()), (start, total));
