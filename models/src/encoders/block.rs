@@ -88,20 +88,14 @@ impl<B: KernelBackend> Block<B> {
 }
 
 impl<B: KernelBackend> TowerLayer<B> for Block<B> {
-    /// Reports progress before each product of attention and before attention itself.
     fn attend(
         &self,
         x: Tensor<B, 2>,
         input: AttentionInput<'_, B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Attended<B>, ModelError> {
-        monitor.report(0, 4)?;
-        let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-        let quantized = self.qkv.is_quantized();
-        monitor.report(1, 4)?;
-        let attended = self_attention(qkv, self.heads, input, quantized);
-        monitor.report(2, 4)?;
-        Ok(attended.map(|attended| self.out.forward_residual(attended, x)))
+        let norm = |x| self.attention_norm.forward(x);
+        attend(x, norm, [&self.qkv, &self.out], self.heads, input, monitor)
     }
 
     /// Reports progress before the MLP.
@@ -115,12 +109,33 @@ impl<B: KernelBackend> TowerLayer<B> for Block<B> {
     }
 }
 
+/// Attention of a layer of a tower: the norm, queries, keys and values, attention, and the projection
+/// `out`, added to the residual `x`. Reports progress before each product and before attention itself.
+///
+/// # Errors
+/// If `monitor` cancels.
+pub(crate) fn attend<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    norm: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
+    [qkv, out]: [&Linear<B>; 2],
+    heads: Heads,
+    input: AttentionInput<'_, B>,
+    monitor: &mut Monitor<'_>,
+) -> Result<Attended<B>, ModelError> {
+    monitor.report(0, 4)?;
+    let projected = qkv.forward(norm(x.clone()));
+    monitor.report(1, 4)?;
+    let attended = self_attention(projected, heads, input, qkv.is_quantized());
+    monitor.report(2, 4)?;
+    Ok(attended.map(|attended| out.forward_residual(attended, x)))
+}
+
 /// Self-attention of an encoder. `quantized` is `true` if the projection of queries, keys and values
 /// is quantized.
 ///
 /// # Shapes
 /// - qkv: `[tokens, 3 * width]`, output: `[tokens, width]`
-pub(crate) fn self_attention<B: KernelBackend>(
+fn self_attention<B: KernelBackend>(
     qkv: Tensor<B, 2>,
     heads: Heads,
     input: AttentionInput<'_, B>,

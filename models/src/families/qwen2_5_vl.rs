@@ -14,7 +14,7 @@ use edge_lmm_ops::{Activation, Heads, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::encoders::block::{equal_heads, self_attention};
+use crate::encoders::block::{attend, equal_heads};
 use crate::encoders::merger::Merger;
 use crate::encoders::patch_grid::{
     PatchConfig, UnitPatches, check_heads, check_rotary, check_token_width, rotary_table,
@@ -397,13 +397,8 @@ impl<B: KernelBackend> TowerLayer<B> for VisionBlock<B> {
         input: AttentionInput<'_, B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Attended<B>, ModelError> {
-        monitor.report(0, 4)?;
-        let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-        let quantized = self.qkv.is_quantized();
-        monitor.report(1, 4)?;
-        let attended = self_attention(qkv, self.heads, input, quantized);
-        monitor.report(2, 4)?;
-        Ok(attended.map(|attended| self.out.forward_residual(attended, x)))
+        let norm = |x| self.attention_norm.forward(x);
+        attend(x, norm, [&self.qkv, &self.out], self.heads, input, monitor)
     }
 
     fn mlp(&self, x: Tensor<B, 2>, monitor: &mut Monitor<'_>) -> Result<Tensor<B, 2>, ModelError> {

@@ -20,7 +20,7 @@ pub struct AnswerReport {
     pub visual_tokens: usize,
     /// Prompt tokens that were not computed again.
     pub reused_tokens: usize,
-    /// Where these tokens were: `memory`, `disk`, or `null` if there are none.
+    /// Source of the reused tokens: `memory`, `disk`, or `null` if there are none.
     pub cache: Option<ReusedFrom>,
     /// Tokens of the media that each method of reduction left.
     pub reductions: Vec<ReductionStep>,

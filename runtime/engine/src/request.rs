@@ -94,7 +94,7 @@ pub struct Answer {
     pub language_tokens: Option<usize>,
     /// Prompt tokens that were not computed again.
     pub reused_tokens: usize,
-    /// Where these tokens were; `None` if there are none.
+    /// Source of the reused tokens; `None` if there are none.
     pub reused_from: Option<ReusedFrom>,
     /// Tokens of the media that each method of reduction left, in the order in which they ran.
     pub reductions: Vec<ReductionStep>,

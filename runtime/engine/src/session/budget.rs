@@ -19,7 +19,7 @@ use crate::request::Request;
 /// Number of media whose chains are remembered.
 const MOST_CHOSEN: usize = 4096;
 
-/// How the media of a request are prepared.
+/// Options and keys of the media of a request.
 pub(super) struct Plan {
     /// Options of each medium.
     pub options: Vec<MediaOptions>,
@@ -31,7 +31,7 @@ pub(super) struct Plan {
     pub estimate: Option<Duration>,
 }
 
-/// What is known of the media of a request before they are encoded.
+/// Media of a request before they are encoded: their plan, places and open choices.
 struct Outlook {
     plan: Plan,
     /// Places in the prompt, at most.

@@ -1,4 +1,4 @@
-//! Which tokens of a prompt need not be computed again.
+//! Reuse of the first tokens of a prompt.
 //!
 //! A prompt is compared with the current conversation, with others that the session keeps and with
 //! prefixes in files. The longest common prefix is continued.
@@ -16,7 +16,7 @@ use crate::error::EngineError;
 /// Tokens of a shared prefix from which it is worth a copy of its keys and values.
 const WORTH_A_COPY: usize = 32;
 
-/// Where tokens of a prompt were that were not computed again.
+/// Source of the tokens of a prompt that were not computed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

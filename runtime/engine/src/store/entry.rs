@@ -90,7 +90,7 @@ impl Origin {
     }
 }
 
-/// Where parts of an entry are, after its frame was checked.
+/// Positions of the parts of an entry whose frame was checked.
 struct Frame {
     kind: u32,
     key: u128,

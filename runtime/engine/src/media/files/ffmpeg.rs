@@ -28,7 +28,7 @@ const SAMPLE_RATE: u32 = 16_000;
 /// Maximum bytes of the end of the messages that are kept.
 const MAX_MESSAGE: usize = 2048;
 
-/// What ffmpeg reads.
+/// Input of ffmpeg.
 pub(super) enum Input<'a> {
     File(&'a Path),
     Pipe(Box<dyn Read + Send>),

@@ -42,7 +42,7 @@ pub enum FrameSelection {
     Key(usize),
 }
 
-/// Which frames of a video are used.
+/// Selection of the frames of a video.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct VideoOptions {
     /// Selection of frames.

@@ -112,7 +112,7 @@ pub(super) struct GifDecoder {
     decoder: gif::Decoder<Cursor<Shared>>,
     global: Option<Vec<u8>>,
     composer: Composer,
-    /// What remains to be done before the next frame is drawn.
+    /// Disposal of the last frame, which is done before the next one is drawn.
     disposal: Disposal,
     indices: Vec<u8>,
 }

@@ -40,7 +40,7 @@ pub fn delays(bytes: &[u8]) -> Vec<f64> {
 pub(super) struct PngDecoder {
     reader: Reader<Cursor<Shared>>,
     canvas: Canvas,
-    /// What remains to be done before the next frame is drawn.
+    /// Disposal of the last frame, which is done before the next one is drawn.
     disposal: Disposal,
     is_first: bool,
     buffer: Vec<u8>,

@@ -31,7 +31,7 @@ pub(super) fn is_parameters(unit: &[u8]) -> bool {
         .is_some_and(|header| header & 31 == SEQUENCE_PARAMETERS)
 }
 
-/// What a sequence parameter set says about the images.
+/// Properties of the images, from a sequence parameter set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Parameters {
     /// Size of the shown part of the image.
