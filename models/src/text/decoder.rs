@@ -14,6 +14,7 @@ use crate::language::{DecoderState, LanguageModel, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
@@ -246,13 +247,9 @@ impl<B: KernelBackend> Decoder<B> {
         })
     }
 
-    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
-    fn rotary_table(
-        &self,
-        positions: &[Position],
-        long: bool,
-        device: &B::Device,
-    ) -> RotaryTable<B> {
+    /// Returns the angle of each pair of rotated elements at a position of a sequence that is `long`
+    /// or not, the number of pairs, and the factor of cosines and sines.
+    fn rotary_angles(&self, long: bool) -> (impl Fn(Position, usize) -> f32, usize, f32) {
         let theta = self.config.rope_theta;
         let (frequencies, factor) = match &self.config.rotary {
             RotaryKind::Scaled(ScaledRotary { dim, scaling }) => (
@@ -269,11 +266,21 @@ impl<B: KernelBackend> Decoder<B> {
                 .flat_map(|(axis, &count)| std::iter::repeat_n(axis, count))
                 .collect(),
         };
-        let angle = |token: usize, i: usize| {
-            let position: Position = positions[token];
-            position[axes[i]] as f32 * frequencies[i]
-        };
-        RotaryTable::new(positions.len(), frequencies.len(), factor, angle, device)
+        let pairs = frequencies.len();
+        let angle = move |position: Position, i: usize| position[axes[i]] as f32 * frequencies[i];
+        (angle, pairs, factor)
+    }
+
+    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
+    fn rotary_table(
+        &self,
+        positions: &[Position],
+        long: bool,
+        device: &B::Device,
+    ) -> RotaryTable<B> {
+        let (angle, pairs, factor) = self.rotary_angles(long);
+        let angle = |token: usize, i: usize| angle(positions[token], i);
+        RotaryTable::new(positions.len(), pairs, factor, angle, device)
     }
 }
 
@@ -309,6 +316,18 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
 
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
+    }
+
+    fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
+        let (angle, pairs, _) = self.rotary_angles(false);
+        let means = |&position: &Position| {
+            let angles = (0..pairs).map(|i| f64::from(angle(position, i)));
+            let [cos, sin] = angles.fold([0.0, 0.0], |[cos, sin], angle| {
+                [cos + angle.cos(), sin + angle.sin()]
+            });
+            [cos, sin].map(|sum| (sum / pairs as f64) as f32)
+        };
+        (pairs > 0).then(|| positions.iter().map(means).collect())
     }
 
     fn step(
