@@ -103,9 +103,8 @@ impl Choice<'_> {
         let (weight, root) = (f64::from(self.weights[row]), pivot.sqrt());
         for (other, residual) in self.residuals.iter_mut().enumerate() {
             let squared = f64::from(self.weights[other]).powi(2);
-            let kernel = weight
-                * f64::from(cosine(distances[other]))
-                * f64::from(self.weights[other]);
+            let kernel =
+                weight * f64::from(cosine(distances[other])) * f64::from(self.weights[other]);
             let factor = (kernel - explained[other]) / root;
             self.factors.push(factor as f32);
             if *residual != TAKEN {
@@ -123,7 +122,12 @@ impl Choice<'_> {
             true => f32::NEG_INFINITY,
             false => *weight,
         };
-        let weights: Vec<f32> = self.weights.iter().zip(&self.residuals).map(weight).collect();
+        let weights: Vec<f32> = self
+            .weights
+            .iter()
+            .zip(&self.residuals)
+            .map(weight)
+            .collect();
         self.chosen
             .extend(largest(&weights, count - self.chosen.len()));
     }
@@ -179,7 +183,10 @@ mod tests {
 
     #[test]
     fn broken_rows_are_distinct_tokens() {
-        assert_eq!(choose(&[[f32::NAN, 1.0]; 4], &[f32::NAN; 4], 3, &[]), [0, 1, 2]);
+        assert_eq!(
+            choose(&[[f32::NAN, 1.0]; 4], &[f32::NAN; 4], 3, &[]),
+            [0, 1, 2]
+        );
         assert_eq!(choose(&[[0.0, 0.0]; 3], &[1.0; 3], 2, &[]), [0, 1]);
         let rows = [[f32::NAN, 0.0], [1.0, 0.0], [0.0, 1.0]];
         assert_eq!(choose(&rows, &[f32::NAN, 1.0, 0.5], 2, &[]), [1, 2]);

@@ -98,7 +98,9 @@ impl Distances {
         for tile in 0..tiles {
             monitor.report(tile, tiles)?;
             let first = tile * TILE;
-            let rows = distances.directions.distances(first..tokens.min(first + TILE));
+            let rows = distances
+                .directions
+                .distances(first..tokens.min(first + TILE));
             let rows_of = rows.chunks_exact(tokens).enumerate();
             distances.nearest.extend(rows_of.map(|(i, row)| {
                 let others = row.iter().enumerate().filter(|(j, _)| *j != first + i);
@@ -152,8 +154,8 @@ mod tests {
         let three = choose(&rows, 3);
         assert!(three.contains(&4) && three.iter().filter(|&&i| i < 2).count() == 1);
         assert_eq!(choose(&rows, 9), [0, 1, 2, 3, 4]);
-        // The farthest row from row 1 is row 4, and then row 3.
-        assert_eq!(choose_after(&rows, 3, &[1]), [1, 3, 4]);
+        // The farthest row from row 1 is row 4, and then row 2: 87 degrees from row 1.
+        assert_eq!(choose_after(&rows, 3, &[1]), [1, 2, 4]);
         assert_eq!(choose_after(&rows, 2, &[3, 1]), [1, 3]);
     }
 

@@ -160,7 +160,9 @@ impl<B: KernelBackend> Choice<'_, B> {
             _ => {
                 let received = self.encoded.attention.clone();
                 let mut received = received.ok_or(ModelError::NoAttention)?;
-                first.iter().for_each(|&token| received[token] = f32::INFINITY);
+                first
+                    .iter()
+                    .for_each(|&token| received[token] = f32::INFINITY);
                 largest(&received, count)
             }
         })

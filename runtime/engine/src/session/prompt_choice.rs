@@ -134,10 +134,9 @@ mod tests {
             role: Role::User,
             content: content.to_vec(),
         };
-        let (image, text) = (
-            Content::Media(MediaKind::Image),
-            |text: &str| Content::Text(text.to_owned()),
-        );
+        let (image, text) = (Content::Media(MediaKind::Image), |text: &str| {
+            Content::Text(text.to_owned())
+        });
         let messages = [
             message(&[image.clone(), text("what?"), image.clone()]),
             message(&[image.clone()]),
