@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, attention_row, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, stage};
 
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, StepInput};
@@ -18,7 +18,7 @@ use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
-use crate::text::step::{Place, capture_last, run_layers, scale};
+use crate::text::step::{Place, finish, run_layers, scale, weights_of};
 use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
@@ -372,7 +372,6 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let _text = stage::scope(format_args!("text"));
         let table = self.rotary_table(input.positions, state.long, &x.device());
         let heads = self.config.heads();
         run_layers(
@@ -394,21 +393,17 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         keys: Range<usize>,
         state: &DecoderState<B>,
     ) -> Tensor<B, 2> {
-        let _text = stage::scope(format_args!("text"));
-        let _layer = stage::scope(format_args!("layers.{layer}"));
-        let _stage = stage::module("attention");
-        let table = self.rotary_table(&[position], state.long, &x.device());
         let (heads, weights) = (self.config.heads(), &self.layers[layer]);
-        let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
-        let q = table.rotate(qkv, 0, heads.heads, heads.head_dim);
-        attention_row::<B>(q, heads, &state.cache, layer, keys, scale(heads))
+        let query = || {
+            let table = self.rotary_table(&[position], state.long, &x.device());
+            let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
+            table.rotate(qkv, 0, heads.heads, heads.head_dim)
+        };
+        weights_of::<B>(layer, heads, query, &state.cache, keys)
     }
 
     fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let _text = stage::scope(format_args!("text"));
-        let hidden = self.norm.forward(x);
-        capture_last(&hidden);
-        hidden
+        finish(|x| self.norm.forward(x), x)
     }
 }
 
