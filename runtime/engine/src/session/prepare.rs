@@ -203,13 +203,6 @@ impl<B: KernelBackend> LoadedModel<B> {
         if changed {
             prompt = self.prompt(request, &places)?;
         }
-        log::debug!(
-            "prompt: {} tokens, {} of them of {} media",
-            prompt.ids.len(),
-            prompt.visual_tokens(),
-            keys.len()
-        );
-        capture_inputs(&inputs, &prompt);
         let prepared = Prepared {
             choices: self.prompt_choices(request, &options, &keys, &prompt)?,
             output_keys: keys.clone(),
@@ -220,7 +213,15 @@ impl<B: KernelBackend> LoadedModel<B> {
             estimate,
             encoded,
         };
-        self.choose(prepared, places, request, on_event)
+        let prepared = self.choose(prepared, places, request, on_event)?;
+        log::debug!(
+            "prompt: {} tokens, {} of them of {} media",
+            prepared.prompt.ids.len(),
+            prepared.prompt.visual_tokens(),
+            prepared.keys.len()
+        );
+        capture_inputs(&inputs, &prepared.prompt);
+        Ok(prepared)
     }
 
     /// Applies the choices that depend on the prompt.
