@@ -66,55 +66,49 @@ pub(in crate::cube) fn scores<R: CubeRuntime>(
         q.width
     );
     let out = Rows::empty(&q, heads.heads, keys.len());
-    let Layer { keys: k, half, .. } = cache.layer(layer);
     let head = shape.capacity * shape.head_dim;
+    let (grid, dim) = (
+        cubes((heads.heads * keys.len()).div_ceil(UNITS)),
+        CubeDim::new_1d(UNITS as u32),
+    );
+    let Layer { keys: k, half, .. } = cache.layer(layer);
+    let group = heads.heads / heads.kv_heads;
     stage::launched();
     // SAFETY: units below `heads * keys` read a key below the capacity and one head of the query, and
     // write one score, as asserted above.
     #[allow(unsafe_code)]
     unsafe {
-        match half {
-            true => {
-                let k = OperandLaunch::new(k, 0, head, shape.head_dim);
-                launch::<f16, R>(&q, k, &out, heads, keys, scale);
-            }
-            false => {
-                let k = OperandLaunch::new(k, 0, head, shape.head_dim);
-                launch::<f32, R>(&q, k, &out, heads, keys, scale);
-            }
+        if half {
+            scores_kernel::launch_unchecked::<f16, R>(
+                q.client(),
+                grid,
+                dim,
+                q.arg(),
+                OperandLaunch::new(k, 0, head, shape.head_dim),
+                out.arg(),
+                keys.start,
+                keys.len(),
+                heads.heads,
+                group,
+                scale,
+                shape.head_dim,
+            );
+        } else {
+            scores_kernel::launch_unchecked::<f32, R>(
+                q.client(),
+                grid,
+                dim,
+                q.arg(),
+                OperandLaunch::new(k, 0, head, shape.head_dim),
+                out.arg(),
+                keys.start,
+                keys.len(),
+                heads.heads,
+                group,
+                scale,
+                shape.head_dim,
+            );
         }
     }
     out.into_tensor()
-}
-
-/// Launches the kernel for keys of one type.
-///
-/// # Safety
-/// `keys` must be positions of `k`, `q` must have the heads, and `out` their scores.
-#[allow(unsafe_code)]
-unsafe fn launch<E: Float, R: CubeRuntime>(
-    q: &Rows<R>,
-    k: OperandLaunch<E, R>,
-    out: &Rows<R>,
-    heads: Heads,
-    keys: Range<usize>,
-    scale: f32,
-) {
-    // SAFETY: the caller promises it.
-    unsafe {
-        scores_kernel::launch_unchecked::<E, R>(
-            q.client(),
-            cubes((heads.heads * keys.len()).div_ceil(UNITS)),
-            CubeDim::new_1d(UNITS as u32),
-            q.arg(),
-            k,
-            out.arg(),
-            keys.start,
-            keys.len(),
-            heads.heads,
-            heads.heads / heads.kv_heads,
-            scale,
-            heads.head_dim,
-        );
-    }
 }
