@@ -241,6 +241,7 @@ fn every_family_is_reduced() {
             "duplicates",
             "merge:0.5",
             "diverse:0.5",
+            "question:0.25",
             "random:0.25",
             "stride:0.25",
         ] {
@@ -265,9 +266,9 @@ fn every_family_is_reduced() {
                 "{name}: {method}"
             );
         }
-        let methods = "merge:1,diverse:1,random:1,stride:1";
+        let methods = "merge:1,diverse:1,question:1,random:1,stride:1";
         let (same, found) = ask(&reduced(methods));
-        assert_eq!(same.reductions.len(), 4, "{name}");
+        assert_eq!(same.reductions.len(), 5, "{name}");
         assert_eq!(
             found["logits_first"], all["logits_first"],
             "{name}: {methods}"
@@ -294,6 +295,25 @@ fn attention_chooses_tokens_where_the_encoder_reports_it() {
                 "{error}"
             ),
             (false, Ok((answer, _))) => assert_eq!(answer.reductions.len(), 1),
+            (_, other) => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+/// Anchors are positions of rotary embeddings, which the language models of BLIP-2 do not have.
+#[test]
+fn anchors_are_protected_in_models_with_rotary_embeddings() {
+    for manifest in with_images() {
+        let name = &manifest.name;
+        let mut session = engine_of(manifest.open(), &F32);
+        let media = [mostly_flat()];
+        let options = reduced("stride:0.25,anchors:0.5");
+        let answer = answer(&mut session, &media, "what?", &options);
+        match (name.starts_with("blip2"), answer) {
+            (true, Err(EngineError::Model(ModelError::NoRotary))) => {}
+            (false, Ok((answer, _))) => {
+                assert_eq!(answer.reductions[0].tokens, answer.visual_tokens, "{name}");
+            }
             (_, other) => panic!("{name}: {other:?}"),
         }
     }
@@ -338,8 +358,8 @@ fn still_units_of_a_video_are_encoded_once() {
         };
         let whole = ask(&MediaOptions::default()).visual_tokens;
         let part = ask(&reduced("still"));
-        // One slice in full, and the unit at the corner once more.
-        assert_eq!(part.visual_tokens, whole / 3 + 1, "{name}");
+        // One slice in full, and the unit at the corner with the three beside it once more.
+        assert_eq!(part.visual_tokens, whole / 3 + 4, "{name}");
         assert_eq!(part.reductions[0].tokens, part.visual_tokens);
         // Merging works slice by slice.
         let merged = ask(&reduced("merge:0.5"));
@@ -352,7 +372,7 @@ fn still_units_of_a_video_are_encoded_once() {
 fn threads_do_not_change_the_choice() {
     let mut session = engine(&data().join("qwen2vl-scenes"), None, &F32);
     let media = [Media::image(image("images/scene_017.png"))];
-    let options = reduced("duplicates,merge:0.5,attention:0.75,diverse:0.5");
+    let options = reduced("duplicates,merge:0.5,attention:0.75,diverse:0.75,question:0.5,anchors");
     let mut logits = |threads: usize| {
         edge_lmm::set_threads(threads.try_into().expect("a number"));
         let (_, mut found) = answer(&mut session, &media, "what?", &options).expect("an answer");

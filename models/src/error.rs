@@ -70,6 +70,12 @@ pub enum ModelError {
          another method than attention, such as diverse"
     )]
     NoAttention,
+    /// Anchors are positions of rotary embeddings, which the model does not have.
+    #[error(
+        "the language model has no rotary position embeddings, so that its tokens cannot be \
+         anchors: leave anchors out"
+    )]
+    NoRotary,
     /// The family does not support a method of reduction before or within its encoder.
     #[error(
         "the encoder of this model does not support the method {method}: use one after the \

@@ -9,6 +9,7 @@ use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore, select_rows};
 use crate::error::ModelError;
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::{self, DecoderLayers, Dropped, StepReduction};
 
 /// Default number of tokens that [`LanguageModel::prefill`] processes at once: enough to fill the
@@ -361,6 +362,12 @@ pub trait LanguageModel<B: KernelBackend> {
     /// Returns the layers, if they can be run in parts: those of a decoder-only model without
     /// recurrent layers. The reduction of tokens inside the language model needs them.
     fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
+        None
+    }
+
+    /// Returns the mean cosine and mean sine of the rotary angles of each position in a sequence
+    /// that is not long; `None` without rotary embeddings.
+    fn rotary_means(&self, _positions: &[Position]) -> Option<Vec<RotaryMeans>> {
         None
     }
 

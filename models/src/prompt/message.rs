@@ -82,6 +82,21 @@ impl Message {
         text.sum()
     }
 
+    /// Returns its text, that of several parts on lines of their own.
+    pub fn joined_text(&self) -> String {
+        let texts = self.content.iter().filter_map(|content| match content {
+            Content::Text(text) => Some(text.as_str()),
+            Content::Media(_) => None,
+        });
+        texts.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Returns the number of media that it shows.
+    pub fn media(&self) -> usize {
+        let is_media = |content: &&Content| matches!(content, Content::Media(_));
+        self.content.iter().filter(is_media).count()
+    }
+
     /// Creates a message that contains only text.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
         Self {

@@ -173,6 +173,14 @@ impl TextProcessor {
         self.encode_as(prompt, |encode| encode(false))
     }
 
+    /// Encodes text that is not part of a prompt, without the tokens of the post-processor.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        encode(&self.tokenizer, text, false)
+    }
+
     /// Encodes like [`Self::encode`], but adds the tokens of the post-processor (usually BOS),
     /// unless the template writes them itself.
     ///

@@ -3,14 +3,13 @@
 //! diversity problem with cosine distances.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{KernelBackend, pool, squared_distances};
+use edge_lmm_ops::KernelBackend;
 
 use crate::error::ModelError;
 use crate::monitor::Monitor;
-use crate::reduce::rows::{normalize, read};
+use crate::reduce::rows::Directions;
 
 /// Rows of the matrix of distances that are computed at once.
 const TILE: usize = 512;
@@ -19,9 +18,9 @@ const TILE: usize = 512;
 /// rows are computed when they are needed.
 const STORED: usize = 4096;
 
-/// Returns `count` rows of `features`, sorted. The first is the row whose nearest other row is
-/// farthest; each further one is the row farthest from those chosen. Of equal rows, the first is
-/// taken.
+/// Returns `count` rows of `features`, sorted: those of `first`, of which there are at most `count`,
+/// and others. Without `first`, the row whose nearest other row is farthest comes first; each further
+/// one is the row farthest from those chosen. Of equal rows, the first is taken.
 ///
 /// # Shapes
 /// - features: `[tokens, width]`
@@ -31,6 +30,7 @@ const STORED: usize = 4096;
 pub fn diverse<B: KernelBackend>(
     features: &Tensor<B, 2>,
     count: usize,
+    first: &[usize],
     monitor: &mut Monitor<'_>,
 ) -> Result<Vec<usize>, ModelError> {
     let [tokens, _] = features.dims();
@@ -42,7 +42,8 @@ pub fn diverse<B: KernelBackend>(
     let mut distance = distances.nearest.clone();
     let mut chosen = Vec::with_capacity(count);
     while chosen.len() < count {
-        let Some(next) = farthest(&distance) else {
+        let next = first.get(chosen.len()).copied();
+        let Some(next) = next.or_else(|| farthest(&distance)) else {
             break;
         };
         for (i, (d, &to_next)) in distance.iter_mut().zip(&*distances.row(next)).enumerate() {
@@ -73,11 +74,9 @@ fn farthest(distance: &[f32]) -> Option<usize> {
     best.or_else(|| distance.iter().position(|d| *d != TAKEN))
 }
 
-/// Distances of all pairs of tokens on the unit sphere: the square of the chord is twice the cosine
-/// distance, and precise for tokens that are almost equal.
+/// Squared distances of all pairs of directions.
 struct Distances {
-    normalized: Vec<f32>,
-    width: usize,
+    directions: Directions,
     /// Distance of each token to the nearest other one.
     nearest: Vec<f32>,
     /// The matrix, row by row, if it is stored.
@@ -89,22 +88,19 @@ impl Distances {
         features: &Tensor<B, 2>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Self, ModelError> {
-        let [tokens, width] = features.dims();
+        let [tokens, _] = features.dims();
         let mut distances = Self {
-            normalized: read(features.clone())?,
-            width,
+            directions: Directions::of(features.clone())?,
             nearest: Vec::with_capacity(tokens),
             stored: Vec::new(),
         };
-        distances
-            .normalized
-            .chunks_exact_mut(width)
-            .for_each(normalize);
         let tiles = tokens.div_ceil(TILE);
         for tile in 0..tiles {
             monitor.report(tile, tiles)?;
             let first = tile * TILE;
-            let rows = distances.rows(first..tokens.min(first + TILE));
+            let rows = distances
+                .directions
+                .distances(first..tokens.min(first + TILE));
             let rows_of = rows.chunks_exact(tokens).enumerate();
             distances.nearest.extend(rows_of.map(|(i, row)| {
                 let others = row.iter().enumerate().filter(|(j, _)| *j != first + i);
@@ -121,23 +117,9 @@ impl Distances {
     fn row(&self, token: usize) -> Cow<'_, [f32]> {
         let tokens = self.nearest.len();
         match self.stored.is_empty() {
-            true => self.rows(token..token + 1).into(),
+            true => self.directions.distances(token..token + 1).into(),
             false => self.stored[token * tokens..][..tokens].into(),
         }
-    }
-
-    fn rows(&self, range: Range<usize>) -> Vec<f32> {
-        let tokens = self.normalized.len() / self.width.max(1);
-        let mut out = vec![0.0; range.len() * tokens];
-        let rows = &self.normalized[range.start * self.width..range.end * self.width];
-        squared_distances(
-            &pool::global(),
-            rows,
-            &self.normalized,
-            self.width,
-            &mut out,
-        );
-        out
     }
 }
 
@@ -152,11 +134,15 @@ mod tests {
     type Cpu = burn_ndarray::NdArray<f32, i64, i8>;
 
     fn choose(rows: &[[f32; 2]], count: usize) -> Vec<usize> {
+        choose_after(rows, count, &[])
+    }
+
+    fn choose_after(rows: &[[f32; 2]], count: usize, first: &[usize]) -> Vec<usize> {
         let values: Vec<f32> = rows.iter().flatten().copied().collect();
         let data = TensorData::new(values, [rows.len(), 2]);
         let features = Tensor::<Cpu, 2>::from_data(data, &Default::default());
         let mut report = |_| ControlFlow::Continue(());
-        diverse(&features, count, &mut Monitor::new(&mut report)).unwrap()
+        diverse(&features, count, first, &mut Monitor::new(&mut report)).unwrap()
     }
 
     /// Worked by hand: rows 0 and 1 point almost the same way, as do rows 2 and 3; row 4 is alone.
@@ -168,6 +154,9 @@ mod tests {
         let three = choose(&rows, 3);
         assert!(three.contains(&4) && three.iter().filter(|&&i| i < 2).count() == 1);
         assert_eq!(choose(&rows, 9), [0, 1, 2, 3, 4]);
+        // The farthest row from row 1 is row 4, and then row 2: 87 degrees from row 1.
+        assert_eq!(choose_after(&rows, 3, &[1]), [1, 2, 4]);
+        assert_eq!(choose_after(&rows, 2, &[3, 1]), [1, 3]);
     }
 
     #[test]

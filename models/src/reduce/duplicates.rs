@@ -1,11 +1,11 @@
 //! Units of an image that equal a neighbor, dropped before the encoder (PixelPrune,
 //! [arXiv:2604.00886](https://arxiv.org/abs/2604.00886)), and units of a video that do not change.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
 use super::plan::{Reduction, Reductions};
-use super::sampling::largest;
 use super::share::Share;
 use crate::media::{InputReduction, MediaKind};
 
@@ -23,12 +23,19 @@ impl Novel {
     pub const EXACT: Self = Self::Above(0.0);
 
     /// Returns the units to keep, sorted, by their differences.
-    fn kept(self, differences: &[f32]) -> Vec<usize> {
+    fn kept(self, differences: &[Difference]) -> Vec<usize> {
         match self {
-            Self::Share(share) => largest(differences, share.of(differences.len())),
+            Self::Share(share) => {
+                let count = share.of(differences.len());
+                let mut order: Vec<usize> = (0..differences.len()).collect();
+                order.sort_by(|&a, &b| differences[b].order(&differences[a]));
+                order.truncate(count);
+                order.sort_unstable();
+                order
+            }
             Self::Above(tolerance) => {
                 let units = differences.iter().enumerate();
-                let new = units.filter(|(_, d)| f64::from(**d) > tolerance);
+                let new = units.filter(|(_, d)| f64::from(d.around) > tolerance);
                 new.map(|(unit, _)| unit).collect()
             }
         }
@@ -55,6 +62,29 @@ impl FromStr for Novel {
         let tolerance: f64 = text.parse().map_err(|_| ())?;
         let valid = (0.0..=255.0).contains(&tolerance);
         valid.then_some(Self::Above(tolerance)).ok_or(())
+    }
+}
+
+/// Mean absolute difference of a unit's samples from those that it is compared with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Difference {
+    /// The largest one of the unit and those around it, if these count as well.
+    pub around: f32,
+    /// That of the unit itself.
+    pub own: f32,
+}
+
+impl Difference {
+    fn order(&self, other: &Self) -> Ordering {
+        let around = self.around.total_cmp(&other.around);
+        around.then(self.own.total_cmp(&other.own))
+    }
+}
+
+impl From<f32> for Difference {
+    /// The difference of a unit without those around it.
+    fn from(own: f32) -> Self {
+        Self { around: own, own }
     }
 }
 
@@ -85,7 +115,7 @@ impl UnitSamples<'_> {
 
     /// Returns the difference of every unit from its left or upper neighbor, whichever is smaller;
     /// infinite for the first unit of a slice.
-    pub fn spatial(&self) -> Vec<f32> {
+    pub fn spatial(&self) -> Vec<Difference> {
         let [times, height, width] = self.grid;
         let mut differences = Vec::with_capacity(times * height * width);
         for unit in 0..times * height * width {
@@ -93,21 +123,38 @@ impl UnitSamples<'_> {
             let left = (column > 0).then(|| self.difference(unit, unit - 1));
             let up = (row > 0).then(|| self.difference(unit, unit - width));
             let nearest = left.into_iter().chain(up);
-            differences.push(nearest.fold(f32::INFINITY, f32::min));
+            differences.push(nearest.fold(f32::INFINITY, f32::min).into());
         }
         differences
     }
 
     /// Returns the difference of every unit from that at the same place of the slice before;
     /// infinite in the first slice.
-    pub fn temporal(&self) -> Vec<f32> {
+    ///
+    /// A change counts for the eight units around it as well: slices do not attend to each other in
+    /// the encoder, and a part of an object without its surroundings is not recognized.
+    pub fn temporal(&self) -> Vec<Difference> {
         let [times, height, width] = self.grid;
         let slice = height * width;
         let difference = |unit: usize| match unit.checked_sub(slice) {
             Some(before) => self.difference(unit, before),
             None => f32::INFINITY,
         };
-        (0..times * slice).map(difference).collect()
+        let own: Vec<f32> = (0..times * slice).map(difference).collect();
+        let around = |unit: usize| {
+            let (first, row, column) = (unit / slice * slice, unit % slice / width, unit % width);
+            let rows = row.saturating_sub(1)..(row + 2).min(height);
+            let columns = column.saturating_sub(1)..(column + 2).min(width);
+            let of_row = |row: usize| &own[first + row * width..][columns.clone()];
+            rows.flat_map(of_row).copied().fold(0.0, f32::max)
+        };
+        let differences = own.iter().enumerate();
+        differences
+            .map(|(unit, &own)| Difference {
+                around: around(unit),
+                own,
+            })
+            .collect()
     }
 }
 
@@ -145,7 +192,7 @@ pub fn enter(
             _ => continue,
         };
         // The first method decides about units that the second one compares.
-        let of_kept: Vec<f32> = kept.iter().map(|&unit| differences[unit]).collect();
+        let of_kept: Vec<Difference> = kept.iter().map(|&unit| differences[unit]).collect();
         let new = novel.kept(&of_kept);
         kept = new.into_iter().map(|index| kept[index]).collect();
         reduction.steps.push(method.left(kept.len()));
@@ -172,9 +219,30 @@ mod tests {
         assert_eq!(kept("duplicates"), Some(vec![0, 2, 4, 6, 8]));
         assert_eq!(kept("duplicates:2"), Some(vec![0, 2, 6, 8]));
         assert_eq!(kept("duplicates:25%"), Some(vec![0, 2, 6]));
-        assert_eq!(kept("still"), Some(vec![0, 1, 2, 3, 4, 5, 10]));
-        assert_eq!(kept("duplicates,still"), Some(vec![0, 2, 4]));
+        // Unit 10 differs from 4, and all others of its slice are around it.
+        assert_eq!(kept("still"), None);
+        assert_eq!(kept("still:60%"), Some(vec![0, 1, 2, 3, 4, 5, 10]));
+        assert_eq!(kept("still:2"), Some(vec![0, 1, 2, 3, 4, 5]));
+        assert_eq!(kept("duplicates,still:2"), Some(vec![0, 2, 4]));
         assert_eq!(kept("random:0.5"), None);
+    }
+
+    /// In the second of two slices of 3 x 5 units, the one at row 0 and column 1 changes.
+    #[test]
+    fn a_change_keeps_its_surroundings() {
+        let mut samples = [7; 30];
+        samples[16] = 9;
+        let kept = |chain: &str| {
+            let chain = chain.parse().unwrap();
+            let samples = || samples.to_vec();
+            enter(&chain, MediaKind::Video, [2, 3, 5], samples).units
+        };
+        let new = |units: &[usize]| Some((0..15).chain(units.iter().copied()).collect());
+        assert_eq!(kept("still"), new(&[15, 16, 17, 20, 21, 22]));
+        assert_eq!(kept("still:2"), new(&[]));
+        // A share of 16 units: the change itself comes first.
+        assert_eq!(kept("still:54%"), new(&[16]));
+        assert_eq!(kept("still:60%"), new(&[15, 16, 17]));
     }
 
     #[test]

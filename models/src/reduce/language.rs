@@ -20,6 +20,7 @@ use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::anchors::{Anchors, ranking};
 use crate::reduce::share::Share;
 use crate::text::step::last_row;
 
@@ -104,12 +105,49 @@ pub enum StepReduction {
         reduction: LanguageReduction,
         /// Tokens that may be dropped: disjoint ranges, ascending.
         media: Vec<Range<usize>>,
+        /// Tokens among these that are kept in any case, at most as many as the reduction keeps.
+        anchors: Vec<usize>,
     },
     /// Drops the same tokens as before, to compute a sequence anew.
     Repeat(Dropped),
 }
 
 impl StepReduction {
+    /// Creates a reduction of the tokens in `media`, disjoint ascending ranges of the tokens at
+    /// `positions`. Among the tokens to keep, `anchors` are protected: the best of each range, in
+    /// proportion to its length.
+    ///
+    /// # Errors
+    /// If anchors are to be protected in a model without rotary embeddings.
+    pub fn choose<B: KernelBackend>(
+        reduction: LanguageReduction,
+        media: Vec<Range<usize>>,
+        anchors: Option<Anchors>,
+        positions: &[Position],
+        model: &dyn LanguageModel<B>,
+    ) -> Result<Self, ModelError> {
+        let mut protected = Vec::new();
+        if let Some(anchors) = anchors {
+            let mut ranked = Vec::new();
+            for range in &media {
+                let means = model.rotary_means(&positions[range.clone()]);
+                let means = means.ok_or(ModelError::NoRotary)?;
+                let share = |rank: usize| (rank as f64 + 0.5) / range.len() as f64;
+                let of_range = ranking(&means).into_iter().enumerate();
+                ranked.extend(of_range.map(|(rank, token)| (share(rank), range.start + token)));
+            }
+            ranked.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+            let count = anchors.of(reduction.share.of(count(&media)));
+            protected = ranked.into_iter().map(|(_, token)| token).collect();
+            protected.truncate(count);
+        }
+        Ok(Self::Choose {
+            reduction,
+            media,
+            anchors: protected,
+        })
+    }
+
     fn layer(&self) -> usize {
         match self {
             Self::Choose { reduction, .. } => reduction.layer,
@@ -120,7 +158,9 @@ impl StepReduction {
     /// Returns the number of tokens that will be dropped.
     pub(crate) fn count(&self) -> usize {
         match self {
-            Self::Choose { reduction, media } => {
+            Self::Choose {
+                reduction, media, ..
+            } => {
                 let tokens = media.iter().map(Range::len).sum();
                 tokens - reduction.share.of(tokens)
             }
@@ -271,8 +311,15 @@ impl<B: KernelBackend> Passes<'_, '_, B> {
         let Ranked { hidden, last, keys } = self.first_pass(&input, &bounds, total)?;
         let dropped = match self.reduction {
             StepReduction::Repeat(dropped) => dropped.tokens.clone(),
-            StepReduction::Choose { reduction, media } => {
-                let weights = self.weights(last.clone(), position, keys, input.len())?;
+            StepReduction::Choose {
+                reduction,
+                media,
+                anchors,
+            } => {
+                let mut weights = self.weights(last.clone(), position, keys, input.len())?;
+                for &token in anchors {
+                    weights[token] = weights[token].max(f32::MAX);
+                }
                 let kept = reduction.share.of(count(media));
                 least_attended(media, kept, |token| weights[token])
             }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use super::anchors::Anchors;
 use super::duplicates::Novel;
 use super::language::LanguageReduction;
 use super::merge::Merge;
@@ -31,6 +32,11 @@ pub enum Reduction {
     /// Keeps the tokens that the last token of the prompt attends to, in a layer of the language
     /// model.
     Language(LanguageReduction),
+    /// Keeps diverse tokens that are relevant to the question.
+    Question(Share),
+    /// Protects tokens at the positions that serve as coordinates from the methods after the
+    /// projector and within the language model.
+    Anchors(Anchors),
 }
 
 /// Methods in the order in which they run: before, within and after the encoder, within the
@@ -55,8 +61,8 @@ pub struct ReductionStep {
 pub enum ReductionError {
     /// The method does not exist.
     #[error(
-        "there is no method {0:?}: expected duplicates, still, merge, diverse, attention, random, \
-         stride or language"
+        "there is no method {0:?}: expected duplicates, still, merge, diverse, attention, question, \
+         random, stride, anchors or language"
     )]
     UnknownMethod(String),
     /// The arguments of a method are wrong.
@@ -70,10 +76,16 @@ pub enum ReductionError {
     /// A method occurs twice.
     #[error("{0} occurs twice")]
     Twice(&'static str),
+    /// There is nothing that anchors are protected from.
+    #[error(
+        "anchors protects tokens from the methods after the projector and within the language \
+         model: add one of them, such as diverse:0.25,anchors"
+    )]
+    NothingToProtectFrom,
 }
 
-/// Names of the methods, and the stages that they are part of.
-const METHODS: [(&str, &str); 8] = [
+/// Names of the methods, and the stages that they are part of. Files have their indices.
+const METHODS: [(&str, &str); 10] = [
     ("duplicates", "preprocess"),
     ("still", "preprocess"),
     ("merge", "vision"),
@@ -82,6 +94,8 @@ const METHODS: [(&str, &str); 8] = [
     ("random", "projector"),
     ("stride", "projector"),
     ("language", "prefill"),
+    ("question", "projector"),
+    ("anchors", "projector"),
 ];
 
 impl ReductionStep {
@@ -124,6 +138,20 @@ impl Reduction {
             Self::Random(_) => 5,
             Self::Stride(_) => 6,
             Self::Language(_) => 7,
+            Self::Question(_) => 8,
+            Self::Anchors(_) => 9,
+        }
+    }
+
+    /// Returns the share of tokens that a choice after the projector keeps.
+    pub fn chosen_share(&self) -> Option<Share> {
+        match self {
+            Self::Diverse(share)
+            | Self::Attention(share)
+            | Self::Question(share)
+            | Self::Random(share)
+            | Self::Stride(share) => Some(*share),
+            _ => None,
         }
     }
 
@@ -169,15 +197,43 @@ impl Reductions {
         self.0.is_empty()
     }
 
-    /// Returns the methods before and within the encoder and after the projector.
+    /// Returns the methods whose result does not depend on the prompt: those before and within the
+    /// encoder, and those after the projector before the first one that does.
     #[must_use]
-    pub fn of_media(&self) -> Self {
-        let methods = self.0.iter().copied();
-        Self(
-            methods
-                .filter(|method| method.stage() != "prefill")
-                .collect(),
-        )
+    pub fn before_prompt(&self) -> Self {
+        Self(self.0[..self.first_of_prompt()].to_vec())
+    }
+
+    /// Returns the methods after the projector that depend on the prompt or follow one that does.
+    /// With [`Reduction::Anchors`], all of them depend on the positions of the tokens in it.
+    #[must_use]
+    pub fn of_prompt(&self) -> Self {
+        let rest = self.0[self.first_of_prompt()..].iter();
+        let after_projector = rest.filter(|method| method.stage() == "projector");
+        Self(after_projector.copied().collect())
+    }
+
+    fn first_of_prompt(&self) -> usize {
+        let depends = |method: &Reduction| match method.stage() {
+            "projector" => self.anchors().is_some() || matches!(method, Reduction::Question(_)),
+            stage => stage == "prefill",
+        };
+        let first = self.0.iter().position(depends);
+        first.unwrap_or(self.0.len())
+    }
+
+    /// Returns the protection of anchors.
+    pub fn anchors(&self) -> Option<Anchors> {
+        self.0.iter().find_map(|method| match method {
+            Reduction::Anchors(anchors) => Some(*anchors),
+            _ => None,
+        })
+    }
+
+    /// Returns `true` if a choice depends on the question.
+    pub fn asks_question(&self) -> bool {
+        let asks = |method: &Reduction| matches!(method, Reduction::Question(_));
+        self.0.iter().any(asks)
     }
 
     /// Returns the merging within the encoder, even if it is to keep all units.
@@ -214,11 +270,7 @@ impl Reductions {
                 share.get()
             }
             Reduction::Merge(merge) => merge.share.get(),
-            Reduction::Diverse(share)
-            | Reduction::Attention(share)
-            | Reduction::Random(share)
-            | Reduction::Stride(share) => share.get(),
-            _ => 1.0,
+            other => other.chosen_share().map_or(1.0, Share::get),
         };
         self.0.iter().map(share).product()
     }
@@ -236,7 +288,9 @@ impl fmt::Display for Reductions {
                 Reduction::Merge(merge) => merge.fmt(f)?,
                 Reduction::Diverse(share)
                 | Reduction::Attention(share)
+                | Reduction::Question(share)
                 | Reduction::Random(share)
+                | Reduction::Anchors(Anchors(share))
                 | Reduction::Stride(share) => share.fmt(f)?,
                 Reduction::Language(language) => language.fmt(f)?,
             }
@@ -250,7 +304,15 @@ impl FromStr for Reductions {
 
     /// Parses `METHOD[:ARGUMENT...][,METHOD...]`.
     fn from_str(text: &str) -> Result<Self, ReductionError> {
-        Self::new(text.split(',').map(parse).collect::<Result<_, _>>()?)
+        let chain = Self::new(text.split(',').map(parse).collect::<Result<_, _>>()?)?;
+        let chooses = |method: &Reduction| match method {
+            Reduction::Anchors(_) => false,
+            method => ["projector", "prefill"].contains(&method.stage()),
+        };
+        match chain.anchors().is_some() && !chain.0.iter().any(chooses) {
+            true => Err(ReductionError::NothingToProtectFrom),
+            false => Ok(chain),
+        }
     }
 }
 
@@ -292,6 +354,13 @@ fn parse(text: &str) -> Result<Reduction, ReductionError> {
         ),
         "diverse" => Reduction::Diverse(share()?),
         "attention" => Reduction::Attention(share()?),
+        "question" => Reduction::Question(share()?),
+        "anchors" => Reduction::Anchors(match arguments {
+            None => Anchors::DEFAULT,
+            Some(text) => Anchors(text.parse().map_err(|()| {
+                wrong("anchors or anchors:RATIO, the share of anchors among the tokens to keep")
+            })?),
+        }),
         "random" => Reduction::Random(share()?),
         "stride" => Reduction::Stride(share()?),
         "language" => Reduction::Language(
@@ -320,9 +389,34 @@ mod tests {
         let text = "duplicates:0,merge:0.5:25%,random:0.1,diverse:0.5,language:2:0.5";
         assert_eq!(chain.to_string(), text);
         assert_eq!(text.parse(), Ok(chain.clone()));
-        assert_eq!(chain.of_media().methods().len(), 4);
+        assert_eq!(chain.before_prompt().methods().len(), 4);
         assert_eq!(chain.language().map(|language| language.layer), Some(2));
         assert!((chain.most() - 0.025).abs() < 1e-12);
+    }
+
+    #[test]
+    fn methods_that_depend_on_the_prompt_are_told_apart() {
+        let parts = |text: &str| {
+            let chain = chain(text).unwrap();
+            [chain.before_prompt(), chain.of_prompt()].map(|part| part.to_string())
+        };
+        assert_eq!(
+            parts("question:0.5,merge:0.5,language:2:0.5"),
+            ["merge:0.5", "question:0.5"]
+        );
+        assert_eq!(
+            parts("diverse:0.5,question:0.5,random:0.5"),
+            ["diverse:0.5", "question:0.5,random:0.5"]
+        );
+        assert_eq!(
+            parts("duplicates,diverse:0.5,anchors"),
+            ["duplicates:0", "diverse:0.5,anchors:0.2"]
+        );
+        assert_eq!(
+            parts("anchors:50%,language:2:0.5"),
+            [String::new(), "anchors:0.5".to_owned()]
+        );
+        assert_eq!(parts("diverse:0.5,language:2:0.5"), ["diverse:0.5", ""]);
     }
 
     #[test]
@@ -342,9 +436,15 @@ mod tests {
             "prune:0.5",
             "diverse:0.5,",
             "stride:0.5:0.5",
+            "question",
+            "question:0",
+            "anchors",
+            "merge:0.5,anchors",
+            "diverse:0.5,anchors:1.5",
         ] {
             assert!(chain(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(chain("anchors"), Err(ReductionError::NothingToProtectFrom));
         let twice = chain("random:0.5,random:0.25").unwrap_err();
         assert_eq!(twice, ReductionError::Twice("random"));
     }

@@ -73,16 +73,12 @@ impl EncoderSize {
         };
         let mut steps = medium.reduction.steps.clone();
         for method in methods.methods() {
-            match method {
-                Reduction::Merge(_) => steps.push(method.left(left(self.layers))),
-                Reduction::Diverse(share)
-                | Reduction::Attention(share)
-                | Reduction::Random(share)
-                | Reduction::Stride(share) => {
-                    tokens = share.of(tokens);
-                    steps.push(method.left(tokens));
-                }
-                _ => {}
+            if let Reduction::Merge(_) = method {
+                steps.push(method.left(left(self.layers)));
+            }
+            if let Some(share) = method.chosen_share() {
+                tokens = share.of(tokens);
+                steps.push(method.left(tokens));
             }
         }
         Schedule {

@@ -11,6 +11,9 @@ impl Share {
     /// All tokens.
     pub const ALL: Self = Self(1.0);
 
+    /// One of five tokens.
+    pub const FIFTH: Self = Self(0.2);
+
     /// Creates a share; `None` unless it is above 0 and at most 1.
     pub fn new(share: f64) -> Option<Self> {
         (share > 0.0 && share <= 1.0).then_some(Self(share))

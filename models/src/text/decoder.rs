@@ -7,17 +7,18 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, attention_row, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, stage};
 
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
-use crate::text::step::{Place, capture_last, run_layers, scale};
+use crate::text::step::{Place, finish, run_layers, scale, weights_of};
 use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
@@ -246,13 +247,9 @@ impl<B: KernelBackend> Decoder<B> {
         })
     }
 
-    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
-    fn rotary_table(
-        &self,
-        positions: &[Position],
-        long: bool,
-        device: &B::Device,
-    ) -> RotaryTable<B> {
+    /// Returns the angle of each pair of rotated elements at a position of a sequence that is `long`
+    /// or not, the number of pairs, and the factor of cosines and sines.
+    fn rotary_angles(&self, long: bool) -> (impl Fn(Position, usize) -> f32, usize, f32) {
         let theta = self.config.rope_theta;
         let (frequencies, factor) = match &self.config.rotary {
             RotaryKind::Scaled(ScaledRotary { dim, scaling }) => (
@@ -269,11 +266,21 @@ impl<B: KernelBackend> Decoder<B> {
                 .flat_map(|(axis, &count)| std::iter::repeat_n(axis, count))
                 .collect(),
         };
-        let angle = |token: usize, i: usize| {
-            let position: Position = positions[token];
-            position[axes[i]] as f32 * frequencies[i]
-        };
-        RotaryTable::new(positions.len(), frequencies.len(), factor, angle, device)
+        let pairs = frequencies.len();
+        let angle = move |position: Position, i: usize| position[axes[i]] as f32 * frequencies[i];
+        (angle, pairs, factor)
+    }
+
+    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
+    fn rotary_table(
+        &self,
+        positions: &[Position],
+        long: bool,
+        device: &B::Device,
+    ) -> RotaryTable<B> {
+        let (angle, pairs, factor) = self.rotary_angles(long);
+        let angle = |token: usize, i: usize| angle(positions[token], i);
+        RotaryTable::new(positions.len(), pairs, factor, angle, device)
     }
 }
 
@@ -309,6 +316,18 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
 
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
+    }
+
+    fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
+        let (angle, pairs, _) = self.rotary_angles(false);
+        let means = |&position: &Position| {
+            let angles = (0..pairs).map(|i| f64::from(angle(position, i)));
+            let [cos, sin] = angles.fold([0.0, 0.0], |[cos, sin], angle| {
+                [cos + angle.cos(), sin + angle.sin()]
+            });
+            [cos, sin].map(|sum| (sum / pairs as f64) as f32)
+        };
+        (pairs > 0).then(|| positions.iter().map(means).collect())
     }
 
     fn step(
@@ -353,7 +372,6 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let _text = stage::scope(format_args!("text"));
         let table = self.rotary_table(input.positions, state.long, &x.device());
         let heads = self.config.heads();
         run_layers(
@@ -375,21 +393,17 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         keys: Range<usize>,
         state: &DecoderState<B>,
     ) -> Tensor<B, 2> {
-        let _text = stage::scope(format_args!("text"));
-        let _layer = stage::scope(format_args!("layers.{layer}"));
-        let _stage = stage::module("attention");
-        let table = self.rotary_table(&[position], state.long, &x.device());
         let (heads, weights) = (self.config.heads(), &self.layers[layer]);
-        let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
-        let q = table.rotate(qkv, 0, heads.heads, heads.head_dim);
-        attention_row::<B>(q, heads, &state.cache, layer, keys, scale(heads))
+        let query = || {
+            let table = self.rotary_table(&[position], state.long, &x.device());
+            let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
+            table.rotate(qkv, 0, heads.heads, heads.head_dim)
+        };
+        weights_of::<B>(layer, heads, query, &state.cache, keys)
     }
 
     fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let _text = stage::scope(format_args!("text"));
-        let hidden = self.norm.forward(x);
-        capture_last(&hidden);
-        hidden
+        finish(|x| self.norm.forward(x), x)
     }
 }
 

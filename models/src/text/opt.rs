@@ -10,8 +10,7 @@ use std::ops::Range;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use edge_lmm_ops::{
-    Activation, CacheShape, Heads, KernelBackend, attention_row, cached_attention, select_rows,
-    stage,
+    Activation, CacheShape, Heads, KernelBackend, cached_attention, select_rows, stage,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -25,7 +24,7 @@ use crate::layout::Position;
 use crate::monitor::Monitor;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
-use crate::text::step::{Place, capture_last, run_layers, scale};
+use crate::text::step::{Place, finish, run_layers, scale, weights_of};
 use crate::weights::{Part, Scope};
 
 /// Rows of the position table before that of position 0, hard-coded in the reference.
@@ -273,7 +272,6 @@ impl<B: KernelBackend> DecoderLayers<B> for Opt<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let _text = stage::scope(format_args!("text"));
         let heads = self.config.heads();
         run_layers(
             input,
@@ -294,19 +292,13 @@ impl<B: KernelBackend> DecoderLayers<B> for Opt<B> {
         keys: Range<usize>,
         state: &DecoderState<B>,
     ) -> Tensor<B, 2> {
-        let _text = stage::scope(format_args!("text"));
-        let _layer = stage::scope(format_args!("layers.{layer}"));
-        let _stage = stage::module("attention");
         let (heads, weights) = (self.config.heads(), &self.layers[layer]);
-        let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
-        attention_row::<B>(qkv, heads, &state.cache, layer, keys, scale(heads))
+        let query = || weights.qkv.forward(weights.attention_norm.forward(x));
+        weights_of::<B>(layer, heads, query, &state.cache, keys)
     }
 
     fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let _text = stage::scope(format_args!("text"));
-        let hidden = self.norm.forward(x);
-        capture_last(&hidden);
-        hidden
+        finish(|x| self.norm.forward(x), x)
     }
 }
 

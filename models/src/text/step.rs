@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Heads, KernelBackend, KvStore, Mask, probe, stage};
+use edge_lmm_ops::{Heads, KernelBackend, KvStore, Mask, attention_row, probe, stage};
 
 use crate::error::ModelError;
 use crate::language::{OutputRows, StepInput};
@@ -55,6 +55,7 @@ pub(crate) fn run_layers<B: KernelBackend, L>(
     monitor: &mut Monitor<'_>,
     mut forward: impl FnMut(&L, Tensor<B, 2>, &mut B::KvCache, Place<'_>) -> Tensor<B, 2>,
 ) -> Result<Tensor<B, 2>, ModelError> {
+    let _text = stage::scope(format_args!("text"));
     if range.start == 0 && !range.is_empty() {
         capture_last(&x);
     }
@@ -75,6 +76,32 @@ pub(crate) fn run_layers<B: KernelBackend, L>(
     }
     cache.advance_layers(range, input.len());
     Ok(x)
+}
+
+/// Returns the attention weights of the token whose query `query` computes, for the positions `keys`
+/// of a layer of the cache, in the mean over the heads: `[1, keys.len()]`.
+pub(crate) fn weights_of<B: KernelBackend>(
+    layer: usize,
+    heads: Heads,
+    query: impl FnOnce() -> Tensor<B, 2>,
+    cache: &B::KvCache,
+    keys: Range<usize>,
+) -> Tensor<B, 2> {
+    let _text = stage::scope(format_args!("text"));
+    let _layer = stage::scope(format_args!("layers.{layer}"));
+    let _stage = stage::module("attention");
+    attention_row::<B>(query(), heads, cache, layer, keys, scale(heads))
+}
+
+/// Applies the final norm.
+pub(crate) fn finish<B: KernelBackend>(
+    norm: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
+    x: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let _text = stage::scope(format_args!("text"));
+    let hidden = norm(x);
+    capture_last(&hidden);
+    hidden
 }
 
 /// Returns the factor of attention scores: `1 / sqrt(head_dim)`.

@@ -73,6 +73,7 @@ fn wrong_chains_are_wrong_usage() {
         ("diverse:2", "the share of tokens to keep"),
         ("merge:0.5,merge:0.25", "merge occurs twice"),
         ("language:0:0.5", "at least 1"),
+        ("merge:0.5,anchors", "add one of them"),
     ] {
         let output = run(&[
             "run",

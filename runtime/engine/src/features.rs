@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use edge_lmm_models::layout::Layout;
+use edge_lmm_models::layout::{Layout, Position};
 use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::model::Encoded;
-use edge_lmm_models::reduce::ReductionStep;
+use edge_lmm_models::reduce::{ReductionStep, Reductions};
 use edge_lmm_ops::KernelBackend;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -147,12 +147,39 @@ impl<B: KernelBackend> Entry<B> {
 pub fn medium_key(medium: &Media, options: &MediaOptions) -> MediumKey {
     let mut hasher = Xxh3::new();
     hasher.update(&medium.content_hash().to_le_bytes());
+    let later = options.reductions.of_prompt();
+    // The encoder reports attention only if a method needs it.
+    hasher.update(&[u8::from(later.needs_attention())]);
     // The reduction within the language model does not change the encoder's output.
     let options = MediaOptions {
-        reductions: options.reductions.of_media(),
+        reductions: options.reductions.before_prompt(),
         ..options.clone()
     };
     hasher.update(format!("{options:?}").as_bytes());
+    hasher.digest128()
+}
+
+/// Computes the key of a medium whose tokens are chosen for a prompt, from the key of its encoder
+/// output and what the choice depends on: the tokens of the question, or the positions of the
+/// medium's tokens.
+pub fn choice_key(
+    medium: MediumKey,
+    methods: &Reductions,
+    question: &[u32],
+    positions: &[Position],
+) -> MediumKey {
+    let mut hasher = Xxh3::new();
+    hasher.update(&medium.to_le_bytes());
+    hasher.update(methods.to_string().as_bytes());
+    if methods.asks_question() {
+        question
+            .iter()
+            .for_each(|id| hasher.update(&id.to_le_bytes()));
+    }
+    if methods.anchors().is_some() {
+        let axes = positions.iter().flatten();
+        axes.for_each(|axis| hasher.update(&axis.to_le_bytes()));
+    }
     hasher.digest128()
 }
 
@@ -228,5 +255,23 @@ mod tests {
         };
         assert_ne!(key(&image(1)), reduced("diverse:0.5"));
         assert_eq!(key(&image(1)), reduced("language:1:0.5"));
+        // What depends on the prompt is chosen from the same encoder output.
+        assert_eq!(key(&image(1)), reduced("question:0.5"));
+        assert_eq!(key(&image(1)), reduced("diverse:0.5,anchors"));
+        assert_ne!(key(&image(1)), reduced("attention:0.5,anchors"));
+    }
+
+    #[test]
+    fn question_and_positions_make_the_key_of_a_choice() {
+        let key = |chain: &str, question: u32, position: u32| {
+            let chain = chain.parse().expect("a chain");
+            choice_key(1, &chain, &[question], &[[position; 3]])
+        };
+        assert_eq!(key("question:0.5", 1, 1), key("question:0.5", 1, 2));
+        assert_ne!(key("question:0.5", 1, 1), key("question:0.5", 2, 1));
+        assert_ne!(key("question:0.5", 1, 1), key("question:0.25", 1, 1));
+        let anchored = "diverse:0.5,anchors";
+        assert_eq!(key(anchored, 1, 1), key(anchored, 2, 1));
+        assert_ne!(key(anchored, 1, 1), key(anchored, 1, 2));
     }
 }

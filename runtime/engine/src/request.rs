@@ -155,8 +155,8 @@ pub enum Event<'a> {
     },
     /// Further text of the answer.
     Text(&'a str),
-    /// Progress within a stage: half layers of `vision` and `audio`, layers of `prefill`, tokens of
-    /// `decode`.
+    /// Progress within a stage: half layers of `vision` and `audio`, steps of a choice of tokens in
+    /// `projector`, layers of `prefill`, tokens of `decode`.
     Progress {
         /// Name of the stage.
         stage: &'static str,

@@ -65,7 +65,7 @@ pub use distance::squared_distances;
 pub use elementwise::{activate, gated};
 pub use format::{Format, FormatError, Matrix, MatrixShape};
 pub use linear::{Epilogue, FeedForward, feed_forward, linear, product};
-pub use merging::{RowSums, sum_heads, sum_rows};
+pub use merging::{RowSums, sum_heads, sum_rows, weighted_sum};
 pub use norm::{layer_norm, rms_norm};
 pub use pack::{PackStats, pack_rows};
 pub use pool::{ThreadPool, global, set_global_threads};

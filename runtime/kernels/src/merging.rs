@@ -120,6 +120,39 @@ pub fn sum_rows(pool: &ThreadPool, x: &[f32], width: usize, sums: &RowSums, out:
     });
 }
 
+/// Columns whose sums are computed side by side.
+const COLUMNS: usize = 64;
+
+/// Computes the sum of all rows of `x`, each multiplied by its weight, in double precision.
+///
+/// # Shapes
+/// `weights`: `[rows]`, `x`: `[rows, width]`, `out`: `[width]`
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn weighted_sum(pool: &ThreadPool, weights: &[f32], x: &[f32], out: &mut [f64]) {
+    let width = out.len();
+    assert_eq!(x.len(), weights.len() * width, "elements of the rows");
+    let parts = Parts::new(out);
+    let grain = GRAIN.div_ceil(weights.len().max(1)).max(COLUMNS);
+    pool.run_ranges(width, grain, |range| {
+        // SAFETY: the ranges do not overlap.
+        #[allow(unsafe_code)]
+        let out = unsafe { parts.part(range.clone()) };
+        for (i, out) in out.chunks_mut(COLUMNS).enumerate() {
+            let first = range.start + i * COLUMNS;
+            let mut sums = [0.0f64; COLUMNS];
+            for (row, &weight) in weights.iter().enumerate() {
+                let columns = &x[row * width + first..][..out.len()];
+                for (sum, &x) in sums.iter_mut().zip(columns) {
+                    *sum += f64::from(weight) * f64::from(x);
+                }
+            }
+            out.copy_from_slice(&sums[..out.len()]);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
@@ -128,6 +161,25 @@ mod tests {
 
     fn pool(threads: usize) -> ThreadPool {
         ThreadPool::new(NonZeroUsize::new(threads).unwrap())
+    }
+
+    #[test]
+    fn columns_are_summed_by_weight() {
+        let (rows, width) = (5, 20_000);
+        let x: Vec<f32> = (0..rows * width).map(|i| (i % 97) as f32).collect();
+        let weights = [1.0, -2.0, 0.5, 0.0, 3.0];
+        let expected = |column: usize| -> f64 {
+            let of_row = |row: usize| f64::from(weights[row]) * f64::from(x[row * width + column]);
+            (0..rows).map(of_row).sum()
+        };
+        for threads in [1, 3] {
+            let mut out = vec![f64::NAN; width];
+            weighted_sum(&pool(threads), &weights, &x, &mut out);
+            assert!((0..width).all(|column| out[column] == expected(column)));
+        }
+        let mut none = [1.0];
+        weighted_sum(&pool(1), &[], &[], &mut none);
+        assert_eq!(none, [0.0]);
     }
 
     #[test]

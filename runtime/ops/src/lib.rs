@@ -27,7 +27,7 @@ pub use backend::{
 pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
-pub use edge_lmm_kernels::{RowSums, pool, squared_distances};
+pub use edge_lmm_kernels::{RowSums, pool, squared_distances, weighted_sum};
 pub use functional::{
     Columns, PackedLinear, argmax, attention, attention_received, attention_row, cached_attention,
     encoder_attention, feed_forward, gated, gated_linear, gather_rows, layer_norm, linear,

@@ -93,6 +93,8 @@ pub struct Output {
     part: PathBuf,
     /// Open temporary file, which holds the lock.
     file: File,
+    /// `true` after the temporary file was renamed. Its path may then be that of another output.
+    finished: bool,
 }
 
 impl Output {
@@ -135,6 +137,7 @@ impl Output {
             place,
             part,
             file,
+            finished: false,
         })
     }
 
@@ -220,10 +223,11 @@ impl Output {
     ///
     /// # Errors
     /// If the system reports an error.
-    pub fn finish_unsynced(self) -> Result<u64, OutputError> {
+    pub fn finish_unsynced(mut self) -> Result<u64, OutputError> {
         let mut unfinished = unfinished();
         std::fs::rename(&self.part, &self.place).map_err(|error| self.io(error))?;
         unfinished.retain(|part| *part != self.part);
+        self.finished = true;
         drop(unfinished);
         let metadata = self.file.metadata().map_err(|error| self.io(error))?;
         Ok(metadata.len())
@@ -251,14 +255,13 @@ impl io::Write for Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
         let mut unfinished = unfinished();
-        let count = unfinished.len();
         unfinished.retain(|part| *part != self.part);
-        // Removed while the file is locked, so that no other process has reused it. A finished file
-        // is not in the list.
-        if unfinished.len() < count
-            && let Err(error) = std::fs::remove_file(&self.part)
-        {
+        // Removed while the file is locked, so that nobody has reused it.
+        if let Err(error) = std::fs::remove_file(&self.part) {
             log::warn!("cannot remove {}: {error}", self.part.display());
         }
     }
@@ -425,6 +428,35 @@ mod tests {
         ));
         drop(first);
         Output::create(&path, false).unwrap();
+    }
+
+    /// An output that is finished leaves the temporary file of the next one alone.
+    #[test]
+    fn writers_of_one_file_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.json");
+        let write = || {
+            let mut finished = 0;
+            for _ in 0..400 {
+                match Output::create(&path, true) {
+                    Ok(output) => {
+                        output.finish_unsynced().unwrap();
+                        finished += 1;
+                    }
+                    Err(error) => assert!(matches!(error, OutputError::Busy { .. }), "{error}"),
+                }
+            }
+            finished
+        };
+        let finished: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(write)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert!(finished > 0);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

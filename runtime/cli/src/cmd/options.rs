@@ -151,7 +151,7 @@ fn parse_share(text: &str) -> Result<Share, String> {
     share.map_err(|()| "expected a ratio above 0 and up to 1, such as 0.25 or 25%".to_owned())
 }
 
-/// Number of video frames: N, or keyframes:N.
+/// Number of video frames: N, keyframes:N, or syncframes:N.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct FrameChoice(FrameSelection);
 
@@ -159,14 +159,14 @@ impl FromStr for FrameChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (count, select): (_, fn(usize) -> FrameSelection) =
-            match text.strip_prefix("keyframes:") {
-                Some(count) => (count, FrameSelection::Key),
-                None => (text, FrameSelection::Uniform),
-            };
+        let (count, select): (_, fn(usize) -> FrameSelection) = match text.split_once(':') {
+            Some(("keyframes", count)) => (count, FrameSelection::Key),
+            Some(("syncframes", count)) => (count, FrameSelection::SyncKey),
+            _ => (text, FrameSelection::Uniform),
+        };
         match count.parse::<NonZeroUsize>() {
             Ok(count) => Ok(Self(select(count.get()))),
-            Err(_) => Err("expected N or keyframes:N with N above 0".to_owned()),
+            Err(_) => Err("expected N, keyframes:N or syncframes:N with N above 0".to_owned()),
         }
     }
 }
@@ -207,8 +207,11 @@ pub struct TokenArgs {
     /// Within the encoder: merge:RATIO[:LAYERS] joins similar parts, which also shortens the
     /// encoder.
     /// After it: diverse:RATIO keeps tokens that differ most, attention:RATIO those that the
-    /// encoder attends to, random:RATIO and stride:RATIO are baselines.
+    /// encoder attends to, question:RATIO diverse ones by their relevance to the question;
+    /// random:RATIO and stride:RATIO are baselines.
     /// Within the language model: language:LAYER:RATIO keeps tokens that the question attends to.
+    /// anchors[:RATIO] reserves a share of the tokens that the last six keep for those at positions
+    /// that serve as coordinates.
     ///
     /// Try edge-lmm tokens FILE --model M.bpk --reduce METHODS to see what a chain saves.
     #[arg(long, value_name = "METHODS", conflicts_with = "keep_visual_tokens")]
@@ -278,8 +281,9 @@ pub struct MediaArgs {
     #[command(flatten)]
     tokens: TokenArgs,
     /// Number of video frames to use, evenly spaced, or keyframes:N for the first one and those
-    /// that differ most from the frame before [default: all]
-    #[arg(long, value_name = "N|keyframes:N")]
+    /// that differ most from the frame before, or syncframes:N to decode only frames of H.264 that
+    /// depend on no other [default: all]
+    #[arg(long, value_name = "N|keyframes:N|syncframes:N")]
     frames: Option<FrameChoice>,
     /// Number of video frames to use per second
     #[arg(long, value_name = "X", value_parser = parse_rate, conflicts_with = "frames")]

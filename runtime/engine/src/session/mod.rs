@@ -6,6 +6,7 @@ mod generation;
 mod past;
 mod pieces;
 mod prepare;
+mod prompt_choice;
 mod reuse;
 mod snapshot_file;
 mod state;

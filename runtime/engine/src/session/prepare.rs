@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::language::{Injection, StepInput};
+use edge_lmm_models::language::{Injection, LanguageModel, StepInput};
 use edge_lmm_models::layout::Layout;
 use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions, VideoPieces};
 use edge_lmm_models::model::Encoded;
@@ -12,13 +12,14 @@ use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
 use edge_lmm_models::reduce::language::StepReduction;
 use edge_lmm_models::reduce::select::select;
-use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
+use edge_lmm_models::reduce::{Anchors, LanguageReduction, ReductionStep};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 
 use super::budget::Plan;
 use super::events::{OnEvent, report};
 use super::past::{Past, PastToken, Source};
 use super::pieces::encode_pieces;
+use super::prompt_choice::PromptChoice;
 use crate::error::EngineError;
 use crate::features::{MediumKey, MediumPlace};
 use crate::loaded::LoadedModel;
@@ -27,7 +28,12 @@ use crate::request::{Event, Request};
 
 /// A request whose media are encoded and whose prompt is in tokens.
 pub(super) struct Prepared<B: KernelBackend> {
+    /// Key of each medium's tokens.
     pub keys: Vec<MediumKey>,
+    /// Key of each medium's encoder output.
+    output_keys: Vec<MediumKey>,
+    /// Choice of each medium's tokens, if it depends on the prompt.
+    choices: Vec<Option<PromptChoice>>,
     pub prompt: Prompt,
     /// Tokens left after each method of reduction, of all media together.
     pub reductions: Vec<ReductionStep>,
@@ -35,7 +41,7 @@ pub(super) struct Prepared<B: KernelBackend> {
     pub options: Vec<MediaOptions>,
     /// Estimated time to the first token, if the engine has a cost model.
     pub estimate: Option<Duration>,
-    /// Media that were encoded for this request.
+    /// Media that were encoded, or whose tokens were chosen, for this request.
     encoded: Vec<(MediumKey, Encoded<B>)>,
 }
 
@@ -46,15 +52,21 @@ impl<B: KernelBackend> Prepared<B> {
     }
 
     /// Returns the reduction of the tokens of media from token `from` on.
-    pub fn reduction(&self, reduction: LanguageReduction, from: usize) -> StepReduction {
+    ///
+    /// # Errors
+    /// As [`StepReduction::choose`].
+    pub fn reduction(
+        &self,
+        reduction: LanguageReduction,
+        anchors: Option<Anchors>,
+        from: usize,
+        language: &dyn LanguageModel<B>,
+    ) -> Result<StepReduction, ModelError> {
         let spans = self.prompt.spans.iter();
         let media = spans.filter(|span| span.end() > from);
-        StepReduction::Choose {
-            reduction,
-            media: media
-                .map(|span| span.start.max(from) - from..span.end() - from)
-                .collect(),
-        }
+        let media = media.map(|span| span.start.max(from) - from..span.end() - from);
+        let positions = &self.prompt.positions[from..];
+        StepReduction::choose(reduction, media.collect(), anchors, positions, language)
     }
 
     /// Returns the end of the last medium; 0 without media.
@@ -121,6 +133,10 @@ impl<B: KernelBackend> LoadedModel<B> {
         if let Some(reduction) = request.language_reduction() {
             reduction.check(self.model.language())?;
         }
+        let needs_rotary = request.options.reductions.anchors().is_some();
+        if needs_rotary && self.model.language().rotary_means(&[]).is_none() {
+            return Err(ModelError::NoRotary.into());
+        }
         self.check_text(request.messages)?;
         let Plan {
             options,
@@ -131,7 +147,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         // A capture is to show what went into the encoder.
         if self.reads_store() {
             drop(preprocess);
-            self.load_features(&keys);
+            self.load_features(&keys, &options);
             preprocess = stage::top("preprocess");
         }
         let mut places: Vec<MediumPlace> = Vec::with_capacity(request.media.len());
@@ -187,21 +203,55 @@ impl<B: KernelBackend> LoadedModel<B> {
         if changed {
             prompt = self.prompt(request, &places)?;
         }
-        log::debug!(
-            "prompt: {} tokens, {} of them of {} media",
-            prompt.ids.len(),
-            prompt.visual_tokens(),
-            keys.len()
-        );
-        capture_inputs(&inputs, &prompt);
-        Ok(Prepared {
+        let prepared = Prepared {
+            choices: self.prompt_choices(request, &options, &keys, &prompt)?,
+            output_keys: keys.clone(),
             keys,
             prompt,
-            reductions: sum_of(&places),
+            reductions: Vec::new(),
             options,
             estimate,
             encoded,
-        })
+        };
+        let prepared = self.choose(prepared, places, request, on_event)?;
+        log::debug!(
+            "prompt: {} tokens, {} of them of {} media",
+            prepared.prompt.ids.len(),
+            prepared.prompt.visual_tokens(),
+            prepared.keys.len()
+        );
+        capture_inputs(&inputs, &prepared.prompt);
+        Ok(prepared)
+    }
+
+    /// Applies the choices that depend on the prompt.
+    fn choose(
+        &self,
+        mut prepared: Prepared<B>,
+        mut places: Vec<MediumPlace>,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Prepared<B>, EngineError> {
+        for medium in 0..places.len() {
+            let Some(choice) = &prepared.choices[medium] else {
+                continue;
+            };
+            prepared.keys[medium] = choice.key;
+            places[medium] = match self.known_place(choice.key) {
+                Some(place) => place,
+                None => {
+                    let chosen = self.encoded(&prepared, medium, request, on_event)?;
+                    let place = MediumPlace::of(&chosen);
+                    prepared.encoded.push((prepared.keys[medium], chosen));
+                    place
+                }
+            };
+        }
+        if prepared.choices.iter().any(Option::is_some) {
+            prepared.prompt = self.prompt(request, &places)?;
+        }
+        prepared.reductions = sum_of(&places);
+        Ok(prepared)
     }
 
     pub(super) fn options(&self, request: &Request<'_>) -> MediaOptions {
@@ -267,25 +317,24 @@ impl<B: KernelBackend> LoadedModel<B> {
             MediaKind::Image | MediaKind::Video => "vision",
             MediaKind::Audio => "audio",
         };
-        let mut report = report(stage, on_event);
-        let monitor = &mut Monitor::new(&mut report);
-        let encoded = match pieces {
-            Some(pieces) => encode_pieces(&*self.model, pieces, monitor)?,
-            None => self.model.encode(input, monitor)?,
+        let encoded = {
+            let mut report = report(stage, on_event);
+            let monitor = &mut Monitor::new(&mut report);
+            match pieces {
+                Some(pieces) => encode_pieces(&*self.model, pieces, monitor)?,
+                None => self.model.encode(input, monitor)?,
+            }
         };
         let encoded = {
             let _stage = stage::top("projector");
-            select(
-                encoded,
-                input.kind,
-                &options.reductions,
-                options.seed,
-                monitor,
-            )?
+            let mut report = report("projector", on_event);
+            select(encoded, input.kind, options, &mut Monitor::new(&mut report))?
         };
         probe::capture("features", &encoded.features);
         self.features().insert(key, encoded.clone());
-        self.store_features(key, &encoded);
+        if is_stored(options) {
+            self.store_features(key, &encoded);
+        }
         Ok(encoded)
     }
 
@@ -397,7 +446,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             .collect()
     }
 
-    /// Returns an encoded medium; reads it or encodes it again if its features were dropped from the
+    /// Returns the tokens of a medium; chooses them again if their features were dropped from the
     /// cache.
     fn encoded(
         &self,
@@ -406,16 +455,39 @@ impl<B: KernelBackend> LoadedModel<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<Encoded<B>, EngineError> {
-        let key = prepared.keys[medium];
-        let fresh = prepared.encoded.iter().find(|(new, _)| *new == key);
-        if let Some((_, encoded)) = fresh {
-            return Ok(encoded.clone());
+        let Some(choice) = &prepared.choices[medium] else {
+            return self.output(prepared, medium, request, on_event);
+        };
+        if let Some(held) = self.held(prepared, choice.key) {
+            return Ok(held);
         }
-        let held = self.features().get(key);
-        match held.or_else(|| self.load_encoded(key)) {
+        let output = self.output(prepared, medium, request, on_event)?;
+        let kind = request.media[medium].kind();
+        let options = &prepared.options[medium];
+        Ok(self.choose_for_prompt(output, choice, kind, options, on_event)?)
+    }
+
+    /// Returns the features under a key that this request made or the cache has.
+    fn held(&self, prepared: &Prepared<B>, key: MediumKey) -> Option<Encoded<B>> {
+        let fresh = prepared.encoded.iter().find(|(new, _)| *new == key);
+        let fresh = fresh.map(|(_, encoded)| encoded.clone());
+        fresh.or_else(|| self.features().get(key))
+    }
+
+    /// Returns the encoder output of a medium; reads it or encodes it again if its features were
+    /// dropped from the cache.
+    fn output(
+        &self,
+        prepared: &Prepared<B>,
+        medium: usize,
+        request: &Request<'_>,
+        on_event: &mut OnEvent<'_>,
+    ) -> Result<Encoded<B>, EngineError> {
+        let (key, options) = (prepared.output_keys[medium], &prepared.options[medium]);
+        let load = || is_stored(options).then(|| self.load_encoded(key)).flatten();
+        match self.held(prepared, key).or_else(load) {
             Some(encoded) => Ok(encoded),
             None => {
-                let options = &prepared.options[medium];
                 let (input, pieces) = {
                     let _stage = stage::top("preprocess");
                     self.prepare_medium(&request.media[medium], options)?
@@ -424,6 +496,11 @@ impl<B: KernelBackend> LoadedModel<B> {
             }
         }
     }
+}
+
+/// Returns `true` if the encoder output of a medium is kept in the store, which has no attention.
+pub(super) fn is_stored(options: &MediaOptions) -> bool {
+    !options.reductions.of_prompt().needs_attention()
 }
 
 /// Returns the place of a medium whose encoder drops nothing.

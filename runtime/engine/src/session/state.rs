@@ -264,7 +264,10 @@ impl<B: KernelBackend> Session<B> {
         past.loaded = false;
         let language = self.shared.model.language();
         let mut report = report("prefill", on_event);
-        input.reduction = reduction.map(|reduction| prepared.reduction(reduction, from));
+        let anchors = request.options.reductions.anchors();
+        input.reduction = reduction
+            .map(|reduction| prepared.reduction(reduction, anchors, from, language))
+            .transpose()?;
         past.tokens = tokens;
         past.reduction = reduction;
         past.add_sources(sources.unwrap_or_default());

@@ -3,12 +3,13 @@
 use std::io::{self, Write};
 
 use burn::tensor::{Tensor, TensorData};
+use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::model::Encoded;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::past::{Past, PastToken};
-use super::prepare::Prepared;
+use super::prepare::{Prepared, is_stored};
 use super::state::Session;
 use crate::features::{MediumKey, MediumPlace};
 use crate::loaded::LoadedModel;
@@ -44,10 +45,10 @@ impl<B: KernelBackend> LoadedModel<B> {
     }
 
     /// Takes the stored encoder outputs of media into memory that are not there.
-    pub(super) fn load_features(&self, keys: &[MediumKey]) {
-        for &key in keys {
+    pub(super) fn load_features(&self, keys: &[MediumKey], options: &[MediaOptions]) {
+        for (&key, options) in keys.iter().zip(options) {
             let is_known = self.features().place(key).is_some();
-            if !is_known {
+            if !is_known && is_stored(options) {
                 self.load_encoded(key);
             }
         }

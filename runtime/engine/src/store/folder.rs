@@ -163,11 +163,8 @@ impl Store {
         });
         match written {
             Ok(bytes) => log::debug!("{} has {bytes} bytes", path.display()),
-            // Another process writes the same result, or has written it meanwhile.
+            // Another process writes the same result.
             Err(OutputError::Busy { .. }) => {}
-            Err(_) if path.exists() => {}
-            // Another process has removed the file that was to be replaced.
-            Err(OutputError::Io { source, .. }) if is_absent(&source) && self.folder.is_dir() => {}
             Err(error) => {
                 self.read_only.store(true, Ordering::Relaxed);
                 log::warn!("{error}; nothing more is cached");

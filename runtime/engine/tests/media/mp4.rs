@@ -259,6 +259,29 @@ fn damaged_frames_are_refused() {
     assert!(message.contains("damaged"), "{message}");
 }
 
+/// IDR pictures are frames 0, 6 and 8 of one file, and 0, 4 and 8 of the other, whose index is in its
+/// fragments.
+#[test]
+fn key_frames_may_be_chosen_from_independent_frames() {
+    for (name, independent) in [("h264_high", [0, 6, 8]), ("h264_fragmented", [0, 4, 8])] {
+        let all = load(name, FrameSelection::All);
+        let of = |indices: &[usize]| -> Vec<RgbImage> {
+            indices.iter().map(|&i| all.frames[i].clone()).collect()
+        };
+        let sync = |count| load(name, FrameSelection::SyncKey(count));
+        assert_eq!(sync(3).frames, of(&independent), "{name}");
+        assert_eq!(sync(1).frames, of(&[0]), "{name}");
+        // The rate is that of the whole duration.
+        let seconds = all.frames.len() as f32 / all.frames_per_second;
+        assert!(
+            (sync(3).frames_per_second - 3.0 / seconds).abs() < 1e-4,
+            "{name}"
+        );
+        // With fewer of them, all frames are candidates.
+        assert_eq!(sync(4), load(name, FrameSelection::Key(4)), "{name}");
+    }
+}
+
 #[test]
 fn frames_that_change_most_are_key_frames() {
     let name = "h264_high";

@@ -67,6 +67,16 @@ pub(super) trait Frames: Send {
     /// Returns what is known before the frames are decoded.
     fn outline(&self) -> Outline;
 
+    /// Leaves out the frames that depend on others, unless fewer than `least` are left. It is called
+    /// before the first frame; decoders whose frames are independent, or that do not know, change
+    /// nothing.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    fn only_independent(&mut self, _least: usize) -> Result<(), MediaError> {
+        Ok(())
+    }
+
     /// Moves to the next frame and returns its time in seconds since the first one; `None` at the
     /// end.
     fn advance(&mut self) -> Result<Option<f64>, MediaError>;

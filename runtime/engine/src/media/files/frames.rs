@@ -40,6 +40,13 @@ pub enum FrameSelection {
     /// Noise is a difference as well: in a noisy video without motion, the frames with the
     /// strongest noise are chosen. A motion gate above the level of the noise removes them.
     Key(usize),
+    /// This many key frames as by [`Key`](Self::Key), but of H.264 in MP4 only among the frames that
+    /// depend on no other (IDR pictures), so that the others are not decoded. If the file has fewer
+    /// than this many of them, and in other formats, all frames are candidates.
+    ///
+    /// An encoder places such frames at regular distances and at cuts: short events between them
+    /// are missed.
+    SyncKey(usize),
 }
 
 /// Selection of the frames of a video.

@@ -21,7 +21,13 @@ pub(super) fn read(
     is_file: bool,
     options: VideoOptions,
 ) -> Result<Video, MediaError> {
-    let open = || open().map(|frames| MotionGate::new(frames, options.motion_gate));
+    let open = || -> Result<MotionGate, MediaError> {
+        let mut frames = open()?;
+        if let FrameSelection::SyncKey(count) = options.frames {
+            frames.only_independent(count)?;
+        }
+        Ok(MotionGate::new(frames, options.motion_gate))
+    };
     let mut frames = open()?;
     match (options.frames, frames.outline().length) {
         (FrameSelection::All, length) => {
@@ -39,7 +45,7 @@ pub(super) fn read(
             let skipped = frames.skipped();
             Ok(Video { skipped, ..video })
         }
-        (FrameSelection::Key(count), _) if is_file => {
+        (FrameSelection::Key(count) | FrameSelection::SyncKey(count), _) if is_file => {
             let (changes, length) = changes(&mut frames)?;
             let chosen = key_frames::choose(&changes, count);
             let video = at(&mut open()?, &chosen, length)?;
@@ -56,7 +62,7 @@ pub(super) fn read(
             let chosen = candidates.nearest(&indices);
             finish(&frames, chosen, None)
         }
-        (FrameSelection::Key(count), _) => {
+        (FrameSelection::Key(count) | FrameSelection::SyncKey(count), _) => {
             let mut candidates = Candidates::key(count);
             let mut last = None;
             while let Some(time) = frames.advance()? {

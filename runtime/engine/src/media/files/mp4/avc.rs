@@ -30,6 +30,8 @@ pub(super) struct AvcFrames {
     orientation: Orientation,
     /// In the order of decoding.
     samples: Vec<Sample>,
+    /// Units of time per second.
+    timescale: u32,
     /// Number of samples decoded.
     decoded: usize,
     /// Start of each frame in seconds, and the end of the last one.
@@ -64,6 +66,7 @@ impl AvcFrames {
             length_size: config.length_size,
             orientation: Orientation::of(track.matrix),
             times: times(&samples, track.timescale),
+            timescale: track.timescale,
             samples,
             decoded: 0,
             passed: 0,
@@ -72,13 +75,18 @@ impl AvcFrames {
         })
     }
 
-    /// Decodes the next sample.
-    fn decode(&mut self, sample: Sample) -> Result<Option<Picture>, MediaError> {
+    /// Reads a sample.
+    fn content(&self, sample: Sample) -> Result<Vec<u8>, MediaError> {
         if sample.len > MAX_SAMPLE {
             let message = format!("a frame has more than {MAX_SAMPLE} bytes");
             return Err(MediaError::damaged("MP4", message));
         }
-        let content = self.bytes.exact(sample.offset, sample.len as usize)?;
+        self.bytes.exact(sample.offset, sample.len as usize)
+    }
+
+    /// Decodes the next sample.
+    fn decode(&mut self, sample: Sample) -> Result<Option<Picture>, MediaError> {
+        let content = self.content(sample)?;
         let units = units(&content, self.length_size);
         let units = units.ok_or_else(|| {
             let message = format!("frame {} has a unit beyond its end", self.decoded);
@@ -115,6 +123,26 @@ impl Frames for AvcFrames {
         }
     }
 
+    fn only_independent(&mut self, least: usize) -> Result<(), MediaError> {
+        let mut independent = Vec::new();
+        for &sample in &self.samples {
+            let content = self.content(sample)?;
+            let units = units(&content, self.length_size).unwrap_or_default();
+            if units.iter().any(|unit| is_idr(unit)) {
+                independent.push(sample);
+            }
+        }
+        if independent.len() < least.max(1) {
+            return Ok(());
+        }
+        let first = self.samples.iter().map(|sample| sample.time).min();
+        let end = self.times.last().copied().unwrap_or_default();
+        let time = |sample: &Sample| seconds(first.unwrap_or(0), sample.time, self.timescale);
+        self.times = independent.iter().map(time).chain([end]).collect();
+        self.samples = independent;
+        Ok(())
+    }
+
     fn advance(&mut self) -> Result<Option<f64>, MediaError> {
         let total = self.samples.len();
         if self.passed == total {
@@ -141,6 +169,16 @@ impl Frames for AvcFrames {
     }
 }
 
+/// Returns the seconds from `first` to `time`.
+fn seconds(first: i64, time: i64, timescale: u32) -> f64 {
+    time.saturating_sub(first) as f64 / f64::from(timescale)
+}
+
+/// Returns `true` for a slice of an IDR picture (ISO/IEC 14496-10, section 7.4.1).
+fn is_idr(unit: &[u8]) -> bool {
+    unit.first().is_some_and(|header| header & 0x1f == 5)
+}
+
 /// Returns the times of frames in order, from 0, and the end of the last one.
 fn times(samples: &[Sample], timescale: u32) -> Vec<f64> {
     let mut shown: Vec<(i64, u32)> = samples
@@ -149,7 +187,7 @@ fn times(samples: &[Sample], timescale: u32) -> Vec<f64> {
         .collect();
     shown.sort_unstable();
     let first = shown.first().map_or(0, |&(time, _)| time);
-    let seconds = |time: i64| time.saturating_sub(first) as f64 / f64::from(timescale);
+    let seconds = |time: i64| seconds(first, time, timescale);
     let mut times: Vec<f64> = shown.iter().map(|&(time, _)| seconds(time)).collect();
     // A last frame without a duration is shown for one unit.
     let end = shown.last().map_or(0, |&(time, duration)| {
