@@ -8,7 +8,7 @@ use edge_lmm::MediaKind;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::archive::{Archive, Loose};
-use super::datasets::{Layout, Located};
+use super::datasets::{Layout, Located, Samples};
 use super::media::{self, Media};
 use super::names;
 use super::sample::{File, Place, Sample};
@@ -63,19 +63,19 @@ impl Extraction<'_> {
             }
         }
         progress.inc((names.len() - rows.len() - files.len()) as u64);
-        let references = self.from_tables(&rows, media, &progress)?;
-        self.from_references(&references, media, &progress)?;
-        self.from_folder(&mut files, media, &progress)?;
-        self.from_archives(&mut files, media, &progress)?;
+        let references = self.extract_tables(&rows, media, &progress)?;
+        self.extract_references(&references, media, &progress)?;
+        self.extract_files(&mut files, media, &progress)?;
+        self.extract_archives(&mut files, media, &progress)?;
         if let Some(downloads) = downloads {
-            from_youtube(downloads, &files, media, &progress)?;
+            download(downloads, &files, media, &progress)?;
         }
         progress.finish_and_clear();
         Ok(())
     }
 
     /// Extracts media of rows. Returns the indices of other rows to which rows refer.
-    fn from_tables<'n>(
+    fn extract_tables<'n>(
         &self,
         rows: &BTreeMap<&'n str, &Located>,
         media: &mut Media,
@@ -109,7 +109,7 @@ impl Extraction<'_> {
     }
 
     /// Extracts media of rows that refer to others.
-    fn from_references(
+    fn extract_references(
         &self,
         references: &BTreeMap<&str, String>,
         media: &mut Media,
@@ -130,13 +130,13 @@ impl Extraction<'_> {
                 None => media.reject(name, format!("refers to row {index}, which is not there")),
             }
         }
-        for (name, index) in self.from_tables(&rows, media, progress)? {
+        for (name, index) in self.extract_tables(&rows, media, progress)? {
             media.reject(name, format!("refers to a row that refers to row {index}"));
         }
         Ok(())
     }
 
-    fn from_folder(
+    fn extract_files(
         &self,
         files: &mut Pending<'_>,
         media: &mut Media,
@@ -167,7 +167,7 @@ impl Extraction<'_> {
     }
 
     /// Reads archives, one after the other, until nothing is missing.
-    fn from_archives(
+    fn extract_archives(
         &self,
         files: &mut Pending<'_>,
         media: &mut Media,
@@ -195,7 +195,7 @@ impl Extraction<'_> {
 }
 
 /// Downloads the files that come from YouTube.
-fn from_youtube(
+fn download(
     downloads: &Downloads,
     files: &Pending<'_>,
     media: &mut Media,
@@ -227,11 +227,7 @@ fn archives<'a>(source: &'a Source, layout: &'a Layout) -> impl Iterator<Item = 
 ///
 /// # Errors
 /// If the source is on the hub, or an archive is damaged.
-pub fn is_present(
-    source: &Source,
-    layout: &Layout,
-    samples: Vec<(Located, Sample)>,
-) -> anyhow::Result<Vec<(Located, Sample)>> {
+pub fn is_present(source: &Source, layout: &Layout, samples: Samples) -> anyhow::Result<Samples> {
     ensure!(
         !source.is_remote(),
         "--present-only needs a folder: the archives of a repository would all be downloaded"

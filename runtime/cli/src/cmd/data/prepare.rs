@@ -8,7 +8,7 @@ use edge_lmm::MediaKind;
 use edge_lmm::metric::Metric;
 
 use super::choose::chosen;
-use super::datasets::{Dataset, Layout, Located};
+use super::datasets::{Dataset, Layout, Located, Samples};
 use super::extract::{Extraction, is_present, sound_tracks};
 use super::media::{self, Media};
 use super::output::{Missing, write_manifest, write_missing};
@@ -222,11 +222,7 @@ fn without_medium<'a>(
 }
 
 /// Reads the questions with published answers.
-fn questions(
-    source: &Source,
-    tables: &[&str],
-    layout: &Layout,
-) -> anyhow::Result<Vec<(Located, Sample)>> {
+fn questions(source: &Source, tables: &[&str], layout: &Layout) -> anyhow::Result<Samples> {
     let mut rows = Vec::new();
     for (table, name) in tables.iter().enumerate() {
         let part = Part::Without(layout.column);
@@ -235,7 +231,7 @@ fn questions(
             Ok(())
         })?;
     }
-    let mut samples = Vec::new();
+    let mut samples = Samples::new();
     for mut located in (layout.join)(rows)? {
         let row = std::mem::take::<Row>(&mut located.row);
         let sample = (layout.sample)(&row)

@@ -40,3 +40,30 @@ pub fn wav(audio: &Audio) -> Vec<u8> {
     }));
     wav
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn sound_tracks_become_wav() {
+        let data = PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../engine/tests/media/data"
+        ));
+        let bytes = wav_of(&data.join("aac_stereo.m4a")).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let again = edge_lmm::media::load_audio(file.path()).unwrap();
+        let original = edge_lmm::media::load_audio(&data.join("aac_stereo.m4a")).unwrap();
+        assert_eq!(again.sample_rate, original.sample_rate);
+        assert_eq!(again.samples.len(), original.samples.len());
+        for (a, b) in again.samples.iter().zip(&original.samples) {
+            assert!((a - b).abs() <= 0.5 / 32768.0 + 1e-6, "{a} {b}");
+        }
+        let error = wav_of(&data.join("videos/h264_baseline.mp4")).unwrap_err();
+        assert!(error.contains("no sound track"), "{error}");
+    }
+}

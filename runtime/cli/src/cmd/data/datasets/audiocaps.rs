@@ -8,7 +8,7 @@ use anyhow::Context;
 use edge_lmm::MediaKind;
 use edge_lmm::metric::Metric;
 
-use super::{Layout, Located, no_join};
+use super::{Layout, Located, Samples, no_join};
 use crate::cmd::data::row::Row;
 use crate::cmd::data::sample::{Medium, Sample, YouTube};
 
@@ -56,9 +56,9 @@ fn sample(row: &Row) -> anyhow::Result<Option<Sample>> {
 }
 
 /// Combines the captions of a clip.
-fn merge(samples: Vec<(Located, Sample)>) -> anyhow::Result<Vec<(Located, Sample)>> {
+fn merge(samples: Samples) -> anyhow::Result<Samples> {
     let mut by_id = HashMap::new();
-    let mut merged: Vec<(Located, Sample)> = Vec::new();
+    let mut merged = Samples::new();
     for (located, sample) in samples {
         match by_id.get(&sample.id) {
             Some(&index) => {

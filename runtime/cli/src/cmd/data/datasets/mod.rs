@@ -56,7 +56,7 @@ pub struct Layout {
     /// Reads a question; `None` if its answer is not published.
     pub sample: fn(&Row) -> anyhow::Result<Option<Sample>>,
     /// Combines rows about one medium into one sample.
-    pub merge: fn(Vec<(Located, Sample)>) -> anyhow::Result<Vec<(Located, Sample)>>,
+    pub merge: fn(Samples) -> anyhow::Result<Samples>,
 }
 
 /// A row and its place.
@@ -66,6 +66,9 @@ pub struct Located {
     pub number: usize,
     pub row: Row,
 }
+
+/// Questions with the places of their rows.
+pub type Samples = Vec<(Located, Sample)>;
 
 impl Dataset {
     /// Returns the layout; `None` for the generated dataset.
@@ -88,7 +91,7 @@ fn no_join(rows: Vec<Located>) -> anyhow::Result<Vec<Located>> {
 }
 
 /// Checks that no question occurs twice.
-fn distinct(samples: Vec<(Located, Sample)>) -> anyhow::Result<Vec<(Located, Sample)>> {
+fn distinct(samples: Samples) -> anyhow::Result<Samples> {
     let mut seen = HashMap::new();
     for (index, (_, sample)) in samples.iter().enumerate() {
         let before = seen.insert(sample.id.as_str(), index);
