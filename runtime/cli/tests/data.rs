@@ -371,9 +371,16 @@ fn a_second_run_extracts_only_what_changed() {
     assert_eq!(again, written);
     let after = fs::read(folders.out().join("manifest.csv")).expect("a manifest");
     assert_eq!(after, before);
-    let sums = folders.out().join("media/checksums.sha256");
+    let sums = folders.out().join("docvqa_validation/checksums.sha256");
     let sums = fs::read_to_string(sums).expect("checksums");
     assert_eq!(sums.lines().count(), 3);
+    // Another split may use the same names for other images.
+    let others = [&images[3]; 4].map(Vec::as_slice);
+    folders.write("train.parquet", docvqa(others));
+    let (rows, said) = folders.manifest("docvqa", &["--split", "train"]);
+    assert!(said.contains("0 media were unchanged"), "{said}");
+    let medium = fs::read(folders.out().join(&rows[0][MEDIUM]));
+    assert_eq!(medium.expect("an image"), images[3]);
 }
 
 #[test]
@@ -560,7 +567,7 @@ fn huge_and_damaged_images_are_listed() {
     let (rows, said) = folders.manifest("docvqa", &[]);
     assert_eq!(rows.len(), 2);
     assert!(said.contains("2 media are missing"), "{said}");
-    let left: Vec<_> = fs::read_dir(folders.out().join("media"))
+    let left: Vec<_> = fs::read_dir(folders.out().join("docvqa_validation"))
         .expect("a folder")
         .collect();
     // One image and the checksums.

@@ -254,8 +254,13 @@ pub fn is_present(source: &Source, layout: &Layout, samples: Samples) -> anyhow:
 ///
 /// # Errors
 /// If a file cannot be written. Clips without sound are no errors.
-pub fn sound_tracks(out: &Path, samples: &[&Sample], clips: &Media) -> anyhow::Result<Media> {
-    let mut sounds = Media::open(out, "audio", MediaKind::Audio)?;
+pub fn sound_tracks(
+    out: &Path,
+    folder: &str,
+    samples: &[&Sample],
+    clips: &Media,
+) -> anyhow::Result<Media> {
+    let mut sounds = Media::open(out, folder, MediaKind::Audio)?;
     let progress = bar(samples.len(), "sound tracks")?;
     for sample in samples {
         let name = sample.medium.name.as_str();

@@ -34,7 +34,7 @@ pub struct Stored {
 pub struct Media {
     out: PathBuf,
     /// Relative to `out`.
-    folder: &'static str,
+    folder: String,
     kind: MediaKind,
     checksums: Checksums,
     found: BTreeMap<String, Result<Stored, String>>,
@@ -47,12 +47,12 @@ impl Media {
     ///
     /// # Errors
     /// If a folder cannot be created or the checksums of an earlier run cannot be read.
-    pub fn open(out: &Path, folder: &'static str, kind: MediaKind) -> anyhow::Result<Self> {
+    pub fn open(out: &Path, folder: &str, kind: MediaKind) -> anyhow::Result<Self> {
         let media = out.join(folder);
         fs::create_dir_all(&media).with_context(|| format!("cannot create {}", media.display()))?;
         Ok(Self {
             out: out.to_owned(),
-            folder,
+            folder: folder.to_owned(),
             kind,
             checksums: Checksums::open(&media)?,
             found: BTreeMap::new(),

@@ -58,12 +58,15 @@ pub fn file_stem(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let replaced = name.chars().map(|c| if is_plain(c) { c } else { '_' });
     let stem: String = replaced.take(MAX_LEN).collect();
-    if stem == name && !stem.starts_with('-') && !name.contains(|c: char| c.is_ascii_uppercase()) {
+    let is_lower = !name.contains(|c: char| c.is_ascii_uppercase());
+    if stem == name && is_lower && !stem.is_empty() && !stem.starts_with('-') {
         return stem;
     }
     let hash = &super::checksums::sha256(name.as_bytes())[..8];
-    let stem = stem.trim_start_matches('-');
-    format!("{stem}-{hash}")
+    match stem.trim_start_matches('-') {
+        "" => format!("medium-{hash}"),
+        stem => format!("{stem}-{hash}"),
+    }
 }
 
 /// Splits a name into its words, in lower case.

@@ -66,12 +66,7 @@ pub struct Missing<'a> {
 /// If the file cannot be written or removed.
 pub fn write_missing(path: &Path, missing: &[Missing<'_>]) -> anyhow::Result<()> {
     if missing.is_empty() {
-        return match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", path.display()))
-            }
-            _ => Ok(()),
-        };
+        return remove(path);
     }
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["id", "medium", "reason"])?;
@@ -79,6 +74,19 @@ pub fn write_missing(path: &Path, missing: &[Missing<'_>]) -> anyhow::Result<()>
         writer.write_record([missing.id, missing.medium, missing.reason])?;
     }
     finish(path, writer)
+}
+
+/// Removes a file of an earlier run, if there is one.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn finish(path: &Path, writer: csv::Writer<Vec<u8>>) -> anyhow::Result<()> {

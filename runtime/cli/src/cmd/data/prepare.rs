@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use clap::Args;
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
 use edge_lmm::MediaKind;
 use edge_lmm::metric::Metric;
 
@@ -11,7 +12,8 @@ use super::choose::chosen;
 use super::datasets::{Dataset, Layout, Located, Samples};
 use super::extract::{Extraction, is_present, sound_tracks};
 use super::media::{self, Media};
-use super::output::{Missing, write_manifest, write_missing};
+use super::names;
+use super::output::{Missing, remove, write_manifest, write_missing};
 use super::row::Row;
 use super::sample::Sample;
 use super::source::Source;
@@ -114,7 +116,7 @@ impl Cmd {
         let tasks: Vec<&str> = samples.iter().map(|(_, s)| s.task.as_str()).collect();
         let max = self.max_samples.map(|max| max as usize);
         let chosen = chosen(&tasks, max, self.seed);
-        let mut media = Media::open(&self.out, "media", layout.kind)?;
+        let mut media = Media::open(&self.out, &self.folder(layout), layout.kind)?;
         Extraction {
             source: &source,
             tables: &tables,
@@ -132,6 +134,15 @@ impl Cmd {
         Downloads::new(&self.out)
     }
 
+    /// Returns the name of the folder of the media. Other datasets and splits have others, because
+    /// they may use the same names for other media.
+    fn folder(&self, layout: &Layout) -> String {
+        let dataset = self.dataset.to_possible_value();
+        let dataset = dataset.as_ref().map_or("media", PossibleValue::get_name);
+        let split = self.split.as_deref().unwrap_or(layout.split);
+        names::file_stem(&format!("{dataset}_{split}"))
+    }
+
     fn manifest(&self) -> PathBuf {
         self.out.join("manifest.csv")
     }
@@ -140,7 +151,10 @@ impl Cmd {
     fn write(&self, layout: &Layout, chosen: &[&Sample], media: &Media) -> anyhow::Result<()> {
         let sounds = self
             .with_audio
-            .then(|| sound_tracks(&self.out, chosen, media))
+            .then(|| {
+                let folder = format!("{}_audio", self.folder(layout));
+                sound_tracks(&self.out, &folder, chosen, media)
+            })
             .transpose()?;
         let mut missing = without_medium(chosen, media, "not found in the source");
         let count = missing.len();
@@ -159,10 +173,12 @@ impl Cmd {
         }
         media.finish()?;
         self.write_one(&self.manifest(), layout, chosen, media)?;
+        let audio = self.out.join("audio.csv");
+        remove(&audio)?;
         if let Some(sounds) = &sounds {
             sounds.finish()?;
             if chosen.iter().any(|sample| has(sounds, sample)) {
-                self.write_one(&self.out.join("audio.csv"), layout, chosen, sounds)?;
+                self.write_one(&audio, layout, chosen, sounds)?;
             }
         }
         eprintln!(

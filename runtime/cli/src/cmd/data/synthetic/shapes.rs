@@ -203,7 +203,7 @@ mod tests {
         for _ in 0..200 {
             let scene = Scene::random(&mut random);
             for (i, a) in scene.figures.iter().enumerate() {
-                assert!(a.x + 13 < SIZE && a.y + 13 < SIZE && a.x.min(a.y) >= 12);
+                assert!(a.x.max(a.y) + 12 <= SIZE && a.x.min(a.y) >= 12);
                 for b in &scene.figures[..i] {
                     assert!(a.color != b.color && a.shape != b.shape);
                     assert!(a.x.abs_diff(b.x) >= 24);
