@@ -17,7 +17,7 @@ pub(super) fn letter(answer: &str, choices: &[String]) -> Option<char> {
     };
     let answer = answer.trim();
     let announced = announced(answer);
-    let clear = announced.as_ref().filter(|token| !token.is_article());
+    let clear = announced.as_ref().filter(|token| !token.is_word);
     alone(answer, options)
         .or_else(|| option(clear?.letter, options))
         .or_else(|| leading(answer, options))
@@ -99,7 +99,7 @@ fn option_text(answer: &str, choices: &[String]) -> Option<char> {
 /// The only letter that is mentioned as a word: `I think it is B`.
 fn mentioned(answer: &str, options: usize) -> Option<char> {
     let tokens = tokens(answer).into_iter();
-    let letters = tokens.filter(|token| !token.is_article());
+    let letters = tokens.filter(|token| !token.is_word);
     let mut letters = letters.filter_map(|token| option(token.letter, options));
     let first = letters.next()?;
     letters.all(|letter| letter == first).then_some(first)
@@ -110,15 +110,8 @@ struct Token {
     letter: char,
     /// Byte at which it starts.
     at: usize,
-    /// It is followed by a space and a small letter, as the article `A` is.
-    is_before_word: bool,
-}
-
-impl Token {
-    /// Returns `true` if it may be the article or the pronoun.
-    fn is_article(&self) -> bool {
-        self.is_before_word && matches!(self.letter, 'A' | 'I')
-    }
+    /// It may be the article, at the start of a sentence, or the pronoun.
+    is_word: bool,
 }
 
 fn tokens(text: &str) -> Vec<Token> {
@@ -131,10 +124,17 @@ fn tokens(text: &str) -> Vec<Token> {
         if letter.is_ascii_uppercase() && !before.is_some_and(is_part) && !next.is_some_and(is_part)
         {
             let is_before_word = next == Some(' ') && after.next().is_some_and(char::is_lowercase);
+            let sentence = text[..at].trim_end().chars().next_back();
+            let starts_sentence = sentence.is_none_or(|end| matches!(end, '.' | '!' | '?'));
+            let is_word = match letter {
+                'A' => is_before_word && starts_sentence,
+                'I' => is_before_word,
+                _ => false,
+            };
             tokens.push(Token {
                 letter,
                 at,
-                is_before_word,
+                is_word,
             });
         }
         before = Some(letter);
@@ -176,6 +176,8 @@ mod tests {
             ("It shows two dogs and a red car", None),
             ("Either A or B", None),
             ("A man walks", None),
+            ("It rains. A man walks", None),
+            ("I think it is A because of that", Some('A')),
             ("E", None),
             ("", None),
             ("I do not know", None),
