@@ -75,6 +75,8 @@ mod loaded;
 pub mod manifest;
 pub mod media;
 pub mod memory;
+#[cfg(feature = "experiments")]
+pub mod metric;
 mod one_line;
 pub mod processors;
 pub mod report;

@@ -64,7 +64,7 @@ const STEPS: &[Step<'_>] = &[
             "--workspace",
             "--all-targets",
             "--features",
-            "edge-lmm-cli/plots",
+            "edge-lmm-cli/plots,edge-lmm-cli/data",
             "--",
             "-D",
             "warnings",
@@ -76,7 +76,18 @@ const STEPS: &[Step<'_>] = &[
         &["cargo", "doc", "--workspace", "--no-deps"],
         &[("RUSTDOCFLAGS", "-D warnings")],
     ),
-    ("tests", &["cargo", "test", "--workspace"], &[]),
+    (
+        "tests",
+        // One build of the command for all tests, those of `data prepare` too.
+        &[
+            "cargo",
+            "test",
+            "--workspace",
+            "--features",
+            "edge-lmm-cli/data",
+        ],
+        &[],
+    ),
 ];
 
 const GPU: &[Step<'_>] = &[("GPU kernels", &["sh", "targets/test-gpu-kernels.sh"], &[])];

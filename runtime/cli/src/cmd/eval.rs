@@ -1,4 +1,4 @@
-//! `edge-lmm eval`: accuracy and latency on a question set.
+//! `edge-lmm eval`: scores and latency on a question set.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::{Table, presets};
-use edge_lmm::manifest::{Manifest, Question, is_right};
+use edge_lmm::manifest::{Manifest, Question};
+use edge_lmm::metric::Metric;
 use edge_lmm::output::Output;
 use edge_lmm::reduce::sampling::seed_of;
 use edge_lmm::{EngineError, MediaOptions, ModelError, Request, user_message};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::errors::message;
 
@@ -21,11 +23,12 @@ use super::cache::CacheOptions;
 use super::costs;
 use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions, print_now};
 
-/// Answers every question of a manifest and counts the correct answers.
+/// Answers every question of a manifest and scores the answers.
 ///
-/// The manifest is a CSV file with the columns id,media_path,question,answer,task. An answer is
-/// correct if it equals the expected one, ignoring case and surrounding whitespace. A question that
-/// cannot be answered is reported and counted separately, and the exit code is 1.
+/// The manifest is a CSV file with the columns id,media_path,question,answer,task and, optionally,
+/// answers and choices (JSON lists), metric and sha256. By default, an answer is right if it equals
+/// the expected one, ignoring case and surrounding whitespace. A question that cannot be answered is
+/// reported and counted separately, and the exit code is 1.
 #[derive(Args)]
 pub struct Cmd {
     /// Record written by edge-lmm-convert
@@ -33,6 +36,10 @@ pub struct Cmd {
     /// Question set
     #[arg(long, value_name = "M.csv")]
     manifest: PathBuf,
+    /// Score answers by this metric instead of the column `metric` of the manifest; without either,
+    /// exact. Partly right answers count as fractions
+    #[arg(long, value_name = "NAME", value_parser = metrics())]
+    metric: Option<Metric>,
     /// Use only the first N questions of every task
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -64,14 +71,17 @@ pub struct Cmd {
 
 #[derive(Default, Serialize)]
 struct Score {
-    right: usize,
+    /// Sum of the scores.
+    #[serde(serialize_with = "integer_if_whole")]
+    right: f64,
     questions: usize,
 }
 
 #[derive(Serialize)]
 struct Report {
     accuracy: f64,
-    right: usize,
+    #[serde(serialize_with = "integer_if_whole")]
+    right: f64,
     questions: usize,
     skipped: usize,
     failures: Vec<Failure>,
@@ -87,7 +97,9 @@ struct Report {
 struct Prediction {
     id: String,
     predicted: String,
+    /// The score is 1.
     right: bool,
+    score: f64,
     ms: f64,
     prompt_tokens: usize,
     reused_tokens: usize,
@@ -98,6 +110,29 @@ struct Prediction {
 struct Failure {
     id: String,
     error: String,
+}
+
+/// Parses the name of a metric.
+fn metrics() -> impl TypedValueParser<Value = Metric> {
+    PossibleValuesParser::new(Metric::ALL.map(Metric::name)).try_map(|name| name.parse::<Metric>())
+}
+
+/// Writes a sum of scores as an integer unless there are partly right answers.
+fn integer_if_whole<S: Serializer>(sum: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if sum.fract() == 0.0 {
+        serializer.serialize_u64(*sum as u64)
+    } else {
+        serializer.serialize_f64(*sum)
+    }
+}
+
+/// Formats a sum of scores, with two digits if there are partly right answers.
+fn sum(right: f64) -> String {
+    if right.fract() == 0.0 {
+        format!("{right}")
+    } else {
+        format!("{right:.2}")
+    }
 }
 
 impl Cmd {
@@ -125,7 +160,7 @@ impl Cmd {
         );
         let mut report = Report {
             accuracy: 0.0,
-            right: 0,
+            right: 0.0,
             questions: 0,
             skipped: 0,
             failures: Vec::new(),
@@ -151,7 +186,7 @@ impl Cmd {
                 }
             }
             progress.inc(1);
-            progress.set_message(format!("{} right", report.right));
+            progress.set_message(format!("{} right", sum(report.right)));
         }
         progress.finish_and_clear();
         report.finish();
@@ -204,9 +239,11 @@ impl Cmd {
             ..self.generation.request(&messages)?
         };
         let answer = session.answer(&request, |_| ControlFlow::Continue(()))?;
+        let score = question.score(&answer.text, self.metric);
         Ok(Prediction {
             id: question.id.clone(),
-            right: is_right(&answer.text, &question.answer),
+            right: score == 1.0,
+            score,
             predicted: answer.text.trim().to_owned(),
             ms: start.elapsed().as_secs_f64() * 1e3,
             prompt_tokens: answer.prompt_tokens,
@@ -241,9 +278,9 @@ impl Report {
     fn add(&mut self, question: &Question, prediction: Prediction) {
         let score = self.tasks.entry(question.task.clone()).or_default();
         score.questions += 1;
-        score.right += usize::from(prediction.right);
+        score.right += prediction.score;
         self.questions += 1;
-        self.right += usize::from(prediction.right);
+        self.right += prediction.score;
         self.prompt_tokens += prediction.prompt_tokens;
         self.reused_tokens += prediction.reused_tokens;
         self.predictions.push(prediction);
@@ -262,7 +299,7 @@ impl Report {
     }
 
     fn finish(&mut self) {
-        self.accuracy = self.right as f64 / self.questions.max(1) as f64;
+        self.accuracy = self.right / self.questions.max(1) as f64;
         let mut times: Vec<f64> = self.predictions.iter().map(|p| p.ms).collect();
         times.sort_by(f64::total_cmp);
         self.median_ms = times.get(times.len() / 2).copied().unwrap_or_default();
@@ -286,10 +323,10 @@ impl Report {
             .map(|(task, score)| (task.as_str(), score))
             .chain([("total", &total)])
         {
-            let accuracy = 100.0 * score.right as f64 / score.questions.max(1) as f64;
+            let accuracy = 100.0 * score.right / score.questions.max(1) as f64;
             table.add_row([
                 task.to_owned(),
-                score.right.to_string(),
+                sum(score.right),
                 score.questions.to_string(),
                 format!("{accuracy:.1} %"),
             ]);

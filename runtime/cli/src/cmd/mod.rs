@@ -8,6 +8,8 @@ mod cache;
 mod chat;
 mod completions;
 mod costs;
+#[cfg(feature = "data")]
+mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -35,6 +37,8 @@ pub enum Command {
     Profile(profile::Cmd),
     Tokens(tokens::Cmd),
     Bench(bench::Cmd),
+    #[cfg(feature = "data")]
+    Data(data::Cmd),
     Inspect(inspect::Cmd),
     Demo(demo::Cmd),
     Doctor(doctor::Cmd),
@@ -55,6 +59,8 @@ impl Command {
             Self::Profile(cmd) => cmd.run(),
             Self::Tokens(cmd) => cmd.run(),
             Self::Bench(cmd) => cmd.run(),
+            #[cfg(feature = "data")]
+            Self::Data(cmd) => cmd.run(),
             Self::Inspect(cmd) => cmd.run(),
             Self::Demo(cmd) => cmd.run(),
             Self::Doctor(cmd) => cmd.run(),

@@ -298,6 +298,7 @@ mod tests {
             question: String::new(),
             answer: String::new(),
             task: task.to_owned(),
+            ..Question::default()
         };
         let questions = [
             question("1", "b", "x"),
