@@ -3,3 +3,4 @@
 pub mod kernels;
 #[cfg(feature = "files")]
 pub mod reduction;
+pub mod report;
