@@ -63,6 +63,7 @@ pub mod device;
 #[cfg(feature = "experiments")]
 pub mod dump;
 mod engine;
+pub mod environment;
 mod error;
 pub mod estimate;
 #[cfg(feature = "experiments")]
@@ -77,6 +78,7 @@ pub mod media;
 pub mod memory;
 mod one_line;
 pub mod processors;
+pub mod profile;
 pub mod report;
 mod request;
 mod request_estimate;
@@ -84,6 +86,7 @@ pub mod sampler;
 #[cfg(feature = "serve")]
 pub mod serve;
 mod session;
+pub mod statistics;
 mod stop;
 pub mod store;
 pub mod target;
