@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use edge_lmm_models::ModelError;
+use edge_lmm_models::families;
 use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::reduce::Reductions;
 
@@ -34,12 +36,16 @@ pub struct Settings {
     pub media: MediaOptions,
     /// Chains of methods of `token-reduction`.
     pub chains: Vec<Reductions>,
+    /// Starts no further sample after this time, if at least one is complete.
+    pub time_limit: Option<Duration>,
 }
 
 /// A loaded model.
 pub struct BenchModel {
     /// Name in tables: that of the file, without its ending.
     pub name: String,
+    /// Family of the model, such as `qwen2_vl`.
+    pub family: String,
     /// Hash of the record.
     pub identity: u128,
     /// Bytes of the record.
@@ -60,12 +66,28 @@ impl BenchModel {
         let name = record.path().file_stem().unwrap_or_default();
         Self {
             name: name.to_string_lossy().into_owned(),
+            family: families::info(&record.info().files)
+                .map_or_else(|_| String::new(), |family| family.model_type.to_owned()),
             identity: record.identity(),
             bytes: record.len(),
             session: engine.session(),
             engine,
             medium: None,
             second,
+        }
+    }
+
+    /// Returns the model with a conversation of its own.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            family: self.family.clone(),
+            identity: self.identity,
+            bytes: self.bytes,
+            engine: self.engine.clone(),
+            session: self.engine.session(),
+            medium: None,
+            second: self.second.clone(),
         }
     }
 
@@ -196,14 +218,21 @@ impl Bench {
     ///
     /// # Errors
     /// If there is no question about such media.
-    pub(super) fn samples(&self, about: &About) -> Result<Vec<Sample>, ExperimentError> {
+    pub(super) fn samples(&mut self, about: &About) -> Result<Vec<Sample>, ExperimentError> {
         let repeats = 1..=self.settings.repeat.max(1);
+        let all = self.models.len();
+        let uses: Vec<Modality> = about
+            .uses
+            .iter()
+            .copied()
+            .filter(|&kind| !about.common || self.taking(kind).len() == all)
+            .collect();
         let Some((path, manifest)) = &self.manifest else {
             return Ok(repeats.map(|i| Sample::synthetic(i as u64)).collect());
         };
-        let chosen = manifest_samples(manifest, about, self.settings.limit);
+        let chosen = manifest_samples(manifest, &uses, self.settings.limit);
         if chosen.is_empty() {
-            let kinds = about.uses.iter().map(|kind| kind.plural());
+            let kinds = uses.iter().map(|kind| kind.plural());
             return Err(ExperimentError::NoQuestions {
                 path: path.display().to_string(),
                 questions: manifest.questions.len(),
@@ -255,7 +284,7 @@ fn check_ids(path: &Path, samples: &[Sample]) -> Result<(), ExperimentError> {
 }
 
 /// Returns the questions that an experiment uses, the first `limit` of each task.
-fn manifest_samples(manifest: &Manifest, about: &About, limit: Option<usize>) -> Vec<Sample> {
+fn manifest_samples(manifest: &Manifest, uses: &[Modality], limit: Option<usize>) -> Vec<Sample> {
     let mut seen = BTreeMap::new();
     let mut samples = Vec::new();
     for question in &manifest.questions {
@@ -265,7 +294,7 @@ fn manifest_samples(manifest: &Manifest, about: &About, limit: Option<usize>) ->
             Some(path) => modality_of(path),
         };
         // A medium that cannot be opened stays, so that it is reported.
-        if modality.is_some_and(|modality| !about.uses.contains(&modality)) {
+        if modality.is_some_and(|modality| !uses.contains(&modality)) {
             continue;
         }
         let count = seen.entry(question.task.clone()).or_insert(0usize);

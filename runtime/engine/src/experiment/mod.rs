@@ -16,6 +16,7 @@ mod folder;
 pub mod kernels;
 mod line;
 mod pair;
+pub mod paper;
 mod plan;
 mod report;
 mod results;

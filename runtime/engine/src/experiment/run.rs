@@ -1,6 +1,7 @@
 //! Planning, running and summarizing an experiment.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
 
 use edge_lmm_kernels::pool;
 use serde_json::{Value, json};
@@ -143,11 +144,21 @@ pub fn run(
     lines.retain(|line| !line.failed());
     let mut warm = HashSet::new();
     let mut done = known.len();
+    let (start, mut last) = (Instant::now(), None);
     for unit in units
         .iter()
         .filter(|&&unit| !known.contains(&plan.key(unit)))
     {
         let Unit { sample, case } = *unit;
+        let next = last.replace(sample).is_some_and(|last| last != sample);
+        if next
+            && bench
+                .settings
+                .time_limit
+                .is_some_and(|limit| start.elapsed() > limit)
+        {
+            break;
+        }
         let (sample, case) = (&samples[sample], &cases[case]);
         on_progress(Progress::Measuring {
             done,

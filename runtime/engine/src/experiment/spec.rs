@@ -27,6 +27,8 @@ pub struct About {
     pub models: usize,
     /// Kinds of questions that it uses of a manifest.
     pub uses: &'static [Modality],
+    /// Only questions of kinds that all models take are used.
+    pub common: bool,
     /// The values of `--values`; empty if the experiment does not vary a number.
     pub values: &'static str,
     /// The questions of a manifest are required.

@@ -1,8 +1,12 @@
 //! Synthetic media: noise, which costs the same as photographs of that size.
 
 use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
+use image::ExtendedColorType;
+use image::codecs::jpeg::JpegEncoder;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use super::error::ExperimentError;
 
 /// Width and height of an image or frame if nothing else is asked for.
 pub const SIDE: usize = 336;
@@ -23,6 +27,20 @@ pub fn image(side: usize, seed: u64) -> Result<RgbImage, PreprocessError> {
     let mut pixels = vec![0; RgbImage::bytes(side, side)?];
     ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut pixels);
     RgbImage::new(side, side, pixels)
+}
+
+/// Returns an image of noise as a JPEG file.
+///
+/// # Errors
+/// If `side` is 0 or too large for an image or its format.
+pub fn jpeg(side: usize, seed: u64) -> Result<Vec<u8>, ExperimentError> {
+    let image = image(side, seed)?;
+    let side = side as u32;
+    let mut bytes = Vec::new();
+    JpegEncoder::new(&mut bytes)
+        .encode(image.pixels(), side, side, ExtendedColorType::Rgb8)
+        .map_err(|error| ExperimentError::Impossible(error.to_string()))?;
+    Ok(bytes)
 }
 
 /// Returns a clip as a Y4M stream: still scenes of noise through which a bright square moves.

@@ -230,6 +230,7 @@ impl Cmd {
                 .as_ref()
                 .map(|options| options.chain.clone())
                 .unwrap_or_default(),
+            time_limit: None,
         }
     }
 }
@@ -261,8 +262,7 @@ fn measure(
         Some((folder, known)) => (Some(folder), known),
         None => (None, Vec::new()),
     };
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")?;
-    let bar = ProgressBar::new(0).with_style(style);
+    let bar = progress_bar()?;
     let planned = (&plan, &*cases, &*samples);
     let lines = experiment::run(bench, planned, folder.as_mut(), known, |progress| {
         show(&bar, progress);
@@ -271,8 +271,14 @@ fn measure(
     Ok((plan, lines?))
 }
 
+/// Returns the progress bar of a run.
+pub fn progress_bar() -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")?;
+    Ok(ProgressBar::new(0).with_style(style))
+}
+
 /// Shows the progress of a run.
-fn show(bar: &ProgressBar, progress: Progress<'_>) {
+pub fn show(bar: &ProgressBar, progress: Progress<'_>) {
     match progress {
         Progress::Measuring {
             done,

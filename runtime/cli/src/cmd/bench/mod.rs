@@ -5,6 +5,7 @@ mod kernels;
 mod list;
 mod merge;
 mod output;
+mod paper;
 #[cfg(feature = "plots")]
 mod plot;
 
@@ -24,6 +25,7 @@ pub struct Cmd {
 enum Bench {
     List(list::Cmd),
     Merge(merge::Cmd),
+    Paper(Box<paper::Cmd>),
     Kernels(kernels::Cmd),
     #[command(flatten)]
     Experiment(Box<experiment::Cmd>),
@@ -34,6 +36,7 @@ impl Cmd {
         match self.experiment {
             Bench::List(cmd) => cmd.run(),
             Bench::Merge(cmd) => cmd.run(),
+            Bench::Paper(cmd) => cmd.run(),
             Bench::Kernels(cmd) => cmd.run(),
             Bench::Experiment(cmd) => cmd.run(),
         }

@@ -25,6 +25,7 @@ impl Experiment for AudioLength {
             needs: "a record of a model that takes sounds, such as Qwen2-Audio",
             models: 1,
             uses: &[Modality::Audio],
+            common: false,
             values: "seconds [1,2,5,10,20,30]",
             manifest: false,
         }

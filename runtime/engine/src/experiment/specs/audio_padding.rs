@@ -31,6 +31,7 @@ impl Experiment for AudioPaddingCost {
             needs: "a record of a model that takes sounds, such as Qwen2-Audio",
             models: 1,
             uses: &[Modality::Audio],
+            common: false,
             values: "seconds [1,3,5,10,30]",
             manifest: false,
         }

@@ -42,6 +42,7 @@ impl Experiment for Defects {
             needs: "a record of a model that takes images or sounds",
             models: 1,
             uses: &[Modality::Image, Modality::Audio],
+            common: false,
             values: "seconds of the padded sound [3]",
             manifest: false,
         }

@@ -31,6 +31,7 @@ impl Experiment for FrameAblation {
             needs: "a record of a model that takes videos, such as Qwen2-VL",
             models: 1,
             uses: &[Modality::Video],
+            common: false,
             values: "numbers of frames [1,2,4,8,16]",
             manifest: false,
         }

@@ -31,6 +31,7 @@ impl Experiment for ModalityBottleneck {
             needs: "any record",
             models: 1,
             uses: &Modality::ALL,
+            common: false,
             values: "sides of the image in pixels [224,448,672]",
             manifest: false,
         }

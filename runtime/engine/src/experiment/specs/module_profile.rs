@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use crate::experiment::answer::values_of;
+use crate::experiment::answer::{STAGES, values_of};
 use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
 use crate::experiment::results::CaseResults;
 use crate::experiment::{
@@ -37,6 +37,7 @@ impl Experiment for ModuleProfile {
             needs: "any record",
             models: 1,
             uses: &Modality::ALL,
+            common: false,
             values: "",
             manifest: false,
         }
@@ -115,7 +116,8 @@ struct Module {
     ms: f64,
 }
 
-/// Returns the medians of modules, those of a stage in a row.
+/// Returns the medians of modules: the stages in their order, each followed by its modules, the
+/// longest first.
 fn modules(case: &CaseResults) -> Vec<Module> {
     let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for measured in case.measured() {
@@ -139,7 +141,13 @@ fn modules(case: &CaseResults) -> Vec<Module> {
             ms: median(&format!("{key}:ms"))?,
         })
     });
-    modules.collect()
+    let mut modules: Vec<Module> = modules.collect();
+    let place = |module: &Module| STAGES.iter().position(|&stage| stage == module.stage);
+    modules.sort_by(|a, b| {
+        let order = (place(a), a.name != a.stage).cmp(&(place(b), b.name != b.stage));
+        order.then(b.ms.total_cmp(&a.ms))
+    });
+    modules
 }
 
 fn chart(title: &str, modules: &[&Module]) -> Chart {

@@ -33,6 +33,7 @@ impl Experiment for Multiturn {
             needs: "a record of a model that takes images or sounds",
             models: 1,
             uses: &[Modality::Image, Modality::Audio],
+            common: false,
             values: "number of turns [4]",
             manifest: false,
         }

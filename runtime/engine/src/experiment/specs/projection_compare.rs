@@ -3,6 +3,7 @@
 
 use crate::experiment::answer::Ask;
 use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
+use crate::experiment::results::CaseResults;
 use crate::experiment::sample::Read;
 use crate::experiment::stages::{self, ms};
 use crate::experiment::{
@@ -32,6 +33,7 @@ impl Experiment for ProjectionCompare {
             needs: "two or more records of models that take images, such as BLIP-2 and LLaVA",
             models: 2,
             uses: &[Modality::Image, Modality::Video],
+            common: false,
             values: "numbers of frames [4,8]",
             manifest: false,
         }
@@ -163,6 +165,16 @@ fn notes(results: &Results) -> Vec<String> {
                 ratio("after"),
                 ratio("visual_tokens"),
             ));
+            let prompts = |case: &CaseResults| case.median_or_zero("prompts");
+            if prompts(a) != prompts(b) {
+                notes.push(format!(
+                    "{}: {fast} needs {} prompts and {slow} {}: where the model takes one image, \
+                     each frame has a prompt of its own, whose text counts every time.",
+                    a.key.setting,
+                    prompts(a),
+                    prompts(b)
+                ));
+            }
             let share = 100.0 * a.median_or_zero("encoder") / stages::sum(a).max(1e-9);
             notes.push(format!(
                 "{}: the encoder of {fast} takes {share:.0} % of all its time, which no \

@@ -29,6 +29,7 @@ impl Experiment for Quantization {
                     (edge-lmm-convert --text-quant, --vision-quant, --audio-quant)",
             models: 2,
             uses: &Modality::ALL,
+            common: true,
             values: "",
             manifest: false,
         }

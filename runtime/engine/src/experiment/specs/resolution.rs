@@ -23,6 +23,7 @@ impl Experiment for Resolution {
             needs: "a record of a model that takes images",
             models: 1,
             uses: &[Modality::Image],
+            common: false,
             values: "sides in pixels [224,336,448,672,896]",
             manifest: false,
         }

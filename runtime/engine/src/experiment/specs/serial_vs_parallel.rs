@@ -10,10 +10,11 @@ use crate::experiment::answer::{Ask, encode};
 use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
 use crate::experiment::sample::{Read, since};
 use crate::experiment::stages::ms;
+use crate::experiment::synthetic;
 use crate::experiment::{
     About, Bench, Case, Experiment, ExperimentError, Findings, Modality, Results, Sample, Values,
 };
-use crate::media::{FrameSelection, Media};
+use crate::media::{FrameSelection, Media, decode_image};
 
 /// Media that are decoded, and questions that follow each other.
 const COUNT: usize = 4;
@@ -55,6 +56,7 @@ impl Experiment for SerialVsParallel {
             needs: "a record of a model that takes images or videos",
             models: 1,
             uses: &[Modality::Image, Modality::Video],
+            common: true,
             values: "",
             manifest: false,
         }
@@ -112,10 +114,10 @@ impl Experiment for SerialVsParallel {
                     (parallel / serial).into(),
                 ]);
                 notes.push(format!(
-                    "{model}, {work}: overlapped takes {} instead of {}, {:.0} % less.",
+                    "{model}, {work}: overlapped takes {} instead of {} ({:+.0} %).",
                     ms(parallel),
                     ms(serial),
-                    100.0 * (1.0 - parallel / serial)
+                    100.0 * (parallel / serial - 1.0)
                 ));
             }
         }
@@ -163,24 +165,39 @@ impl Experiment for SerialVsParallel {
     }
 }
 
-/// Reads the sample's medium; a clip without a manifest.
-fn read(sample: &Sample) -> Result<Media, ExperimentError> {
-    match sample.media()? {
-        Some(Read { media, .. }) => Ok(media),
-        None => Ok(sample.video(FrameSelection::All, CLIP.0, SIDE)?.media),
-    }
+/// Returns a function that decodes the sample's medium, or the given synthetic JPEG image.
+fn decoder(
+    sample: &Sample,
+    number: u64,
+) -> Result<impl Fn() -> Result<Media, ExperimentError> + Send + Sync, ExperimentError> {
+    let synthetic = match sample.path() {
+        Some(_) => None,
+        None => Some(synthetic::jpeg(SIDE, sample.seed * COUNT as u64 + number)?),
+    };
+    let sample = sample.clone();
+    Ok(move || match (&synthetic, sample.media()?) {
+        (_, Some(Read { media, .. })) => Ok(media),
+        (Some(jpeg), None) => Ok(Media::image(decode_image(jpeg)?)),
+        (None, None) => Err(ExperimentError::Impossible(
+            "a question about text has no medium".to_owned(),
+        )),
+    })
 }
 
-/// Decodes a medium several times.
+/// Decodes several media.
 fn decode(sample: &Sample, overlapped: bool) -> Result<Values, ExperimentError> {
+    let decoders = (0..COUNT as u64)
+        .map(|number| decoder(sample, number))
+        .collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
     match overlapped {
-        false => (0..COUNT).try_for_each(|_| read(sample).map(drop))?,
+        false => decoders.iter().try_for_each(|decode| decode().map(drop))?,
         true => thread::scope(|scope| {
-            let threads: Vec<_> = (0..COUNT).map(|_| scope.spawn(|| read(sample))).collect();
+            let threads: Vec<_> = decoders.iter().map(|decode| scope.spawn(decode)).collect();
             threads.into_iter().try_for_each(|thread| {
-                let read = thread.join();
-                read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                let decoded = thread.join();
+                decoded
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                     .map(drop)
             })
         })?,
@@ -203,20 +220,16 @@ fn encode_video(
     encode(&mut bench.models[model].session, &[media], &options)
 }
 
-/// Answers questions about images that differ.
+/// Answers questions about media that are decoded for each of them.
 fn questions(
     bench: &mut Bench,
     model: usize,
     sample: &Sample,
     overlapped: bool,
 ) -> Result<Values, ExperimentError> {
-    let read = |number: usize| match sample.media()? {
-        Some(Read { media, .. }) => Ok(media),
-        None => {
-            let seed = sample.seed * COUNT as u64 + number as u64;
-            Ok(Sample::synthetic(seed).image(Some(SIDE))?.media)
-        }
-    };
+    let decoders = (0..COUNT as u64)
+        .map(|number| decoder(sample, number))
+        .collect::<Result<Vec<_>, _>>()?;
     let options = bench.settings.media.clone();
     let max_tokens = bench.settings.max_tokens;
     let model = &mut bench.models[model];
@@ -230,18 +243,20 @@ fn questions(
     };
     let start = Instant::now();
     match overlapped {
-        false => (0..COUNT).try_for_each(|number| answer(read(number)?))?,
+        false => decoders.iter().try_for_each(|decode| answer(decode()?))?,
         true => thread::scope(|scope| {
             // The next medium is decoded while a question is answered, no more than one ahead.
             let (sender, decoded) = mpsc::sync_channel(0);
+            let decoders = decoders.iter();
             scope.spawn(move || {
-                (0..COUNT)
-                    .take_while(|&number| sender.send(read(number)).is_ok())
-                    .count()
+                // The receiver is gone after an error.
+                for decode in decoders {
+                    if sender.send(decode()).is_err() {
+                        break;
+                    }
+                }
             });
-            decoded
-                .iter()
-                .try_for_each(|media: Result<_, ExperimentError>| answer(media?))
+            decoded.into_iter().try_for_each(|media| answer(media?))
         })?,
     }
     Ok(Values::default().with("total", since(start)))

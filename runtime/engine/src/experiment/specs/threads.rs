@@ -31,6 +31,7 @@ impl Experiment for Threads {
             needs: "any record",
             models: 1,
             uses: &[Modality::Image, Modality::Audio, Modality::Text],
+            common: false,
             values: "numbers of threads [1, 2, 4, ... up to all]",
             manifest: false,
         }

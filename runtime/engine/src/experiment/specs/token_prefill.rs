@@ -27,6 +27,7 @@ impl Experiment for TokenPrefill {
             needs: "any record",
             models: 1,
             uses: &[Modality::Text],
+            common: false,
             values: "prompt tokens [32,64,128,256,512,1024], as far as the context reaches",
             manifest: false,
         }

@@ -37,6 +37,7 @@ impl Experiment for TokenReduction {
             needs: "a record of a model that takes images or videos",
             models: 1,
             uses: &[Modality::Image, Modality::Video],
+            common: true,
             values: "",
             manifest: true,
         }

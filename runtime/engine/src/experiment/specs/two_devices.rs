@@ -29,6 +29,7 @@ impl Experiment for TwoDevices {
             needs: "a record of a model that takes images; with a second record, that one answers",
             models: 1,
             uses: &[Modality::Image],
+            common: false,
             values: "sides of the image in pixels [336]",
             manifest: false,
         }

@@ -32,6 +32,7 @@ impl Experiment for VideoAudioEncode {
                     sounds, or one record that takes both",
             models: 1,
             uses: &[Modality::Video, Modality::Image],
+            common: false,
             values: "seconds of sound [4,8]",
             manifest: false,
         }
