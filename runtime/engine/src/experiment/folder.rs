@@ -44,7 +44,18 @@ impl Folder {
         let stored = read_plan(path)?;
         match &stored {
             None => write_plan(path, plan)?,
-            Some(stored) => check(path, plan, stored)?,
+            Some(stored) => {
+                check(path, plan, stored)?;
+                // A medium can be opened now.
+                if plan.samples != stored.samples {
+                    let environments = stored.environments.clone();
+                    let plan = Plan {
+                        environments,
+                        ..plan.clone()
+                    };
+                    write_plan(path, &plan)?;
+                }
+            }
         }
         let mut text = Vec::new();
         file.read_to_end(&mut text)
