@@ -365,7 +365,9 @@ fn questions_must_suit_the_experiment() {
     let without = run("token-reduction", &["qwen2vl-tiny"], &[]);
     refused(&without, &["--manifest"]);
     let small = run("resolution", &["qwen2vl-tiny"], &["--values", "0"]);
-    refused(&small, &["--values", "expected 1 or more"]);
+    refused(&small, &["--values", "0 is not a whole number from 1"]);
+    let twice = run("resolution", &["qwen2vl-tiny"], &["--values", "56,56"]);
+    refused(&twice, &["56 is given twice"]);
 }
 
 /// A disk that becomes full leaves complete lines, and the run can be continued.
