@@ -165,7 +165,8 @@ impl System {
         Self { root: root.into() }
     }
 
-    fn read(&self, path: impl AsRef<Path>) -> Option<String> {
+    /// Reads a file below the root as text, without the whitespace and zeros around it.
+    pub(crate) fn read(&self, path: impl AsRef<Path>) -> Option<String> {
         let bytes = fs::read(self.root.join(path)).ok()?;
         let text = String::from_utf8_lossy(&bytes);
         Some(text.trim_matches(['\0', '\n', ' ']).to_owned())
@@ -251,7 +252,8 @@ impl System {
         kib * 1024
     }
 
-    fn temperatures(&self) -> Vec<Temperature> {
+    /// Reads the temperature sensors, sorted by name.
+    pub fn temperatures(&self) -> Vec<Temperature> {
         let Ok(zones) = fs::read_dir(self.root.join("sys/class/thermal")) else {
             return Vec::new();
         };
@@ -271,7 +273,8 @@ impl System {
         found
     }
 
-    fn clock(&self) -> Option<Clock> {
+    /// Reads the clock of the first core; `None` if the system does not report it.
+    pub fn clock(&self) -> Option<Clock> {
         let folder = Path::new("sys/devices/system/cpu/cpu0/cpufreq");
         let mhz = |name: &str| self.number(folder.join(name)).map(|khz| khz / 1000);
         Some(Clock {
@@ -281,16 +284,25 @@ impl System {
         })
     }
 
+    /// Returns the name of the board from the device tree, if there is one.
+    pub fn board(&self) -> Option<String> {
+        self.read("proc/device-tree/model")
+    }
+
+    /// Queries the power and temperature flags of a Raspberry Pi; `None` on other machines.
+    pub fn throttling(&self) -> Option<Throttling> {
+        let real = self.root == Path::new("/");
+        real.then(vcgencmd).flatten()
+    }
+
     /// Reads the complete state.
     pub fn health(&self) -> Health {
-        let throttling = self.root == Path::new("/");
-        let throttling = throttling.then(vcgencmd).flatten();
         let mut health = Health {
-            board: self.read("proc/device-tree/model"),
+            board: self.board(),
             memory: self.memory(),
             temperatures: self.temperatures(),
             clock: self.clock(),
-            throttling,
+            throttling: self.throttling(),
             advice: Vec::new(),
         };
         health.advice = advice(&health);

@@ -45,7 +45,7 @@
 //! | `h264` (default) | video in MP4; builds OpenH264, which requires a C++ compiler |
 //! | `camera` | cameras of Video4Linux in [`watch`] |
 //! | `serve` | requests and replies of a server as JSON |
-//! | `experiments` | question sets, captured stages as files, measurements of the kernels |
+//! | `experiments` | question sets, captured stages as files, [`experiment`]s, measurements of the kernels |
 //! | `cuda`, `vulkan` | GPUs |
 //!
 //! # Backends
@@ -63,6 +63,7 @@ pub mod device;
 #[cfg(feature = "experiments")]
 pub mod dump;
 mod engine;
+pub mod environment;
 mod error;
 pub mod estimate;
 #[cfg(feature = "experiments")]
@@ -79,6 +80,7 @@ pub mod memory;
 pub mod metric;
 mod one_line;
 pub mod processors;
+pub mod profile;
 pub mod report;
 mod request;
 mod request_estimate;
@@ -86,6 +88,7 @@ pub mod sampler;
 #[cfg(feature = "serve")]
 pub mod serve;
 mod session;
+pub mod statistics;
 mod stop;
 pub mod store;
 pub mod target;

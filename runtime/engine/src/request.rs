@@ -5,7 +5,7 @@ use std::time::Duration;
 use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::prompt::Message;
 use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::media::Media;
 use crate::sampler::Sampling;
@@ -127,7 +127,7 @@ impl Answer {
 }
 
 /// Reason why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {

@@ -255,7 +255,7 @@ fn within_stage(path: &str) -> &str {
 }
 
 /// Replaces the numbers of a path: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
-fn without_numbers(path: &str) -> String {
+pub(crate) fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('.')
         .map(|part| match part.parse::<usize>() {
