@@ -16,10 +16,13 @@ mod functional;
 mod ndarray;
 pub mod observe;
 pub mod probe;
+#[cfg(feature = "profiled")]
+pub mod profiled;
 mod received;
 pub mod reference;
 pub mod stage;
 mod stored;
+mod work;
 
 pub use backend::{
     CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, slice_argmax,
