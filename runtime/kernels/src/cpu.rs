@@ -66,7 +66,8 @@ pub struct ActivationScheme {
     pub bias: u8,
     /// Factor by which the sum of a block's quants is multiplied.
     pub offset_factor: i32,
-    /// `true` if an offset is stored as two equal 16-bit halves.
+    /// `true` if an offset is stored as two 16-bit halves: in the lower one the sum over the first two
+    /// of every four consecutive quants, in the upper one the sum over the others.
     pub offset_pairs: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Quantization of weights with scales that minimize the squared error: a grid search, refined by least
 //! squares.
 
-use crate::format::{BLOCK, GROUP, MAX_SUB_SCALE, QuantFormat};
+use crate::format::{BLOCK, FINE_LEVELS, GROUP, MAX_SUB_SCALE, QuantFormat};
 use crate::generic::math::ROUND;
 use half::f16;
 
@@ -27,7 +27,7 @@ pub(crate) fn fit(format: QuantFormat, x: &[[f32; BLOCK]; GROUP]) -> Fit {
 /// Candidate scales of a q4 block, given as the quotient of the largest magnitude and the scale. A quotient
 /// beyond the range clips the largest weights and represents the others more finely.
 const Q4_STEPS: [f32; 13] = [
-    8.0, 7.75, 7.5, 7.25, 7.0, 6.75, 6.5, 6.0, 5.5, 8.25, 8.5, 9.0, 9.5,
+    10.0, 9.7, 9.4, 9.1, 8.7, 8.3, 7.9, 7.4, 6.9, 10.4, 10.8, 11.3, 11.9,
 ];
 /// Candidate scales of a q8 group, given as in [`Q4_STEPS`].
 const Q8_STEPS: [f32; 4] = [127.0, 126.5, 126.0, 125.0];
@@ -130,7 +130,7 @@ fn fit_q4(x: &[[f32; BLOCK]; GROUP]) -> Fit {
     fit
 }
 
-/// Number of group scales tried: the largest block scale is 15, 14.5, .. 11 times the group scale. The
+/// Number of group scales tried: the largest block scale is 12, 11.5, .. 8 times the group scale. The
 /// half steps suit the other blocks.
 const TOP_SUB_SCALES: usize = 9;
 
@@ -181,7 +181,16 @@ fn block_scale(x: &[f32; BLOCK]) -> f32 {
 fn round_scaled(format: QuantFormat, x: f32, inverse: f32) -> f32 {
     let (min, max) = format.range();
     let scaled = (x * inverse).max(f32::from(min)).min(f32::from(max));
-    scaled + ROUND - ROUND
+    match format {
+        QuantFormat::Q8 => scaled + ROUND - ROUND,
+        QuantFormat::Q4 => {
+            let (low, high) = FINE_LEVELS;
+            let fine = scaled.max(f32::from(low)).min(f32::from(high));
+            // The distance of the outer levels is 2.
+            let coarse = (scaled - fine) * 0.5;
+            (fine + ROUND - ROUND) + 2.0 * (coarse + ROUND - ROUND)
+        }
+    }
 }
 
 /// `sum(x q)` and `sum(q^2)` of the quants `q` for the reciprocal of a scale.

@@ -5,8 +5,8 @@
 
 use crate::fit::fit;
 use crate::format::{
-    BLOCK, FloatFormat, Format, FormatError, FormatKind, GROUP, MAX_SUB_SCALE, MatrixShape, PANEL,
-    PANEL_ALIGN, PanelOffsets, QuantFormat,
+    BLOCK, FINE_LEVELS, FloatFormat, Format, FormatError, FormatKind, GROUP, LEVELS, MAX_SUB_SCALE,
+    MatrixShape, PANEL, PANEL_ALIGN, PanelOffsets, QuantFormat,
 };
 use half::f16;
 
@@ -100,8 +100,9 @@ pub fn pack_rows(
 /// quants themselves, such as GPTQ. Otherwise as [`pack_rows`].
 ///
 /// # Shapes
-/// `quants`: `[rows, shape.cols]`, clamped to the format's range; `sub_scales`: `[rows, shape.blocks()]`,
-/// clamped to -15..=15, in q4, empty in q8; `scales`: `[rows, shape.groups()]`
+/// `quants`: `[rows, shape.cols]`, clamped to the format's range, in q4 one of [`LEVELS`] or else the next
+/// one toward zero; `sub_scales`: `[rows, shape.blocks()]`, clamped to -12..=12, in q4, empty in q8;
+/// `scales`: `[rows, shape.groups()]`
 ///
 /// # Errors
 /// If the format is a float format, or the lengths of `quants`, `sub_scales` and `scales` do not match.
@@ -194,7 +195,7 @@ fn check_rows(shape: MatrixShape, rows: &[f32]) -> Result<usize, FormatError> {
         Format::F32 => f32::MAX,
         Format::F16 => half_max,
         Format::Q8 => half_max * 127.0,
-        Format::Q4 => half_max * 8.0 * f32::from(MAX_SUB_SCALE),
+        Format::Q4 => -half_max * f32::from(LEVELS[0]) * f32::from(MAX_SUB_SCALE),
     };
     if let Some(index) = rows.iter().position(|w| w.is_nan() || w.abs() > limit) {
         let (row, col, value) = (index / shape.cols, index % shape.cols, rows[index]);
@@ -272,6 +273,13 @@ fn pack_quantized_panel(
     stats
 }
 
+/// The code of a level; of other numbers within the range, that of the next level toward zero.
+fn code(q: i8) -> u8 {
+    let (low, high) = FINE_LEVELS;
+    let fine = q.clamp(low, high);
+    (fine + 8 + (q - fine) / 2) as u8
+}
+
 /// A quantized panel that is being written.
 struct Panel<'a> {
     format: QuantFormat,
@@ -308,8 +316,8 @@ impl<'a> Panel<'a> {
             QuantFormat::Q4 => {
                 for (i, q) in quants.iter().enumerate() {
                     let (byte, shift) = (i / 8 * 32 + r * 4 + i % 4, i % 8 / 4 * 4);
-                    let nibble = (*q + 8) as u8;
-                    block[byte] = block[byte] & !(15 << shift) | nibble << shift;
+                    let code = code(*q);
+                    block[byte] = block[byte] & !(15 << shift) | code << shift;
                 }
                 self.bytes[self.offsets.sub_scales + b * PANEL + r] = sub_scale as u8;
             }

@@ -11,7 +11,7 @@ use edge_lmm_models::family::ModelFiles;
 
 /// Version of the record format that this code reads and writes. Packed layouts, names of
 /// weights and the fields of [`RecordInfo`] are part of it.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Key of [`RecordInfo`], as JSON, in the burnpack metadata.
 pub const INFO_KEY: &str = "edge-lmm";

@@ -18,8 +18,7 @@ use std::arch::asm;
 /// Quantization of activations for these products.
 pub(super) fn scheme(format: QuantFormat) -> ActivationScheme {
     match format {
-        QuantFormat::Q8 => ActivationScheme::signed(0),
-        QuantFormat::Q4 => ActivationScheme::signed(-8),
+        QuantFormat::Q8 | QuantFormat::Q4 => ActivationScheme::signed(0),
     }
 }
 
@@ -60,8 +59,7 @@ unsafe fn add_q4(
 ) -> [int32x4_t; 2] {
     // SAFETY: as promised by the caller.
     unsafe {
-        let offset = [vdupq_n_s32(*operands.x_offset); 2];
-        let sums = add_dotprod(offset, w, operands.x);
+        let sums = add_dotprod([vdupq_n_s32(0); 2], w, operands.x);
         let sub_scales = load_sub_scales(operands);
         [
             vmlaq_s32(group[0], sums[0], sub_scales[0]),
@@ -111,7 +109,7 @@ unsafe fn add_dotprod(
 }
 
 /// Multiplies a panel by a tile, group by group. The sums of six tokens stay in registers. The weights of the
-/// group, in q4 expanded to q8 (`sub_scale * q`), are read from the L1 cache.
+/// group, in q4 expanded to q8 (`sub_scale * level`), are read from the L1 cache.
 ///
 /// # Safety
 /// The operands must be those of [`Operands::new`].

@@ -3,30 +3,33 @@
 // Arrays of registers are indexed in parallel.
 #![allow(clippy::needless_range_loop)]
 
+use crate::format::LEVELS;
 use crate::operands::Operands;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Unpacks a q4 block to 8 pairs of vectors of bytes in 0..=15.
+/// Unpacks a q4 block to 8 pairs of vectors of levels.
 ///
 /// # Safety
 /// The operands must be those of [`Operands::new`].
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn unpack_q4(operands: &Operands) -> [int8x16_t; 16] {
+    // SAFETY: the table is 16 bytes.
+    let levels = unsafe { vld1q_s8(LEVELS.as_ptr()) };
     let mut w = [vdupq_n_s8(0); 16];
     for v in 0..4 {
         for half in 0..2 {
             // SAFETY: eight vectors of 16 bytes, as promised by the caller.
             let both = unsafe { vld1q_u8(operands.quants.add(32 * v + 16 * half)) };
-            w[4 * v + half] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
-            w[4 * v + 2 + half] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(both));
+            w[4 * v + half] = vqtbl1q_s8(levels, vandq_u8(both, vdupq_n_u8(15)));
+            w[4 * v + 2 + half] = vqtbl1q_s8(levels, vshrq_n_u8::<4>(both));
         }
     }
     w
 }
 
-/// Unpacks a q4 block to 8 pairs of vectors of `sub_scale * q`.
+/// Unpacks a q4 block to 8 pairs of vectors of `sub_scale * level`.
 ///
 /// # Safety
 /// The operands must be those of [`Operands::new`].
@@ -49,7 +52,7 @@ pub(super) unsafe fn expand_q4(operands: &Operands) -> [int8x16_t; 16] {
         vqtbl1q_s8(table, vaddq_u8(first, vdupq_n_u8(4))),
     ];
     for (i, w) in w.iter_mut().enumerate() {
-        *w = vmulq_s8(vsubq_s8(*w, vdupq_n_s8(8)), sub_scales[i % 2]);
+        *w = vmulq_s8(*w, sub_scales[i % 2]);
     }
     w
 }

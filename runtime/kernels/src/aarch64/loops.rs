@@ -42,7 +42,7 @@ macro_rules! one_token {
 /// tokens:
 /// - `unpack`: loads the vectors of a block,
 /// - `sub_scales`: loads its sub-block scales,
-/// - `add(sums, w, x, offset, sub_scales)`: adds the products of a block and a token to the sums of the
+/// - `add(sums, w, x, sub_scales)`: adds the products of a block and a token to the sums of the
 ///   group.
 macro_rules! many_tokens {
     ($name:ident, $features:literal, $bytes:literal, $unpack:ident, $sub_scales:ident, $add:ident) => {
@@ -62,9 +62,8 @@ macro_rules! many_tokens {
                         let w = $unpack(&operands);
                         let sub_scales = $sub_scales(&operands);
                         for (t, group) in group.iter_mut().enumerate().take(operands.tokens) {
-                            let (x, offset) =
-                                (operands.x.add(BLOCK * t), *operands.x_offset.add(t));
-                            *group = $add(*group, &w, x, offset, sub_scales);
+                            let x = operands.x.add(BLOCK * t);
+                            *group = $add(*group, &w, x, sub_scales);
                         }
                         operands.advance_block();
                     }

@@ -1,8 +1,7 @@
 //! Products with quantized weights without `sdot` (Cortex-A72).
 //!
 //! `smlal` multiplies 2 rows by 4 activations into 16 bits. A block of q4 fits 16 bits: 8 products of at most
-//! 15 * 127, and the offset `-2 * sum` in each of the four sums of a row, which amounts to `-8 * sum` and makes
-//! the weights signed; 23368 at most. In q8 two products of 127 * 127 fit, and are then added to 32 bits.
+//! 10 * 127 are 10160. In q8 two products of 127 * 127 fit, and are then added to 32 bits.
 
 // Arrays of registers are indexed in parallel.
 #![allow(clippy::needless_range_loop)]
@@ -20,8 +19,7 @@ use std::arch::aarch64::*;
 /// Quantization of activations for these products.
 pub(super) fn scheme(format: QuantFormat) -> ActivationScheme {
     match format {
-        QuantFormat::Q8 => ActivationScheme::signed(0),
-        QuantFormat::Q4 => ActivationScheme::signed(-2),
+        QuantFormat::Q8 | QuantFormat::Q4 => ActivationScheme::signed(0),
     }
 }
 
@@ -30,20 +28,14 @@ one_token!(
     "neon",
     128,
     unpack_q4,
-    |group, w, operands: &Operands| {
-        let (x, offset) = (operands.x, *operands.x_offset);
-        add_q4(group, w, x, offset, load_sub_scales(operands))
-    }
+    |group, w, operands: &Operands| { add_q4(group, w, operands.x, load_sub_scales(operands)) }
 );
 one_token!(
     q8_one_token,
     "neon",
     256,
     load_q8,
-    |group, w, operands: &Operands| {
-        let (x, offset) = (operands.x, *operands.x_offset);
-        add_q8(group, w, x, offset, no_sub_scales(operands))
-    }
+    |group, w, operands: &Operands| { add_q8(group, w, operands.x, no_sub_scales(operands)) }
 );
 many_tokens!(
     q4_many_tokens,
@@ -67,11 +59,10 @@ unsafe fn add_q4(
     group: [int32x4_t; 2],
     w: &[int8x16_t; 16],
     x: *const u8,
-    offset: i32,
     sub_scales: [int32x4_t; 2],
 ) -> [int32x4_t; 2] {
     // Each vector has the sums of two rows.
-    let mut sums = [vdupq_n_s16(offset as i16); 4];
+    let mut sums = [vdupq_n_s16(0); 4];
     for i in 0..8 {
         // SAFETY: as promised by the caller.
         let x = unsafe { repeat4(x.add(4 * i)) };
@@ -99,7 +90,6 @@ unsafe fn add_q8(
     group: [int32x4_t; 2],
     w: &[int8x16_t; 16],
     x: *const u8,
-    _: i32,
     _: [int32x4_t; 2],
 ) -> [int32x4_t; 2] {
     // Each vector has the sums of two rows.

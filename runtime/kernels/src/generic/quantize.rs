@@ -32,15 +32,24 @@ pub(crate) fn quantize(
                 .expect("32 bytes");
             let sum = quantize_block(scheme.bias, inverse, x, quants);
             total += sum;
-            let offset = sum * scheme.offset_factor;
             offsets[b * step] = if scheme.offset_pairs {
-                offset & 0xffff | offset << 16
+                let first = sum_of_first_pairs(quants);
+                let [low, high] = [first, sum - first].map(|sum| sum * scheme.offset_factor);
+                low & 0xffff | high << 16
             } else {
-                offset
+                sum * scheme.offset_factor
             };
         }
     }
     total
+}
+
+/// The sum of the first two of every four signed quants.
+#[inline(always)]
+fn sum_of_first_pairs(quants: &[u8; BLOCK]) -> i32 {
+    let (fours, _) = quants.as_chunks::<4>();
+    let pair = |[a, b, _, _]: &[u8; 4]| i32::from(*a as i8) + i32::from(*b as i8);
+    fours.iter().map(pair).sum()
 }
 
 /// The factor that quantizes a group's activations, and its reciprocal, the scale.

@@ -124,7 +124,8 @@ const QUANTIZE_GRAIN: usize = 16 * 1024;
 pub(super) fn quantize(pool: &ThreadPool, quantizer: &Quantizer, x: &[f32], cols: usize) {
     let (tokens, groups) = (quantizer.tokens, quantizer.groups);
     // A task is some groups of a tile.
-    let task_groups = (QUANTIZE_GRAIN / (TILE_TOKENS.min(tokens) * GROUP * BLOCK)).max(1);
+    let rows = TILE_TOKENS.min(tokens).max(1);
+    let task_groups = (QUANTIZE_GRAIN / (rows * GROUP * BLOCK)).max(1);
     let pieces = groups.div_ceil(task_groups);
     pool.run(pieces * tokens.div_ceil(TILE_TOKENS), |index| {
         let (tile, groups) = grid_task(index, pieces, groups, task_groups);

@@ -1,12 +1,14 @@
 //! Products with quantized weights in 512-bit registers: two panels side by side.
 //!
 //! `vpdpbusd` multiplies unsigned weights. For many tokens q4 is first expanded to q8
-//! (`sub_scale * q + 128`), so that a product is one load and one `vpdpbusd`.
+//! (`sub_scale * level + 128`), so that a product is one load and one `vpdpbusd`.
 
 // Arrays of registers are indexed in parallel.
 #![allow(clippy::needless_range_loop)]
 
-use super::load::{load_halves, load_sub_scales, prefetch, prefetch_header};
+use super::load::{
+    LEVEL_BIAS, biased_levels, load_halves, load_sub_scales, prefetch, prefetch_header,
+};
 use super::quantized::{q4_avx512, q8_avx512};
 use crate::format::{BLOCK, GROUP, PANEL, SCALES_BYTES};
 use crate::operands::Operands;
@@ -84,7 +86,7 @@ fn prefetch_pair<const Q4: bool, const AHEAD: usize>(operands: &Operands) {
     }
 }
 
-/// Unpacks a q4 block of two panels to 8 vectors of bytes in 0..=15.
+/// Unpacks a q4 block of two panels to 8 vectors of bytes `level + LEVEL_BIAS`.
 ///
 /// # Safety
 /// As [`load_pair`].
@@ -92,12 +94,14 @@ fn prefetch_pair<const Q4: bool, const AHEAD: usize>(operands: &Operands) {
 #[target_feature(enable = "avx2,avx512f,avx512bw")]
 unsafe fn unpack_pair(operands: &Operands) -> [__m512i; 8] {
     let low = _mm512_set1_epi8(15);
+    let levels = _mm512_broadcast_i32x4(biased_levels());
     let mut w = [_mm512_setzero_si512(); 8];
     for v in 0..4 {
         // SAFETY: as promised by the caller.
         let both = unsafe { load_pair(operands, v) };
-        w[2 * v] = _mm512_and_si512(both, low);
-        w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+        let (first, second) = (both, _mm512_srli_epi16::<4>(both));
+        w[2 * v] = _mm512_shuffle_epi8(levels, _mm512_and_si512(first, low));
+        w[2 * v + 1] = _mm512_shuffle_epi8(levels, _mm512_and_si512(second, low));
     }
     w
 }
@@ -113,8 +117,8 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
     // SAFETY: as promised by the caller.
     unsafe {
         if Q4 {
-            // (n - 8) * sub_scale + 128 for each nibble n, modulo 256. The sub-block scale is in both
-            // 16-bit halves of its row.
+            // level * sub_scale + 128 for each weight, modulo 256. The sub-block scale is in both 16-bit
+            // halves of its row.
             let sub_scales = load_pair_sub_scales(operands);
             let sub_scales = _mm512_or_si512(
                 _mm512_slli_epi32::<16>(sub_scales),
@@ -126,7 +130,10 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
                 let even = _mm512_mullo_epi16(_mm512_and_si512(w, even), sub_scales);
                 _mm512_mask_blend_epi8(0x5555_5555_5555_5555, odd, even)
             };
-            let bias = _mm512_sub_epi8(_mm512_set1_epi8(-128), times(_mm512_set1_epi8(8)));
+            let bias = _mm512_sub_epi8(
+                _mm512_set1_epi8(-128),
+                times(_mm512_set1_epi8(LEVEL_BIAS as i8)),
+            );
             unpack_pair(operands).map(|w| _mm512_add_epi8(times(w), bias))
         } else {
             let mut w = [_mm512_setzero_si512(); 8];
@@ -216,9 +223,9 @@ unsafe fn pairs_tokens<const Q4: bool, const P: usize, const T: usize>(
     w: &[[[__m512i; P]; 8]],
     w_scale: &[__m512; P],
 ) {
-    // The offsets are -8 (q4) or -128 (q8) times the sum of the quants; the unpacked weights, `w + 128`,
+    // The offsets are -16 (q4) or -128 (q8) times the sum of the quants; the unpacked weights, `w + 128`,
     // need -128 times.
-    let offset_factor = if Q4 { 16 } else { 1 };
+    let offset_factor = if Q4 { 128 / LEVEL_BIAS } else { 1 };
     // SAFETY: as promised by the caller; the reads of activations are unaligned.
     unsafe {
         let x = operands.x.add(BLOCK * first);

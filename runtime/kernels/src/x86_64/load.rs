@@ -1,5 +1,6 @@
 //! Loads of packed weights, scales and activations, and the conversion of sums.
 
+use crate::format::LEVELS;
 use crate::operands::Operands;
 use std::arch::x86_64::*;
 
@@ -14,7 +15,27 @@ pub(super) unsafe fn broadcast4(x: *const u8) -> __m256i {
     _mm256_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
 }
 
-/// Unpacks a q4 block to 8 vectors of bytes in 0..=15.
+/// Constant that makes the levels of q4 unsigned.
+pub(super) const LEVEL_BIAS: i32 = 16;
+
+/// The levels of q4 as unsigned bytes `level + LEVEL_BIAS`, as a table for `vpshufb`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn biased_levels() -> __m128i {
+    const TABLE: [u8; 16] = {
+        let mut table = [0; 16];
+        let mut code = 0;
+        while code < 16 {
+            table[code] = (LEVELS[code] as i32 + LEVEL_BIAS) as u8;
+            code += 1;
+        }
+        table
+    };
+    // SAFETY: the table is 16 bytes.
+    unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) }
+}
+
+/// Unpacks a q4 block to 8 vectors of bytes `level + LEVEL_BIAS`.
 ///
 /// # Safety
 /// A block's 128 bytes at `quants` must be readable.
@@ -22,12 +43,14 @@ pub(super) unsafe fn broadcast4(x: *const u8) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn unpack_q4(quants: *const u8) -> [__m256i; 8] {
     let low = _mm256_set1_epi8(15);
+    let levels = _mm256_broadcastsi128_si256(biased_levels());
     let mut w = [_mm256_setzero_si256(); 8];
     for v in 0..4 {
         // SAFETY: four vectors of 32 bytes, as promised by the caller.
         let both = unsafe { _mm256_loadu_si256(quants.add(32 * v).cast()) };
-        w[2 * v] = _mm256_and_si256(both, low);
-        w[2 * v + 1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        let (first, second) = (both, _mm256_srli_epi16(both, 4));
+        w[2 * v] = _mm256_shuffle_epi8(levels, _mm256_and_si256(first, low));
+        w[2 * v + 1] = _mm256_shuffle_epi8(levels, _mm256_and_si256(second, low));
     }
     w
 }

@@ -3,22 +3,21 @@
 //! A block of a panel is unpacked into 8 registers: byte `4 r + j` of register `i` is the weight of row
 //! `r` and input `4 i + j`. For each token of the tile, 4 activations are broadcast and multiplied by
 //! 8 rows. Sums stay in integers until the end of the group.
-//! - AVX2, q4: the weights are bytes 0..=15. `vpmaddubsw` sums in 16 bits, which hold 8 additions: 2
-//!   instructions per 32 products. The offset `-4 * sum` in both 16-bit sums of a row amounts to
-//!   `-8 * sum`, which makes the weights signed; the final sums are at most
-//!   `11 * 127 * 16 + 4 * 127 * 16 = 30480`, and intermediate sums wrap harmlessly. `vpmaddwd` then
-//!   multiplies by the sub-block scale while it adds the pairs.
+//! - AVX2, q4: the weights are bytes `level + 16`. `vpmaddubsw` sums in 16 bits, which hold 8 additions: 2
+//!   instructions per 32 products. The offset `-16` times the sum of the 16 activations of each 16-bit sum
+//!   makes the weights signed; the final sums are at most `10 * 127 * 16 = 20320`, and intermediate sums
+//!   wrap harmlessly. `vpmaddwd` then multiplies by the sub-block scale while it adds the pairs.
 //! - AVX2, q8: `vpmaddubsw` saturates at 32767 and weights use all 8 bits, so activations get 7 bits:
 //!   `(x + 64) * w`, at most `2 * 127 * 127 = 32258`. The offset `-64 * sum(w)` is computed once per
 //!   block. Activations of 8 bits would need a `vpsignb` per product, a third more instructions.
-//! - VNNI: `vpdpbusd` with unsigned weights (q4: 0..=15; q8: `w + 128`) and the offset as initial sum.
+//! - VNNI: `vpdpbusd` with unsigned weights (q4: `level + 16`; q8: `w + 128`) and the offset as initial sum.
 
 // Arrays of registers are indexed in parallel.
 #![allow(clippy::needless_range_loop)]
 
 use super::load::{
-    broadcast4, load_halves, load_q8, load_q8_unsigned, load_sub_scale_pairs, load_sub_scales,
-    no_sub_scales, prefetch, prefetch_header, scaled, unpack_q4,
+    LEVEL_BIAS, broadcast4, load_halves, load_q8, load_q8_unsigned, load_sub_scale_pairs,
+    load_sub_scales, no_sub_scales, prefetch, prefetch_header, scaled, unpack_q4,
 };
 use crate::cpu::{ActivationScheme, TILE_TOKENS};
 use crate::format::{BLOCK, PANEL, QuantFormat};
@@ -36,7 +35,7 @@ pub(super) fn avx2_scheme(format: QuantFormat) -> ActivationScheme {
         },
         QuantFormat::Q4 => ActivationScheme {
             offset_pairs: true,
-            ..ActivationScheme::signed(-4)
+            ..ActivationScheme::signed(-LEVEL_BIAS)
         },
     }
 }
@@ -45,7 +44,7 @@ pub(super) fn avx2_scheme(format: QuantFormat) -> ActivationScheme {
 pub(super) fn vnni_scheme(format: QuantFormat) -> ActivationScheme {
     match format {
         QuantFormat::Q8 => ActivationScheme::signed(-128),
-        QuantFormat::Q4 => ActivationScheme::signed(-8),
+        QuantFormat::Q4 => ActivationScheme::signed(-LEVEL_BIAS),
     }
 }
 

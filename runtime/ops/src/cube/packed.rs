@@ -185,7 +185,12 @@ pub(super) fn weights(
 ) -> Quad {
     match format {
         // Byte j of the word of a row has input j in its low nibble and input 4 + j in the high one.
-        Format::Q4 => integers(load, comptime!(input % 4 * 8 + input / 4 * 4), 0xFu32, 8u32),
+        Format::Q4 => {
+            let code = integers(load, comptime!(input % 4 * 8 + input / 4 * 4), 0xFu32, 8u32);
+            // The levels have a distance of 1 from -6 to 5 and of 2 beyond.
+            let zero = Quad::new(0.0f32);
+            code + max(code - Quad::new(5.0f32), zero) + min(code + Quad::new(6.0f32), zero)
+        }
         // Flipping the sign bits adds 128 to each weight.
         Format::Q8 => integers(
             load ^ Load::new(0x8080_8080u32),
