@@ -1,5 +1,9 @@
 //! `edge-lmm profile`: time and memory of every module.
 
+mod compare;
+mod comparison;
+mod noise;
+
 use std::path::PathBuf;
 
 use clap::Args;
