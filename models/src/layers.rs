@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use edge_lmm_ops::{
     Activation, KernelBackend, MatrixShape, PackedLinear, feed_forward, gated, gather_rows,
-    layer_norm, linear, observe, rms_norm,
+    layer_norm, linear, observe, rms_norm, stage,
 };
 
 use crate::error::ModelError;
@@ -88,6 +88,7 @@ impl<B: KernelBackend> Linear<B> {
             let hidden = self.apply(x, activation, None);
             return down.apply(hidden, Activation::None, residual);
         }
+        let _stage = stage::part("feed_forward");
         feed_forward(x, self.packed(), activation, false, down.packed(), residual)
     }
 
@@ -107,6 +108,7 @@ impl<B: KernelBackend> Linear<B> {
             let hidden = gated(self.forward(x), activation);
             return down.apply(hidden, Activation::None, residual);
         }
+        let _stage = stage::part("feed_forward");
         feed_forward(x, self.packed(), activation, true, down.packed(), residual)
     }
 
@@ -125,6 +127,7 @@ impl<B: KernelBackend> Linear<B> {
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
         observe::inputs(&self.name, &x);
+        let _stage = stage::part(part_of(&self.name));
         let PackedLinear {
             weight,
             shape,
@@ -132,6 +135,12 @@ impl<B: KernelBackend> Linear<B> {
         } = self.packed();
         linear(x, weight, shape, bias, activation, residual)
     }
+}
+
+/// Returns the name of a weight's layer within its module: `qkv` of `text.layers.3.qkv.weight`.
+fn part_of(name: &str) -> &str {
+    let layer = name.strip_suffix(".weight").unwrap_or(name);
+    layer.rsplit('.').next().unwrap_or(layer)
 }
 
 /// A table of embeddings, packed like the linear layer that it may also be (tied heads).
@@ -159,6 +168,7 @@ impl<B: KernelBackend> Embedding<B> {
     /// # Panics
     /// If an id is not in the table.
     pub fn forward(&self, ids: &[u32]) -> Tensor<B, 2> {
+        let _stage = stage::part(part_of(&self.name));
         gather_rows(self.weight.val(), self.shape, ids)
     }
 

@@ -19,16 +19,17 @@
 //! ```
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edge_lmm_ops::KernelBackend;
-use edge_lmm_ops::stage::{self, StageRecord};
+use edge_lmm_ops::stage::{self, Span, StageRecord, Work};
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
 
 use crate::columns::columns;
 use crate::device::Device;
 use crate::units::bytes;
+
+mod trace;
 
 pub use edge_lmm_ops::stage::{Entered, Guard, module, scope, top as stage};
 
@@ -50,14 +51,36 @@ pub struct Stage {
     pub peak_bytes: usize,
     /// GPU kernels launched during the calls; 0 on the CPU.
     pub launches: usize,
-    /// Start of each call on the recording thread, from the start of the recording, and its
-    /// duration.
+    /// Index of the enclosing stage or module; `None` for a stage.
     #[serde(skip)]
-    pub spans: Vec<(Duration, Duration)>,
-    /// The same for calls on a thread of their own, such as the preparation of a video while it is
-    /// encoded.
+    pub parent: Option<usize>,
+    /// Part of `time` inside modules that this one encloses.
     #[serde(skip)]
-    pub helper_spans: Vec<(Duration, Duration)>,
+    pub child_time: Duration,
+    /// Time that threads wait within parallel calls, summed over threads. Only
+    /// [detailed](Recording::detailed) recordings measure it.
+    #[serde(skip)]
+    pub wait: Duration,
+    /// Largest difference between the peak during a call and the heap use at its start.
+    #[serde(skip)]
+    pub own_peak_bytes: usize,
+    /// Heap use at the start of that call.
+    #[serde(skip)]
+    pub held_bytes: usize,
+    /// Multiply-accumulates, bytes and tokens of all calls, in [detailed](Recording::detailed)
+    /// recordings.
+    #[serde(skip)]
+    pub work: Work,
+    /// Address and length of the weights that the module itself reads from this process's memory, in
+    /// [detailed](Recording::detailed) recordings.
+    #[serde(skip)]
+    pub weights: Vec<(usize, usize)>,
+    /// The calls on the recording thread.
+    #[serde(skip)]
+    pub spans: Vec<Span>,
+    /// The calls on a thread of their own, such as the preparation of a video while it is encoded.
+    #[serde(skip)]
+    pub helper_spans: Vec<Span>,
     /// Part of `time` that other stages hid, as they ran at the same time; in JSON `hidden_ms`.
     #[serde(
         rename = "hidden_ms",
@@ -72,12 +95,40 @@ fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, 
 }
 
 impl Stage {
+    #[cfg(any(feature = "serve", test))]
+    pub(crate) fn new(name: &str, stage: &'static str) -> Self {
+        Self {
+            name: name.to_owned(),
+            stage,
+            time: Duration::ZERO,
+            calls: 0,
+            peak_bytes: 0,
+            launches: 0,
+            parent: None,
+            child_time: Duration::ZERO,
+            wait: Duration::ZERO,
+            own_peak_bytes: 0,
+            held_bytes: 0,
+            work: Work::default(),
+            weights: Vec::new(),
+            spans: Vec::new(),
+            helper_spans: Vec::new(),
+            hidden: Duration::ZERO,
+        }
+    }
+
     /// Returns the wall time in milliseconds.
     pub fn ms(&self) -> f64 {
         self.time.as_secs_f64() * 1e3
     }
 
-    fn is_top(&self) -> bool {
+    /// Returns the wall time outside of the modules that this one encloses.
+    pub fn own_time(&self) -> Duration {
+        self.time.saturating_sub(self.child_time)
+    }
+
+    /// Returns `true` for a stage, `false` for a module inside one.
+    pub fn is_top(&self) -> bool {
         self.name == self.stage
     }
 }
@@ -91,6 +142,13 @@ impl From<StageRecord> for Stage {
             calls: record.calls,
             peak_bytes: record.peak_bytes,
             launches: record.launches,
+            parent: record.parent,
+            child_time: record.child_time,
+            wait: record.wait,
+            own_peak_bytes: record.own_peak_bytes,
+            held_bytes: record.held_bytes,
+            work: record.work,
+            weights: record.weights,
             spans: record.spans,
             helper_spans: record.helper_spans,
             hidden: record.hidden,
@@ -131,43 +189,16 @@ impl Timing {
         stages.map(|stage| stage.hidden).sum()
     }
 
-    /// Returns all calls as a Chrome trace (the JSON of `chrome://tracing` and Perfetto): complete
-    /// events, times in microseconds.
-    pub fn chrome_trace(&self) -> Value {
-        let event = |stage: &Stage, thread: u32, (start, time): &(Duration, Duration)| {
-            json!({
-                "name": stage.name,
-                "cat": stage.stage,
-                "ph": "X",
-                "ts": start.as_secs_f64() * 1e6,
-                "dur": time.as_secs_f64() * 1e6,
-                "pid": 1,
-                "tid": thread,
-            })
-        };
-        let calls = self.0.iter().flat_map(|stage| {
-            let own = stage.spans.iter().map(move |span| (stage, 1, span));
-            own.chain(stage.helper_spans.iter().map(move |span| (stage, 2, span)))
-        });
-        let events: Vec<Value> = calls
-            .map(|(stage, thread, span)| event(stage, thread, span))
-            .collect();
-        json!({ "traceEvents": events, "displayTimeUnit": "ms" })
-    }
-
     /// Adds a stage that was measured elsewhere in front of the others.
     #[cfg(feature = "serve")]
     pub(crate) fn prepend(&mut self, name: &'static str, time: Duration, calls: usize) {
+        for parent in self.0.iter_mut().filter_map(|stage| stage.parent.as_mut()) {
+            *parent += 1;
+        }
         let stage = Stage {
-            name: name.to_owned(),
-            stage: name,
             time,
             calls,
-            peak_bytes: 0,
-            launches: 0,
-            spans: Vec::new(),
-            helper_spans: Vec::new(),
-            hidden: Duration::ZERO,
+            ..Stage::new(name, name)
         };
         self.0.insert(0, stage);
     }
@@ -184,6 +215,13 @@ impl Recording {
         Self(stage::Recording::new(device.synchronize()))
     }
 
+    /// Creates a recording that also measures the parts of modules, such as the projections of
+    /// attention, counts their work and measures waiting threads. On a GPU it is slower, because
+    /// every part waits for the device.
+    pub fn detailed(device: Device) -> Self {
+        Self(stage::Recording::detailed(device.synchronize()))
+    }
+
     /// Creates a recording like [`Self::new`], for the device of a backend.
     pub(crate) fn on<B: KernelBackend>(device: &B::Device) -> Self {
         let synchronize = crate::device::synchronize::<B>(device.clone());
@@ -198,6 +236,11 @@ impl Recording {
     /// Runs `f` and records its stages.
     pub fn run<T>(&mut self, f: impl FnOnce() -> T) -> T {
         self.0.run(f)
+    }
+
+    /// Returns the start of the recording, which [`Stage::spans`] are relative to.
+    pub fn origin(&self) -> Option<Instant> {
+        self.0.origin()
     }
 
     /// Ends the recording and returns the stages.
@@ -250,12 +293,12 @@ fn rows(stages: &[Stage]) -> Vec<Row> {
 }
 
 /// Returns the path of a module without its first part, which is the stage's name.
-fn within_stage(path: &str) -> &str {
+pub(crate) fn within_stage(path: &str) -> &str {
     path.split_once('.').map_or(path, |(_, rest)| rest)
 }
 
 /// Replaces the numbers of a path: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
-fn without_numbers(path: &str) -> String {
+pub(crate) fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('.')
         .map(|part| match part.parse::<usize>() {
@@ -314,15 +357,10 @@ mod tests {
 
     fn stage(name: &str, stage: &'static str, ms: u64) -> Stage {
         Stage {
-            name: name.to_owned(),
-            stage,
             time: Duration::from_millis(ms),
             calls: 1,
             peak_bytes: 2048,
-            launches: 0,
-            spans: Vec::new(),
-            helper_spans: Vec::new(),
-            hidden: Duration::ZERO,
+            ..Stage::new(name, stage)
         }
     }
 
@@ -370,7 +408,6 @@ mod tests {
         let json = serde_json::to_value(&timing).unwrap();
         assert_eq!(json[0]["hidden_ms"], 30.0);
         assert!(json[1].get("hidden_ms").is_none());
-        assert_eq!(timing.chrome_trace()["traceEvents"][0]["tid"], 2);
     }
 
     #[test]
@@ -385,21 +422,5 @@ mod tests {
         assert_eq!(json[0]["ms"], 3.0);
         assert_eq!(json[0]["peak_bytes"], 2048);
         assert!(json[0].get("spans").is_none() && json[0].get("time").is_none());
-    }
-
-    #[test]
-    fn every_call_is_an_event_of_the_trace() {
-        let spans = [(1, 1), (5, 2)];
-        let timing = Timing(vec![Stage {
-            spans: spans
-                .map(|(start, time)| (Duration::from_millis(start), Duration::from_millis(time)))
-                .to_vec(),
-            ..stage("vision", "vision", 3)
-        }]);
-        let trace = timing.chrome_trace();
-        let events = trace["traceEvents"].as_array().unwrap();
-        assert_eq!(events.len(), 2);
-        assert_eq!(events[1]["ts"], 5000.0);
-        assert_eq!(events[1]["dur"], 2000.0);
     }
 }

@@ -10,6 +10,7 @@
 //! | [`cpu`] | instruction sets and the interface that each implements |
 //! | `generic`, `x86_64`, `aarch64` | portable reference kernels and SIMD kernels |
 //! | [`dispatch`] | run-time detection and selection of the instruction set |
+//! | [`meter`] | waiting threads and parts of attention, for profiles |
 //! | [`pool`] | thread pool |
 //! | [`peak`] | peak arithmetic throughput and memory bandwidth, for rooflines |
 //! | `fit`, [`pack`] | quantization and packing of weights |
@@ -40,6 +41,7 @@ mod generic;
 pub mod linear;
 pub mod memory;
 mod merging;
+pub mod meter;
 mod names;
 pub mod norm;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

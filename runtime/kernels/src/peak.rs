@@ -9,14 +9,39 @@ use std::time::{Duration, Instant};
 
 /// Duration of one run.
 const RUN: Duration = Duration::from_millis(30);
-/// Number of runs. The fastest counts, because other load can only slow a run down.
-const RUNS: usize = 12;
 /// Bytes read to measure the memory bandwidth: more than any cache holds.
 const MEMORY_BYTES: usize = 256 << 20;
+
+/// Number of runs of a measurement. The fastest counts, because other load can only slow a run down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// About half a second for each peak.
+    Full,
+    /// About a tenth of a second for each peak.
+    Quick,
+}
+
+impl Effort {
+    fn runs(self) -> usize {
+        match self {
+            Self::Full => 12,
+            Self::Quick => 3,
+        }
+    }
+}
 
 /// Peak throughput of all threads of the pool with weights of `format`, in operations per second (two per
 /// multiply-add). `None` for instruction sets without a peak loop.
 pub fn operations_per_second(pool: &ThreadPool, format: Format) -> Option<f64> {
+    operations_per_second_with(pool, format, Effort::Full)
+}
+
+/// As [`operations_per_second`], with the given effort.
+pub fn operations_per_second_with(
+    pool: &ThreadPool,
+    format: Format,
+    effort: Effort,
+) -> Option<f64> {
     let kernels = pool.kernels();
     let start = Instant::now();
     let mut rounds = 1000u32;
@@ -32,12 +57,17 @@ pub fn operations_per_second(pool: &ThreadPool, format: Format) -> Option<f64> {
         });
         (operations * pool.threads() as u64) as f64 / start.elapsed().as_secs_f64()
     };
-    Some((0..RUNS).map(|_| run()).fold(0.0, f64::max))
+    Some((0..effort.runs()).map(|_| run()).fold(0.0, f64::max))
 }
 
 /// Peak bandwidth at which all threads of the pool together read memory sequentially, in bytes per
 /// second.
 pub fn read_bandwidth(pool: &ThreadPool) -> f64 {
+    read_bandwidth_with(pool, Effort::Full)
+}
+
+/// As [`read_bandwidth`], with the given effort.
+pub fn read_bandwidth_with(pool: &ThreadPool, effort: Effort) -> f64 {
     // Zeros could be pages that the system has not allocated.
     let data = vec![1u64; MEMORY_BYTES / 8];
     let pieces: Vec<&[u64]> = data.chunks(1 << 16).collect();
@@ -48,7 +78,7 @@ pub fn read_bandwidth(pool: &ThreadPool) -> f64 {
         });
         MEMORY_BYTES as f64 / start.elapsed().as_secs_f64()
     };
-    (0..RUNS).map(|_| run()).fold(0.0, f64::max)
+    (0..effort.runs()).map(|_| run()).fold(0.0, f64::max)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::cpu::{Isa, Kernels};
+use crate::meter;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::num::NonZeroUsize;
@@ -46,6 +47,8 @@ struct Shared {
     /// Written by the caller while the call is closed and no worker is inside, read by workers inside.
     job: UnsafeCell<Option<Job>>,
     next: AtomicUsize,
+    /// Nanoseconds in which threads executed tasks of the call, if it is timed.
+    busy: AtomicU64,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
     lock: Mutex<()>,
@@ -58,6 +61,8 @@ struct Job {
     /// Valid until the last worker has left the call; its lifetime is erased.
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
+    /// Measures the time in which threads execute tasks.
+    timed: bool,
 }
 
 // SAFETY: `job` is the only field that is not `Sync`. It is written only by the caller that holds `turn`,
@@ -89,6 +94,7 @@ impl ThreadPool {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             next: AtomicUsize::new(0),
+            busy: AtomicU64::new(0),
             panic: Mutex::new(None),
             sleepers: AtomicUsize::new(0),
             lock: Mutex::new(()),
@@ -150,11 +156,22 @@ impl ThreadPool {
                 *const (dyn Fn(usize) + Sync + 'static),
             >(task)
         };
-        self.shared.open(Job { task, tasks });
+        let start = meter::is_on().then(Instant::now);
+        let job = Job {
+            task,
+            tasks,
+            timed: start.is_some(),
+        };
+        self.shared.open(job);
         BUSY.set(true);
-        self.shared.take_tasks(Job { task, tasks });
+        self.shared.take_tasks(job);
         BUSY.set(false);
         self.shared.close();
+        if let Some(start) = start {
+            let all = start.elapsed() * self.threads() as u32;
+            let busy = Duration::from_nanos(self.shared.busy.load(Ordering::Relaxed));
+            meter::add_wait(all.saturating_sub(busy));
+        }
         let panic = lock(&self.shared.panic).take();
         drop(turn);
         if let Some(panic) = panic {
@@ -197,6 +214,7 @@ impl Shared {
         // SAFETY: the previous call is closed and no worker is inside, so `job` is not read.
         unsafe { *self.job.get() = Some(job) };
         self.next.store(0, Ordering::Relaxed);
+        self.busy.store(0, Ordering::Relaxed);
         let call = (self.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) & u64::from(u32::MAX);
         // Sequentially consistent with `sleepers`: either a worker that is about to sleep sees the open
         // call, or this thread sees the sleeper.
@@ -225,6 +243,15 @@ impl Shared {
 
     /// Executes tasks until none are left.
     fn take_tasks(&self, job: Job) {
+        let start = job.timed.then(Instant::now);
+        self.execute(job);
+        if let Some(start) = start {
+            let busy = start.elapsed().as_nanos() as u64;
+            self.busy.fetch_add(busy, Ordering::Relaxed);
+        }
+    }
+
+    fn execute(&self, job: Job) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             if index >= job.tasks {
@@ -454,6 +481,23 @@ mod tests {
             }
         });
         assert_eq!(sum.load(Ordering::Relaxed), 3 * 100 * 4 * 10);
+    }
+
+    #[test]
+    fn waiting_threads_are_measured() {
+        let pool = pool(3);
+        let ms = Duration::from_millis;
+        let before = meter::totals();
+        pool.run(3, |_| std::thread::sleep(ms(1)));
+        assert_eq!(meter::totals(), before);
+        meter::set(true);
+        // One task sleeps for 20 ms longer than the other two.
+        pool.run(3, |i| {
+            std::thread::sleep(if i == 0 { ms(21) } else { ms(1) })
+        });
+        meter::set(false);
+        let wait = (meter::totals() - before).wait;
+        assert!(wait >= ms(35), "{wait:?}");
     }
 
     #[test]

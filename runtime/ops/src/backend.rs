@@ -241,6 +241,12 @@ pub trait KernelBackend: Backend {
         None
     }
 
+    /// Returns the address and length of a packed weight in this process's memory, if the device uses
+    /// it there. Profiles tell from it how much of a mapped record is in memory.
+    fn weight_memory(_weight: &IntTensor<Self>) -> Option<(usize, usize)> {
+        None
+    }
+
     /// Computes `activation(x Wᵀ + bias) + residual` with packed `W` (`[rows, cols]`).
     ///
     /// # Shapes

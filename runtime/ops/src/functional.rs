@@ -4,12 +4,14 @@ use std::ops::Range;
 
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
-use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::{Format, RowSums};
 
-use crate::backend::{KernelBackend, Packed, Part};
+use crate::backend::{KernelBackend, KvStore, Packed, Part};
+use crate::stage::{self, Work};
+use crate::work::{self, Attention};
 
 fn float<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
     tensor.into_primitive().tensor()
@@ -43,9 +45,13 @@ pub fn linear<B: KernelBackend>(
     activation: Activation,
     residual: Option<Tensor<B, 2>>,
 ) -> Tensor<B, 2> {
+    let [tokens, _] = x.dims();
+    stage::count(|| work::linear(tokens, shape, bias.is_some(), residual.is_some()));
+    let weight = weight.into_primitive();
+    stage::weight(|| B::weight_memory(&weight));
     tensor(B::packed_linear(
         &float(x),
-        &weight.into_primitive(),
+        &weight,
         shape,
         bias.map(float).as_ref(),
         activation,
@@ -75,6 +81,12 @@ pub fn feed_forward<B: KernelBackend>(
     let shapes = [up.shape, down.shape];
     let weights = [up.weight, down.weight].map(Tensor::into_primitive);
     let biases = [up.bias, down.bias].map(|bias| bias.map(float));
+    let [tokens, _] = x.dims();
+    let has_bias = || [biases[0].is_some(), biases[1].is_some()];
+    stage::count(|| work::feed_forward(tokens, shapes, has_bias(), residual.is_some()));
+    weights
+        .iter()
+        .for_each(|weight| stage::weight(|| B::weight_memory(weight)));
     let packed = |i: usize| Packed {
         weight: &weights[i],
         shape: shapes[i],
@@ -98,7 +110,18 @@ pub fn gated_linear<B: KernelBackend>(
     shape: MatrixShape,
     activation: Activation,
 ) -> Tensor<B, 2> {
+    let [tokens, _] = x.dims();
+    stage::count(|| {
+        let product = work::linear(tokens, shape, false, false);
+        // Only half of the outputs are written.
+        let written = (4 * tokens * (shape.rows - shape.rows / 2)) as u64;
+        Work {
+            bytes: product.bytes - written,
+            ..product
+        }
+    });
     let weight = weight.into_primitive();
+    stage::weight(|| B::weight_memory(&weight));
     tensor(B::gated_linear(&float(x), &weight, shape, activation))
 }
 
@@ -108,6 +131,7 @@ pub fn gather_rows<B: KernelBackend>(
     shape: MatrixShape,
     ids: &[u32],
 ) -> Tensor<B, 2> {
+    stage::count(|| work::gather(shape, ids.len()));
     let device = weight.device();
     tensor(B::gather_rows(
         &weight.into_primitive(),
@@ -119,6 +143,8 @@ pub fn gather_rows<B: KernelBackend>(
 
 /// See [`KernelBackend::select_rows`].
 pub fn select_rows<B: KernelBackend>(table: Tensor<B, 2>, ids: &[u32]) -> Tensor<B, 2> {
+    let [_, width] = table.dims();
+    count_elements(ids.len(), width, width);
     let device = table.device();
     tensor(B::select_rows(&float(table), ids, &device))
 }
@@ -130,6 +156,7 @@ pub fn sum_heads<B: KernelBackend>(
     head_dim: usize,
 ) -> Tensor<B, 2> {
     let Columns { tensor: x, column } = x.into();
+    count_elements(x.dims()[0], heads * head_dim, head_dim);
     let x = float(x);
     let part = Part { tensor: &x, column };
     tensor(B::sum_heads(part, heads, head_dim))
@@ -137,6 +164,8 @@ pub fn sum_heads<B: KernelBackend>(
 
 /// See [`KernelBackend::sum_rows`].
 pub fn sum_rows<B: KernelBackend>(x: Tensor<B, 2>, sums: &RowSums) -> Tensor<B, 2> {
+    let [rows, width] = x.dims();
+    stage::count(|| work::elements(rows, rows * width, sums.len() * width));
     tensor(B::sum_rows(&float(x), sums))
 }
 
@@ -150,6 +179,9 @@ pub fn argmax<B: KernelBackend>(scores: Tensor<B, 2>) -> Result<Option<u32>, Exe
 
 /// See [`KernelBackend::fused_rms_norm`].
 pub fn rms_norm<B: KernelBackend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, eps: f32) -> Tensor<B, 2> {
+    let _stage = stage::part("norm");
+    let [tokens, width] = x.dims();
+    stage::count(|| work::elements(tokens, (tokens + 1) * width, tokens * width));
     tensor(B::fused_rms_norm(&float(x), &float(gamma), eps))
 }
 
@@ -160,6 +192,9 @@ pub fn layer_norm<B: KernelBackend>(
     beta: Tensor<B, 1>,
     eps: f32,
 ) -> Tensor<B, 2> {
+    let _stage = stage::part("norm");
+    let [tokens, width] = x.dims();
+    stage::count(|| work::elements(tokens, (tokens + 2) * width, tokens * width));
     tensor(B::fused_layer_norm(
         &float(x),
         &float(gamma),
@@ -170,6 +205,8 @@ pub fn layer_norm<B: KernelBackend>(
 
 /// See [`KernelBackend::gated`].
 pub fn gated<B: KernelBackend>(gate_up: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
+    let [tokens, width] = gate_up.dims();
+    count_elements(tokens, width, width / 2);
     tensor(B::gated(&float(gate_up), activation))
 }
 
@@ -182,6 +219,7 @@ pub fn rope<B: KernelBackend>(
     cos: &Tensor<B, 2>,
     sin: &Tensor<B, 2>,
 ) -> Tensor<B, 2> {
+    stage::count(|| rotation(heads, head_dim, cos.dims()));
     tensor(B::rope(
         float(x),
         column,
@@ -203,8 +241,12 @@ pub fn attention<'a, B: KernelBackend>(
     scale: f32,
 ) -> Tensor<B, 2> {
     let (mask, bias) = (mask.into(), bias.map(float));
-    with_parts(q.into(), k.into(), v.into(), |q, k, v| {
-        B::fused_attention(q, k, v, heads, mask, bias.as_ref(), scale)
+    let (q, k) = (q.into(), k.into());
+    let parts = attention_parts(&q, &k, heads, mask, Format::F32);
+    with_parts(q, k, v.into(), |q, k, v| {
+        stage::attention(parts, || {
+            B::fused_attention(q, k, v, heads, mask, bias.as_ref(), scale)
+        })
     })
 }
 
@@ -220,12 +262,14 @@ pub fn encoder_attention<'a, B: KernelBackend>(
     quantized: bool,
 ) -> Tensor<B, 2> {
     let mask = mask.into();
-    with_parts(q.into(), k.into(), v.into(), |q, k, v| {
-        if quantized {
-            B::quantized_attention(q, k, v, heads, mask, scale)
-        } else {
-            B::fused_attention(q, k, v, heads, mask, None, scale)
-        }
+    let (q, k) = (q.into(), k.into());
+    let format = if quantized { Format::Q8 } else { Format::F32 };
+    let parts = attention_parts(&q, &k, heads, mask, format);
+    with_parts(q, k, v.into(), |q, k, v| {
+        stage::attention(parts, || match quantized {
+            true => B::quantized_attention(q, k, v, heads, mask, scale),
+            false => B::fused_attention(q, k, v, heads, mask, None, scale),
+        })
     })
 }
 
@@ -238,12 +282,15 @@ pub fn attention_received<'a, B: KernelBackend>(
     scale: f32,
 ) -> Tensor<B, 1> {
     let (q, k) = (q.into(), k.into());
+    let mask = mask.into();
+    let _stage = stage::part("received");
+    stage::count(|| attention_parts(&q, &k, heads, mask, Format::F32)()[0]);
     let tensors = [q.tensor, k.tensor].map(float);
     let [q, k] = [(0, q.column), (1, k.column)].map(|(i, column)| Part {
         tensor: &tensors[i],
         column,
     });
-    let received = B::attention_received(q, k, heads, mask.into(), scale);
+    let received = B::attention_received(q, k, heads, mask, scale);
     Tensor::from_primitive(TensorPrimitive::Float(received))
 }
 
@@ -272,15 +319,12 @@ pub fn cached_attention<B: KernelBackend>(
     bias: Option<Tensor<B, 3>>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    tensor(B::cached_attention(
-        &float(qkv),
-        heads,
-        cache,
-        layer,
-        mask,
-        bias.map(float).as_ref(),
-        scale,
-    ))
+    let [tokens, _] = qkv.dims();
+    let parts = cached_parts::<B>(heads, tokens, cache, layer, mask);
+    let (qkv, bias) = (float(qkv), bias.map(float));
+    tensor(stage::attention(parts, || {
+        B::cached_attention(&qkv, heads, cache, layer, mask, bias.as_ref(), scale)
+    }))
 }
 
 /// See [`KernelBackend::attention_row`].
@@ -292,6 +336,18 @@ pub fn attention_row<B: KernelBackend>(
     keys: Range<usize>,
     scale: f32,
 ) -> Tensor<B, 2> {
+    let _stage = stage::part("ranking");
+    stage::count(|| {
+        Attention {
+            heads,
+            q_len: 1,
+            kv_len: keys.end,
+            mask: Mask::Ranges(std::slice::from_ref(&keys)),
+            position_bytes: position_bytes(cache),
+            format: Format::F32,
+        }
+        .parts()[0]
+    });
     tensor(B::attention_row(
         &float(q),
         heads,
@@ -314,14 +370,74 @@ pub fn rotated_attention<B: KernelBackend>(
     mask: Mask<'_>,
     scale: f32,
 ) -> Tensor<B, 2> {
-    tensor(B::rotated_attention(
-        float(qkv),
-        heads,
-        &float(cos.clone()),
-        &float(sin.clone()),
-        cache,
-        layer,
-        mask,
-        scale,
-    ))
+    let [tokens, _] = qkv.dims();
+    stage::count(|| rotation(heads.heads + heads.kv_heads, heads.head_dim, cos.dims()));
+    let parts = cached_parts::<B>(heads, tokens, cache, layer, mask);
+    let (qkv, cos, sin) = (float(qkv), float(cos.clone()), float(sin.clone()));
+    tensor(stage::attention(parts, || {
+        B::rotated_attention(qkv, heads, &cos, &sin, cache, layer, mask, scale)
+    }))
+}
+
+/// Counts an operation that reads and writes rows of some widths.
+fn count_elements(rows: usize, read: usize, written: usize) {
+    stage::count(|| work::elements(rows, rows * read, rows * written));
+}
+
+/// Counts a rotation with a table `[tokens, half]` of cosines and one of sines.
+fn rotation(heads: usize, head_dim: usize, [tokens, half]: [usize; 2]) -> Work {
+    let rotated = tokens * heads * head_dim.min(2 * half);
+    work::elements(tokens, rotated + 2 * tokens * half, rotated)
+}
+
+/// Returns a function that counts attention among activations.
+fn attention_parts<'a, B: KernelBackend>(
+    q: &Columns<B>,
+    k: &Columns<B>,
+    heads: Heads,
+    mask: WeightedMask<'a>,
+    format: Format,
+) -> impl FnOnce() -> [Work; 3] + use<'a, B> {
+    let ([q_len, _], [kv_len, _]) = (q.tensor.dims(), k.tensor.dims());
+    move || {
+        Attention {
+            heads,
+            q_len,
+            kv_len,
+            mask: mask.mask,
+            position_bytes: Attention::activations(heads),
+            format,
+        }
+        .parts()
+    }
+}
+
+/// Returns a function that counts attention of new tokens over a layer of the cache. It counts their
+/// storage at once.
+fn cached_parts<'a, B: KernelBackend>(
+    heads: Heads,
+    tokens: usize,
+    cache: &B::KvCache,
+    layer: usize,
+    mask: Mask<'a>,
+) -> impl FnOnce() -> [Work; 3] + use<'a, B> {
+    let kv_len = cache.len_of(layer) + tokens;
+    let position_bytes = position_bytes(cache);
+    stage::count(|| work::append(heads, tokens, position_bytes));
+    move || {
+        Attention {
+            heads,
+            q_len: tokens,
+            kv_len,
+            mask,
+            position_bytes,
+            format: Format::F32,
+        }
+        .parts()
+    }
+}
+
+/// Returns the bytes of keys and values of a position of a layer.
+fn position_bytes(cache: &impl KvStore) -> usize {
+    cache.bytes() / (cache.layers() * cache.capacity()).max(1)
 }

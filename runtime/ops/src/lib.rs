@@ -20,6 +20,7 @@ mod received;
 pub mod reference;
 pub mod stage;
 mod stored;
+mod work;
 
 pub use backend::{
     CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, slice_argmax,

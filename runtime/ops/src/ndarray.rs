@@ -145,6 +145,13 @@ impl KernelBackend for Cpu {
         format!("cpu {}", pool::global().kernels().isa().name())
     }
 
+    fn weight_memory(weight: &IntTensor<Self>) -> Option<(usize, usize)> {
+        match bytes(weight) {
+            Cow::Borrowed(bytes) => Some((bytes.as_ptr().addr(), bytes.len())),
+            Cow::Owned(_) => None,
+        }
+    }
+
     fn packed_linear(
         x: &FloatTensor<Self>,
         weight: &IntTensor<Self>,

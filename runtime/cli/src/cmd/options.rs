@@ -153,7 +153,18 @@ fn parse_share(text: &str) -> Result<Share, String> {
 
 /// Number of video frames: N, or keyframes:N.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct FrameChoice(FrameSelection);
+pub struct FrameChoice(FrameSelection);
+
+impl FrameChoice {
+    /// Returns the number of frames.
+    pub fn count(self) -> usize {
+        match self.0 {
+            FrameSelection::Uniform(count) | FrameSelection::Key(count) => count,
+            // Not parsed from this option.
+            _ => 0,
+        }
+    }
+}
 
 impl FromStr for FrameChoice {
     type Err = String;
@@ -276,11 +287,39 @@ impl TokenArgs {
 #[derive(Debug, Clone, Args)]
 pub struct MediaArgs {
     #[command(flatten)]
-    tokens: TokenArgs,
+    common: CommonMediaArgs,
     /// Number of video frames to use, evenly spaced, or keyframes:N for the first one and those
     /// that differ most from the frame before [default: all]
     #[arg(long, value_name = "N|keyframes:N")]
     frames: Option<FrameChoice>,
+}
+
+/// Options for reading and preparing media, with several numbers of frames.
+#[derive(Debug, Clone, Args)]
+pub struct SweptMediaArgs {
+    #[command(flatten)]
+    common: CommonMediaArgs,
+    /// Numbers of video frames to use, evenly spaced, or keyframes:N for the first one and those
+    /// that differ most from the frame before [default: all]. Without --video, the video is noise
+    #[arg(long, value_name = "N|keyframes:N", value_delimiter = ',')]
+    pub frames: Vec<FrameChoice>,
+}
+
+impl SweptMediaArgs {
+    /// Returns the options with one number of frames, or all.
+    pub fn with_frames(&self, frames: Option<FrameChoice>) -> MediaArgs {
+        MediaArgs {
+            common: self.common.clone(),
+            frames,
+        }
+    }
+}
+
+/// Options for media besides the number of frames.
+#[derive(Debug, Clone, Args)]
+struct CommonMediaArgs {
+    #[command(flatten)]
+    tokens: TokenArgs,
     /// Number of video frames to use per second
     #[arg(long, value_name = "X", value_parser = parse_rate, conflicts_with = "frames")]
     fps: Option<f32>,
@@ -298,30 +337,30 @@ impl MediaArgs {
     /// Returns the media options of the engine.
     pub fn options(&self) -> MediaOptions {
         MediaOptions {
-            audio_padding: self.audio_padding.0,
-            ..self.tokens.options()
+            audio_padding: self.common.audio_padding.0,
+            ..self.common.tokens.options()
         }
     }
 
     /// Returns the time limit that the methods are chosen for.
     pub fn first_token_budget(&self) -> Option<Duration> {
-        self.tokens.first_token_budget()
+        self.common.tokens.first_token_budget()
     }
 
     /// Checks that the methods are given in one way only.
     pub fn check(&self) -> anyhow::Result<()> {
-        self.tokens.check()
+        self.common.tokens.check()
     }
 
     /// Returns the selection of video frames.
     pub fn video(&self) -> VideoOptions {
         VideoOptions {
-            frames: match (self.frames, self.fps) {
+            frames: match (self.frames, self.common.fps) {
                 (Some(FrameChoice(selection)), _) => selection,
                 (None, Some(rate)) => FrameSelection::Rate(rate),
                 (None, None) => FrameSelection::All,
             },
-            motion_gate: self.motion_gate,
+            motion_gate: self.common.motion_gate,
         }
     }
 
@@ -338,7 +377,7 @@ impl MediaArgs {
             return Media::read(source, kind, FrameSelection::All);
         }
         let video = source.video(self.video())?;
-        if self.motion_gate.is_some() {
+        if self.common.motion_gate.is_some() {
             let (used, skipped) = (video.frames.len(), video.skipped);
             eprintln!("{used} frames are used, {skipped} without motion were skipped");
         }
@@ -391,6 +430,11 @@ impl MediaFiles {
             }
         }
         Ok(media)
+    }
+
+    /// Returns `true` if there is a video.
+    pub fn has_video(&self) -> bool {
+        self.video.is_some()
     }
 
     /// Iterates over the files with the kinds given by the user.

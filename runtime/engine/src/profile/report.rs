@@ -97,7 +97,7 @@ pub struct Peak {
 /// What a run measures.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
-    /// Width and height of the image in pixels, if the sweep chose it.
+    /// Longer side of the image or of the frames in pixels, if the sweep chose it.
     pub image_size: Option<u32>,
     /// Frames of the video, if the sweep chose them.
     pub frames: Option<usize>,
@@ -120,10 +120,10 @@ pub struct Parameters {
 pub struct ProfileRun {
     /// What was measured.
     pub parameters: Parameters,
-    /// Runs before the measured ones that are not part of the statistics; the first of them is
-    /// [`cold`](Self::cold).
+    /// Runs before the measured ones, which are not part of the statistics.
     pub warmup: usize,
-    /// The first run, whose caches are empty; `None` if a run of another point preceded it.
+    /// The first run after the model was loaded; `None` if it was one of another point. Without
+    /// runs to warm up it is part of the statistics, too.
     pub cold: Option<ColdRun>,
     /// Sum of the stages in milliseconds; time in which two stages ran at once counts once.
     pub total_ms: Statistics,
@@ -279,10 +279,13 @@ pub(crate) mod tests {
     use super::*;
     use crate::device::Device;
 
-    /// A report with one run of one stage and one module.
-    pub(crate) fn example() -> ProfileReport {
-        let one = |value: f64| Statistics::of(&[value]).expect("a finite value");
-        let cost = |name: &str, parent, ms: f64, own_ms: f64| ModuleCost {
+    fn one(value: f64) -> Statistics {
+        Statistics::of(&[value]).expect("a finite value")
+    }
+
+    /// A module of stage `vision`.
+    pub(crate) fn cost(name: &str, parent: Option<usize>, ms: f64, own_ms: f64) -> ModuleCost {
+        ModuleCost {
             name: name.to_owned(),
             stage: "vision".to_owned(),
             parent,
@@ -305,7 +308,11 @@ pub(crate) mod tests {
             roof_share: Some(0.5),
             wait_ms: 0.25,
             energy_joules: None,
-        };
+        }
+    }
+
+    /// A report with one run of one stage and one module.
+    pub(crate) fn example() -> ProfileReport {
         ProfileReport {
             format: FORMAT.to_owned(),
             version: VERSION,

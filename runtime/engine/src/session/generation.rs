@@ -183,14 +183,14 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
 
     /// Computes the next token from the last one.
     fn advance(&mut self) -> Result<Token, EngineError> {
+        // The prompt gives the first token.
+        let _stage = stage::top(match self.logits {
+            Some(_) => "prefill",
+            None => "decode",
+        });
         let id = match self.logits.take() {
-            // The prompt gives the first token.
-            Some(logits) => {
-                let _stage = stage::top("prefill");
-                self.pick(logits)?
-            }
+            Some(logits) => self.pick(logits)?,
             None => {
-                let _stage = stage::top("decode");
                 let last = self.answer.tokens.last().copied();
                 let ids = last.as_slice();
                 let mut go_on = |_: Event<'_>| ControlFlow::Continue(());

@@ -241,6 +241,8 @@ impl<B: KernelBackend> Session<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<(Reused, Tensor<B, 2>), EngineError> {
+        // Reading stored states and encoding media again are stages of their own.
+        let _stage = stage::top("prefill");
         let tokens = prepared.tokens();
         // With a ratio of 1 nothing is dropped.
         let reduction = request
@@ -259,7 +261,6 @@ impl<B: KernelBackend> Session<B> {
         let mut input = self
             .shared
             .embed(prepared, from, sources.as_mut(), request, on_event)?;
-        let _stage = stage::top("prefill");
         let past = self.past.as_mut().expect("reuse has made the state");
         past.loaded = false;
         let language = self.shared.model.language();

@@ -85,6 +85,7 @@ pub fn attention<'a>(
                     scale,
                     out,
                     kernels: pool.kernels(),
+                    times: None,
                 };
                 step.run(pool, keys, first..first + count);
             }
@@ -148,6 +149,7 @@ pub fn cached_attention(
                 scale,
                 out,
                 kernels: pool.kernels(),
+                times: None,
             };
             match cache.keys(layer) {
                 CachedKeys::Single(keys) => step.run(pool, keys, 0..heads.kv_heads),

@@ -14,6 +14,7 @@ use super::layout::CHUNK;
 use super::shape::{Heads, Mask, Rows, check_mask, log_weights};
 use crate::cpu::{ActivationScheme, Kernels, Panels, TILE_TOKENS, Tile};
 use crate::format::{BLOCK, GROUP, MatrixShape, PANEL, QuantFormat};
+use crate::meter::{self, Laps, PartTimes};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts, fresh};
 use half::f16;
@@ -22,6 +23,10 @@ use std::ops::Range;
 
 /// Bytes of keys and values that are quantized at a time.
 const PACK_BYTES: usize = 8 << 20;
+
+/// One of so many tiles is measured when the parts of attention are: a tile takes little longer than
+/// some readings of the clock.
+const MEASURED_TILES: usize = 8;
 
 /// Largest head that [`integer_attention`] supports, in elements.
 pub const MAX_INTEGER_HEAD_DIM: usize = 1024;
@@ -109,6 +114,7 @@ pub fn integer_attention(
                 });
                 let packed = &*scratch::as_bytes(packed);
                 let group = heads.group();
+                let times = PartTimes::start();
                 pool.run(count * group * plan.tiles.len(), |index| {
                     let (head, tile) = (
                         index / plan.tiles.len(),
@@ -125,8 +131,12 @@ pub fn integer_attention(
                         scale,
                         out,
                     };
-                    step.tile(tile);
+                    let measured = index.is_multiple_of(MEASURED_TILES);
+                    step.tile(tile, Laps::new(times.as_ref().filter(|_| measured)));
                 });
+                if let Some(times) = times {
+                    times.finish();
+                }
             }
         })
     };
@@ -390,7 +400,7 @@ impl<'a> Activations<'a> {
 
 impl Step<'_> {
     /// Computes the results of a tile.
-    fn tile(&self, tile: &QueryTile) {
+    fn tile(&self, tile: &QueryTile, mut laps: Laps) {
         let (tokens, padded) = (tile.queries.len(), self.plan.padded());
         let keys = self.plan.keys(CHUNK);
         let (query_words, weight_words) = (
@@ -418,7 +428,9 @@ impl Step<'_> {
             }
             for chunk in tile.chunks.clone() {
                 let weights = &mut *weights;
-                self.chunk(chunk, &queries, weights, scores, product, acc, stats);
+                self.chunk(
+                    chunk, &queries, weights, scores, product, acc, stats, &mut laps,
+                );
             }
             for (token, query) in tile.queries.clone().enumerate() {
                 let at = query * self.width + self.column;
@@ -444,6 +456,7 @@ impl Step<'_> {
         product: &mut [f32],
         acc: &mut [f32],
         stats: &mut [f32],
+        laps: &mut Laps,
     ) {
         let plan = self.plan;
         let (tokens, padded) = (queries.tokens, plan.padded());
@@ -468,6 +481,7 @@ impl Step<'_> {
         let keys = panels(shape, keys);
         self.kernels
             .quantized(keys, 0..shape.groups(), queries.tile(), scores);
+        laps.lap(meter::SCORES);
 
         let shape = plan.values(len);
         let mut weights = Activations::new(tokens, shape.blocks(), weights);
@@ -482,6 +496,7 @@ impl Step<'_> {
             let quants = weights.set(self.kernels, token, scores);
             *rest = [sum - quants as f32 * weights.scales[token], max, sum];
         }
+        laps.lap(meter::SOFTMAX);
         product.fill(0.0);
         self.kernels
             .quantized(panels(shape, values), 0..1, weights.tile(), product);
@@ -506,6 +521,7 @@ impl Step<'_> {
             self.kernels.merge(acc, alpha, product, beta);
             self.kernels.merge(acc, 1.0, value_mean, rest * beta);
         }
+        laps.lap(meter::VALUES);
     }
 }
 

@@ -5,6 +5,7 @@ use super::shape::{Heads, Mask, Rows};
 use crate::cpu::{Kernels, Strided};
 use crate::element::Element;
 use crate::format::PANEL;
+use crate::meter::{self, Laps, PartTimes};
 use crate::pool::ThreadPool;
 use crate::scratch::{self, Parts};
 use std::mem::MaybeUninit;
@@ -28,6 +29,8 @@ pub(super) struct Step<'a> {
     pub(super) scale: f32,
     pub(super) out: &'a Parts<'a, MaybeUninit<f32>>,
     pub(super) kernels: &'static dyn Kernels,
+    /// Times of the parts, if they are measured.
+    pub(super) times: Option<PartTimes>,
 }
 
 /// Consecutive queries, with a row for each head that shares the keys, and their results so far.
@@ -44,23 +47,32 @@ struct Tile<'a> {
 }
 
 /// Results of a chunk.
-struct Work<'a> {
+struct Work<'a, 't> {
     /// Scores, `[rows, CHUNK]`.
     s: &'a mut [f32],
     /// Weighted sums of values, `[rows, padded]`.
     o: &'a mut [f32],
     /// Maximum and sum of each row.
     stats: &'a mut [f32],
+    laps: Laps<'t>,
 }
 
 impl Step<'_> {
     /// Computes the results of the query heads of the key heads `kv_heads`.
     pub(super) fn run<T: Element>(
-        &self,
+        mut self,
         pool: &ThreadPool,
         keys: Keys<'_, T>,
         kv_heads: Range<usize>,
     ) {
+        self.times = PartTimes::start();
+        self.compute(pool, keys, kv_heads);
+        if let Some(times) = self.times {
+            times.finish();
+        }
+    }
+
+    fn compute<T: Element>(&self, pool: &ThreadPool, keys: Keys<'_, T>, kv_heads: Range<usize>) {
         let chunks = self.kv_len.div_ceil(CHUNK);
         let tiles = self.tiles();
         if tiles.len() == 1 && kv_heads.len() < 4 * pool.threads() && chunks > 1 {
@@ -118,7 +130,8 @@ impl Step<'_> {
             let (s, buffer) = buffer.split_at_mut(most * CHUNK);
             let (o, buffer) = buffer.split_at_mut(most * padded);
             let (stats, mut buffer) = buffer.split_at_mut(most * 2);
-            let work = Work { s, o, stats };
+            let laps = Laps::new(self.times.as_ref());
+            let work = Work { s, o, stats, laps };
             let mut tiles = Vec::with_capacity(ranges.len());
             for queries in ranges {
                 let rows = rows_of(queries);
@@ -181,6 +194,7 @@ impl Step<'_> {
                     for ((stats, acc), (new_stats, o)) in rows.zip(new) {
                         merge(self.kernels, stats, acc, new_stats, o);
                     }
+                    work.laps.lap(meter::VALUES);
                 }
             }
             for tile in tiles {
@@ -233,6 +247,7 @@ impl Step<'_> {
         }
         let (k, v) = keys.chunk(head, chunk);
         self.scores(k, tile, rows, visible_to_any.clone(), work.s);
+        work.laps.lap(meter::SCORES);
         for (row, s) in work.s.chunks_exact_mut(CHUNK).enumerate().take(rows) {
             let query = tile.queries.start + row / self.heads.group();
             let visible = local(self.visible(query));
@@ -251,6 +266,7 @@ impl Step<'_> {
                 s[visible.end..visible_to_any.end].fill(0.0);
             }
         }
+        work.laps.lap(meter::SOFTMAX);
         let padded = keys.layout.padded;
         let s = Strided {
             data: &work.s[visible_to_any.start..],
@@ -350,17 +366,9 @@ impl Step<'_> {
                     head,
                     std::slice::from_ref(&queries),
                     |tiles, work| {
-                        self.chunk(
-                            keys,
-                            head,
-                            chunk,
-                            &tiles[0],
-                            &mut Work {
-                                s: work.s,
-                                o,
-                                stats,
-                            },
-                        );
+                        let mut work = Work { o, stats, ..work };
+                        self.chunk(keys, head, chunk, &tiles[0], &mut work);
+                        work.laps.lap(meter::VALUES);
                     },
                 );
             });
