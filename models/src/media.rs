@@ -44,6 +44,8 @@ pub struct MediaOptions {
     /// [`CANDIDATES`](crate::reduce::choice::CANDIDATES) instead of `reductions`). It needs a cost
     /// model.
     pub first_token_budget: Option<Duration>,
+    /// Prepares a video while it is encoded, if the family supports it; otherwise before.
+    pub overlap: bool,
     /// Start of the random sequence of [`Reduction::Random`](crate::reduce::Reduction::Random).
     pub seed: u64,
 }
@@ -56,6 +58,7 @@ impl Default for MediaOptions {
             most_tokens: usize::MAX,
             reductions: Reductions::default(),
             first_token_budget: None,
+            overlap: true,
             seed: 0,
         }
     }

@@ -45,7 +45,7 @@
 //! | `h264` (default) | video in MP4; builds OpenH264, which requires a C++ compiler |
 //! | `camera` | cameras of Video4Linux in [`watch`] |
 //! | `serve` | requests and replies of a server as JSON |
-//! | `experiments` | question sets, captured stages as files, measurements of the kernels |
+//! | `experiments` | question sets, captured stages as files, [`experiment`]s, measurements of the kernels |
 //! | `cuda`, `vulkan` | GPUs |
 //!
 //! # Backends

@@ -8,7 +8,7 @@
 use crate::cpu::{Isa, Kernels};
 use crate::meter;
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -341,8 +341,31 @@ impl std::fmt::Debug for ThreadPool {
 
 static GLOBAL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
 
-/// The process-wide pool. It is started by the first call, with one thread per available core.
+thread_local! {
+    /// Pool in place of the process-wide one on this thread.
+    static SCOPED: RefCell<Option<Arc<ThreadPool>>> = const { RefCell::new(None) };
+}
+
+/// Calls `f` with `pool` in place of the process-wide pool on this thread, so that two threads can
+/// compute on partitions of the cores.
+pub fn scoped<T>(pool: Arc<ThreadPool>, f: impl FnOnce() -> T) -> T {
+    /// Restores the pool on drop, also after a panic.
+    struct Restore(Option<Arc<ThreadPool>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SCOPED.set(self.0.take());
+        }
+    }
+    let _restore = Restore(SCOPED.replace(Some(pool)));
+    f()
+}
+
+/// The process-wide pool, or that of [`scoped`]. It is started by the first call, with one thread
+/// per available core.
 pub fn global() -> Arc<ThreadPool> {
+    if let Some(pool) = SCOPED.with_borrow(Clone::clone) {
+        return pool;
+    }
     let mut global = lock(&GLOBAL);
     let pool = global.get_or_insert_with(|| {
         Arc::new(ThreadPool::new(
@@ -364,6 +387,18 @@ pub fn set_global_threads(n: NonZeroUsize) {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn a_thread_can_have_its_own_pool() {
+        let threads = global().threads();
+        let own = Arc::new(pool(threads + 1));
+        let inside = scoped(own, || {
+            let elsewhere = std::thread::spawn(|| global().threads());
+            (global().threads(), elsewhere.join().unwrap())
+        });
+        assert_eq!(inside, (threads + 1, threads));
+        assert_eq!(global().threads(), threads);
+    }
 
     fn pool(threads: usize) -> ThreadPool {
         ThreadPool::new(NonZeroUsize::new(threads).unwrap())

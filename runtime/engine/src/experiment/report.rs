@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::environment::Environment;
+
 /// Results of an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExperimentReport {
@@ -13,7 +15,7 @@ pub struct ExperimentReport {
     /// Question that the experiment answers.
     pub question: String,
     /// Environment of each shard; one for an experiment that ran on one machine.
-    pub environments: Vec<Value>,
+    pub environments: Vec<Environment>,
     /// Models, options and sample counts.
     pub parameters: BTreeMap<String, Value>,
     /// Results by setting.

@@ -227,6 +227,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             frames,
             frames_per_second: rate,
         } = medium.data()
+            && options.overlap
             // A capture has the values of the whole.
             && !probe::active()
             && let Some((input, pieces)) = self.model.video_pieces(frames, *rate, options)?

@@ -1,31 +1,44 @@
 //! `edge-lmm bench`: repeatable measurements.
 
+mod experiment;
 mod kernels;
+mod list;
+mod merge;
+mod output;
+mod paper;
 #[cfg(feature = "plots")]
 mod plot;
-mod reduction;
 
 use clap::{Args, Subcommand};
 
 /// Runs an experiment and prints its table.
+///
+/// `edge-lmm bench list` explains each experiment. All but kernels take the same options.
 #[derive(Args)]
 pub struct Cmd {
     #[command(subcommand)]
-    experiment: Experiment,
+    experiment: Bench,
 }
 
-/// The experiments.
+/// The experiments, and commands around them.
 #[derive(Subcommand)]
-enum Experiment {
+enum Bench {
+    List(list::Cmd),
+    Merge(merge::Cmd),
+    Paper(Box<paper::Cmd>),
     Kernels(kernels::Cmd),
-    Reduction(Box<reduction::Cmd>),
+    #[command(flatten)]
+    Experiment(Box<experiment::Cmd>),
 }
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         match self.experiment {
-            Experiment::Kernels(cmd) => cmd.run(),
-            Experiment::Reduction(cmd) => cmd.run(),
+            Bench::List(cmd) => cmd.run(),
+            Bench::Merge(cmd) => cmd.run(),
+            Bench::Paper(cmd) => cmd.run(),
+            Bench::Kernels(cmd) => cmd.run(),
+            Bench::Experiment(cmd) => cmd.run(),
         }
     }
 }

@@ -1,61 +1,72 @@
-//! Curves of accuracy against visual tokens as SVG.
+//! Charts of lines as SVG.
 
-use std::collections::BTreeMap;
-
-use edge_lmm::experiment::reduction::Point;
+use anyhow::bail;
+use edge_lmm::experiment::{Axis, Chart, ChartData};
 use plotters::prelude::*;
 use plotters::series::DashedLineSeries;
 
 const SIZE: (u32, u32) = (800, 500);
 
-/// Draws one curve for each method that was measured at several ratios, and a point for each chain
-/// of several methods.
+/// Draws a chart of lines. Those with a comma in their name, such as chains of several methods, are
+/// dashed.
 ///
 /// # Errors
-/// If the drawing fails.
-pub fn accuracy(points: &[Point]) -> anyhow::Result<String> {
-    let percent = |point: &Point| (100.0 * point.kept, 100.0 * point.accuracy());
-    let whole = points.iter().find(|point| point.reduce.is_empty());
-    let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-    for point in points.iter().filter(|point| !point.reduce.is_empty()) {
-        curves
-            .entry(method(&point.reduce))
-            .or_default()
-            .push(percent(point));
+/// If the chart has bars or no points, or the drawing fails.
+pub fn svg(chart: &Chart) -> anyhow::Result<String> {
+    let ChartData::Lines(lines) = &chart.data else {
+        bail!(
+            "\"{}\" has bars; only charts of lines can be drawn",
+            chart.title
+        );
+    };
+    let points = || lines.iter().flat_map(|line| &line.points);
+    if points().next().is_none() {
+        bail!("\"{}\" has no points", chart.title);
     }
-    let lowest = points.iter().map(|point| 100.0 * point.accuracy());
-    let lowest = (lowest.fold(100.0, f64::min) / 10.0).floor() * 10.0;
+    let range = |values: &mut dyn Iterator<Item = f64>| {
+        let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), value| {
+            (low.min(value), high.max(value))
+        });
+        // Percentages up to 100, other quantities with a margin at the top.
+        let high = if high <= 100.0 && low >= 0.0 && high > 50.0 {
+            100.0
+        } else {
+            1.05 * high
+        };
+        let step = 10f64.powf(high.max(1e-9).log10().floor());
+        ((low / step).floor() * step).min(high - step * 1e-3)..high
+    };
+    let x = range(&mut points().map(|point| point.0));
+    let y = range(&mut points().map(|point| point.1));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&root)
+        let mut drawn = ChartBuilder::on(&root)
             .margin(12)
             .x_label_area_size(40)
             .y_label_area_size(50)
-            .build_cartesian_2d(0.0..100.0, lowest..100.0)?;
-        chart
+            .build_cartesian_2d(0f64.min(x.start)..x.end, y)?;
+        drawn
             .configure_mesh()
-            .x_desc("visual tokens left, %")
-            .y_desc("right answers, %")
+            .x_desc(label(&chart.x))
+            .y_desc(label(&chart.y))
             .draw()?;
-        for (i, (name, mut curve)) in curves.into_iter().enumerate() {
-            curve.extend(whole.map(percent));
-            curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (i, line) in lines.iter().enumerate() {
             let color = Palette99::pick(i).mix(1.0);
             let legend =
                 move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2));
-            if name.contains(',') {
-                let dashes = DashedLineSeries::new(curve.clone(), 4, 4, color.stroke_width(1));
-                chart.draw_series(dashes)?.label(name).legend(legend);
+            let points = line.points.iter().copied();
+            if line.name.contains(',') {
+                let dashes = DashedLineSeries::new(points.clone(), 4, 4, color.stroke_width(1));
+                drawn.draw_series(dashes)?.label(&line.name).legend(legend);
             } else {
-                let line = LineSeries::new(curve.clone(), color.stroke_width(2));
-                chart.draw_series(line)?.label(name).legend(legend);
+                let series = LineSeries::new(points.clone(), color.stroke_width(2));
+                drawn.draw_series(series)?.label(&line.name).legend(legend);
             }
-            let dots = curve.iter().map(|&at| Circle::new(at, 3, color.filled()));
-            chart.draw_series(dots)?;
+            drawn.draw_series(points.map(|at| Circle::new(at, 3, color.filled())))?;
         }
-        chart
+        drawn
             .configure_series_labels()
             .position(SeriesLabelPosition::LowerRight)
             .border_style(BLACK.mix(0.3))
@@ -66,44 +77,34 @@ pub fn accuracy(points: &[Point]) -> anyhow::Result<String> {
     Ok(svg)
 }
 
-/// Returns the methods of a chain without their ratios. A tolerance of duplicates is another method
-/// than a share of them.
-fn method(chain: &str) -> String {
-    let name = |step: &str| match step.split_once(':') {
-        Some(("duplicates", argument)) if !argument.ends_with('%') => {
-            "duplicates (tolerance)".to_owned()
-        }
-        Some((name, _)) => name.to_owned(),
-        None => step.to_owned(),
-    };
-    chain.split(',').map(name).collect::<Vec<_>>().join(",")
+fn label(axis: &Axis) -> String {
+    match axis.unit.as_str() {
+        "" => axis.label.clone(),
+        unit => format!("{}, {unit}", axis.label),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use edge_lmm::experiment::ChartLine;
 
     #[test]
-    fn every_method_has_a_curve() {
-        let point = |reduce: &str, kept, right| Point {
-            reduce: reduce.to_owned(),
-            kept,
-            right,
-            questions: 100,
-            tasks: BTreeMap::new(),
-            vision_ms: 1.0,
-            prefill_ms: 1.0,
+    fn every_line_has_a_label() {
+        let names = ["merge", "merge,diverse", "duplicates (tolerance)"];
+        let line = |name: &str| ChartLine {
+            name: name.to_owned(),
+            points: vec![(25.0, 90.0), (100.0, 96.0)],
         };
-        let svg = accuracy(&[
-            point("", 1.0, 96),
-            point("merge:0.5", 0.5, 95),
-            point("merge:0.25", 0.25, 90),
-            point("merge:0.5,diverse:0.5", 0.25, 91),
-            point("duplicates:1", 0.3, 70),
-        ])
-        .unwrap();
-        for label in ["merge", "merge,diverse", "duplicates (tolerance)"] {
-            assert!(svg.contains(label), "{label}");
+        let chart = Chart {
+            title: "Accuracy".to_owned(),
+            x: Axis::new("visual tokens left", "%"),
+            y: Axis::new("right answers", "%"),
+            data: ChartData::Lines(names.map(line).into()),
+        };
+        let svg = svg(&chart).unwrap();
+        for text in names.iter().chain(&["visual tokens left, %"]) {
+            assert!(svg.contains(text), "{text}");
         }
     }
 }

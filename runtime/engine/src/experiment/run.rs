@@ -1,0 +1,230 @@
+//! Planning, running and summarizing an experiment.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+
+use edge_lmm_kernels::pool;
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::bench::Bench;
+use super::error::ExperimentError;
+use super::folder::Folder;
+use super::line::{Line, Outcome};
+use super::plan::{Plan, Unit};
+use super::report::{ExperimentReport, Failure};
+use super::results::Results;
+use super::sample::Sample;
+use super::shard::Shard;
+use super::spec::{Case, Experiment};
+use crate::device::Device;
+use crate::environment::Environment;
+use crate::one_line::one_line;
+
+/// Progress of a run.
+pub enum Progress<'a> {
+    /// A measurement starts.
+    Measuring {
+        /// Measurements so far, including those of earlier runs.
+        done: usize,
+        /// All measurements.
+        total: usize,
+        /// The model.
+        model: &'a str,
+        /// What is varied.
+        setting: &'a str,
+    },
+    /// A measurement failed.
+    Failed(&'a Failure),
+}
+
+/// Plans an experiment: its cases and samples, and the parameters that its results belong to.
+///
+/// # Errors
+/// If the models, questions or settings do not suit the experiment.
+pub fn plan(
+    experiment: &dyn Experiment,
+    bench: &mut Bench,
+    shard: Shard,
+) -> Result<(Plan, Vec<Case>, Vec<Sample>), ExperimentError> {
+    let about = experiment.about();
+    if bench.models.len() < about.models {
+        return Err(ExperimentError::Models {
+            experiment: about.name,
+            needs: about.needs,
+            found: match bench.models.len() {
+                1 => "1 record was".to_owned(),
+                n => format!("{n} records were"),
+            },
+        });
+    }
+    if about.manifest && bench.manifest.is_none() {
+        let message = format!("{} needs questions: add --manifest M.csv", about.name);
+        return Err(ExperimentError::Impossible(message));
+    }
+    let samples = bench.samples(&about)?;
+    let cases = experiment.cases(bench)?;
+    let device = bench
+        .models
+        .first()
+        .map_or(Device::Cpu, |m| m.engine.device());
+    let plan = Plan {
+        experiment: about.name.to_owned(),
+        parameters: parameters(bench, device)?,
+        cases: cases.iter().map(|case| case.key.clone()).collect(),
+        samples: samples.iter().map(|sample| sample.key.clone()).collect(),
+        shard,
+        environments: vec![Environment::before(device, None)],
+    };
+    if plan.units().is_empty() {
+        return Err(ExperimentError::EmptyShard {
+            shard,
+            samples: samples.len(),
+        });
+    }
+    Ok((plan, cases, samples))
+}
+
+fn parameters(bench: &Bench, device: Device) -> Result<BTreeMap<String, Value>, ExperimentError> {
+    let settings = &bench.settings;
+    let models = bench.models.iter().map(|model| {
+        json!({
+            "name": model.name,
+            "hash": format!("{:032x}", model.identity),
+            "bytes": model.bytes,
+            "second device": model.second.as_ref().map(|engine| engine.device().to_string()),
+        })
+    });
+    let manifest = match &bench.manifest {
+        None => Value::Null,
+        Some((path, _)) => {
+            let bytes = std::fs::read(path).map_err(|source| ExperimentError::Io {
+                path: path.clone(),
+                source,
+            })?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            json!({"name": name, "hash": format!("{:016x}", xxh3_64(&bytes))})
+        }
+    };
+    let chains = settings.chains.iter().map(ToString::to_string);
+    let values = [
+        ("models", models.collect()),
+        ("manifest", manifest),
+        ("repeat", json!(settings.repeat)),
+        ("warmup", json!(settings.warmup)),
+        ("limit", json!(settings.limit)),
+        ("max_tokens", json!(settings.max_tokens)),
+        ("values", json!(settings.values)),
+        ("chains", chains.collect()),
+        ("media", json!(format!("{:?}", settings.media))),
+        ("device", json!(device.to_string())),
+        ("threads", json!(pool::global().threads())),
+    ];
+    let values = values.into_iter();
+    Ok(values
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect())
+}
+
+/// Makes the measurements of a plan that are not among `lines` and adds them. A measurement that
+/// fails is recorded, and repeated when the run is continued.
+///
+/// # Errors
+/// If a measurement cannot be written.
+pub fn run(
+    bench: &mut Bench,
+    (plan, cases, samples): (&Plan, &[Case], &[Sample]),
+    mut folder: Option<&mut Folder>,
+    mut lines: Vec<Line>,
+    mut on_progress: impl FnMut(Progress<'_>),
+) -> Result<Vec<Line>, ExperimentError> {
+    let measured = lines.iter().filter(|line| !line.failed());
+    let known: HashSet<_> = measured.map(Line::key).collect();
+    let units = plan.units();
+    lines.retain(|line| !line.failed());
+    let mut warm = HashSet::new();
+    let mut done = known.len();
+    let (start, mut last) = (Instant::now(), None);
+    for unit in units
+        .iter()
+        .filter(|&&unit| !known.contains(&plan.key(unit)))
+    {
+        let Unit { sample, case } = *unit;
+        let next = last.replace(sample).is_some_and(|last| last != sample);
+        if next
+            && bench
+                .settings
+                .time_limit
+                .is_some_and(|limit| start.elapsed() > limit)
+        {
+            break;
+        }
+        let (sample, case) = (&samples[sample], &cases[case]);
+        on_progress(Progress::Measuring {
+            done,
+            total: units.len(),
+            model: &case.key.model,
+            setting: &case.key.setting,
+        });
+        if warm.insert(unit.case) {
+            for _ in 0..bench.settings.warmup {
+                // A failure is reported by the measurement.
+                let _ = (case.measure)(bench, sample);
+            }
+        }
+        let outcome = (case.measure)(bench, sample).map_err(|error| one_line(&error));
+        let line = Line::new(&case.key, &sample.key.id, outcome);
+        if let Some(failure) = failure(&line) {
+            on_progress(Progress::Failed(&failure));
+        }
+        if let Some(folder) = &mut folder {
+            folder.append(&line)?;
+        }
+        lines.push(line);
+        done += 1;
+    }
+    Ok(lines)
+}
+
+fn failure(line: &Line) -> Option<Failure> {
+    match &line.outcome {
+        Outcome::Measured { .. } => None,
+        Outcome::Failed { error } => Some(Failure {
+            model: line.model.clone(),
+            setting: line.setting.clone(),
+            sample: line.sample.clone(),
+            error: error.clone(),
+        }),
+    }
+}
+
+/// Summarizes the measurements of a plan.
+///
+/// # Errors
+/// If this program does not know the experiment.
+pub fn report(plan: &Plan, lines: &[Line]) -> Result<ExperimentReport, ExperimentError> {
+    let experiment = super::find(&plan.experiment)
+        .ok_or_else(|| ExperimentError::Unknown(plan.experiment.clone()))?;
+    let results = Results::new(plan, lines);
+    let mut findings = experiment.findings(&results);
+    if results.cases().is_empty() {
+        findings.notes = vec!["All measurements failed.".to_owned()];
+    }
+    if plan.environments.len() > 1 {
+        findings.notes.push(format!(
+            "The shards were measured in {} environments. All cases of a sample were measured in \
+             the same one, so that ratios between cases are not affected.",
+            plan.environments.len()
+        ));
+    }
+    Ok(ExperimentReport {
+        experiment: plan.experiment.clone(),
+        question: experiment.about().question.to_owned(),
+        environments: plan.environments.clone(),
+        parameters: plan.parameters.clone(),
+        table: findings.table,
+        charts: findings.charts,
+        notes: findings.notes,
+        failures: lines.iter().filter_map(failure).collect(),
+    })
+}
