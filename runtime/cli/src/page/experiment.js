@@ -1,4 +1,4 @@
-// The page of one or several experiments: `{title, summary, reports}`.
+// The page of one or several experiments: `{title, reports}`.
 
 const cellText = (cell, column) => (missing(cell) ? "-" : typeof cell === "number" ? fixed(cell, column.decimals) : cell);
 
@@ -65,5 +65,4 @@ function contents() {
 }
 
 page.append(h("header", {}, h("h1", {}, report.title), contents()));
-if (report.summary) page.append(section("Comparison", dataTable(report.summary, "Select a heading to sort.")));
 page.append(...report.reports.map((one, i) => experiment(one, `report-${i}`)));

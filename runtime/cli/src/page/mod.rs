@@ -3,7 +3,7 @@
 //! A page is `page.html` with the style sheet, the scripts of its kind and the report as JSON. The
 //! scripts draw everything from the JSON; text of a report is never parsed as markup.
 
-use edge_lmm::experiment::report::{ExperimentReport, Table};
+use edge_lmm::experiment::ExperimentReport;
 use edge_lmm::profile::ProfileReport;
 use serde::Serialize;
 
@@ -34,27 +34,18 @@ pub fn comparison(comparison: &impl Serialize) -> serde_json::Result<String> {
     page("Comparison of profiles", script, comparison)
 }
 
-/// Returns the page of one or several experiments, with a table that compares them if there is one.
+/// Returns the page of one or several experiments.
 ///
 /// # Errors
 /// If a report has no JSON form.
-pub fn experiments(
-    title: &str,
-    summary: Option<&Table>,
-    reports: &[ExperimentReport],
-) -> serde_json::Result<String> {
+pub fn experiments(title: &str, reports: &[ExperimentReport]) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Experiments<'a> {
         title: &'a str,
-        summary: Option<&'a Table>,
         reports: &'a [ExperimentReport],
     }
-    let data = Experiments {
-        title,
-        summary,
-        reports,
-    };
-    page(title, include_str!("experiment.js"), &data)
+    let script = include_str!("experiment.js");
+    page(title, script, &Experiments { title, reports })
 }
 
 fn page(title: &str, script: &str, data: &impl Serialize) -> serde_json::Result<String> {
@@ -122,7 +113,7 @@ mod tests {
             question: "</SCRIPT >?".to_owned(),
             environments: Vec::new(),
             parameters: Default::default(),
-            table: Table::default(),
+            table: Default::default(),
             charts: Vec::new(),
             notes: vec!["<b>".to_owned()],
             failures: Vec::new(),
@@ -147,7 +138,7 @@ mod tests {
         assert!(page.contains("<title>Profile of &lt;/title>&lt;script>"));
 
         let reports = [experiment(), experiment()];
-        let page = experiments("a & b </title>", None, &reports).expect("a page");
+        let page = experiments("a & b </title>", &reports).expect("a page");
         assert_eq!(data(&page)["reports"][1]["question"], "</SCRIPT >?");
         assert!(page.contains("<title>a &amp; b &lt;/title></title>"));
     }
@@ -158,7 +149,7 @@ mod tests {
         report.environment.record = None;
         let pages = [
             profile(&report).expect("a page"),
-            experiments("x", None, &[experiment()]).expect("a page"),
+            experiments("x", &[experiment()]).expect("a page"),
             comparison(&Value::Null).expect("a page"),
         ];
         for page in pages {

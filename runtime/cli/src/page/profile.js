@@ -5,14 +5,14 @@ const BOUNDS = { memory: "memory-bound", compute: "compute-bound", neither: "nei
 
 // What the sweep chose for a run.
 const SWEPT = [
-  ["image_size", "image size", "pixels", "image width and height"],
+  ["image_size", "image size", "pixels", "longer side of the images"],
   ["frames", "frames", "", "frames of the video"],
   ["audio_seconds", "sound", "s", "sound"],
   ["turn", "turn", "", "turn of the conversation"],
 ];
 function point(parameters) {
   const words = [];
-  if (!missing(parameters.image_size)) words.push(`image ${parameters.image_size} x ${parameters.image_size}`);
+  if (!missing(parameters.image_size)) words.push(`images of ${parameters.image_size} pixels`);
   if (!missing(parameters.frames)) words.push(`${parameters.frames} ${parameters.frames === 1 ? "frame" : "frames"}`);
   if (!missing(parameters.audio_seconds)) words.push(`${number(parameters.audio_seconds)} s of sound`);
   if (runs.some((run) => run.parameters.turn > 1)) words.push(`turn ${parameters.turn}`);

@@ -157,11 +157,11 @@ fn counterpart<'a>(
 }
 
 /// Names the point of a sweep.
-fn point(run: &ProfileRun) -> String {
+pub fn point(run: &ProfileRun) -> String {
     let parameters = &run.parameters;
     let size = parameters.image_size;
     let parts = [
-        size.map(|size| format!("image {size} x {size}")),
+        size.map(|size| format!("images of {size} pixels")),
         parameters.frames.map(|frames| format!("frames: {frames}")),
         parameters
             .audio_seconds
@@ -618,14 +618,14 @@ mod tests {
         let against = compare(before, after);
         assert_eq!(against.runs.len(), 1);
         assert_eq!(against.runs[0].whole[0].difference, 0.0);
-        assert_eq!(against.runs[0].point, "image 448 x 448");
+        assert_eq!(against.runs[0].point, "images of 448 pixels");
         let warnings = against.warnings.join("\n");
         assert!(
-            warnings.contains("no run to compare with: image 224 x 224"),
+            warnings.contains("no run to compare with: images of 224 pixels"),
             "{warnings}"
         );
         assert!(
-            warnings.contains("not in the baseline: image 672 x 672"),
+            warnings.contains("not in the baseline: images of 672 pixels"),
             "{warnings}"
         );
     }

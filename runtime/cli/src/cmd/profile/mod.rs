@@ -3,6 +3,8 @@
 mod compare;
 mod comparison;
 mod csv;
+#[cfg(feature = "plots")]
+mod figure;
 mod noise;
 mod sweep;
 
@@ -122,7 +124,7 @@ impl Cmd {
         }
         #[cfg(feature = "plots")]
         if let Some(file) = svg_file {
-            file.finish_with(plot::profile(&report)?.as_bytes())?;
+            file.finish_with(plot::svg(&figure::stages(&report))?.as_bytes())?;
         }
         let text = match self.json {
             true => serde_json::to_string(&report)?,
