@@ -84,7 +84,9 @@ fn draw_lines(chart: &Chart, lines: &[ChartLine]) -> anyhow::Result<String> {
                 true => drawn.draw_series(LineSeries::new(points.clone(), color))?,
                 false => drawn.draw_series(DashedLineSeries::new(points.clone(), 6, 4, color))?,
             };
-            drawn.draw_series(points.map(|at| marker(i, at)))?;
+            for at in points {
+                root.draw(&marker(i, drawn.backend_coord(&at)))?;
+            }
         }
         root.present()?;
     }
@@ -233,14 +235,25 @@ fn with_legend<'a>(root: &Area<'a>, names: &[&str]) -> anyhow::Result<Area<'a>> 
     Ok(left)
 }
 
-/// Markers differ in shape as well as in color.
-fn marker<'a, C: 'a + Clone>(series: usize, at: C) -> DynElement<'a, SVGBackend<'a>, C> {
-    let color = COLORS[series % COLORS.len()].filled();
-    match series % 3 {
-        0 => Circle::new(at, 4, color).into_dyn(),
-        1 => TriangleMarker::new(at, 6, color).into_dyn(),
-        _ => Cross::new(at, 4, color.stroke_width(2)).into_dyn(),
-    }
+/// Returns a marker with its center in pixels. Markers differ in shape as well as in color.
+fn marker(series: usize, (x, y): (i32, i32)) -> Polygon<(i32, i32)> {
+    let corners: &[(i32, i32)] = match series % 4 {
+        0 => &[
+            (-2, -5),
+            (2, -5),
+            (5, -2),
+            (5, 2),
+            (2, 5),
+            (-2, 5),
+            (-5, 2),
+            (-5, -2),
+        ],
+        1 => &[(-4, -4), (4, -4), (4, 4), (-4, 4)],
+        2 => &[(0, -6), (5, 4), (-5, 4)],
+        _ => &[(0, -6), (6, 0), (0, 6), (-6, 0)],
+    };
+    let corners: Vec<(i32, i32)> = corners.iter().map(|(dx, dy)| (x + dx, y + dy)).collect();
+    Polygon::new(corners, COLORS[series % COLORS.len()].filled())
 }
 
 fn text() -> TextStyle<'static> {
