@@ -46,6 +46,7 @@
 //! | `camera` | cameras of Video4Linux in [`watch`] |
 //! | `serve` | requests and replies of a server as JSON |
 //! | `experiments` | question sets, captured stages as files, [`experiment`]s, measurements of the kernels |
+//! | `profiler` | [`profile`]s of any burn module |
 //! | `cuda`, `vulkan` | GPUs |
 //!
 //! # Backends
@@ -85,6 +86,8 @@ mod request_estimate;
 pub mod sampler;
 #[cfg(feature = "serve")]
 pub mod serve;
+#[cfg(test)]
+mod schema;
 mod session;
 pub mod statistics;
 mod stop;
@@ -106,6 +109,8 @@ pub use edge_lmm_models::prompt::{Content, Message, Role};
 pub use edge_lmm_models::reduce;
 pub use edge_lmm_models::{ModelError, demo};
 pub use edge_lmm_ops::KernelBackend;
+#[cfg(feature = "profiler")]
+pub use edge_lmm_ops::profiled::Profiled;
 pub use edge_lmm_record as record;
 pub use edge_lmm_record::{Record, RecordError, output};
 pub use edge_lmm_targets as targets;
@@ -116,6 +121,8 @@ pub use media::MediaError;
 pub use media::{Media, user_message};
 pub use one_line::one_line;
 pub use processors::LogitsProcessor;
+#[cfg(feature = "profiler")]
+pub use profile::Profiler;
 pub use request::{Answer, Event, FinishReason, Request};
 pub use request_estimate::RequestEstimator;
 pub use sampler::Sampling;

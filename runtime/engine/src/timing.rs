@@ -163,6 +163,10 @@ impl From<StageRecord> for Stage {
 pub struct Timing(Vec<Stage>);
 
 impl Timing {
+    pub(crate) fn of(records: Vec<StageRecord>) -> Self {
+        Self(records.into_iter().map(Stage::from).collect())
+    }
+
     /// Returns the stages with their modules.
     pub fn stages(&self) -> &[Stage] {
         &self.0
@@ -187,6 +191,11 @@ impl Timing {
     pub fn hidden(&self) -> Duration {
         let stages = self.0.iter().filter(|stage| stage.is_top());
         stages.map(|stage| stage.hidden).sum()
+    }
+
+    /// Prints the table.
+    pub fn print_summary(&self) {
+        println!("{self}");
     }
 
     /// Adds a stage that was measured elsewhere in front of the others.
@@ -245,7 +254,7 @@ impl Recording {
 
     /// Ends the recording and returns the stages.
     pub fn finish(self) -> Timing {
-        Timing(self.0.finish().into_iter().map(Stage::from).collect())
+        Timing::of(self.0.finish())
     }
 }
 

@@ -69,6 +69,20 @@ pub fn keep_large_blocks() {
     }
 }
 
+/// Returns freed memory that glibc keeps for reuse to the system. It does nothing with other C libraries.
+pub fn release_free() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: the function takes any number and touches only free memory of the allocator.
+        unsafe {
+            malloc_trim(0);
+        }
+    }
+}
+
 fn grow(bytes: usize) {
     let now = CURRENT.fetch_add(bytes, Relaxed).wrapping_add(bytes);
     // The peak rarely moves; a plain load keeps the line shared between threads.

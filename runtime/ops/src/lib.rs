@@ -16,6 +16,8 @@ mod functional;
 mod ndarray;
 pub mod observe;
 pub mod probe;
+#[cfg(feature = "profiled")]
+pub mod profiled;
 mod received;
 pub mod reference;
 pub mod stage;

@@ -245,6 +245,18 @@ impl Recording {
         }
     }
 
+    /// Records on this thread until the result is stopped.
+    pub fn start(mut self) -> Running {
+        let entered = self.enter();
+        let id = entered.id;
+        // The recorder stays with the thread.
+        std::mem::forget(entered);
+        Running {
+            id,
+            thread: PhantomData,
+        }
+    }
+
     /// Runs `f` and records its stages.
     pub fn run<T>(&mut self, f: impl FnOnce() -> T) -> T {
         let _entered = self.enter();
@@ -264,12 +276,33 @@ impl Recording {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        CONTEXT.with_borrow_mut(|context| {
-            let recorders = &mut context.recorders;
-            let place = recorders.iter().position(|other| other.id == self.id);
-            self.recording.0 = place.map(|place| recorders.remove(place));
-            context.set_flags();
-        });
+        self.recording.0 = CONTEXT.with_borrow_mut(|context| context.leave(self.id));
+    }
+}
+
+/// A recording that is active on this thread until it is stopped. If it is dropped, it ends without
+/// a result.
+#[must_use = "a recording is active until it is stopped"]
+pub struct Running {
+    id: u64,
+    /// The recording is active on this thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Running {
+    /// Ends the recording and returns the stages, in the order in which they were first entered.
+    pub fn stop(self) -> Vec<StageRecord> {
+        self.take().map_or_else(Vec::new, Recorder::finish)
+    }
+
+    fn take(&self) -> Option<Recorder> {
+        CONTEXT.with_borrow_mut(|context| context.leave(self.id))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.take();
     }
 }
 
@@ -361,11 +394,21 @@ pub fn module(name: &'static str) -> Guard {
 }
 
 /// Enters a part of a module, which only [detailed](Recording::detailed) recordings measure. A part
-/// with the name of the module directly around it is that module.
+/// with the name of the module directly around it is that module. Outside of stages and modules,
+/// nothing is measured.
 pub fn part(name: &str) -> Guard {
-    let measured = detailed() && CONTEXT.with_borrow(|context| !context.is_in(name));
+    let measured = detailed() && CONTEXT.with_borrow(|context| context.has_part(name));
     match measured {
         true => enter(Kind::Part, format_args!("{name}"), ""),
+        false => Guard(None),
+    }
+}
+
+/// Enters an operation, as a module whose name is known only at run time.
+#[cfg(feature = "profiled")]
+pub(crate) fn operation(name: &str) -> Guard {
+    match recording() {
+        true => enter(Kind::Module, format_args!("{name}"), ""),
         false => Guard(None),
     }
 }
@@ -472,10 +515,18 @@ impl Context {
         &self.names[self.frames[frame].name..end]
     }
 
-    /// Returns `true` if the innermost frame has that name.
-    fn is_in(&self, name: &str) -> bool {
+    /// Returns `true` if a part of that name can be measured here: inside of a frame of another name.
+    fn has_part(&self, name: &str) -> bool {
         let innermost = self.frames.len().checked_sub(1);
-        innermost.is_some_and(|frame| self.name(frame) == name)
+        innermost.is_some_and(|frame| self.name(frame) != name)
+    }
+
+    /// Removes a recording from this thread.
+    fn leave(&mut self, id: u64) -> Option<Recorder> {
+        let place = self.recorders.iter().position(|other| other.id == id)?;
+        let recorder = self.recorders.remove(place);
+        self.set_flags();
+        Some(recorder)
     }
 
     /// Sets the flags of this thread for its recordings.

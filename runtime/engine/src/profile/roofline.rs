@@ -1,11 +1,12 @@
 //! Peaks of the machine, and which of them limits a module.
 
 use edge_lmm_kernels::peak::{self, Effort};
-use edge_lmm_kernels::pool;
+use edge_lmm_kernels::{memory, pool};
 use edge_lmm_ops::Format;
 use edge_lmm_ops::stage::Work;
 
 use super::report::{Bound, Peak, Roofline};
+use crate::report::reset_peak_resident;
 
 /// A module that reaches less than this share of its roofline is limited by something else, such as
 /// latency, work that is not counted, or waiting threads.
@@ -21,8 +22,8 @@ pub(super) struct Reached {
 }
 
 impl Roofline {
-    /// Measures the peaks of the CPU with all threads of the process-wide pool, in about half a
-    /// second.
+    /// Measures the peaks of the CPU with all threads of the process-wide pool, in about a second. This
+    /// takes 256 MiB of memory and makes the peak resident memory of this process begin anew.
     pub fn measure() -> Self {
         let pool = pool::global();
         let peaks = Format::ALL.map(|format| Peak {
@@ -31,8 +32,11 @@ impl Roofline {
             macs_per_second: peak::operations_per_second_with(&pool, format, Effort::Quick)
                 .map(|operations| operations / 2.0),
         });
+        let bytes_per_second = peak::read_bandwidth_with(&pool, Effort::Quick);
+        memory::release_free();
+        reset_peak_resident();
         Self {
-            bytes_per_second: peak::read_bandwidth_with(&pool, Effort::Quick),
+            bytes_per_second,
             peaks: peaks.to_vec(),
         }
     }

@@ -202,8 +202,9 @@ pub fn environment(report: &ProfileReport) -> String {
     text
 }
 
-/// Names the point of a sweep and the turn; empty for a single question about given files.
-pub fn title(run: &ProfileRun) -> String {
+/// Names the point of a sweep, and the turn if `turns` is set; empty for a single question about given
+/// files.
+pub fn title(run: &ProfileRun, turns: bool) -> String {
     let parameters = &run.parameters;
     let size = parameters
         .image_size
@@ -212,7 +213,7 @@ pub fn title(run: &ProfileRun) -> String {
     let audio = parameters
         .audio_seconds
         .map(|seconds| format!("{seconds} s of sound"));
-    let turn = (parameters.turn > 1).then(|| format!("turn {}", parameters.turn));
+    let turn = turns.then(|| format!("turn {}", parameters.turn));
     let parts: Vec<String> = [size, frames, audio, turn].into_iter().flatten().collect();
     parts.join(", ")
 }
@@ -382,7 +383,8 @@ mod tests {
             text.contains("total 10.0 ms, by the clock outside 10.1 ms"),
             "{text}"
         );
-        assert_eq!(title(&report.runs[0]), "image size 224");
+        assert_eq!(title(&report.runs[0], true), "image size 224, turn 1");
+        assert_eq!(title(&report.runs[0], false), "image size 224");
         assert!(environment(&report).contains("peaks: 10.0 GB/s"));
     }
 }

@@ -160,7 +160,6 @@ impl<B: KernelBackend> LoadedModel<B> {
         // An encoder may drop tokens, so this is an upper bound. A prompt that cannot fit is
         // refused before the encoders run.
         let mut prompt = self.prompt(request, &places)?;
-        drop(preprocess);
         let event = Event::Prepared {
             prompt_tokens: prompt.ids.len(),
             media: &inputs,
@@ -168,6 +167,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         if on_event(event).is_break() {
             return Err(ModelError::Canceled.into());
         }
+        drop(preprocess);
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;
         for ((&(key, options), input), pieces) in new_keys.iter().zip(&inputs).zip(&pieces) {

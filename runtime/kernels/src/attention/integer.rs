@@ -24,9 +24,9 @@ use std::ops::Range;
 /// Bytes of keys and values that are quantized at a time.
 const PACK_BYTES: usize = 8 << 20;
 
-/// One of so many tiles is measured when the parts of attention are: a tile takes little longer than
-/// some readings of the clock.
-const MEASURED_TILES: usize = 8;
+/// At least so many tiles of a call are measured when the parts of attention are, if it has so many.
+/// Not all of them, because a tile takes little longer than some readings of the clock.
+const MEASURED_TILES: usize = 64;
 
 /// Largest head that [`integer_attention`] supports, in elements.
 pub const MAX_INTEGER_HEAD_DIM: usize = 1024;
@@ -115,7 +115,9 @@ pub fn integer_attention(
                 let packed = &*scratch::as_bytes(packed);
                 let group = heads.group();
                 let times = PartTimes::start();
-                pool.run(count * group * plan.tiles.len(), |index| {
+                let tasks = count * group * plan.tiles.len();
+                let interval = (tasks / MEASURED_TILES).clamp(1, 8);
+                pool.run(tasks, |index| {
                     let (head, tile) = (
                         index / plan.tiles.len(),
                         &plan.tiles[index % plan.tiles.len()],
@@ -131,7 +133,7 @@ pub fn integer_attention(
                         scale,
                         out,
                     };
-                    let measured = index.is_multiple_of(MEASURED_TILES);
+                    let measured = index.is_multiple_of(interval);
                     step.tile(tile, Laps::new(times.as_ref().filter(|_| measured)));
                 });
                 if let Some(times) = times {

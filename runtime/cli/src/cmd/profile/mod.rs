@@ -291,7 +291,7 @@ impl Cmd {
             .sum();
         let mut text = format!("{}\nload {load:.1} ms", table::environment(report));
         for run in &report.runs {
-            let title = table::title(run);
+            let title = table::title(run, !self.turn.is_empty());
             if !title.is_empty() {
                 text += &format!("\n\n{title}");
             }
