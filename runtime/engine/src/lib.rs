@@ -84,10 +84,10 @@ pub mod report;
 mod request;
 mod request_estimate;
 pub mod sampler;
-#[cfg(feature = "serve")]
-pub mod serve;
 #[cfg(test)]
 mod schema;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod session;
 pub mod statistics;
 mod stop;

@@ -51,7 +51,9 @@ fn without_links(text: &str) -> String {
             break;
         };
         plain += &format!("{before}`{name}`");
-        let target = after.strip_prefix('(').and_then(|after| after.split_once(')'));
+        let target = after
+            .strip_prefix('(')
+            .and_then(|after| after.split_once(')'));
         rest = target.map_or(after, |(_, after)| after);
     }
     plain + rest
@@ -59,7 +61,10 @@ fn without_links(text: &str) -> String {
 
 #[test]
 fn links_become_text() {
-    assert_eq!(without_links("peak above [`held`](Self::held)."), "peak above `held`.");
+    assert_eq!(
+        without_links("peak above [`held`](Self::held)."),
+        "peak above `held`."
+    );
     assert_eq!(without_links("[`A`] (b) [c]"), "`A` (b) [c]");
 }
 

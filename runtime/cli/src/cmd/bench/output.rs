@@ -62,13 +62,21 @@ impl OutputOptions {
 impl Files {
     /// Writes the files and prints the report. If measurements failed, this is an error.
     pub fn write(self, report: &ExperimentReport) -> anyhow::Result<()> {
+        self.write_all(report, &[])
+    }
+
+    /// Writes the files and prints the report, which summarizes `parts`; the page has these, too. If
+    /// measurements failed, this is an error.
+    pub fn write_all(
+        self,
+        report: &ExperimentReport,
+        parts: &[ExperimentReport],
+    ) -> anyhow::Result<()> {
         if let Some(file) = self.csv {
             file.finish_with(&csv(&report.table)?)?;
         }
         if let Some(file) = self.html {
-            let title = format!("Experiment {}", report.experiment);
-            let page = page::experiments(&title, std::slice::from_ref(report))?;
-            file.finish_with(page.as_bytes())?;
+            file.finish_with(html(report, parts)?.as_bytes())?;
         }
         #[cfg(feature = "plots")]
         if let Some(file) = self.svg {
@@ -94,6 +102,20 @@ impl Files {
             ),
         }
     }
+}
+
+/// Returns the page of a report and its parts. Charts and failures are shown with the parts.
+fn html(report: &ExperimentReport, parts: &[ExperimentReport]) -> serde_json::Result<String> {
+    let mut first = report.clone();
+    if !parts.is_empty() {
+        first.charts.clear();
+        first.failures.clear();
+    }
+    let title = format!("Experiment {}", report.experiment);
+    let reports: Vec<_> = std::iter::once(first)
+        .chain(parts.iter().cloned())
+        .collect();
+    page::experiments(&title, &reports)
 }
 
 /// Formats the question, the table and the notes.
