@@ -12,7 +12,7 @@ const share = (value) => (missing(value) ? "-" : value === Infinity ? "new" : va
 
 function changeTable(changes, label, isModule) {
   const columns = [
-    { name: isModule ? "stage or module" : "", value: (c) => c.name, text: (c) => (isModule && c.stage !== c.name && !c.name.startsWith(`${c.stage}.`) ? `${c.name} (${c.stage})` : c.name) },
+    { name: isModule ? "stage or module" : "value", value: (c) => c.name, text: (c) => (c.stage === c.name ? h("strong", {}, c.name) : isModule && !c.name.startsWith(`${c.stage}.`) ? `${c.name} (${c.stage})` : c.name) },
     { name: "before", value: (c) => c.before, text: (c) => shown(c.before, c.unit), right: true },
     { name: "after", value: (c) => c.after, text: (c) => shown(c.after, c.unit), right: true },
     { name: "difference", value: (c) => Math.abs(c.difference), text: (c) => signed(c.difference, shown(c.difference, c.unit)), right: true },
@@ -22,7 +22,7 @@ function changeTable(changes, label, isModule) {
   ];
   if (isModule && changes.some((c) => c.macs && sum(c.macs) > 0)) columns.push({ name: "MACs", value: (c) => ratio(c.macs), text: (c) => share(ratio(c.macs)), right: true, title: "Change of the multiply-accumulates" });
   if (isModule && changes.some((c) => c.bytes && sum(c.bytes) > 0)) columns.push({ name: "bytes moved", value: (c) => ratio(c.bytes), text: (c) => share(ratio(c.bytes)), right: true });
-  return table(columns, changes, { sticky: true, label, strong: (c) => isModule && c.stage === c.name });
+  return table(columns, changes, { sticky: true, label });
 }
 
 // Bars to the left are faster, bars to the right are slower.
@@ -31,7 +31,7 @@ function stageChart(changes) {
   if (stages.length === 0) return null;
   const fill = (c) => (c.verdict === "within_noise" || c.verdict === "noise_unknown" ? "empty" : c.difference < 0 ? "f0" : "f1");
   return h("figure", {}, h("figcaption", {}, "Change of the stages. To the left: less time; to the right: more time. Hatched: within noise, or noise unknown."),
-    bars(stages.map((c) => ({ label: c.name, parts: [{ value: c.difference, fill: fill(c) }], value: `${signed(c.difference, time(c.difference))} (${share(relative(c))})` })), { label: "change of the stages" }));
+    bars(stages.map((c) => ({ label: c.name, parts: [{ value: c.difference, fill: fill(c) }], value: `${signed(c.difference, time(c.difference))} (${missing(relative(c)) ? VERDICTS[c.verdict] : share(relative(c))})` })), { label: "change of the stages" }));
 }
 
 function words(run) {
