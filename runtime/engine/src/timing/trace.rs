@@ -142,9 +142,11 @@ mod tests {
             ..Stage::new("decode", "decode")
         }]);
         let counters = events(&timing, "C");
-        let of = |name: &str| counters.iter().filter(move |event| event["name"] == name);
-        let heap: Vec<_> = of("heap").map(|event| &event["args"]["bytes"]).collect();
-        assert_eq!(heap, [10, 11, 20, 21]);
-        assert_eq!(of("generated tokens").count(), 2);
+        let of = |name: &str, value: &str| -> Vec<Value> {
+            let events = counters.iter().filter(|event| event["name"] == name);
+            events.map(|event| event["args"][value].clone()).collect()
+        };
+        assert_eq!(of("heap", "bytes"), [10, 11, 20, 21]);
+        assert_eq!(of("generated tokens", "tokens"), [1, 2]);
     }
 }

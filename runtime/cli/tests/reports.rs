@@ -1,7 +1,8 @@
-//! Reports that the program writes, against their published JSON Schemas.
+//! Reports that the program writes: their JSON Schemas, their pages, and comparisons of them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::{Map, Value};
 
@@ -12,19 +13,30 @@ fn repository(path: &str) -> PathBuf {
         .join(path)
 }
 
-/// Output of the program as JSON; the embedded demo model replaces `MODEL`.
-fn json(arguments: &[&str]) -> Value {
+/// Runs the program; the demo's model replaces `MODEL`.
+fn run(arguments: &[&str]) -> Output {
     let model = repository("models/demo/qwen2vl-tiny.bpk");
     let arguments = arguments.iter().map(|&argument| match argument {
         "MODEL" => model.as_os_str(),
         other => other.as_ref(),
     });
-    let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-lmm"));
+    command
         .args(arguments)
         .output()
-        .expect("the program starts");
+        .expect("the program starts")
+}
+
+/// Standard output of the program.
+fn text(arguments: &[&str]) -> String {
+    let output = run(arguments);
     assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Output of the program as JSON.
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&text(arguments)).expect("JSON")
 }
 
 /// A validator of the keywords that the published schemas use.
@@ -33,7 +45,7 @@ struct Schema(Value);
 impl Schema {
     fn open(name: &str) -> Self {
         let path = repository("docs/schema").join(name);
-        let text = std::fs::read_to_string(path).expect("the schema");
+        let text = fs::read_to_string(path).expect("the schema");
         Self(serde_json::from_str(&text).expect("the schema is JSON"))
     }
 
@@ -164,13 +176,31 @@ fn assert_valid(schema: &Schema, report: &Value, within: &str) {
     assert!(error.is_err_and(|error| error.contains("violates")));
 }
 
+/// Returns the JSON of a page, which must refer to nothing outside of it.
+fn data(page: &Path) -> Value {
+    let page = fs::read_to_string(page).expect("the page");
+    for reference in ["http:", "https:", "url(", "@import", "src="] {
+        assert!(!page.contains(reference), "{reference}");
+    }
+    let (_, rest) = page.split_once("id=\"data\">").expect("the data");
+    let (json, _) = rest.split_once("</script>").expect("its end");
+    serde_json::from_str(json).expect("JSON")
+}
+
+/// Options that make profiles quick.
+const QUICK: [&str; 3] = ["--ignore-eos", "--no-roofline", "--json"];
+
 #[test]
-fn profiles_are_valid() {
+fn profiles_are_valid_and_have_pages() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let page = folder.path().join("page.html");
     let report = json(&[
         "profile",
         "MODEL",
         "--image-size",
         "56,112",
+        "--prompt",
+        "</script><script>\u{2028}",
         "--turn",
         "and now?",
         "--repeat",
@@ -178,14 +208,20 @@ fn profiles_are_valid() {
         "--max-tokens",
         "3",
         "--json",
+        "--html",
+        page.to_str().expect("UTF-8"),
     ]);
     let schema = Schema::open("profile.schema.json");
     assert_valid(&schema, &report, "/runs/0/modules/0");
     assert_valid(&schema, &report, "/environment");
+    assert_eq!(report["runs"].as_array().map(Vec::len), Some(4));
+    assert_eq!(data(&page), report);
 }
 
 #[test]
-fn experiments_are_valid() {
+fn experiments_are_valid_and_have_pages() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let page = folder.path().join("page.html");
     let schema = Schema::open("experiment.schema.json");
     for experiment in [
         &["resolution", "--values", "56,112"][..],
@@ -200,8 +236,56 @@ fn experiments_are_valid() {
             "--max-tokens",
             "2",
             "--json",
+            "--html",
+            page.to_str().expect("UTF-8"),
         ];
         let report = json(&[&["bench"], experiment, &options].concat());
         assert_valid(&schema, &report, "/table/columns/0");
+        assert_eq!(data(&page)["reports"][0], report);
     }
+}
+
+#[test]
+fn profiles_are_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (before, after, page) = (path("before.json"), path("after.json"), path("page.html"));
+    for (file, threads, tokens) in [(&before, "1", "2"), (&after, "2", "3")] {
+        let options = ["profile", "MODEL", "--repeat", "2", "--threads", threads];
+        let profile = text(&[&options[..], &QUICK, &["--max-tokens", tokens][..]].concat());
+        fs::write(file, profile).expect("the profile is written");
+    }
+    let compare = ["profile", "--compare", &before, &after];
+    let changes = json(&[&compare[..], &["--json", "--html", &page]].concat());
+    assert_eq!(data(Path::new(&page)), changes);
+    let profile = &changes["profiles"][0];
+    let warnings = profile["warnings"].to_string();
+    for warning in [
+        "different threads: 1 -> 2",
+        "different number of generated tokens",
+    ] {
+        assert!(warnings.contains(warning), "{warnings}");
+    }
+    let modules = profile["runs"][0]["modules"].as_array().expect("modules");
+    let decode = modules.iter().find(|change| change["name"] == "decode");
+    let decode = decode.expect("the stage");
+    let value = |field: &str| decode[field].as_f64().expect("a number");
+    let difference = value("after") - value("before");
+    assert!((value("difference") - difference).abs() < 1e-9, "{decode}");
+    assert!(value("noise") >= 0.0);
+
+    let table = text(&["profile", "--compare", &before, &before]);
+    assert!(
+        table.contains("within noise") && !table.contains("warning:"),
+        "{table}"
+    );
+
+    fs::write(&after, "{}").expect("the file is written");
+    let refused = run(&compare);
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("after.json") && error.contains("`format`"),
+        "{error}"
+    );
 }
