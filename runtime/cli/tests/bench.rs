@@ -365,7 +365,9 @@ fn questions_must_suit_the_experiment() {
     let without = run("token-reduction", &["qwen2vl-tiny"], &[]);
     refused(&without, &["--manifest"]);
     let small = run("resolution", &["qwen2vl-tiny"], &["--values", "0"]);
-    refused(&small, &["--values", "expected 1 or more"]);
+    refused(&small, &["--values", "0 is not a whole number from 1"]);
+    let twice = run("resolution", &["qwen2vl-tiny"], &["--values", "56,56"]);
+    refused(&twice, &["56 is given twice"]);
 }
 
 /// A disk that becomes full leaves complete lines, and the run can be continued.
@@ -377,7 +379,7 @@ fn a_full_disk_loses_nothing() {
         "--out",
         &*out,
         "--repeat",
-        "12",
+        "20",
         "--values",
         "56",
         "--max-tokens",
@@ -400,7 +402,7 @@ fn a_full_disk_loses_nothing() {
             .success()
     );
     let all = fs::read_to_string(Path::new(&out).join("results.jsonl")).unwrap();
-    assert!(all.starts_with(&kept) && all.lines().count() == 12);
+    assert!(all.starts_with(&kept) && all.lines().count() == 20);
 }
 
 /// Each finding has figures of the study and, where a record suits it, of this program.

@@ -19,6 +19,9 @@ use crate::manifest::Manifest;
 use crate::media::Media;
 use crate::record::Record;
 
+/// Longest sound of an experiment.
+const MOST_SECONDS: f64 = 600.0;
+
 /// Settings of an experiment.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -200,18 +203,46 @@ impl Bench {
         }
     }
 
-    /// Returns the values of the varied quantity: those of the settings, or the default.
+    /// Returns the whole numbers that are varied, from 1 to `most`: those of the settings, or the
+    /// default.
     ///
     /// # Errors
-    /// If one is not a number from `least` on.
-    pub(super) fn values(&self, default: &[f64], least: f64) -> Result<Vec<f64>, ExperimentError> {
+    /// If one is not such a number, or occurs twice.
+    pub(super) fn counts(&self, default: &[f64], most: usize) -> Result<Vec<f64>, ExperimentError> {
+        let fits = |value: f64| value.fract() == 0.0 && (1.0..=most as f64).contains(&value);
+        self.values(default, &fits, &format!("a whole number from 1 to {most}"))
+    }
+
+    /// Returns the lengths in seconds that are varied: those of the settings, or the default.
+    ///
+    /// # Errors
+    /// If one is too short or too long, or occurs twice.
+    pub(super) fn seconds(&self, default: &[f64]) -> Result<Vec<f64>, ExperimentError> {
+        let fits = |value: f64| (0.1..=MOST_SECONDS).contains(&value);
+        let expected = format!("seconds from 0.1 to {MOST_SECONDS}");
+        self.values(default, &fits, &expected)
+    }
+
+    fn values(
+        &self,
+        default: &[f64],
+        fits: &dyn Fn(f64) -> bool,
+        expected: &str,
+    ) -> Result<Vec<f64>, ExperimentError> {
         let values = self.settings.values.as_deref().unwrap_or(default);
-        match values.iter().find(|&&value| !(value >= least)) {
-            None => Ok(values.to_vec()),
-            Some(value) => Err(ExperimentError::Value(format!(
-                "{value} is too small; expected {least} or more"
-            ))),
+        let refuse = |value: f64, reason: &str| {
+            let message = format!("{value} {reason}");
+            Err(ExperimentError::Value(message))
+        };
+        for (i, &value) in values.iter().enumerate() {
+            if !fits(value) {
+                return refuse(value, &format!("is not {expected}"));
+            }
+            if values[..i].contains(&value) {
+                return refuse(value, "is given twice");
+            }
         }
+        Ok(values.to_vec())
     }
 
     /// Returns the questions that an experiment uses, repeated, or the repeats.

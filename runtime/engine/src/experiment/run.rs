@@ -143,12 +143,11 @@ pub fn run(
     let units = plan.units();
     lines.retain(|line| !line.failed());
     let mut warm = HashSet::new();
-    let mut done = known.len();
     let (start, mut last) = (Instant::now(), None);
-    for unit in units
+    let missing = units
         .iter()
-        .filter(|&&unit| !known.contains(&plan.key(unit)))
-    {
+        .filter(|&&unit| !known.contains(&plan.key(unit)));
+    for (done, unit) in (known.len()..).zip(missing) {
         let Unit { sample, case } = *unit;
         let next = last.replace(sample).is_some_and(|last| last != sample);
         if next
@@ -181,7 +180,6 @@ pub fn run(
             folder.append(&line)?;
         }
         lines.push(line);
-        done += 1;
     }
     Ok(lines)
 }

@@ -10,6 +10,10 @@ use super::error::ExperimentError;
 
 /// Width and height of an image or frame if nothing else is asked for.
 pub const SIDE: usize = 336;
+/// Largest width and height of an image.
+pub const MOST_PIXELS: usize = 8192;
+/// Most frames of a clip.
+pub const MOST_FRAMES: usize = 512;
 /// Length of a sound if nothing else is asked for.
 pub const SECONDS: f64 = 5.0;
 /// Samples per second of a sound.

@@ -35,7 +35,7 @@ impl Experiment for AudioLength {
         let models = bench.all_taking(&self.about(), Modality::Audio)?;
         let mut cases = Vec::new();
         for model in models {
-            for seconds in bench.values(&SECONDS, 0.1)? {
+            for seconds in bench.seconds(&SECONDS)? {
                 let name = bench.models[model].name.clone();
                 let measure = move |bench: &mut Bench, sample: &Sample| {
                     ask(bench, model, sample, Some(seconds), AudioPadding::None)

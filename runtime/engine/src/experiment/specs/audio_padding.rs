@@ -41,7 +41,7 @@ impl Experiment for AudioPaddingCost {
         let models = bench.all_taking(&self.about(), Modality::Audio)?;
         let lengths: Vec<Option<f64>> = match (&bench.manifest, &bench.settings.values) {
             (Some(_), None) => vec![None],
-            _ => bench.values(&SECONDS, 0.1)?.into_iter().map(Some).collect(),
+            _ => bench.seconds(&SECONDS)?.into_iter().map(Some).collect(),
         };
         let mut cases = Vec::new();
         for model in models {

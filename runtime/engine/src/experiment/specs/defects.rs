@@ -51,7 +51,13 @@ impl Experiment for Defects {
     fn cases(&self, bench: &mut Bench) -> Result<Vec<Case>, ExperimentError> {
         let seconds = match bench.manifest.is_some() && bench.settings.values.is_none() {
             true => None,
-            false => bench.values(&SECONDS, 0.1)?.first().copied(),
+            false => match bench.seconds(&SECONDS)?[..] {
+                [seconds] => Some(seconds),
+                _ => {
+                    let message = "expected one length of the sound".to_owned();
+                    return Err(ExperimentError::Value(message));
+                }
+            },
         };
         let (images, sounds) = (bench.taking(Modality::Image), bench.taking(Modality::Audio));
         let mut cases = Vec::new();

@@ -4,6 +4,7 @@ use crate::experiment::answer::Ask;
 use crate::experiment::report::{Axis, Cell, Line, Table};
 use crate::experiment::results::CaseResults;
 use crate::experiment::stages::{lines, ms};
+use crate::experiment::synthetic::MOST_FRAMES;
 use crate::experiment::{
     About, Bench, Case, Experiment, ExperimentError, Findings, Modality, Results, Sample, Values,
 };
@@ -39,7 +40,7 @@ impl Experiment for FrameAblation {
 
     fn cases(&self, bench: &mut Bench) -> Result<Vec<Case>, ExperimentError> {
         let models = bench.all_taking(&self.about(), Modality::Video)?;
-        let frames = bench.values(&FRAMES, 1.0)?;
+        let frames = bench.counts(&FRAMES, MOST_FRAMES)?;
         let mut cases = Vec::new();
         for model in models {
             for selection in SELECTIONS {

@@ -4,6 +4,7 @@ use crate::experiment::answer::Ask;
 use crate::experiment::report::{Cell, Table};
 use crate::experiment::sample::Read;
 use crate::experiment::stages::{self, ms};
+use crate::experiment::synthetic::MOST_PIXELS;
 use crate::experiment::{
     About, Bench, Case, Experiment, ExperimentError, Findings, Modality, Results, Sample, Values,
 };
@@ -40,7 +41,7 @@ impl Experiment for ModalityBottleneck {
     fn cases(&self, bench: &mut Bench) -> Result<Vec<Case>, ExperimentError> {
         let sides = match bench.manifest {
             Some(_) if bench.settings.values.is_none() => Vec::new(),
-            _ => bench.values(&SIDES, 1.0)?,
+            _ => bench.counts(&SIDES, MOST_PIXELS)?,
         };
         let mut cases = Vec::new();
         for modality in Modality::ALL {

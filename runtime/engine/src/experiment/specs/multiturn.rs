@@ -40,8 +40,12 @@ impl Experiment for Multiturn {
     }
 
     fn cases(&self, bench: &mut Bench) -> Result<Vec<Case>, ExperimentError> {
-        let turns = bench.values(&TURNS, 1.0)?;
-        let turns = turns.iter().copied().fold(1.0, f64::max) as usize;
+        let turns = bench.counts(&TURNS, 100)?;
+        let [turns] = turns[..] else {
+            let message = "expected one number of turns, whose every turn is measured".to_owned();
+            return Err(ExperimentError::Value(message));
+        };
+        let turns = turns as usize;
         let images = bench.taking(Modality::Image);
         let sounds = bench.taking(Modality::Audio);
         let mut cases = Vec::new();

@@ -6,6 +6,7 @@ use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
 use crate::experiment::results::CaseResults;
 use crate::experiment::sample::Read;
 use crate::experiment::stages::{self, ms};
+use crate::experiment::synthetic::MOST_FRAMES;
 use crate::experiment::{
     About, Bench, BenchModel, Case, Experiment, ExperimentError, Findings, Modality, Results,
     Sample, Values,
@@ -41,7 +42,7 @@ impl Experiment for ProjectionCompare {
 
     fn cases(&self, bench: &mut Bench) -> Result<Vec<Case>, ExperimentError> {
         let models = bench.all_taking(&self.about(), Modality::Image)?;
-        let frames = bench.values(&FRAMES, 1.0)?;
+        let frames = bench.counts(&FRAMES, MOST_FRAMES)?;
         let mut cases = Vec::new();
         for model in models {
             let name = bench.models[model].name.clone();

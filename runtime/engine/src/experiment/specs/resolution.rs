@@ -3,6 +3,7 @@
 use crate::experiment::answer::Ask;
 use crate::experiment::report::{Axis, Cell, Table};
 use crate::experiment::stages::{self, line_per_model, lines, ms};
+use crate::experiment::synthetic::MOST_PIXELS;
 use crate::experiment::{
     About, Bench, Case, Experiment, ExperimentError, Findings, Modality, Results, Sample,
 };
@@ -32,7 +33,7 @@ impl Experiment for Resolution {
     fn cases(&self, bench: &mut Bench) -> Result<Vec<Case>, ExperimentError> {
         let mut cases = Vec::new();
         for model in bench.all_taking(&self.about(), Modality::Image)? {
-            for side in bench.values(&SIDES, 1.0)? {
+            for side in bench.counts(&SIDES, MOST_PIXELS)? {
                 let name = bench.models[model].name.clone();
                 let measure = move |bench: &mut Bench, sample: &Sample| {
                     let image = sample.image(Some(side as usize))?;

@@ -45,7 +45,7 @@ impl Experiment for Threads {
                  --device"
             )));
         }
-        let counts = bench.values(&all_counts(pool::global().threads()), 1.0)?;
+        let counts = bench.counts(&all_counts(pool::global().threads()), 256)?;
         let mut cases = Vec::new();
         for model in 0..bench.models.len() {
             let kinds = [Modality::Image, Modality::Audio];

@@ -40,7 +40,7 @@ impl Experiment for TokenPrefill {
                     .to_owned(),
             ));
         }
-        let lengths = bench.values(&TOKENS, 1.0)?;
+        let lengths = bench.counts(&TOKENS, 1 << 20)?;
         let mut cases = Vec::new();
         for model in 0..bench.models.len() {
             for &tokens in &lengths {

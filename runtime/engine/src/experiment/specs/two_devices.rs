@@ -4,6 +4,7 @@ use crate::experiment::pair::{self, Order, Task, Work};
 use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
 use crate::experiment::stages::ms;
 use crate::experiment::synthetic;
+use crate::experiment::synthetic::MOST_PIXELS;
 use crate::experiment::{
     About, Bench, Case, Experiment, ExperimentError, Findings, Modality, Results, Sample,
 };
@@ -65,7 +66,7 @@ impl Experiment for TwoDevices {
             orders.push(("at once, two devices", Order::AtOnce, true));
         }
         let mut cases = Vec::new();
-        for side in bench.values(&SIDES, 1.0)? {
+        for side in bench.counts(&SIDES, MOST_PIXELS)? {
             for &(name, order, other_device) in &orders {
                 let setting = format!("{side} px, {name}");
                 let measure = move |bench: &mut Bench, sample: &Sample| {

@@ -62,7 +62,7 @@ impl Experiment for VideoAudioEncode {
             ),
         };
         let mut cases = Vec::new();
-        for seconds in bench.values(&SECONDS, 0.1)? {
+        for seconds in bench.seconds(&SECONDS)? {
             for order in ORDERS {
                 let setting = format!("{seconds} s, {}", order.name());
                 let measure = move |bench: &mut Bench, sample: &Sample| {
