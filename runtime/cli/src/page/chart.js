@@ -47,7 +47,7 @@ function scaled(value, base, units) {
 const bytes = (value) => (missing(value) ? "-" : scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]));
 const count = (value) => (missing(value) ? "-" : scaled(value, 1000, ["", "k", "M", "G", "T", "P"]));
 const time = (ms) => (missing(ms) ? "-" : Math.abs(ms) >= 1000 ? `${number(ms / 1000)} s` : `${number(ms)} ms`);
-const percent = (share) => (missing(share) ? "-" : `${share < 0.9995 ? fixed(100 * share, 1) : number(100 * share)} %`);
+const percent = (share) => (missing(share) || !Number.isFinite(share) ? "-" : `${share < 0.9995 ? fixed(100 * share, 1) : number(100 * share)} %`);
 const unit = (name) => (name ? ` ${name}` : "");
 
 // Tables.

@@ -289,7 +289,8 @@ fn whole(before: &ProfileRun, after: &ProfileRun) -> Vec<Change> {
             run.tokens_per_second.as_ref().map(Sample::from)
         }),
         ("peak heap", "bytes", |run| {
-            let peaks = run.memory.iter().map(|sample| sample.bytes);
+            let modules = run.modules.iter();
+            let peaks = modules.map(|module| module.held_bytes + module.peak_bytes);
             peaks.max().map(|bytes| Sample::once(bytes as f64))
         }),
         ("peak resident memory", "bytes", |run| {
