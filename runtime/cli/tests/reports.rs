@@ -76,7 +76,7 @@ impl Schema {
                 },
                 "const" => value == argument,
                 "enum" => list(argument).contains(value),
-                "minimum" => value.as_f64() >= argument.as_f64(),
+                "minimum" => value.as_f64().is_none_or(|n| Some(n) >= argument.as_f64()),
                 "anyOf" | "oneOf" => {
                     let mut options = list(argument).iter();
                     options.any(|option| self.check_part(option, value, place).is_ok())

@@ -195,7 +195,7 @@ function lines(chart) {
   const places = [...new Set(xs)].sort((a, b) => a - b);
   const [first, last] = [places[0], places[places.length - 1]];
   const margin = chart.area ? 0 : (last - first) * 0.03 || Math.abs(last) / 2 || 1;
-  const domain = [first - margin, last + margin];
+  const domain = [chart.area ? Math.min(0, first) : first - margin, last + margin];
   const values = range(ys, chart.fromZero);
   const name = ({ label, unit: u }) => (u ? `${label}, ${u}` : label);
   const words = `${chart.title}. Horizontal axis: ${name(chart.x)}. Vertical axis: ${name(chart.y)}. `
@@ -266,7 +266,7 @@ function endLabels(svg, ends, height) {
   }
   const right = Math.max(...ends.map((end) => end.x));
   for (const end of ends) {
-    svg.append(s("line", { x1: end.x + 5, y1: end.y, x2: right + 11, y2: end.at, style: `stroke:${end.color}`, opacity: 0.5 }),
+    svg.append(s("line", { x1: end.x + 5, y1: end.y, x2: right + 11, y2: end.at, style: `stroke:${end.color}`, opacity: 0.5, "stroke-dasharray": "1 3" }),
       s("text", { x: right + 14, y: end.at + 4, style: `fill:${end.color}` }, end.name));
   }
 }

@@ -496,7 +496,12 @@ function sweptSeries(same, field) {
   const [scale, name] = longest >= 10000 ? [1000, "s"] : [1, "ms"];
   const at = (run, v) => [run.parameters[field], v.median / scale, v.min / scale, v.p95 / scale];
   const names = [...new Set(same.flatMap((run) => run.modules.filter((module) => missing(module.parent)).map((module) => module.name)))];
-  const stage = (title) => same.flatMap((run) => run.modules.filter((module) => missing(module.parent) && module.name === title).map((module) => at(run, module.ms)));
+  // A run without the stage spends no time in it.
+  const none = { median: 0, min: 0, p95: 0 };
+  const stage = (title) => same.map((run) => {
+    const module = run.modules.find((one) => missing(one.parent) && one.name === title);
+    return at(run, module ? module.ms : none);
+  });
   const most = (points) => Math.max(...points.map((one) => one[1]));
   const largest = names.map((title) => ({ name: title, points: stage(title) })).filter((line) => most(line.points) > 0.02 * (longest / scale))
     .sort((a, b) => most(b.points) - most(a.points)).slice(0, 4);

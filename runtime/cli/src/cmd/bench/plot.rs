@@ -65,7 +65,7 @@ fn draw_lines(chart: &Chart, lines: &[ChartLine]) -> anyhow::Result<String> {
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
         root.fill(&WHITE)?;
-        let area = with_legend(&root, &names)?;
+        let area = with_legend(&root, &names, false)?;
         let mut drawn = ChartBuilder::on(&area)
             .margin(12)
             .x_label_area_size(40)
@@ -76,6 +76,8 @@ fn draw_lines(chart: &Chart, lines: &[ChartLine]) -> anyhow::Result<String> {
             .light_line_style(TRANSPARENT)
             .x_desc(label(&chart.x))
             .y_desc(label(&chart.y))
+            .x_label_formatter(&number)
+            .y_label_formatter(&number)
             .draw()?;
         for (i, line) in lines.iter().enumerate() {
             let color = COLORS[i % COLORS.len()].stroke_width(2);
@@ -118,7 +120,7 @@ fn draw_bars(
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE)?;
         let legend: &[&str] = if names.len() > 1 { &names } else { &[] };
-        let area = with_legend(&root, legend)?;
+        let area = with_legend(&root, legend, true)?;
         let mut drawn = ChartBuilder::on(&area)
             .margin(12)
             .x_label_area_size(40)
@@ -130,6 +132,7 @@ fn draw_bars(
             .disable_y_axis()
             .light_line_style(TRANSPARENT)
             .x_desc(label(&chart.y))
+            .x_label_formatter(&number)
             .draw()?;
         for (row, place) in rows.iter().zip(0..) {
             let (top, bottom) = (f64::from(place) + 0.12, f64::from(place) + 0.88);
@@ -210,8 +213,9 @@ fn rows(categories: &[String], series: &[Bars], stacked: bool) -> Vec<Row> {
     rows
 }
 
-/// Draws a legend at the right edge and returns the area that is left. A single name needs none.
-fn with_legend<'a>(root: &Area<'a>, names: &[&str]) -> anyhow::Result<Area<'a>> {
+/// Draws a legend of lines or bars at the right edge and returns the area that is left. A chart
+/// without names has none.
+fn with_legend<'a>(root: &Area<'a>, names: &[&str], bars: bool) -> anyhow::Result<Area<'a>> {
     if names.is_empty() {
         return Ok(root.clone());
     }
@@ -220,15 +224,24 @@ fn with_legend<'a>(root: &Area<'a>, names: &[&str]) -> anyhow::Result<Area<'a>> 
     let (left, legend) = root.split_horizontally(WIDTH - width);
     for (i, name) in names.iter().enumerate() {
         let y = 24 + 22 * i as i32;
-        let color = COLORS[i % COLORS.len()].stroke_width(2);
-        match i < COLORS.len() {
-            true => legend.draw(&PathElement::new([(4, y), (32, y)], color))?,
+        match bars {
+            true => {
+                let color = COLORS[i % COLORS.len()].filled();
+                legend.draw(&Rectangle::new([(14, y - 7), (30, y + 7)], color))?;
+            }
             false => {
-                legend.draw(&PathElement::new([(4, y), (10, y)], color))?;
-                legend.draw(&PathElement::new([(26, y), (32, y)], color))?;
+                // The dashes of the seventh line and the following ones.
+                let ends: &[(i32, i32)] = match i < COLORS.len() {
+                    true => &[(4, 32)],
+                    false => &[(4, 10), (26, 32)],
+                };
+                let color = COLORS[i % COLORS.len()].stroke_width(2);
+                for &(from, to) in ends {
+                    legend.draw(&PathElement::new([(from, y), (to, y)], color))?;
+                }
+                legend.draw(&marker(i, (18, y)))?;
             }
         }
-        legend.draw(&marker(i, (18, y)))?;
         let style = text().pos(Pos::new(HPos::Left, VPos::Center));
         legend.draw(&Text::new((*name).to_owned(), (38, y), style))?;
     }
@@ -264,6 +277,13 @@ fn limits(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
     })
+}
+
+/// Formats a value of an axis, without the errors of its binary representation.
+fn number(value: &f64) -> String {
+    let rounded = (value * 1e6).round() / 1e6;
+    // No negative zero.
+    (rounded + 0.0).to_string()
 }
 
 fn label(axis: &Axis) -> String {
@@ -321,8 +341,9 @@ mod tests {
             for text in ["q4 &lt;a&gt;", "q8", "vision", "decode", "right answers, %"] {
                 assert!(svg.contains(text), "{text} in {svg}");
             }
-            // Each of the three values has a rectangle with a border, besides the background.
-            assert_eq!(svg.matches("<rect").count(), 7, "{svg}");
+            // Each of the three values has a rectangle with a border, besides the background and
+            // the legend.
+            assert_eq!(svg.matches("<rect").count(), 9, "{svg}");
         }
     }
 
