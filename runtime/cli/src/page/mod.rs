@@ -197,7 +197,7 @@ mod tests {
             include_str!("experiment.js"),
         ] {
             let size = TEMPLATE.len() + STYLE.len() + CHART.len() + script.len();
-            assert!(size < 65_000, "{size}");
+            assert!(size < 60 * 1024, "{size}");
         }
     }
 }
