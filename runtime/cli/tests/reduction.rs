@@ -122,7 +122,7 @@ fn chains_are_compared_on_a_question_set() {
         let manifest = path("manifest.csv");
         let fixed = [
             "bench",
-            "reduction",
+            "token-reduction",
             model.to_str().unwrap(),
             "--manifest",
             &manifest,
@@ -137,19 +137,22 @@ fn chains_are_compared_on_a_question_set() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    let points: Value = serde_json::from_str(&bench(&["--json"])).expect("JSON");
-    let kept: Vec<f64> = (0..3)
-        .map(|i| points[i]["kept"].as_f64().unwrap())
-        .collect();
+    let report: Value = serde_json::from_str(&bench(&["--json"])).expect("JSON");
+    let columns = report["table"]["columns"].as_array().expect("columns");
+    let cell = |row: usize, name: &str| {
+        let column = columns.iter().position(|column| column["name"] == name);
+        report["table"]["rows"][row][column.expect(name)].as_f64()
+    };
+    let kept: Vec<f64> = (0..3).filter_map(|row| cell(row, "tokens")).collect();
     assert!(
-        kept[0] == 1.0 && kept[1] == 0.5 && kept[2] < 0.2,
+        kept[0] == 100.0 && kept[1] == 50.0 && kept[2] < 20.0,
         "{kept:?}"
     );
-    assert_eq!(points[2]["tasks"]["count"], serde_json::json!([0, 1]));
+    assert_eq!(cell(2, "count"), Some(0.0));
     let table = bench(&[
         "--reference",
         &path("reference.csv"),
-        "--csv",
+        "--scores",
         &path("ours.csv"),
     ]);
     assert!(
