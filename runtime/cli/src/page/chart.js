@@ -248,7 +248,7 @@ function drawLine(svg, line, i, { x, y, tell, chart, height }) {
 
 const lastOf = (line) => line.points.reduce((a, b) => (b[0] >= a[0] ? b : a));
 
-// Whether there is room for the names of lines at their ends.
+// Tells whether there is room for the names of lines at their ends.
 function apart(series, y) {
   const ends = series.filter((line) => line.points.length > 0).map((line) => y(lastOf(line)[1])).sort((a, b) => a - b);
   return ends.every((end, i) => i < 3 || end - ends[i - 3] > 14);

@@ -3,7 +3,7 @@
 const runs = report.runs;
 const BOUNDS = { memory: "memory-bound", compute: "compute-bound", neither: "neither" };
 
-// What the sweep chose for a run.
+// Quantities that a sweep varies: field, label, unit and description.
 const SWEPT = [
   ["image_size", "image size", "pixels", "longer side of the images"],
   ["frames", "frames", "", "frames of the video"],

@@ -1,4 +1,4 @@
-//! What changed between profiles.
+//! Changes between profiles.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +51,7 @@ pub struct RunChanges {
 /// Change of a measured value. Values are means of the repeats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
-    /// What was measured; of a module, its path with `*` for the numbers of layers.
+    /// Name of the measured value; of a module, its path with `*` for the numbers of layers.
     pub name: String,
     /// Stage of a module; equal to `name` for a stage, `None` for the whole run.
     pub stage: Option<String>,
