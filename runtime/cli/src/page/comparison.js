@@ -8,7 +8,7 @@ const shown = (value, unitName) => (missing(value) ? "-" : { ms: time, bytes }[u
 const signed = (value, text) => (value > 0 ? `+${text}` : text);
 const relative = (change) => (missing(change.before) || missing(change.after) || change.before === 0 ? null : change.difference / change.before);
 const ratio = (pair) => (!pair || (pair[0] === 0 && pair[1] === 0) ? null : pair[0] === 0 ? Infinity : pair[1] / pair[0] - 1);
-const share = (value) => (missing(value) ? "-" : value === Infinity ? "new" : value === 0 ? "equal" : signed(value, `${number(100 * value)} %`));
+const share = (value) => (missing(value) ? "-" : value === Infinity ? "new" : value === 0 ? "equal" : signed(value, `${fixed(100 * value, 1)} %`));
 
 function changeTable(changes, label, isModule) {
   const columns = [
