@@ -2,6 +2,7 @@
 
 mod cmd;
 mod errors;
+mod page;
 mod summary;
 
 use std::process::ExitCode;

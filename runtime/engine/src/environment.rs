@@ -9,6 +9,7 @@ use crate::health::System;
 
 /// Conditions of a measurement. Fields that the machine does not report are `None`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
     /// Name of the program.
     pub program: String,
@@ -50,6 +51,7 @@ pub struct Environment {
 
 /// Record of a measurement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RecordName {
     /// Path of the file, as it was opened.
     pub path: String,
@@ -61,6 +63,7 @@ pub struct RecordName {
 
 /// State of the machine that changes during a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MachineState {
     /// Temperature of the hottest zone in degrees Celsius.
     pub celsius: Option<f64>,

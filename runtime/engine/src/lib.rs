@@ -86,6 +86,8 @@ pub mod report;
 mod request;
 mod request_estimate;
 pub mod sampler;
+#[cfg(test)]
+mod schema;
 #[cfg(feature = "serve")]
 pub mod serve;
 mod session;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!((times.min, times.median, times.max), (1.0, 2.5, 4.0));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Statistics {
     /// Number of values.
     pub count: usize,

@@ -56,6 +56,15 @@ struct Part {
     manifest: bool,
 }
 
+/// The figures of the study beside ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// All figures, with the charts and failures of the parts.
+    pub summary: ExperimentReport,
+    /// Reports of the experiments that the figures are taken from.
+    pub parts: Vec<ExperimentReport>,
+}
+
 /// Measurements of a part.
 struct Measured {
     plan: Plan,
@@ -71,7 +80,7 @@ pub fn compare(
     manifest: Option<(PathBuf, Manifest)>,
     options: &Options,
     mut on_progress: impl FnMut(Progress<'_>),
-) -> Result<ExperimentReport, ExperimentError> {
+) -> Result<Comparison, ExperimentError> {
     let mut bench = Bench::new(models, manifest, options.settings.clone());
     let videos = bench.manifest.as_ref().is_some_and(has_videos);
     let parts = parts(&mut bench, videos);
@@ -84,7 +93,12 @@ pub fn compare(
         });
         measured.push(measure(&bench, part, left, options, &mut on_progress)?);
     }
-    summarize(&bench, &measured, options)
+    let reports = measured.iter().map(|part| report(&part.plan, &part.lines));
+    let parts = reports.collect::<Result<Vec<_>, _>>()?;
+    Ok(Comparison {
+        summary: summarize(&bench, &measured, &parts, options),
+        parts,
+    })
 }
 
 fn has_videos((_, manifest): &(PathBuf, Manifest)) -> bool {
@@ -178,8 +192,9 @@ struct Figure {
 fn summarize(
     bench: &Bench,
     measured: &[Measured],
+    parts: &[ExperimentReport],
     options: &Options,
-) -> Result<ExperimentReport, ExperimentError> {
+) -> ExperimentReport {
     let find = |name: &str| {
         let part = measured.iter().find(|part| part.plan.experiment == name)?;
         Some(Results::new(&part.plan, &part.lines))
@@ -223,26 +238,26 @@ fn summarize(
     if options.demo {
         notes.push(demo_note(bench));
     }
-    let mut parameters = std::collections::BTreeMap::new();
-    let (mut charts, mut failures, mut environments) = (Vec::new(), Vec::new(), Vec::new());
-    for part in measured {
-        let report = report(&part.plan, &part.lines)?;
-        charts.extend(report.charts);
-        failures.extend(report.failures);
-        environments.extend(report.environments);
-        parameters.insert(report.experiment, serde_json::json!(report.parameters));
-    }
-    environments.truncate(1);
-    Ok(ExperimentReport {
+    let parameters = parts.iter().map(|part| {
+        let parameters = serde_json::json!(part.parameters);
+        (part.experiment.clone(), parameters)
+    });
+    ExperimentReport {
         experiment: "paper".to_owned(),
         question: QUESTION.to_owned(),
-        environments,
-        parameters,
+        environments: parts
+            .first()
+            .map(|part| part.environments.clone())
+            .unwrap_or_default(),
+        parameters: parameters.collect(),
         table,
-        charts,
+        charts: parts.iter().flat_map(|part| part.charts.clone()).collect(),
         notes,
-        failures,
-    })
+        failures: parts
+            .iter()
+            .flat_map(|part| part.failures.clone())
+            .collect(),
+    }
 }
 
 type Finding = (Vec<Figure>, Vec<String>);

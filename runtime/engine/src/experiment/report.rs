@@ -9,6 +9,7 @@ use crate::environment::Environment;
 
 /// Results of an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExperimentReport {
     /// Name of the experiment, as on the command line.
     pub experiment: String,
@@ -30,6 +31,7 @@ pub struct ExperimentReport {
 
 /// A table: every row has as many cells as there are columns.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Table {
     /// Columns from left to right.
     pub columns: Vec<Column>,
@@ -39,6 +41,7 @@ pub struct Table {
 
 /// A column of a [`Table`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Column {
     /// Heading.
     pub name: String,
@@ -50,6 +53,7 @@ pub struct Column {
 
 /// A cell of a [`Table`]: text, a number in the unit of its column, or nothing (`null` in JSON).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Cell {
     /// A finite number.
@@ -62,6 +66,7 @@ pub enum Cell {
 
 /// A chart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Chart {
     /// Title.
     pub title: String,
@@ -75,6 +80,7 @@ pub struct Chart {
 
 /// An axis of a [`Chart`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Axis {
     /// Label without the unit.
     pub label: String,
@@ -84,6 +90,7 @@ pub struct Axis {
 
 /// Values of a [`Chart`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ChartData {
     /// A line with a marker at each point for each series.
@@ -101,6 +108,7 @@ pub enum ChartData {
 
 /// A series of points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Line {
     /// Name in the legend.
     pub name: String,
@@ -110,6 +118,7 @@ pub struct Line {
 
 /// A series of bars.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bars {
     /// Name in the legend.
     pub name: String,
@@ -119,6 +128,7 @@ pub struct Bars {
 
 /// A measurement that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Failure {
     /// The model.
     pub model: String,

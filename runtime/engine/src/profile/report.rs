@@ -13,10 +13,13 @@ pub const VERSION: u32 = 1;
 
 /// Measurements of a model on a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProfileReport {
     /// Always [`FORMAT`].
+    #[cfg_attr(test, schemars(extend("const" = FORMAT)))]
     pub format: String,
     /// [`VERSION`] of the program that wrote the report.
+    #[cfg_attr(test, schemars(extend("const" = VERSION)))]
     pub version: u32,
     /// Program, machine and model.
     pub environment: Environment,
@@ -77,6 +80,7 @@ pub enum ReportError {
 
 /// Measured peaks of the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Roofline {
     /// Memory bandwidth of sequential reads by all threads, in bytes per second.
     pub bytes_per_second: f64,
@@ -86,6 +90,7 @@ pub struct Roofline {
 
 /// Peak throughput of products of one number format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Peak {
     /// Format of the weights: `q4`, `q8`, `f16` or `f32`.
     pub format: String,
@@ -96,6 +101,7 @@ pub struct Peak {
 
 /// What a run measures.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Parameters {
     /// Longer side of the image or of the frames in pixels, if the sweep chose it.
     pub image_size: Option<u32>,
@@ -117,6 +123,7 @@ pub struct Parameters {
 
 /// One turn of a conversation, measured repeatedly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProfileRun {
     /// What was measured.
     pub parameters: Parameters,
@@ -151,6 +158,7 @@ pub struct ProfileRun {
 
 /// The first run after the model was loaded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ColdRun {
     /// Sum of the stages in milliseconds.
     pub total_ms: f64,
@@ -167,6 +175,7 @@ pub struct ColdRun {
 /// Times are of all calls of a run together; medians are those of the repeats. Counts are those of
 /// the last run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModuleCost {
     /// Name of a stage (`vision`), or path of a module (`vision.blocks.7.mlp`).
     pub name: String,
@@ -216,6 +225,7 @@ pub struct ModuleCost {
 
 /// The peak of the machine that limits a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
     /// Memory bandwidth.
@@ -229,6 +239,7 @@ pub enum Bound {
 
 /// Tokens of a run and what was saved of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TokenCounts {
     /// Tokens of the prompt.
     pub prompt: usize,
@@ -256,6 +267,7 @@ pub struct TokenCounts {
 
 /// Tokens that a method of reduction left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReducedTokens {
     /// Name of the method.
     pub method: String,
@@ -267,6 +279,7 @@ pub struct ReducedTokens {
 
 /// Heap use at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemorySample {
     /// Milliseconds from the start of the run.
     pub ms: f64,

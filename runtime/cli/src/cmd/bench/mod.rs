@@ -7,7 +7,7 @@ mod merge;
 mod output;
 mod paper;
 #[cfg(feature = "plots")]
-mod plot;
+pub mod plot;
 
 use clap::{Args, Subcommand};
 

@@ -1,4 +1,4 @@
-//! Output of a report: table, JSON, CSV.
+//! Output of a report: table, JSON, CSV, page, figure.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use edge_lmm::experiment::{Cell, ExperimentReport, Table};
 use edge_lmm::output::Output;
 
 use super::super::options::print_now;
+use crate::page;
 
 /// Options for the output of a report.
 #[derive(Debug, Clone, Args)]
@@ -19,6 +20,9 @@ pub struct OutputOptions {
     /// Write the table to a CSV file
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
+    /// Write a page with charts, a single file for a browser
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
     /// Draw the first chart
     #[cfg(feature = "plots")]
     #[arg(long, value_name = "FILE.svg")]
@@ -29,6 +33,7 @@ pub struct OutputOptions {
 pub struct Files {
     json: bool,
     csv: Option<Output>,
+    html: Option<Output>,
     #[cfg(feature = "plots")]
     svg: Option<Output>,
 }
@@ -47,6 +52,7 @@ impl OutputOptions {
         Ok(Files {
             json: self.json,
             csv: reserve(&self.csv)?,
+            html: reserve(&self.html)?,
             #[cfg(feature = "plots")]
             svg: reserve(&self.svg)?,
         })
@@ -56,8 +62,21 @@ impl OutputOptions {
 impl Files {
     /// Writes the files and prints the report. If measurements failed, this is an error.
     pub fn write(self, report: &ExperimentReport) -> anyhow::Result<()> {
+        self.write_all(report, &[])
+    }
+
+    /// Writes the files and prints the report, which summarizes `parts`; the page has these, too. If
+    /// measurements failed, this is an error.
+    pub fn write_all(
+        self,
+        report: &ExperimentReport,
+        parts: &[ExperimentReport],
+    ) -> anyhow::Result<()> {
         if let Some(file) = self.csv {
             file.finish_with(&csv(&report.table)?)?;
+        }
+        if let Some(file) = self.html {
+            file.finish_with(html(report, parts)?.as_bytes())?;
         }
         #[cfg(feature = "plots")]
         if let Some(file) = self.svg {
@@ -83,6 +102,20 @@ impl Files {
             ),
         }
     }
+}
+
+/// Returns the page of a report and its parts. Charts and failures are shown with the parts.
+fn html(report: &ExperimentReport, parts: &[ExperimentReport]) -> serde_json::Result<String> {
+    let mut first = report.clone();
+    if !parts.is_empty() {
+        first.charts.clear();
+        first.failures.clear();
+    }
+    let title = format!("Experiment {}", report.experiment);
+    let reports: Vec<_> = std::iter::once(first)
+        .chain(parts.iter().cloned())
+        .collect();
+    page::experiments(&title, &reports)
 }
 
 /// Formats the question, the table and the notes.

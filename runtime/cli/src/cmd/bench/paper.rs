@@ -87,8 +87,9 @@ impl Cmd {
             demo: self.models.is_empty(),
         };
         let bar = progress_bar()?;
-        let report = paper::compare(models, manifest, &options, |progress| show(&bar, progress));
+        let compared = paper::compare(models, manifest, &options, |progress| show(&bar, progress));
         bar.finish_and_clear();
-        files.write(&report?)
+        let compared = compared?;
+        files.write_all(&compared.summary, &compared.parts)
     }
 }

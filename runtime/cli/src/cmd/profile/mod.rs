@@ -1,6 +1,11 @@
 //! `edge-lmm profile`: time, memory, arithmetic and energy of every module.
 
+mod compare;
+mod comparison;
 mod csv;
+#[cfg(feature = "plots")]
+mod figure;
+mod noise;
 mod sweep;
 
 use std::num::NonZeroUsize;
@@ -20,10 +25,13 @@ use edge_lmm::{
 };
 
 use self::sweep::{Point, Sweep};
+#[cfg(feature = "plots")]
+use super::bench::plot;
 use super::costs;
 use super::memory::RequestCheck;
 use super::options::{DeviceOptions, GenerationOptions, print_now};
 use super::progress::AnswerProgress;
+use crate::page;
 
 /// Answers questions and prints where time, memory and energy go.
 ///
@@ -36,7 +44,8 @@ use super::progress::AnswerProgress;
 #[derive(Args)]
 pub struct Cmd {
     /// Record written by edge-lmm-convert
-    model: PathBuf,
+    #[arg(required_unless_present = "compare", conflicts_with = "compare")]
+    model: Option<PathBuf>,
     /// Question to answer
     #[arg(long, value_name = "TEXT", default_value = "Describe this.")]
     prompt: String,
@@ -67,6 +76,17 @@ pub struct Cmd {
     /// Write one row per module and run
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write a page with charts, a single file for a browser
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Draw the time of the stages; with several runs, of each of them
+    #[cfg(feature = "plots")]
+    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    svg: Option<PathBuf>,
+    /// Compare profiles written with --json: prints what changed since the first one, and whether
+    /// it is more than noise; with --html or --json, too
+    #[arg(long, value_name = "FILE", num_args = 2.., conflicts_with_all = ["csv", "chrome_trace"])]
+    compare: Vec<PathBuf>,
     /// Write every call of the last run as a Chrome trace
     #[arg(long, value_name = "FILE")]
     chrome_trace: Option<PathBuf>,
@@ -81,17 +101,30 @@ enum Table {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
+        let Some(model) = &self.model else {
+            return compare::run(&self.compare, self.html.as_deref(), self.json);
+        };
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
         self.sweep.check()?;
-        let trace_file = self.output(self.chrome_trace.as_deref())?;
-        let csv_file = self.output(self.csv.as_deref())?;
-        let (report, last) = self.measure()?;
+        let trace_file = self.output(model, self.chrome_trace.as_deref())?;
+        let csv_file = self.output(model, self.csv.as_deref())?;
+        let html_file = self.output(model, self.html.as_deref())?;
+        #[cfg(feature = "plots")]
+        let svg_file = self.output(model, self.svg.as_deref())?;
+        let (report, last) = self.measure(model)?;
         if let Some(file) = trace_file {
             file.finish_with(&serde_json::to_vec(&last.chrome_trace())?)?;
         }
         if let Some(file) = csv_file {
             file.finish_with(&csv::table(&report)?)?;
+        }
+        if let Some(file) = html_file {
+            file.finish_with(page::profile(&report)?.as_bytes())?;
+        }
+        #[cfg(feature = "plots")]
+        if let Some(file) = svg_file {
+            file.finish_with(plot::svg(&figure::stages(&report))?.as_bytes())?;
         }
         let text = match self.json {
             true => serde_json::to_string(&report)?,
@@ -101,16 +134,16 @@ impl Cmd {
     }
 
     /// Opens an output file, which must be none of the inputs.
-    fn output(&self, path: Option<&Path>) -> anyhow::Result<Option<Output>> {
+    fn output(&self, model: &Path, path: Option<&Path>) -> anyhow::Result<Option<Output>> {
         let open = |path| {
-            let inputs = self.sweep.files().chain([self.model.as_path()]);
+            let inputs = self.sweep.files().chain([model]);
             Output::replace(path, inputs)
         };
         Ok(path.map(open).transpose()?)
     }
 
     /// Measures all runs; returns the stages of the last one, too.
-    fn measure(&self) -> anyhow::Result<(ProfileReport, Timing)> {
+    fn measure(&self, model: &Path) -> anyhow::Result<(ProfileReport, Timing)> {
         let device = self.device.device()?;
         self.device.set_threads();
         // Before the model is loaded, because it takes memory.
@@ -119,7 +152,7 @@ impl Cmd {
         let meter = energy::find(Path::new("/")).and_then(EnergyMeter::start);
         let mut recording = Recording::detailed(device);
         let load_start = recording.origin().unwrap_or_else(Instant::now);
-        let record = recording.run(|| Record::open_unverified(&self.model))?;
+        let record = recording.run(|| Record::open_unverified(model))?;
         let mut environment = Environment::before(device, Some(&record));
         let engine = recording.run(|| self.device.load_record(&record))?;
         let load = recording.finish();
