@@ -82,7 +82,10 @@ fn q4_is_closer_to_trained_weights_than_q4_0() {
         let file = std::fs::read(common::data().join(weights).join("model.safetensors"))
             .expect("a test checkpoint");
         let tensors = SafeTensors::deserialize(&file).expect("a whole file");
-        let (mut ours, mut plain) = (Error::default(), Error::default());
+        // Means over the matrices: the rows of an embedding that training has not reached still have
+        // the uniform distribution of their initialization, for which equal levels are best, and the
+        // largest norm.
+        let (mut ours, mut plain) = (0.0, 0.0);
         let (mut matrices, mut worse) = (0, 0);
         for (_, tensor) in tensors.tensors() {
             // Q4_0 requires rows of whole blocks.
@@ -98,22 +101,13 @@ fn q4_is_closer_to_trained_weights_than_q4_0() {
             of_plain.add(&q4_0(&weights), &weights);
             matrices += 1;
             worse += usize::from(of_ours.error > of_plain.error);
-            for (all, one) in [(&mut ours, of_ours), (&mut plain, of_plain)] {
-                all.error += one.error;
-                all.norm += one.norm;
-            }
+            ours += of_ours.relative();
+            plain += of_plain.relative();
         }
         assert!(matrices > 10, "{name}: {matrices} matrices");
-        println!(
-            "| {name} | {matrices} | {:.4} | {:.4} | {worse} |",
-            ours.relative(),
-            plain.relative()
-        );
-        assert!(
-            ours.error <= plain.error,
-            "{name}: {} and {}",
-            ours.relative(),
-            plain.relative()
-        );
+        let [ours, plain] = [ours, plain].map(|sum| sum / f64::from(matrices));
+        println!("| {name} | {matrices} | {ours:.4} | {plain:.4} | {worse} |");
+        assert!(ours < 0.93 * plain, "{name}: {ours} and {plain}");
+        assert!(worse <= 1, "{name}: {worse} matrices");
     }
 }

@@ -113,7 +113,7 @@ fn records_of_other_versions() {
     newer[4] = 9;
     let file = files.write("newer.bpk", &newer);
     expect_error(&["inspect", path(&file)], &["version 9", "version 1"]);
-    let text = br#""format_version":2"#;
+    let text = br#""format_version":3"#;
     let at = whole
         .windows(text.len())
         .position(|window| window == text)
@@ -123,7 +123,7 @@ fn records_of_other_versions() {
     let file = files.write("newer.bpk", &newer);
     expect_error(
         &["inspect", path(&file)],
-        &["record version 7", "version 2"],
+        &["record version 7", "version 3"],
     );
 }
 
