@@ -232,18 +232,18 @@ impl<B: KernelBackend> LoadedModel<B> {
         request: &Request<'_>,
         on_event: &mut OnEvent<'_>,
     ) -> Result<Prepared<B>, EngineError> {
-        for medium in 0..places.len() {
+        for (medium, place) in places.iter_mut().enumerate() {
             let Some(choice) = &prepared.choices[medium] else {
                 continue;
             };
             prepared.keys[medium] = choice.key;
-            places[medium] = match self.known_place(choice.key) {
-                Some(place) => place,
+            *place = match self.known_place(choice.key) {
+                Some(known) => known,
                 None => {
                     let chosen = self.encoded(&prepared, medium, request, on_event)?;
-                    let place = MediumPlace::of(&chosen);
+                    let new = MediumPlace::of(&chosen);
                     prepared.encoded.push((prepared.keys[medium], chosen));
-                    place
+                    new
                 }
             };
         }

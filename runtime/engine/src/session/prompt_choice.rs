@@ -139,9 +139,9 @@ mod tests {
         });
         let messages = [
             message(&[image.clone(), text("what?"), image.clone()]),
-            message(&[image.clone()]),
+            message(std::slice::from_ref(&image)),
             message(&[text("and "), text("this?")]),
-            message(&[image]),
+            message(std::slice::from_ref(&image)),
         ];
         assert_eq!(questions(&messages), ["what?", "what?", "and \nthis?", ""]);
     }
