@@ -152,7 +152,7 @@ pub fn run(
         .collect();
     // Time of a measurement by case.
     let mut times: HashMap<usize, Duration> = HashMap::new();
-    let mut last = None;
+    let (mut last, mut no_repeats) = (None, false);
     let missing = units
         .iter()
         .filter(|&&unit| !known.contains(&plan.key(unit)));
@@ -160,11 +160,10 @@ pub fn run(
         let next = last
             .replace(unit.sample)
             .is_some_and(|last| last != unit.sample);
-        if let Some(limit) = &limit
-            && next
-            && !limit.repeats(times.values().sum())
-        {
-            break;
+        let ends = |limit: &TimeLimit| !limit.repeats(times.values().sum());
+        no_repeats |= next && limit.as_deref().is_some_and(ends);
+        if no_repeats && covered.contains(&unit.case) {
+            continue;
         }
         let (sample, case) = (&samples[unit.sample], &cases[unit.case]);
         let time = times.get(&unit.case).copied();
@@ -173,12 +172,13 @@ pub fn run(
             None => bench.settings.warmup,
         };
         let first = covered.insert(unit.case);
-        let outcome = match &mut limit {
-            Some(limit) if !limit.fits(time, warmup + 1) => match first {
-                true => Err(limit.reason()),
-                false => continue,
-            },
-            limit => {
+        let excess = limit
+            .as_deref()
+            .filter(|limit| !limit.fits(time, warmup + 1));
+        let outcome = match excess {
+            Some(limit) if first => Err(limit.reason()),
+            Some(_) => continue,
+            None => {
                 on_progress(Progress::Measuring {
                     done,
                     total: units.len(),
@@ -187,7 +187,7 @@ pub fn run(
                 });
                 let (outcome, time) = measure(bench, case, sample, warmup);
                 times.insert(unit.case, time);
-                if let Some(limit) = limit {
+                if let Some(limit) = limit.as_mut() {
                     limit.add(time);
                 }
                 outcome
