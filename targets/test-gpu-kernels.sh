@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 
 # The name may contain the architecture.
 driver() {
+    # shellcheck disable=SC2012 # names without special characters
     ls /usr/share/vulkan/icd.d/lvp_icd*.json 2>/dev/null | head -n 1
 }
 as_root() {

@@ -460,3 +460,64 @@ fn the_study_is_compared() {
     let (_, encodings) = figure("encodings in turn 3");
     assert_eq!(encodings, Some(0.0));
 }
+
+/// Nothing starts that does not fit into the time. The same command measures what is missing.
+#[test]
+fn the_time_of_the_study_is_limited() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = path(&folder, "out");
+    let models = ["qwen2vl-tiny", "qwen2audio-tiny"];
+    let quick = ["--repeat", "2", "--warmup", "0", "--max-tokens", "2"];
+    let options = |minutes: &'static str| -> Vec<&str> {
+        let limit = ["--json", "--minutes", minutes, "--out", &out];
+        [&quick[..], &limit].concat()
+    };
+    let limited = bench("paper", &models, &options("0.0001"));
+    refused(
+        &limited,
+        &["not measured: the time limit of 0.0001 minutes"],
+    );
+    let limited: Value = serde_json::from_slice(&limited.stdout).expect("JSON");
+    let failures = limited["failures"].as_array().expect("failures");
+    let measured = || {
+        let folders = fs::read_dir(&out).expect("results").map(|entry| {
+            let path = entry.expect("a folder").path();
+            measured_cases(path.to_str().expect("UTF-8"))
+        });
+        folders.fold((0, 0), |sum, (measured, failed)| {
+            (sum.0 + measured, sum.1 + failed)
+        })
+    };
+    // The limit may be over before the first measurement.
+    assert!(
+        measured().0 <= 1 && measured().1 == failures.len(),
+        "{limited}"
+    );
+    let notes = limited["notes"].to_string();
+    assert!(
+        notes.contains("Finding 3 was not measured completely"),
+        "{notes}"
+    );
+    let cases = measured().0 + measured().1;
+
+    let complete = report(&bench("paper", &models, &options("60")));
+    assert_eq!(complete["failures"], Value::Array(Vec::new()));
+    assert_eq!(measured(), (2 * cases, 0));
+    for minutes in ["0", "-1", "x", "1e300"] {
+        let wrong = bench("paper", &models, &["--minutes", minutes]);
+        assert_eq!(wrong.status.code(), Some(2), "{}", text(&wrong.stderr));
+    }
+}
+
+/// Returns the numbers of measurements in a folder that succeeded and failed at last.
+fn measured_cases(folder: &str) -> (usize, usize) {
+    let lines = fs::read_to_string(Path::new(folder).join("results.jsonl")).expect("results");
+    let line = |line: &str| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        let key = format!("{} {} {}", line["model"], line["setting"], line["sample"]);
+        (key, line["error"].is_null())
+    };
+    let last: BTreeMap<String, bool> = lines.lines().map(line).collect();
+    let measured = last.values().filter(|&&measured| measured).count();
+    (measured, last.len() - measured)
+}

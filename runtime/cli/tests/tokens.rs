@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use edge_lmm_convert::source::Checkpoint;
+use edge_lmm_convert::{Options, Plan, write_record};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -288,6 +291,46 @@ fn options_that_contradict_each_other_are_refused() {
             tokens(folder.path(), arguments),
         ] {
             assert!(!output.status.success());
+            assert!(errors(&output).contains(expected), "{}", errors(&output));
+        }
+    }
+}
+
+/// A chain that the model cannot apply is the same error as that of `run`.
+#[test]
+fn chains_must_suit_the_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoint = demo("../tests/data/blip2-tiny");
+    let checkpoint = Checkpoint::open(&checkpoint, None).expect("a checkpoint");
+    let plan = Plan::new(&checkpoint, &Options::default()).expect("a plan");
+    let blip2 = folder.path().join("blip2-tiny.bpk");
+    write_record(&plan, Arc::new(checkpoint), &blip2, |_, _| {}).expect("a record");
+    for (model, chain, expected) in [
+        (blip2, "stride:0.25,anchors:0.5", "leave anchors out"),
+        (
+            demo("qwen2vl-tiny.bpk"),
+            "language:3:0.5",
+            "expected 1 to 2",
+        ),
+    ] {
+        let command = |name: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_edge-lmm"));
+            command.arg(name).args(["--reduce", chain, "--prompt", "x"]);
+            command
+        };
+        let run = command("run")
+            .arg(&model)
+            .arg("--image")
+            .arg(demo("shapes.png"))
+            .output();
+        let tokens = command("tokens")
+            .arg(demo("shapes.png"))
+            .arg("--model")
+            .arg(&model)
+            .output();
+        for output in [run, tokens] {
+            let output = output.expect("the program starts");
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
             assert!(errors(&output).contains(expected), "{}", errors(&output));
         }
     }

@@ -1,6 +1,5 @@
 //! Counts of tokens before anything runs: no weight is read.
 
-use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::layout::Layout;
@@ -10,6 +9,7 @@ use edge_lmm_models::reduce::{EncoderSize, Reduction, ReductionStep, Reductions,
 
 use crate::cost::{CostModel, LanguageCut, Work, choose};
 use crate::media::{Media, MediaData};
+use crate::session::check_options;
 use crate::{Cpu, EngineError, Record};
 
 /// A medium may exceed the context this many times and is still counted.
@@ -68,11 +68,9 @@ impl TokenCounter {
     /// Preprocesses a medium and counts its tokens.
     ///
     /// # Errors
-    /// If the model cannot take it.
+    /// If the model cannot take it, or does not support the options.
     pub fn count(&self, media: &Media, options: &MediaOptions) -> Result<MediumCount, EngineError> {
-        if options.image_tokens.is_some() && !self.resizes_images() {
-            return Err(ModelError::FixedImageTokens.into());
-        }
+        check_options(&*self.model, options)?;
         let options = MediaOptions {
             most_tokens: self.context_length().saturating_mul(MOST_CONTEXTS),
             ..options.clone()
@@ -117,7 +115,7 @@ impl TokenCounter {
     /// Counts the tokens of a prompt with its media.
     ///
     /// # Errors
-    /// If template, tokenizer and media do not fit together, or a reduction does not fit the model.
+    /// If template, tokenizer and media do not fit together.
     pub fn prompt(
         &self,
         media: &[MediumCount],
@@ -141,7 +139,6 @@ impl TokenCounter {
         let visual: usize = media.iter().map(MediumCount::tokens).sum();
         let mut cut = None;
         if let Some(reduction) = language {
-            reduction.check(self.model.language())?;
             let layers = self.model.language().decoder_layers();
             let new = LanguageCut::new(reduction, visual, layers.map_or(1, |model| model.layers()));
             steps.push(Reduction::Language(reduction).left(visual - new.dropped));

@@ -25,6 +25,7 @@ type Step<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
 const STEPS: &[Step<'_>] = &[
     ("formatting", &["cargo", "fmt", "--all", "--check"], &[]),
     ("spelling", &["sh", "targets/check-tool.sh", "typos"], &[]),
+    ("shell scripts", &["sh", "targets/check-shell.sh"], &[]),
     (
         "dependencies",
         // Advisories change independently of the code; .github/workflows/advisories.yml checks

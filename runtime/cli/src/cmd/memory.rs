@@ -11,7 +11,7 @@ const LARGE_REQUEST: usize = 1024;
 /// Options for the mapping of the record.
 #[derive(Debug, Clone, Args)]
 pub struct MemoryOptions {
-    /// Read the whole record at startup instead of on estimate
+    /// Read the whole record at startup instead of on demand
     #[arg(long)]
     prefault: bool,
     /// Lock the record in memory, so that it is not evicted

@@ -109,6 +109,8 @@ mod tests {
 
     fn experiment() -> ExperimentReport {
         ExperimentReport {
+            format: edge_lmm::experiment::FORMAT.to_owned(),
+            version: edge_lmm::experiment::VERSION,
             experiment: "x".to_owned(),
             question: "</SCRIPT >?".to_owned(),
             environments: Vec::new(),

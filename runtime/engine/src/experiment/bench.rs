@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families;
@@ -39,8 +38,6 @@ pub struct Settings {
     pub media: MediaOptions,
     /// Chains of methods of `token-reduction`.
     pub chains: Vec<Reductions>,
-    /// Starts no further sample after this time, if at least one is complete.
-    pub time_limit: Option<Duration>,
 }
 
 /// A loaded model.

@@ -27,6 +27,7 @@ mod spec;
 mod specs;
 mod stages;
 mod synthetic;
+mod time_limit;
 
 pub use bench::{Bench, BenchModel, Settings};
 pub use error::ExperimentError;
@@ -34,7 +35,8 @@ pub use folder::Folder;
 pub use line::{Line, Outcome};
 pub use plan::Plan;
 pub use report::{
-    Axis, Bars, Cell, Chart, ChartData, Column, ExperimentReport, Failure, Line as ChartLine, Table,
+    Axis, Bars, Cell, Chart, ChartData, Column, ExperimentReport, FORMAT, Failure,
+    Line as ChartLine, Table, VERSION,
 };
 pub use results::Results;
 pub use run::{Progress, plan, report, run};
@@ -42,6 +44,7 @@ pub use sample::{Modality, Sample, SampleKey};
 pub use shard::{Shard, merge};
 pub use spec::{About, Case, CaseKey, Experiment, Findings, Values};
 pub use specs::token_reduction;
+pub use time_limit::TimeLimit;
 
 /// The experiments in the order in which they are listed.
 pub static ALL: &[&dyn Experiment] = &[

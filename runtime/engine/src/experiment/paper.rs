@@ -2,14 +2,13 @@
 //! program: three findings and two defects.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::bench::{Bench, BenchModel, Settings};
 use super::error::ExperimentError;
 use super::folder::Folder;
 use super::line::Line;
 use super::plan::Plan;
-use super::report::{Cell, ExperimentReport, Table};
+use super::report::{Cell, ExperimentReport, FORMAT, Table, VERSION};
 use super::results::{CaseResults, Results};
 use super::run::{Progress, plan, report, run};
 use super::sample::Modality;
@@ -21,6 +20,7 @@ use super::specs::modality_bottleneck::ModalityBottleneck;
 use super::specs::multiturn::Multiturn;
 use super::specs::projection_compare::ProjectionCompare;
 use super::stages::{self, ms};
+use super::time_limit::TimeLimit;
 use crate::manifest::Manifest;
 use crate::media::MediaKind;
 
@@ -39,7 +39,7 @@ const TURNS: f64 = 3.0;
 /// Options of the comparison.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Settings of the experiments; `time_limit` is that of all together.
+    /// Settings of the experiments.
     pub settings: Settings,
     /// Folder with a subfolder for the results of each experiment.
     pub out: Option<PathBuf>,
@@ -79,19 +79,23 @@ pub fn compare(
     models: Vec<BenchModel>,
     manifest: Option<(PathBuf, Manifest)>,
     options: &Options,
+    mut limit: TimeLimit,
     mut on_progress: impl FnMut(Progress<'_>),
 ) -> Result<Comparison, ExperimentError> {
     let mut bench = Bench::new(models, manifest, options.settings.clone());
     let videos = bench.manifest.as_ref().is_some_and(has_videos);
     let parts = parts(&mut bench, videos);
-    let start = Instant::now();
     let mut measured = Vec::new();
     for (i, part) in parts.iter().enumerate() {
         // What earlier parts left is shared by the others.
-        let left = options.settings.time_limit.map(|limit| {
-            limit.saturating_sub(start.elapsed()) / u32::try_from(parts.len() - i).unwrap_or(1)
-        });
-        measured.push(measure(&bench, part, left, options, &mut on_progress)?);
+        limit.share(parts.len() - i);
+        measured.push(measure(
+            &bench,
+            part,
+            &mut limit,
+            options,
+            &mut on_progress,
+        )?);
     }
     let reports = measured.iter().map(|part| report(&part.plan, &part.lines));
     let parts = reports.collect::<Result<Vec<_>, _>>()?;
@@ -154,13 +158,12 @@ fn parts(bench: &mut Bench, videos_in_manifest: bool) -> Vec<Part> {
 fn measure(
     all: &Bench,
     part: &Part,
-    time_limit: Option<Duration>,
+    limit: &mut TimeLimit,
     options: &Options,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<Measured, ExperimentError> {
     let settings = Settings {
         values: Some(part.values.clone()),
-        time_limit,
         ..options.settings.clone()
     };
     let models = part.models.iter().map(|&model| all.models[model].again());
@@ -176,7 +179,15 @@ fn measure(
         None => (None, Vec::new()),
     };
     let planned = (&plan, &*cases, &*samples);
-    let lines = run(&mut bench, planned, folder.as_mut(), known, on_progress)?;
+    let limit = Some(limit);
+    let lines = run(
+        &mut bench,
+        planned,
+        folder.as_mut(),
+        known,
+        limit,
+        on_progress,
+    )?;
     Ok(Measured { plan, lines })
 }
 
@@ -243,6 +254,8 @@ fn summarize(
         (part.experiment.clone(), parameters)
     });
     ExperimentReport {
+        format: FORMAT.to_owned(),
+        version: VERSION,
         experiment: "paper".to_owned(),
         question: QUESTION.to_owned(),
         environments: parts
@@ -275,6 +288,18 @@ fn figure(
         unit,
         study: study.into(),
         ours,
+    }
+}
+
+/// Explains why a finding has no figures: no record suits it (`results` is `None`), or measurements
+/// are missing.
+fn unmeasured(results: Option<&Results>, finding: &str, needs: &str) -> String {
+    match results {
+        None => format!("{finding} was not measured: it needs {needs}."),
+        Some(_) => format!(
+            "{finding} was not measured completely: some measurements failed or did not fit into \
+             the time limit."
+        ),
     }
 }
 
@@ -327,9 +352,11 @@ fn stages_of(results: Option<&Results>, frames: Option<&Results>) -> Finding {
         ),
     ];
     let note = match image {
-        None => "Finding 1 was not measured: it needs a record of a model that takes images, such \
-                 as Qwen2-VL."
-            .to_owned(),
+        None => unmeasured(
+            results,
+            "Finding 1",
+            "a record of a model that takes images, such as Qwen2-VL",
+        ),
         Some(case) => stage_note(case),
     };
     let mut notes = vec![note];
@@ -417,9 +444,11 @@ fn projection(results: Option<&Results>) -> Finding {
         ),
     ];
     let note = match pair {
-        None => "Finding 2 was not measured: it needs a record of BLIP-2 (Q-Former) and one of \
-                 LLaVA (MLP)."
-            .to_owned(),
+        None => unmeasured(
+            results,
+            "Finding 2",
+            "a record of BLIP-2 (Q-Former) and one of LLaVA (MLP)",
+        ),
         Some((q_former, mlp)) => format!(
             "Finding 2: after the encoder, {} takes {} for {} tokens of 8 frames and {} takes {} \
              for {}, {:.1} times as long (8.8 in the study) for {:.1} times the tokens: {}. Of \
@@ -505,9 +534,11 @@ fn frames(results: Option<&Results>) -> Finding {
                 more("media").unwrap_or_default(),
             )
         }
-        _ => "Finding 3 was not measured: it needs a record of a model that takes videos, such as \
-              Qwen2-VL."
-            .to_owned(),
+        _ => unmeasured(
+            results,
+            "Finding 3",
+            "a record of a model that takes videos, such as Qwen2-VL",
+        ),
     };
     (figures, vec![note])
 }
@@ -543,9 +574,11 @@ fn padding(results: Option<&Results>) -> Finding {
         ),
     ];
     let note = match pair {
-        None => "The padding of sounds was not measured: it needs a record of a model that takes \
-                 sounds, such as Qwen2-Audio."
-            .to_owned(),
+        None => unmeasured(
+            results,
+            "The padding of sounds",
+            "a record of a model that takes sounds, such as Qwen2-Audio",
+        ),
         Some((padded, short)) => format!(
             "Padding: in the study, 3 s of sound are padded to 30 s, so that {silence:.0} % of the \
              frames are silence. The padded encoder takes {} here, the default, which pads only \
@@ -591,9 +624,11 @@ fn turns(results: Option<&Results>) -> Finding {
         ),
     ];
     let note = match pair {
-        None => "Redundant encoding was not measured: it needs a record of a model that takes \
-                 images or sounds."
-            .to_owned(),
+        None => unmeasured(
+            results,
+            "Redundant encoding",
+            "a record of a model that takes images or sounds",
+        ),
         Some((again, reused)) => format!(
             "Turns: in the study, every turn encodes the medium again. Here turn 3 begins after {} \
              if that is imitated and after {} with the kept encoder outputs and state, which are \

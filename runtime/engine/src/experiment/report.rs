@@ -7,10 +7,21 @@ use serde_json::Value;
 
 use crate::environment::Environment;
 
+/// Value of [`ExperimentReport::format`].
+pub const FORMAT: &str = "edge-lmm experiment";
+/// Version of the fields of a report that this program writes.
+pub const VERSION: u32 = 1;
+
 /// Results of an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExperimentReport {
+    /// Always [`FORMAT`].
+    #[cfg_attr(test, schemars(extend("const" = FORMAT)))]
+    pub format: String,
+    /// [`VERSION`] of the program that wrote the report.
+    #[cfg_attr(test, schemars(extend("const" = VERSION)))]
+    pub version: u32,
     /// Name of the experiment, as on the command line.
     pub experiment: String,
     /// Question that the experiment answers.

@@ -1,7 +1,7 @@
 //! Planning, running and summarizing an experiment.
 
-use std::collections::{BTreeMap, HashSet};
-use std::time::Instant;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use edge_lmm_kernels::pool;
 use serde_json::{Value, json};
@@ -11,12 +11,13 @@ use super::bench::Bench;
 use super::error::ExperimentError;
 use super::folder::Folder;
 use super::line::{Line, Outcome};
-use super::plan::{Plan, Unit};
-use super::report::{ExperimentReport, Failure};
+use super::plan::Plan;
+use super::report::{ExperimentReport, FORMAT, Failure, VERSION};
 use super::results::Results;
 use super::sample::Sample;
 use super::shard::Shard;
-use super::spec::{Case, Experiment};
+use super::spec::{Case, Experiment, Values};
+use super::time_limit::TimeLimit;
 use crate::device::Device;
 use crate::environment::Environment;
 use crate::one_line::one_line;
@@ -127,7 +128,8 @@ fn parameters(bench: &Bench, device: Device) -> Result<BTreeMap<String, Value>, 
 }
 
 /// Makes the measurements of a plan that are not among `lines` and adds them. A measurement that
-/// fails is recorded, and repeated when the run is continued.
+/// fails is recorded, and repeated when the run is continued. With a limit, measurements that do not
+/// fit are left out, which is recorded as a failure of a case without any measurement.
 ///
 /// # Errors
 /// If a measurement cannot be written.
@@ -136,42 +138,61 @@ pub fn run(
     (plan, cases, samples): (&Plan, &[Case], &[Sample]),
     mut folder: Option<&mut Folder>,
     mut lines: Vec<Line>,
+    mut limit: Option<&mut TimeLimit>,
     mut on_progress: impl FnMut(Progress<'_>),
 ) -> Result<Vec<Line>, ExperimentError> {
     let measured = lines.iter().filter(|line| !line.failed());
     let known: HashSet<_> = measured.map(Line::key).collect();
     let units = plan.units();
     lines.retain(|line| !line.failed());
-    let mut warm = HashSet::new();
-    let (start, mut last) = (Instant::now(), None);
+    let mut covered: HashSet<usize> = units
+        .iter()
+        .filter(|&&unit| known.contains(&plan.key(unit)))
+        .map(|unit| unit.case)
+        .collect();
+    // Time of a measurement by case.
+    let mut times: HashMap<usize, Duration> = HashMap::new();
+    let (mut last, mut no_repeats) = (None, false);
     let missing = units
         .iter()
         .filter(|&&unit| !known.contains(&plan.key(unit)));
     for (done, unit) in (known.len()..).zip(missing) {
-        let Unit { sample, case } = *unit;
-        let next = last.replace(sample).is_some_and(|last| last != sample);
-        if next
-            && bench
-                .settings
-                .time_limit
-                .is_some_and(|limit| start.elapsed() > limit)
-        {
-            break;
+        let next = last
+            .replace(unit.sample)
+            .is_some_and(|last| last != unit.sample);
+        let ends = |limit: &TimeLimit| !limit.repeats(times.values().sum());
+        no_repeats |= next && limit.as_deref().is_some_and(ends);
+        if no_repeats && covered.contains(&unit.case) {
+            continue;
         }
-        let (sample, case) = (&samples[sample], &cases[case]);
-        on_progress(Progress::Measuring {
-            done,
-            total: units.len(),
-            model: &case.key.model,
-            setting: &case.key.setting,
-        });
-        if warm.insert(unit.case) {
-            for _ in 0..bench.settings.warmup {
-                // A failure is reported by the measurement.
-                let _ = (case.measure)(bench, sample);
+        let (sample, case) = (&samples[unit.sample], &cases[unit.case]);
+        let time = times.get(&unit.case).copied();
+        let warmup = match time {
+            Some(_) => 0,
+            None => bench.settings.warmup,
+        };
+        let first = covered.insert(unit.case);
+        let excess = limit
+            .as_deref()
+            .filter(|limit| !limit.fits(time, warmup + 1));
+        let outcome = match excess {
+            Some(limit) if first => Err(limit.reason()),
+            Some(_) => continue,
+            None => {
+                on_progress(Progress::Measuring {
+                    done,
+                    total: units.len(),
+                    model: &case.key.model,
+                    setting: &case.key.setting,
+                });
+                let (outcome, time) = measure(bench, case, sample, warmup);
+                times.insert(unit.case, time);
+                if let Some(limit) = limit.as_mut() {
+                    limit.add(time);
+                }
+                outcome
             }
-        }
-        let outcome = (case.measure)(bench, sample).map_err(|error| one_line(&error));
+        };
         let line = Line::new(&case.key, &sample.key.id, outcome);
         if let Some(failure) = failure(&line) {
             on_progress(Progress::Failed(&failure));
@@ -182,6 +203,23 @@ pub fn run(
         lines.push(line);
     }
     Ok(lines)
+}
+
+/// Measures a case after `warmup` measurements that do not count. Returns their mean time, too.
+fn measure(
+    bench: &mut Bench,
+    case: &Case,
+    sample: &Sample,
+    warmup: usize,
+) -> (Result<Values, String>, Duration) {
+    let start = Instant::now();
+    for _ in 0..warmup {
+        // A failure is reported by the measurement.
+        let _ = (case.measure)(bench, sample);
+    }
+    let outcome = (case.measure)(bench, sample).map_err(|error| one_line(&error));
+    let count = u32::try_from(warmup).unwrap_or(u32::MAX).saturating_add(1);
+    (outcome, start.elapsed() / count)
 }
 
 fn failure(line: &Line) -> Option<Failure> {
@@ -216,6 +254,8 @@ pub fn report(plan: &Plan, lines: &[Line]) -> Result<ExperimentReport, Experimen
         ));
     }
     Ok(ExperimentReport {
+        format: FORMAT.to_owned(),
+        version: VERSION,
         experiment: plan.experiment.clone(),
         question: experiment.about().question.to_owned(),
         environments: plan.environments.clone(),

@@ -14,6 +14,7 @@ mod stored;
 
 pub use generation::{Generation, Token};
 pub(crate) use past::PastToken;
+pub(crate) use prepare::check_options;
 pub use reuse::ReusedFrom;
 pub use snapshot_file::SnapshotError;
 pub use state::{Logits, Prefilled, Session, Snapshot};

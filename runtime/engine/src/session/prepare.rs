@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
+use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::language::{Injection, LanguageModel, StepInput};
 use edge_lmm_models::layout::Layout;
 use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions, VideoPieces};
@@ -113,6 +114,27 @@ pub(super) fn tokens_of(prompt: &Prompt, keys: &[MediumKey]) -> Vec<PastToken> {
     tokens
 }
 
+/// Checks that a model supports options that do not depend on a medium.
+///
+/// # Errors
+/// If it does not resize images or cannot apply a method of reduction.
+pub(crate) fn check_options<B: KernelBackend>(
+    model: &dyn BuiltModel<B>,
+    options: &MediaOptions,
+) -> Result<(), ModelError> {
+    if options.image_tokens.is_some() && !model.resizes_images() {
+        return Err(ModelError::FixedImageTokens);
+    }
+    if let Some(reduction) = options.reductions.language() {
+        reduction.check(model.language())?;
+    }
+    let needs_rotary = options.reductions.anchors().is_some();
+    if needs_rotary && model.language().rotary_means(&[]).is_none() {
+        return Err(ModelError::NoRotary);
+    }
+    Ok(())
+}
+
 impl<B: KernelBackend> LoadedModel<B> {
     /// Preprocesses and encodes media and builds the prompt (stages `preprocess`, `vision` or
     /// `audio`, `projector`). A medium that was encoded before is not prepared again. `past` are the
@@ -127,16 +149,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         on_event: &mut OnEvent<'_>,
     ) -> Result<Prepared<B>, EngineError> {
         let mut preprocess = stage::top("preprocess");
-        if request.options.image_tokens.is_some() && !self.model.resizes_images() {
-            return Err(ModelError::FixedImageTokens.into());
-        }
-        if let Some(reduction) = request.language_reduction() {
-            reduction.check(self.model.language())?;
-        }
-        let needs_rotary = request.options.reductions.anchors().is_some();
-        if needs_rotary && self.model.language().rotary_means(&[]).is_none() {
-            return Err(ModelError::NoRotary.into());
-        }
+        check_options(&*self.model, &request.options)?;
         self.check_text(request.messages)?;
         let Plan {
             options,

@@ -230,7 +230,6 @@ impl Cmd {
                 .as_ref()
                 .map(|options| options.chain.clone())
                 .unwrap_or_default(),
-            time_limit: None,
         }
     }
 }
@@ -264,7 +263,7 @@ fn measure(
     };
     let bar = progress_bar()?;
     let planned = (&plan, &*cases, &*samples);
-    let lines = experiment::run(bench, planned, folder.as_mut(), known, |progress| {
+    let lines = experiment::run(bench, planned, folder.as_mut(), known, None, |progress| {
         show(&bar, progress);
     });
     bar.finish_and_clear();

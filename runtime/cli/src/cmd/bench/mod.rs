@@ -1,6 +1,8 @@
 //! `edge-lmm bench`: repeatable measurements.
 
 mod experiment;
+#[cfg(feature = "plots")]
+mod figures;
 mod kernels;
 mod list;
 mod merge;

@@ -11,6 +11,9 @@ use edge_lmm::output::Output;
 use super::super::options::print_now;
 use crate::page;
 
+#[cfg(feature = "plots")]
+use super::figures::Figures;
+
 /// Options for the output of a report.
 #[derive(Debug, Clone, Args)]
 pub struct OutputOptions {
@@ -23,7 +26,7 @@ pub struct OutputOptions {
     /// Write a page with charts, a single file for a browser
     #[arg(long, value_name = "FILE.html")]
     html: Option<PathBuf>,
-    /// Draw the first chart
+    /// Draw the charts: FILE.svg for a single one, FILE-1.svg, FILE-2.svg, ... for several
     #[cfg(feature = "plots")]
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
@@ -35,7 +38,7 @@ pub struct Files {
     csv: Option<Output>,
     html: Option<Output>,
     #[cfg(feature = "plots")]
-    svg: Option<Output>,
+    svg: Option<Figures>,
 }
 
 impl OutputOptions {
@@ -54,7 +57,11 @@ impl OutputOptions {
             csv: reserve(&self.csv)?,
             html: reserve(&self.html)?,
             #[cfg(feature = "plots")]
-            svg: reserve(&self.svg)?,
+            svg: self
+                .svg
+                .as_deref()
+                .map(|path| Figures::reserve(path, inputs.clone()))
+                .transpose()?,
         })
     }
 }
@@ -79,11 +86,8 @@ impl Files {
             file.finish_with(html(report, parts)?.as_bytes())?;
         }
         #[cfg(feature = "plots")]
-        if let Some(file) = self.svg {
-            let Some(chart) = report.charts.first() else {
-                bail!("{} has no chart", report.experiment);
-            };
-            file.finish_with(super::plot::svg(chart)?.as_bytes())?;
+        if let Some(figures) = self.svg {
+            figures.write(report)?;
         }
         let text = match self.json {
             true => serde_json::to_string(report)?,

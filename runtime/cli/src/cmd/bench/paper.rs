@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use edge_lmm::demo::RECORD;
 use edge_lmm::experiment::paper::{self, Options};
-use edge_lmm::experiment::{BenchModel, Settings};
+use edge_lmm::experiment::{BenchModel, Settings, TimeLimit};
 use edge_lmm::manifest::Manifest;
 use edge_lmm::{MediaOptions, Record};
 
@@ -39,9 +39,9 @@ pub struct Cmd {
     /// Maximum number of tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// Start no further repeat after this time; each case is measured at least once
-    #[arg(long, value_name = "MINUTES", default_value_t = 15.0)]
-    minutes: f64,
+    /// Time limit: measurements estimated to end later are left out, repeats first
+    #[arg(long, value_name = "MINUTES", default_value = "15", value_parser = parse_minutes)]
+    minutes: Duration,
     /// Folder for the results; a run that ended early is continued
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub struct Cmd {
 
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
-        let limit = Duration::try_from_secs_f64(60.0 * self.minutes)?;
+        let limit = TimeLimit::new(self.minutes);
         let inputs = self
             .models
             .iter()
@@ -81,15 +81,23 @@ impl Cmd {
                 values: None,
                 media: MediaOptions::default(),
                 chains: Vec::new(),
-                time_limit: Some(limit),
             },
             out: self.out.clone(),
             demo: self.models.is_empty(),
         };
         let bar = progress_bar()?;
-        let compared = paper::compare(models, manifest, &options, |progress| show(&bar, progress));
+        let compared = paper::compare(models, manifest, &options, limit, |progress| {
+            show(&bar, progress);
+        });
         bar.finish_and_clear();
         let compared = compared?;
         files.write_all(&compared.summary, &compared.parts)
     }
+}
+
+fn parse_minutes(text: &str) -> Result<Duration, String> {
+    let minutes = text.parse().ok().filter(|&minutes: &f64| minutes > 0.0);
+    minutes
+        .and_then(|minutes| Duration::try_from_secs_f64(60.0 * minutes).ok())
+        .ok_or_else(|| "expected a number of minutes above 0".to_owned())
 }

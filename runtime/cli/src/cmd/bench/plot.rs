@@ -43,6 +43,17 @@ pub fn svg(chart: &Chart) -> anyhow::Result<String> {
     }
 }
 
+/// Returns `true` if there is something to draw.
+pub fn has_values(chart: &Chart) -> bool {
+    match &chart.data {
+        ChartData::Lines(lines) => lines.iter().any(|line| !line.points.is_empty()),
+        ChartData::Bars { series, .. } => {
+            let mut values = series.iter().flat_map(|bars| &bars.values);
+            values.any(Option::is_some)
+        }
+    }
+}
+
 fn draw_lines(chart: &Chart, lines: &[ChartLine]) -> anyhow::Result<String> {
     let points = || lines.iter().flat_map(|line| &line.points);
     if points().next().is_none() {
