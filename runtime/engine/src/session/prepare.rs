@@ -203,6 +203,10 @@ impl<B: KernelBackend> LoadedModel<B> {
             }
             encoded.push((key, medium));
         }
+        // A video may have been decoded, and found in the cache, after the first look at it.
+        for medium in request.media {
+            finish(medium, Duration::ZERO)?;
+        }
         if changed {
             prompt = self.prompt(request, &places)?;
         }
