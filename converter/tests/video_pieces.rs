@@ -182,7 +182,6 @@ fn source(content: &[u8]) -> Source {
 }
 
 fn scores(session: &mut Session<Cpu>, medium: Media) -> Result<Vec<f32>, EngineError> {
-    session.forget();
     let media = [medium];
     let messages = ask(&media, "what is this?");
     let request = request(&messages, &media, "");
