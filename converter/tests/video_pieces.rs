@@ -3,9 +3,11 @@
 mod common;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use common::manifest::Manifest;
 use common::{F32, ask, engine_of, relative};
+use edge_lmm::media::{FrameSelection, MediaKind, Source};
 use edge_lmm::{
     Cpu, EngineError, Event, Media, MediaOptions, ModelError, Recording, Request, Session,
 };
@@ -149,4 +151,85 @@ fn a_canceled_encoder_ends() {
     let again = prefill(&mut session, "");
     let whole = whole(|| prefill(&mut session, ""));
     assert!(relative(&again.0, &whole.0) < 1e-5);
+}
+
+/// A Y4M file of nine gray frames.
+fn y4m() -> Vec<u8> {
+    let mut content = b"YUV4MPEG2 W252 H252 F2:1 Cmono\n".to_vec();
+    for time in 0..9 {
+        content.extend(b"FRAME\n");
+        content
+            .extend((0..252 * 252).map(|i: usize| ((i * (7 + time) + i / 331 * 13) % 251) as u8));
+    }
+    content
+}
+
+/// A GIF of four frames, the last of which begins with codes that its dictionary does not have.
+fn damaged_gif() -> Vec<u8> {
+    const LAST_FRAME: usize = 4447;
+    let path = "../runtime/engine/tests/media/data/images/gif_moving.gif";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let mut content = std::fs::read(path).expect("a file");
+    // After the size of codes and the length of the block.
+    content[LAST_FRAME + 2..][..40].fill(0xff);
+    content
+}
+
+fn source(content: &[u8]) -> Source {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    std::io::Write::write_all(&mut file, content).expect("a file");
+    Source::file(file.path()).expect("a file")
+}
+
+fn scores(session: &mut Session<Cpu>, medium: Media) -> Result<Vec<f32>, EngineError> {
+    let media = [medium];
+    let messages = ask(&media, "what is this?");
+    let request = request(&messages, &media, "");
+    let found = session.prefill(&request, |_| ControlFlow::Continue(()))?;
+    Ok(found.logits.last().to_vec())
+}
+
+#[test]
+fn a_video_is_encoded_while_it_is_decoded() {
+    let source = source(&y4m());
+    let read = || Media::read(&source, MediaKind::Video, FrameSelection::All).expect("a video");
+    let decode = || Media::decode(&source, FrameSelection::All).expect("a video");
+    let expected = scores(&mut session("qwen2vl-tiny", &F32), read()).expect("scores");
+
+    let mut session = session("qwen2vl-tiny", &F32);
+    let timed = |session: &mut Session<Cpu>, medium: &dyn Fn() -> Media| {
+        let mut recording = Recording::new(edge_lmm::Device::Cpu);
+        let scores = recording.run(|| scores(session, medium()));
+        (scores.expect("scores"), recording.finish())
+    };
+    let (found, timing) = timed(&mut session, &decode);
+    assert_eq!(found, expected);
+    let media = timing.stage("media").expect("a stage");
+    assert_eq!(media.helper_spans.len(), 9);
+    assert!(media.hidden <= media.time, "{media:?}");
+    assert_eq!(timing.stage("vision").expect("a stage").calls, 5);
+
+    // The encoder output was stored under the hash of the frames.
+    let (found, timing) = timed(&mut session, &read);
+    assert_eq!(found, expected);
+    assert!(timing.stage("vision").is_none());
+}
+
+#[test]
+fn damage_that_is_found_late_changes_nothing() {
+    let gif = source(&damaged_gif());
+    let read = Media::read(&gif, MediaKind::Video, FrameSelection::All);
+    let expected = read.expect_err("an error").to_string();
+    let good = source(&y4m());
+    let good = || Media::decode(&good, FrameSelection::Uniform(6)).expect("a video");
+
+    let mut session = session("qwen2vl-tiny", &F32);
+    let before = scores(&mut session, good()).expect("scores");
+    let damaged = Media::decode(&gif, FrameSelection::All).expect("the first frames are fine");
+    for _ in 0..2 {
+        let error = scores(&mut session, damaged.clone()).expect_err("an error");
+        assert!(matches!(error, EngineError::Media(_)), "{error:?}");
+        assert_eq!(error.to_string(), expected);
+    }
+    assert_eq!(scores(&mut session, good()).expect("scores"), before);
 }

@@ -50,6 +50,9 @@ pub enum ModelError {
     /// An image, video or sound cannot be taken.
     #[error(transparent)]
     Preprocess(#[from] PreprocessError),
+    /// A video whose frames are decoded meanwhile is damaged or was dropped.
+    #[error("the frames of a video could not be decoded")]
+    Undecoded,
     /// The model has no input of that kind.
     #[error("{family} takes no {kind}")]
     Unsupported {

@@ -1,9 +1,11 @@
 //! Media: kinds, options of preprocessing, and the input of the encoders.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::error::ModelError;
 use crate::layout::Layout;
+use crate::preprocess::{PreprocessError, RgbImage, frame_size};
 use crate::reduce::{ReductionStep, Reductions};
 
 /// Kinds of media.
@@ -91,43 +93,108 @@ pub struct MediaInput {
     pub layout: Layout,
     /// Reduction of the tokens.
     pub reduction: InputReduction,
-    /// For a video that is prepared in pieces while it is encoded ([`VideoPieces`]): the rows of a
-    /// piece. `values` is empty then, `shape` is that of the whole.
-    pub piece: Option<usize>,
+    /// For a video that is prepared in pieces while it is encoded ([`VideoPieces`]). `values` is
+    /// empty then, `shape` is that of the whole.
+    pub piece: Option<PieceSize>,
+}
+
+/// Memory of a video that is prepared in pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceSize {
+    /// Rows of values of a piece.
+    pub rows: usize,
+    /// Bytes of the frames that are not decoded yet.
+    pub undecoded_bytes: usize,
+}
+
+/// The frames of a video, some of which may not be decoded yet.
+pub trait VideoFrames: Sync {
+    /// Returns the number of frames.
+    fn count(&self) -> usize;
+
+    /// Returns width and height of all frames.
+    ///
+    /// # Errors
+    /// If there are no frames or they differ in size.
+    fn size(&self) -> Result<(usize, usize), PreprocessError>;
+
+    /// Returns the bytes of the frames that are not decoded yet.
+    fn undecoded_bytes(&self) -> usize {
+        0
+    }
+
+    /// Returns these frames, once they are decoded.
+    ///
+    /// # Errors
+    /// [`ModelError::Undecoded`] if one of them cannot be decoded.
+    fn frames(&self, range: Range<usize>) -> Result<Vec<RgbImage>, ModelError>;
+}
+
+impl VideoFrames for Vec<RgbImage> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn size(&self) -> Result<(usize, usize), PreprocessError> {
+        frame_size(self)
+    }
+
+    fn frames(&self, range: Range<usize>) -> Result<Vec<RgbImage>, ModelError> {
+        Ok(self[range].to_vec())
+    }
 }
 
 /// A video that is prepared piece by piece. The pieces are whole slices in time, so that an encoder
 /// in which slices do not depend on each other gives the same features as for the whole.
 pub struct VideoPieces<'a> {
-    count: usize,
+    frames: &'a dyn VideoFrames,
+    /// Frames of a piece; the last one may have fewer.
+    piece: usize,
     prepare: Box<PreparePiece<'a>>,
 }
 
-type PreparePiece<'a> = dyn Fn(usize) -> Result<MediaInput, ModelError> + Send + Sync + 'a;
+type PreparePiece<'a> =
+    dyn Fn(usize, &[RgbImage]) -> Result<MediaInput, ModelError> + Send + Sync + 'a;
 
 impl<'a> VideoPieces<'a> {
-    /// Creates `count` pieces, which `prepare` prepares by their index.
+    /// Divides a video into pieces of `piece` frames, which `prepare` prepares from their index and
+    /// frames.
+    ///
+    /// # Panics
+    /// If `piece` is 0.
     pub fn new(
-        count: usize,
-        prepare: impl Fn(usize) -> Result<MediaInput, ModelError> + Send + Sync + 'a,
+        frames: &'a dyn VideoFrames,
+        piece: usize,
+        prepare: impl Fn(usize, &[RgbImage]) -> Result<MediaInput, ModelError> + Send + Sync + 'a,
     ) -> Self {
+        assert_ne!(piece, 0, "a piece has frames");
         Self {
-            count,
+            frames,
+            piece,
             prepare: Box::new(prepare),
         }
     }
 
     /// Returns the number of pieces.
     pub fn count(&self) -> usize {
-        self.count
+        self.frames.count().div_ceil(self.piece)
     }
 
-    /// Prepares a piece.
+    /// Returns the frames of a piece, once they are decoded.
+    ///
+    /// # Errors
+    /// If one of them cannot be decoded.
+    pub fn frames(&self, index: usize) -> Result<Vec<RgbImage>, ModelError> {
+        let end = ((index + 1) * self.piece).min(self.frames.count());
+        self.frames.frames(index * self.piece..end)
+    }
+
+    /// Prepares a piece from its frames.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn prepare(&self, index: usize) -> Result<MediaInput, ModelError> {
-        (self.prepare)(index)
+    pub fn prepare(&self, index: usize, frames: &[RgbImage]) -> Result<MediaInput, ModelError> {
+        (self.prepare)(index, frames)
     }
 }
 

@@ -10,7 +10,7 @@ use edge_lmm_ops::KernelBackend;
 use crate::error::ModelError;
 use crate::language::LanguageModel;
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoPieces};
+use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
@@ -168,7 +168,7 @@ pub trait Model<B: KernelBackend>: Send + Sync {
     /// As [`video`](Self::video).
     fn video_pieces<'a>(
         &'a self,
-        _frames: &'a [RgbImage],
+        _frames: &'a dyn VideoFrames,
         _frames_per_second: f32,
         _options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {

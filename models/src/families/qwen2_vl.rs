@@ -27,7 +27,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoPieces};
+use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -186,7 +186,7 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
 
     fn video_pieces<'a>(
         &'a self,
-        frames: &'a [RgbImage],
+        frames: &'a dyn VideoFrames,
         _frames_per_second: f32,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {

@@ -5,7 +5,9 @@ use serde::Deserialize;
 use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::layout::{Layout, Run};
-use crate::media::{InputReduction, MediaInput, MediaKind, MediaOptions, VideoPieces};
+use crate::media::{
+    InputReduction, MediaInput, MediaKind, MediaOptions, PieceSize, VideoFrames, VideoPieces,
+};
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
@@ -138,7 +140,7 @@ impl QwenVlInput {
     /// As [`Self::video`].
     pub fn video_pieces<'a>(
         &'a self,
-        frames: &'a [RgbImage],
+        frames: &'a dyn VideoFrames,
         time_step: u32,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
@@ -150,7 +152,7 @@ impl QwenVlInput {
             .video
             .with_tokens(options.image_tokens)
             .with_most_tokens(options.most_tokens);
-        let grid = config.video_grid(frames)?;
+        let grid = config.video_grid(frames.count(), frames.size()?)?;
         let [times, height, width] = grid;
         let slices = (PIECE_PATCHES / (height * width).max(1)).clamp(1, times);
         if slices == times {
@@ -170,13 +172,15 @@ impl QwenVlInput {
                 methods: options.reductions.clone(),
                 ..InputReduction::default()
             },
-            piece: Some(slices * height * width),
+            piece: Some(PieceSize {
+                rows: slices * height * width,
+                undecoded_bytes: frames.undecoded_bytes(),
+            }),
         };
-        let prepare = move |index: usize| {
+        let piece = slices * config.temporal_patch_size;
+        let prepare = move |index: usize, frames: &[RgbImage]| {
             let slices = index * slices..((index + 1) * slices).min(times);
-            let [from, to] =
-                [slices.start, slices.end].map(|slice| slice * config.temporal_patch_size);
-            let patches = config.slices(&frames[from..to.min(frames.len())], grid)?;
+            let patches = config.slices(frames, grid)?;
             let tokens = units[0] * units[1];
             let tokens: Vec<usize> = (slices.start * tokens..slices.end * tokens).collect();
             let piece = self.medium(MediaKind::Video, patches, time_step, &options);
@@ -185,7 +189,7 @@ impl QwenVlInput {
                 ..piece
             })
         };
-        let pieces = VideoPieces::new(times.div_ceil(slices), prepare);
+        let pieces = VideoPieces::new(frames, piece, prepare);
         Ok(Some((whole, pieces)))
     }
 

@@ -1,15 +1,16 @@
 //! Decoded images.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::error::{MAX_PIXELS, PreprocessError};
 
-/// An 8-bit RGB image, row by row from the top, three bytes per pixel.
+/// An 8-bit RGB image, row by row from the top, three bytes per pixel. Clones share the pixels.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RgbImage {
     width: usize,
     height: usize,
-    pixels: Vec<u8>,
+    pixels: Arc<Vec<u8>>,
 }
 
 impl RgbImage {
@@ -34,7 +35,7 @@ impl RgbImage {
         Ok(Self {
             width,
             height,
-            pixels,
+            pixels: pixels.into(),
         })
     }
 
@@ -73,6 +74,23 @@ impl RgbImage {
     /// If there is no such row.
     pub fn row(&self, y: usize) -> &[u8] {
         &self.pixels[y * self.width * 3..][..self.width * 3]
+    }
+}
+
+/// Returns width and height of the frames of a video.
+///
+/// # Errors
+/// If there are no frames or they differ in size.
+pub fn frame_size(frames: &[RgbImage]) -> Result<(usize, usize), PreprocessError> {
+    let sizes = frames.iter().map(|frame| (frame.width(), frame.height()));
+    let expected = sizes.clone().next().ok_or(PreprocessError::NoFrames)?;
+    match sizes.enumerate().find(|&(_, found)| found != expected) {
+        None => Ok(expected),
+        Some((index, found)) => Err(PreprocessError::FrameSize {
+            index,
+            found,
+            expected,
+        }),
     }
 }
 

@@ -22,4 +22,4 @@ pub mod sample_rate;
 
 pub use error::PreprocessError;
 pub use filter::Filter;
-pub use image::RgbImage;
+pub use image::{RgbImage, frame_size};

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::error::{PreprocessError, allocate};
 use super::fields::{filter, parse_file};
 use super::filter::Filter;
-use super::image::RgbImage;
+use super::image::{RgbImage, frame_size};
 use super::normalize::{Normalization, SampleTable};
 use super::resize::{resize, resize_torchvision};
 use crate::config_file::without_nulls;
@@ -241,7 +241,8 @@ impl PreprocessConfig {
     /// # Errors
     /// If the aspect ratio is too extreme or the resized image is too large.
     pub fn image(&self, image: &RgbImage) -> Result<Patches, PreprocessError> {
-        let (height, width) = self.resized(image, self.pixels)?;
+        let size = (image.width(), image.height());
+        let (height, width) = self.resized(size, self.pixels)?;
         let resized = resize(image, width, height, Filter::Bicubic)?;
         let grid = self.grid([1, height, width])?;
         let mut cutter = Cutter::new(self, grid, self.normalization.table())?;
@@ -254,29 +255,22 @@ impl PreprocessConfig {
     /// # Errors
     /// If there are no frames or they differ in size, or as [`Self::image`].
     pub fn video(&self, frames: &[RgbImage]) -> Result<Patches, PreprocessError> {
-        self.slices(frames, self.video_grid(frames)?)
+        let grid = self.video_grid(frames.len(), frame_size(frames)?)?;
+        self.slices(frames, grid)
     }
 
-    /// Returns the patches of a video in time, height and width.
+    /// Returns the patches of a video in time, height and width, from the number of its frames and
+    /// their width and height.
     ///
     /// # Errors
     /// As [`Self::video`].
-    pub fn video_grid(&self, frames: &[RgbImage]) -> Result<[usize; 3], PreprocessError> {
-        let first = frames.first().ok_or(PreprocessError::NoFrames)?;
-        let expected = (first.width(), first.height());
-        if let Some((index, frame)) = frames
-            .iter()
-            .enumerate()
-            .find(|(_, frame)| (frame.width(), frame.height()) != expected)
-        {
-            return Err(PreprocessError::FrameSize {
-                index,
-                found: (frame.width(), frame.height()),
-                expected,
-            });
-        }
-        let (height, width) = self.resized(first, self.frame_pixels(frames.len()))?;
-        let times = frames.len().div_ceil(self.temporal_patch_size);
+    pub fn video_grid(
+        &self,
+        frames: usize,
+        size: (usize, usize),
+    ) -> Result<[usize; 3], PreprocessError> {
+        let (height, width) = self.resized(size, self.frame_pixels(frames))?;
+        let times = frames.div_ceil(self.temporal_patch_size);
         self.grid([times, height, width])
     }
 
@@ -337,10 +331,9 @@ impl PreprocessConfig {
 
     fn resized(
         &self,
-        image: &RgbImage,
+        (width, height): (usize, usize),
         pixels: PixelRange,
     ) -> Result<(usize, usize), PreprocessError> {
-        let (height, width) = (image.height(), image.width());
         smart_resize(height, width, self.factor(), pixels.min, pixels.max)
     }
 }

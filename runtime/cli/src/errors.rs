@@ -76,6 +76,7 @@ fn model(error: &ModelError) -> &'static [&'static str] {
 fn media(error: &MediaError) -> &'static [&'static str] {
     match error {
         MediaError::File { error, .. } => media(error),
+        MediaError::Decoding(error) => media(error),
         MediaError::TooManyFrames { .. } | MediaError::Memory { .. } => &["--frames"],
         _ => &[],
     }

@@ -338,12 +338,15 @@ impl Visual {
             visual.patches += patches;
             let largest = medium
                 .piece
-                .map_or(patches, |rows| patches.min(rows as u64));
+                .map_or(patches, |piece| patches.min(piece.rows as u64));
             visual.largest = visual.largest.max(largest);
             visual.bytes += match medium.piece {
                 None => (2 * size_of_val(&medium.values[..])) as u64,
                 // The next piece is prepared while the encoder has two copies of this one.
-                Some(rows) => (3 * rows * medium.shape[1] * size_of::<f32>()) as u64,
+                Some(piece) => {
+                    let values = 3 * piece.rows * medium.shape[1] * size_of::<f32>();
+                    (values + piece.undecoded_bytes) as u64
+                }
             };
         }
         visual

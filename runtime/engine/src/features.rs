@@ -143,10 +143,14 @@ impl<B: KernelBackend> Entry<B> {
 }
 
 /// Computes the key of a medium from its decoded content and the options that change its
-/// preprocessing.
+/// preprocessing. While a video is decoded, the key is one that no other medium has at the same
+/// time, and that no entry may be stored under.
 pub fn medium_key(medium: &Media, options: &MediaOptions) -> MediumKey {
     let mut hasher = Xxh3::new();
-    hasher.update(&medium.content_hash().to_le_bytes());
+    match medium.undecoded() {
+        None => hasher.update(&medium.content_hash().to_le_bytes()),
+        Some(_) => hasher.update(&medium.address().to_le_bytes()),
+    }
     let later = options.reductions.of_prompt();
     // The encoder reports attention only if a method needs it.
     hasher.update(&[u8::from(later.needs_attention())]);

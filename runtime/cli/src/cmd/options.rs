@@ -410,6 +410,25 @@ pub struct MediaFiles {
 impl MediaFiles {
     /// Reads all files: images, then the video and its sound track, then audio.
     pub fn open(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
+        self.open_with(args, |source, kind| args.read(source, kind))
+    }
+
+    /// Reads all files like [`Self::open`]. Where the selection allows it, a thread decodes the
+    /// video until a session needs it; damage that it finds is an error of the answer.
+    pub fn decode(&self, args: &MediaArgs) -> anyhow::Result<Vec<Media>> {
+        self.open_with(args, |source, kind| match kind {
+            MediaKind::Video if args.common.motion_gate.is_none() => {
+                Media::decode(source, args.video())
+            }
+            _ => args.read(source, kind),
+        })
+    }
+
+    fn open_with(
+        &self,
+        args: &MediaArgs,
+        read: impl Fn(&Source, MediaKind) -> Result<Media, MediaError>,
+    ) -> anyhow::Result<Vec<Media>> {
         if self
             .paths()
             .filter(|(path, _)| path.as_os_str() == "-")
@@ -428,7 +447,7 @@ impl MediaFiles {
         for (path, kind) in self.paths() {
             let _stage = timing::stage("media");
             let source = Source::open(path)?.with_ffmpeg(FFMPEG);
-            hold(args.read(&source, kind)?)?;
+            hold(read(&source, kind)?)?;
             if kind == MediaKind::Video && self.video_sound {
                 hold(args.read(&source, MediaKind::Audio)?)?;
             }

@@ -76,7 +76,7 @@ impl Cmd {
         )?;
         let mut session = engine.session();
         let snapshot = self.prompt_cache.load(&mut session)?;
-        let media = self.files.open(&self.media)?;
+        let media = self.files.decode(&self.media)?;
         let system = self.system.map(|text| Message::text(Role::System, text));
         let user = user_message(&media, &self.prompt);
         let messages: Vec<Message> = system.into_iter().chain([user]).collect();

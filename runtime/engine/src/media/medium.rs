@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use edge_lmm_models::media::MediaKind;
+use edge_lmm_models::media::{MediaKind, VideoFrames};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use xxhash_rust::xxh3::Xxh3;
+
+#[cfg(feature = "files")]
+use super::files::Decoding;
 
 /// A decoded medium. Clones share its data.
 #[derive(Debug, Clone)]
@@ -13,9 +16,17 @@ pub struct Media(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    data: MediaData,
+    origin: Origin,
     /// Computed once, so that the next turn about the same medium does not read its pixels again.
     hash: OnceLock<u128>,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Decoded(MediaData),
+    /// A video that is decoded by a thread, and its frames once they are asked for.
+    #[cfg(feature = "files")]
+    Decoding(Decoding, OnceLock<MediaData>),
 }
 
 /// Pixels or samples of a medium.
@@ -42,8 +53,10 @@ pub enum MediaData {
 
 impl From<MediaData> for Media {
     fn from(data: MediaData) -> Self {
-        let hash = OnceLock::new();
-        Self(Arc::new(Shared { data, hash }))
+        Self(Arc::new(Shared {
+            origin: Origin::Decoded(data),
+            hash: OnceLock::new(),
+        }))
     }
 }
 
@@ -71,13 +84,51 @@ impl Media {
         .into()
     }
 
-    /// Pixels or samples.
+    /// A video that is decoded by a thread.
+    #[cfg(feature = "files")]
+    pub(super) fn decoding(decoding: Decoding) -> Self {
+        Self(Arc::new(Shared {
+            origin: Origin::Decoding(decoding, OnceLock::new()),
+            hash: OnceLock::new(),
+        }))
+    }
+
+    /// Returns a video that is, or was, decoded by a thread.
+    #[cfg(feature = "files")]
+    pub(super) fn as_decoding(&self) -> Option<&Decoding> {
+        match &self.0.origin {
+            Origin::Decoding(decoding, _) => Some(decoding),
+            Origin::Decoded(_) => None,
+        }
+    }
+
+    /// Returns the frames of a video that is not decoded yet, and their rate.
+    pub(crate) fn undecoded(&self) -> Option<(&dyn VideoFrames, f32)> {
+        #[cfg(feature = "files")]
+        if let Some(decoding) = self.as_decoding()
+            && decoding.hash().is_none()
+        {
+            return Some((decoding, decoding.frames_per_second()));
+        }
+        None
+    }
+
+    /// Pixels or samples. A video that is decoded on a thread is waited for; it has no frames if it
+    /// turns out to be damaged.
     pub fn data(&self) -> &MediaData {
-        &self.0.data
+        match &self.0.origin {
+            Origin::Decoded(data) => data,
+            #[cfg(feature = "files")]
+            Origin::Decoding(decoding, data) => data.get_or_init(|| decoding.data()),
+        }
     }
 
     /// Bytes of pixels or samples.
     pub fn bytes(&self) -> usize {
+        #[cfg(feature = "files")]
+        if let Some(decoding) = self.as_decoding() {
+            return decoding.bytes();
+        }
         match self.data() {
             MediaData::Image(image) => image.pixels().len(),
             MediaData::Video { frames, .. } => {
@@ -89,6 +140,10 @@ impl Media {
 
     /// The kind of medium.
     pub fn kind(&self) -> MediaKind {
+        #[cfg(feature = "files")]
+        if self.as_decoding().is_some() {
+            return MediaKind::Video;
+        }
         match self.data() {
             MediaData::Image(_) => MediaKind::Image,
             MediaData::Video { .. } => MediaKind::Video,
@@ -98,7 +153,18 @@ impl Media {
 
     /// Hash of the data, computed on the first call.
     pub fn content_hash(&self) -> u128 {
-        *self.0.hash.get_or_init(|| self.data().hash())
+        *self.0.hash.get_or_init(|| {
+            #[cfg(feature = "files")]
+            if let Some(hash) = self.as_decoding().and_then(Decoding::hash) {
+                return hash;
+            }
+            self.data().hash()
+        })
+    }
+
+    /// Returns a number that no other medium has at the same time.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 }
 
@@ -123,11 +189,9 @@ impl MediaData {
                 frames,
                 frames_per_second,
             } => {
-                hasher.update(b"video");
-                hasher.update(&frames_per_second.to_le_bytes());
-                for frame in frames {
-                    hash_image(&mut hasher, frame);
-                }
+                let mut video = VideoHasher::new(*frames_per_second);
+                frames.iter().for_each(|frame| video.add(frame));
+                return video.finish();
             }
             Self::Audio {
                 samples,
@@ -142,6 +206,29 @@ impl MediaData {
             }
         }
         hasher.digest128()
+    }
+}
+
+/// Hash of a video whose frames come one by one.
+pub(super) struct VideoHasher(Xxh3);
+
+impl VideoHasher {
+    /// Begins with the rate of a video.
+    pub fn new(frames_per_second: f32) -> Self {
+        let mut hasher = Xxh3::new();
+        hasher.update(b"video");
+        hasher.update(&frames_per_second.to_le_bytes());
+        Self(hasher)
+    }
+
+    /// Adds a frame.
+    pub fn add(&mut self, frame: &RgbImage) {
+        hash_image(&mut self.0, frame);
+    }
+
+    /// Returns the hash of [`Media::content_hash`].
+    pub fn finish(&self) -> u128 {
+        self.0.digest128()
     }
 }
 

@@ -7,7 +7,7 @@ use edge_lmm_models::ModelError;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::language::{Injection, LanguageModel, StepInput};
 use edge_lmm_models::layout::Layout;
-use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions, VideoPieces};
+use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions, VideoFrames, VideoPieces};
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
@@ -22,7 +22,7 @@ use super::past::{Past, PastToken, Source};
 use super::pieces::encode_pieces;
 use super::prompt_choice::PromptChoice;
 use crate::error::EngineError;
-use crate::features::{MediumKey, MediumPlace};
+use crate::features::{MediumKey, MediumPlace, medium_key};
 use crate::loaded::LoadedModel;
 use crate::media::{Media, MediaData};
 use crate::request::{Event, Request};
@@ -148,12 +148,13 @@ impl<B: KernelBackend> LoadedModel<B> {
         past: &[PastToken],
         on_event: &mut OnEvent<'_>,
     ) -> Result<Prepared<B>, EngineError> {
+        self.finish_decoding(request)?;
         let mut preprocess = stage::top("preprocess");
         check_options(&*self.model, &request.options)?;
         self.check_text(request.messages)?;
         let Plan {
             options,
-            keys,
+            mut keys,
             mut inputs,
             estimate,
         } = self.plan(request, past)?;
@@ -164,11 +165,12 @@ impl<B: KernelBackend> LoadedModel<B> {
             preprocess = stage::top("preprocess");
         }
         let mut places: Vec<MediumPlace> = Vec::with_capacity(request.media.len());
-        let (mut new_keys, mut new_inputs) = (Vec::new(), Vec::<MediaInput>::new());
+        let mut new_keys: Vec<(MediumKey, &Media, &MediaOptions)> = Vec::new();
+        let mut new_inputs: Vec<MediaInput> = Vec::new();
         let mut pieces = Vec::new();
         for ((medium, &key), options) in request.media.iter().zip(&keys).zip(&options) {
             let known = self.known_place(key);
-            let again = new_keys.iter().position(|&(new, _)| new == key);
+            let again = new_keys.iter().position(|&(new, ..)| new == key);
             places.push(match (known, again) {
                 (Some(place), _) => place,
                 (None, Some(same)) => before_encoding(&new_inputs[same]),
@@ -178,7 +180,7 @@ impl<B: KernelBackend> LoadedModel<B> {
                         None => self.prepare_medium(medium, options)?,
                     };
                     let place = before_encoding(&input);
-                    new_keys.push((key, options));
+                    new_keys.push((key, medium, options));
                     new_inputs.push(input);
                     pieces.push(of_input);
                     place
@@ -199,19 +201,24 @@ impl<B: KernelBackend> LoadedModel<B> {
         drop(preprocess);
         let mut encoded = Vec::with_capacity(inputs.len());
         let mut changed = false;
-        for ((&(key, options), input), pieces) in new_keys.iter().zip(&inputs).zip(&pieces) {
+        for ((&(before, medium, options), input), pieces) in
+            new_keys.iter().zip(&inputs).zip(&pieces)
+        {
             let input = (input, pieces.as_ref());
-            let medium = self.encode(key, input, options, on_event)?;
+            let (key, medium) = self.encode(medium, input, options, on_event)?;
             let new = MediumPlace::of(&medium);
-            for (place, _) in places
-                .iter_mut()
-                .zip(&keys)
-                .filter(|(_, other)| **other == key)
-            {
+            let all = places.iter_mut().zip(&mut keys);
+            for (place, other) in all.filter(|(_, other)| **other == before) {
                 changed |= place.layout != new.layout;
                 place.clone_from(&new);
+                // A video that is decoded while it is encoded has its key only now.
+                *other = key;
             }
             encoded.push((key, medium));
+        }
+        // A video may have been decoded, and found in the cache, after the first look at it.
+        for medium in request.media {
+            finish(medium, Duration::ZERO)?;
         }
         if changed {
             prompt = self.prompt(request, &places)?;
@@ -280,20 +287,41 @@ impl<B: KernelBackend> LoadedModel<B> {
         self.features().place(key).filter(|_| !probe::active())
     }
 
+    /// Waits for videos that are still decoded by a thread, except for those that are encoded
+    /// meanwhile.
+    fn finish_decoding(&self, request: &Request<'_>) -> Result<(), EngineError> {
+        let options = self.options(request);
+        for medium in request.media {
+            let pieces = match medium.undecoded() {
+                // The choice of methods needs all media, a capture the values of the whole.
+                Some((frames, rate))
+                    if options.overlap
+                        && options.first_token_budget.is_none()
+                        && !probe::active() =>
+                {
+                    self.model.video_pieces(frames, rate, &options)
+                }
+                _ => Ok(None),
+            };
+            // An error of preparation comes after one of decoding.
+            if !matches!(pieces, Ok(Some(_))) {
+                finish(medium, Duration::ZERO)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Prepares a medium; a video, if possible, in pieces while it is encoded.
     fn prepare_medium<'a>(
         &'a self,
         medium: &'a Media,
         options: &MediaOptions,
     ) -> Result<(MediaInput, Option<VideoPieces<'a>>), ModelError> {
-        if let MediaData::Video {
-            frames,
-            frames_per_second: rate,
-        } = medium.data()
-            && options.overlap
-            // A capture has the values of the whole.
+        // A capture has the values of the whole.
+        if options.overlap
             && !probe::active()
-            && let Some((input, pieces)) = self.model.video_pieces(frames, *rate, options)?
+            && let Some((frames, rate)) = video(medium)
+            && let Some((input, pieces)) = self.model.video_pieces(frames, rate, options)?
         {
             return Ok((input, Some(pieces)));
         }
@@ -319,14 +347,15 @@ impl<B: KernelBackend> LoadedModel<B> {
         }
     }
 
-    /// Runs the encoder, chooses tokens, and keeps them for later requests.
+    /// Runs the encoder, chooses tokens, and keeps them for later requests under the key that is
+    /// returned with them.
     fn encode(
         &self,
-        key: MediumKey,
+        medium: &Media,
         (input, pieces): (&MediaInput, Option<&VideoPieces<'_>>),
         options: &MediaOptions,
         on_event: &mut OnEvent<'_>,
-    ) -> Result<Encoded<B>, EngineError> {
+    ) -> Result<(MediumKey, Encoded<B>), EngineError> {
         let stage = match input.kind {
             MediaKind::Image | MediaKind::Video => "vision",
             MediaKind::Audio => "audio",
@@ -335,10 +364,20 @@ impl<B: KernelBackend> LoadedModel<B> {
             let mut report = report(stage, on_event);
             let monitor = &mut Monitor::new(&mut report);
             match pieces {
-                Some(pieces) => encode_pieces(&*self.model, pieces, monitor)?,
+                Some(pieces) => {
+                    let find = self.find_decoded(medium, options);
+                    let outcome = encode_pieces(&*self.model, pieces, find, monitor);
+                    let video = outcome.map_err(|error| failure(medium, error))?;
+                    finish(medium, video.waited)?;
+                    if video.is_found {
+                        return Ok((medium_key(medium, options), video.encoded));
+                    }
+                    video.encoded
+                }
                 None => self.model.encode(input, monitor)?,
             }
         };
+        let key = medium_key(medium, options);
         let encoded = {
             let _stage = stage::top("projector");
             let mut report = report("projector", on_event);
@@ -349,7 +388,27 @@ impl<B: KernelBackend> LoadedModel<B> {
         if is_stored(options) {
             self.store_features(key, &encoded);
         }
-        Ok(encoded)
+        Ok((key, encoded))
+    }
+
+    /// Returns a search for the encoder output of a video that is not decoded yet: its key is known
+    /// at the end of its decoding.
+    fn find_decoded(
+        &self,
+        medium: &Media,
+        options: &MediaOptions,
+    ) -> impl FnMut() -> Option<Encoded<B>> {
+        let mut is_unknown = medium.undecoded().is_some();
+        move || {
+            if !is_unknown || medium.undecoded().is_some() {
+                return None;
+            }
+            is_unknown = false;
+            let key = medium_key(medium, options);
+            let load = || is_stored(options).then(|| self.load_encoded(key)).flatten();
+            let held = self.features().get(key);
+            held.or_else(load)
+        }
     }
 
     /// Rejects text that cannot fit before it is tokenized, as that takes many times the memory of
@@ -506,10 +565,47 @@ impl<B: KernelBackend> LoadedModel<B> {
                     let _stage = stage::top("preprocess");
                     self.prepare_medium(&request.media[medium], options)?
                 };
-                self.encode(key, (&input, pieces.as_ref()), options, on_event)
+                let medium = &request.media[medium];
+                let input = (&input, pieces.as_ref());
+                Ok(self.encode(medium, input, options, on_event)?.1)
             }
         }
     }
+}
+
+/// Returns the frames of a video and their rate.
+fn video(medium: &Media) -> Option<(&dyn VideoFrames, f32)> {
+    let decoded = || match medium.data() {
+        MediaData::Video {
+            frames,
+            frames_per_second,
+        } => Some((frames as &dyn VideoFrames, *frames_per_second)),
+        _ => None,
+    };
+    medium.undecoded().or_else(decoded)
+}
+
+/// Waits until a video is decoded, after a wait of `waited` for its frames.
+#[cfg(feature = "files")]
+fn finish(medium: &Media, waited: Duration) -> Result<(), EngineError> {
+    Ok(medium.finish_after(waited)?)
+}
+
+/// Without files, all media are decoded.
+#[cfg(not(feature = "files"))]
+fn finish(_medium: &Media, _waited: Duration) -> Result<(), EngineError> {
+    Ok(())
+}
+
+/// Returns the error of decoding a video that caused an error of encoding it, if there is one.
+fn failure(medium: &Media, error: ModelError) -> EngineError {
+    #[cfg(feature = "files")]
+    if let (ModelError::Undecoded, Some(failure)) = (&error, medium.failure()) {
+        return failure.into();
+    }
+    #[cfg(not(feature = "files"))]
+    let _ = medium;
+    error.into()
 }
 
 /// Returns `true` if the encoder output of a medium is kept in the store, which has no attention.

@@ -1,7 +1,8 @@
 //! MP4 files. `data/make_videos.py` writes them and what ffmpeg reads from them.
 
 use edge_lmm::media::{
-    FrameSelection, MediaKind, Source, Video, VideoOptions, kind, load_audio, load_video,
+    FrameSelection, Media, MediaData, MediaKind, Source, Video, VideoOptions, kind, load_audio,
+    load_video,
 };
 use edge_lmm_models::preprocess::RgbImage;
 
@@ -250,6 +251,18 @@ fn codecs_that_are_not_supported_are_named() {
     }
 }
 
+/// Returns a file whose sixth frame begins with a unit that is longer than the frame.
+fn damaged_in_the_middle() -> Vec<u8> {
+    const OFFSETS: usize = 8;
+    let mut content = content("h264_high");
+    let table = content.windows(4).position(|bytes| bytes == b"stco");
+    let entry = table.expect("a box") + 4 + OFFSETS + 4 * 5;
+    let offset: [u8; 4] = content[entry..entry + 4].try_into().expect("four bytes");
+    let frame = u32::from_be_bytes(offset) as usize;
+    content[frame..frame + 4].fill(0x7f);
+    content
+}
+
 #[test]
 fn damaged_frames_are_refused() {
     let mut content = content("h264_baseline");
@@ -289,4 +302,63 @@ fn frames_that_change_most_are_key_frames() {
     let some = load(name, FrameSelection::Key(3));
     // The square changes its color at frames 4 and 8.
     assert_eq!(some.frames, [0, 4, 8].map(|i| all.frames[i].clone()));
+}
+
+/// Frames decoded by a thread are those that are read at once, with their hash.
+#[test]
+fn a_thread_decodes_the_same_frames() {
+    for file in files("videos") {
+        let source = Source::file(&file).expect("a file");
+        for selection in [
+            FrameSelection::All,
+            FrameSelection::Uniform(3),
+            FrameSelection::Uniform(1000),
+            FrameSelection::Rate(4.0),
+            FrameSelection::Key(2),
+        ] {
+            let name = format!("{} {selection:?}", file.display());
+            let decoding = Media::decode(&source, selection).expect(&name);
+            let read = Media::read(&source, MediaKind::Video, selection).expect(&name);
+            assert_eq!(
+                (decoding.kind(), decoding.bytes()),
+                (read.kind(), read.bytes()),
+                "{name}"
+            );
+            decoding.finish().expect(&name);
+            assert_eq!(decoding.content_hash(), read.content_hash(), "{name}");
+            let (MediaData::Video { frames: a, .. }, MediaData::Video { frames: b, .. }) =
+                (decoding.data(), read.data())
+            else {
+                panic!("{name} is no video");
+            };
+            assert!(a == b, "{name}");
+        }
+    }
+}
+
+/// A frame in the middle is damaged: the thread's error is that of reading.
+#[test]
+fn damage_that_a_thread_finds_is_the_same_error() {
+    let content = damaged_in_the_middle();
+    let (_folder, file) = temporary("clip.mp4", &content);
+    let source = Source::file(&file).expect("a file");
+    let read = Media::read(&source, MediaKind::Video, FrameSelection::All);
+    let expected = read.expect_err("an error").to_string();
+    let decoding = Media::decode(&source, FrameSelection::All).expect("the index is fine");
+    for _ in 0..2 {
+        let found = decoding.finish().expect_err("an error").to_string();
+        assert_eq!(found, expected);
+    }
+    assert!(matches!(decoding.data(), MediaData::Video { frames, .. } if frames.is_empty()));
+}
+
+/// Dropping a video ends its thread, wherever that is.
+#[test]
+fn a_video_may_be_dropped_while_it_is_decoded() {
+    let source = Source::file(&path("videos/h264_high.mp4")).expect("a file");
+    for wait in [0, 1, 5] {
+        let decoding = Media::decode(&source, FrameSelection::All).expect("a video");
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        drop(decoding);
+    }
 }

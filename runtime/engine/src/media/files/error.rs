@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 
@@ -104,6 +105,9 @@ pub enum MediaError {
         /// Maximum samples per channel.
         limit: usize,
     },
+    /// The error of a video that was decoded while it was used.
+    #[error(transparent)]
+    Decoding(Arc<MediaError>),
     /// An image that exceeds a limit.
     #[error(transparent)]
     Image(#[from] PreprocessError),

@@ -14,6 +14,7 @@ pub mod audio;
 mod budget;
 mod candidates;
 mod collector;
+mod decoding;
 mod error;
 mod ffmpeg;
 mod folder;
@@ -46,6 +47,7 @@ mod yuv;
 
 pub use audio::{Audio, load_audio};
 pub use budget::MediaBudget;
+pub(super) use decoding::Decoding;
 pub use error::MediaError;
 pub use frame_stream::{Frame, FrameStream};
 pub use image::{decode_image, load_image};

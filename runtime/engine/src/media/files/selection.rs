@@ -15,12 +15,24 @@ use super::key_frames::{self, Change};
 use super::motion_gate::MotionGate;
 use super::thumbnail::Thumbnail;
 
-/// Reads the selected frames of a video that `open` opens, more than once if `is_file`.
-pub(super) fn read(
+/// What is wrong with a video without frames.
+const NO_FRAME: &str = "it has no complete frame";
+
+/// The selected frames of a video, or the way to them.
+pub(super) enum Selected {
+    /// The choice is known, nothing is decoded.
+    Chosen(Chosen),
+    /// The frames are decoded.
+    Read(Video),
+}
+
+/// Selects frames of a video that `open` opens, more than once if `is_file`. They are read if the
+/// choice depends on the frames.
+pub(super) fn select(
     open: impl Fn() -> Result<Box<dyn Frames>, MediaError>,
     is_file: bool,
     options: VideoOptions,
-) -> Result<Video, MediaError> {
+) -> Result<Selected, MediaError> {
     let open = || -> Result<MotionGate, MediaError> {
         let mut frames = open()?;
         if let FrameSelection::SyncKey(count) = options.frames {
@@ -28,17 +40,42 @@ pub(super) fn read(
         }
         Ok(MotionGate::new(frames, options.motion_gate))
     };
-    let mut frames = open()?;
+    let frames = open()?;
     match (options.frames, frames.outline().length) {
-        (FrameSelection::All, length) => {
-            let count = length.map(|length| length.frames);
-            collect(&mut frames, count, length, |_, _| true)
+        (FrameSelection::All, Some(length)) => {
+            let count = length.frames;
+            Ok(Selected::Chosen(Chosen::new(frames, count, length)))
         }
-        (FrameSelection::Rate(rate), length) => at_rate(&mut frames, rate, length),
         (FrameSelection::Uniform(count), Some(length)) => {
-            at(&mut frames, &uniform(length.frames, count), length)
+            Ok(Selected::Chosen(Chosen::new(frames, count, length)))
         }
-        (FrameSelection::Uniform(count), None) if is_file => {
+        _ => read_opened(frames, open, is_file, options).map(Selected::Read),
+    }
+}
+
+/// Reads the selected frames of a video that `open` opens, more than once if `is_file`.
+pub(super) fn read(
+    open: impl Fn() -> Result<Box<dyn Frames>, MediaError>,
+    is_file: bool,
+    options: VideoOptions,
+) -> Result<Video, MediaError> {
+    match select(open, is_file, options)? {
+        Selected::Chosen(chosen) => chosen.read(),
+        Selected::Read(video) => Ok(video),
+    }
+}
+
+/// Reads selected frames of an opened video whose choice is not known before.
+fn read_opened(
+    mut frames: MotionGate,
+    open: impl Fn() -> Result<MotionGate, MediaError>,
+    is_file: bool,
+    options: VideoOptions,
+) -> Result<Video, MediaError> {
+    match (options.frames, frames.outline().length) {
+        (FrameSelection::All, length) => collect(&mut frames, None, length, |_, _| true),
+        (FrameSelection::Rate(rate), length) => at_rate(&mut frames, rate, length),
+        (FrameSelection::Uniform(count), _) if is_file => {
             let length = measure(&mut frames)?;
             let video = at(&mut open()?, &uniform(length.frames, count), length)?;
             // The second pass ends at the last selected frame.
@@ -52,7 +89,7 @@ pub(super) fn read(
             let skipped = frames.skipped();
             Ok(Video { skipped, ..video })
         }
-        (FrameSelection::Uniform(count), None) => {
+        (FrameSelection::Uniform(count), _) => {
             let mut candidates = Candidates::uniform(count);
             while let Some(time) = frames.advance()? {
                 let difference = 0.0;
@@ -75,14 +112,120 @@ pub(super) fn read(
     }
 }
 
+/// Evenly spaced frames of a video of known length, which are decoded one by one.
+pub(super) struct Chosen {
+    frames: MotionGate,
+    /// Number of frames to choose, at most all.
+    count: usize,
+    length: Length,
+    collector: Collector,
+    /// Number of frames passed.
+    passed: usize,
+    /// Number of frames returned.
+    returned: usize,
+}
+
+impl Chosen {
+    fn new(frames: MotionGate, count: usize, length: Length) -> Self {
+        Self {
+            frames,
+            count: count.min(length.frames),
+            length,
+            collector: Collector::new(),
+            passed: 0,
+            returned: 0,
+        }
+    }
+
+    /// Returns the number of frames.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Returns width and height of all frames if they are known.
+    pub fn size(&self) -> Option<(usize, usize)> {
+        self.frames.outline().size
+    }
+
+    /// Returns the rate if all frames can be decoded.
+    pub fn frames_per_second(&self) -> f32 {
+        rate(self.count, self.length.seconds)
+    }
+
+    /// Checks that the frames fit into memory if they have this size.
+    ///
+    /// # Errors
+    /// If they do not, or are too many.
+    pub fn check(&self, size: (usize, usize)) -> Result<(), MediaError> {
+        self.collector.check(size, self.count)
+    }
+
+    /// Decodes the next frame; `None` after the last one, or if `is_canceled` returns `true` before.
+    ///
+    /// # Errors
+    /// If the video is damaged, or does not fit into memory.
+    pub fn next_frame(
+        &mut self,
+        is_canceled: impl Fn() -> bool,
+    ) -> Result<Option<RgbImage>, MediaError> {
+        let next = uniform_index(self.returned, self.length.frames, self.count);
+        while self.returned < self.count && !is_canceled() {
+            if self.frames.advance()?.is_none() {
+                break;
+            }
+            self.passed += 1;
+            if self.passed > next {
+                let image = self.frames.image()?;
+                if self.returned == 0 {
+                    self.check((image.width(), image.height()))?;
+                }
+                self.collector.hold(&image)?;
+                self.returned += 1;
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the error for a video of which only `decoded` frames can be decoded.
+    pub fn incomplete(&self, decoded: usize) -> MediaError {
+        let message = match decoded {
+            0 => NO_FRAME.to_owned(),
+            _ => format!("only {decoded} of {} frames can be decoded", self.count),
+        };
+        MediaError::damaged(self.frames.outline().format, message)
+    }
+
+    /// Decodes all frames.
+    pub fn read(mut self) -> Result<Video, MediaError> {
+        if let Some(size) = self.size() {
+            self.check(size)?;
+        }
+        let mut images = Vec::new();
+        while let Some(image) = self.next_frame(|| false)? {
+            images.push(image);
+        }
+        finish(&self.frames, images, Some(self.length.seconds))
+    }
+}
+
 /// Returns the indices of `count` evenly spaced frames of `total`; all if there are not more.
 fn uniform(total: usize, count: usize) -> Vec<usize> {
     if count >= total {
         return (0..total).collect();
     }
+    (0..count).map(|i| uniform_index(i, total, count)).collect()
+}
+
+/// Returns the index of frame `i` of `count` evenly spaced ones of `total`.
+fn uniform_index(i: usize, total: usize, count: usize) -> usize {
     // The product may exceed 64 bits.
-    let index = |i: usize| (i as u128 * total as u128 / count as u128) as usize;
-    (0..count).map(index).collect()
+    (i as u128 * total as u128 / count.max(1) as u128) as usize
+}
+
+/// Returns the rate of `frames` frames in `seconds`.
+fn rate(frames: usize, seconds: f64) -> f32 {
+    (frames as f64 / seconds) as f32
 }
 
 /// Counts the frames.
@@ -193,11 +336,11 @@ fn finish(
 ) -> Result<Video, MediaError> {
     if images.is_empty() {
         let format = frames.outline().format;
-        return Err(MediaError::damaged(format, "it has no complete frame"));
+        return Err(MediaError::damaged(format, NO_FRAME));
     }
     let seconds = seconds.unwrap_or_else(|| frames.end());
     Ok(Video {
-        frames_per_second: (images.len() as f64 / seconds) as f32,
+        frames_per_second: rate(images.len(), seconds),
         frames: images,
         skipped: frames.skipped(),
     })

@@ -12,11 +12,13 @@ use std::path::Path;
 use edge_lmm_models::media::MediaKind;
 
 use super::animation::{Animation, DEFAULT_DELAY};
+use super::decoding::Decoding;
 use super::error::MediaError;
 use super::ffmpeg::{self, Input};
 use super::folder::FolderFrames;
 use super::format::Format;
 use super::frame_stream::{FrameStream, Frames};
+use super::selection::Selected;
 use super::shared::Shared;
 use super::source::{Content, Source};
 use super::strip::{StripFrames, strip_frames};
@@ -48,6 +50,21 @@ impl Source {
         self.read(|| selection::read(|| open(self), is_file, options.into()))
     }
 
+    /// Decodes a video as [`Self::video`] does, on a thread if the choice of frames and their size
+    /// are known before.
+    pub(super) fn decode_video(&self, options: VideoOptions) -> Result<Decoded, MediaError> {
+        let is_file = !matches!(self.content(), Content::Stream(..));
+        self.read(|| {
+            Ok(match selection::select(|| open(self), is_file, options)? {
+                Selected::Read(video) => Decoded::Whole(video),
+                Selected::Chosen(chosen) => match chosen.size().filter(|_| chosen.count() > 0) {
+                    Some(size) => Decoded::Later(Decoding::start(self.path(), chosen, size)?),
+                    None => Decoded::Whole(chosen.read()?),
+                },
+            })
+        })
+    }
+
     /// Opens a video as a stream of frames.
     ///
     /// # Errors
@@ -56,6 +73,12 @@ impl Source {
         let frames = self.read(|| open(self))?;
         Ok(FrameStream::new(self.path().to_owned(), frames))
     }
+}
+
+/// A video that is decoded, or by a thread.
+pub(super) enum Decoded {
+    Whole(Video),
+    Later(Decoding),
 }
 
 fn open(source: &Source) -> Result<Box<dyn Frames>, MediaError> {
