@@ -70,7 +70,7 @@ impl FromStr for Novel {
 pub struct Difference {
     /// The largest one of the unit and those around it, if these count as well.
     pub around: f32,
-    /// That of the unit itself.
+    /// The difference of the unit itself.
     pub own: f32,
 }
 

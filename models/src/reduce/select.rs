@@ -17,7 +17,7 @@ use crate::media::{MediaKind, MediaOptions};
 use crate::model::Encoded;
 use crate::monitor::Monitor;
 
-/// What the choices that depend on the prompt need to know of it.
+/// Properties of the prompt that choices of tokens depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct PromptContext<'a, B: KernelBackend> {
     /// Embeddings of the question's tokens, for [`Reduction::Question`]; `None` if there are none.

@@ -156,7 +156,7 @@ struct Frame {
     work: Work,
 }
 
-/// What is known of a frame at its end.
+/// Measurements of a frame at its end.
 struct End {
     /// Time without interruptions.
     time: Duration,

@@ -33,7 +33,7 @@ pub enum ExperimentError {
         needs: &'static str,
         /// The given models.
         models: String,
-        /// What they lack.
+        /// The modality that they do not support.
         modality: Modality,
     },
     /// Too few models.

@@ -11,7 +11,7 @@ use super::spec::{CaseKey, Values};
 pub struct Line {
     /// The model.
     pub model: String,
-    /// What is varied.
+    /// Value of the varied quantity, as text.
     pub setting: String,
     /// Question or repeat.
     pub sample: String,

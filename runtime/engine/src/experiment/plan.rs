@@ -10,7 +10,7 @@ use super::shard::Shard;
 use super::spec::CaseKey;
 use crate::environment::Environment;
 
-/// What an experiment measures. It is stored beside the results.
+/// Parameters of an experiment, stored beside its results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The experiment.

@@ -143,7 +143,7 @@ pub struct Bars {
 pub struct Failure {
     /// The model.
     pub model: String,
-    /// What was varied.
+    /// Value of the varied quantity, as text.
     pub setting: String,
     /// Question or repeat.
     pub sample: String,

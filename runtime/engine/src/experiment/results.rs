@@ -9,7 +9,7 @@ use crate::statistics::Statistics;
 
 /// Measurements of an experiment.
 pub struct Results<'a> {
-    /// What was planned.
+    /// Parameters of the experiment.
     pub plan: &'a Plan,
     cases: Vec<CaseResults<'a>>,
 }

@@ -32,7 +32,7 @@ pub enum Progress<'a> {
         total: usize,
         /// The model.
         model: &'a str,
-        /// What is varied.
+        /// Value of the varied quantity, as text.
         setting: &'a str,
     },
     /// A measurement failed.

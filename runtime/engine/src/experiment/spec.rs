@@ -17,9 +17,9 @@ pub struct About {
     pub name: &'static str,
     /// Question that it answers.
     pub question: &'static str,
-    /// What is varied.
+    /// The quantity that is varied.
     pub varies: &'static str,
-    /// What is measured.
+    /// The quantities that are measured.
     pub measures: &'static str,
     /// Models that it needs.
     pub needs: &'static str,
@@ -55,7 +55,7 @@ pub trait Experiment: Sync {
 pub struct CaseKey {
     /// The model.
     pub model: String,
-    /// What is varied.
+    /// Value of the varied quantity, as text.
     pub setting: String,
     /// The varied quantity, if it is a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +68,7 @@ pub struct CaseKey {
 /// Measures a case once.
 type Measure = dyn Fn(&mut Bench, &Sample) -> Result<Values, ExperimentError>;
 
-/// What is measured under one condition.
+/// A measurement under one condition.
 pub struct Case {
     /// Name of the case.
     pub key: CaseKey,

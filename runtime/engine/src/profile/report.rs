@@ -99,7 +99,7 @@ pub struct Peak {
     pub macs_per_second: Option<f64>,
 }
 
-/// What a run measures.
+/// Parameters of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Parameters {
@@ -125,7 +125,7 @@ pub struct Parameters {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProfileRun {
-    /// What was measured.
+    /// Parameters of the run.
     pub parameters: Parameters,
     /// Runs before the measured ones, which are not part of the statistics.
     pub warmup: usize,

@@ -38,7 +38,7 @@ pub struct Measured {
 /// The runs of one turn of one point of a sweep.
 #[derive(Debug, Clone, Default)]
 pub struct Runs {
-    /// What is measured.
+    /// Parameters of the run.
     pub parameters: Parameters,
     /// The first run after the model was loaded, if it is one of these.
     pub cold: Option<ColdRun>,

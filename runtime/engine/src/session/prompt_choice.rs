@@ -20,7 +20,7 @@ use crate::features::{MediumKey, choice_key};
 use crate::loaded::LoadedModel;
 use crate::request::Request;
 
-/// What the choice of a medium's tokens depends on.
+/// Inputs that the choice of a medium's tokens depends on.
 #[derive(Debug, Clone)]
 pub(super) struct PromptChoice {
     /// Key of the result.

@@ -21,7 +21,7 @@ pub struct Sample {
     pub medium: Medium,
 }
 
-/// Where the medium of a question is.
+/// Location of the medium of a question.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Medium {
     /// Name of the medium; the same for all questions about it.

@@ -23,7 +23,7 @@ const CLIP: (usize, usize) = (16, 224);
 /// Side of synthetic images.
 const SIDE: usize = 448;
 
-/// What is overlapped, one after the other and overlapped.
+/// Pairs of conditions: one after the other, and overlapped.
 const PAIRS: [(&str, [&str; 2]); 3] = [
     (
         "decoding",

@@ -15,7 +15,7 @@ use super::key_frames::{self, Change};
 use super::motion_gate::MotionGate;
 use super::thumbnail::Thumbnail;
 
-/// What is wrong with a video without frames.
+/// Description of the error of a video without frames.
 const NO_FRAME: &str = "it has no complete frame";
 
 /// The selected frames of a video, or the way to them.

@@ -37,7 +37,7 @@ pub enum Dataset {
     Synthetic,
 }
 
-/// How a dataset is published.
+/// Layout in which a dataset is published.
 pub struct Layout {
     /// The kind of its media.
     pub kind: MediaKind,

@@ -15,7 +15,7 @@ use super::row::Row;
 /// The file formats, preferred ones first.
 pub const FORMATS: [&[&str]; 3] = [&["parquet"], &["json"], &["csv", "tsv"]];
 
-/// What is read of a table.
+/// Columns and rows of a table to read.
 #[derive(Debug, Clone, Copy)]
 pub enum Part<'a> {
     /// All rows; the column with this name, which holds the media, has no values.
