@@ -168,18 +168,7 @@ fn os(system: &System) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-
-    fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        let system = System::at(root.path());
-        (root, system)
-    }
+    use crate::health::tests::system as machine;
 
     #[test]
     fn a_board_is_described() {

@@ -370,10 +370,11 @@ fn advice(health: &Health) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
+    /// Creates a machine that has only these files of `/proc`, `/sys` and `/etc`.
+    pub(crate) fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);

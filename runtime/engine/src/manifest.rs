@@ -138,11 +138,6 @@ impl Manifest {
     }
 }
 
-/// Returns `true` if an answer is correct: the same text, ignoring case and surrounding whitespace.
-pub fn is_right(answer: &str, expected: &str) -> bool {
-    answer.trim().to_lowercase() == expected.trim().to_lowercase()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::is_right;
-
 /// A metric, as the question sets define it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -88,7 +86,7 @@ impl Metric {
         };
         let any = |matches: &dyn Fn(&str) -> bool| best(&|accepted| f64::from(matches(accepted)));
         match self {
-            Self::Exact => any(&|accepted| is_right(answer, accepted)),
+            Self::Exact => any(&|accepted| same_text(answer, accepted)),
             Self::Choice => {
                 let chosen = choice::letter(answer, choices);
                 any(&|accepted| chosen.is_some() && chosen == choice::letter(accepted, choices))
@@ -169,7 +167,7 @@ fn is_close(answer: &str, accepted: &str) -> bool {
         (Some(answer), Some(accepted)) if accepted != 0.0 => {
             (answer - accepted).abs() / accepted.abs() <= 0.05
         }
-        _ => is_right(answer, accepted),
+        _ => same_text(answer, accepted),
     }
 }
 
@@ -178,6 +176,11 @@ fn number(text: &str) -> Option<f64> {
         Some(percent) => percent.trim().parse().ok().map(|value: f64| value / 100.0),
         None => text.parse().ok(),
     }
+}
+
+/// Returns `true` if two texts are equal, ignoring case and surrounding whitespace.
+fn same_text(answer: &str, accepted: &str) -> bool {
+    answer.trim().to_lowercase() == accepted.trim().to_lowercase()
 }
 
 #[cfg(test)]

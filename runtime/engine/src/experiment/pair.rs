@@ -10,7 +10,10 @@ use edge_lmm_kernels::pool::{self, ThreadPool};
 use edge_lmm_models::media::MediaOptions;
 
 use super::answer::encode;
+use super::bench::BenchModel;
 use super::error::ExperimentError;
+use super::report::{Axis, Bars, Cell, Chart, ChartData};
+use super::results::{CaseResults, Results};
 use super::sample::since;
 use super::spec::Values;
 use crate::any_device::AnyEngine;
@@ -55,6 +58,60 @@ impl Order {
             Self::AtOnceOnHalves => "at once, half of the cores each",
             Self::AtOnce => "at once, all cores",
         }
+    }
+}
+
+/// Returns the name of the models of two tasks.
+pub(super) fn name(models: &[BenchModel], first: usize, second: usize) -> String {
+    match first == second {
+        true => models[first].name.clone(),
+        false => format!("{} + {}", models[first].name, models[second].name),
+    }
+}
+
+/// Returns the time of both tasks divided by that in turn on all cores, with the same input.
+pub(super) fn to_in_turn(results: &Results, case: &CaseResults) -> Option<f64> {
+    let turn = results.cases().iter().find(|other| {
+        other.key.x == case.key.x && other.key.setting.ends_with(Order::InTurn.name())
+    })?;
+    Some(case.median("total")? / turn.median("total")?)
+}
+
+/// Returns the row of a case: models, setting, time of each task and of both, ratio to in turn.
+pub(super) fn row(case: &CaseResults, ratio: Option<f64>) -> Vec<Cell> {
+    vec![
+        Cell::from(&*case.key.model),
+        Cell::from(&*case.key.setting),
+        case.median("first").into(),
+        case.median("second").into(),
+        case.median("total").into(),
+        ratio.into(),
+    ]
+}
+
+/// Draws the time of each task, whose names are given, and of both.
+pub(super) fn chart(results: &Results, title: &str, x: &str, tasks: [&str; 2]) -> Chart {
+    let bars = |name: &str, value: &str| Bars {
+        name: name.to_owned(),
+        values: results
+            .cases()
+            .iter()
+            .map(|case| case.median(value))
+            .collect(),
+    };
+    Chart {
+        title: title.to_owned(),
+        x: Axis::new(x, ""),
+        y: Axis::new("time", "ms"),
+        data: ChartData::Bars {
+            categories: results.cases().iter().map(|case| case.label(1)).collect(),
+            series: vec![
+                bars(tasks[0], "first"),
+                bars(tasks[1], "second"),
+                bars("both", "total"),
+            ],
+            stacked: false,
+        },
     }
 }
 

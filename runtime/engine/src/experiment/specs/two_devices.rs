@@ -1,7 +1,7 @@
 //! `two-devices`: vision and language on two partitions of the cores, or on two devices.
 
 use crate::experiment::pair::{self, Order, Task, Work};
-use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
+use crate::experiment::report::Table;
 use crate::experiment::stages::ms;
 use crate::experiment::synthetic;
 use crate::experiment::synthetic::MOST_PIXELS;
@@ -47,13 +47,7 @@ impl Experiment for TwoDevices {
             .find(|&i| i != vision)
             .unwrap_or(vision);
         let second = bench.models[language].second.is_some();
-        let model = match vision == language {
-            true => bench.models[vision].name.clone(),
-            false => format!(
-                "{} + {}",
-                bench.models[vision].name, bench.models[language].name
-            ),
-        };
+        let model = pair::name(&bench.models, vision, language);
         let mut orders: Vec<(&str, Order, bool)> = [
             Order::InTurn,
             Order::InTurnOnHalf,
@@ -109,21 +103,8 @@ impl Experiment for TwoDevices {
         ]);
         let mut notes = Vec::new();
         for case in results.cases() {
-            let turn = results.cases().iter().find(|other| {
-                other.key.x == case.key.x && other.key.setting.ends_with(Order::InTurn.name())
-            });
-            let ratio = turn
-                .and_then(|turn| turn.median("total"))
-                .zip(case.median("total"))
-                .map(|(turn, both)| both / turn);
-            table.rows.push(vec![
-                Cell::from(&*case.key.model),
-                Cell::from(&*case.key.setting),
-                case.median("first").into(),
-                case.median("second").into(),
-                case.median("total").into(),
-                ratio.into(),
-            ]);
+            let ratio = pair::to_in_turn(results, case);
+            table.rows.push(pair::row(case, ratio));
             if let Some(ratio) = ratio.filter(|_| case.key.setting.contains("at once")) {
                 let verdict = match ratio {
                     ..0.97 => "faster than",
@@ -138,31 +119,14 @@ impl Experiment for TwoDevices {
                 ));
             }
         }
-        let bars = |name: &str, value: &str| Bars {
-            name: name.to_owned(),
-            values: results
-                .cases()
-                .iter()
-                .map(|case| case.median(value))
-                .collect(),
-        };
-        let chart = Chart {
-            title: "Vision and language in turn and at once".to_owned(),
-            x: Axis::new("order", ""),
-            y: Axis::new("time", "ms"),
-            data: ChartData::Bars {
-                categories: results.cases().iter().map(|case| case.label(1)).collect(),
-                series: vec![
-                    bars("vision", "first"),
-                    bars("language", "second"),
-                    bars("both", "total"),
-                ],
-                stacked: false,
-            },
-        };
         Findings {
             table,
-            charts: vec![chart],
+            charts: vec![pair::chart(
+                results,
+                "Vision and language in turn and at once",
+                "order",
+                ["vision", "language"],
+            )],
             notes,
         }
     }

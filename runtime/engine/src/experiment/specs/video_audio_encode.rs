@@ -1,7 +1,7 @@
 //! `video-audio-encode`: encoding of a video and its sound, in turn or at once.
 
 use crate::experiment::pair::{self, Order, Task, Work};
-use crate::experiment::report::{Axis, Bars, Cell, Chart, ChartData, Table};
+use crate::experiment::report::Table;
 use crate::experiment::stages::ms;
 use crate::experiment::{
     About, Bench, Case, Experiment, ExperimentError, Findings, Modality, Results, Sample,
@@ -54,13 +54,7 @@ impl Experiment for VideoAudioEncode {
         let takes_video = videos.contains(&vision);
         let audio = bench.taking(Modality::Audio).first().copied();
         let audio = audio.ok_or_else(|| lacks(Modality::Audio))?;
-        let model = match vision == audio {
-            true => bench.models[vision].name.clone(),
-            false => format!(
-                "{} + {}",
-                bench.models[vision].name, bench.models[audio].name
-            ),
-        };
+        let model = pair::name(&bench.models, vision, audio);
         let mut cases = Vec::new();
         for seconds in bench.seconds(&SECONDS)? {
             for order in ORDERS {
@@ -96,19 +90,8 @@ impl Experiment for VideoAudioEncode {
         ]);
         let mut notes = Vec::new();
         for case in results.cases() {
-            let turn = results.cases().iter().find(|other| {
-                other.key.x == case.key.x && other.key.setting.ends_with(Order::InTurn.name())
-            });
-            let turn = turn.and_then(|turn| turn.median("total"));
-            let both = case.median("total");
-            table.rows.push(vec![
-                Cell::from(&*case.key.model),
-                Cell::from(&*case.key.setting),
-                case.median("first").into(),
-                case.median("second").into(),
-                both.into(),
-                both.zip(turn).map(|(both, turn)| both / turn).into(),
-            ]);
+            let ratio = pair::to_in_turn(results, case);
+            table.rows.push(pair::row(case, ratio));
             let (vision, audio) = (case.median_or_zero("first"), case.median_or_zero("second"));
             if case.key.setting.ends_with(Order::InTurn.name()) {
                 notes.push(format!(
@@ -118,42 +101,21 @@ impl Experiment for VideoAudioEncode {
                     ms(audio),
                     100.0 * audio / (vision + audio).max(f64::MIN_POSITIVE)
                 ));
-            } else if let Some((both, turn)) = both.zip(turn) {
+            } else if let Some(ratio) = ratio {
                 notes.push(format!(
-                    "{}: {:.2} times the time in turn.",
-                    case.key.setting,
-                    both / turn
+                    "{}: {ratio:.2} times the time in turn.",
+                    case.key.setting
                 ));
             }
         }
-        let values = |name: &str| {
-            results
-                .cases()
-                .iter()
-                .map(|case| case.median(name))
-                .collect()
-        };
-        let bars = |name: &str, value: &str| Bars {
-            name: name.to_owned(),
-            values: values(value),
-        };
-        let chart = Chart {
-            title: "Time of the encoders".to_owned(),
-            x: Axis::new("sound and order", ""),
-            y: Axis::new("time", "ms"),
-            data: ChartData::Bars {
-                categories: results.cases().iter().map(|case| case.label(1)).collect(),
-                series: vec![
-                    bars("vision", "first"),
-                    bars("audio", "second"),
-                    bars("both", "total"),
-                ],
-                stacked: false,
-            },
-        };
         Findings {
             table,
-            charts: vec![chart],
+            charts: vec![pair::chart(
+                results,
+                "Time of the encoders",
+                "sound and order",
+                ["vision", "audio"],
+            )],
             notes,
         }
     }
