@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::manifest::Manifest;
 use common::{F32, ask, data, engine_of, sound};
-use edge_lmm::manifest::{Manifest as Questions, is_right};
+use edge_lmm::manifest::Manifest as Questions;
 use edge_lmm::media::{self, FrameSelection, MediaKind};
 use edge_lmm::{Cpu, Media, Request, Session};
 use edge_lmm_convert::Options;
@@ -55,7 +55,7 @@ fn answers(engine: &mut Session<Cpu>, file: &str) -> Vec<(String, String, bool)>
             .answer(&request, |_| std::ops::ControlFlow::Continue(()))
             .expect("an answer")
             .text;
-        let right = is_right(&answer, &question.answer);
+        let right = question.score(&answer, None) == 1.0;
         answers.push((question.id.clone(), answer.trim().to_owned(), right));
     }
     answers
