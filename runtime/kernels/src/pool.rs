@@ -526,9 +526,19 @@ mod tests {
         pool.run(3, |_| std::thread::sleep(ms(1)));
         assert_eq!(meter::totals(), before);
         meter::set(true);
-        // One task sleeps for 20 ms longer than the other two.
-        pool.run(3, |i| {
-            std::thread::sleep(if i == 0 { ms(21) } else { ms(1) })
+        // One task lasts 20 ms longer than the other two.
+        let ended = AtomicU32::new(0);
+        let start = Instant::now();
+        pool.run(3, |i| match i {
+            0 => {
+                while ended.load(Ordering::Relaxed) < 2 && start.elapsed() < ms(2000) {
+                    std::thread::yield_now();
+                }
+                std::thread::sleep(ms(20));
+            }
+            _ => {
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
         });
         meter::set(false);
         let wait = (meter::totals() - before).wait;

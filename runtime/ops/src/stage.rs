@@ -377,7 +377,7 @@ pub(crate) fn launched() {
 #[must_use = "a stage lasts as long as its guard"]
 pub struct Guard(Option<u64>);
 
-/// Enters a top stage. Inside of another one, it interrupts that.
+/// Enters a top stage. A top stage inside another one interrupts it.
 pub fn top(name: &'static str) -> Guard {
     match recording() {
         true => enter(Kind::Top, format_args!("{name}"), name),
@@ -785,22 +785,23 @@ mod tests {
     fn a_stage_inside_another_interrupts_it() {
         let ms = Duration::from_millis;
         let mut recording = Recording::new(None);
+        let start = Instant::now();
         recording.run(|| {
             let _outer = top("prefill");
             let _module = module("embedding");
             let _inner = top("vision");
             std::thread::sleep(ms(20));
         });
+        let whole = start.elapsed();
         let records = recording.finish();
         let [prefill, embedding, vision] = &records[..] else {
             panic!("{records:?}")
         };
         assert_eq!((vision.name.as_str(), vision.parent), ("vision", None));
         assert!(vision.time >= ms(20));
-        assert!(
-            prefill.time < ms(10) && embedding.time < ms(10),
-            "{records:?}"
-        );
+        for outer in [prefill, embedding] {
+            assert!(outer.time + vision.time <= whole, "{records:?}");
+        }
     }
 
     #[test]

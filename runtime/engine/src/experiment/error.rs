@@ -24,7 +24,7 @@ pub enum ExperimentError {
     /// A medium cannot be prepared.
     #[error(transparent)]
     Preprocess(#[from] PreprocessError),
-    /// No model has the modality that an experiment needs.
+    /// Some models lack the modality that an experiment needs.
     #[error("{experiment} needs {needs}; {models} cannot take {modality}", modality = modality.plural())]
     Modality {
         /// The experiment.
@@ -43,7 +43,7 @@ pub enum ExperimentError {
         experiment: &'static str,
         /// Models that it needs.
         needs: &'static str,
-        /// Number of given models.
+        /// The number of given models, as the start of a sentence.
         found: String,
     },
     /// The manifest has no question that the experiment can use.

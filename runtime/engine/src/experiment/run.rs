@@ -217,6 +217,10 @@ fn measure(
         // A failure is reported by the measurement.
         let _ = (case.measure)(bench, sample);
     }
+    // What the warm-up has encoded is encoded again.
+    for model in &mut bench.models {
+        model.medium = None;
+    }
     let outcome = (case.measure)(bench, sample).map_err(|error| one_line(&error));
     let count = u32::try_from(warmup).unwrap_or(u32::MAX).saturating_add(1);
     (outcome, start.elapsed() / count)

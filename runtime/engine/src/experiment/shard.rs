@@ -13,11 +13,30 @@ use super::plan::Plan;
 
 /// One of several equal parts of the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
 pub struct Shard {
     /// Number of the part, from 1.
     pub index: usize,
     /// Number of parts.
     pub count: usize,
+}
+
+/// The fields of a [`Shard`] before they are checked.
+#[derive(Deserialize)]
+struct Parts {
+    index: usize,
+    count: usize,
+}
+
+impl TryFrom<Parts> for Shard {
+    type Error = String;
+
+    fn try_from(Parts { index, count }: Parts) -> Result<Self, String> {
+        match 0 < index && index <= count {
+            true => Ok(Self { index, count }),
+            false => Err("expected I/N with 1 <= I <= N, such as 2/8".to_owned()),
+        }
+    }
 }
 
 impl Shard {
@@ -40,13 +59,13 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text
-            .split_once('/')
-            .and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
-        match parts {
-            Some((index, count)) if 0 < index && index <= count => Ok(Self { index, count }),
-            _ => Err("expected I/N with 1 <= I <= N, such as 2/8".to_owned()),
-        }
+        let (index, count) = text.split_once('/').unwrap_or_default();
+        // A part that is no number is as wrong as 0.
+        let number = |text: &str| text.parse().unwrap_or_default();
+        Self::try_from(Parts {
+            index: number(index),
+            count: number(count),
+        })
     }
 }
 
@@ -159,11 +178,14 @@ mod tests {
         for (text, expected) in [("1/3", vec![0, 3, 6]), ("3/3", vec![2, 5])] {
             let shard: Shard = text.parse().unwrap();
             let own: Vec<usize> = (0..8).filter(|&i| shard.has(i)).collect();
-            assert_eq!(own[..expected.len()], expected);
+            assert_eq!(own, expected);
             assert_eq!(shard.to_string(), text);
         }
         for text in ["", "1", "0/2", "3/2", "1/0", "a/b"] {
             assert!(text.parse::<Shard>().is_err(), "{text}");
+        }
+        for text in [r#"{"index":1,"count":0}"#, r#"{"index":0,"count":2}"#] {
+            assert!(serde_json::from_str::<Shard>(text).is_err(), "{text}");
         }
     }
 }

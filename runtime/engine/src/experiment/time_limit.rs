@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Limit of the time of one or several experiments, from its creation. No measurement starts that
-/// is estimated to end later, so that all of them end within the limit and the time by which the
-/// last one was underestimated.
+/// Time limit of one or several experiments, from its creation. A measurement that is estimated to
+/// end after the limit is not started. The limit is exceeded by at most the error of the last
+/// estimate.
 #[derive(Debug)]
 pub struct TimeLimit {
     start: Instant,
@@ -26,8 +26,8 @@ impl TimeLimit {
         }
     }
 
-    /// Lets repeats use an equal part of the time that is left, so that as many `experiments` have
-    /// time for theirs.
+    /// Limits the repeats of the next experiment to an equal part of the time that is left, where
+    /// `experiments` of them are still to run.
     pub fn share(&mut self, experiments: usize) {
         let elapsed = self.start.elapsed();
         let left = self.limit.saturating_sub(elapsed);

@@ -29,7 +29,7 @@ pub(super) struct Recorder {
     nodes: Vec<Node>,
     /// Nodes of the frames that are open on the thread.
     open: Vec<usize>,
-    /// Number of frames that were open when the recording was entered. It does not have them.
+    /// Number of frames that were open when the recording was entered. They are not recorded.
     base: usize,
     index: HashMap<(&'static str, String), usize>,
     records: Vec<StageRecord>,
@@ -156,7 +156,7 @@ impl Recorder {
         })
     }
 
-    /// Ends the innermost frame. `end_bytes` is the heap use.
+    /// Ends the innermost frame with its measurements.
     pub fn close(&mut self, frame: &Frame, end: &super::End) {
         let Some(node) = self.open.pop() else { return };
         if self.open.len() < self.base {
@@ -225,7 +225,8 @@ impl Recorder {
         }
     }
 
-    /// Adds the record of a helper with its time, `offset` of which lies before it began.
+    /// Adds a record of a helper. `offset` is the time from the start of this recording to that of
+    /// the helper, `share` the part of the time that is hidden.
     pub fn add_helper(&mut self, record: &StageRecord, offset: std::time::Duration, share: f64) {
         let place = self.slot(record.stage, record.name.clone(), None);
         let sum = &mut self.records[place];

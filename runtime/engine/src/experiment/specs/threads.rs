@@ -45,7 +45,8 @@ impl Experiment for Threads {
                  --device"
             )));
         }
-        let counts = bench.counts(&all_counts(pool::global().threads()), 256)?;
+        let threads = pool::global().threads();
+        let counts = bench.counts(&all_counts(threads), threads.max(256))?;
         let mut cases = Vec::new();
         for model in 0..bench.models.len() {
             let kinds = [Modality::Image, Modality::Audio];

@@ -75,7 +75,7 @@ impl Source {
     }
 }
 
-/// A video that is decoded, or by a thread.
+/// A video that is decoded, or that a thread decodes.
 pub(super) enum Decoded {
     Whole(Video),
     Later(Decoding),
