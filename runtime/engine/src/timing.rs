@@ -307,7 +307,7 @@ pub(crate) fn within_stage(path: &str) -> &str {
 }
 
 /// Replaces the numbers of a path: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
-pub(crate) fn without_numbers(path: &str) -> String {
+pub fn without_numbers(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('.')
         .map(|part| match part.parse::<usize>() {

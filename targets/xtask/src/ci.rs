@@ -79,14 +79,14 @@ const STEPS: &[Step<'_>] = &[
     ),
     ("tests", &["cargo", "test", "--workspace"], &[]),
     (
-        "tests of data prepare",
+        "tests of desk features",
         &[
             "cargo",
             "test",
             "-p",
             "edge-lmm-cli",
             "--features",
-            "data",
+            "data,plots",
             "--bin",
             "edge-lmm",
             "--test",

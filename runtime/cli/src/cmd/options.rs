@@ -159,7 +159,9 @@ impl FrameChoice {
     /// Returns the number of frames.
     pub fn count(self) -> usize {
         match self.0 {
-            FrameSelection::Uniform(count) | FrameSelection::Key(count) => count,
+            FrameSelection::Uniform(count)
+            | FrameSelection::Key(count)
+            | FrameSelection::SyncKey(count) => count,
             // Not parsed from this option.
             _ => 0,
         }
@@ -304,8 +306,9 @@ pub struct SweptMediaArgs {
     #[command(flatten)]
     common: CommonMediaArgs,
     /// Numbers of video frames to use, evenly spaced, or keyframes:N for the first one and those
-    /// that differ most from the frame before [default: all]. Without --video, the video is noise
-    #[arg(long, value_name = "N|keyframes:N", value_delimiter = ',')]
+    /// that differ most from the frame before, or syncframes:N to decode only frames of H.264 that
+    /// depend on no other [default: all]. Without --video, the video is noise
+    #[arg(long, value_name = "N|keyframes:N|syncframes:N", value_delimiter = ',')]
     pub frames: Vec<FrameChoice>,
 }
 

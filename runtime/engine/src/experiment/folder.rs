@@ -80,6 +80,18 @@ impl Folder {
         Ok((folder, lines))
     }
 
+    /// Adds the state of the machine after the measurements to the plan.
+    ///
+    /// # Errors
+    /// If the plan cannot be read or written.
+    pub fn finish(&self) -> Result<(), ExperimentError> {
+        if let Some(mut plan) = read_plan(&self.path)? {
+            plan.finish();
+            write_plan(&self.path, &plan)?;
+        }
+        Ok(())
+    }
+
     /// Creates a folder with complete results.
     ///
     /// # Errors

@@ -169,7 +169,7 @@ fn measure(
     let models = part.models.iter().map(|&model| all.models[model].again());
     let manifest = all.manifest.clone().filter(|_| part.manifest);
     let mut bench = Bench::new(models.collect(), manifest, settings);
-    let (plan, cases, samples) = plan(part.experiment, &mut bench, Shard::WHOLE)?;
+    let (mut plan, cases, samples) = plan(part.experiment, &mut bench, Shard::WHOLE)?;
     let folder = options
         .out
         .as_deref()
@@ -178,7 +178,7 @@ fn measure(
         Some((folder, known)) => (Some(folder), known),
         None => (None, Vec::new()),
     };
-    let planned = (&plan, &*cases, &*samples);
+    let planned = (&mut plan, &*cases, &*samples);
     let limit = Some(limit);
     let lines = run(
         &mut bench,

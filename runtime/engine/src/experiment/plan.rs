@@ -35,6 +35,13 @@ pub struct Unit {
 }
 
 impl Plan {
+    /// Adds the state of the machine after the measurements.
+    pub fn finish(&mut self) {
+        for environment in &mut self.environments {
+            environment.finish();
+        }
+    }
+
     /// Returns the measurements of this shard in their order: the cases alternate within a sample.
     pub fn units(&self) -> Vec<Unit> {
         let samples = self.samples.iter().enumerate();

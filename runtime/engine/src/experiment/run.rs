@@ -129,13 +129,14 @@ fn parameters(bench: &Bench, device: Device) -> Result<BTreeMap<String, Value>, 
 
 /// Makes the measurements of a plan that are not among `lines` and adds them. A measurement that
 /// fails is recorded, and repeated when the run is continued. With a limit, measurements that do not
-/// fit are left out, which is recorded as a failure of a case without any measurement.
+/// fit are left out, which is recorded as a failure of a case without any measurement. The state of
+/// the machine afterwards is added to the plan.
 ///
 /// # Errors
 /// If a measurement cannot be written.
 pub fn run(
     bench: &mut Bench,
-    (plan, cases, samples): (&Plan, &[Case], &[Sample]),
+    (plan, cases, samples): (&mut Plan, &[Case], &[Sample]),
     mut folder: Option<&mut Folder>,
     mut lines: Vec<Line>,
     mut limit: Option<&mut TimeLimit>,
@@ -201,6 +202,10 @@ pub fn run(
             folder.append(&line)?;
         }
         lines.push(line);
+    }
+    plan.finish();
+    if let Some(folder) = folder {
+        folder.finish()?;
     }
     Ok(lines)
 }

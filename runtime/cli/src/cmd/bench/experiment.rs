@@ -256,13 +256,13 @@ fn measure(
     shard: Shard,
     out: Option<&Path>,
 ) -> anyhow::Result<(experiment::Plan, Vec<experiment::Line>)> {
-    let (plan, cases, samples) = experiment::plan(experiment, bench, shard)?;
+    let (mut plan, cases, samples) = experiment::plan(experiment, bench, shard)?;
     let (mut folder, known) = match out.map(|out| Folder::open(out, &plan)).transpose()? {
         Some((folder, known)) => (Some(folder), known),
         None => (None, Vec::new()),
     };
     let bar = progress_bar()?;
-    let planned = (&plan, &*cases, &*samples);
+    let planned = (&mut plan, &*cases, &*samples);
     let lines = experiment::run(bench, planned, folder.as_mut(), known, None, |progress| {
         show(&bar, progress);
     });

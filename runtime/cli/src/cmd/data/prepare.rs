@@ -77,8 +77,13 @@ impl Cmd {
 
     fn synthetic(&self) -> anyhow::Result<()> {
         ensure!(
-            self.source.is_none() && !self.ytdlp && !self.with_audio && self.split.is_none(),
-            "the synthetic dataset is generated: it has no --source, --split, --ytdlp or --with-audio"
+            self.source.is_none()
+                && !self.ytdlp
+                && !self.present_only
+                && !self.with_audio
+                && self.split.is_none(),
+            "the synthetic dataset is generated: it has no --source, --split, --ytdlp, \
+             --present-only or --with-audio"
         );
         let count = self.max_samples.map_or(SYNTHETIC_SAMPLES, |n| n as usize);
         let questions = synthetic::write(&self.out, count, self.seed.unwrap_or(0))?;
@@ -96,6 +101,10 @@ impl Cmd {
         ensure!(
             !self.with_audio || layout.kind == MediaKind::Video,
             "--with-audio writes the sound tracks of videos; this dataset has none"
+        );
+        ensure!(
+            !self.ytdlp || layout.kind != MediaKind::Image,
+            "--ytdlp downloads videos and sounds; this dataset has images"
         );
         let source = self.source.as_deref().with_context(|| match layout.hub {
             Some(hub) => format!("--source is required: a folder, or hf:{hub}"),

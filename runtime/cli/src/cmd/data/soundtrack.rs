@@ -5,19 +5,26 @@ use std::path::Path;
 use edge_lmm::media::{Audio, Source};
 use edge_lmm::one_line;
 
+use crate::cmd::options::FFMPEG;
+
+/// Sizes in a WAV file have 32 bits.
+const MAX_SAMPLES: usize = (u32::MAX as usize - 36) / 2;
+
 /// Decodes the sound track of a clip: AAC in MP4, other formats by ffmpeg if it is installed.
 ///
 /// # Errors
 /// The reason why there is none.
 pub fn wav_of(clip: &Path) -> Result<Vec<u8>, String> {
-    let source = Source::file(clip).map(|source| source.with_ffmpeg("ffmpeg"));
+    let source = Source::file(clip).map(|source| source.with_ffmpeg(FFMPEG));
     let audio = source.and_then(|source| source.audio());
-    audio
-        .map(|audio| wav(&audio))
-        .map_err(|error| one_line(&error))
+    let audio = audio.map_err(|error| one_line(&error))?;
+    if audio.samples.len() > MAX_SAMPLES {
+        return Err("the sound track is too long for a WAV file".to_owned());
+    }
+    Ok(wav(&audio))
 }
 
-/// Returns a WAV file with 16 bits per sample.
+/// Returns a WAV file with 16 bits per sample, of up to `MAX_SAMPLES`.
 pub fn wav(audio: &Audio) -> Vec<u8> {
     let bytes = 2 * audio.samples.len() as u32;
     let mut wav = Vec::with_capacity(44 + bytes as usize);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use edge_lmm::environment::{Environment, MachineState};
 use edge_lmm::profile::ProfileReport;
 use edge_lmm::profile::report::{ModuleCost, Parameters, ProfileRun};
+use edge_lmm::timing::without_numbers;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -262,10 +263,10 @@ fn different_questions(before: &ProfileRun, after: &ProfileRun) -> Vec<String> {
 
 impl RunChanges {
     fn new(before: &ProfileRun, after: &ProfileRun) -> Self {
-        let combine = |run: &ProfileRun| modules(&run.modules, |name| Some(pattern(name)));
+        let combine = |run: &ProfileRun| modules(&run.modules, |name| Some(without_numbers(name)));
         let layers = |run: &ProfileRun| {
             modules(&run.modules, |name| {
-                (pattern(name) != name).then(|| name.to_owned())
+                (without_numbers(name) != name).then(|| name.to_owned())
             })
         };
         Self {
@@ -337,16 +338,6 @@ fn modules(
             });
     }
     all
-}
-
-/// Replaces the numbers of a path: `vision.blocks.7.mlp` becomes `vision.blocks.*.mlp`.
-fn pattern(path: &str) -> String {
-    let number = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    let parts = path.split('.');
-    let parts: Vec<&str> = parts
-        .map(|part| if number(&part) { "*" } else { part })
-        .collect();
-    parts.join(".")
 }
 
 /// Returns the changes of all modules of both runs, the largest first.

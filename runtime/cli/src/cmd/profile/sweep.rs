@@ -67,6 +67,10 @@ impl Point {
 impl Sweep {
     /// Checks the options.
     pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.image_size.is_empty() || !self.files.has_video(),
+            "--image-size resizes images, and --video is a file of one size: leave one of them out"
+        );
         self.media().check()
     }
 
@@ -105,8 +109,6 @@ impl Sweep {
     /// Prepares media of the sizes of a point before the measurement. Returns `None` if the files are
     /// used as they are.
     pub fn prepare(&self, point: &Point) -> anyhow::Result<Option<Vec<Media>>> {
-        let has = |extension: &dyn Fn(&Media) -> bool, media: &[Media]| media.iter().any(extension);
-        let is_video = |medium: &Media| matches!(medium.data(), MediaData::Video { .. });
         let resized = point.image_size.is_some() || point.audio_seconds.is_some();
         let no_video = !self.files.has_video();
         if !resized && (point.frames.is_none() || !no_video) {
@@ -122,14 +124,13 @@ impl Sweep {
             let frames = (0..frames).map(|seed| noise(size, seed as u64));
             media.push(Media::video(frames.collect::<Result<_, _>>()?, FRAME_RATE));
         }
-        let is_visual = |medium: &Media| is_video(medium) || is_image(medium);
         if let Some(size) = point.image_size
-            && !has(&is_visual, &media)
+            && !media.iter().any(is_visual)
         {
             media.insert(0, Media::image(noise(size, 0)?));
         }
         if let Some(seconds) = point.audio_seconds
-            && !has(&is_sound, &media)
+            && !media.iter().any(is_sound)
         {
             media.push(sound(seconds));
         }
@@ -145,8 +146,9 @@ fn each<T: Copy>(values: &[T]) -> Vec<Option<T>> {
     }
 }
 
-fn is_image(medium: &Media) -> bool {
-    matches!(medium.data(), MediaData::Image(_))
+fn is_visual(medium: &Media) -> bool {
+    let data = medium.data();
+    matches!(data, MediaData::Image(_) | MediaData::Video { .. })
 }
 
 fn is_sound(medium: &Media) -> bool {
@@ -305,6 +307,20 @@ mod tests {
                 .expect("no media")
                 .is_none()
         );
+    }
+
+    #[test]
+    fn every_selection_of_frames_has_a_count() {
+        let points = sweep(&["--frames", "4,keyframes:5,syncframes:6"]).points();
+        let counts: Vec<_> = points.iter().map(Point::frames).collect();
+        assert_eq!(counts, [Some(4), Some(5), Some(6)]);
+    }
+
+    #[test]
+    fn videos_have_no_image_size() {
+        let sweep = sweep(&["--video", "clip.mp4", "--image-size", "224,448"]);
+        let error = sweep.check().expect_err("one size").to_string();
+        assert!(error.contains("--image-size"), "{error}");
     }
 
     #[test]
