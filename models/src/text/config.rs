@@ -176,6 +176,7 @@ impl Fields {
                 _ => RotaryKind::Scaled(self.rotary(kind, rope, head_dim)?),
             },
             qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
+            qk_norm: false,
             tied: self.tie_word_embeddings.unwrap_or(false),
             context_length: self.max_position_embeddings,
             sliding_window: self.sliding_window(kind),

@@ -65,6 +65,8 @@ pub struct DecoderConfig {
     pub rotary: RotaryKind,
     /// `true` if queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// `true` if every head of queries and keys is normalized before it is rotated.
+    pub qk_norm: bool,
     /// `true` if the embedding table is also the output head.
     pub tied: bool,
     /// Context length of the model.
@@ -396,7 +398,7 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         let (heads, weights) = (self.config.heads(), &self.layers[layer]);
         let query = || {
             let table = self.rotary_table(&[position], state.long, &x.device());
-            let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
+            let qkv = weights.projected(x, heads);
             table.rotate(qkv, 0, heads.heads, heads.head_dim)
         };
         weights_of::<B>(layer, heads, query, &state.cache, keys)
@@ -411,6 +413,8 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
 struct DecoderLayer<B: KernelBackend> {
     attention_norm: RmsNorm<B>,
     qkv: Linear<B>,
+    q_norm: Option<RmsNorm<B>>,
+    k_norm: Option<RmsNorm<B>>,
     out: Linear<B>,
     mlp_norm: RmsNorm<B>,
     gate_up: Linear<B>,
@@ -447,15 +451,37 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let attended = scope.repeated("qkv", values, &heads, head_dim, shared_by);
         let gated = scope.produced("gate_up", ffn.len(), &ffn);
         let attention = scope.child("", "self_attn");
+        let head_norm = |name| {
+            let norm = || attention.rms_norm(name, name, head_dim, eps);
+            config.qk_norm.then(norm)
+        };
         let mlp = scope.child("", "mlp");
         Ok(Self {
             attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
             qkv: attention.linear("qkv", &qkv, normed("attention_norm"), config.qkv_bias)?,
+            q_norm: head_norm("q_norm"),
+            k_norm: head_norm("k_norm"),
             out: attention.linear("out", &[("o_proj", hidden)], attended, false)?,
             mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
             gate_up: mlp.linear("gate_up", &gate_up, normed("mlp_norm"), false)?,
             down: mlp.linear("down", &[("down_proj", hidden)], gated, false)?,
         })
+    }
+
+    /// Computes queries, keys and values before rotation:
+    /// `[tokens, (heads + 2 kv_heads) * head_dim]`.
+    fn projected(&self, x: Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
+        let qkv = self.qkv.forward(self.attention_norm.forward(x));
+        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else {
+            return qkv;
+        };
+        let [tokens, width] = qkv.dims();
+        let keys = heads.heads * heads.head_dim;
+        let values = keys + heads.kv_heads * heads.head_dim;
+        let part = |columns: Range<usize>| qkv.clone().slice([0..tokens, columns]);
+        let q = q_norm.forward_heads(part(0..keys), heads.head_dim);
+        let k = k_norm.forward_heads(part(keys..values), heads.head_dim);
+        Tensor::cat(vec![q, k, part(values..width)], 1)
     }
 
     fn forward(
@@ -468,7 +494,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let qkv = self.projected(x.clone(), heads);
             let (layer, visible) = (place.layer, place.visible);
             let attended = table.attend(qkv, heads, cache, layer, visible, scale(heads));
             place.close_attention(&self.out, attended, x)

@@ -190,6 +190,7 @@ impl<B: KernelBackend> Pixels<B> {
                 },
             }),
             qkv_bias: false,
+            qk_norm: false,
             tied: false,
             context_length: 512,
             sliding_window: Some(SlidingWindow {
