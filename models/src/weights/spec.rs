@@ -120,6 +120,12 @@ impl WeightSpec {
     pub fn cols(&self) -> usize {
         self.columns.len()
     }
+
+    /// Returns `true` if the rows are those of the vocabulary: the table of embeddings and the output
+    /// head.
+    pub fn is_vocabulary(&self) -> bool {
+        matches!(&*self.name, "text.embedding.weight" | "text.head.weight")
+    }
 }
 
 /// The inputs of a linear layer.
