@@ -4,22 +4,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use clap::Args;
-use edge_lmm_convert::compare::{ComparisonReport, ModelReport, Scorer, Windows, compare_text};
+use edge_lmm::manifest::Manifest;
+use edge_lmm::output::Output;
+use edge_lmm_convert::compare::{
+    Answers, ComparisonReport, FORMAT, ModelReport, Predictions, QuestionsReport, Scorer,
+    TextReport, VERSION, Windows, answer, page, predict,
+};
 use edge_lmm_convert::export::export;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Compares records with a reference: what a smaller format costs and what it saves.
 ///
-/// All records predict the next token at the same positions of a text. The reference is usually the
-/// record of the same checkpoint in f32 or f16. The table has the perplexity of the text, the
-/// Kullback-Leibler divergence from the reference with its standard error, median and 99th
-/// percentile, the share of positions with the same most probable token, the size of the file and
-/// the bits per weight of the layers, of the vocabulary (embeddings and head) and of the file.
+/// The reference is usually the record of the same checkpoint in f32 or f16. With --text or --ids,
+/// all records predict the next token at the same positions of a text. The table then has its
+/// perplexity (PPL), the Kullback-Leibler divergence from the reference in nats per token (KL) with
+/// its standard error, median and 99th percentile, and the share of positions with the same most
+/// probable token (top-1). With --manifest, all records answer the questions of a set as
+/// `edge-lmm eval` does. Sizes are those of the file, and the bits per weight of the layers, of the
+/// vocabulary (embeddings and head) and of the whole file.
 ///
 /// The text is cut into windows, which are processed independently; the second half of each window
 /// is scored.
 ///
-/// Example: edge-lmm-convert compare f32.bpk q4.bpk q8.bpk --text articles.txt
+/// Example: edge-lmm-convert compare f32.bpk q4.bpk q8.bpk --text articles.txt --html compare.html
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
 pub struct Compare {
@@ -40,6 +47,9 @@ pub struct Compare {
     /// Use only the first N windows
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
+    /// Question set to answer
+    #[arg(long, value_name = "M.csv", group = "what")]
+    manifest: Option<PathBuf>,
     /// Write the weights of the candidate as f32 to a folder in the layout of Hugging Face; of
     /// several candidates, each to a folder of its own in it
     #[arg(long, value_name = "DIR", group = "what")]
@@ -47,26 +57,76 @@ pub struct Compare {
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+    /// Write a page with plots of divergence and accuracy by size
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
 }
 
 impl Compare {
     pub fn run(&self) -> anyhow::Result<()> {
-        let paths = std::iter::once(&self.reference).chain(&self.candidates);
+        let inputs = [&self.reference].into_iter().chain(&self.candidates);
+        let inputs = inputs
+            .chain(&self.text)
+            .chain(&self.ids)
+            .chain(&self.manifest);
+        let html = self.html.as_deref();
+        let html = html
+            .map(|path| Output::replace(path, inputs.map(PathBuf::as_path)))
+            .transpose()?;
+        let paths = [&self.reference].into_iter().chain(&self.candidates);
         let mut models = paths
             .map(|path| Scorer::open(path))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(folder) = &self.export {
             self.export_to(folder, &models[1..])?;
         }
-        let Some(windows) = self.windows(&models[0])? else {
-            return Ok(());
-        };
-        let report = self.compare(&mut models, &windows)?;
+        let report = self.report(&mut models)?;
+        if let Some(output) = html {
+            output.finish_with(page(&report)?.as_bytes())?;
+        }
         match self.json {
             true => println!("{}", serde_json::to_string_pretty(&report)?),
             false => println!("{}", table(&report)),
         }
         Ok(())
+    }
+
+    fn report(&self, models: &mut [Scorer]) -> anyhow::Result<ComparisonReport> {
+        let manifest = self.manifest.as_deref();
+        let manifest = manifest.map(Manifest::open).transpose()?;
+        let windows = self.windows(&models[0])?;
+        let predictions = match &windows {
+            Some((windows, _)) => Self::predict(models, windows)?,
+            None => Vec::new(),
+        };
+        let answers = match &manifest {
+            Some(manifest) => Self::answer(models, manifest)?,
+            None => Vec::new(),
+        };
+        let model = |(index, model): (usize, &Scorer)| ModelReport {
+            file: model.record().path().display().to_string(),
+            size: model.size(),
+            predictions: predictions.get(index).cloned(),
+            answers: answers.get(index).cloned(),
+        };
+        Ok(ComparisonReport {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            text: windows.as_ref().map(|(windows, file)| TextReport {
+                file: file.display().to_string(),
+                windows: windows.rows().len(),
+                window_tokens: windows.window(),
+                positions: windows.positions(),
+            }),
+            questions: manifest
+                .as_ref()
+                .zip(self.manifest.as_ref())
+                .map(|(manifest, file)| QuestionsReport {
+                    file: file.display().to_string(),
+                    questions: manifest.questions.len(),
+                }),
+            models: models.iter().enumerate().map(model).collect(),
+        })
     }
 
     fn export_to(&self, folder: &Path, candidates: &[Scorer]) -> anyhow::Result<()> {
@@ -81,98 +141,149 @@ impl Compare {
         Ok(())
     }
 
-    fn windows(&self, reference: &Scorer) -> anyhow::Result<Option<Windows>> {
-        let windows = match (&self.text, &self.ids) {
-            (Some(text), _) => Windows::of_text(text, reference.record().tokenizer(), self.window)?,
-            (None, Some(ids)) => Windows::of_numpy(ids)?,
+    fn windows(&self, reference: &Scorer) -> anyhow::Result<Option<(Windows, &Path)>> {
+        let tokenizer = reference.record().tokenizer();
+        let (windows, file) = match (&self.text, &self.ids) {
+            (Some(text), _) => (Windows::of_text(text, tokenizer, self.window)?, text),
+            (None, Some(ids)) => (Windows::of_numpy(ids)?, ids),
             (None, None) => return Ok(None),
         };
         ensure!(
             self.windows != Some(0),
             "--windows is 0, expected at least 1"
         );
-        Ok(Some(windows.first(self.windows.unwrap_or(usize::MAX))))
+        Ok(Some((
+            windows.first(self.windows.unwrap_or(usize::MAX)),
+            file,
+        )))
     }
 
-    fn compare(
-        &self,
-        models: &mut [Scorer],
-        windows: &Windows,
-    ) -> anyhow::Result<ComparisonReport> {
-        let bar = ProgressBar::new(windows.rows().len() as u64).with_style(
-            ProgressStyle::with_template("{bar:16} {pos}/{len} windows, {eta} left")?,
-        );
-        let file = self.text.as_ref().or(self.ids.as_ref());
-        let file = file.map(|file| file.display().to_string());
-        let progress = |done| bar.set_position(done as u64);
-        let report = compare_text(models, windows, &file.unwrap_or_default(), progress);
+    fn predict(models: &mut [Scorer], windows: &Windows) -> anyhow::Result<Vec<Predictions>> {
+        let bar = bar(windows.rows().len(), "windows")?;
+        let predictions = predict(models, windows, |done| bar.set_position(done as u64));
         bar.finish_and_clear();
-        Ok(report?)
+        Ok(predictions?)
+    }
+
+    fn answer(models: &[Scorer], manifest: &Manifest) -> anyhow::Result<Vec<Answers>> {
+        let bar = bar(models.len() * manifest.questions.len(), "answers")?;
+        let records = models.iter().map(Scorer::record);
+        let answers = answer(records, manifest, |done| bar.set_position(done as u64));
+        bar.finish_and_clear();
+        Ok(answers?)
     }
 }
 
-/// Formats the comparison as a table with one row per model.
+fn bar(length: usize, what: &str) -> anyhow::Result<ProgressBar> {
+    let template = format!("{{bar:16}} {{pos}}/{{len}} {what}, {{eta}} left");
+    Ok(ProgressBar::new(length as u64).with_style(ProgressStyle::with_template(&template)?))
+}
+
+/// A column of the table: its heading, and the text for a model.
+type Column = (&'static str, fn(&ModelReport) -> String);
+
+/// The columns about size, predictions and answers.
+const SIZE: [Column; 4] = [
+    ("MiB", |model| {
+        format!("{:.1}", model.size.bytes as f64 / (1 << 20) as f64)
+    }),
+    ("layers", |model| format!("{:.2}", model.size.layer_bits)),
+    ("vocabulary", |model| {
+        format!("{:.2}", model.size.vocabulary_bits)
+    }),
+    ("file", |model| format!("{:.2}", model.size.file_bits)),
+];
+const PREDICTIONS: [Column; 7] = [
+    ("PPL", |model| {
+        number(predictions(model, |p| Some(p.perplexity)), 3)
+    }),
+    ("KL", |model| {
+        number(predictions(model, |p| Some(p.divergence?.mean)), 4)
+    }),
+    ("±", |model| {
+        number(predictions(model, |p| p.divergence?.standard_error), 4)
+    }),
+    ("median", |model| {
+        number(predictions(model, |p| Some(p.divergence?.median)), 4)
+    }),
+    ("99 %", |model| {
+        number(predictions(model, |p| Some(p.divergence?.p99)), 3)
+    }),
+    ("top-1", |model| percent(predictions(model, |p| p.top1))),
+    ("ms/window", |model| {
+        number(predictions(model, |p| Some(p.stages_ms.values().sum())), 0)
+    }),
+];
+const ANSWERS: [Column; 3] = [
+    ("accuracy", |model| {
+        percent(model.answers.as_ref().map(|a| a.accuracy))
+    }),
+    ("same answers", |model| {
+        percent(model.answers.as_ref().and_then(|a| a.agreement))
+    }),
+    ("ms/question", |model| {
+        let total = model.answers.as_ref().map(|a| a.stages_ms.values().sum());
+        number(total, 0)
+    }),
+];
+
+fn predictions(
+    model: &ModelReport,
+    value: impl FnOnce(&Predictions) -> Option<f64>,
+) -> Option<f64> {
+    value(model.predictions.as_ref()?)
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+}
+
+/// Formats the comparison: what was compared, and a table with one row per model.
 fn table(report: &ComparisonReport) -> String {
-    let header = [
-        "model",
-        "PPL",
-        "KL",
-        "±",
-        "median",
-        "99 %",
-        "top-1",
-        "size",
-        "layers",
-        "vocabulary",
-        "file",
-    ];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(report.models.iter().map(cells));
+    let mut lines = Vec::new();
+    let mut columns: Vec<Column> = SIZE.to_vec();
+    if let Some(text) = &report.text {
+        lines.push(format!(
+            "{} positions of {}, {} windows of {} tokens",
+            text.positions, text.file, text.windows, text.window_tokens
+        ));
+        columns.extend(PREDICTIONS);
+    }
+    if let Some(questions) = &report.questions {
+        lines.push(format!(
+            "{} questions of {}",
+            questions.questions, questions.file
+        ));
+        columns.extend(ANSWERS);
+    }
+    let name = |model: &ModelReport| {
+        let file = Path::new(&model.file).file_name();
+        file.map_or_else(
+            || model.file.clone(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    };
+    let mut rows: Vec<Vec<String>> = vec![vec!["model".to_owned()]];
+    rows[0].extend(columns.iter().map(|(heading, _)| (*heading).to_owned()));
+    rows.extend(report.models.iter().map(|model| {
+        let cells = columns.iter().map(|(_, cell)| cell(model));
+        std::iter::once(name(model)).chain(cells).collect()
+    }));
     let width = |column: usize| {
         let widths = rows.iter().map(|row| row[column].chars().count());
         widths.max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &[String; 11]| {
-        let (name, rest) = (&row[0], &row[1..]);
-        let rest = rest.iter().zip(&widths[1..]);
-        let rest: String = rest
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    lines.extend(rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).skip(1);
+        let cells: String = cells
             .map(|(cell, &width)| format!("  {cell:>width$}"))
             .collect();
-        format!("{name:<first$}{rest}", first = widths[0])
-    };
-    let lines: Vec<String> = rows.iter().map(line).collect();
-    format!(
-        "{} positions of {}, {} windows of {} tokens; KL in nats per token, sizes in MiB and bits per \
-         weight\n{}",
-        report.text.positions,
-        report.text.file,
-        report.text.windows,
-        report.text.window_tokens,
-        lines.join("\n")
-    )
-}
-
-fn cells(model: &ModelReport) -> [String; 11] {
-    let (divergence, size) = (model.divergence, model.size);
-    let of = |value: Option<f64>, digits: usize| match value {
-        Some(value) => format!("{value:.digits$}"),
-        None => "-".to_owned(),
-    };
-    let file = Path::new(&model.file).file_name();
-    [
-        file.map_or_else(|| model.file.clone(), |name| name.to_string_lossy().into()),
-        format!("{:.3}", model.perplexity),
-        of(divergence.map(|d| d.mean), 4),
-        of(divergence.and_then(|d| d.standard_error), 4),
-        of(divergence.map(|d| d.median), 4),
-        of(divergence.map(|d| d.p99), 3),
-        model
-            .top1
-            .map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
-        format!("{:.1}", size.bytes as f64 / (1 << 20) as f64),
-        format!("{:.2}", size.layer_bits),
-        format!("{:.2}", size.vocabulary_bits),
-        format!("{:.2}", size.file_bits),
-    ]
+        format!("{:<first$}{cells}", row[0], first = widths[0])
+    }));
+    lines.join("\n")
 }

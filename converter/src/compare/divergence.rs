@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Kullback-Leibler divergence of a candidate's predictions from the reference's, in nats per token.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Divergence {
     /// Mean over the scored positions.
     pub mean: f64,

@@ -6,15 +6,24 @@
 //! half a window of context, as in llama.cpp's `llama-perplexity`.
 
 mod divergence;
+mod page;
+mod questions;
 mod report;
 mod run;
+#[cfg(test)]
+mod schema;
 mod scorer;
 mod size;
 mod windows;
 
 pub use divergence::Divergence;
-pub use report::{ComparisonReport, ModelReport, TextReport};
-pub use run::{CompareError, compare_text};
+pub use page::page;
+pub use questions::answer;
+pub use report::{
+    Answers, ComparisonReport, FORMAT, ModelReport, Predictions, QuestionsReport, TextReport,
+    VERSION,
+};
+pub use run::{CompareError, predict};
 pub use scorer::Scorer;
 pub use size::Size;
 pub use windows::{Windows, WindowsError};

@@ -8,7 +8,7 @@ use edge_lmm_models::ModelError;
 use edge_lmm_record::RecordError;
 
 use super::divergence::{Distribution, Divergence, Prediction};
-use super::report::{ComparisonReport, FORMAT, ModelReport, TextReport, VERSION};
+use super::report::Predictions;
 use super::scorer::Scorer;
 use super::windows::{Windows, WindowsError};
 
@@ -27,6 +27,17 @@ pub enum CompareError {
     /// A model cannot compute the text.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A model cannot be loaded.
+    #[error(transparent)]
+    Engine(#[from] edge_lmm::EngineError),
+    /// A question cannot be answered.
+    #[error("question {id}: {reason}")]
+    Question {
+        /// Name of the question.
+        id: String,
+        /// Why.
+        reason: String,
+    },
     /// A model that does not continue texts.
     #[error(
         "{path} has an encoder of texts or recurrent layers, expected a decoder-only model: its \
@@ -75,38 +86,25 @@ struct Sums {
 }
 
 /// Compares the predictions of `models`, the first of which is the reference, at the positions of a
-/// text. `file` names the text in the report; `progress` receives the number of windows that are
-/// done.
+/// text. `progress` receives the number of windows that are done.
 ///
 /// # Errors
 /// If the models do not belong together, or the text does not fit them.
-pub fn compare_text(
+pub fn predict(
     models: &mut [Scorer],
     windows: &Windows,
-    file: &str,
     mut progress: impl FnMut(usize),
-) -> Result<ComparisonReport, CompareError> {
+) -> Result<Vec<Predictions>, CompareError> {
     check(models, windows)?;
     let mut sums: Vec<Sums> = models.iter().map(|_| Sums::default()).collect();
     for (done, ids) in windows.rows().iter().enumerate() {
         progress(done);
         add_window(models, ids, &mut sums)?;
     }
-    let positions: usize = sums[0].divergences.iter().map(Vec::len).sum();
     let reports = models.iter().zip(&sums).enumerate();
-    Ok(ComparisonReport {
-        format: FORMAT.to_owned(),
-        version: VERSION,
-        text: TextReport {
-            file: file.to_owned(),
-            windows: windows.rows().len(),
-            window_tokens: windows.window(),
-            positions,
-        },
-        models: reports
-            .map(|(index, (model, sums))| sums.report(model, positions, index > 0))
-            .collect(),
-    })
+    Ok(reports
+        .map(|(index, (model, sums))| sums.report(model, index > 0))
+        .collect())
 }
 
 fn check(models: &[Scorer], windows: &Windows) -> Result<(), CompareError> {
@@ -199,18 +197,17 @@ impl Sums {
         }
     }
 
-    fn report(&self, model: &Scorer, positions: usize, is_candidate: bool) -> ModelReport {
-        let share = self.agreements as f64 / positions as f64;
-        let ms = |(stage, time): (&str, std::time::Duration)| {
-            (stage.to_owned(), 1e3 * time.as_secs_f64())
-        };
-        ModelReport {
-            file: model.record().path().display().to_string(),
-            size: model.size(),
-            perplexity: (self.surprise / positions as f64).exp(),
+    fn report(&self, model: &Scorer, is_candidate: bool) -> Predictions {
+        let positions = self.divergences.iter().map(Vec::len).sum::<usize>() as f64;
+        let windows = self.divergences.len() as f64;
+        let stages = model.times().into_iter();
+        Predictions {
+            perplexity: (self.surprise / positions).exp(),
             divergence: is_candidate.then(|| Divergence::of(&self.divergences)),
-            top1: is_candidate.then_some(share),
-            stages_ms: model.times().into_iter().map(ms).collect(),
+            top1: is_candidate.then_some(self.agreements as f64 / positions),
+            stages_ms: stages
+                .map(|(stage, time)| (stage.to_owned(), 1e3 * time.as_secs_f64() / windows))
+                .collect(),
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The size of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Size {
     /// Bytes of the whole file.
     pub bytes: usize,

@@ -116,6 +116,12 @@ impl Windows {
         self
     }
 
+    /// Returns the number of scored positions.
+    pub fn positions(&self) -> usize {
+        let scored = |row: &Vec<u32>| row.len() - 1 - row.len() / 2;
+        self.0.iter().map(scored).sum()
+    }
+
     /// Returns the windows.
     pub fn rows(&self) -> &[Vec<u32>] {
         &self.0
