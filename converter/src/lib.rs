@@ -5,6 +5,8 @@
 //! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
 //! complete.
 
+pub mod compare;
+pub mod export;
 mod factors;
 mod fold;
 mod leftovers;

@@ -1,5 +1,6 @@
 //! The `edge-lmm-convert` command.
 
+mod compare_command;
 mod generate;
 #[cfg(unix)]
 mod interrupt;
@@ -11,7 +12,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
+use compare_command::Compare;
 use edge_lmm::estimate::Scenario;
 use edge_lmm::one_line;
 use edge_lmm::output::{Output, OutputError};
@@ -31,8 +33,27 @@ use indicatif::{ProgressBar, ProgressStyle};
 ///
 /// Example: edge-lmm-convert Qwen2-VL-2B-Instruct -o qwen2-vl-2b.bpk
 #[derive(Parser)]
-#[command(name = "edge-lmm-convert", version, max_term_width = 100)]
+#[command(
+    name = "edge-lmm-convert",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    convert: Option<Convert>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compare(Compare),
+}
+
+#[derive(clap::Args)]
+struct Convert {
     /// Hugging Face folder, or language model as .gguf
     source: PathBuf,
     /// Record to write (.bpk)
@@ -50,6 +71,9 @@ struct Cli {
     /// Format of the audio encoder
     #[arg(long, value_name = "FORMAT", default_value = "q8")]
     audio_quant: Format,
+    /// Format of the embeddings and the output head, if not that of the language model
+    #[arg(long, value_name = "FORMAT")]
+    head_quant: Option<Format>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -77,7 +101,7 @@ fn main() -> ExitCode {
     interrupt::install();
     let result = match generate::requested(std::env::args_os()) {
         Some(what) => generate::print(&what, Cli::command()),
-        None => run(&Cli::parse()),
+        None => run(Cli::parse()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,7 +112,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match (cli.command, cli.convert) {
+        (Some(Command::Compare(compare)), _) => compare.run(),
+        (None, Some(convert)) => convert_source(&convert),
+        (None, None) => Ok(Cli::command().print_help()?),
+    }
+}
+
+fn convert_source(cli: &Convert) -> anyhow::Result<()> {
     let outputs = match cli.dry_run {
         true => None,
         false => Some(Outputs::create(cli)?),
@@ -101,6 +133,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         text: cli.text_quant,
         vision: cli.vision_quant,
         audio: cli.audio_quant,
+        head: cli.head_quant,
     };
     let plan = Plan::new(&checkpoint, &options)?;
     for tensor in &plan.unused {
@@ -129,7 +162,7 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn create(cli: &Cli) -> anyhow::Result<Self> {
+    fn create(cli: &Convert) -> anyhow::Result<Self> {
         let record = Output::create(&cli.output, cli.force).map_err(with_option)?;
         let report = match &cli.report {
             Some(path) if record.is(path) => return Err(record.in_use("the report").into()),
@@ -162,7 +195,7 @@ impl Outputs {
 }
 
 /// Checks the planned record against the target device.
-fn check_target(cli: &Cli, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> {
+fn check_target(cli: &Convert, plan: &Plan, tokenizer: usize) -> anyhow::Result<()> {
     let Some(name) = &cli.target else {
         return Ok(());
     };

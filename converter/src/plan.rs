@@ -104,6 +104,8 @@ pub struct Options {
     pub vision: Format,
     /// Format of the audio encoder.
     pub audio: Format,
+    /// Format of the embeddings and the output head, if not that of the language model.
+    pub head: Option<Format>,
 }
 
 impl Default for Options {
@@ -113,14 +115,16 @@ impl Default for Options {
             text: Format::Q4,
             vision: Format::Q8,
             audio: Format::Q8,
+            head: None,
         }
     }
 }
 
 impl Options {
-    /// Returns the format of packed weights of `part`.
-    pub fn format(&self, part: Part) -> Format {
-        match part {
+    /// Returns the format of a packed weight.
+    pub fn format(&self, spec: &WeightSpec) -> Format {
+        match spec.part {
+            Part::Text if spec.is_vocabulary() => self.head.unwrap_or(self.text),
             Part::Text => self.text,
             Part::Vision | Part::Projector => self.vision,
             Part::Audio => self.audio,
@@ -182,9 +186,8 @@ impl Plan {
             generation: checkpoint.generation_config.clone(),
         };
         let family = families::info(&files)?;
-        let declared =
-            Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec.part)))
-                .with_selection(pruning.selection);
+        let declared = Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec)))
+            .with_selection(pruning.selection);
         let vocabulary = families::build(&files, &declared)?.language().vocabulary();
         declared.check_selection()?;
         let dimensions = declared.dimensions();
@@ -309,7 +312,7 @@ fn plan_weight(
     let (format, bytes) = match spec.storage {
         Storage::Packed { cols } => {
             let shape = MatrixShape {
-                format: options.format(spec.part),
+                format: options.format(&spec),
                 rows: spec.rows(),
                 cols,
             };

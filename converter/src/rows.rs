@@ -30,6 +30,9 @@ pub(crate) fn read_rows(
         }
         first = own.end;
     }
+    if spec.zero_centered {
+        out[before..].iter_mut().for_each(|value| *value += 1.0);
+    }
     let cols = spec.cols();
     weight.factors.apply(rows.start, cols, &mut out[before..]);
     Ok(())

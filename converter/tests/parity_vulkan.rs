@@ -74,11 +74,7 @@ fn reductions() {
 /// split, plus a few outside the layers.
 fn launches_of_a_token() {
     let source = Checkpoint::open(&data().join("qwen2vl-tiny"), None).expect("a checkpoint");
-    let options = Options {
-        text: Format::Q4,
-        vision: Format::Q8,
-        audio: Format::Q8,
-    };
+    let options = Options::default();
     let mut engine = engine_on::<Vulkan>(source, &options);
     let golden = &goldens(&data().join("goldens/qwen2vl-tiny"))[0];
     let messages = ask(&golden.media, &golden.question);

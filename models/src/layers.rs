@@ -204,6 +204,13 @@ impl<B: KernelBackend> RmsNorm<B> {
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         rms_norm(x, self.gamma.val(), self.eps as f32)
     }
+
+    /// Normalizes every head of every row: `[tokens, heads * head_dim]`.
+    pub fn forward_heads(&self, x: Tensor<B, 2>, head_dim: usize) -> Tensor<B, 2> {
+        let [tokens, width] = x.dims();
+        let heads = x.reshape([tokens * width / head_dim, head_dim]);
+        self.forward(heads).reshape([tokens, width])
+    }
 }
 
 /// Layer norm (Ba et al. 2016).

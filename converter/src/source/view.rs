@@ -117,6 +117,14 @@ pub(super) enum View {
         /// Elements of a row.
         row_len: usize,
     },
+    /// Values that are stored with a number added to them (the scales of Gemma's norms, which
+    /// llama.cpp stores plus 1).
+    Shifted {
+        /// The stored tensor.
+        stored: Stored,
+        /// The number that restores the original values when it is added.
+        by: f32,
+    },
     /// More rows than are stored; the additional ones repeat one of them (an embedding extended by
     /// a token).
     Extended {
@@ -140,6 +148,7 @@ impl View {
             }
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
+            | Self::Shifted { stored, .. }
             | Self::Extended { stored, .. } => stored.decoder().map(|_| ()),
         }
     }
@@ -148,6 +157,12 @@ impl View {
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         match self {
             Self::Whole(stored) => stored.read(range, out),
+            Self::Shifted { stored, by } => {
+                let before = out.len();
+                stored.read(range, out)?;
+                out[before..].iter_mut().for_each(|value| *value += by);
+                Ok(())
+            }
             Self::Stacked { parts, elements } => {
                 read_chunks(range, *elements, out, |part| (&parts[part], 0))
             }

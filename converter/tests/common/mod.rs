@@ -29,6 +29,7 @@ pub const F32: Options = Options {
     text: Format::F32,
     vision: Format::F32,
     audio: Format::F32,
+    head: None,
 };
 
 /// A record in its own temporary folder.

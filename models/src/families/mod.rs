@@ -1,6 +1,7 @@
 //! The registry of families: a new one is its file (or folder) here and one line in `families!`.
 
 mod blip2;
+mod gemma3_text;
 mod llama;
 mod llava;
 mod phi3;
@@ -64,6 +65,7 @@ families![
     llama::Llama,
     qwen2::Qwen2,
     phi3::Phi3,
+    gemma3_text::Gemma3Text,
 ];
 
 impl<B: KernelBackend> Registry<B> {

@@ -1,5 +1,5 @@
-//! Language models without any encoder: what Llama, Qwen2 and Phi-3 share. Each has a file of its
-//! own for what it is; `model_type` of the configuration says which one a checkpoint holds.
+//! Language models without any encoder: what Llama, Qwen2, Phi-3 and Gemma 3 share. Each has a
+//! file of its own for what it is; `model_type` of the configuration says which one a checkpoint holds.
 
 use burn::module::Module;
 use burn::tensor::Tensor;

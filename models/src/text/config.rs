@@ -1,13 +1,16 @@
 //! Configuration of the language model shared by Llama, Qwen2, Phi-3 and the multimodal models
 //! based on them.
 
+use edge_lmm_ops::Activation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
-use crate::text::decoder::{DecoderConfig, Projections, RotaryKind, ScaledRotary, SlidingWindow};
-use crate::text::rope_fields::RopeFields;
+use crate::text::decoder::{
+    DecoderConfig, DecoderNorms, Projections, RotaryKind, ScaledRotary, SlidingWindow,
+};
+use crate::text::rope_fields::{self, RopeFields};
 use crate::text::rotary::{DEFAULT_KIND, RotaryContext, RotaryScaling, scaling_kind};
 
 /// Kinds of language models, by `model_type`.
@@ -21,6 +24,9 @@ pub enum TextKind {
     QwenVl,
     /// Phi-3 (Abdin et al. 2024): fused projections.
     Phi3,
+    /// Gemma 3 (Gemma Team 2025): normalized queries and keys, two norms around each part of a
+    /// layer, and a sliding window with rotary frequencies of its own in most layers.
+    Gemma3,
 }
 
 impl TextKind {
@@ -33,8 +39,10 @@ impl TextKind {
             "llama" => Ok(Self::Llama),
             "qwen2" => Ok(Self::Qwen2),
             "phi3" => Ok(Self::Phi3),
+            "gemma3_text" => Ok(Self::Gemma3),
             other => Err(ModelError::config(format!(
-                "the language model is of type {other:?}, expected llama, qwen2 or phi3"
+                "the language model is of type {other:?}, expected llama, qwen2, phi3 or \
+                 gemma3_text"
             ))),
         }
     }
@@ -64,6 +72,13 @@ impl TextKind {
                 "num_hidden_layers": 32, "num_attention_heads": 32,
                 "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
             }),
+            Self::Gemma3 => json!({
+                "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
+                "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+                "head_dim": 256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
+                "query_pre_attn_scalar": 256, "sliding_window": 4096,
+                "tie_word_embeddings": true,
+            }),
         }
     }
 
@@ -71,14 +86,26 @@ impl TextKind {
     pub fn projections(self) -> Projections {
         match self {
             Self::Phi3 => Projections::Fused,
-            Self::Llama | Self::Qwen2 | Self::QwenVl => Projections::Split,
+            Self::Llama | Self::Qwen2 | Self::QwenVl | Self::Gemma3 => Projections::Split,
         }
     }
 
     fn default_theta(self) -> f64 {
         match self {
-            Self::QwenVl => 1e6,
+            Self::QwenVl | Self::Gemma3 => 1e6,
             Self::Llama | Self::Qwen2 | Self::Phi3 => 1e4,
+        }
+    }
+
+    /// Returns the field of the activation in the MLP, and its expected name.
+    fn activation(self) -> (&'static str, &'static str, Activation) {
+        match self {
+            Self::Gemma3 => (
+                "hidden_activation",
+                "gelu_pytorch_tanh",
+                Activation::GeluTanh,
+            ),
+            _ => ("hidden_act", "silu", Activation::Silu),
         }
     }
 
@@ -101,11 +128,19 @@ struct Fields {
     rms_norm_eps: f64,
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
+    hidden_activation: Option<String>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
+    query_pre_attn_scalar: Option<f64>,
+    attn_logit_softcapping: Option<f64>,
+    final_logit_softcapping: Option<f64>,
+    use_bidirectional_attention: Option<Value>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
+    sliding_window_pattern: Option<usize>,
+    /// The same field in later versions of the reference.
+    _sliding_window_pattern: Option<usize>,
     layer_types: Option<Vec<String>>,
 }
 
@@ -123,21 +158,30 @@ pub fn decoder_config(kind: TextKind, config: &Value) -> Result<DecoderConfig, M
     for (key, value) in given.as_object().into_iter().flatten() {
         merged[key.as_str()] = value.clone();
     }
-    let rope = RopeFields::read(&given, kind.default_theta())?;
+    let (rope, local_theta) = match kind {
+        TextKind::Gemma3 => rope_fields::by_layer(&given, kind.default_theta())?,
+        _ => (RopeFields::read(&given, kind.default_theta())?, None),
+    };
     let fields: Fields = serde_json::from_value(merged)
         .map_err(|error| ModelError::config(format!("config.json: {error}")))?;
-    fields.check()?;
-    fields.decoder(kind, &rope)
+    fields.check(kind)?;
+    fields.decoder(kind, &rope, local_theta)
 }
 
 impl Fields {
     /// Rejects settings that are not supported.
-    fn check(&self) -> Result<(), ModelError> {
-        if let Some(act) = self.hidden_act.as_deref().filter(|&act| act != "silu") {
+    fn check(&self, kind: TextKind) -> Result<(), ModelError> {
+        let (field, expected, _) = kind.activation();
+        let activation = match field {
+            "hidden_act" => &self.hidden_act,
+            _ => &self.hidden_activation,
+        };
+        if let Some(act) = activation.as_deref().filter(|&act| act != expected) {
             return Err(ModelError::config(format!(
-                "hidden_act is {act:?}, expected \"silu\""
+                "{field} is {act:?}, expected {expected:?}"
             )));
         }
+        self.check_attention()?;
         for (name, bias) in [
             ("attention_bias", self.attention_bias),
             ("mlp_bias", self.mlp_bias),
@@ -158,9 +202,44 @@ impl Fields {
         Ok(())
     }
 
-    fn decoder(&self, kind: TextKind, rope: &RopeFields) -> Result<DecoderConfig, ModelError> {
+    /// Rejects kinds of attention that are not supported.
+    fn check_attention(&self) -> Result<(), ModelError> {
+        for (name, cap) in [
+            ("attn_logit_softcapping", self.attn_logit_softcapping),
+            ("final_logit_softcapping", self.final_logit_softcapping),
+        ] {
+            if let Some(cap) = cap {
+                return Err(ModelError::config(format!(
+                    "{name} is {cap}, expected null: soft caps are not supported"
+                )));
+            }
+        }
+        if let Some(scalar) = self.query_pre_attn_scalar
+            && !(scalar.is_finite() && scalar > 0.0)
+        {
+            return Err(ModelError::config(format!(
+                "query_pre_attn_scalar is {scalar}, expected a positive number"
+            )));
+        }
+        match &self.use_bidirectional_attention {
+            None | Some(Value::Bool(false)) => Ok(()),
+            Some(found) => Err(ModelError::config(format!(
+                "use_bidirectional_attention is {found}, expected false: encoders of texts are \
+                 not supported"
+            ))),
+        }
+    }
+
+    fn decoder(
+        &self,
+        kind: TextKind,
+        rope: &RopeFields,
+        local_theta: Option<f64>,
+    ) -> Result<DecoderConfig, ModelError> {
         let heads = self.num_attention_heads;
         let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads.max(1));
+        let is_gemma = kind == TextKind::Gemma3;
+        let scaled_by = self.query_pre_attn_scalar.filter(|_| is_gemma);
         Ok(DecoderConfig {
             hidden_size: self.hidden_size,
             layers: self.num_hidden_layers,
@@ -170,15 +249,26 @@ impl Fields {
             intermediate_size: self.intermediate_size,
             vocabulary: self.vocab_size,
             rms_norm_eps: self.rms_norm_eps,
+            norms: match is_gemma {
+                true => DecoderNorms::ZeroCenteredSandwich,
+                false => DecoderNorms::Pre,
+            },
+            activation: kind.activation().2,
+            embedding_scale: match is_gemma {
+                true => (self.hidden_size as f32).sqrt(),
+                false => 1.0,
+            },
+            attention_scale: scaled_by.unwrap_or(head_dim as f64).powf(-0.5) as f32,
             rope_theta: rope.theta,
             rotary: match kind {
                 TextKind::QwenVl => RotaryKind::Sections(sections(rope)?),
                 _ => RotaryKind::Scaled(self.rotary(kind, rope, head_dim)?),
             },
             qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
+            qk_norm: is_gemma,
             tied: self.tie_word_embeddings.unwrap_or(false),
             context_length: self.max_position_embeddings,
-            sliding_window: self.sliding_window(kind),
+            sliding_window: self.sliding_window(kind, local_theta),
         })
     }
 
@@ -208,8 +298,9 @@ impl Fields {
         })
     }
 
-    /// The window of the layers whose attention slides, if it is shorter than the context.
-    fn sliding_window(&self, kind: TextKind) -> Option<SlidingWindow> {
+    /// Returns the window of the layers whose attention slides, unless it is as long as the context
+    /// and makes no difference.
+    fn sliding_window(&self, kind: TextKind, local_theta: Option<f64>) -> Option<SlidingWindow> {
         let size = self.sliding_window?;
         let layers: Vec<bool> = match kind {
             TextKind::Llama => return None,
@@ -219,18 +310,32 @@ impl Fields {
                     return None;
                 }
                 let first = self.max_window_layers.unwrap_or(0);
-                let slides = |layer: usize| match &self.layer_types {
-                    Some(types) => types
-                        .get(layer)
-                        .is_some_and(|kind| kind == "sliding_attention"),
-                    None => layer >= first,
-                };
-                (0..self.num_hidden_layers).map(slides).collect()
+                self.sliding_layers(|layer| layer >= first)
+            }
+            TextKind::Gemma3 => {
+                let period = self.sliding_window_pattern.or(self._sliding_window_pattern);
+                let period = period.unwrap_or(6).max(1);
+                self.sliding_layers(|layer| !(layer + 1).is_multiple_of(period))
             }
         };
-        let window = SlidingWindow { size, layers };
-        let short = size < self.max_position_embeddings && window.layers.contains(&true);
-        short.then_some(window)
+        let matters = size < self.max_position_embeddings || local_theta.is_some();
+        let matters = matters && layers.contains(&true);
+        matters.then_some(SlidingWindow {
+            size,
+            layers,
+            rope_theta: local_theta,
+        })
+    }
+
+    /// Returns for each layer whether it slides: as `layer_types` says, otherwise by `default`.
+    fn sliding_layers(&self, default: impl Fn(usize) -> bool) -> Vec<bool> {
+        let slides = |layer: usize| match &self.layer_types {
+            Some(types) => types
+                .get(layer)
+                .is_some_and(|kind| kind == "sliding_attention"),
+            None => default(layer),
+        };
+        (0..self.num_hidden_layers).map(slides).collect()
     }
 }
 
@@ -359,6 +464,70 @@ mod tests {
             let config = json!({"rope_scaling": rope});
             let error = decoder_config(TextKind::QwenVl, &config).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn both_layouts_of_gemma_say_the_same() {
+        let old = json!({
+            "num_hidden_layers": 7, "query_pre_attn_scalar": 168, "sliding_window": 200_000,
+            "rope_theta": 5e5, "rope_local_base_freq": 1e3,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        });
+        let sliding = |layer: &usize| layer % 6 != 5;
+        let kind = |layer| match sliding(&layer) {
+            true => "sliding_attention",
+            false => "full_attention",
+        };
+        let new = json!({
+            "num_hidden_layers": 7, "query_pre_attn_scalar": 168, "sliding_window": 200_000,
+            "layer_types": (0..7).map(kind).collect::<Vec<_>>(),
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            },
+        });
+        let read = |config| decoder_config(TextKind::Gemma3, &config).unwrap();
+        let decoder = read(old);
+        assert_eq!(decoder, read(new));
+        assert_eq!((decoder.head_dim, decoder.tied), (256, true));
+        assert_eq!(decoder.attention_scale, 168f32.powf(-0.5));
+        assert_eq!(decoder.embedding_scale, 48.0);
+        // The window is longer than the context, but its layers have their own frequencies.
+        let window = decoder.sliding_window.expect("a window");
+        assert_eq!(window.rope_theta, Some(1e3));
+        assert!((0..7).all(|layer| window.layers[layer] == sliding(&layer)));
+        let RotaryKind::Scaled(rotary) = decoder.rotary else {
+            panic!("{:?}", decoder.rotary);
+        };
+        assert_eq!(rotary.scaling, RotaryScaling::Linear(8.0));
+    }
+
+    #[test]
+    fn settings_of_gemma_that_are_not_supported_are_named() {
+        for (config, name) in [
+            (json!({"hidden_activation": "gelu"}), "hidden_activation"),
+            (
+                json!({"attn_logit_softcapping": 50.0}),
+                "attn_logit_softcapping",
+            ),
+            (
+                json!({"final_logit_softcapping": 30.0}),
+                "final_logit_softcapping",
+            ),
+            (json!({"query_pre_attn_scalar": 0}), "query_pre_attn_scalar"),
+            (
+                json!({"use_bidirectional_attention": true}),
+                "use_bidirectional_attention",
+            ),
+            (
+                json!({"rope_parameters": {"sliding_attention":
+                    {"rope_type": "linear", "factor": 2.0}}}),
+                "sliding_attention",
+            ),
+        ] {
+            let error = decoder_config(TextKind::Gemma3, &config).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
         }
     }
 

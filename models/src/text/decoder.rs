@@ -1,7 +1,7 @@
 //! The decoder-only language model shared by most families: Llama (Touvron et al. 2023), Qwen2,
-//! Phi-3 and related models. Pre-norm layers of grouped-query attention with rotary embeddings and
-//! a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py` and `modeling_phi3.py` of
-//! `transformers`.
+//! Phi-3, Gemma 3 and related models. Pre-norm layers of grouped-query attention with rotary
+//! embeddings and a gated MLP. The reference is `modeling_llama.py`, `modeling_qwen2.py`,
+//! `modeling_phi3.py` and `modeling_gemma3.py` of `transformers`.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
-use crate::text::step::{Place, finish, run_layers, scale, weights_of};
+use crate::text::step::{Place, finish, run_layers, weights_of};
 use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
@@ -59,12 +59,22 @@ pub struct DecoderConfig {
     pub vocabulary: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f64,
+    /// The kind of norms and their places.
+    pub norms: DecoderNorms,
+    /// Activation of the MLP's gate.
+    pub activation: Activation,
+    /// Factor of the embeddings of tokens.
+    pub embedding_scale: f32,
+    /// Factor of attention scores.
+    pub attention_scale: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Computation of rotary angles.
     pub rotary: RotaryKind,
     /// `true` if queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// `true` if every head of queries and keys is normalized before it is rotated.
+    pub qk_norm: bool,
     /// `true` if the embedding table is also the output head.
     pub tied: bool,
     /// Context length of the model.
@@ -73,13 +83,26 @@ pub struct DecoderConfig {
     pub sliding_window: Option<SlidingWindow>,
 }
 
+/// The kind of norms of a decoder and their places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecoderNorms {
+    /// Norms before attention and MLP.
+    Pre,
+    /// Norms before and after attention and MLP, whose scales the checkpoint stores less 1, as in
+    /// Gemma.
+    ZeroCenteredSandwich,
+}
+
 /// Attention to the last tokens only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SlidingWindow {
     /// Number of tokens that a token sees, its own included.
     pub size: usize,
     /// For each layer, whether it has the window.
     pub layers: Vec<bool>,
+    /// Base of the rotary frequencies of these layers, if they have their own. These frequencies
+    /// are not scaled.
+    pub rope_theta: Option<f64>,
 }
 
 impl DecoderConfig {
@@ -137,10 +160,34 @@ impl DecoderConfig {
         Ok(())
     }
 
-    /// Window of a layer.
-    fn window(&self, layer: usize) -> Option<usize> {
+    /// Returns the sliding window of a layer that has one.
+    fn sliding(&self, layer: usize) -> Option<&SlidingWindow> {
         let window = self.sliding_window.as_ref()?;
-        window.layers.get(layer)?.then_some(window.size)
+        window.layers.get(layer)?.then_some(window)
+    }
+
+    fn window(&self, layer: usize) -> Option<usize> {
+        Some(self.sliding(layer)?.size)
+    }
+
+    /// Returns the base of the rotary frequencies of a layer with its own base.
+    fn local_theta(&self, layer: usize) -> Option<f64> {
+        self.sliding(layer)?.rope_theta
+    }
+
+    /// Declares a norm of the decoder.
+    fn norm<B: KernelBackend>(
+        &self,
+        scope: &Scope<'_, '_, B>,
+        (name, source): (&str, &str),
+        width: usize,
+    ) -> RmsNorm<B> {
+        match self.norms {
+            DecoderNorms::Pre => scope.rms_norm(name, source, width, self.rms_norm_eps),
+            DecoderNorms::ZeroCenteredSandwich => {
+                scope.zero_centered_rms_norm(name, source, width, self.rms_norm_eps)
+            }
+        }
     }
 
     fn heads(&self) -> Heads {
@@ -231,7 +278,7 @@ impl<B: KernelBackend> Decoder<B> {
             .iter()
             .map(|scope| DecoderLayer::init(&config, projections, scope))
             .collect::<Result<_, _>>()?;
-        let norm = model.rms_norm("norm", "norm", hidden, config.rms_norm_eps);
+        let norm = config.norm(&model, ("norm", "norm"), hidden);
         let head = (!config.tied)
             .then(|| {
                 let normed = scope.normed("norm", hidden);
@@ -248,15 +295,23 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     /// Returns the angle of each pair of rotated elements at a position of a sequence that is `long`
-    /// or not, the number of pairs, and the factor of cosines and sines.
-    fn rotary_angles(&self, long: bool) -> (impl Fn(Position, usize) -> f32, usize, f32) {
+    /// or not, the number of pairs, and the factor of cosines and sines. `local_theta` is the base of
+    /// layers with their own.
+    fn rotary_angles(
+        &self,
+        long: bool,
+        local_theta: Option<f64>,
+    ) -> (impl Fn(Position, usize) -> f32, usize, f32) {
         let theta = self.config.rope_theta;
-        let (frequencies, factor) = match &self.config.rotary {
-            RotaryKind::Scaled(ScaledRotary { dim, scaling }) => (
+        let (frequencies, factor) = match (&self.config.rotary, local_theta) {
+            (RotaryKind::Scaled(ScaledRotary { dim, scaling }), None) => (
                 scaling.frequencies(theta, *dim, long),
                 scaling.attention_factor(),
             ),
-            _ => (inverse_frequencies(theta, self.config.head_dim), 1.0),
+            (_, local) => {
+                let theta = local.unwrap_or(theta);
+                (inverse_frequencies(theta, self.config.head_dim), 1.0)
+            }
         };
         let axes: Vec<usize> = match &self.config.rotary {
             RotaryKind::Scaled(_) => vec![0; frequencies.len()],
@@ -271,14 +326,16 @@ impl<B: KernelBackend> Decoder<B> {
         (angle, pairs, factor)
     }
 
-    /// Builds the table for tokens at `positions` of a sequence that is `long` or not.
+    /// Builds the table for tokens at `positions` of a sequence that is `long` or not, for layers
+    /// with or without their own base.
     fn rotary_table(
         &self,
         positions: &[Position],
         long: bool,
+        local_theta: Option<f64>,
         device: &B::Device,
     ) -> RotaryTable<B> {
-        let (angle, pairs, factor) = self.rotary_angles(long);
+        let (angle, pairs, factor) = self.rotary_angles(long, local_theta);
         let angle = |token: usize, i: usize| angle(positions[token], i);
         RotaryTable::new(positions.len(), pairs, factor, angle, device)
     }
@@ -315,11 +372,15 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
-        self.embedding.forward(ids)
+        let rows = self.embedding.forward(ids);
+        match self.config.embedding_scale {
+            1.0 => rows,
+            scale => rows * scale,
+        }
     }
 
     fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
-        let (angle, pairs, _) = self.rotary_angles(false);
+        let (angle, pairs, _) = self.rotary_angles(false, None);
         let means = |&position: &Position| {
             let angles = (0..pairs).map(|i| f64::from(angle(position, i)));
             let [cos, sin] = angles.fold([0.0, 0.0], |[cos, sin], angle| {
@@ -372,16 +433,23 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let table = self.rotary_table(input.positions, state.long, &x.device());
-        let heads = self.config.heads();
+        let (config, device) = (&self.config, x.device());
+        let table = |theta| self.rotary_table(input.positions, state.long, theta, &device);
+        let local_theta = config.sliding_window.as_ref().and_then(|w| w.rope_theta);
+        let (global, local) = (table(None), local_theta.map(|theta| table(Some(theta))));
         run_layers(
             input,
             x,
             (&self.layers, layers),
-            |layer| self.config.window(layer),
+            |layer| config.window(layer),
             &mut state.cache,
             monitor,
-            |layer, x, cache, place| layer.forward(x, &table, cache, heads, place),
+            |layer, x, cache, place| {
+                let own = local
+                    .as_ref()
+                    .filter(|_| config.sliding(place.layer).is_some());
+                layer.forward(x, own.unwrap_or(&global), cache, config, place)
+            },
         )
     }
 
@@ -395,11 +463,13 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
     ) -> Tensor<B, 2> {
         let (heads, weights) = (self.config.heads(), &self.layers[layer]);
         let query = || {
-            let table = self.rotary_table(&[position], state.long, &x.device());
-            let qkv = weights.qkv.forward(weights.attention_norm.forward(x));
+            let local_theta = self.config.local_theta(layer);
+            let table = self.rotary_table(&[position], state.long, local_theta, &x.device());
+            let qkv = weights.projected(x, heads);
             table.rotate(qkv, 0, heads.heads, heads.head_dim)
         };
-        weights_of::<B>(layer, heads, query, &state.cache, keys)
+        let scale = self.config.attention_scale;
+        weights_of::<B>((layer, heads), query, &state.cache, keys, scale)
     }
 
     fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -411,10 +481,14 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
 struct DecoderLayer<B: KernelBackend> {
     attention_norm: RmsNorm<B>,
     qkv: Linear<B>,
+    q_norm: Option<RmsNorm<B>>,
+    k_norm: Option<RmsNorm<B>>,
     out: Linear<B>,
+    out_norm: Option<RmsNorm<B>>,
     mlp_norm: RmsNorm<B>,
     gate_up: Linear<B>,
     down: Linear<B>,
+    down_norm: Option<RmsNorm<B>>,
 }
 
 impl<B: KernelBackend> DecoderLayer<B> {
@@ -423,7 +497,7 @@ impl<B: KernelBackend> DecoderLayer<B> {
         projections: Projections,
         scope: &Scope<'_, '_, B>,
     ) -> Result<Self, ModelError> {
-        let (hidden, eps, head_dim) = (config.hidden_size, config.rms_norm_eps, config.head_dim);
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let heads = scope.dimension_of("heads", config.heads, head_dim)?;
         let kv_heads = scope.dimension_of("kv_heads", config.kv_heads, head_dim)?;
         let ffn = scope.dimension("ffn", config.intermediate_size)?;
@@ -447,15 +521,46 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let attended = scope.repeated("qkv", values, &heads, head_dim, shared_by);
         let gated = scope.produced("gate_up", ffn.len(), &ffn);
         let attention = scope.child("", "self_attn");
+        let head_norm = |name| {
+            let norm = || config.norm(&attention, (name, name), head_dim);
+            config.qk_norm.then(norm)
+        };
+        let norm = |name, source| config.norm(scope, (name, source), hidden);
+        let is_sandwich = config.norms == DecoderNorms::ZeroCenteredSandwich;
+        let after = |name, source| is_sandwich.then(|| norm(name, source));
+        let before_mlp = match is_sandwich {
+            true => "pre_feedforward_layernorm",
+            false => "post_attention_layernorm",
+        };
         let mlp = scope.child("", "mlp");
         Ok(Self {
-            attention_norm: scope.rms_norm("attention_norm", "input_layernorm", hidden, eps),
+            attention_norm: norm("attention_norm", "input_layernorm"),
             qkv: attention.linear("qkv", &qkv, normed("attention_norm"), config.qkv_bias)?,
+            q_norm: head_norm("q_norm"),
+            k_norm: head_norm("k_norm"),
             out: attention.linear("out", &[("o_proj", hidden)], attended, false)?,
-            mlp_norm: scope.rms_norm("mlp_norm", "post_attention_layernorm", hidden, eps),
+            out_norm: after("out_norm", "post_attention_layernorm"),
+            mlp_norm: norm("mlp_norm", before_mlp),
             gate_up: mlp.linear("gate_up", &gate_up, normed("mlp_norm"), false)?,
             down: mlp.linear("down", &[("down_proj", hidden)], gated, false)?,
+            down_norm: after("down_norm", "post_feedforward_layernorm"),
         })
+    }
+
+    /// Computes queries, keys and values before rotation:
+    /// `[tokens, (heads + 2 kv_heads) * head_dim]`.
+    fn projected(&self, x: Tensor<B, 2>, heads: Heads) -> Tensor<B, 2> {
+        let qkv = self.qkv.forward(self.attention_norm.forward(x));
+        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else {
+            return qkv;
+        };
+        let [tokens, width] = qkv.dims();
+        let keys = heads.heads * heads.head_dim;
+        let values = keys + heads.kv_heads * heads.head_dim;
+        let part = |columns: Range<usize>| qkv.clone().slice([0..tokens, columns]);
+        let q = q_norm.forward_heads(part(0..keys), heads.head_dim);
+        let k = k_norm.forward_heads(part(keys..values), heads.head_dim);
+        Tensor::cat(vec![q, k, part(values..width)], 1)
     }
 
     fn forward(
@@ -463,19 +568,33 @@ impl<B: KernelBackend> DecoderLayer<B> {
         x: Tensor<B, 2>,
         table: &RotaryTable<B>,
         cache: &mut B::KvCache,
-        heads: Heads,
+        config: &DecoderConfig,
         place: Place<'_>,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
+            let heads = config.heads();
+            let qkv = self.projected(x.clone(), heads);
             let (layer, visible) = (place.layer, place.visible);
-            let attended = table.attend(qkv, heads, cache, layer, visible, scale(heads));
-            place.close_attention(&self.out, attended, x)
+            let scale = config.attention_scale;
+            let attended = table.attend(qkv, heads, cache, layer, visible, scale);
+            match &self.out_norm {
+                None => place.close_attention(&self.out, attended, x),
+                Some(norm) => {
+                    let (attended, x) = place.used_rows(attended, x);
+                    x + norm.forward(self.out.forward(attended))
+                }
+            }
         };
         let _stage = stage::module("mlp");
         let normed = self.mlp_norm.forward(x.clone());
-        self.gate_up
-            .gated_feed_forward(normed, Activation::Silu, &self.down, Some(x))
+        let mlp = |residual| {
+            let (gate_up, down) = (&self.gate_up, &self.down);
+            gate_up.gated_feed_forward(normed, config.activation, down, residual)
+        };
+        match &self.down_norm {
+            None => mlp(Some(x)),
+            Some(norm) => x + norm.forward(mlp(None)),
+        }
     }
 }

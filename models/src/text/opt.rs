@@ -294,7 +294,7 @@ impl<B: KernelBackend> DecoderLayers<B> for Opt<B> {
     ) -> Tensor<B, 2> {
         let (heads, weights) = (self.config.heads(), &self.layers[layer]);
         let query = || weights.qkv.forward(weights.attention_norm.forward(x));
-        weights_of::<B>(layer, heads, query, &state.cache, keys)
+        weights_of::<B>((layer, heads), query, &state.cache, keys, scale(heads))
     }
 
     fn finish(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {

@@ -3,9 +3,10 @@
 //! `transformers` 5 have all of them in `rope_parameters`. The reference is
 //! `RotaryEmbeddingConfigMixin` in `modeling_rope_utils.py`.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::ModelError;
+use crate::text::rotary::{DEFAULT_KIND, scaling_kind};
 
 /// The fields about rotary embeddings.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +43,42 @@ impl RopeFields {
             scaling: parameters.map(|inner| Value::Object(inner.clone())),
         })
     }
+}
+
+/// Reads the fields of a model with full and sliding attention, whose layers have parameters of
+/// their own, as in Gemma 3: those of full attention, and the base of the frequencies of layers with
+/// a sliding window, which are not scaled.
+///
+/// # Errors
+/// As [`RopeFields::read`], or if the frequencies of sliding attention are scaled.
+pub(crate) fn by_layer(
+    config: &Value,
+    default_theta: f64,
+) -> Result<(RopeFields, Option<f64>), ModelError> {
+    const DEFAULT_LOCAL_THETA: f64 = 1e4;
+    let kind = |name: &str| {
+        let parameters = config.get("rope_parameters")?.get(name)?;
+        parameters.is_object().then(|| parameters.clone())
+    };
+    let [full, sliding] = ["full_attention", "sliding_attention"].map(kind);
+    if full.is_none() && sliding.is_none() {
+        let fields = RopeFields::read(config, default_theta)?;
+        let key = "rope_local_base_freq";
+        let local = positive(key, config.get(key))?.unwrap_or(DEFAULT_LOCAL_THETA);
+        return Ok((fields, Some(local)));
+    }
+    let read = |parameters: Option<Value>, theta| match parameters {
+        Some(parameters) => RopeFields::read(&json!({"rope_parameters": parameters}), theta),
+        None => RopeFields::read(&json!({}), theta),
+    };
+    let sliding = read(sliding, DEFAULT_LOCAL_THETA)?;
+    let kind = scaling_kind(sliding.scaling.as_ref().unwrap_or(&Value::Null))?;
+    if kind != DEFAULT_KIND {
+        return Err(ModelError::config(format!(
+            "rope_parameters.sliding_attention is of type {kind:?}, expected {DEFAULT_KIND:?}"
+        )));
+    }
+    Ok((read(full, default_theta)?, Some(sliding.theta)))
 }
 
 /// Returns `rope_scaling` unless it is empty, else `rope_parameters`.
@@ -88,7 +125,6 @@ fn positive(key: &str, found: Option<&Value>) -> Result<Option<f64>, ModelError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn read(config: Value) -> Result<RopeFields, ModelError> {
         RopeFields::read(&config, 1e4)

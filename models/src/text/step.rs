@@ -34,9 +34,19 @@ impl<'a> Place<'a> {
         attended: Tensor<B, 2>,
         x: Tensor<B, 2>,
     ) -> Tensor<B, 2> {
+        let (attended, x) = self.used_rows(attended, x);
+        out.forward_residual(attended, x)
+    }
+
+    /// Returns the rows of the result of attention and of the residual that are used.
+    pub fn used_rows<B: KernelBackend>(
+        self,
+        attended: Tensor<B, 2>,
+        x: Tensor<B, 2>,
+    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
         match self.last_row {
-            true => out.forward_residual(last_row(attended), last_row(x)),
-            false => out.forward_residual(attended, x),
+            true => (last_row(attended), last_row(x)),
+            false => (attended, x),
         }
     }
 }
@@ -79,18 +89,19 @@ pub(crate) fn run_layers<B: KernelBackend, L>(
 }
 
 /// Returns the attention weights of the token whose query `query` computes, for the positions `keys`
-/// of a layer of the cache, in the mean over the heads: `[1, keys.len()]`.
+/// of a layer of the cache, in the mean over the heads: `[1, keys.len()]`. `scale` is the factor of
+/// attention scores.
 pub(crate) fn weights_of<B: KernelBackend>(
-    layer: usize,
-    heads: Heads,
+    (layer, heads): (usize, Heads),
     query: impl FnOnce() -> Tensor<B, 2>,
     cache: &B::KvCache,
     keys: Range<usize>,
+    scale: f32,
 ) -> Tensor<B, 2> {
     let _text = stage::scope(format_args!("text"));
     let _layer = stage::scope(format_args!("layers.{layer}"));
     let _stage = stage::module("attention");
-    attention_row::<B>(query(), heads, cache, layer, keys, scale(heads))
+    attention_row::<B>(query(), heads, cache, layer, keys, scale)
 }
 
 /// Applies the final norm.
@@ -104,7 +115,7 @@ pub(crate) fn finish<B: KernelBackend>(
     hidden
 }
 
-/// Returns the factor of attention scores: `1 / sqrt(head_dim)`.
+/// Returns the usual factor of attention scores: `1 / sqrt(head_dim)`.
 pub(crate) fn scale(heads: Heads) -> f32 {
     (heads.head_dim as f32).powf(-0.5)
 }

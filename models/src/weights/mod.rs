@@ -259,6 +259,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
             storage,
             sources: sources.iter().map(source).collect(),
             columns,
+            zero_centered: false,
             product: false,
             folds_into: None,
         }
@@ -300,7 +301,18 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         name: &str,
         sources: &[(&str, E)],
     ) -> Param<Tensor<B, 1>> {
-        let spec = self.spec(name, Storage::Dense { cols: None }, sources, 1.into());
+        self.dense_vector(self.vector_spec(name, sources))
+    }
+
+    fn vector_spec<E: Into<Extent> + Clone>(
+        &self,
+        name: &str,
+        sources: &[(&str, E)],
+    ) -> WeightSpec {
+        self.spec(name, Storage::Dense { cols: None }, sources, 1.into())
+    }
+
+    fn dense_vector(&self, spec: WeightSpec) -> Param<Tensor<B, 1>> {
         let len = spec.rows();
         self.declare(spec);
         Param::uninitialized(
@@ -392,6 +404,22 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
     pub fn rms_norm(&self, name: &str, source: &str, width: usize, eps: f64) -> RmsNorm<B> {
         let scope = self.child(name, source);
         RmsNorm::new(scope.vector("gamma", &[("weight", width)]), eps)
+    }
+
+    /// Declares a root mean square norm whose scale the checkpoint stores less 1.
+    pub fn zero_centered_rms_norm(
+        &self,
+        name: &str,
+        source: &str,
+        width: usize,
+        eps: f64,
+    ) -> RmsNorm<B> {
+        let scope = self.child(name, source);
+        let spec = WeightSpec {
+            zero_centered: true,
+            ..scope.vector_spec("gamma", &[("weight", width)])
+        };
+        RmsNorm::new(scope.dense_vector(spec), eps)
     }
 
     /// Declares a layer norm.

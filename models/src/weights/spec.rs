@@ -101,6 +101,8 @@ pub struct WeightSpec {
     pub sources: Vec<RowSource>,
     /// The columns, of which every source has as many as the extent's source; 1 for a vector.
     pub columns: Extent,
+    /// `true` if the checkpoint stores the values less 1, as the scales of Gemma's norms.
+    pub zero_centered: bool,
     /// `true` if activations are multiplied with it: every packed weight, except an embedding table
     /// that is not also the output head.
     pub product: bool,
@@ -117,6 +119,12 @@ impl WeightSpec {
     /// Returns the number of columns; 1 for a vector.
     pub fn cols(&self) -> usize {
         self.columns.len()
+    }
+
+    /// Returns `true` if the rows are those of the vocabulary: the table of embeddings and the output
+    /// head.
+    pub fn is_vocabulary(&self) -> bool {
+        matches!(&*self.name, "text.embedding.weight" | "text.head.weight")
     }
 }
 

@@ -3,7 +3,7 @@
 
     python export_gguf.py ../data/qwen2vl-odd --out ../data/qwen2vl-odd-gguf
 
-Takes Qwen2-VL, LLaVA-1.5, Llama, Qwen2 and Phi-3 (the latter four: `gguf_llama.py`). Names and metadata are those of
+Takes Qwen2-VL, LLaVA-1.5, Llama, Qwen2, Phi-3 and Gemma 3 (the latter five: `gguf_llama.py`). Names and metadata are those of
 llama.cpp's own converter, with the pixel limits of Qwen2-VL added. Matrices are f16, vectors f32.
 """
 
@@ -167,7 +167,7 @@ def write_llava(folder: Path, name: str, config: dict, out: Path) -> None:
 
 
 def write_text(folder: Path, name: str, config: dict, out: Path) -> None:
-    text = open_writer(out / f"{name}-f16.gguf", config["model_type"], name)
+    text = open_writer(out / f"{name}-f16.gguf", config["model_type"].removesuffix("_text"), name)
     gguf_llama.write_text(text, folder, config)
     finish(text, [*gguf_llama.rope_tensors(config), *gguf_llama.text_tensors(read_state(folder), config, "")])
 

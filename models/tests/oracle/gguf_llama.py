@@ -1,4 +1,4 @@
-"""llama.cpp files of the families around Llama: LLaVA-1.5, and Llama, Qwen2, Phi-3 without an encoder.
+"""llama.cpp files of the families around Llama: LLaVA-1.5, and Llama, Qwen2, Phi-3, Gemma 3 without an encoder.
 
 Names and metadata as llama.cpp's converter (`convert_hf_to_gguf.py`) writes them. Matrices are f16, vectors f32.
 """
@@ -18,6 +18,10 @@ LAYER = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+GEMMA_LAYER = LAYER | {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 TOWER_LAYER = {
@@ -44,7 +48,13 @@ def text_tensors(state: dict, config: dict, prefix: str):
         layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
         if not name.startswith(prefix) or not (layer or stem in TOP):
             continue
-        to = LAYER[layer[2]] if layer else TOP[stem]
+        gemma = config["model_type"] == "gemma3_text"
+        to = (GEMMA_LAYER if gemma else LAYER)[layer[2]] if layer else TOP[stem]
+        if gemma and "norm" in to:
+            value = value + 1
+        if to == "attn_q_norm":
+            # The files have no scale of scores: that of the size of a head holds.
+            value = value * math.sqrt(config["head_dim"] / config["query_pre_attn_scalar"])
         if config["model_type"] == "llama" and to in heads:
             value = halves_interleaved(value, heads[to])
         yield f"blk.{layer[1]}.{to}.{kind}" if layer else f"{to}.{kind}", value
@@ -83,9 +93,13 @@ def text_metadata(w: gguf.GGUFWriter, c: dict) -> None:
         w.add_key_length(head)
         w.add_value_length(head)
     scaling = c.get("rope_scaling") or {}
-    if scaling.get("type") == "linear":
+    if "linear" in (scaling.get("type"), scaling.get("rope_type")):
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(scaling["factor"])
+    if c["model_type"] == "gemma3_text":
+        w.add_sliding_window(c["sliding_window"])
+        w.add_uint32("gemma3.attention.sliding_window_pattern", c["sliding_window_pattern"])
+        w.add_float32("gemma3.rope.freq_base_swa", c["rope_local_base_freq"])
     if c["model_type"] == "phi3":
         original, most = c["original_max_position_embeddings"], c["max_position_embeddings"]
         w.add_rope_scaling_orig_ctx_len(original)
@@ -126,6 +140,8 @@ def add_tokenizer(w: gguf.GGUFWriter, folder: Path, rows: int) -> None:
     w.add_pad_token_id(ids["pad_token_id"])
     w.add_add_bos_token(about.get("add_bos_token", bool(model.get("ignore_merges"))))
     w.add_add_eos_token(False)
+    if "<bos>" in pieces.values():
+        w.add_add_space_prefix(False)
     if about.get("chat_template"):
         w.add_chat_template(about["chat_template"])
 

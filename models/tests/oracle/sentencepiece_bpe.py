@@ -1,4 +1,4 @@
-"""Small tokenizers as Llama's and Phi-3's are converted to `tokenizer.json`: BPE over characters, bytes as a last resort.
+"""Small tokenizers as those of Llama, Phi-3 and Gemma are converted to `tokenizer.json`: BPE over characters, bytes as a last resort.
 
 Two layouts are in circulation and split differently after a special token. `legacy` puts the space mark in front of every
 piece of text between special tokens (a normalizer); the newer one only in front of the first (a pre-tokenizer).
@@ -47,3 +47,25 @@ def llama(pieces: int, extra: list[str | AddedToken], seed: int, legacy: bool) -
     tok.add_special_tokens(plain)
     tok.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", vocab["<s>"])])
     return Tokenizer.from_str(json.dumps(json.loads(tok.to_str()) | _layout(legacy)))
+
+
+def gemma(pieces: int, seed: int) -> Tokenizer:
+    """`<pad>`, `<eos>`, `<bos>`, `<unk>` are 0 to 3; runs of newlines are tokens, and no space is put in front."""
+    names, merges = _train(pieces)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    plain = [AddedToken(t, special=True, normalized=False) for t in special]
+    plain += [AddedToken("\n" * n, special=False, normalized=False) for n in range(1, 5)]
+    rest = [f"<0x{i:02X}>" for i in range(256)] + names
+    random.Random(seed).shuffle(rest)
+    vocab = {t: i for i, t in enumerate([t.content for t in plain] + rest)}
+    tok = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tok.add_tokens(plain)
+    tok.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
+    parts = {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": MARK},
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        "decoder": {"type": "Sequence", "decoders": _layout(True)["decoder"]["decoders"][:3]},
+    }
+    return Tokenizer.from_str(json.dumps(json.loads(tok.to_str()) | parts))

@@ -1,8 +1,9 @@
-"""Language models alone: Llama with a SentencePiece and with a byte-level tokenizer, Qwen2, Phi-3.
+"""Language models alone: Llama with a SentencePiece and with a byte-level tokenizer, Qwen2, Phi-3, Gemma 3.
 
 Between them they have every way of scaling rotary frequencies: `llama-odd` linear, `llama3-odd` that of Llama 3.1,
-`phi3-odd` LongRoPE on a part of each head. Read `modeling_llama.py`, `modeling_qwen2.py`, `modeling_phi3.py` and
-`modeling_rope_utils.py` of transformers for the models themselves.
+`phi3-odd` LongRoPE on a part of each head, `gemma3text-odd` linear in some layers. Read `modeling_llama.py`,
+`modeling_qwen2.py`, `modeling_phi3.py`, `modeling_gemma3.py` and `modeling_rope_utils.py` of transformers for the models
+themselves.
 """
 
 import torch
@@ -205,3 +206,49 @@ class Phi3(Text):
 
     def end_tokens(self) -> list[int]:
         return [self.tokenizer.convert_tokens_to_ids(t) for t in ("<|endoftext|>", "<|assistant|>", "<|end|>")]
+
+
+class Gemma3Text(Text):
+    """Full attention in the third of four layers, with scaled frequencies; the others see 9 tokens. Tied head."""
+
+    name = "gemma3text-odd"
+    architecture, model_type = "Gemma3ForCausalLM", "gemma3_text"
+    seed = 23
+    sizes = dict(hidden_size=56, intermediate_size=68, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=18,
+                 max_position_embeddings=512, rms_norm_eps=1e-6, rope_theta=50000.0, rope_local_base_freq=900.0,
+                 rope_scaling={"rope_type": "linear", "factor": 4.0}, query_pre_attn_scalar=28, sliding_window=9,
+                 sliding_window_pattern=3, hidden_activation="gelu_pytorch_tanh", attention_bias=False, tie_word_embeddings=True)  # fmt: skip
+    template = (
+        "{{ bos_token }}{% for message in messages %}"
+        "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    generation = {"use_cache": False}
+
+    def tokens(self) -> list[str]:
+        return ["<bos>", "<eos>", "<pad>"]
+
+    def tokenizer_file(self):
+        tok = sentencepiece_bpe.gemma(150, seed=14)
+        byte_level_bpe.write(tok, self.folder, {
+            "add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>",
+            "unk_token": "<unk>", "clean_up_tokenization_spaces": False, "model_max_length": 512, "tokenizer_class": "GemmaTokenizer",
+            "chat_template": self.template,
+        })  # fmt: skip
+        return tok
+
+    @torch.no_grad()
+    def adjust(self, model) -> None:
+        super().adjust(model)
+        for name, p in model.named_parameters():
+            # Scales are stored less 1. Sharper attention shows errors of positions; the layers must outweigh the scaled embeddings.
+            if "norm" in name:
+                p *= 2.0 if "q_norm" in name or "post_" in name else 4.0 if name == "model.norm.weight" else 1.0
+                p -= 1.0
+        model.model.embed_tokens.weight *= 0.2
+
+    def load_tokenizer(self):
+        return transformers.PreTrainedTokenizerFast.from_pretrained(self.folder)
+
+    def end_tokens(self) -> list[int]:
+        return [self.tokenizer.convert_tokens_to_ids(t) for t in ("<eos>", "<end_of_turn>")]

@@ -43,11 +43,11 @@ use edge_lmm_models::prompt::{
 };
 use edge_lmm_models::reduce::language::DecoderLayers;
 use edge_lmm_models::text::decoder::{
-    Decoder, DecoderConfig, DecoderNames, RotaryKind, ScaledRotary, SlidingWindow,
+    Decoder, DecoderConfig, DecoderNames, DecoderNorms, RotaryKind, ScaledRotary, SlidingWindow,
 };
 use edge_lmm_models::text::rotary::{LongRope, RotaryScaling};
 use edge_lmm_models::weights::{Part, Storage, WeightSpec, Weights};
-use edge_lmm_ops::{CacheShape, KernelBackend};
+use edge_lmm_ops::{Activation, CacheShape, KernelBackend};
 use serde_json::json;
 
 const INFO: FamilyInfo = FamilyInfo {
@@ -176,6 +176,10 @@ impl<B: KernelBackend> Pixels<B> {
             intermediate_size: 16,
             vocabulary: WORDS.len(),
             rms_norm_eps: 1e-6,
+            norms: DecoderNorms::Pre,
+            activation: Activation::Silu,
+            embedding_scale: 1.0,
+            attention_scale: 0.5,
             rope_theta: 1e4,
             rotary: RotaryKind::Scaled(ScaledRotary {
                 dim: 4,
@@ -190,11 +194,13 @@ impl<B: KernelBackend> Pixels<B> {
                 },
             }),
             qkv_bias: false,
+            qk_norm: false,
             tied: false,
             context_length: 512,
             sliding_window: Some(SlidingWindow {
                 size: WINDOW,
                 layers: (0..LAYERS).map(|layer| layer == WINDOW_LAYER).collect(),
+                rope_theta: None,
             }),
         };
         let names = DecoderNames {

@@ -320,6 +320,12 @@ impl Record {
             .map(|(name, entry)| (name.as_str(), entry))
     }
 
+    /// Returns the bytes of a tensor.
+    pub fn bytes_of(&self, name: &str) -> Option<&[u8]> {
+        let entry = self.tensors.get(name)?;
+        self.bytes.get(entry.offset..entry.offset + entry.len)
+    }
+
     /// Returns the size of the whole file in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()

@@ -96,6 +96,20 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
+    /// Adds a vector to whose values `by` is added.
+    pub(super) fn shifted(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        length: usize,
+        by: f32,
+    ) -> Result<()> {
+        let stored = self.stored(stored, &[length])?;
+        let dtype = stored.dtype().into();
+        insert(out, name, dtype, &[length], View::Shifted { stored, by });
+        Ok(())
+    }
+
     /// Adds a tensor that is stored as parts of shape `part`, stacked along the rows.
     pub(super) fn stacked(
         &mut self,

@@ -34,7 +34,7 @@ use vocabulary::Vocabulary;
 
 /// Supported models, for messages.
 const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger, llama with the projector mlp, \
-                         and llama, qwen2, phi3 without one";
+                         and llama, qwen2, phi3, gemma3 without one";
 
 /// Returns `true` if a file starts like a GGUF file.
 pub(super) fn is_gguf(bytes: &[u8]) -> bool {
@@ -107,7 +107,7 @@ fn read_text(
     tensors: &mut Tensors,
 ) -> Result<Json> {
     match arch {
-        "llama" | "qwen2" | "phi3" => text::read(text, arch, vocabulary, tensors),
+        "llama" | "qwen2" | "phi3" | "gemma3" => text::read(text, arch, vocabulary, tensors),
         "qwen2vl" => Err(malformed(
             &text.header.file,
             "only the language model of a qwen2vl model",

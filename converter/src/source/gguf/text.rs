@@ -1,5 +1,4 @@
-//! Language models: `llama`, `qwen2`, `qwen2vl`, `phi3`.
-//!
+//! Language models: `llama`, `qwen2`, `qwen2vl`, `phi3`, `gemma3`.
 
 use serde_json::{Map as Object, Value as Json, json};
 
@@ -17,6 +16,8 @@ pub(super) enum Kind {
     Qwen2,
     /// Phi-3: fused query, key and value, fused gate and up.
     Phi3,
+    /// Gemma 3: norms of queries and keys, two norms around each part of a layer.
+    Gemma3,
 }
 
 /// Sizes of a language model, from the metadata.
@@ -118,15 +119,52 @@ impl TextModel {
             let output = (name("lm_head.weight"), "output.weight");
             self.embedding(assembly, output, out)?;
         }
-        assembly.whole(
-            out,
-            (name("model.norm.weight"), "output_norm.weight"),
-            &[self.hidden],
-        )?;
+        let norm = (name("model.norm.weight"), "output_norm.weight");
+        self.norm(assembly, norm, self.hidden, out)?;
         for layer in 0..self.layers {
             self.layer(assembly, prefix, layer, out)?;
         }
         Ok(())
+    }
+
+    /// Adds the scale of a norm.
+    fn norm(
+        &self,
+        assembly: &mut Assembly<'_, '_>,
+        names: (String, &str),
+        width: usize,
+        out: &mut Tensors,
+    ) -> Result<()> {
+        match self.kind {
+            Kind::Gemma3 => assembly.shifted(out, names, width, -1.0),
+            _ => assembly.whole(out, names, &[width]),
+        }
+    }
+
+    /// Returns the norms of a layer: original and stored name, and width.
+    fn norms(&self) -> Vec<(&'static str, &'static str, usize)> {
+        let (hidden, head) = (self.hidden, self.head);
+        let input = ("input_layernorm.weight", "attn_norm.weight", hidden);
+        let after_attention = "post_attention_layernorm.weight";
+        match self.kind {
+            Kind::Gemma3 => vec![
+                input,
+                (after_attention, "post_attention_norm.weight", hidden),
+                (
+                    "pre_feedforward_layernorm.weight",
+                    "ffn_norm.weight",
+                    hidden,
+                ),
+                (
+                    "post_feedforward_layernorm.weight",
+                    "post_ffw_norm.weight",
+                    hidden,
+                ),
+                ("self_attn.q_norm.weight", "attn_q_norm.weight", head),
+                ("self_attn.k_norm.weight", "attn_k_norm.weight", head),
+            ],
+            _ => vec![input, (after_attention, "ffn_norm.weight", hidden)],
+        }
     }
 
     fn layer(
@@ -140,12 +178,6 @@ impl TextModel {
         let stored = |rest: &str| format!("blk.{layer}.{rest}");
         let (hidden, ffn) = (self.hidden, self.feed_forward);
         let mut plain = vec![
-            ("input_layernorm.weight", "attn_norm.weight", vec![hidden]),
-            (
-                "post_attention_layernorm.weight",
-                "ffn_norm.weight",
-                vec![hidden],
-            ),
             (
                 "self_attn.o_proj.weight",
                 "attn_output.weight",
@@ -172,6 +204,9 @@ impl TextModel {
         }
         for (to, from, shape) in plain {
             assembly.whole(out, (target(to), &stored(from)), &shape)?;
+        }
+        for (to, from, width) in self.norms() {
+            self.norm(assembly, (target(to), &stored(from)), width, out)?;
         }
         Ok(())
     }
@@ -253,12 +288,14 @@ impl TextModel {
     }
 }
 
-/// Positions that the model takes. Which layers have a sliding window is only known for Phi-3: all of
-/// them. For other models the context ends where a token no longer sees all tokens before it.
+/// Positions that the model takes. Which layers have a sliding window is only known for Phi-3, all of
+/// them, and Gemma 3. For other models the context ends where a token no longer sees all tokens before it.
 fn context(header: &Header<'_>, arch: &str, kind: Kind) -> Result<usize> {
     let context = header.need_size(&format!("{arch}.context_length"))?;
     match header.size(&format!("{arch}.attention.sliding_window"))? {
-        Some(window) if window > 0 && window < context && kind != Kind::Phi3 => {
+        Some(window)
+            if window > 0 && window < context && !matches!(kind, Kind::Phi3 | Kind::Gemma3) =>
+        {
             log::warn!(
                 "{}: it is not known which layers have the sliding window; the context ends at the \
                  window's {window} tokens instead of {context}",
@@ -280,6 +317,7 @@ pub(super) fn read(
     let (kind, model_type, class) = match arch {
         "llama" => (Kind::Llama, "llama", "LlamaForCausalLM"),
         "qwen2" => (Kind::Qwen2, "qwen2", "Qwen2ForCausalLM"),
+        "gemma3" => (Kind::Gemma3, "gemma3_text", "Gemma3ForCausalLM"),
         _ => (Kind::Phi3, "phi3", "Phi3ForCausalLM"),
     };
     let model = TextModel::read(assembly, arch, kind)?;
@@ -287,6 +325,9 @@ pub(super) fn read(
     let mut config = model.config(vocabulary);
     config.insert("architectures".into(), json!([class]));
     config.insert("model_type".into(), json!(model_type));
+    if kind == Kind::Gemma3 {
+        gemma3_fields(assembly.header, &model, &mut config)?;
+    }
     if kind == Kind::Phi3 {
         phi3_rope(assembly, &model, &mut config)?;
     } else if let Some(scaling) = rope_scaling(assembly.header, arch)? {
@@ -324,6 +365,36 @@ pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Jso
             supported: "none, linear, yarn, and longrope for phi3".into(),
         }),
     }
+}
+
+/// Adds the fields of Gemma 3. The scale of attention scores is not in the file; the 27B model, with
+/// 62 layers, is the only one in which it does not follow from the size of a head.
+fn gemma3_fields(
+    header: &Header<'_>,
+    model: &TextModel,
+    config: &mut Object<String, Json>,
+) -> Result<()> {
+    let scalar = match model.layers {
+        62 => model.hidden / model.heads,
+        _ => model.head,
+    };
+    let local_theta = header.number("gemma3.rope.freq_base_swa")?;
+    let window = header.need_size("gemma3.attention.sliding_window")?;
+    let period = header.size("gemma3.attention.sliding_window_pattern")?;
+    config.remove("hidden_act");
+    for (key, value) in [
+        ("hidden_activation", json!("gelu_pytorch_tanh")),
+        ("query_pre_attn_scalar", json!(scalar)),
+        (
+            "rope_local_base_freq",
+            json!(local_theta.unwrap_or(10_000.0)),
+        ),
+        ("sliding_window", json!(window)),
+        ("sliding_window_pattern", json!(period.unwrap_or(6))),
+    ] {
+        config.insert(key.into(), value);
+    }
+    Ok(())
 }
 
 /// Adds Phi-3's window and its LongRoPE factors, which GGUF keeps as tensors.

@@ -7,12 +7,13 @@ use super::header::Header;
 use super::value::{Value, shortest};
 
 /// Keys after the architecture prefix that are read or do not affect the computation.
-const KNOWN: [&str; 21] = [
+const KNOWN: [&str; 23] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
     "attention.sliding_window",
+    "attention.sliding_window_pattern",
     "block_count",
     "context_length",
     "embedding_length",
@@ -20,6 +21,7 @@ const KNOWN: [&str; 21] = [
     "rope.dimension_count",
     "rope.dimension_sections",
     "rope.freq_base",
+    "rope.freq_base_swa",
     "rope.scale_linear",
     "rope.scaling.factor",
     "rope.scaling.finetuned",

@@ -16,12 +16,13 @@ use super::super::tokenizer_json::{
 use super::header::Header;
 
 /// End-of-sequence tokens of the model families, used in addition to those of the file.
-const END_TOKENS: [&str; 5] = [
+const END_TOKENS: [&str; 6] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
     "<|end|>",
     "<|end_of_text|>",
+    "<end_of_turn>",
 ];
 
 /// Special tokens of Phi-3 that do not strip the whitespace after them; all others do.

@@ -1,16 +1,9 @@
-//! Reports as single HTML pages: no other file, no network, no state outside the page.
-//!
-//! A page is `page.html` with the style sheet, the scripts of its kind and the report as JSON. The
-//! scripts draw everything from the JSON; text of a report is never parsed as markup.
+//! Reports as HTML pages: the scripts of each kind. See [`edge_lmm_page`].
 
 use edge_lmm::experiment::ExperimentReport;
 use edge_lmm::profile::ProfileReport;
+use edge_lmm_page::page;
 use serde::Serialize;
-
-const TEMPLATE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("style.css");
-/// Elements, tables and charts that the scripts of all kinds use.
-const CHART: &str = include_str!("chart.js");
 
 /// Returns the page of a profile.
 ///
@@ -46,39 +39,6 @@ pub fn experiments(title: &str, reports: &[ExperimentReport]) -> serde_json::Res
     }
     let script = include_str!("experiment.js");
     page(title, script, &Experiments { title, reports })
-}
-
-fn page(title: &str, script: &str, data: &impl Serialize) -> serde_json::Result<String> {
-    let data = in_script(&serde_json::to_string(data)?);
-    let script = format!("{CHART}{script}");
-    let parts = [
-        ("{{title}}", in_text(title)),
-        ("{{style}}", STYLE.to_owned()),
-        ("{{data}}", data),
-        ("{{script}}", script),
-    ];
-    let mut page = String::new();
-    let mut rest = TEMPLATE;
-    for (place, part) in parts {
-        let (before, after) = rest.split_once(place).unwrap_or((rest, ""));
-        page += before;
-        page += &part;
-        rest = after;
-    }
-    Ok(page + rest)
-}
-
-/// Escapes JSON for a `script` element, which ends at `</script` wherever that stands. The two line
-/// separators of Unicode are line ends in older JavaScript.
-fn in_script(json: &str) -> String {
-    json.replace('<', "\\u003c")
-        .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029")
-}
-
-/// Escapes text for an element.
-fn in_text(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 #[cfg(test)]
@@ -198,7 +158,7 @@ mod tests {
             include_str!("comparison.js"),
             include_str!("experiment.js"),
         ] {
-            let size = TEMPLATE.len() + STYLE.len() + CHART.len() + script.len();
+            let size = edge_lmm_page::SHARED_BYTES + script.len();
             assert!(size < 60 * 1024, "{size}");
         }
     }
