@@ -13,6 +13,7 @@ use std::sync::Arc;
 use edge_lmm::{Cpu, Engine, Media, Record, Session, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
+use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::{Format, KernelBackend};
 use safetensors::{Dtype, SafeTensors};
@@ -97,11 +98,22 @@ pub fn engine_from<B: KernelBackend>(plan: &Plan, checkpoint: Checkpoint) -> Ses
 /// A sample of a golden set.
 pub struct Golden {
     pub name: String,
+    /// The system turn before the question.
+    pub system: Option<String>,
     pub question: String,
     pub text: Option<String>,
     pub greedy: Vec<u32>,
     pub media: Vec<Media>,
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl Golden {
+    /// Returns the conversation that asks the question.
+    pub fn messages(&self) -> Vec<Message> {
+        let system = self.system.iter();
+        let system = system.map(|text| Message::text(Role::System, text));
+        system.chain(ask(&self.media, &self.question)).collect()
+    }
 }
 
 /// Reads `index.json` and the files it names.
@@ -134,13 +146,14 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     let media = if files.iter().any(is_sound) {
         files.iter().map(|path| sound(path)).collect()
     } else if is_video {
-        vec![Media::video(images(), 2.0)]
+        vec![video(images(), &sample["video"])]
     } else {
         images().into_iter().map(Media::image).collect()
     };
     let id = &sample["id"];
     Golden {
         name: format!("{} sample {id}", folder.display()),
+        system: system_turn(sample),
         question: sample["question"].as_str().expect("question").to_owned(),
         text: sample["text"].as_str().map(str::to_owned),
         greedy: sample["greedy16"]
@@ -152,6 +165,26 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
         media,
         tensors: read_tensors(&folder.join(format!("sample_{id}.safetensors"))),
     }
+}
+
+/// Returns the frames of a video that the reference used, at its rate; by default all, at 2 per second.
+fn video(frames: Vec<RgbImage>, about: &Value) -> Media {
+    let rate = about["fps"].as_f64().unwrap_or(2.0);
+    let used: Vec<usize> = match about["frames_used"].as_array() {
+        Some(used) => (used.iter())
+            .map(|index| index.as_u64().expect("an index") as usize)
+            .collect(),
+        None => (0..frames.len()).collect(),
+    };
+    let used_frames = used.iter().map(|&index| frames[index].clone()).collect();
+    Media::video(used_frames, rate as f32)
+}
+
+/// Returns the text of a sample's system turn, if it has one.
+fn system_turn(sample: &Value) -> Option<String> {
+    let first = &sample["messages"][0];
+    let text = first["content"][0]["text"].as_str();
+    (first["role"] == "system").then(|| text.expect("the system's text").to_owned())
 }
 
 /// Reads an audio file.

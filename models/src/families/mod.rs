@@ -10,6 +10,8 @@ mod qwen2;
 mod qwen2_5_vl;
 mod qwen2_audio;
 mod qwen2_vl;
+mod qwen3;
+mod qwen3_vl;
 mod qwen_vl_config;
 pub(crate) mod qwen_vl_input;
 mod text_model;
@@ -58,12 +60,14 @@ macro_rules! families {
 families![
     qwen2_vl::Qwen2Vl,
     qwen2_5_vl::Qwen25Vl,
+    qwen3_vl::Qwen3Vl,
     qwen2_audio::Qwen2Audio,
     blip2::Blip2,
     llava::Llava,
     phi3_v::Phi3Vision,
     llama::Llama,
     qwen2::Qwen2,
+    qwen3::Qwen3,
     phi3::Phi3,
     gemma3_text::Gemma3Text,
 ];

@@ -15,14 +15,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::encoders::block::{attend, equal_heads};
-use crate::encoders::merger::Merger;
+use crate::encoders::merger::{Merger, MergerNames, MergerNorm};
 use crate::encoders::patch_grid::{
     PatchConfig, UnitPatches, check_heads, check_rotary, check_token_width, rotary_table,
 };
 use crate::encoders::tower::{Attended, AttentionInput, Scopes, Tower, TowerLayer, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
-use crate::families::qwen_vl_input::QwenVlInput;
+use crate::families::qwen_vl_input::{QwenVlInput, Variant, VideoTime, check_rate};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{Linear, RmsNorm};
@@ -36,6 +36,7 @@ use crate::reduce::EncoderSize;
 use crate::reduce::merge::Units;
 use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
+use crate::text::config::TextKind;
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
 
@@ -141,10 +142,11 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
-        let config = QwenVlConfig::<VisionConfig>::parse(&files.config)?;
+        let config = QwenVlConfig::<VisionConfig>::parse(TextKind::QwenVl, &files.config)?;
         let vision = &config.vision;
         vision.check(config.text.hidden_size)?;
-        let input = QwenVlInput::new(files, vision.patches.size(), config.tokens)?;
+        let (size, variant) = (vision.patches.size(), Variant::QWEN2_VL);
+        let input = QwenVlInput::new(files, size, config.tokens, variant)?;
         let root = weights.root(Part::Vision);
         Ok(Self {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
@@ -152,6 +154,7 @@ impl<B: KernelBackend> Qwen25Vl<B> {
                 vision
                     .patches
                     .merger(vision.hidden_size, vision.out_hidden_size),
+                (MergerNames::QWEN2_VL, MergerNorm::Patches),
                 &root
                     .part(Part::Projector)
                     .child("projector", "visual.merger"),
@@ -193,7 +196,7 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         let step = self.time_step(frames_per_second)?;
-        self.input.video(frames, step, options)
+        self.input.video(frames, VideoTime::Steps(step), options)
     }
 
     fn video_pieces<'a>(
@@ -203,7 +206,8 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         let step = self.time_step(frames_per_second)?;
-        self.input.video_pieces(frames, step, options)
+        self.input
+            .video_pieces(frames, VideoTime::Steps(step), options)
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
@@ -248,11 +252,7 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
 /// the reference (4.57), the duration is cut to whole seconds before it is multiplied, so that
 /// patches shorter than a second all get the same position.
 fn time_step(frames: usize, frames_per_second: f32, per_second: u32) -> Result<u32, ModelError> {
-    if !(frames_per_second > 0.0 && frames_per_second.is_finite()) {
-        return Err(ModelError::Prompt(format!(
-            "the video has {frames_per_second} frames per second, expected more than 0"
-        )));
-    }
+    check_rate(frames_per_second)?;
     let seconds = (frames as f64 / f64::from(frames_per_second)) as u32;
     Ok(seconds.saturating_mul(per_second))
 }
@@ -343,6 +343,7 @@ impl<B: KernelBackend> VisionTransformer<B> {
                 },
             },
             methods: &medium.reduction.methods,
+            inner: &[],
         };
         let x = x.select(0, indices(&raster.row_indices(&order), &device));
         tower.run(x, units, monitor)
