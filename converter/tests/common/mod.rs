@@ -13,6 +13,7 @@ use std::sync::Arc;
 use edge_lmm::{Cpu, Engine, Media, Record, Session, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
+use edge_lmm_models::media::FrameTimes;
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::{Format, KernelBackend};
@@ -176,8 +177,15 @@ fn video(frames: Vec<RgbImage>, about: &Value) -> Media {
             .collect(),
         None => (0..frames.len()).collect(),
     };
-    let used_frames = used.iter().map(|&index| frames[index].clone()).collect();
-    Media::video(used_frames, rate as f32)
+    let seconds = used.iter().map(|&index| index as f64 / rate);
+    let times = FrameTimes {
+        frames_per_second: (rate * used.len() as f64 / frames.len() as f64) as f32,
+        seconds: Some(seconds.collect()),
+    };
+    Media::video(
+        used.iter().map(|&index| frames[index].clone()).collect(),
+        times,
+    )
 }
 
 /// Returns the text of a sample's system turn, if it has one.

@@ -22,12 +22,12 @@ use crate::encoders::patch_grid::{
 use crate::encoders::tower::{Attended, AttentionInput, Scopes, Tower, TowerLayer, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
-use crate::families::qwen_vl_input::{QwenVlInput, Variant, VideoTime, check_rate};
+use crate::families::qwen_vl_input::{QwenVlInput, Variant, VideoTime};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{Linear, RmsNorm};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
+use crate::media::{FrameTimes, MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -167,12 +167,8 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     }
 
     /// Returns the number of positions from one temporal patch to the next.
-    fn time_step(&self, frames_per_second: f32) -> Result<u32, ModelError> {
-        time_step(
-            self.input.frames(),
-            frames_per_second,
-            self.tokens_per_second,
-        )
+    fn time_step(&self, times: &FrameTimes) -> Result<u32, ModelError> {
+        time_step(self.input.frames(), times, self.tokens_per_second)
     }
 }
 
@@ -192,22 +188,22 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
     fn video(
         &self,
         frames: &[RgbImage],
-        frames_per_second: f32,
+        times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let step = self.time_step(frames_per_second)?;
-        self.input.video(frames, VideoTime::Steps(step), options)
+        let step = self.time_step(times)?;
+        self.input.video(frames, &VideoTime::Steps(step), options)
     }
 
     fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        frames_per_second: f32,
+        times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
-        let step = self.time_step(frames_per_second)?;
+        let step = self.time_step(times)?;
         self.input
-            .video_pieces(frames, VideoTime::Steps(step), options)
+            .video_pieces(frames, &VideoTime::Steps(step), options)
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
@@ -251,9 +247,9 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
 /// Returns the number of positions from one temporal patch of `frames` frames to the next. As in
 /// the reference (4.57), the duration is cut to whole seconds before it is multiplied, so that
 /// patches shorter than a second all get the same position.
-fn time_step(frames: usize, frames_per_second: f32, per_second: u32) -> Result<u32, ModelError> {
-    check_rate(frames_per_second)?;
-    let seconds = (frames as f64 / f64::from(frames_per_second)) as u32;
+fn time_step(frames: usize, times: &FrameTimes, per_second: u32) -> Result<u32, ModelError> {
+    times.check()?;
+    let seconds = (frames as f64 / f64::from(times.frames_per_second)) as u32;
     Ok(seconds.saturating_mul(per_second))
 }
 
@@ -430,12 +426,11 @@ mod tests {
     /// none; at 1.5 per second four thirds, which count as one.
     #[test]
     fn seconds_are_cut_to_whole_ones() {
-        assert_eq!(time_step(2, 2.0, 25).unwrap(), 25);
-        assert_eq!(time_step(2, 3.0, 25).unwrap(), 0);
-        assert_eq!(time_step(2, 1.5, 25).unwrap(), 25);
-        assert_eq!(time_step(2, 0.5, 25).unwrap(), 100);
+        let step = |rate: f32| time_step(2, &rate.into(), 25).ok();
+        let rates = [2.0, 3.0, 1.5, 0.5];
+        assert_eq!(rates.map(step), [25, 0, 25, 100].map(Some));
         for impossible in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            assert!(time_step(2, impossible, 25).is_err());
+            assert_eq!(step(impossible), None);
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
+use crate::media::{FrameTimes, MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -181,20 +181,20 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
     fn video(
         &self,
         frames: &[RgbImage],
-        _frames_per_second: f32,
+        _times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        self.input.video(frames, VideoTime::Steps(1), options)
+        self.input.video(frames, &VideoTime::Steps(1), options)
     }
 
     fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        _frames_per_second: f32,
+        _times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         self.input
-            .video_pieces(frames, VideoTime::Steps(1), options)
+            .video_pieces(frames, &VideoTime::Steps(1), options)
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {

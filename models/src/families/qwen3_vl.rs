@@ -24,12 +24,12 @@ use crate::encoders::patch_grid::{
 use crate::encoders::tower::{Scopes, Tower, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
-use crate::families::qwen_vl_input::{QwenVlInput, Stamps, Variant, VideoTime, check_rate};
+use crate::families::qwen_vl_input::{QwenVlInput, Stamps, Variant, VideoTime};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
+use crate::media::{FrameTimes, MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -241,11 +241,11 @@ impl<B: KernelBackend> Qwen3Vl<B> {
         })
     }
 
-    fn stamps(&self, frames: usize, frames_per_second: f32) -> Result<VideoTime, ModelError> {
-        check_rate(frames_per_second)?;
+    fn stamps(&self, frames: usize, times: &FrameTimes) -> Result<VideoTime, ModelError> {
+        times.check()?;
         Ok(VideoTime::Stamps(Stamps {
             frames,
-            frames_per_second,
+            times: times.clone(),
             outer_markers: self.outer_markers,
         }))
     }
@@ -276,21 +276,21 @@ impl<B: KernelBackend> Model<B> for Qwen3Vl<B> {
     fn video(
         &self,
         frames: &[RgbImage],
-        frames_per_second: f32,
+        times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let time = self.stamps(frames.len(), frames_per_second)?;
-        self.input.video(frames, time, options)
+        let stamps = self.stamps(frames.len(), times)?;
+        self.input.video(frames, &stamps, options)
     }
 
     fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        frames_per_second: f32,
+        times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
-        let time = self.stamps(frames.count(), frames_per_second)?;
-        self.input.video_pieces(frames, time, options)
+        let stamps = self.stamps(frames.count(), times)?;
+        self.input.video_pieces(frames, &stamps, options)
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {

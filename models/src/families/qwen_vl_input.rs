@@ -8,7 +8,8 @@ use crate::error::ModelError;
 use crate::family::ModelFiles;
 use crate::layout::{Layout, Piece, Run};
 use crate::media::{
-    InputReduction, MediaInput, MediaKind, MediaOptions, PieceSize, VideoFrames, VideoPieces,
+    FrameTimes, InputReduction, MediaInput, MediaKind, MediaOptions, PieceSize, VideoFrames,
+    VideoPieces,
 };
 use crate::preprocess::RgbImage;
 use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig, Processors};
@@ -53,7 +54,7 @@ impl Variant {
 const VIDEO_MARK: &str = "<|vision_start|><|video_pad|><|vision_end|>";
 
 /// How a prompt tells the time of a video's temporal patches.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum VideoTime {
     /// By temporal positions this far apart.
     Steps(u32),
@@ -62,12 +63,12 @@ pub(crate) enum VideoTime {
 }
 
 /// Timestamps in text.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stamps {
     /// Number of frames.
     pub frames: usize,
-    /// Rate of the frames.
-    pub frames_per_second: f32,
+    /// Their times.
+    pub times: FrameTimes,
     /// The markers around the whole video stay, besides those around each temporal patch.
     pub outer_markers: bool,
 }
@@ -76,10 +77,8 @@ impl Stamps {
     /// Returns the text before a temporal patch of `size` frames: the mean time of its first and its
     /// last frame. The last frame of the video stands for missing ones.
     fn text(&self, patch: usize, size: usize) -> String {
-        let ends = [patch * size, (patch + 1) * size - 1].map(|frame| {
-            let frame = frame.min(self.frames.saturating_sub(1));
-            frame as f64 / f64::from(self.frames_per_second)
-        });
+        let ends = [patch * size, (patch + 1) * size - 1]
+            .map(|frame| self.times.of(frame.min(self.frames.saturating_sub(1))));
         format!("<{:.1} seconds>", (ends[0] + ends[1]) / 2.0)
     }
 
@@ -101,19 +100,6 @@ impl Stamps {
         });
         Layout::new(pieces.collect())
     }
-}
-
-/// Checks the rate of a video that times are computed from.
-///
-/// # Errors
-/// If it is not a positive number.
-pub(crate) fn check_rate(frames_per_second: f32) -> Result<(), ModelError> {
-    if frames_per_second > 0.0 && frames_per_second.is_finite() {
-        return Ok(());
-    }
-    Err(ModelError::Prompt(format!(
-        "the video has {frames_per_second} frames per second, expected more than 0"
-    )))
 }
 
 /// Patches of a piece of a video, if a slice in time has no more. The weights are read once for
@@ -216,7 +202,7 @@ impl QwenVlInput {
             .with_tokens(options.image_tokens)
             .with_most_tokens(options.most_tokens);
         let patches = config.image(image)?;
-        Ok(self.medium(MediaKind::Image, patches, VideoTime::Steps(1), options))
+        Ok(self.medium(MediaKind::Image, patches, &VideoTime::Steps(1), options))
     }
 
     /// Preprocesses a video into patches.
@@ -226,7 +212,7 @@ impl QwenVlInput {
     pub fn video(
         &self,
         frames: &[RgbImage],
-        time: VideoTime,
+        time: &VideoTime,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         let config = self
@@ -245,7 +231,7 @@ impl QwenVlInput {
     pub fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        time: VideoTime,
+        time: &VideoTime,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         let methods = options.reductions.methods().iter();
@@ -263,7 +249,7 @@ impl QwenVlInput {
             return Ok(None);
         }
         let units = [times, height / config.merge_size, width / config.merge_size];
-        let options = options.clone();
+        let (options, video_time) = (options.clone(), time.clone());
         let values = 3 * config.temporal_patch_size * config.patch_size * config.patch_size;
         let whole = MediaInput {
             kind: MediaKind::Video,
@@ -284,9 +270,9 @@ impl QwenVlInput {
         let prepare = move |index: usize, frames: &[RgbImage]| {
             let slices = index * slices..((index + 1) * slices).min(times);
             let patches = config.slices(frames, grid)?;
-            let piece = self.medium(MediaKind::Video, patches, time, &options);
+            let piece = self.medium(MediaKind::Video, patches, &video_time, &options);
             Ok(MediaInput {
-                layout: self.layout(units, time, slices),
+                layout: self.layout(units, &video_time, slices),
                 ..piece
             })
         };
@@ -295,10 +281,10 @@ impl QwenVlInput {
     }
 
     /// Returns the place in the prompt of the temporal patches `patches` of `units` tokens in all.
-    fn layout(&self, units: [usize; 3], time: VideoTime, patches: Range<usize>) -> Layout {
+    fn layout(&self, units: [usize; 3], time: &VideoTime, patches: Range<usize>) -> Layout {
         match time {
             VideoTime::Steps(step) => {
-                let run = Run::grid(units, step);
+                let run = Run::grid(units, *step);
                 let tokens = units[1] * units[2];
                 let tokens: Vec<usize> = (patches.start * tokens..patches.end * tokens).collect();
                 run.keep(&tokens).into()
@@ -311,7 +297,7 @@ impl QwenVlInput {
         &self,
         kind: MediaKind,
         patches: Patches,
-        time: VideoTime,
+        time: &VideoTime,
         options: &MediaOptions,
     ) -> MediaInput {
         let Patches { pixel_values, grid } = patches;
