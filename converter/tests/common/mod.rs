@@ -13,7 +13,7 @@ use std::sync::Arc;
 use edge_lmm::{Cpu, Engine, Media, Record, Session, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
-use edge_lmm_models::media::FrameTimes;
+use edge_lmm_models::media::{FrameTimes, MediaKind};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::{Format, KernelBackend};
@@ -99,8 +99,8 @@ pub fn engine_from<B: KernelBackend>(plan: &Plan, checkpoint: Checkpoint) -> Ses
 /// A sample of a golden set.
 pub struct Golden {
     pub name: String,
-    /// The system turn before the question.
-    pub system: Option<String>,
+    /// The conversation, if it is more than the media and the question.
+    conversation: Vec<Message>,
     pub question: String,
     pub text: Option<String>,
     pub greedy: Vec<u32>,
@@ -111,9 +111,10 @@ pub struct Golden {
 impl Golden {
     /// Returns the conversation that asks the question.
     pub fn messages(&self) -> Vec<Message> {
-        let system = self.system.iter();
-        let system = system.map(|text| Message::text(Role::System, text));
-        system.chain(ask(&self.media, &self.question)).collect()
+        match self.conversation.is_empty() {
+            true => ask(&self.media, &self.question),
+            false => self.conversation.clone(),
+        }
     }
 }
 
@@ -154,7 +155,7 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     let id = &sample["id"];
     Golden {
         name: format!("{} sample {id}", folder.display()),
-        system: system_turn(sample),
+        conversation: conversation(sample),
         question: sample["question"].as_str().expect("question").to_owned(),
         text: sample["text"].as_str().map(str::to_owned),
         greedy: sample["greedy16"]
@@ -188,11 +189,32 @@ fn video(frames: Vec<RgbImage>, about: &Value) -> Media {
     )
 }
 
-/// Returns the text of a sample's system turn, if it has one.
-fn system_turn(sample: &Value) -> Option<String> {
-    let first = &sample["messages"][0];
-    let text = first["content"][0]["text"].as_str();
-    (first["role"] == "system").then(|| text.expect("the system's text").to_owned())
+/// Returns the messages of a sample; none if it has only a question.
+fn conversation(sample: &Value) -> Vec<Message> {
+    let content = |part: &Value| match part["type"].as_str() {
+        Some("image") => Content::Media(MediaKind::Image),
+        Some("video") => Content::Media(MediaKind::Video),
+        _ => Content::Text(part["text"].as_str().expect("a text").to_owned()),
+    };
+    let message = |message: &Value| Message {
+        role: match message["role"].as_str() {
+            Some("system") => Role::System,
+            Some("assistant") => Role::Assistant,
+            _ => Role::User,
+        },
+        content: message["content"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(content)
+            .collect(),
+    };
+    sample["messages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(message)
+        .collect()
 }
 
 /// Reads an audio file.

@@ -2,6 +2,7 @@
 
 mod blip2;
 mod gemma3_text;
+mod idefics3;
 mod llama;
 mod llava;
 mod phi3;
@@ -14,6 +15,7 @@ mod qwen3;
 mod qwen3_vl;
 mod qwen_vl_config;
 pub(crate) mod qwen_vl_input;
+mod smolvlm;
 mod text_model;
 
 use edge_lmm_ops::KernelBackend;
@@ -65,6 +67,8 @@ families![
     blip2::Blip2,
     llava::Llava,
     phi3_v::Phi3Vision,
+    smolvlm::SmolVlm,
+    idefics3::Idefics3,
     llama::Llama,
     qwen2::Qwen2,
     qwen3::Qwen3,
