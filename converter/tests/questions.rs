@@ -17,7 +17,7 @@ fn open(path: &Path) -> Media {
     match media::kind(path).expect("a medium") {
         MediaKind::Video => {
             let video = media::load_video(path, FrameSelection::All).expect("a video");
-            Media::video(video.frames, video.frames_per_second)
+            video.into()
         }
         MediaKind::Audio => sound(path),
         MediaKind::Image => Media::image(media::load_image(path).expect("an image")),

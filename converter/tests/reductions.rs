@@ -220,6 +220,8 @@ fn with_images() -> Vec<Manifest> {
         "phi35v-odd",
         "qwen25vl-odd",
         "qwen2vl-odd",
+        "qwen3vl-odd",
+        "smolvlm2-odd",
     ];
     names.into_iter().chain(odd).map(Manifest::named).collect()
 }

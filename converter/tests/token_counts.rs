@@ -85,6 +85,8 @@ fn counts_of_images_are_those_of_a_run() {
         "phi35v-odd",
         "qwen25vl-odd",
         "qwen2vl-odd",
+        "qwen3vl-odd",
+        "smolvlm2-odd",
     ] {
         let record = record(name);
         let counter = TokenCounter::new(&record).expect(name);
@@ -134,7 +136,12 @@ fn counts_of_images_are_those_of_a_run() {
 
 #[test]
 fn counts_of_videos_and_sounds_are_those_of_a_run() {
-    for name in ["qwen2vl-tiny", "qwen25vl-tiny"] {
+    for name in [
+        "qwen2vl-tiny",
+        "qwen25vl-tiny",
+        "qwen3vl-odd",
+        "smolvlm2-odd",
+    ] {
         let record = record(name);
         let counter = TokenCounter::new(&record).expect(name);
         let engine = Engine::load(&record, Default::default()).expect(name);

@@ -172,13 +172,17 @@ impl Layout {
         Self(pieces.collect())
     }
 
-    /// Joins parts of a run, of which there is at least one: their tokens follow each other and keep
-    /// their offsets.
+    /// Joins the layouts of a medium's pieces, of which there is at least one. If they have text,
+    /// their pieces follow each other; otherwise they are parts of one run, whose tokens follow each
+    /// other and keep their offsets.
     ///
     /// # Panics
     /// If there is no part.
     #[must_use]
     pub fn join(parts: &[&Self]) -> Self {
+        if parts.iter().any(|part| part.has_text()) {
+            return Self(parts.iter().flat_map(|part| &part.0).cloned().collect());
+        }
         let runs: Vec<&Run> = parts.iter().flat_map(|part| part.runs()).collect();
         Run {
             offsets: runs.iter().flat_map(|run| &run.offsets).copied().collect(),
@@ -232,6 +236,10 @@ mod tests {
         let parts = [run.keep(&[0, 2]), run.keep(&[]), run.keep(&[4])].map(Layout::from);
         let [a, b, c] = &parts;
         assert_eq!(Layout::join(&[a, b, c]), run.keep(&[0, 2, 4]).into());
+        let frame = |text: &str| vec![Piece::Text(text.to_owned()), Piece::Run(run.clone())];
+        let parts = ["0", "1"].map(|text| Layout::new(frame(text)));
+        let whole = [frame("0"), frame("1")].concat();
+        assert_eq!(Layout::join(&[&parts[0], &parts[1]]), Layout::new(whole));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Media: kinds, options of preprocessing, and the input of the encoders.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::ModelError;
@@ -105,6 +106,50 @@ pub struct PieceSize {
     pub rows: usize,
     /// Bytes of the frames that are not decoded yet.
     pub undecoded_bytes: usize,
+}
+
+/// The times of a video's frames.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrameTimes {
+    /// Number of frames by the duration of the video in seconds.
+    pub frames_per_second: f32,
+    /// Seconds from the start of the video to each frame; `None` for frames at this rate.
+    pub seconds: Option<Arc<[f64]>>,
+}
+
+impl From<f32> for FrameTimes {
+    /// Frames at a constant rate.
+    fn from(frames_per_second: f32) -> Self {
+        Self {
+            frames_per_second,
+            seconds: None,
+        }
+    }
+}
+
+impl FrameTimes {
+    /// Returns the seconds from the start of the video to a frame.
+    pub fn of(&self, frame: usize) -> f64 {
+        let known = self.seconds.as_ref().and_then(|seconds| seconds.get(frame));
+        match known {
+            Some(&seconds) => seconds,
+            None => frame as f64 / f64::from(self.frames_per_second),
+        }
+    }
+
+    /// Checks that times can be computed.
+    ///
+    /// # Errors
+    /// If the rate is not a positive number.
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
+        let rate = self.frames_per_second;
+        if rate > 0.0 && rate.is_finite() {
+            return Ok(());
+        }
+        Err(ModelError::Prompt(format!(
+            "the video has {rate} frames per second, expected more than 0"
+        )))
+    }
 }
 
 /// The frames of a video, some of which may not be decoded yet.

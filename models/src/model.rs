@@ -10,7 +10,7 @@ use edge_lmm_ops::KernelBackend;
 use crate::error::ModelError;
 use crate::language::LanguageModel;
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
+use crate::media::{FrameTimes, MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
@@ -154,7 +154,7 @@ pub trait Model<B: KernelBackend>: Send + Sync {
     fn video(
         &self,
         _frames: &[RgbImage],
-        _frames_per_second: f32,
+        _times: &FrameTimes,
         _options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         Err(unsupported("videos"))
@@ -169,7 +169,7 @@ pub trait Model<B: KernelBackend>: Send + Sync {
     fn video_pieces<'a>(
         &'a self,
         _frames: &'a dyn VideoFrames,
-        _frames_per_second: f32,
+        _times: &FrameTimes,
         _options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         Ok(None)

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use edge_lmm::{Cpu, Engine, Media, Record, Session, media};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
+use edge_lmm_models::media::{FrameTimes, MediaKind};
+use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use edge_lmm_ops::{Format, KernelBackend};
 use safetensors::{Dtype, SafeTensors};
@@ -97,11 +99,23 @@ pub fn engine_from<B: KernelBackend>(plan: &Plan, checkpoint: Checkpoint) -> Ses
 /// A sample of a golden set.
 pub struct Golden {
     pub name: String,
+    /// The conversation, if it is more than the media and the question.
+    conversation: Vec<Message>,
     pub question: String,
     pub text: Option<String>,
     pub greedy: Vec<u32>,
     pub media: Vec<Media>,
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl Golden {
+    /// Returns the conversation that asks the question.
+    pub fn messages(&self) -> Vec<Message> {
+        match self.conversation.is_empty() {
+            true => ask(&self.media, &self.question),
+            false => self.conversation.clone(),
+        }
+    }
 }
 
 /// Reads `index.json` and the files it names.
@@ -134,13 +148,14 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
     let media = if files.iter().any(is_sound) {
         files.iter().map(|path| sound(path)).collect()
     } else if is_video {
-        vec![Media::video(images(), 2.0)]
+        vec![video(images(), &sample["video"])]
     } else {
         images().into_iter().map(Media::image).collect()
     };
     let id = &sample["id"];
     Golden {
         name: format!("{} sample {id}", folder.display()),
+        conversation: conversation(sample),
         question: sample["question"].as_str().expect("question").to_owned(),
         text: sample["text"].as_str().map(str::to_owned),
         greedy: sample["greedy16"]
@@ -152,6 +167,54 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
         media,
         tensors: read_tensors(&folder.join(format!("sample_{id}.safetensors"))),
     }
+}
+
+/// Returns the frames of a video that the reference used, at its rate; by default all, at 2 per second.
+fn video(frames: Vec<RgbImage>, about: &Value) -> Media {
+    let rate = about["fps"].as_f64().unwrap_or(2.0);
+    let used: Vec<usize> = match about["frames_used"].as_array() {
+        Some(used) => (used.iter())
+            .map(|index| index.as_u64().expect("an index") as usize)
+            .collect(),
+        None => (0..frames.len()).collect(),
+    };
+    let seconds = used.iter().map(|&index| index as f64 / rate);
+    let times = FrameTimes {
+        frames_per_second: (rate * used.len() as f64 / frames.len() as f64) as f32,
+        seconds: Some(seconds.collect()),
+    };
+    Media::video(
+        used.iter().map(|&index| frames[index].clone()).collect(),
+        times,
+    )
+}
+
+/// Returns the messages of a sample; none if it has only a question.
+fn conversation(sample: &Value) -> Vec<Message> {
+    let content = |part: &Value| match part["type"].as_str() {
+        Some("image") => Content::Media(MediaKind::Image),
+        Some("video") => Content::Media(MediaKind::Video),
+        _ => Content::Text(part["text"].as_str().expect("a text").to_owned()),
+    };
+    let message = |message: &Value| Message {
+        role: match message["role"].as_str() {
+            Some("system") => Role::System,
+            Some("assistant") => Role::Assistant,
+            _ => Role::User,
+        },
+        content: message["content"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(content)
+            .collect(),
+    };
+    sample["messages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(message)
+        .collect()
 }
 
 /// Reads an audio file.

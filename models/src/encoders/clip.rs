@@ -244,6 +244,7 @@ impl<B: KernelBackend> ClipVisionTower<B> {
             leading: 1,
             scopes: Scopes::Whole,
             methods,
+            inner: &[],
         };
         tower.run(x, units, monitor)
     }

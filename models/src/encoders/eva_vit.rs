@@ -196,10 +196,11 @@ impl<B: KernelBackend> EvaVit<B> {
             leading: 1,
             scopes: Scopes::Whole,
             methods,
+            inner: &[],
         };
-        let TowerOutput { x, left } = tower.run(x, units, monitor)?;
-        let x = self.norm.forward(x);
-        Ok(TowerOutput { x, left })
+        let mut output = tower.run(x, units, monitor)?;
+        output.x = self.norm.forward(output.x);
+        Ok(output)
     }
 
     fn embed(&self, patches: Tensor<B, 2>, places: &[usize]) -> Tensor<B, 2> {

@@ -6,6 +6,7 @@ pub mod eva_vit;
 pub mod merger;
 pub mod patch_grid;
 pub mod qformer;
-mod square_patches;
+pub mod siglip;
+pub(crate) mod square_patches;
 pub(crate) mod tower;
 pub mod whisper;

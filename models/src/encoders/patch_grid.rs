@@ -22,11 +22,11 @@ const THETA: f64 = 10_000.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct PatchConfig {
-    in_channels: usize,
-    patch_size: usize,
+    pub in_channels: usize,
+    pub patch_size: usize,
     /// Patches per side of a token.
     pub spatial_merge_size: usize,
-    temporal_patch_size: usize,
+    pub temporal_patch_size: usize,
 }
 
 impl Default for PatchConfig {

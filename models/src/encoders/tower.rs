@@ -103,6 +103,8 @@ pub(crate) struct Tower<'a, B: KernelBackend, L> {
     pub leading: usize,
     pub scopes: Scopes<'a>,
     pub methods: &'a Reductions,
+    /// Layers whose outputs are returned with those of the last one, in ascending order.
+    pub inner: &'a [usize],
 }
 
 /// The rows after a tower's layers.
@@ -111,6 +113,9 @@ pub(crate) struct TowerOutput<B: KernelBackend> {
     pub x: Tensor<B, 2>,
     /// The units that are left.
     pub left: UnitsLeft,
+    /// Outputs of the inner layers that were asked for, in the form of `x`. Their units are merged as
+    /// those of `x`.
+    pub inner: Vec<Tensor<B, 2>>,
 }
 
 impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
@@ -129,6 +134,7 @@ impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
         let [slices, _] = self.scopes.bounds(&units, 0);
         let first: Vec<usize> = slices.windows(2).map(|ends| ends[1] - ends[0]).collect();
         let mut received = None;
+        let mut inner = Vec::with_capacity(self.inner.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let _layer = stage::scope(format_args!("blocks.{i}"));
             let rest = (merge.as_ref(), &first[..]);
@@ -137,11 +143,16 @@ impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
                 let attended = self.attend(i, layer, x, &units, wants_attention, monitor)?;
                 received = attended.received;
                 let x = match attended.keys {
-                    Some(keys) => self.merge(i, attended.x, keys, &mut units, rest)?,
+                    Some(keys) => {
+                        self.merge(i, (attended.x, &mut inner), keys, &mut units, rest)?
+                    }
                     None => attended.x,
                 };
                 layer.mlp(x, monitor)
             })?;
+            if self.inner.contains(&i) {
+                inner.push(x.clone());
+            }
         }
         let attention = received.map(|received| of_units(received, self.leading, units.rows));
         let steps = merge.map(|merge| Reduction::Merge(merge).left(units.ids.len()));
@@ -150,7 +161,7 @@ impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
             attention: attention.transpose()?,
             steps: steps.into_iter().collect(),
         };
-        Ok(TowerOutput { x, left }.sorted(self.leading, units.rows))
+        Ok(TowerOutput { x, left, inner }.sorted(self.leading, units.rows))
     }
 
     fn attend(
@@ -181,11 +192,11 @@ impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
         layer.attend(x, input, monitor)
     }
 
-    /// Merges units after the attention of layer `i`.
+    /// Merges units after the attention of layer `i`, in `x` and in the outputs of inner layers.
     fn merge(
         &mut self,
         i: usize,
-        x: Tensor<B, 2>,
+        (x, inner): (Tensor<B, 2>, &mut Vec<Tensor<B, 2>>),
         keys: Tensor<B, 2>,
         units: &mut Units,
         (merge, first): (Option<&Merge>, &[usize]),
@@ -207,13 +218,17 @@ impl<B: KernelBackend, L: TowerLayer<B>> Tower<'_, B, L> {
         if let Some(table) = &self.table {
             self.table = Some(table.select(&left));
         }
-        Ok(match self.leading {
+        let merge_rows = |x: Tensor<B, 2>, units: &mut Units| match self.leading {
             0 => pairs.merge(x, units),
             leading => {
                 let merged = pairs.merge(x.clone().narrow(0, leading, count), units);
                 Tensor::cat(vec![x.narrow(0, 0, leading), merged], 0)
             }
-        })
+        };
+        for x in inner {
+            *x = merge_rows(x.clone(), &mut units.clone());
+        }
+        Ok(merge_rows(x, units))
     }
 }
 
@@ -243,7 +258,10 @@ impl<B: KernelBackend> TowerOutput<B> {
         ids.sort_unstable();
         let of_unit = |&place: &usize| leading + place * rows..leading + (place + 1) * rows;
         let places: Vec<usize> = (0..leading).chain(order.iter().flat_map(of_unit)).collect();
-        self.x = self.x.clone().select(0, indices(&places, &self.x.device()));
+        let places = indices(&places, &self.x.device());
+        for x in std::iter::once(&mut self.x).chain(&mut self.inner) {
+            *x = x.clone().select(0, places.clone());
+        }
         if let Some(attention) = &mut self.left.attention {
             *attention = order.iter().map(|&place| attention[place]).collect();
         }

@@ -305,7 +305,9 @@ impl<B: KernelBackend, L: Module<B> + LanguageModel<B> + Sync> Model<B> for Blip
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
         let device = self.text.embed(&[0]).device();
-        let TowerOutput { x: features, left } = {
+        let TowerOutput {
+            x: features, left, ..
+        } = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
             let [count, width] = self.vision_config.patches_shape();

@@ -301,7 +301,7 @@ impl<B: KernelBackend> Model<B> for Llava<B> {
             let patches = Tensor::from_data(TensorData::new(patches, shape), &device);
             let (places, units) = (units.clone(), Units::new(units, 1));
             let methods = &medium.reduction.methods;
-            let TowerOutput { x, left } =
+            let TowerOutput { x, left, .. } =
                 (self.vision).forward(patches, &places, units, methods, monitor)?;
             (x.narrow(0, 1 - class, left.ids.len() + class), left)
         };

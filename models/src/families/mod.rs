@@ -2,6 +2,7 @@
 
 mod blip2;
 mod gemma3_text;
+mod idefics3;
 mod llama;
 mod llava;
 mod phi3;
@@ -10,8 +11,11 @@ mod qwen2;
 mod qwen2_5_vl;
 mod qwen2_audio;
 mod qwen2_vl;
+mod qwen3;
+mod qwen3_vl;
 mod qwen_vl_config;
 pub(crate) mod qwen_vl_input;
+mod smolvlm;
 mod text_model;
 
 use edge_lmm_ops::KernelBackend;
@@ -58,12 +62,16 @@ macro_rules! families {
 families![
     qwen2_vl::Qwen2Vl,
     qwen2_5_vl::Qwen25Vl,
+    qwen3_vl::Qwen3Vl,
     qwen2_audio::Qwen2Audio,
     blip2::Blip2,
     llava::Llava,
     phi3_v::Phi3Vision,
+    smolvlm::SmolVlm,
+    idefics3::Idefics3,
     llama::Llama,
     qwen2::Qwen2,
+    qwen3::Qwen3,
     phi3::Phi3,
     gemma3_text::Gemma3Text,
 ];

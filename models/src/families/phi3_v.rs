@@ -256,7 +256,7 @@ impl<B: KernelBackend> Phi3Vision<B> {
                 let shape = [places.len(), self.clip.patch_width()];
                 let patches = Tensor::from_data(TensorData::new(patches, shape), device);
                 let units = Units::new(units, PATCHES);
-                let TowerOutput { x, left } = monitor.pass(i, count, |monitor| {
+                let TowerOutput { x, left, .. } = monitor.pass(i, count, |monitor| {
                     self.vision
                         .forward(patches, &places, units, methods, monitor)
                 })?;

@@ -15,19 +15,19 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::encoders::block::{attend, equal_heads};
-use crate::encoders::merger::Merger;
+use crate::encoders::merger::{Merger, MergerNames, MergerNorm};
 use crate::encoders::patch_grid::{
     PatchConfig, UnitPatches, check_heads, check_rotary, check_token_width, rotary_table,
 };
 use crate::encoders::tower::{Attended, AttentionInput, Scopes, Tower, TowerLayer, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
-use crate::families::qwen_vl_input::QwenVlInput;
+use crate::families::qwen_vl_input::{QwenVlInput, Variant, VideoTime};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{Linear, RmsNorm};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
+use crate::media::{FrameTimes, MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
@@ -36,6 +36,7 @@ use crate::reduce::EncoderSize;
 use crate::reduce::merge::Units;
 use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
+use crate::text::config::TextKind;
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
 
@@ -141,10 +142,11 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
-        let config = QwenVlConfig::<VisionConfig>::parse(&files.config)?;
+        let config = QwenVlConfig::<VisionConfig>::parse(TextKind::QwenVl, &files.config)?;
         let vision = &config.vision;
         vision.check(config.text.hidden_size)?;
-        let input = QwenVlInput::new(files, vision.patches.size(), config.tokens)?;
+        let (size, variant) = (vision.patches.size(), Variant::QWEN2_VL);
+        let input = QwenVlInput::new(files, size, config.tokens, variant)?;
         let root = weights.root(Part::Vision);
         Ok(Self {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
@@ -152,6 +154,7 @@ impl<B: KernelBackend> Qwen25Vl<B> {
                 vision
                     .patches
                     .merger(vision.hidden_size, vision.out_hidden_size),
+                (MergerNames::QWEN2_VL, MergerNorm::Patches),
                 &root
                     .part(Part::Projector)
                     .child("projector", "visual.merger"),
@@ -164,12 +167,8 @@ impl<B: KernelBackend> Qwen25Vl<B> {
     }
 
     /// Returns the number of positions from one temporal patch to the next.
-    fn time_step(&self, frames_per_second: f32) -> Result<u32, ModelError> {
-        time_step(
-            self.input.frames(),
-            frames_per_second,
-            self.tokens_per_second,
-        )
+    fn time_step(&self, times: &FrameTimes) -> Result<u32, ModelError> {
+        time_step(self.input.frames(), times, self.tokens_per_second)
     }
 }
 
@@ -189,21 +188,22 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
     fn video(
         &self,
         frames: &[RgbImage],
-        frames_per_second: f32,
+        times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let step = self.time_step(frames_per_second)?;
-        self.input.video(frames, step, options)
+        let step = self.time_step(times)?;
+        self.input.video(frames, &VideoTime::Steps(step), options)
     }
 
     fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        frames_per_second: f32,
+        times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
-        let step = self.time_step(frames_per_second)?;
-        self.input.video_pieces(frames, step, options)
+        let step = self.time_step(times)?;
+        self.input
+            .video_pieces(frames, &VideoTime::Steps(step), options)
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
@@ -247,13 +247,9 @@ impl<B: KernelBackend> Model<B> for Qwen25Vl<B> {
 /// Returns the number of positions from one temporal patch of `frames` frames to the next. As in
 /// the reference (4.57), the duration is cut to whole seconds before it is multiplied, so that
 /// patches shorter than a second all get the same position.
-fn time_step(frames: usize, frames_per_second: f32, per_second: u32) -> Result<u32, ModelError> {
-    if !(frames_per_second > 0.0 && frames_per_second.is_finite()) {
-        return Err(ModelError::Prompt(format!(
-            "the video has {frames_per_second} frames per second, expected more than 0"
-        )));
-    }
-    let seconds = (frames as f64 / f64::from(frames_per_second)) as u32;
+fn time_step(frames: usize, times: &FrameTimes, per_second: u32) -> Result<u32, ModelError> {
+    times.check()?;
+    let seconds = (frames as f64 / f64::from(times.frames_per_second)) as u32;
     Ok(seconds.saturating_mul(per_second))
 }
 
@@ -343,6 +339,7 @@ impl<B: KernelBackend> VisionTransformer<B> {
                 },
             },
             methods: &medium.reduction.methods,
+            inner: &[],
         };
         let x = x.select(0, indices(&raster.row_indices(&order), &device));
         tower.run(x, units, monitor)
@@ -429,12 +426,11 @@ mod tests {
     /// none; at 1.5 per second four thirds, which count as one.
     #[test]
     fn seconds_are_cut_to_whole_ones() {
-        assert_eq!(time_step(2, 2.0, 25).unwrap(), 25);
-        assert_eq!(time_step(2, 3.0, 25).unwrap(), 0);
-        assert_eq!(time_step(2, 1.5, 25).unwrap(), 25);
-        assert_eq!(time_step(2, 0.5, 25).unwrap(), 100);
+        let step = |rate: f32| time_step(2, &rate.into(), 25).ok();
+        let rates = [2.0, 3.0, 1.5, 0.5];
+        assert_eq!(rates.map(step), [25, 0, 25, 100].map(Some));
         for impossible in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            assert!(time_step(2, impossible, 25).is_err());
+            assert_eq!(step(impossible), None);
         }
     }
 }

@@ -15,25 +15,26 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
-use crate::encoders::merger::Merger;
+use crate::encoders::merger::{Merger, MergerNames, MergerNorm};
 use crate::encoders::patch_grid::{
     PatchConfig, UnitPatches, check_heads, check_rotary, check_token_width, rotary_table,
 };
 use crate::encoders::tower::{Scopes, Tower, TowerOutput};
 use crate::error::ModelError;
 use crate::families::qwen_vl_config::QwenVlConfig;
-use crate::families::qwen_vl_input::QwenVlInput;
+use crate::families::qwen_vl_input::{QwenVlInput, Variant, VideoTime};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::{LayerNorm, Linear};
 use crate::layout::Layout;
-use crate::media::{MediaInput, MediaOptions, VideoFrames, VideoPieces};
+use crate::media::{FrameTimes, MediaInput, MediaOptions, VideoFrames, VideoPieces};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::prompt::{Conversation, Prompt, TextProcessor};
 use crate::reduce::EncoderSize;
 use crate::sizes::{self, Section};
+use crate::text::config::TextKind;
 use crate::text::decoder::{Decoder, DecoderNames};
 use crate::weights::{Part, Scope, Weights};
 
@@ -142,15 +143,17 @@ impl<B: KernelBackend> Qwen2Vl<B> {
     /// # Errors
     /// If the configuration makes no model or a weight is missing.
     pub fn init(files: &ModelFiles, weights: &Weights<'_, B>) -> Result<Self, ModelError> {
-        let config = QwenVlConfig::<VisionConfig>::parse(&files.config)?;
+        let config = QwenVlConfig::<VisionConfig>::parse(TextKind::QwenVl, &files.config)?;
         let vision = &config.vision;
         vision.check(config.text.hidden_size)?;
-        let input = QwenVlInput::new(files, vision.patches.size(), config.tokens)?;
+        let (size, variant) = (vision.patches.size(), Variant::QWEN2_VL);
+        let input = QwenVlInput::new(files, size, config.tokens, variant)?;
         let root = weights.root(Part::Vision);
         Ok(Self {
             vision: VisionTransformer::init(vision, &root.child("vision", "visual"))?,
             projector: Merger::init(
                 vision.patches.merger(vision.embed_dim, vision.hidden_size),
+                (MergerNames::QWEN2_VL, MergerNorm::Patches),
                 &root
                     .part(Part::Projector)
                     .child("projector", "visual.merger"),
@@ -178,19 +181,20 @@ impl<B: KernelBackend> Model<B> for Qwen2Vl<B> {
     fn video(
         &self,
         frames: &[RgbImage],
-        _frames_per_second: f32,
+        _times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        self.input.video(frames, 1, options)
+        self.input.video(frames, &VideoTime::Steps(1), options)
     }
 
     fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        _frames_per_second: f32,
+        _times: &FrameTimes,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
-        self.input.video_pieces(frames, 1, options)
+        self.input
+            .video_pieces(frames, &VideoTime::Steps(1), options)
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
@@ -294,6 +298,7 @@ impl<B: KernelBackend> VisionTransformer<B> {
                 scope: &|_, unit| patches.slice(unit),
             },
             methods: &medium.reduction.methods,
+            inner: &[],
         };
         tower.run(x, units, monitor)
     }

@@ -1,4 +1,4 @@
-//! The configuration of Qwen2-VL and Qwen2.5-VL around their vision towers.
+//! The configuration of Qwen2-VL, Qwen2.5-VL and Qwen3-VL around their vision towers.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -34,9 +34,9 @@ impl<V: DeserializeOwned + Default> QwenVlConfig<V> {
     ///
     /// # Errors
     /// If a member is of the wrong type or the language model is not supported.
-    pub fn parse(config: &Value) -> Result<Self, ModelError> {
+    pub fn parse(kind: TextKind, config: &Value) -> Result<Self, ModelError> {
         let flat = flattened(config);
-        let text = decoder_config(TextKind::QwenVl, &flat)?;
+        let text = decoder_config(kind, &flat)?;
         let sections: Sections<V> = parse_config(&flat)?;
         Ok(Self {
             text,

@@ -1,23 +1,106 @@
-//! Images, videos and prompts of Qwen2-VL and Qwen2.5-VL.
+//! Images, videos and prompts of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+
+use std::ops::Range;
 
 use serde::Deserialize;
 
 use crate::error::ModelError;
 use crate::family::ModelFiles;
-use crate::layout::{Layout, Run};
+use crate::layout::{Layout, Piece, Run};
 use crate::media::{
-    InputReduction, MediaInput, MediaKind, MediaOptions, PieceSize, VideoFrames, VideoPieces,
+    FrameTimes, InputReduction, MediaInput, MediaKind, MediaOptions, PieceSize, VideoFrames,
+    VideoPieces,
 };
 use crate::preprocess::RgbImage;
-use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig};
+use crate::preprocess::qwen2_vl::{Patches, PreprocessConfig, Processors};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::reduce::duplicates::enter;
 
-/// The template of the published checkpoints, for those that come without one.
-const DEFAULT_TEMPLATE: &str = "{% for message in messages %}\
+/// The properties that differ between the families.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variant {
+    /// Defaults of the image and the video processor.
+    pub processors: Processors,
+    /// The template of the published checkpoints, for those that come without one.
+    pub template: &'static str,
+}
+
+/// Template of Qwen2-VL and Qwen2.5-VL.
+const QWEN2_VL_TEMPLATE: &str = "{% for message in messages %}\
 {% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}\
 <|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Template of Qwen3-VL.
+const QWEN3_VL_TEMPLATE: &str = "{% for message in messages %}\
+<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+impl Variant {
+    /// Qwen2-VL and Qwen2.5-VL.
+    pub const QWEN2_VL: Self = Self {
+        processors: Processors::QWEN2_VL,
+        template: QWEN2_VL_TEMPLATE,
+    };
+
+    /// Qwen3-VL.
+    pub const QWEN3_VL: Self = Self {
+        processors: Processors::QWEN3_VL,
+        template: QWEN3_VL_TEMPLATE,
+    };
+}
+
+/// The text of a video in a rendered prompt.
+const VIDEO_MARK: &str = "<|vision_start|><|video_pad|><|vision_end|>";
+
+/// How a prompt tells the time of a video's temporal patches.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum VideoTime {
+    /// By temporal positions this far apart.
+    Steps(u32),
+    /// By text before each temporal patch.
+    Stamps(Stamps),
+}
+
+/// Timestamps in text.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stamps {
+    /// Number of frames.
+    pub frames: usize,
+    /// Their times.
+    pub times: FrameTimes,
+    /// The markers around the whole video stay, besides those around each temporal patch.
+    pub outer_markers: bool,
+}
+
+impl Stamps {
+    /// Returns the text before a temporal patch of `size` frames: the mean time of its first and its
+    /// last frame. The last frame of the video stands for missing ones.
+    fn text(&self, patch: usize, size: usize) -> String {
+        let ends = [patch * size, (patch + 1) * size - 1]
+            .map(|frame| self.times.of(frame.min(self.frames.saturating_sub(1))));
+        format!("<{:.1} seconds>", (ends[0] + ends[1]) / 2.0)
+    }
+
+    /// Returns the layout of the temporal patches `patches` of `grid` tokens in all.
+    fn layout(&self, grid: [usize; 3], patches: Range<usize>, size: usize) -> Layout {
+        let [times, height, width] = grid;
+        let marker = |is_there: bool, marker: &str| match self.outer_markers && is_there {
+            true => marker.to_owned(),
+            false => String::new(),
+        };
+        let pieces = patches.flat_map(|patch| {
+            let before = marker(patch == 0, "<|vision_start|>") + &self.text(patch, size);
+            let after = marker(patch + 1 == times, "<|vision_end|>");
+            [
+                Piece::Text(before + "<|vision_start|>"),
+                Piece::Run(Run::grid([1, height, width], 1)),
+                Piece::Text("<|vision_end|>".to_owned() + &after),
+            ]
+        });
+        Layout::new(pieces.collect())
+    }
+}
 
 /// Patches of a piece of a video, if a slice in time has no more. The weights are read once for
 /// each piece.
@@ -58,6 +141,7 @@ pub(crate) struct QwenVlInput {
     image: PreprocessConfig,
     video: PreprocessConfig,
     tokens: MediaTokens,
+    template: &'static str,
 }
 
 impl QwenVlInput {
@@ -69,13 +153,18 @@ impl QwenVlInput {
         files: &ModelFiles,
         patch: PatchSize,
         tokens: MediaTokens,
+        Variant {
+            processors,
+            template,
+        }: Variant,
     ) -> Result<Self, ModelError> {
         let image = files.preprocessor.as_ref();
-        let video = files.video_preprocessor.as_ref().or(image);
+        let video = processors.video_file(image, files.video_preprocessor.as_ref());
         let input = Self {
-            image: PreprocessConfig::for_images(image)?,
-            video: PreprocessConfig::for_videos(video)?,
+            image: processors.images(image)?,
+            video: processors.videos(video)?,
             tokens,
+            template,
         };
         for (kind, config) in [("image", &input.image), ("video", &input.video)] {
             let found = PatchSize {
@@ -112,24 +201,25 @@ impl QwenVlInput {
             .image
             .with_tokens(options.image_tokens)
             .with_most_tokens(options.most_tokens);
-        Ok(self.medium(MediaKind::Image, config.image(image)?, 1, options))
+        let patches = config.image(image)?;
+        Ok(self.medium(MediaKind::Image, patches, &VideoTime::Steps(1), options))
     }
 
-    /// Preprocesses a video into patches, `time_step` positions apart in time.
+    /// Preprocesses a video into patches.
     ///
     /// # Errors
     /// If the video cannot be taken.
     pub fn video(
         &self,
         frames: &[RgbImage],
-        time_step: u32,
+        time: &VideoTime,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
         let config = self
             .video
             .with_tokens(options.image_tokens)
             .with_most_tokens(options.most_tokens);
-        Ok(self.medium(MediaKind::Video, config.video(frames)?, time_step, options))
+        Ok(self.medium(MediaKind::Video, config.video(frames)?, time, options))
     }
 
     /// Prepares a video as [`Self::video`] does, in pieces. Returns `None` if it makes only one
@@ -141,7 +231,7 @@ impl QwenVlInput {
     pub fn video_pieces<'a>(
         &'a self,
         frames: &'a dyn VideoFrames,
-        time_step: u32,
+        time: &VideoTime,
         options: &MediaOptions,
     ) -> Result<Option<(MediaInput, VideoPieces<'a>)>, ModelError> {
         let methods = options.reductions.methods().iter();
@@ -158,16 +248,15 @@ impl QwenVlInput {
         if slices == times {
             return Ok(None);
         }
-        let units = [height / config.merge_size, width / config.merge_size];
-        let run = Run::grid([times, units[0], units[1]], time_step);
-        let options = options.clone();
+        let units = [times, height / config.merge_size, width / config.merge_size];
+        let (options, video_time) = (options.clone(), time.clone());
         let values = 3 * config.temporal_patch_size * config.patch_size * config.patch_size;
         let whole = MediaInput {
             kind: MediaKind::Video,
             values: Vec::new(),
             shape: vec![grid.iter().product(), values],
             grid,
-            layout: run.clone().into(),
+            layout: self.layout(units, time, 0..times),
             reduction: InputReduction {
                 methods: options.reductions.clone(),
                 ..InputReduction::default()
@@ -181,11 +270,9 @@ impl QwenVlInput {
         let prepare = move |index: usize, frames: &[RgbImage]| {
             let slices = index * slices..((index + 1) * slices).min(times);
             let patches = config.slices(frames, grid)?;
-            let tokens = units[0] * units[1];
-            let tokens: Vec<usize> = (slices.start * tokens..slices.end * tokens).collect();
-            let piece = self.medium(MediaKind::Video, patches, time_step, &options);
+            let piece = self.medium(MediaKind::Video, patches, &video_time, &options);
             Ok(MediaInput {
-                layout: run.keep(&tokens).into(),
+                layout: self.layout(units, &video_time, slices),
                 ..piece
             })
         };
@@ -193,11 +280,24 @@ impl QwenVlInput {
         Ok(Some((whole, pieces)))
     }
 
+    /// Returns the place in the prompt of the temporal patches `patches` of `units` tokens in all.
+    fn layout(&self, units: [usize; 3], time: &VideoTime, patches: Range<usize>) -> Layout {
+        match time {
+            VideoTime::Steps(step) => {
+                let run = Run::grid(units, *step);
+                let tokens = units[1] * units[2];
+                let tokens: Vec<usize> = (patches.start * tokens..patches.end * tokens).collect();
+                run.keep(&tokens).into()
+            }
+            VideoTime::Stamps(stamps) => stamps.layout(units, patches, self.frames()),
+        }
+    }
+
     fn medium(
         &self,
         kind: MediaKind,
         patches: Patches,
-        time_step: u32,
+        time: &VideoTime,
         options: &MediaOptions,
     ) -> MediaInput {
         let Patches { pixel_values, grid } = patches;
@@ -211,7 +311,7 @@ impl QwenVlInput {
         // A patch is a plane of each channel after the other.
         let samples = || config.normalization.samples(&pixel_values, width / 3);
         let reduction = enter(&options.reductions, kind, units, samples);
-        let layout = Layout::from(Run::grid(units, time_step));
+        let layout = self.layout(units, time, 0..t);
         let unit = width * merge * merge;
         let (values, layout) = match &reduction.units {
             None => (pixel_values, layout),
@@ -252,7 +352,13 @@ impl QwenVlInput {
             };
             format!("<|vision_start|><|{pad}|><|vision_end|>")
         };
-        let rendered = text.render(conversation, DEFAULT_TEMPLATE, placeholder)?;
+        let rendered = text.render(conversation, self.template, placeholder)?;
+        // Timestamps stand in the place of the video with its markers.
+        let stamped: Vec<&Layout> = media.iter().copied().filter(|m| m.has_text()).collect();
+        let rendered = match stamped.is_empty() {
+            true => rendered,
+            false => rendered.with_media(VIDEO_MARK, &stamped, "<|video_pad|>")?,
+        };
         let ids = text.encode(&rendered)?;
         let is_pad = |id| [self.tokens.image_token_id, self.tokens.video_token_id].contains(&id);
         expand_placeholders(&ids, is_pad, media)

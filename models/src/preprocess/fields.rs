@@ -82,7 +82,7 @@ pub(super) fn filter(resample: Option<&Value>) -> Result<Filter, PreprocessError
     match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
         Some(number) => Filter::from_pillow(number),
         None => Err(PreprocessError::config(format!(
-            "resample is {value}, expected 2 (bilinear) or 3 (bicubic)"
+            "resample is {value}, expected 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"
         ))),
     }
 }

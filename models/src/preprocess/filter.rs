@@ -10,6 +10,8 @@ pub enum Filter {
     /// Keys' cubic convolution over four samples with a = -0.5
     /// (Keys 1981, "Cubic convolution interpolation for digital image processing").
     Bicubic,
+    /// A sinc over six samples under a window that is a wider sinc (Lanczos 1979).
+    Lanczos,
 }
 
 impl Filter {
@@ -20,10 +22,11 @@ impl Filter {
     /// If no supported model uses it.
     pub fn from_pillow(number: u32) -> Result<Self, PreprocessError> {
         match number {
+            1 => Ok(Self::Lanczos),
             2 => Ok(Self::Bilinear),
             3 => Ok(Self::Bicubic),
             _ => Err(PreprocessError::config(format!(
-                "resample is {number}, expected 2 (bilinear) or 3 (bicubic)"
+                "resample is {number}, expected 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"
             ))),
         }
     }
@@ -33,6 +36,7 @@ impl Filter {
         match self {
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
         }
     }
 
@@ -40,8 +44,19 @@ impl Filter {
         match self {
             Self::Bilinear => (1.0 - x.abs()).max(0.0),
             Self::Bicubic => keys_cubic(x, -0.5),
+            Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Self::Lanczos => 0.0,
         }
     }
+}
+
+/// Returns `sin(πx) / πx`.
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        return 1.0;
+    }
+    let x = x * std::f64::consts::PI;
+    x.sin() / x
 }
 
 /// Evaluates Keys' cubic convolution kernel in Pillow's order of operations.

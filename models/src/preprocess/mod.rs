@@ -19,6 +19,7 @@ pub mod phi3_vision;
 pub mod qwen2_vl;
 pub mod resize;
 pub mod sample_rate;
+pub mod smolvlm;
 
 pub use error::PreprocessError;
 pub use filter::Filter;

@@ -49,12 +49,31 @@ fn channels(file: &Value, name: &str) -> Result<Option<[f64; 3]>, PreprocessErro
 pub type SampleTable = [[f32; 256]; 3];
 
 impl Normalization {
-    /// Reads the fields of a preprocessor configuration without nulls.
+    /// Returns the normalization from 0..255 to -1..1, the default of newer processors.
+    pub fn centered() -> Self {
+        Self {
+            image_mean: [0.5; 3],
+            image_std: [0.5; 3],
+            ..Self::default()
+        }
+    }
+
+    /// Reads the fields of a preprocessor configuration without nulls; missing ones are those of the
+    /// default.
+    ///
+    /// # Errors
+    /// As [`Self::parse_or`].
+    pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
+        Self::parse_or(file, Self::default())
+    }
+
+    /// Reads the fields of a preprocessor configuration without nulls; missing ones are those of
+    /// `default`.
     ///
     /// # Errors
     /// If a value has the wrong type, is not finite or would be a zero divisor, or if one of the
     /// steps is disabled.
-    pub fn parse(file: &Value) -> Result<Self, PreprocessError> {
+    pub fn parse_or(file: &Value, default: Self) -> Result<Self, PreprocessError> {
         for step in ["do_rescale", "do_normalize"] {
             if file.get(step).is_some_and(|on| *on != Value::Bool(true)) {
                 return Err(PreprocessError::config(format!(
@@ -63,7 +82,6 @@ impl Normalization {
                 )));
             }
         }
-        let default = Self::default();
         let factor = file.get("rescale_factor").map(|value| {
             value.as_f64().ok_or_else(|| {
                 PreprocessError::config(format!("rescale_factor is {value}, expected a number"))

@@ -1,8 +1,8 @@
-//! Image and video preprocessing of Qwen2-VL and Qwen2.5-VL: resizing to a whole number of merged
+//! Image and video preprocessing of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: resizing to a whole number of merged
 //! patches within pixel limits, normalization and cutting into patches.
 //!
-//! The reference is `image_processing_qwen2_vl.py` and `video_processing_qwen2_vl.py` of
-//! `transformers` 4.57: images as its processor on Pillow, videos as its processor on torchvision.
+//! The reference is `image_processing_qwen2_vl.py`, `video_processing_qwen2_vl.py` and
+//! `video_processing_qwen3_vl.py` of `transformers` 4.57: images as its processor on Pillow, videos as its processor on torchvision.
 //! One difference: the reference mistakes the height of images with 1 or 3 rows for the number of
 //! channels; here they are treated like all others.
 
@@ -20,17 +20,92 @@ use crate::config_file::without_nulls;
 /// Maximum aspect ratio of an image.
 const MAX_ASPECT_RATIO: f64 = 200.0;
 
-/// Default limits of the reference for images.
-const IMAGE_PIXELS: PixelRange = PixelRange {
-    min: 56 * 56,
-    max: 28 * 28 * 1280,
-};
+/// The processors of a family: what their files may omit, and the meaning of the limits of a video.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Processors {
+    title: &'static str,
+    image_pixels: PixelRange,
+    video_pixels: PixelRange,
+    patch_size: usize,
+    /// `true` if samples are mapped to -1..1 by default, otherwise CLIP's normalization.
+    centered: bool,
+    /// `true` if the limits of a video are those of all frames together.
+    whole_videos: bool,
+}
 
-/// Default limits of the reference for video frames.
-const VIDEO_PIXELS: PixelRange = PixelRange {
-    min: 128 * 28 * 28,
-    max: 28 * 28 * 768,
-};
+impl Processors {
+    /// Those of Qwen2-VL and Qwen2.5-VL.
+    pub const QWEN2_VL: Self = Self {
+        title: "Qwen2-VL",
+        image_pixels: PixelRange {
+            min: 56 * 56,
+            max: 28 * 28 * 1280,
+        },
+        video_pixels: PixelRange {
+            min: 128 * 28 * 28,
+            max: 28 * 28 * 768,
+        },
+        patch_size: 14,
+        centered: false,
+        whole_videos: false,
+    };
+
+    /// Those of Qwen3-VL.
+    pub const QWEN3_VL: Self = Self {
+        title: "Qwen3-VL",
+        image_pixels: PixelRange {
+            min: 1 << 16,
+            max: 1 << 24,
+        },
+        video_pixels: PixelRange {
+            min: 1 << 12,
+            max: 3 << 23,
+        },
+        patch_size: 16,
+        centered: true,
+        whole_videos: true,
+    };
+
+    /// Reads the configuration of an image processor; without one, the defaults of the reference
+    /// apply.
+    ///
+    /// # Errors
+    /// If the file contains an unsupported setting.
+    pub fn images(&self, file: Option<&Value>) -> Result<PreprocessConfig, PreprocessError> {
+        PreprocessConfig::parse(file, self, self.image_pixels)
+    }
+
+    /// Reads the configuration of a video processor.
+    ///
+    /// # Errors
+    /// As [`Self::images`].
+    pub fn videos(&self, file: Option<&Value>) -> Result<PreprocessConfig, PreprocessError> {
+        let config = PreprocessConfig::parse(file, self, self.video_pixels);
+        let config = config.map_err(|error| match error {
+            PreprocessError::Config(message) => {
+                PreprocessError::config(format!("video processor: {message}"))
+            }
+            other => other,
+        });
+        Ok(PreprocessConfig {
+            whole_videos: self.whole_videos,
+            ..config?
+        })
+    }
+
+    /// Returns the configuration of the video processor among those of a checkpoint: older
+    /// checkpoints of Qwen2-VL have none, their `preprocessor_config.json` applies to both.
+    pub fn video_file<'a>(
+        &self,
+        image: Option<&'a Value>,
+        video: Option<&'a Value>,
+    ) -> Option<&'a Value> {
+        match self.whole_videos {
+            true => video,
+            false => video.or(image),
+        }
+    }
+}
 
 /// Limits of the number of pixels after resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +121,8 @@ pub struct PixelRange {
 pub struct PreprocessConfig {
     /// Pixels of an image or a video frame.
     pub pixels: PixelRange,
+    /// The limits of [`Self::pixels`] are those of all frames of a video together.
+    pub whole_videos: bool,
     /// Maximum tokens of all frames of a video, if limited.
     pub video_tokens: Option<usize>,
     /// Side of a patch in pixels.
@@ -68,8 +145,7 @@ struct File {
     min_pixels: Option<usize>,
     max_pixels: Option<usize>,
     size: Option<Value>,
-    #[serde(default = "default_patch")]
-    patch_size: usize,
+    patch_size: Option<usize>,
     #[serde(default = "default_two")]
     temporal_patch_size: usize,
     #[serde(default = "default_two")]
@@ -80,10 +156,6 @@ struct File {
     cap_pixels_per_frame: bool,
     #[serde(default = "default_video_tokens")]
     max_video_tokens: usize,
-}
-
-fn default_patch() -> usize {
-    14
 }
 
 fn default_two() -> usize {
@@ -141,50 +213,37 @@ fn size_error(size: &Value) -> PreprocessError {
 }
 
 impl PreprocessConfig {
-    /// Reads the configuration of an image processor; without one, the defaults of the reference
-    /// apply.
-    ///
-    /// # Errors
-    /// If the file contains an unsupported setting.
-    pub fn for_images(file: Option<&Value>) -> Result<Self, PreprocessError> {
-        Self::parse(file, IMAGE_PIXELS)
-    }
-
-    /// Reads the configuration of a video processor. Older checkpoints have none; their
-    /// `preprocessor_config.json` applies to both.
-    ///
-    /// # Errors
-    /// As [`Self::for_images`].
-    pub fn for_videos(file: Option<&Value>) -> Result<Self, PreprocessError> {
-        Self::parse(file, VIDEO_PIXELS).map_err(|error| match error {
-            PreprocessError::Config(message) => {
-                PreprocessError::config(format!("video processor: {message}"))
-            }
-            other => other,
-        })
-    }
-
-    fn parse(file: Option<&Value>, default: PixelRange) -> Result<Self, PreprocessError> {
+    fn parse(
+        file: Option<&Value>,
+        processors: &Processors,
+        pixels: PixelRange,
+    ) -> Result<Self, PreprocessError> {
         let value = file.map_or_else(|| json!({}), without_nulls);
         let file: File = parse_file(&value)?;
         if file.do_resize == Some(false) {
-            return Err(PreprocessError::config(
-                "do_resize is false, expected true: Qwen2-VL is only supported with this step",
-            ));
+            return Err(PreprocessError::config(format!(
+                "do_resize is false, expected true: {} is only supported with this step",
+                processors.title
+            )));
         }
         if filter(file.resample.as_ref())? != Filter::Bicubic {
             return Err(PreprocessError::config(format!(
-                "resample is {}, expected 3 (bicubic), with which Qwen2-VL was trained",
-                value["resample"]
+                "resample is {}, expected 3 (bicubic), with which {} was trained",
+                value["resample"], processors.title
             )));
         }
+        let normalization = match processors.centered {
+            true => Normalization::centered(),
+            false => Normalization::default(),
+        };
         let config = Self {
-            pixels: file.pixels(default)?,
+            pixels: file.pixels(pixels)?,
+            whole_videos: false,
             video_tokens: file.cap_pixels_per_frame.then_some(file.max_video_tokens),
-            patch_size: file.patch_size,
+            patch_size: file.patch_size.unwrap_or(processors.patch_size),
             temporal_patch_size: file.temporal_patch_size,
             merge_size: file.merge_size,
-            normalization: Normalization::parse(&value)?,
+            normalization: Normalization::parse_or(&value, normalization)?,
             most_tokens: usize::MAX,
         };
         config.check()?;
@@ -218,6 +277,7 @@ impl PreprocessConfig {
                 min: min.saturating_mul(pixels),
                 max: max.saturating_mul(pixels),
             };
+            config.whole_videos = false;
         }
         config
     }
@@ -242,7 +302,7 @@ impl PreprocessConfig {
     /// If the aspect ratio is too extreme or the resized image is too large.
     pub fn image(&self, image: &RgbImage) -> Result<Patches, PreprocessError> {
         let size = (image.width(), image.height());
-        let (height, width) = self.resized(size, self.pixels)?;
+        let (height, width) = self.resized(size, self.pixels, 1)?;
         let resized = resize(image, width, height, Filter::Bicubic)?;
         let grid = self.grid([1, height, width])?;
         let mut cutter = Cutter::new(self, grid, self.normalization.table())?;
@@ -269,7 +329,8 @@ impl PreprocessConfig {
         frames: usize,
         size: (usize, usize),
     ) -> Result<[usize; 3], PreprocessError> {
-        let (height, width) = self.resized(size, self.frame_pixels(frames))?;
+        let together = if self.whole_videos { frames } else { 1 };
+        let (height, width) = self.resized(size, self.frame_pixels(frames), together)?;
         let times = frames.div_ceil(self.temporal_patch_size);
         self.grid([times, height, width])
     }
@@ -329,12 +390,18 @@ impl PreprocessConfig {
         }
     }
 
+    /// Returns height and width of `together` frames that share the limits `pixels`.
     fn resized(
         &self,
         (width, height): (usize, usize),
         pixels: PixelRange,
+        together: usize,
     ) -> Result<(usize, usize), PreprocessError> {
-        smart_resize(height, width, self.factor(), pixels.min, pixels.max)
+        let frames = match together {
+            1 => Together::ONE,
+            frames => Together::new(frames, self.temporal_patch_size),
+        };
+        resize_within(height, width, self.factor(), pixels, frames)
     }
 }
 
@@ -350,6 +417,50 @@ pub fn smart_resize(
     factor: usize,
     min_pixels: usize,
     max_pixels: usize,
+) -> Result<(usize, usize), PreprocessError> {
+    let pixels = PixelRange {
+        min: min_pixels,
+        max: max_pixels,
+    };
+    resize_within(height, width, factor, pixels, Together::ONE)
+}
+
+/// Numbers of frames that share the limits of pixels.
+#[derive(Debug, Clone, Copy)]
+struct Together {
+    /// The number that is compared with the limits: whole temporal patches.
+    rounded: usize,
+    /// The number that the size is computed from.
+    frames: usize,
+}
+
+impl Together {
+    /// An image, or a frame with limits of its own.
+    const ONE: Self = Self {
+        rounded: 1,
+        frames: 1,
+    };
+
+    /// As in the reference, halves are rounded to even, so that five frames count as four.
+    fn new(frames: usize, patch: usize) -> Self {
+        let patches = (frames as f64 / patch as f64).round_ties_even() as usize;
+        Self {
+            rounded: patches.max(1) * patch,
+            frames,
+        }
+    }
+}
+
+/// Computes [`smart_resize`] of frames that share the limits.
+fn resize_within(
+    height: usize,
+    width: usize,
+    factor: usize,
+    PixelRange {
+        min: min_pixels,
+        max: max_pixels,
+    }: PixelRange,
+    together: Together,
 ) -> Result<(usize, usize), PreprocessError> {
     if height == 0 || width == 0 {
         return Err(PreprocessError::Empty { width, height });
@@ -368,13 +479,16 @@ pub fn smart_resize(
     // Python rounds halves to even.
     let nearest = |side: f64| multiple((side / f).round_ties_even());
     let (mut new_height, mut new_width) = (nearest(h), nearest(w));
-    let pixels = new_height.saturating_mul(new_width);
+    let pixels = new_height
+        .saturating_mul(new_width)
+        .saturating_mul(together.rounded);
+    let all = h * w * together.frames as f64;
     if pixels > max_pixels {
-        let beta = (h * w / max_pixels as f64).sqrt();
+        let beta = (all / max_pixels as f64).sqrt();
         new_height = multiple((h / beta / f).floor()).max(factor);
         new_width = multiple((w / beta / f).floor()).max(factor);
     } else if pixels < min_pixels {
-        let beta = (min_pixels as f64 / (h * w)).sqrt();
+        let beta = (min_pixels as f64 / all).sqrt();
         new_height = multiple((h * beta / f).ceil());
         new_width = multiple((w * beta / f).ceil());
     }

@@ -24,6 +24,10 @@ pub enum TextKind {
     QwenVl,
     /// Phi-3 (Abdin et al. 2024): fused projections.
     Phi3,
+    /// Qwen3 (Yang et al. 2025): normalized queries and keys, no biases.
+    Qwen3,
+    /// Qwen3 inside Qwen3-VL: positions have time, height and width, whose frequencies take turns.
+    Qwen3Vl,
     /// Gemma 3 (Gemma Team 2025): normalized queries and keys, two norms around each part of a
     /// layer, and a sliding window with rotary frequencies of its own in most layers.
     Gemma3,
@@ -39,10 +43,11 @@ impl TextKind {
             "llama" => Ok(Self::Llama),
             "qwen2" => Ok(Self::Qwen2),
             "phi3" => Ok(Self::Phi3),
+            "qwen3" => Ok(Self::Qwen3),
             "gemma3_text" => Ok(Self::Gemma3),
             other => Err(ModelError::config(format!(
-                "the language model is of type {other:?}, expected llama, qwen2, phi3 or \
-                 gemma3_text"
+                "the language model is of type {other:?}, expected llama, qwen2, qwen3, \
+                 phi3 or gemma3_text"
             ))),
         }
     }
@@ -72,6 +77,17 @@ impl TextKind {
                 "num_hidden_layers": 32, "num_attention_heads": 32,
                 "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
             }),
+            Self::Qwen3 => json!({
+                "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+                "head_dim": 128, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
+                "sliding_window": 4096, "max_window_layers": 28,
+            }),
+            Self::Qwen3Vl => json!({
+                "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+                "head_dim": 128, "max_position_embeddings": 128_000, "rms_norm_eps": 1e-6,
+            }),
             Self::Gemma3 => json!({
                 "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
                 "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -86,14 +102,15 @@ impl TextKind {
     pub fn projections(self) -> Projections {
         match self {
             Self::Phi3 => Projections::Fused,
-            Self::Llama | Self::Qwen2 | Self::QwenVl | Self::Gemma3 => Projections::Split,
+            _ => Projections::Split,
         }
     }
 
     fn default_theta(self) -> f64 {
         match self {
             Self::QwenVl | Self::Gemma3 => 1e6,
-            Self::Llama | Self::Qwen2 | Self::Phi3 => 1e4,
+            Self::Qwen3Vl => 5e6,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Phi3 => 1e4,
         }
     }
 
@@ -261,11 +278,14 @@ impl Fields {
             attention_scale: scaled_by.unwrap_or(head_dim as f64).powf(-0.5) as f32,
             rope_theta: rope.theta,
             rotary: match kind {
-                TextKind::QwenVl => RotaryKind::Sections(sections(rope)?),
+                TextKind::QwenVl => RotaryKind::Sections(sections(rope, None)?),
+                TextKind::Qwen3Vl => {
+                    RotaryKind::InterleavedSections(sections(rope, Some([24, 20, 20]))?)
+                }
                 _ => RotaryKind::Scaled(self.rotary(kind, rope, head_dim)?),
             },
             qkv_bias: matches!(kind, TextKind::Qwen2 | TextKind::QwenVl),
-            qk_norm: is_gemma,
+            qk_norm: matches!(kind, TextKind::Gemma3 | TextKind::Qwen3 | TextKind::Qwen3Vl),
             tied: self.tie_word_embeddings.unwrap_or(false),
             context_length: self.max_position_embeddings,
             sliding_window: self.sliding_window(kind, local_theta),
@@ -303,9 +323,9 @@ impl Fields {
     fn sliding_window(&self, kind: TextKind, local_theta: Option<f64>) -> Option<SlidingWindow> {
         let size = self.sliding_window?;
         let layers: Vec<bool> = match kind {
-            TextKind::Llama => return None,
+            TextKind::Llama | TextKind::Qwen3Vl => return None,
             TextKind::Phi3 => vec![true; self.num_hidden_layers],
-            TextKind::Qwen2 | TextKind::QwenVl => {
+            TextKind::Qwen2 | TextKind::QwenVl | TextKind::Qwen3 => {
                 if !self.use_sliding_window.unwrap_or(false) {
                     return None;
                 }
@@ -339,8 +359,9 @@ impl Fields {
     }
 }
 
-/// Returns the numbers of frequencies for time, height and width.
-fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
+/// Returns the numbers of frequencies for time, height and width, or `default` if the file does not
+/// say them.
+fn sections(rope: &RopeFields, default: Option<[usize; 3]>) -> Result<[usize; 3], ModelError> {
     let scaling = rope.scaling.as_ref().unwrap_or(&Value::Null);
     let kind = scaling_kind(scaling)?;
     if kind != DEFAULT_KIND {
@@ -354,6 +375,9 @@ fn sections(rope: &RopeFields) -> Result<[usize; 3], ModelError> {
             "partial_rotary_factor is {}, expected 1 together with mrope_section",
             rope.share
         )));
+    }
+    if let (None, Some(default)) = (&rope.sections, default) {
+        return Ok(default);
     }
     let sections = rope.sections.clone().unwrap_or_default();
     serde_json::from_value(sections.clone()).map_err(|_| {

@@ -27,6 +27,9 @@ pub enum RotaryKind {
     /// Time, height and width, each with its own section of the frequencies (M-RoPE, Wang et al.
     /// 2024, section 2.1); the sections sum to half a head.
     Sections([usize; 3]),
+    /// Time, height and width as in [`Sections`](Self::Sections), but taking turns over the first
+    /// frequencies instead of in a row (Qwen3-VL).
+    InterleavedSections([usize; 3]),
     /// One position per token, with optional partial rotation and scaling of frequencies.
     Scaled(ScaledRotary),
 }
@@ -146,7 +149,9 @@ impl DecoderConfig {
                 "sliding_window is 0, expected at least 1: every token sees itself",
             ));
         }
-        if let RotaryKind::Sections(sections) = &self.rotary {
+        if let RotaryKind::Sections(sections) | RotaryKind::InterleavedSections(sections) =
+            &self.rotary
+        {
             let sum = sections
                 .iter()
                 .fold(0, |sum: usize, &n| sum.saturating_add(n));
@@ -320,6 +325,7 @@ impl<B: KernelBackend> Decoder<B> {
                 .enumerate()
                 .flat_map(|(axis, &count)| std::iter::repeat_n(axis, count))
                 .collect(),
+            RotaryKind::InterleavedSections(sections) => interleaved(*sections),
         };
         let pairs = frequencies.len();
         let angle = move |position: Position, i: usize| position[axes[i]] as f32 * frequencies[i];
@@ -477,6 +483,16 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
     }
 }
 
+/// Returns the axis of each frequency if sections of these sizes take turns: frequency `i` belongs
+/// to axis `i % 3` while that axis has less than its number of turns, otherwise to the time.
+fn interleaved(sections: [usize; 3]) -> Vec<usize> {
+    let axis = |i: usize| match i % 3 {
+        axis @ 1.. if i / 3 < sections[axis] => axis,
+        _ => 0,
+    };
+    (0..sections.iter().sum()).map(axis).collect()
+}
+
 #[derive(Module, Debug)]
 struct DecoderLayer<B: KernelBackend> {
     attention_norm: RmsNorm<B>,
@@ -596,5 +612,18 @@ impl<B: KernelBackend> DecoderLayer<B> {
             None => mlp(Some(x)),
             Some(norm) => x + norm.forward(mlp(None)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Worked by hand from `apply_interleaved_mrope` of the reference. The last frequencies belong
+    /// to the time, whatever their remainder.
+    #[test]
+    fn axes_take_turns() {
+        assert_eq!(interleaved([4, 2, 1]), [0, 1, 2, 0, 1, 0, 0]);
+        assert_eq!(interleaved([2, 1, 1]), [0, 1, 2, 0]);
     }
 }

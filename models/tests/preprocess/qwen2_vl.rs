@@ -1,6 +1,6 @@
 //! Qwen2-VL's processors.
 
-use edge_lmm_models::preprocess::qwen2_vl::{PixelRange, PreprocessConfig, smart_resize};
+use edge_lmm_models::preprocess::qwen2_vl::{PixelRange, Processors, smart_resize};
 use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 use serde_json::json;
 
@@ -13,8 +13,12 @@ const TOLERANCE: f32 = 1e-6;
 fn equals_the_goldens() {
     for checkpoint in ["qwen2vl-tiny", "qwen25vl-tiny"] {
         let file = fixtures::json(&format!("{checkpoint}/preprocessor_config.json"));
-        let images = PreprocessConfig::for_images(Some(&file)).expect("configuration");
-        let videos = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
+        let images = Processors::QWEN2_VL
+            .images(Some(&file))
+            .expect("configuration");
+        let videos = Processors::QWEN2_VL
+            .videos(Some(&file))
+            .expect("configuration");
         for (sample, tensors) in fixtures::goldens(checkpoint) {
             let media = fixtures::images(checkpoint, &sample);
             let patches = match &media[..] {
@@ -40,7 +44,9 @@ fn equals_the_goldens() {
 #[test]
 fn equals_the_reference_to_the_bit() {
     let limits = json!({"min_pixels": 3136, "max_pixels": 200704});
-    let config = PreprocessConfig::for_images(Some(&limits)).expect("configuration");
+    let config = Processors::QWEN2_VL
+        .images(Some(&limits))
+        .expect("configuration");
     for (seed, row) in rows("qwen2_vl").iter().enumerate() {
         let [width, height] = sizes(&row["size"]);
         let frames = row["frames"].as_u64().expect("frames") as usize;
@@ -82,7 +88,7 @@ fn smart_resize_equals_the_reference() {
 
 #[test]
 fn unequal_sides_are_refused_with_their_numbers() {
-    let config = PreprocessConfig::for_images(None).expect("defaults");
+    let config = Processors::QWEN2_VL.images(None).expect("defaults");
     let long = RgbImage::new(20_000, 10, vec![0; 600_000]).expect("image");
     let error = config.image(&long).unwrap_err().to_string();
     assert!(
@@ -94,7 +100,8 @@ fn unequal_sides_are_refused_with_their_numbers() {
 #[test]
 fn one_pixel_fills_the_smallest_grid() {
     let dot = RgbImage::new(1, 1, vec![255; 3]).expect("image");
-    let patches = PreprocessConfig::for_images(None)
+    let patches = Processors::QWEN2_VL
+        .images(None)
         .expect("defaults")
         .image(&dot)
         .expect("patches");
@@ -116,11 +123,15 @@ fn limits_are_read_in_all_spellings() {
         json!({"min_pixels": null, "max_pixels": 7840, "size": {"shortest_edge": 784}}),
         json!({"size": {"shortest_edge": 784, "longest_edge": 7840, "min_pixels": 1, "max_pixels": 2}}),
     ] {
-        let images = PreprocessConfig::for_images(Some(&file)).expect("configuration");
-        let videos = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
+        let images = Processors::QWEN2_VL
+            .images(Some(&file))
+            .expect("configuration");
+        let videos = Processors::QWEN2_VL
+            .videos(Some(&file))
+            .expect("configuration");
         assert_eq!((images.pixels, videos.pixels), (range, range), "{file}");
     }
-    let images = PreprocessConfig::for_images(None).expect("defaults");
+    let images = Processors::QWEN2_VL.images(None).expect("defaults");
     assert_eq!(
         images.pixels,
         PixelRange {
@@ -128,7 +139,7 @@ fn limits_are_read_in_all_spellings() {
             max: 1_003_520
         }
     );
-    let videos = PreprocessConfig::for_videos(None).expect("defaults");
+    let videos = Processors::QWEN2_VL.videos(None).expect("defaults");
     assert_eq!(
         videos.pixels,
         PixelRange {
@@ -140,7 +151,7 @@ fn limits_are_read_in_all_spellings() {
 
 #[test]
 fn tokens_limit_the_grid() {
-    let config = PreprocessConfig::for_images(None).expect("defaults");
+    let config = Processors::QWEN2_VL.images(None).expect("defaults");
     let image = noise(3, 640, 480);
     for (tokens, smallest, largest) in [((4, 16), 4, 16), ((300, 2000), 300, 2000)] {
         let [_, h, w] = config
@@ -177,7 +188,8 @@ fn unusable_configurations_are_refused() {
         (json!({"image_mean": [0.5]}), "image_mean"),
         (json!([1]), "[1]"),
     ] {
-        let error = PreprocessConfig::for_images(Some(&file))
+        let error = Processors::QWEN2_VL
+            .images(Some(&file))
             .expect_err(word)
             .to_string();
         assert!(error.contains(word), "{error} does not name {word}");
@@ -191,15 +203,19 @@ fn absurd_limits_are_refused() {
         json!({"min_pixels": 1u64 << 50, "max_pixels": 1u64 << 60}),
         json!({"min_pixels": u64::MAX, "max_pixels": u64::MAX}),
     ] {
-        let config = PreprocessConfig::for_images(Some(&file)).expect("configuration");
+        let config = Processors::QWEN2_VL
+            .images(Some(&file))
+            .expect("configuration");
         let error = config.image(&image).unwrap_err();
         assert!(matches!(error, PreprocessError::TooLarge { .. }), "{error}");
     }
-    let config = PreprocessConfig::for_images(Some(&json!({"min_pixels": 0, "max_pixels": 0})))
+    let config = Processors::QWEN2_VL
+        .images(Some(&json!({"min_pixels": 0, "max_pixels": 0})))
         .expect("configuration");
     assert_eq!(config.image(&image).expect("patches").grid, [1, 2, 2]);
-    let config =
-        PreprocessConfig::for_images(Some(&json!({"min_pixels": 0}))).expect("configuration");
+    let config = Processors::QWEN2_VL
+        .images(Some(&json!({"min_pixels": 0})))
+        .expect("configuration");
     let error = config.image(&noise(5, 300, 7)).unwrap_err();
     assert!(
         matches!(error, PreprocessError::ResizedAway { .. }),
@@ -209,7 +225,7 @@ fn absurd_limits_are_refused() {
 
 #[test]
 fn videos_need_frames_of_one_size() {
-    let config = PreprocessConfig::for_images(None).expect("defaults");
+    let config = Processors::QWEN2_VL.images(None).expect("defaults");
     assert_eq!(config.video(&[]).unwrap_err(), PreprocessError::NoFrames);
     let error = config
         .video(&[noise(1, 40, 30), noise(2, 30, 40)])
@@ -226,7 +242,9 @@ fn videos_need_frames_of_one_size() {
 fn frames_share_the_tokens_of_a_video() {
     let file = json!({"size": {"shortest_edge": 3136, "longest_edge": 100_000},
         "cap_pixels_per_frame": true, "max_video_tokens": 100});
-    let config = PreprocessConfig::for_videos(Some(&file)).expect("configuration");
+    let config = Processors::QWEN2_VL
+        .videos(Some(&file))
+        .expect("configuration");
     let grid = |count| {
         let frames: Vec<_> = (0..count).map(|i| noise(i, 280, 280)).collect();
         config.video(&frames).expect("patches").grid

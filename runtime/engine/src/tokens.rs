@@ -77,10 +77,7 @@ impl TokenCounter {
         };
         let input = match media.data() {
             MediaData::Image(image) => self.model.image(image, &options),
-            MediaData::Video {
-                frames,
-                frames_per_second,
-            } => self.model.video(frames, *frames_per_second, &options),
+            MediaData::Video { frames, times } => self.model.video(frames, times, &options),
             MediaData::Audio {
                 samples,
                 sample_rate,

@@ -388,7 +388,7 @@ impl MediaArgs {
             let (used, skipped) = (video.frames.len(), video.skipped);
             eprintln!("{used} frames are used, {skipped} without motion were skipped");
         }
-        Ok(Media::video(video.frames, video.frames_per_second))
+        Ok(video.into())
     }
 }
 

@@ -335,14 +335,11 @@ impl Extent {
                 extent.width = Some(image.width());
                 extent.height = Some(image.height());
             }
-            MediaData::Video {
-                frames,
-                frames_per_second,
-            } => {
+            MediaData::Video { frames, times } => {
                 extent.width = frames.first().map(|frame| frame.width());
                 extent.height = frames.first().map(|frame| frame.height());
                 extent.frames = Some(frames.len());
-                extent.seconds = Some(frames.len() as f64 / f64::from(*frames_per_second));
+                extent.seconds = Some(frames.len() as f64 / f64::from(times.frames_per_second));
             }
             MediaData::Audio {
                 samples,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use edge_lmm_models::media::{MediaKind, VideoFrames};
+use edge_lmm_models::media::{FrameTimes, MediaKind, VideoFrames};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
 use xxhash_rust::xxh3::Xxh3;
@@ -39,8 +39,8 @@ pub enum MediaData {
     Video {
         /// The frames.
         frames: Vec<RgbImage>,
-        /// Their rate.
-        frames_per_second: f32,
+        /// Their times.
+        times: FrameTimes,
     },
     /// A sound in one channel.
     Audio {
@@ -66,13 +66,10 @@ impl Media {
         MediaData::Image(image).into()
     }
 
-    /// A video.
-    pub fn video(frames: Vec<RgbImage>, frames_per_second: f32) -> Self {
-        MediaData::Video {
-            frames,
-            frames_per_second,
-        }
-        .into()
+    /// A video with frames at a rate, or at times of their own.
+    pub fn video(frames: Vec<RgbImage>, times: impl Into<FrameTimes>) -> Self {
+        let times = times.into();
+        MediaData::Video { frames, times }.into()
     }
 
     /// A sound in one channel, with samples from -1 to 1.
@@ -102,13 +99,13 @@ impl Media {
         }
     }
 
-    /// Returns the frames of a video that is not decoded yet, and their rate.
-    pub(crate) fn undecoded(&self) -> Option<(&dyn VideoFrames, f32)> {
+    /// Returns the frames of a video that is not decoded yet, and their times.
+    pub(crate) fn undecoded(&self) -> Option<(&dyn VideoFrames, &FrameTimes)> {
         #[cfg(feature = "files")]
         if let Some(decoding) = self.as_decoding()
             && decoding.hash().is_none()
         {
-            return Some((decoding, decoding.frames_per_second()));
+            return Some((decoding, decoding.times()));
         }
         None
     }
@@ -185,11 +182,8 @@ impl MediaData {
                 hasher.update(b"image");
                 hash_image(&mut hasher, image);
             }
-            Self::Video {
-                frames,
-                frames_per_second,
-            } => {
-                let mut video = VideoHasher::new(*frames_per_second);
+            Self::Video { frames, times } => {
+                let mut video = VideoHasher::new(times);
                 frames.iter().for_each(|frame| video.add(frame));
                 return video.finish();
             }
@@ -213,11 +207,14 @@ impl MediaData {
 pub(super) struct VideoHasher(Xxh3);
 
 impl VideoHasher {
-    /// Begins with the rate of a video.
-    pub fn new(frames_per_second: f32) -> Self {
+    /// Begins with the times of a video's frames.
+    pub fn new(times: &FrameTimes) -> Self {
         let mut hasher = Xxh3::new();
         hasher.update(b"video");
-        hasher.update(&frames_per_second.to_le_bytes());
+        hasher.update(&times.frames_per_second.to_le_bytes());
+        for seconds in times.seconds.iter().flat_map(|seconds| seconds.iter()) {
+            hasher.update(&seconds.to_le_bytes());
+        }
         Self(hasher)
     }
 

@@ -4,7 +4,7 @@
 mod files;
 mod medium;
 
-pub use edge_lmm_models::media::MediaKind;
+pub use edge_lmm_models::media::{FrameTimes, MediaKind};
 #[cfg(feature = "files")]
 pub use files::*;
 pub use medium::{Media, MediaData, user_message};

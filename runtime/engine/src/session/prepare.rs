@@ -7,7 +7,9 @@ use edge_lmm_models::ModelError;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::language::{Injection, LanguageModel, StepInput};
 use edge_lmm_models::layout::Layout;
-use edge_lmm_models::media::{MediaInput, MediaKind, MediaOptions, VideoFrames, VideoPieces};
+use edge_lmm_models::media::{
+    FrameTimes, MediaInput, MediaKind, MediaOptions, VideoFrames, VideoPieces,
+};
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
@@ -320,8 +322,8 @@ impl<B: KernelBackend> LoadedModel<B> {
         // A capture has the values of the whole.
         if options.overlap
             && !probe::active()
-            && let Some((frames, rate)) = video(medium)
-            && let Some((input, pieces)) = self.model.video_pieces(frames, rate, options)?
+            && let Some((frames, times)) = video(medium)
+            && let Some((input, pieces)) = self.model.video_pieces(frames, times, options)?
         {
             return Ok((input, Some(pieces)));
         }
@@ -336,10 +338,7 @@ impl<B: KernelBackend> LoadedModel<B> {
     ) -> Result<MediaInput, ModelError> {
         match medium.data() {
             MediaData::Image(image) => self.model.image(image, options),
-            MediaData::Video {
-                frames,
-                frames_per_second: rate,
-            } => self.model.video(frames, *rate, options),
+            MediaData::Video { frames, times } => self.model.video(frames, times, options),
             MediaData::Audio {
                 samples,
                 sample_rate,
@@ -573,13 +572,10 @@ impl<B: KernelBackend> LoadedModel<B> {
     }
 }
 
-/// Returns the frames of a video and their rate.
-fn video(medium: &Media) -> Option<(&dyn VideoFrames, f32)> {
+/// Returns the frames of a video and their times.
+fn video(medium: &Media) -> Option<(&dyn VideoFrames, &FrameTimes)> {
     let decoded = || match medium.data() {
-        MediaData::Video {
-            frames,
-            frames_per_second,
-        } => Some((frames as &dyn VideoFrames, *frames_per_second)),
+        MediaData::Video { frames, times } => Some((frames as &dyn VideoFrames, times)),
         _ => None,
     };
     medium.undecoded().or_else(decoded)

@@ -163,10 +163,7 @@ pub fn fresh(media: &[Media]) -> Vec<Media> {
 fn copy(medium: &Media) -> Media {
     match medium.data() {
         MediaData::Image(image) => Media::image(image.clone()),
-        MediaData::Video {
-            frames,
-            frames_per_second,
-        } => Media::video(frames.clone(), *frames_per_second),
+        MediaData::Video { frames, times } => Media::video(frames.clone(), times.clone()),
         MediaData::Audio {
             samples,
             sample_rate,

@@ -124,8 +124,8 @@ impl Candidates {
     }
 
     /// Returns the evenly spaced frames nearest before those of these indices, which are in order,
-    /// each at most once.
-    pub fn nearest(self, indices: &[usize]) -> Vec<RgbImage> {
+    /// each at most once, with their times in seconds.
+    pub fn nearest(self, indices: &[usize]) -> Vec<(f64, RgbImage)> {
         let mut chosen = Vec::new();
         let mut free = 0;
         for (i, index) in indices.iter().enumerate() {
@@ -138,8 +138,8 @@ impl Candidates {
         images(chosen)
     }
 
-    /// Returns the key frames.
-    pub fn key_frames(self) -> Vec<RgbImage> {
+    /// Returns the key frames with their times in seconds.
+    pub fn key_frames(self) -> Vec<(f64, RgbImage)> {
         let mut all = self.even;
         all.extend(self.changed.unwrap_or_default());
         all.sort_by_key(|candidate| candidate.index);
@@ -152,10 +152,13 @@ impl Candidates {
     }
 }
 
-/// Returns the images, without a copy where no other candidate holds them.
-fn images(candidates: Vec<Candidate>) -> Vec<RgbImage> {
-    let images = candidates.into_iter().map(|candidate| candidate.image);
-    images.map(Arc::unwrap_or_clone).collect()
+/// Returns times and images, without a copy where no other candidate holds them.
+fn images(candidates: Vec<Candidate>) -> Vec<(f64, RgbImage)> {
+    let image = |candidate: Candidate| {
+        let image = Arc::unwrap_or_clone(candidate.image);
+        (candidate.change.time, image)
+    };
+    candidates.into_iter().map(image).collect()
 }
 
 #[cfg(test)]

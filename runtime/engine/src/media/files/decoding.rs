@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use edge_lmm_models::ModelError;
-use edge_lmm_models::media::VideoFrames;
+use edge_lmm_models::media::{FrameTimes, VideoFrames};
 use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
 use edge_lmm_ops::stage::{self, Helper};
 
@@ -25,7 +25,7 @@ pub(crate) struct Decoding {
     count: usize,
     /// Width and height of all frames.
     size: (usize, usize),
-    frames_per_second: f32,
+    times: FrameTimes,
     thread: Mutex<Option<JoinHandle<Helper>>>,
 }
 
@@ -58,7 +58,7 @@ impl Decoding {
         size: (usize, usize),
     ) -> Result<Self, MediaError> {
         chosen.check(size)?;
-        let (count, frames_per_second) = (chosen.count(), chosen.frames_per_second());
+        let (count, times) = (chosen.count(), chosen.times());
         let progress = Arc::new(Progress::default());
         let (shared, path) = (Arc::clone(&progress), path.to_owned());
         let mut helper = Helper::new();
@@ -75,7 +75,7 @@ impl Decoding {
             progress,
             count,
             size,
-            frames_per_second,
+            times,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -85,9 +85,9 @@ impl Decoding {
         3 * self.count * self.size.0 * self.size.1
     }
 
-    /// Returns the frames per second.
-    pub fn frames_per_second(&self) -> f32 {
-        self.frames_per_second
+    /// Returns the times of the frames.
+    pub fn times(&self) -> &FrameTimes {
+        &self.times
     }
 
     /// Returns the hash of the video, once it is decoded.
@@ -125,7 +125,7 @@ impl Decoding {
                 Some(Ok(_)) => state.frames.clone(),
                 _ => Vec::new(),
             },
-            frames_per_second: self.frames_per_second,
+            times: self.times.clone(),
         }
     }
 }
@@ -152,7 +152,7 @@ impl Progress {
 
     /// Decodes all frames and returns the hash of the video.
     fn decode(&self, chosen: &mut Chosen, size: (usize, usize)) -> Result<u128, MediaError> {
-        let mut hasher = VideoHasher::new(chosen.frames_per_second());
+        let mut hasher = VideoHasher::new(&chosen.times());
         for decoded in 0..chosen.count() {
             let _stage = stage::top("media");
             let frame = chosen.next_frame(|| self.state().is_dropped)?;

@@ -1,5 +1,8 @@
 //! Decoded videos and the selection of their frames.
 
+use std::sync::Arc;
+
+use edge_lmm_models::media::FrameTimes;
 use edge_lmm_models::preprocess::RgbImage;
 
 /// Decoded frames in order of time.
@@ -9,8 +12,20 @@ pub struct Video {
     pub frames: Vec<RgbImage>,
     /// Frames per second of these frames: their number by the duration of the video.
     pub frames_per_second: f32,
+    /// Seconds from the start of the video to each frame, as in [`FrameTimes`].
+    pub seconds: Option<Arc<[f64]>>,
     /// Number of frames that the motion gate skipped.
     pub skipped: usize,
+}
+
+impl Video {
+    /// Returns the times of the frames.
+    pub fn times(&self) -> FrameTimes {
+        FrameTimes {
+            frames_per_second: self.frames_per_second,
+            seconds: self.seconds.clone(),
+        }
+    }
 }
 
 /// Selection of the frames to keep; others are not held in memory.

@@ -8,10 +8,17 @@ use edge_lmm_ops::stage;
 
 use super::decoding::Decoding;
 use super::error::MediaError;
-use super::frames::{FrameSelection, VideoOptions};
+use super::frames::{FrameSelection, Video, VideoOptions};
 use super::source::Source;
 use super::video::Decoded;
 use crate::media::medium::Media;
+
+impl From<Video> for Media {
+    fn from(video: Video) -> Self {
+        let times = video.times();
+        Self::video(video.frames, times)
+    }
+}
 
 impl Media {
     /// Reads an image, a video or a sound, whichever the file holds (stage `media`).
@@ -36,10 +43,7 @@ impl Media {
     ) -> Result<Self, MediaError> {
         Ok(match kind {
             MediaKind::Image => Self::image(source.image()?),
-            MediaKind::Video => {
-                let video = source.video(options)?;
-                Self::video(video.frames, video.frames_per_second)
-            }
+            MediaKind::Video => source.video(options)?.into(),
             MediaKind::Audio => {
                 let audio = source.audio()?;
                 Self::audio(audio.samples, audio.sample_rate)
@@ -57,7 +61,7 @@ impl Media {
     /// error of [`Self::finish`], and of requests with the video.
     pub fn decode(source: &Source, options: impl Into<VideoOptions>) -> Result<Self, MediaError> {
         Ok(match source.decode_video(options.into())? {
-            Decoded::Whole(video) => Self::video(video.frames, video.frames_per_second),
+            Decoded::Whole(video) => video.into(),
             Decoded::Later(decoding) => Self::decoding(decoding),
         })
     }

@@ -3,6 +3,7 @@
 //! Only selected frames are held. A selection that depends on all frames takes two passes over a
 //! file; over a stream it takes one pass, which holds some frames more ([`Candidates`]).
 
+use edge_lmm_models::media::FrameTimes;
 use edge_lmm_models::preprocess::RgbImage;
 
 use super::budget;
@@ -97,7 +98,8 @@ fn read_opened(
             }
             let indices = uniform(candidates.seen(), count);
             let chosen = candidates.nearest(&indices);
-            finish(&frames, chosen, None)
+            let (times, chosen) = chosen.into_iter().unzip();
+            finish(&frames, (chosen, Some(times)), None)
         }
         (FrameSelection::Key(count) | FrameSelection::SyncKey(count), _) => {
             let mut candidates = Candidates::key(count);
@@ -107,7 +109,8 @@ fn read_opened(
                 let difference = step(&mut last, &image);
                 candidates.offer(Change { time, difference }, || Ok(image))?;
             }
-            finish(&frames, candidates.key_frames(), None)
+            let (times, chosen) = candidates.key_frames().into_iter().unzip();
+            finish(&frames, (chosen, Some(times)), None)
         }
     }
 }
@@ -147,9 +150,15 @@ impl Chosen {
         self.frames.outline().size
     }
 
-    /// Returns the rate if all frames can be decoded.
-    pub fn frames_per_second(&self) -> f32 {
-        rate(self.count, self.length.seconds)
+    /// Returns the times if all frames can be decoded and have the same duration.
+    pub fn times(&self) -> FrameTimes {
+        let Length { frames, seconds } = self.length;
+        let time = |i| uniform_index(i, frames, self.count) as f64 * seconds / frames as f64;
+        let is_all = self.count == frames;
+        FrameTimes {
+            frames_per_second: rate(self.count, seconds),
+            seconds: (!is_all).then(|| (0..self.count).map(time).collect()),
+        }
     }
 
     /// Checks that the frames fit into memory if they have this size.
@@ -205,7 +214,9 @@ impl Chosen {
         while let Some(image) = self.next_frame(|| false)? {
             images.push(image);
         }
-        finish(&self.frames, images, Some(self.length.seconds))
+        let times = self.times().seconds;
+        let times = times.map(|times| times[..images.len()].to_vec());
+        finish(&self.frames, (images, times), Some(self.length.seconds))
     }
 }
 
@@ -311,7 +322,7 @@ fn collect(
     if let (Some(size), Some(count)) = (outline.size, count) {
         collector.check(size, count)?;
     }
-    let mut images = Vec::new();
+    let (mut images, mut times) = (Vec::new(), Vec::new());
     let mut index = 0;
     while count.is_none_or(|count| images.len() < count) {
         let Some(time) = frames.advance()? else { break };
@@ -322,16 +333,18 @@ fn collect(
             }
             collector.hold(&image)?;
             images.push(image);
+            times.push(time);
         }
         index += 1;
     }
-    finish(frames, images, length.map(|length| length.seconds))
+    let seconds = length.map(|length| length.seconds);
+    finish(frames, (images, Some(times)), seconds)
 }
 
-/// Builds the video. Without `seconds`, the current frame is the last one.
+/// Builds the video of frames and their times. Without `seconds`, the current frame is the last one.
 fn finish(
     frames: &MotionGate,
-    images: Vec<RgbImage>,
+    (images, times): (Vec<RgbImage>, Option<Vec<f64>>),
     seconds: Option<f64>,
 ) -> Result<Video, MediaError> {
     if images.is_empty() {
@@ -342,6 +355,7 @@ fn finish(
     Ok(Video {
         frames_per_second: rate(images.len(), seconds),
         frames: images,
+        seconds: times.map(Into::into),
         skipped: frames.skipped(),
     })
 }
