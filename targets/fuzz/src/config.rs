@@ -56,7 +56,7 @@ pub const MODEL_CONFIG: Target = Target {
         let options = MediaOptions::default();
         for prepared in [
             model.image(&image, &options),
-            model.video(&[image.clone(), image.clone()], 1.0, &options),
+            model.video(&[image.clone(), image.clone()], &1.0.into(), &options),
             model.audio(&[0.5; 4000], 16_000, &options),
         ] {
             match prepared {
