@@ -547,7 +547,7 @@ mod tests {
     fn lying_sizes_are_errors() {
         for (config, word) in [
             (json!({"scale_factor": 0}), "scale_factor"),
-            (json!({"scale_factor": 4}), "scale_factor"),
+            (json!({"scale_factor": 3}), "scale_factor"),
             (json!({"vision_config": {"image_size": 0}}), "image_size"),
             (
                 json!({"vision_config": {"num_attention_heads": 7}}),
@@ -562,6 +562,12 @@ mod tests {
                 "use_resampler",
             ),
         ] {
+            let mut config = config;
+            for (field, size) in [("image_size", 64), ("patch_size", 16)] {
+                if config["vision_config"][field].is_null() {
+                    config["vision_config"][field] = json!(size);
+                }
+            }
             let error = Config::parse(&config).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
