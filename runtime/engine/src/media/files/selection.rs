@@ -99,7 +99,7 @@ fn read_opened(
             let indices = uniform(candidates.seen(), count);
             let chosen = candidates.nearest(&indices);
             let (times, chosen) = chosen.into_iter().unzip();
-            finish(&frames, (chosen, Some(times)), None)
+            finish(&frames, (chosen, times), None)
         }
         (FrameSelection::Key(count) | FrameSelection::SyncKey(count), _) => {
             let mut candidates = Candidates::key(count);
@@ -110,7 +110,7 @@ fn read_opened(
                 candidates.offer(Change { time, difference }, || Ok(image))?;
             }
             let (times, chosen) = candidates.key_frames().into_iter().unzip();
-            finish(&frames, (chosen, Some(times)), None)
+            finish(&frames, (chosen, times), None)
         }
     }
 }
@@ -154,11 +154,7 @@ impl Chosen {
     pub fn times(&self) -> FrameTimes {
         let Length { frames, seconds } = self.length;
         let time = |i| uniform_index(i, frames, self.count) as f64 * seconds / frames as f64;
-        let is_all = self.count == frames;
-        FrameTimes {
-            frames_per_second: rate(self.count, seconds),
-            seconds: (!is_all).then(|| (0..self.count).map(time).collect()),
-        }
+        frame_times(rate(self.count, seconds), (0..self.count).map(time))
     }
 
     /// Checks that the frames fit into memory if they have this size.
@@ -214,8 +210,8 @@ impl Chosen {
         while let Some(image) = self.next_frame(|| false)? {
             images.push(image);
         }
-        let times = self.times().seconds;
-        let times = times.map(|times| times[..images.len()].to_vec());
+        let all = self.times();
+        let times = (0..images.len()).map(|frame| all.of(frame)).collect();
         finish(&self.frames, (images, times), Some(self.length.seconds))
     }
 }
@@ -338,13 +334,30 @@ fn collect(
         index += 1;
     }
     let seconds = length.map(|length| length.seconds);
-    finish(frames, (images, Some(times)), seconds)
+    finish(frames, (images, times), seconds)
+}
+
+/// Returns the times of frames in microseconds, so that they do not depend on how a file is read;
+/// none for frames at a constant rate.
+fn frame_times(frames_per_second: f32, times: impl Iterator<Item = f64>) -> FrameTimes {
+    let times: Vec<f64> = times.map(|time| (time * 1e6).round() / 1e6).collect();
+    let constant = FrameTimes::from(frames_per_second);
+    // The rate has single precision.
+    let is_near =
+        |(frame, time): (usize, &f64)| (constant.of(frame) - time).abs() <= 1e-6 * (1.0 + time);
+    match times.iter().enumerate().all(is_near) {
+        true => constant,
+        false => FrameTimes {
+            seconds: Some(times.into()),
+            ..constant
+        },
+    }
 }
 
 /// Builds the video of frames and their times. Without `seconds`, the current frame is the last one.
 fn finish(
     frames: &MotionGate,
-    (images, times): (Vec<RgbImage>, Option<Vec<f64>>),
+    (images, times): (Vec<RgbImage>, Vec<f64>),
     seconds: Option<f64>,
 ) -> Result<Video, MediaError> {
     if images.is_empty() {
@@ -352,10 +365,11 @@ fn finish(
         return Err(MediaError::damaged(format, NO_FRAME));
     }
     let seconds = seconds.unwrap_or_else(|| frames.end());
+    let frames_per_second = rate(images.len(), seconds);
     Ok(Video {
-        frames_per_second: rate(images.len(), seconds),
         frames: images,
-        seconds: times.map(Into::into),
+        frames_per_second,
+        seconds: frame_times(frames_per_second, times.into_iter()).seconds,
         skipped: frames.skipped(),
     })
 }
