@@ -51,11 +51,13 @@ impl Scales {
 /// The layers whose inputs come from where no scale can go to: the inputs of the model, the
 /// residual stream, or an activation that is not homogeneous.
 fn has_no_producer(family: &str, name: &str) -> bool {
-    let of_blocks = ["vision.", "audio.", "projector."];
+    let of_blocks = ["vision.", "audio.", "projector.", "deepstack."];
     let is_down = name.ends_with(".down.weight") && of_blocks.iter().any(|p| name.starts_with(p));
     match name {
         "vision.patch_embed.weight" | "audio.conv1.weight" | "audio.conv2.weight" => true,
         "text.embedding.weight" => true,
+        // It joins several tokens of the norm before it.
+        "projector.weight" => family.starts_with("SmolVLM"),
         "projector.up.weight" => ["LLaVA-1.5", "Phi-3.5-Vision"].contains(&family),
         _ if name.starts_with("projector.qformer.layers.") => {
             [".qkv.weight", ".q.weight", ".up.weight", ".down.weight"]
