@@ -74,7 +74,15 @@ fn read_opened(
     options: VideoOptions,
 ) -> Result<Video, MediaError> {
     match (options.frames, frames.outline().length) {
-        (FrameSelection::All, length) => collect(&mut frames, None, length, |_, _| true),
+        (FrameSelection::All, length) => {
+            let video = collect(&mut frames, None, length, |_, _| true)?;
+            // As from a file of known length, all frames are taken as evenly spaced.
+            let is_whole = video.skipped == 0;
+            Ok(Video {
+                seconds: video.seconds.filter(|_| !is_whole),
+                ..video
+            })
+        }
         (FrameSelection::Rate(rate), length) => at_rate(&mut frames, rate, length),
         (FrameSelection::Uniform(count), _) if is_file => {
             let length = measure(&mut frames)?;
