@@ -74,15 +74,7 @@ fn read_opened(
     options: VideoOptions,
 ) -> Result<Video, MediaError> {
     match (options.frames, frames.outline().length) {
-        (FrameSelection::All, length) => {
-            let video = collect(&mut frames, None, length, |_, _| true)?;
-            // As from a file of known length, all frames are taken as evenly spaced.
-            let is_whole = video.skipped == 0;
-            Ok(Video {
-                seconds: video.seconds.filter(|_| !is_whole),
-                ..video
-            })
-        }
+        (FrameSelection::All, length) => collect(&mut frames, None, length, |_, _| true),
         (FrameSelection::Rate(rate), length) => at_rate(&mut frames, rate, length),
         (FrameSelection::Uniform(count), _) if is_file => {
             let length = measure(&mut frames)?;
@@ -104,10 +96,12 @@ fn read_opened(
                 let difference = 0.0;
                 candidates.offer(Change { time, difference }, || frames.image())?;
             }
-            let indices = uniform(candidates.seen(), count);
+            let total = candidates.seen();
+            let indices = uniform(total, count);
             let chosen = candidates.nearest(&indices);
             let (times, chosen) = chosen.into_iter().unzip();
-            finish(&frames, (chosen, Some(times)), None)
+            let times = unless_all(times, total, frames.skipped());
+            finish(&frames, (chosen, times), None)
         }
         (FrameSelection::Key(count) | FrameSelection::SyncKey(count), _) => {
             let mut candidates = Candidates::key(count);
@@ -117,8 +111,10 @@ fn read_opened(
                 let difference = step(&mut last, &image);
                 candidates.offer(Change { time, difference }, || Ok(image))?;
             }
+            let total = candidates.seen();
             let (times, chosen) = candidates.key_frames().into_iter().unzip();
-            finish(&frames, (chosen, Some(times)), None)
+            let times = unless_all(times, total, frames.skipped());
+            finish(&frames, (chosen, times), None)
         }
     }
 }
@@ -345,8 +341,16 @@ fn collect(
         }
         index += 1;
     }
+    let total = length.map_or(index, |length| length.frames);
+    let times = unless_all(times, total, frames.skipped());
     let seconds = length.map(|length| length.seconds);
-    finish(frames, (images, Some(times)), seconds)
+    finish(frames, (images, times), seconds)
+}
+
+/// Returns the times of selected frames; `None` if these are all of `total` frames, which are taken as
+/// evenly spaced.
+fn unless_all(times: Vec<f64>, total: usize, skipped: usize) -> Option<Vec<f64>> {
+    (times.len() < total || skipped > 0).then_some(times)
 }
 
 /// Builds the video of frames and their times. Without `seconds`, the current frame is the last one.
