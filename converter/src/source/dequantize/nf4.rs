@@ -111,7 +111,7 @@ fn replace_layer(layers: &mut Layers<'_>, layer: &str, suffix: &str) -> Result<(
     let (values, _) = layers.numbers(&name(".quant_map"))?;
     let values = values.values();
     let [rows, columns] = state.shape;
-    let elements = rows.checked_mul(columns).unwrap_or(usize::MAX);
+    let elements = rows.saturating_mul(columns);
     if codes.bytes().len() != elements.div_ceil(2) || values.len() != 16 || state.blocksize == 0 {
         let found = format!("{} bytes and {} values", codes.bytes().len(), values.len());
         let expected = format!("codes of a weight of {:?} and 16 values", state.shape);
