@@ -7,8 +7,10 @@ use edge_lmm_ops::Format;
 use crate::planned_weight::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
 
-/// GGUF tensor types of about four bits per weight or fewer.
-const LOW_BIT: [&str; 6] = ["Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ4_NL"];
+/// Tensor types of about four bits per weight or fewer.
+const LOW_BIT: [&str; 11] = [
+    "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "AWQ", "GPTQ2", "GPTQ4", "INT4", "NF4",
+];
 
 /// Rejects a checkpoint in which a used tensor has an unused companion. The stored values then do
 /// not have their usual meaning; they may be integers that a scale multiplies. A bias that the

@@ -18,7 +18,7 @@ const INDEX: &str = "model.safetensors.index.json";
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     adapter::check_files(path)?;
     let mut files = Vec::new();
-    let (directory, tensors) = if path.is_dir() {
+    let (directory, mut tensors) = if path.is_dir() {
         (path, read_directory(path, &mut files)?)
     } else {
         let directory = path.parent().unwrap_or(Path::new(""));
@@ -26,11 +26,12 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     };
     adapter::check_tensors(path, &tensors)?;
     let config_path = directory.join("config.json");
-    let config = read_json(&config_path, &mut files)?.ok_or_else(|| SourceError::MissingFile {
-        path: config_path,
-        needed_for: "it describes the model; download the whole checkpoint".into(),
-    })?;
-    quantized::check(directory, &config, &tensors)?;
+    let mut config =
+        read_json(&config_path, &mut files)?.ok_or_else(|| SourceError::MissingFile {
+            path: config_path,
+            needed_for: "it describes the model; download the whole checkpoint".into(),
+        })?;
+    quantized::resolve(directory, &mut config, &mut tensors)?;
     check_layout(directory, &config)?;
     let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
     let tokenizer =

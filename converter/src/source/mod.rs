@@ -12,6 +12,7 @@ mod adapter;
 mod added_tokens;
 mod chat;
 mod decode;
+mod dequantize;
 mod error;
 mod file;
 pub mod gguf;

@@ -1,7 +1,7 @@
 //! Detection of checkpoints that are already quantized by AWQ, GPTQ, bitsandbytes and others.
 //!
-//! Such weights have no meaning without their scales, so all of them are rejected. They are
-//! detected by the configuration, by files that quantizers write, and by the names and types of
+//! Such weights have no meaning without their scales. Those of supported methods are dequantized, all
+//! others are rejected. They are detected by the configuration, by files that quantizers write, and by the names and types of
 //! tensors.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::Tensor;
+use super::dequantize;
 use super::error::{Result, SourceError};
 use super::json::read_json;
 
@@ -57,16 +58,48 @@ const TENSORS: [(&str, &str); 32] = [
     (".scale_weight", "a method with scales beside the weights"),
 ];
 
-/// Rejects a quantized checkpoint and names its method.
-pub(super) fn check(
+/// Dequantizes a checkpoint of a supported method, whose description is removed from the
+/// configuration. Rejects other quantized checkpoints and names their method.
+pub(super) fn resolve(
     directory: &Path,
-    config: &Value,
-    tensors: &BTreeMap<String, Tensor>,
+    config: &mut Value,
+    tensors: &mut BTreeMap<String, Tensor>,
 ) -> Result<()> {
+    let file = directory.join("config.json").display().to_string();
     if let Some((place, quantization)) = find(config, "") {
-        let file = directory.join("config.json").display().to_string();
-        return Err(refusal(file, &place, &method(quantization)));
+        let (quantization, method) = (quantization.clone(), method(quantization));
+        if !dequantize::replace(&directory.display().to_string(), &quantization, tensors)? {
+            return Err(refusal(file, &place, &method));
+        }
+        log::info!("{file}: dequantized {method}");
+        remove(config);
+        if let Some((place, quantization)) = find(config, "") {
+            return Err(refusal(file, &place, &self::method(quantization)));
+        }
     }
+    check(directory, tensors)
+}
+
+/// Removes the first description of a quantization.
+fn remove(config: &mut Value) {
+    let is_description = |value: &Value| value.as_object().is_some_and(|map| !map.is_empty());
+    let Some(sections) = config.as_object_mut() else {
+        return;
+    };
+    for key in KEYS {
+        if sections.get(key).is_some_and(is_description) {
+            sections.remove(key);
+            return;
+        }
+    }
+    let mut sections = sections.values_mut();
+    if let Some(section) = sections.find(|section| find(section, "").is_some()) {
+        remove(section);
+    }
+}
+
+/// Rejects a checkpoint whose tensors are those of a quantization method.
+fn check(directory: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let stored = tensors
         .iter()
         .filter_map(|(name, tensor)| Some((name, quantized(name, &tensor.info.dtype)?)))
@@ -99,8 +132,9 @@ fn refusal(file: String, place: &str, method: &str) -> SourceError {
         what: place.into(),
         found: method.into(),
         supported:
-            "checkpoints that are not quantized (F32, F16, BF16); use the checkpoint that this \
-                    was made from, or dequantize it and save it again"
+            "checkpoints that are not quantized (F32, F16, BF16), awq, gptq, compressed-tensors \
+             (pack-quantized and FP8), fp8 and bitsandbytes in 4 bits; use the checkpoint that \
+             this was made from, or dequantize it and save it again"
                 .into(),
     }
 }

@@ -8,7 +8,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::{bf16, f16};
+
 use super::decode::Decoder;
+use super::dequantize::Quantized;
 use super::error::SourceError;
 use edge_lmm_record::FileMap;
 
@@ -78,6 +81,55 @@ impl Stored {
         })
     }
 
+    /// Returns the stored bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map[self.bytes.clone()]
+    }
+
+    /// Returns a word of a tensor of 32-bit integers.
+    pub(super) fn word(&self, index: usize) -> u32 {
+        let (words, _) = self.bytes().as_chunks::<4>();
+        u32::from_le_bytes(words[index])
+    }
+
+    /// Returns the values of a tensor of 64-bit or 32-bit integers; none for other types.
+    pub(super) fn integers(&self) -> Vec<u64> {
+        match &*self.dtype {
+            "I64" | "U64" => {
+                let (words, _) = self.bytes().as_chunks::<8>();
+                words.iter().map(|&word| u64::from_le_bytes(word)).collect()
+            }
+            "I32" | "U32" => {
+                let (words, _) = self.bytes().as_chunks::<4>();
+                let value = |&word: &[u8; 4]| u64::from(u32::from_le_bytes(word));
+                words.iter().map(value).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns an element of a tensor of a float type; 0 for other types.
+    pub(super) fn value(&self, index: usize) -> f32 {
+        let bytes = self.bytes();
+        match self.decoder {
+            Some(Decoder::F32) => f32::from_le_bytes(bytes.as_chunks::<4>().0[index]),
+            Some(Decoder::F16) => f16::from_le_bytes(bytes.as_chunks::<2>().0[index]).to_f32(),
+            Some(Decoder::Bf16) => bf16::from_le_bytes(bytes.as_chunks::<2>().0[index]).to_f32(),
+            _ => 0.0,
+        }
+    }
+
+    /// Returns all elements of a tensor of a float type.
+    pub(super) fn values(&self) -> Vec<f32> {
+        let size = match self.decoder {
+            Some(Decoder::F32) => 4,
+            _ => 2,
+        };
+        (0..self.bytes.len() / size)
+            .map(|i| self.value(i))
+            .collect()
+    }
+
     /// Appends the elements `range`, which must lie inside the tensor, as f32.
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         let decoder = self.decoder()?;
@@ -117,6 +169,13 @@ pub(super) enum View {
         /// Elements of a row.
         row_len: usize,
     },
+    /// A quantized matrix, which is dequantized while it is read.
+    Quantized {
+        /// The matrix.
+        matrix: Box<dyn Quantized>,
+        /// Elements of a row.
+        columns: usize,
+    },
     /// Values that are stored with a number added to them (the scales of Gemma's norms, which
     /// llama.cpp stores plus 1).
     Shifted {
@@ -146,6 +205,7 @@ impl View {
             Self::Stacked { parts, .. } | Self::Interleaved { parts, .. } => {
                 parts.iter().try_for_each(|part| part.decoder().map(|_| ()))
             }
+            Self::Quantized { .. } => Ok(()),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
             | Self::Shifted { stored, .. }
@@ -157,6 +217,16 @@ impl View {
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         match self {
             Self::Whole(stored) => stored.read(range, out),
+            Self::Quantized { matrix, columns } => {
+                let mut at = range.start;
+                while at < range.end {
+                    let (row, column) = (at / columns, at % columns);
+                    let length = (columns - column).min(range.end - at);
+                    matrix.read(row, column..column + length, out);
+                    at += length;
+                }
+                Ok(())
+            }
             Self::Shifted { stored, by } => {
                 let before = out.len();
                 stored.read(range, out)?;
