@@ -48,11 +48,6 @@ impl Hessian {
             feedback,
         }
     }
-
-    /// Returns the diagonal: the mean square of each input.
-    pub fn diagonal(&self) -> Vec<f32> {
-        (0..self.n).map(|i| self.values[i * self.n + i]).collect()
-    }
 }
 
 /// Decomposes the reordered matrix. The Cholesky factor of the matrix in reverse order is the upper
