@@ -328,11 +328,9 @@ impl<'a> Group<'a> {
 
     /// Takes the group scale that is best for the quants if the objective is then smaller.
     fn try_scale(&mut self) {
-        let mut units = [0.0; WIDTH];
-        for i in 0..self.width {
-            units[i] = self.quants[i] * f32::from(self.sub_scales[i / BLOCK]);
-        }
-        let units = &units[..self.width];
+        let unit = |i: usize| self.quants[i] * f32::from(self.sub_scales[i / BLOCK]);
+        let units: Vec<f32> = (0..self.width).map(unit).collect();
+        let units = &*units;
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let slope: Vec<f32> = (self.hessian.chunks_exact(self.width))
             .map(|row| dot(row, units))

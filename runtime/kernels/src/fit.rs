@@ -122,8 +122,8 @@ fn fit_q4(x: &Values, w: &Values) -> Fit {
         sub_scales: best.sub_scales,
         quants: [[0; BLOCK]; GROUP],
     };
-    for b in 0..GROUP {
-        round_all(QuantFormat::Q4, &x[b], best.of_block(b), &mut fit.quants[b]);
+    for (b, quants) in fit.quants.iter_mut().enumerate() {
+        round_all(QuantFormat::Q4, &x[b], best.of_block(b), quants);
     }
     fit
 }
