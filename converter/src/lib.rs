@@ -5,6 +5,7 @@
 //! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
 //! complete.
 
+pub mod calibration;
 pub mod compare;
 pub mod export;
 mod factors;
@@ -19,4 +20,4 @@ pub mod write;
 
 pub use plan::{ConvertError, Options, Plan, Pruning};
 pub use planned_weight::PlannedWeight;
-pub use write::{Report, write_record, write_record_to};
+pub use write::{Report, write_calibrated, write_record, write_record_to};

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use compare_command::Compare;
 use edge_lmm::estimate::Scenario;
@@ -19,8 +20,9 @@ use edge_lmm::one_line;
 use edge_lmm::output::{Output, OutputError};
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::units::bytes;
+use edge_lmm_convert::calibration::{self, Calibration, Method, Samples};
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_convert::{Options, Plan, Report, write_record_to};
+use edge_lmm_convert::{Options, Plan, Report, write_calibrated};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -74,6 +76,19 @@ struct Convert {
     /// Format of the embeddings and the output head, if not that of the language model
     #[arg(long, value_name = "FORMAT")]
     head_quant: Option<Format>,
+    /// Method of quantization: nearest (no calibration), weighted (scales for the mean squares of
+    /// the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs). All
+    /// but nearest run samples through the model and need a temporary file of two bytes for each
+    /// weight next to the record
+    #[arg(long, value_name = "METHOD", default_value = "best", value_parser = methods())]
+    method: Method,
+    /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
+    /// `edge-lmm eval`; may be repeated. Without it, a text that is built in
+    #[arg(long, value_name = "FILE")]
+    calibration: Vec<PathBuf>,
+    /// Memory for the statistics of the method in MiB; less needs more passes over the samples
+    #[arg(long, value_name = "MIB", default_value_t = calibration::MEMORY >> 20)]
+    calibration_memory: usize,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -127,7 +142,7 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
     };
     let checkpoint = Checkpoint::open(&cli.source, cli.mmproj.as_deref())?;
     if let Some(outputs) = &outputs {
-        outputs.check_inputs(&checkpoint)?;
+        outputs.check_inputs(cli, &checkpoint)?;
     }
     let options = Options {
         text: cli.text_quant,
@@ -142,7 +157,7 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
     eprintln!("{}", describe(&plan));
     check_target(cli, &plan, checkpoint.tokenizer.len())?;
     match outputs {
-        Some(outputs) => outputs.write(&plan, checkpoint),
+        Some(outputs) => outputs.write(cli, &plan, checkpoint),
         None => Ok(()),
     }
 }
@@ -172,16 +187,19 @@ impl Outputs {
         Ok(Self { record, report })
     }
 
-    fn check_inputs(&self, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    fn check_inputs(&self, cli: &Convert, checkpoint: &Checkpoint) -> anyhow::Result<()> {
         for output in std::iter::once(&self.record).chain(&self.report) {
             output.check_inputs(checkpoint.files.iter().map(|file| &*file.path))?;
+            output.check_inputs(cli.calibration.iter().map(PathBuf::as_path))?;
         }
         Ok(())
     }
 
-    fn write(self, plan: &Plan, checkpoint: Checkpoint) -> anyhow::Result<()> {
+    fn write(self, cli: &Convert, plan: &Plan, checkpoint: Checkpoint) -> anyhow::Result<()> {
         let path = self.record.path().to_owned();
-        let report = convert(plan, checkpoint, self.record)?;
+        let checkpoint = Arc::new(checkpoint);
+        let calibration = calibration(cli, plan, &checkpoint)?;
+        let report = convert(plan, checkpoint, self.record, calibration)?;
         if let Some(output) = self.report {
             output.finish_with(&serde_json::to_vec_pretty(&report)?)?;
         }
@@ -245,15 +263,52 @@ fn describe(plan: &Plan) -> String {
     )
 }
 
+fn methods() -> impl TypedValueParser<Value = Method> {
+    PossibleValuesParser::new(Method::ALL.map(Method::name)).try_map(|name| {
+        let named = |method: &Method| method.name() == name;
+        Method::ALL.into_iter().find(named).ok_or("unknown method")
+    })
+}
+
+/// Prepares the method of quantization, if it needs statistics and a weight is quantized.
+fn calibration(
+    cli: &Convert,
+    plan: &Plan,
+    checkpoint: &Arc<Checkpoint>,
+) -> anyhow::Result<Option<Calibration>> {
+    let quantized = (plan.weights.iter()).any(|w| w.format.is_some_and(Format::is_quantized));
+    if !cli.method.is_calibrated() || !quantized {
+        ensure!(
+            cli.calibration.is_empty(),
+            "--calibration has no use without a quantized format and --method weighted, gptq or best"
+        );
+        return Ok(None);
+    }
+    let samples = match cli.calibration.is_empty() {
+        true => Samples::built_in(),
+        false => Samples::read(&cli.calibration)?,
+    };
+    let mut name = cli.output.file_name().unwrap_or_default().to_owned();
+    name.push(".calibration");
+    let file = cli.output.with_file_name(name);
+    let calibration = Calibration::new(plan, checkpoint, cli.method, samples, &file)?;
+    Ok(Some(calibration.with_memory(cli.calibration_memory << 20)))
+}
+
 /// Writes the record. On a terminal, shows the current weight and the estimated time left.
-fn convert(plan: &Plan, checkpoint: Checkpoint, output: Output) -> anyhow::Result<Report> {
+fn convert(
+    plan: &Plan,
+    checkpoint: Arc<Checkpoint>,
+    output: Output,
+    calibration: Option<Calibration>,
+) -> anyhow::Result<Report> {
     let bar = ProgressBar::new(plan.bytes() as u64).with_style(
         ProgressStyle::with_template("{bar:16} {bytes}/{total_bytes}, {eta} left, {wide_msg}")
             .context("progress bar")?,
     );
     let weights = plan.weights.len();
     let (step, number) = (bar.clone(), Cell::new(0));
-    let report = write_record_to(output, plan, Arc::new(checkpoint), move |name, size| {
+    let report = write_calibrated(output, plan, checkpoint, calibration, move |name, size| {
         if size == 0 {
             number.set(number.get() + 1);
             step.set_message(format!("{} of {weights}: {name}", number.get()));

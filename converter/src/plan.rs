@@ -13,6 +13,7 @@ use edge_lmm_models::{ModelError, prompt::TextProcessor};
 use edge_lmm_ops::{Format, MatrixShape};
 use edge_lmm_record::{FORMAT_VERSION, PackedFormat, RecordInfo, SourceFile};
 
+use crate::calibration::CalibrationError;
 use crate::factors::Factors;
 use crate::planned_weight::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
@@ -55,6 +56,9 @@ pub enum ConvertError {
         /// The model's family.
         family: &'static str,
     },
+    /// The samples of a calibration cannot be used.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
     /// A scale cannot be folded.
     #[error("cannot scale the outputs of {module}: {reason}")]
     Fold {

@@ -7,14 +7,16 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use edge_lmm_kernels::format::PANEL;
-use edge_lmm_kernels::pack::{PackStats, pack_rows};
+use edge_lmm_kernels::pack::{PackStats, pack_weighted};
 use edge_lmm_kernels::pool;
+use edge_lmm_kernels::{FormatError, Matrix};
 use edge_lmm_models::weights::{Storage, WeightSpec};
 use edge_lmm_ops::{Format, MatrixShape};
 use edge_lmm_record::output::Output;
 use edge_lmm_record::{Description, WriteError};
 use serde::Serialize;
 
+use crate::calibration::{Calibration, Rule};
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
 use crate::rows::read_rows;
@@ -22,6 +24,8 @@ use crate::source::{Checkpoint, some_of};
 
 /// Values that one task reads and packs at a time; a few such chunks are in memory at once.
 const CHUNK: usize = 1 << 20;
+/// Values that are rounded together; several copies of them are in memory.
+const ROUNDED: usize = 1 << 24;
 
 /// The result of a conversion.
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +70,7 @@ type Packed = Result<(Vec<u8>, PackStats), ConvertError>;
 /// State shared by the callbacks that write one record.
 struct Job {
     checkpoint: Arc<Checkpoint>,
+    calibration: Option<RefCell<Calibration>>,
     progress: Progress,
     reports: RefCell<Vec<TensorReport>>,
 }
@@ -95,8 +100,23 @@ pub fn write_record_to(
     checkpoint: Arc<Checkpoint>,
     progress: impl Fn(&str, usize) + 'static,
 ) -> Result<Report, ConvertError> {
+    write_calibrated(output, plan, checkpoint, None, progress)
+}
+
+/// Writes the record of `plan` as [`write_record_to`] does, with weights quantized by a calibration.
+///
+/// # Errors
+/// As [`write_record_to`], or if the samples cannot be run.
+pub fn write_calibrated(
+    output: Output,
+    plan: &Plan,
+    checkpoint: Arc<Checkpoint>,
+    calibration: Option<Calibration>,
+    progress: impl Fn(&str, usize) + 'static,
+) -> Result<Report, ConvertError> {
     let job = Rc::new(Job {
         checkpoint: checkpoint.clone(),
+        calibration: calibration.map(RefCell::new),
         progress: Box::new(progress),
         reports: RefCell::new(Vec::new()),
     });
@@ -187,6 +207,14 @@ impl Job {
     /// Reads and packs runs of panels on all threads.
     fn pack(&self, weight: &PlannedWeight, format: Format, cols: usize) -> Packed {
         let spec = &weight.spec;
+        let rule = match &self.calibration {
+            Some(calibration) => calibration.borrow_mut().rule(&spec.name)?,
+            None => None,
+        };
+        let rule = rule.as_ref();
+        if let Some(rule) = rule.filter(|rule| rule.rounds()) {
+            return self.pack_rounded(weight, format, cols, rule);
+        }
         let shape = MatrixShape {
             format,
             rows: spec.rows(),
@@ -204,7 +232,7 @@ impl Job {
                 batch.iter().map(|_| Mutex::new(None)).collect();
             pool.run(batch.len(), |task| {
                 let rows = batch[task]..(batch[task] + step).min(shape.rows);
-                let packed = pack_chunk(checkpoint, weight, shape, rows);
+                let packed = pack_chunk(checkpoint, weight, shape, rows, rule);
                 *slots[task].lock().expect("no task panics with the lock") = Some(packed);
             });
             for slot in slots {
@@ -214,6 +242,37 @@ impl Job {
                 stats += chunk_stats;
                 (self.progress)(&spec.name, chunk.len());
             }
+        }
+        Ok((bytes, stats))
+    }
+
+    /// Packs runs of rows one after the other, each on all threads.
+    fn pack_rounded(
+        &self,
+        weight: &PlannedWeight,
+        format: Format,
+        cols: usize,
+        rule: &Rule,
+    ) -> Packed {
+        let count = weight.spec.rows();
+        let step = (ROUNDED / cols).next_multiple_of(PANEL).max(PANEL);
+        let (mut bytes, mut stats) = (Vec::new(), PackStats::default());
+        for start in (0..count).step_by(step) {
+            let rows = start..(start + step).min(count);
+            let shape = MatrixShape::new(format, rows.len(), cols);
+            let mut values = Vec::with_capacity(rows.len() * cols);
+            read_rows(&self.checkpoint, weight, rows.clone(), &mut values)?;
+            let first = bytes.len();
+            rule.pack(shape, &values, &mut bytes)
+                .map_err(|error| unpackable(weight, &rows, &error))?;
+            let packed = Matrix::new(shape, &bytes[first..])
+                .map_err(|error| unpackable(weight, &rows, &error))?;
+            // An input that is hardly ever used may have a large error on purpose.
+            stats += PackStats {
+                lost: 0,
+                ..PackStats::of_rows(&packed, &values)
+            };
+            (self.progress)(&weight.spec.name, bytes.len() - first);
         }
         Ok((bytes, stats))
     }
@@ -234,18 +293,25 @@ impl Job {
     }
 }
 
+fn unpackable(weight: &PlannedWeight, rows: &Range<usize>, error: &FormatError) -> ConvertError {
+    ConvertError::Pack {
+        weight: weight.spec.name.clone(),
+        reason: format!("rows {} to {}: {error}", rows.start, rows.end),
+    }
+}
+
 fn pack_chunk(
     checkpoint: &Checkpoint,
     weight: &PlannedWeight,
     shape: MatrixShape,
     rows: Range<usize>,
+    rule: Option<&Rule>,
 ) -> Packed {
     let mut values = Vec::with_capacity(rows.len() * shape.cols);
     read_rows(checkpoint, weight, rows.clone(), &mut values)?;
     let mut bytes = Vec::new();
-    let stats = pack_rows(shape, &values, &mut bytes).map_err(|error| ConvertError::Pack {
-        weight: weight.spec.name.clone(),
-        reason: format!("rows {} to {}: {error}", rows.start, rows.end),
-    })?;
+    let mean_squares = rule.map(|rule| &*rule.mean_squares);
+    let stats = pack_weighted(shape, &values, mean_squares, &mut bytes)
+        .map_err(|error| unpackable(weight, &rows, &error))?;
     Ok((bytes, stats))
 }

@@ -272,6 +272,22 @@ pub enum FormatError {
         /// Elements given.
         found: usize,
     },
+    /// There is not one weight for each input.
+    #[error("{found} weights of inputs for a matrix with {expected} inputs")]
+    Weights {
+        /// Inputs of the matrix.
+        expected: usize,
+        /// Weights given.
+        found: usize,
+    },
+    /// The weight of an input is negative, NaN or infinite.
+    #[error("the weight of input {col} is {value}: expected a finite number from 0")]
+    Weight {
+        /// The input.
+        col: usize,
+        /// Its weight.
+        value: f32,
+    },
     /// A weight is NaN or infinite.
     #[error("the weight at row {row}, column {col} is {value}: only finite weights can be packed")]
     NotFinite {

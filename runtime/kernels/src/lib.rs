@@ -69,6 +69,6 @@ pub use format::{Format, FormatError, Matrix, MatrixShape};
 pub use linear::{Epilogue, FeedForward, feed_forward, linear, product};
 pub use merging::{RowSums, sum_heads, sum_rows, weighted_sum};
 pub use norm::{layer_norm, rms_norm};
-pub use pack::{PackStats, pack_rows};
+pub use pack::{PackStats, pack_rows, pack_weighted};
 pub use pool::{ThreadPool, global, set_global_threads};
 pub use rope::rope;

@@ -3,10 +3,10 @@
 //! Weights are rounded to the nearest quant, with scales that minimize the squared error (see the module
 //! `fit`). The result is the same on every CPU.
 
-use crate::fit::fit;
+use crate::fit::{EQUAL, Values, fit};
 use crate::format::{
     BLOCK, FINE_LEVELS, FloatFormat, Format, FormatError, FormatKind, GROUP, LEVELS, MAX_SUB_SCALE,
-    MatrixShape, PANEL, PANEL_ALIGN, PanelOffsets, QuantFormat,
+    Matrix, MatrixShape, PANEL, PANEL_ALIGN, PanelOffsets, QuantFormat,
 };
 use half::f16;
 
@@ -22,6 +22,35 @@ pub struct PackStats {
 }
 
 impl PackStats {
+    /// The error of packed rows.
+    ///
+    /// # Shapes
+    /// `packed`: `[rows, cols]`; `rows`: the same, row-major
+    ///
+    /// # Panics
+    /// If the lengths do not match.
+    pub fn of_rows(packed: &Matrix<'_>, rows: &[f32]) -> Self {
+        let shape = packed.shape();
+        assert_eq!(rows.len(), shape.rows * shape.cols, "rows of {shape:?}");
+        let mut unpacked = vec![0.0; shape.cols];
+        let mut stats = Self::default();
+        for (r, row) in rows.chunks_exact(shape.cols.max(1)).enumerate() {
+            packed.row_into(r, &mut unpacked);
+            let groups = unpacked
+                .chunks(GROUP * BLOCK)
+                .zip(row.chunks(GROUP * BLOCK));
+            for (packed, weights) in groups {
+                let (mut error, mut norm) = (0.0, 0.0);
+                for (p, w) in packed.iter().zip(weights) {
+                    error += f64::from(p - w).powi(2);
+                    norm += f64::from(*w) * f64::from(*w);
+                }
+                stats += Self::of_group(shape.format, error, norm, weights.len());
+            }
+        }
+        stats
+    }
+
     /// `sqrt(squared_error / squared_norm)`, 0 for all-zero weights.
     pub fn relative_error(&self) -> f64 {
         if self.squared_norm > 0.0 {
@@ -75,6 +104,27 @@ pub fn pack_rows(
     rows: &[f32],
     out: &mut Vec<u8>,
 ) -> Result<PackStats, FormatError> {
+    pack_weighted(shape, rows, None, out)
+}
+
+/// Works as [`pack_rows`], but the squared error of an input counts with its weight in the choice of scales.
+/// The mean squares of the inputs make the expected error of the outputs small.
+///
+/// # Shapes
+/// As for [`pack_rows`]; `weights`: `[shape.cols]`, or `None` if all inputs count alike. Float formats do not
+/// use them.
+///
+/// # Errors
+/// As for [`pack_rows`], or if `weights` has another length or a weight is negative or not finite.
+pub fn pack_weighted(
+    shape: MatrixShape,
+    rows: &[f32],
+    weights: Option<&[f32]>,
+    out: &mut Vec<u8>,
+) -> Result<PackStats, FormatError> {
+    let weights = weights
+        .map(|weights| GroupWeights::new(shape, weights))
+        .transpose()?;
     let count = check_rows(shape, rows)?;
     let panel_bytes = MatrixShape {
         rows: count,
@@ -89,11 +139,96 @@ pub fn pack_rows(
         for (panel, rows) in panels.zip(rows.chunks(PANEL * shape.cols)) {
             stats += match shape.format.kind() {
                 FormatKind::Float(format) => pack_float_panel(format, shape, rows, panel),
-                FormatKind::Quant(format) => pack_quantized_panel(format, shape, rows, panel),
+                FormatKind::Quant(format) => {
+                    pack_quantized_panel(format, shape, rows, weights.as_ref(), panel)
+                }
             };
         }
     }
     Ok(stats)
+}
+
+/// Rows of quantized weights before they are packed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Quantized {
+    /// `[rows, cols]`
+    pub quants: Vec<i8>,
+    /// `[rows, blocks]`; empty in q8.
+    pub sub_scales: Vec<i8>,
+    /// `[rows, groups]`
+    pub scales: Vec<f16>,
+}
+
+impl Quantized {
+    /// Quantizes rows with the scales of [`pack_weighted`].
+    ///
+    /// # Errors
+    /// As for [`pack_weighted`], or if the format is a float format.
+    pub fn new(
+        shape: MatrixShape,
+        rows: &[f32],
+        weights: Option<&[f32]>,
+    ) -> Result<Self, FormatError> {
+        let FormatKind::Quant(format) = shape.format.kind() else {
+            return Err(FormatError::NotQuantized(shape.format));
+        };
+        let weights = weights
+            .map(|weights| GroupWeights::new(shape, weights))
+            .transpose()?;
+        check_rows(shape, rows)?;
+        let mut quantized = Self::default();
+        for row in rows.chunks_exact(shape.cols.max(1)) {
+            for (g, values) in row.chunks(GROUP * BLOCK).enumerate() {
+                let mut group = [[0.0; BLOCK]; GROUP];
+                group.as_flattened_mut()[..values.len()].copy_from_slice(values);
+                let weights = weights.as_ref().map_or(&EQUAL, |weights| &weights.0[g]);
+                let fit = fit(format, &group, weights);
+                let quants = &fit.quants.as_flattened()[..values.len()];
+                quantized.quants.extend_from_slice(quants);
+                if format == QuantFormat::Q4 {
+                    let blocks = values.len().div_ceil(BLOCK);
+                    quantized
+                        .sub_scales
+                        .extend_from_slice(&fit.sub_scales[..blocks]);
+                }
+                quantized.scales.push(fit.scale);
+            }
+        }
+        Ok(quantized)
+    }
+}
+
+/// Weights of the inputs of each group. Those of a group have a mean of 1, so that sums of squares neither
+/// overflow nor vanish, and none is 0, so that every value is rounded to the nearest quant of some scale.
+struct GroupWeights(Vec<Values>);
+
+impl GroupWeights {
+    const SMALLEST: f32 = 1e-6;
+
+    fn new(shape: MatrixShape, weights: &[f32]) -> Result<Self, FormatError> {
+        if weights.len() != shape.cols {
+            return Err(FormatError::Weights {
+                expected: shape.cols,
+                found: weights.len(),
+            });
+        }
+        if let Some(col) = weights.iter().position(|w| !w.is_finite() || *w < 0.0) {
+            let value = weights[col];
+            return Err(FormatError::Weight { col, value });
+        }
+        let group = |weights: &[f32]| {
+            let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            let mean = sum / weights.len() as f64;
+            let mut group = EQUAL;
+            if mean > 0.0 {
+                for (to, from) in group.as_flattened_mut().iter_mut().zip(weights) {
+                    *to = ((f64::from(*from) / mean) as f32).max(Self::SMALLEST);
+                }
+            }
+            group
+        };
+        Ok(Self(weights.chunks(GROUP * BLOCK).map(group).collect()))
+    }
 }
 
 /// Packs rows that are already quantized and appends whole panels to `out`, for methods that choose the
@@ -246,17 +381,22 @@ fn pack_quantized_panel(
     format: QuantFormat,
     shape: MatrixShape,
     rows: &[f32],
+    weights: Option<&GroupWeights>,
     panel: &mut [u8],
 ) -> PackStats {
     let mut panel = Panel::new(format, shape, panel);
     let mut stats = PackStats::default();
     for (r, row) in rows.chunks_exact(shape.cols).enumerate() {
-        for (g, weights) in row.chunks(GROUP * BLOCK).enumerate() {
+        for (g, values) in row.chunks(GROUP * BLOCK).enumerate() {
             let mut group = [[0.0; BLOCK]; GROUP];
-            group.as_flattened_mut()[..weights.len()].copy_from_slice(weights);
-            let fit = fit(format, &group);
+            group.as_flattened_mut()[..values.len()].copy_from_slice(values);
+            let fit = fit(
+                format,
+                &group,
+                weights.map_or(&EQUAL, |weights| &weights.0[g]),
+            );
             panel.store_scale(r, g, fit.scale);
-            let blocks = weights.len().div_ceil(BLOCK);
+            let blocks = values.len().div_ceil(BLOCK);
             let (mut squared_error, mut squared_norm) = (0.0, 0.0);
             for (b, block) in group.iter().enumerate().take(blocks) {
                 panel.store_block(r, g * GROUP + b, &fit.quants[b], fit.sub_scales[b]);
@@ -267,7 +407,7 @@ fn pack_quantized_panel(
                     squared_norm += f64::from(*w) * f64::from(*w);
                 }
             }
-            stats += PackStats::of_group(shape.format, squared_error, squared_norm, weights.len());
+            stats += PackStats::of_group(shape.format, squared_error, squared_norm, values.len());
         }
     }
     stats

@@ -3,7 +3,7 @@
 mod support;
 
 use edge_lmm_kernels::format::LEVELS;
-use edge_lmm_kernels::pack::pack_quants;
+use edge_lmm_kernels::pack::{Quantized, pack_quants, pack_weighted};
 use edge_lmm_kernels::{Format, FormatError, Matrix, MatrixShape, PackStats, pack_rows};
 use half::f16;
 use proptest::prelude::*;
@@ -90,6 +90,35 @@ proptest! {
             // The rounding error of the difference is 2^-24 of the weight.
             prop_assert!((stats.squared_error.sqrt() - error.sqrt()).abs() <= 1e-7 * norm.sqrt());
             prop_assert!((stats.squared_norm - norm).abs() <= 1e-12 * norm);
+        }
+    }
+
+    #[test]
+    fn weights_shift_the_error_to_inputs_that_count_less(rows in 1usize..20, cols in 1usize..300, seed: u64) {
+        let mut random = Random(seed);
+        let values = random.normals(rows * cols);
+        let weights: Vec<f32> = random.normals(cols).into_iter().map(|w| (2.0 * w).exp()).collect();
+        for format in [Format::Q8, Format::Q4] {
+            let shape = MatrixShape::new(format, rows, cols);
+            let error = |weighting: Option<&[f32]>| {
+                let mut bytes = Vec::new();
+                pack_weighted(shape, &values, weighting, &mut bytes).unwrap();
+                let quantized = Quantized::new(shape, &values, weighting).unwrap();
+                let mut again = Vec::new();
+                pack_quants(shape, &quantized.quants, &quantized.sub_scales, &quantized.scales, &mut again).unwrap();
+                assert_eq!(bytes, again);
+                let unpacked = unpack(shape, &bytes);
+                let squares = unpacked.iter().zip(&values).enumerate();
+                squares.map(|(i, (p, w))| f64::from(weights[i % cols]) * f64::from(p - w).powi(2)).sum::<f64>()
+            };
+            // The search is no exhaustive one: a single group may be unlucky.
+            let (plain, weighted) = (error(None), error(Some(&weights)));
+            prop_assert!(weighted <= 1.02 * plain, "{weighted} {plain}");
+            // Only the ratios of weights within a group count, and equal ones change nothing.
+            let (mut equal, mut none) = (Vec::new(), Vec::new());
+            pack_weighted(shape, &values, Some(&vec![3.0; cols]), &mut equal).unwrap();
+            pack_rows(shape, &values, &mut none).unwrap();
+            prop_assert_eq!(equal, none);
         }
     }
 
@@ -360,4 +389,28 @@ fn what_cannot_be_packed_is_refused_with_its_place() {
         pack(float, 10, 4),
         Err(FormatError::NotQuantized(Format::F16))
     );
+}
+
+#[test]
+fn wrong_weights_of_inputs_are_errors() {
+    let shape = MatrixShape::new(Format::Q4, 8, 32);
+    let pack = |weights: &[f32]| pack_weighted(shape, &[1.0; 256], Some(weights), &mut Vec::new());
+    let found = 31;
+    assert_eq!(
+        pack(&[1.0; 31]),
+        Err(FormatError::Weights {
+            expected: 32,
+            found
+        })
+    );
+    let mut weights = [1.0; 32];
+    weights[7] = -1.0;
+    assert_eq!(
+        pack(&weights),
+        Err(FormatError::Weight {
+            col: 7,
+            value: -1.0
+        })
+    );
+    assert!(pack(&[0.0; 32]).is_ok());
 }

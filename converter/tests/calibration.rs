@@ -1,0 +1,105 @@
+//! Calibrated quantization of trained checkpoints.
+
+mod common;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::manifest::Manifest;
+use common::{F32, convert_checkpoint, data};
+use edge_lmm::manifest::Manifest as Questions;
+use edge_lmm::output::Output;
+use edge_lmm_convert::calibration::{Calibration, Method, Samples};
+use edge_lmm_convert::compare::{Scorer, Windows, predict};
+use edge_lmm_convert::{Options, Plan, write_calibrated};
+use edge_lmm_kernels::pool::{ThreadPool, scoped};
+use edge_lmm_ops::Format;
+
+const Q4: Options = Options {
+    text: Format::Q4,
+    vision: Format::Q4,
+    audio: Format::Q4,
+    head: Some(Format::Q8),
+};
+
+fn questions() -> PathBuf {
+    data().join("questions/manifest.csv")
+}
+
+fn calibrated(name: &str, method: Method, memory: usize, path: &Path) {
+    let checkpoint = Arc::new(Manifest::named(name).open());
+    let plan = Plan::new(&checkpoint, &Q4).expect("a plan");
+    let samples = Samples::read(&[questions()]).expect("samples");
+    let weights = path.with_extension("calibration");
+    let calibration = Calibration::new(&plan, &checkpoint, method, samples, &weights)
+        .expect("a calibration")
+        .with_memory(memory);
+    let output = Output::create(path, true).expect("an output");
+    write_calibrated(output, &plan, checkpoint, Some(calibration), |_, _| {}).expect("a record");
+    assert!(!weights.exists(), "the temporary weights are left");
+}
+
+/// Mean divergences of records from the first one, on the questions and answers as a text.
+fn divergences(folder: &Path, records: &[PathBuf]) -> Vec<f64> {
+    let questions = Questions::open(&questions()).expect("questions").questions;
+    let lines = questions
+        .iter()
+        .map(|q| format!("{} {}\n", q.question, q.answer));
+    let text = folder.join("text.txt");
+    std::fs::write(&text, lines.collect::<String>()).expect("a text");
+    let mut models: Vec<Scorer> = (records.iter())
+        .map(|record| Scorer::open(record).expect("a record"))
+        .collect();
+    let windows = Windows::of_text(&text, models[0].record().tokenizer(), 32).expect("windows");
+    let found = predict(&mut models, &windows.first(20), |_| {}).expect("predictions");
+    let divergence = |p: &edge_lmm_convert::compare::Predictions| p.divergence.map(|d| d.mean);
+    found.iter().filter_map(divergence).collect()
+}
+
+#[test]
+fn each_method_is_better_than_the_one_before() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let float = convert_checkpoint(Manifest::named("qwen2vl-tiny").open(), &F32).expect("a record");
+    let nearest =
+        convert_checkpoint(Manifest::named("qwen2vl-tiny").open(), &Q4).expect("a record");
+    let mut records = vec![float.path.clone(), nearest.path.clone()];
+    for method in [Method::Weighted, Method::Gptq, Method::Best] {
+        let path = folder.path().join(format!("{}.bpk", method.name()));
+        calibrated("qwen2vl-tiny", method, usize::MAX, &path);
+        records.push(path);
+    }
+    let found = divergences(folder.path(), &records);
+    let [nearest, weighted, gptq, best] = found[..] else {
+        panic!("{found:?}");
+    };
+    assert!(weighted < nearest, "{found:?}");
+    assert!(gptq < 0.8 * nearest, "{found:?}");
+    assert!(best < 0.5 * nearest, "{found:?}");
+}
+
+/// Neither the number of threads nor that of passes over the samples changes a byte.
+#[test]
+fn a_record_is_reproducible() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [one, other] = ["one.bpk", "other.bpk"].map(|name| folder.path().join(name));
+    calibrated("qwen2vl-tiny", Method::Best, usize::MAX, &one);
+    let threads = NonZeroUsize::new(1).expect("one thread");
+    scoped(Arc::new(ThreadPool::new(threads)), || {
+        calibrated("qwen2vl-tiny", Method::Best, 1 << 20, &other);
+    });
+    let read = |path: &Path| std::fs::read(path).expect("a record");
+    assert!(read(&one) == read(&other), "the records differ");
+}
+
+#[test]
+fn samples_that_cannot_be_used_are_errors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let empty = folder.path().join("empty.txt");
+    std::fs::write(&empty, " \n").expect("a file");
+    let missing = folder.path().join("missing.txt");
+    for (path, part) in [(&empty, "has no text"), (&missing, "cannot read")] {
+        let error = Samples::read(std::slice::from_ref(path)).expect_err("an error");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
