@@ -80,7 +80,7 @@ struct Convert {
     /// the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs). All
     /// but nearest run samples through the model and need a temporary file of two bytes for each
     /// weight next to the record
-    #[arg(long, value_name = "METHOD", default_value = "best", value_parser = methods())]
+    #[arg(long, value_name = "METHOD", default_value = "nearest", value_parser = methods())]
     method: Method,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
     /// `edge-lmm eval`; may be repeated. Without it, a text that is built in
