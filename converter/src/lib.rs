@@ -14,10 +14,12 @@ mod leftovers;
 mod names;
 pub mod plan;
 mod planned_weight;
+mod random_weights;
 mod rows;
 pub mod source;
 pub mod write;
 
 pub use plan::{ConvertError, Options, Plan, Pruning};
 pub use planned_weight::PlannedWeight;
+pub use random_weights::random_checkpoint;
 pub use write::{Report, write_calibrated, write_record, write_record_to};

@@ -22,7 +22,7 @@ use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::units::bytes;
 use edge_lmm_convert::calibration::{self, Calibration, Method, Samples};
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_convert::{Options, Plan, Report, write_calibrated};
+use edge_lmm_convert::{Options, Plan, Report, random_checkpoint, write_calibrated};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -64,6 +64,11 @@ struct Convert {
     /// Vision tower of a .gguf language model
     #[arg(long, value_name = "FILE.gguf")]
     mmproj: Option<PathBuf>,
+    /// Use random weights, to measure the time and memory of a model without downloading it: SOURCE
+    /// is then a Hugging Face folder of which only the JSON files are read. The answers of such a
+    /// record have no meaning
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["mmproj", "calibration"])]
+    random_weights: Option<u64>,
     /// Format of the language model: f32, f16, q8 or q4
     #[arg(long, value_name = "FORMAT", default_value = "q4")]
     text_quant: Format,
@@ -140,7 +145,10 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         true => None,
         false => Some(Outputs::create(cli)?),
     };
-    let checkpoint = Checkpoint::open(&cli.source, cli.mmproj.as_deref())?;
+    let checkpoint = match cli.random_weights {
+        Some(seed) => random_checkpoint(&cli.source, seed)?,
+        None => Checkpoint::open(&cli.source, cli.mmproj.as_deref())?,
+    };
     if let Some(outputs) = &outputs {
         outputs.check_inputs(cli, &checkpoint)?;
     }

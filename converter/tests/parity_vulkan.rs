@@ -10,7 +10,7 @@ use edge_lmm::{Cpu, Media, Request, Stage, Vulkan, media};
 use edge_lmm_convert::Options;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_models::media::{AudioPadding, MediaOptions};
-use edge_lmm_ops::{Format, probe};
+use edge_lmm_ops::probe;
 use libtest_mimic::{Arguments, Trial};
 
 /// Checks the samples that the manifest lists for GPUs.

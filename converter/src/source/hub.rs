@@ -25,13 +25,43 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         (directory, read_single(path, directory, &mut files)?)
     };
     adapter::check_tensors(path, &tensors)?;
-    let config_path = directory.join("config.json");
-    let mut config =
-        read_json(&config_path, &mut files)?.ok_or_else(|| SourceError::MissingFile {
-            path: config_path,
-            needed_for: "it describes the model; download the whole checkpoint".into(),
-        })?;
+    let mut config = read_config(directory, &mut files)?;
     quantized::resolve(directory, &mut config, &mut tensors)?;
+    read_others(directory, config, tensors, files)
+}
+
+/// Opens the JSON files of a directory. A description of quantized weights is ignored.
+pub(super) fn open_without_weights(directory: &Path) -> Result<Checkpoint> {
+    if !directory.is_dir() {
+        return Err(SourceError::NotACheckpoint {
+            path: directory.to_path_buf(),
+            found: "a file, or nothing".into(),
+            expected: "a Hugging Face directory with config.json and a tokenizer".into(),
+        });
+    }
+    let mut files = Vec::new();
+    let mut config = read_config(directory, &mut files)?;
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+    }
+    read_others(directory, config, BTreeMap::new(), files)
+}
+
+fn read_config(directory: &Path, files: &mut Vec<SourceFile>) -> Result<Value> {
+    let path = directory.join("config.json");
+    read_json(&path, files)?.ok_or_else(|| SourceError::MissingFile {
+        path,
+        needed_for: "it describes the model; download the whole checkpoint".into(),
+    })
+}
+
+/// Reads the JSON files other than `config.json`.
+fn read_others(
+    directory: &Path,
+    config: Value,
+    tensors: BTreeMap<String, Tensor>,
+    mut files: Vec<SourceFile>,
+) -> Result<Checkpoint> {
     check_layout(directory, &config)?;
     let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
     let tokenizer =

@@ -21,6 +21,7 @@ mod json;
 mod map;
 mod processor;
 mod quantized;
+mod random;
 mod safetensors;
 mod tokenizer_files;
 mod tokenizer_json;
@@ -37,6 +38,7 @@ pub(crate) use error::some_of;
 pub use file::SourceFile;
 
 use error::Result;
+use random::Random;
 use view::View;
 
 /// A checkpoint in normal form, independent of its file format.
@@ -131,6 +133,32 @@ impl Checkpoint {
                 expected: "no --mmproj: a Hugging Face checkpoint includes its vision tower".into(),
             }),
         }
+    }
+
+    /// Opens the JSON files of a Hugging Face directory, which need not have weights. The checkpoint
+    /// has no tensors.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_without_weights(directory: &Path) -> Result<Self> {
+        hub::open_without_weights(directory)
+    }
+
+    /// Adds a tensor of random values between `center - spread` and `center + spread`.
+    pub(crate) fn add_random(
+        &mut self,
+        name: &str,
+        shape: Vec<usize>,
+        seed: u64,
+        center: f32,
+        spread: f32,
+    ) {
+        let info = TensorInfo {
+            dtype: "random".into(),
+            shape,
+        };
+        let view = View::Random(Random::new(seed, name, center, spread));
+        self.tensors.insert(name.to_owned(), Tensor { info, view });
     }
 
     /// Iterates over the tensors with their names, sorted by name.

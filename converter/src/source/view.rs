@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use super::decode::Decoder;
 use super::dequantize::Quantized;
 use super::error::SourceError;
+use super::random::Random;
 use edge_lmm_record::FileMap;
 
 /// A tensor stored in a file.
@@ -169,6 +170,8 @@ pub(super) enum View {
         /// Elements of a row.
         row_len: usize,
     },
+    /// Random values.
+    Random(Random),
     /// A quantized matrix, which is dequantized while it is read.
     Quantized {
         /// The matrix.
@@ -205,7 +208,7 @@ impl View {
             Self::Stacked { parts, .. } | Self::Interleaved { parts, .. } => {
                 parts.iter().try_for_each(|part| part.decoder().map(|_| ()))
             }
-            Self::Quantized { .. } => Ok(()),
+            Self::Random(_) | Self::Quantized { .. } => Ok(()),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
             | Self::Shifted { stored, .. }
@@ -217,6 +220,10 @@ impl View {
     pub(super) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) -> Result<(), Unreadable> {
         match self {
             Self::Whole(stored) => stored.read(range, out),
+            Self::Random(random) => {
+                random.read(range, out);
+                Ok(())
+            }
             Self::Quantized { matrix, columns } => {
                 let mut at = range.start;
                 while at < range.end {
