@@ -333,13 +333,16 @@ fn plan_weight(
                     weight: spec.name.clone(),
                     family: family.title,
                 })?;
-        let rows = source.rows.source_len();
-        if info.rows() != rows || info.row_len() != source_cols {
+        let (rows, cols) = match spec.transposed {
+            true => (source_cols, source.rows.source_len()),
+            false => (source.rows.source_len(), source_cols),
+        };
+        if info.rows() != rows || info.row_len() != cols {
             return Err(ConvertError::Shape {
                 tensor: source.tensor.clone(),
                 found: info.shape.clone(),
                 rows,
-                cols: source_cols,
+                cols,
             });
         }
         checkpoint.check_readable(&source.tensor)?;
