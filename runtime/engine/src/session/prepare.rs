@@ -435,6 +435,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         let conversation = Conversation {
             messages: request.messages,
             parse_special: request.parse_special,
+            raw: request.raw,
         };
         let layouts: Vec<&Layout> = places.iter().map(|place| &place.layout).collect();
         let prompt = self.model.prompt(&self.text, conversation, &layouts)?;
