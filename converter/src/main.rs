@@ -21,7 +21,7 @@ use edge_lmm::output::{Output, OutputError};
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::units::bytes;
 use edge_lmm_convert::calibration::{self, Calibration, Method, Samples};
-use edge_lmm_convert::prune::prune_vocabulary;
+use edge_lmm_convert::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
 use edge_lmm_ops::Format;
@@ -100,6 +100,14 @@ struct Convert {
     /// tokens, others are split into more of them. May be repeated
     #[arg(long, value_name = "FILE")]
     prune_vocabulary: Vec<PathBuf>,
+    /// Leave out a share of the language model's layers, those that change their input least on the
+    /// samples of --calibration or the built-in text: 0.1 for one tenth
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    prune_layers: Option<f64>,
+    /// Leave out a share of the feed-forward channels of each layer of the language model, those
+    /// whose outputs are smallest on the samples
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    prune_ffn: Option<f64>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -151,7 +159,7 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         true => None,
         false => Some(Outputs::create(cli)?),
     };
-    let mut checkpoint = match cli.random_weights {
+    let checkpoint = match cli.random_weights {
         Some(seed) => random_checkpoint(&cli.source, seed)?,
         None => Checkpoint::open(&cli.source, cli.mmproj.as_deref())?,
     };
@@ -164,6 +172,7 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         audio: cli.audio_quant,
         head: cli.head_quant,
     };
+    let mut checkpoint = Arc::new(checkpoint);
     let pruning = prune(cli, &mut checkpoint)?;
     let plan = Plan::pruned(&checkpoint, &options, pruning)?;
     for tensor in &plan.unused {
@@ -211,9 +220,8 @@ impl Outputs {
         Ok(())
     }
 
-    fn write(self, cli: &Convert, plan: &Plan, checkpoint: Checkpoint) -> anyhow::Result<()> {
+    fn write(self, cli: &Convert, plan: &Plan, checkpoint: Arc<Checkpoint>) -> anyhow::Result<()> {
         let path = self.record.path().to_owned();
-        let checkpoint = Arc::new(checkpoint);
         let calibration = calibration(cli, plan, &checkpoint)?;
         let report = convert(plan, checkpoint, self.record, calibration)?;
         if let Some(output) = self.report {
@@ -228,11 +236,56 @@ impl Outputs {
     }
 }
 
+/// Parses a share of parts to leave out.
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match (0.0..1.0).contains(&ratio) {
+        true => Ok(ratio),
+        false => Err("expected a number from 0 to less than 1".to_owned()),
+    }
+}
+
+/// Returns the samples of --calibration, or those that are built in.
+fn samples(cli: &Convert) -> anyhow::Result<Samples> {
+    Ok(match cli.calibration.is_empty() {
+        true => Samples::built_in(),
+        false => Samples::read(&cli.calibration)?,
+    })
+}
+
+/// Returns a path beside the record for a temporary file.
+fn beside(cli: &Convert, extension: &str) -> PathBuf {
+    let mut name = cli.output.file_name().unwrap_or_default().to_owned();
+    name.push(extension);
+    cli.output.with_file_name(name)
+}
+
 /// Chooses what is left of the checkpoint.
-fn prune(cli: &Convert, checkpoint: &mut Checkpoint) -> anyhow::Result<Pruning> {
+fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Pruning> {
     let mut pruning = Pruning::none(checkpoint);
+    if cli.prune_layers.is_some() || cli.prune_ffn.is_some() {
+        let plan = Plan::new(checkpoint, &Options::default())?;
+        let path = beside(cli, ".pruning");
+        let importance = Importance::measure(&plan, checkpoint, &samples(cli)?, &path)?;
+        let mut removed = Vec::new();
+        if let Some(ratio) = cli.prune_layers {
+            removed = prune_layers(&mut pruning, &importance, ratio)?;
+            let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
+            let count = importance.layers.len();
+            eprintln!(
+                "layers: {} of {count} left out: {}",
+                removed.len(),
+                numbers.join(", ")
+            );
+        }
+        if let Some(ratio) = cli.prune_ffn {
+            let (before, after) = prune_channels(&mut pruning, &importance, &removed, ratio)?;
+            eprintln!("feed-forward channels: {after} of {before} per layer");
+        }
+    }
     if !cli.prune_vocabulary.is_empty() {
         let corpus = Samples::read(&cli.prune_vocabulary)?;
+        let checkpoint = Arc::get_mut(checkpoint).context("the checkpoint is in use")?;
         let (before, after) = prune_vocabulary(checkpoint, &mut pruning, &corpus)?;
         eprintln!("vocabulary: {after} of {before} tokens");
     }
@@ -306,18 +359,13 @@ fn calibration(
     let quantized = (plan.weights.iter()).any(|w| w.format.is_some_and(Format::is_quantized));
     if !cli.method.is_calibrated() || !quantized {
         ensure!(
-            cli.calibration.is_empty(),
-            "--calibration has no use without a quantized format and --method weighted, gptq or best"
+            cli.calibration.is_empty() || cli.prune_layers.is_some() || cli.prune_ffn.is_some(),
+            "--calibration has no use without --prune-layers, --prune-ffn, or a quantized format and \
+             --method weighted, gptq or best"
         );
         return Ok(None);
     }
-    let samples = match cli.calibration.is_empty() {
-        true => Samples::built_in(),
-        false => Samples::read(&cli.calibration)?,
-    };
-    let mut name = cli.output.file_name().unwrap_or_default().to_owned();
-    name.push(".calibration");
-    let file = cli.output.with_file_name(name);
+    let (samples, file) = (samples(cli)?, beside(cli, ".calibration"));
     let calibration = Calibration::new(plan, checkpoint, cli.method, samples, &file)?;
     Ok(Some(calibration.with_memory(cli.calibration_memory << 20)))
 }

@@ -86,6 +86,12 @@ pub enum ConvertError {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// Layers or channels cannot be pruned.
+    #[error("cannot prune: {reason}")]
+    Prune {
+        /// Why.
+        reason: String,
+    },
     /// The vocabulary cannot be pruned.
     #[error("cannot prune the vocabulary: {reason}")]
     Vocabulary {

@@ -1,8 +1,12 @@
 //! Structured pruning: what is left out makes the record smaller and the model faster.
 
+mod measure;
 mod prompts;
+mod structure;
 mod token_ids;
 mod tokenizer;
 mod vocabulary;
 
+pub use measure::Importance;
+pub use structure::{prune_channels, prune_layers};
 pub use vocabulary::prune_vocabulary;

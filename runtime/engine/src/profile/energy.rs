@@ -49,11 +49,10 @@ impl EnergyMeter {
     /// Starts to read a sensor on a thread of its own. Returns `None` if it cannot be read.
     pub fn start(mut reader: Box<dyn EnergyReader>) -> Option<Self> {
         let source = reader.source();
-        let first = reader.read()?;
+        let mut integral = Integral::new(reader.read()?, Instant::now());
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new().name("energy".to_owned());
         let thread = thread.spawn(move || {
-            let mut integral = Integral::new(first, Instant::now());
             let mut samples = vec![(integral.time, 0.0)];
             loop {
                 let wait = stopped.recv_timeout(reader.interval());
@@ -182,7 +181,6 @@ mod tests {
     #[test]
     fn a_meter_samples_until_it_is_stopped() {
         let meter = EnergyMeter::start(Box::new(Steady)).expect("it can be read");
-        std::thread::sleep(Duration::from_millis(5));
         let (start, wait) = (Instant::now(), Duration::from_millis(20));
         std::thread::sleep(wait);
         let end = Instant::now();

@@ -83,7 +83,7 @@ impl Timing {
 fn names() -> Vec<Value> {
     let name = |kind: &str, thread: u32, name: &str| {
         json!({
-            "name": kind, "ph": "M", "pid": PROCESS, "tid": thread, "args": { "name": name },
+            "name": kind, "cat": "__metadata", "ph": "M", "pid": PROCESS, "tid": thread, "args": { "name": name },
         })
     };
     let threads = THREADS.map(|(id, text)| name("thread_name", id, text));
@@ -92,7 +92,7 @@ fn names() -> Vec<Value> {
 }
 
 fn counter(name: &str, time: Duration, values: Value) -> Value {
-    json!({ "name": name, "ph": "C", "ts": micros(time), "pid": PROCESS, "args": values })
+    json!({ "name": name, "cat": "counter", "ph": "C", "ts": micros(time), "pid": PROCESS, "args": values })
 }
 
 fn micros(time: Duration) -> f64 {
@@ -133,6 +133,10 @@ mod tests {
         let names = events(&timing, "M");
         assert_eq!(names.len(), 3);
         assert_eq!(names[2]["args"]["name"], "helper");
+        // Parsers split the categories of every event.
+        let trace = timing.chrome_trace();
+        let all = trace["traceEvents"].as_array().expect("events");
+        assert!(all.iter().all(|event| event["cat"].is_string()));
     }
 
     #[test]

@@ -1,0 +1,344 @@
+//! Importance of the layers and the feed-forward channels of a language model on samples.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use edge_lmm::manifest::{Manifest, Question};
+use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message};
+use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
+use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
+use edge_lmm_models::layout::Position;
+use edge_lmm_models::monitor::Monitor;
+use edge_lmm_ops::Format;
+use edge_lmm_ops::observe::{self, Inputs};
+use edge_lmm_record::Record;
+
+use crate::calibration::Samples;
+use crate::plan::{ConvertError, Options, Plan};
+use crate::rows::read_rows;
+use crate::source::Checkpoint;
+use crate::write::write_record;
+
+/// Tokens of a window of text.
+const WINDOW: usize = 512;
+/// Windows of all texts together.
+const WINDOWS: usize = 16;
+/// Elements whose scale is smaller than this share of the largest one say nothing about direction.
+const SMALLEST_SCALE: f32 = 1e-3;
+
+/// What the samples say about the parts of a language model.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Importance {
+    /// For each layer, one minus the mean cosine between its input and its output: the block
+    /// influence (Men et al. 2024, section 3.1). Infinite for a layer whose output was not seen.
+    pub layers: Vec<f64>,
+    /// For the channels of each layer's feed-forward network, the root mean square of the
+    /// activation times the norm of the weights that it is multiplied with.
+    pub channels: Vec<Vec<f64>>,
+}
+
+/// A norm's scales and offsets, which are undone to see the direction of its input.
+struct Norm {
+    scale: Vec<f32>,
+    offset: Option<Vec<f32>>,
+}
+
+/// Sums while the samples run.
+#[derive(Default)]
+struct Sums {
+    norms: Vec<Norm>,
+    /// Input of the layer before, `[tokens, width]`, without the norm.
+    previous: Option<(usize, Vec<f32>)>,
+    /// Sum and number of cosines for each layer.
+    cosines: Vec<(f64, usize)>,
+    squares: BTreeMap<usize, Vec<f64>>,
+    tokens: BTreeMap<usize, usize>,
+}
+
+impl Importance {
+    /// Runs the samples through the whole model with weights in 8 bits, which are written to the
+    /// temporary file `path`.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or the samples do not fit the model.
+    pub fn measure(
+        plan: &Plan,
+        checkpoint: &Arc<Checkpoint>,
+        samples: &Samples,
+        path: &Path,
+    ) -> Result<Self, ConvertError> {
+        let layers = layers(plan)?;
+        let eight_bits = Options {
+            text: Format::Q8,
+            head: None,
+            ..Options::default()
+        };
+        let eight_bits = plan.in_formats(checkpoint, &eight_bits)?;
+        write_record(&eight_bits, checkpoint.clone(), path, |_, _| {})?;
+        let record = Record::open(path);
+        // On Unix, the mapping keeps the contents, and nothing is left behind whatever happens.
+        let removed = std::fs::remove_file(path);
+        let record = record.map_err(|error| failed(&error))?;
+        let sums = Rc::new(RefCell::new(Sums {
+            norms: norms(plan, checkpoint, layers)?,
+            cosines: vec![(0.0, 0); layers],
+            ..Sums::default()
+        }));
+        let seen = sums.clone();
+        let observer = observe::start(move |name, inputs| seen.borrow_mut().add(name, &inputs));
+        let outcome = run(&record, samples, &sums);
+        drop(observer);
+        drop(record);
+        if removed.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        outcome?;
+        let sums = sums.take();
+        if sums.cosines.iter().all(|(_, count)| *count == 0) {
+            return Err(prune_error("the samples do not pass the model".into()));
+        }
+        // The output of the last layer is not seen for questions.
+        let influence = |&(sum, count): &(f64, usize)| match count {
+            0 => f64::INFINITY,
+            _ => 1.0 - sum / count as f64,
+        };
+        let mut channels = Vec::new();
+        for layer in 0..layers {
+            channels.push(channels_of(plan, checkpoint, &sums, layer)?);
+        }
+        Ok(Self {
+            layers: sums.cosines.iter().map(influence).collect(),
+            channels,
+        })
+    }
+}
+
+fn prune_error(reason: String) -> ConvertError {
+    ConvertError::Prune { reason }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> ConvertError {
+    prune_error(format!("the samples cannot be run: {}", one_line(error)))
+}
+
+/// Returns the number of layers of the decoder.
+fn layers(plan: &Plan) -> Result<usize, ConvertError> {
+    let layers = plan.dimensions.get("text.layers");
+    layers.copied().ok_or_else(|| {
+        prune_error(format!(
+            "the language model of {} is not a decoder with layers of one kind",
+            plan.family.title
+        ))
+    })
+}
+
+/// Reads the norm before each layer, and the last one.
+fn norms(plan: &Plan, checkpoint: &Checkpoint, layers: usize) -> Result<Vec<Norm>, ConvertError> {
+    let read = |name: String| -> Result<Option<Vec<f32>>, ConvertError> {
+        let Some(weight) = plan.weights.iter().find(|w| w.spec.name == name) else {
+            return Ok(None);
+        };
+        let mut values = Vec::new();
+        read_rows(checkpoint, weight, 0..weight.spec.rows(), &mut values)?;
+        Ok(Some(values))
+    };
+    let names = (0..layers).map(|layer| format!("text.layers.{layer}.attention_norm"));
+    names
+        .chain(["text.norm".to_owned()])
+        .map(|name| {
+            let scale = read(format!("{name}.gamma"))?;
+            Ok(Norm {
+                scale: scale.ok_or_else(|| prune_error(format!("there is no weight {name}")))?,
+                offset: read(format!("{name}.beta"))?,
+            })
+        })
+        .collect()
+}
+
+fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), ConvertError> {
+    let (mut model, _) = record
+        .skeleton::<Cpu>(&Registry::default(), &Default::default())
+        .map_err(|error| failed(&error))?;
+    model
+        .load(&mut record.store())
+        .map_err(|error| failed(&error))?;
+    let engine = Engine::<Cpu>::load(record, Default::default()).map_err(|error| failed(&error))?;
+    let window = WINDOW.min(model.language().context_length());
+    for ids in windows(&engine, samples, window)? {
+        let hidden = run_window(model.language(), &ids).map_err(|error| failed(&error))?;
+        sums.borrow_mut().end(&hidden);
+    }
+    for manifest in &samples.manifests {
+        for question in &manifest.questions {
+            match ask(&engine, manifest, question) {
+                Ok(()) | Err(EngineError::Model(ModelError::Unsupported { .. })) => {}
+                Err(error) => return Err(failed(&error)),
+            }
+            sums.borrow_mut().previous = None;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the texts into windows of at most `window` tokens, at equal distances in long ones.
+fn windows(
+    engine: &Engine<Cpu>,
+    samples: &Samples,
+    window: usize,
+) -> Result<Vec<Vec<u32>>, ConvertError> {
+    let count = WINDOWS.div_ceil(samples.texts().count().max(1));
+    let mut windows = Vec::new();
+    for text in samples.texts() {
+        let ids = engine.text().encode_text(text)?;
+        let all: Vec<&[u32]> = ids.chunks(window.max(1)).collect();
+        let count = count.min(all.len());
+        windows.extend((0..count).map(|i| all[i * all.len() / count].to_vec()));
+    }
+    Ok(windows)
+}
+
+/// Returns the output of the last norm: `[tokens, width]`.
+fn run_window(language: &dyn LanguageModel<Cpu>, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
+    let positions: Vec<Position> = (0..ids.len() as u32).map(|at| [at; 3]).collect();
+    let mut state = DecoderState::<Cpu>::new(language, ids.len(), &Default::default())?;
+    let mut go_on = |_| ControlFlow::Continue(());
+    let input = StepInput {
+        output: OutputRows::All,
+        ..StepInput::new(language.embed(ids), &positions)
+    };
+    let hidden = language.prefill(input, &mut state, &mut Monitor::new(&mut go_on))?;
+    Ok(hidden.into_data().into_vec().unwrap_or_default())
+}
+
+/// Processes a question with its medium, and then the answer.
+fn ask(engine: &Engine<Cpu>, manifest: &Manifest, question: &Question) -> Result<(), EngineError> {
+    let media: Vec<Media> = (manifest.media_path(question).into_iter())
+        .map(Media::open)
+        .collect::<Result<_, _>>()?;
+    let messages = [user_message(&media, &question.question)];
+    let request = Request {
+        media: &media,
+        ..Request::new(&messages)
+    };
+    let mut session = engine.session();
+    session.prefill(&request, |_| ControlFlow::Continue(()))?;
+    let answer = engine.text().encode_text(&question.answer)?;
+    if !answer.is_empty() {
+        session.step(&answer, OutputRows::All)?;
+    }
+    Ok(())
+}
+
+impl Sums {
+    /// Adds the inputs of a weight.
+    fn add(&mut self, name: &str, inputs: &Inputs<'_>) {
+        let Some((layer, weight)) = (name.strip_prefix("text.layers."))
+            .and_then(|rest| rest.split_once('.'))
+            .and_then(|(layer, weight)| Some((layer.parse::<usize>().ok()?, weight)))
+        else {
+            return;
+        };
+        match weight {
+            "qkv.weight" => self.add_layer(layer, inputs.values),
+            "down.weight" => {
+                let new = || vec![0.0; inputs.width];
+                let sums = self.squares.entry(layer).or_insert_with(new);
+                for row in inputs.values.chunks_exact(inputs.width) {
+                    let squares = row.iter().map(|&x| f64::from(x) * f64::from(x));
+                    sums.iter_mut().zip(squares).for_each(|(sum, x)| *sum += x);
+                }
+                *self.tokens.entry(layer).or_default() += inputs.tokens();
+            }
+            _ => {}
+        }
+    }
+
+    /// Compares the input of a layer with that of the layer before.
+    fn add_layer(&mut self, layer: usize, normed: &[f32]) {
+        let Some(norm) = self.norms.get(layer) else {
+            return;
+        };
+        let x = norm.undo(normed);
+        if let Some((before, y)) = &self.previous
+            && before + 1 == layer
+            && y.len() == x.len()
+        {
+            let sum = &mut self.cosines[*before];
+            for (x, y) in x
+                .chunks_exact(norm.scale.len())
+                .zip(y.chunks_exact(norm.scale.len()))
+            {
+                sum.0 += cosine(x, y);
+                sum.1 += 1;
+            }
+        }
+        self.previous = Some((layer, x));
+    }
+
+    /// Compares the output of the last norm with the input of the last layer.
+    fn end(&mut self, normed: &[f32]) {
+        self.add_layer(self.cosines.len(), normed);
+        self.previous = None;
+    }
+}
+
+impl Norm {
+    /// Returns the direction of the norm's inputs.
+    fn undo(&self, normed: &[f32]) -> Vec<f32> {
+        let largest = self
+            .scale
+            .iter()
+            .fold(0f32, |most, scale| most.max(scale.abs()));
+        let undo = |(i, &x): (usize, &f32)| {
+            let i = i % self.scale.len();
+            let offset = self.offset.as_ref().map_or(0.0, |offset| offset[i]);
+            match self.scale[i] {
+                scale if scale.abs() < SMALLEST_SCALE * largest => 0.0,
+                scale => (x - offset) / scale,
+            }
+        };
+        normed.iter().enumerate().map(undo).collect()
+    }
+}
+
+fn cosine(x: &[f32], y: &[f32]) -> f64 {
+    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
+    for (&x, &y) in x.iter().zip(y) {
+        let (x, y) = (f64::from(x), f64::from(y));
+        xy += x * y;
+        xx += x * x;
+        yy += y * y;
+    }
+    xy / (xx * yy).sqrt().max(f64::MIN_POSITIVE)
+}
+
+/// Returns the importance of a layer's channels.
+fn channels_of(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    sums: &Sums,
+    layer: usize,
+) -> Result<Vec<f64>, ConvertError> {
+    let name = format!("text.layers.{layer}.down.weight");
+    let weight = plan.weights.iter().find(|weight| weight.spec.name == name);
+    let (Some(weight), Some(squares)) = (weight, sums.squares.get(&layer)) else {
+        return Err(prune_error(format!("there is no weight {name}")));
+    };
+    let (rows, cols) = (weight.spec.rows(), weight.spec.cols());
+    let mut norms = vec![0f64; cols];
+    let mut values = Vec::with_capacity(cols);
+    for row in 0..rows {
+        values.clear();
+        read_rows(checkpoint, weight, row..row + 1, &mut values)?;
+        let squares = values.iter().map(|&x| f64::from(x) * f64::from(x));
+        norms.iter_mut().zip(squares).for_each(|(sum, x)| *sum += x);
+    }
+    let tokens = sums.tokens.get(&layer).copied().unwrap_or(1).max(1) as f64;
+    let importance = |(norm, square): (f64, &f64)| (norm * square / tokens).sqrt();
+    Ok(norms.into_iter().zip(squares).map(importance).collect())
+}

@@ -1,0 +1,126 @@
+//! Choice of the layers and feed-forward channels of a language model that are left.
+
+use serde_json::{Value, json};
+
+use super::measure::Importance;
+use crate::plan::{ConvertError, Pruning};
+
+/// Leaves out the share `ratio` of the layers of the language model, those with the smallest block
+/// influence. Layers that take features of the vision encoder stay. Returns the numbers of the
+/// layers left out.
+///
+/// # Errors
+/// If nothing would be left.
+pub fn prune_layers(
+    pruning: &mut Pruning,
+    importance: &Importance,
+    ratio: f64,
+) -> Result<Vec<usize>, ConvertError> {
+    let count = importance.layers.len();
+    let protected = first_layers(&pruning.config);
+    let mut order: Vec<usize> = (protected..count).collect();
+    order.sort_by(|&a, &b| importance.layers[a].total_cmp(&importance.layers[b]));
+    let remove = (count as f64 * ratio).round() as usize;
+    if remove > order.len() || remove == count {
+        return Err(ConvertError::Prune {
+            reason: format!("{remove} of {count} layers cannot be left out"),
+        });
+    }
+    let mut removed = order[..remove].to_vec();
+    removed.sort_unstable();
+    if removed.is_empty() {
+        return Ok(removed);
+    }
+    let kept: Vec<u32> = (0..count)
+        .filter(|i| !removed.contains(i))
+        .map(|i| i as u32)
+        .collect();
+    pruning.selection.keep("text.layers", count, &kept)?;
+    let text = text_section(&mut pruning.config);
+    keep_layer_types(text, count, &kept);
+    text["num_hidden_layers"] = json!(kept.len());
+    if let Some(first) = text.get("max_window_layers").and_then(Value::as_u64) {
+        let before = kept
+            .iter()
+            .filter(|&&layer| u64::from(layer) < first)
+            .count();
+        text["max_window_layers"] = json!(before);
+    }
+    Ok(removed)
+}
+
+/// Leaves out the share `ratio` of the feed-forward channels of each layer of the language model,
+/// those of the smallest importance. Returns the number
+/// of channels before and after.
+///
+/// # Errors
+/// If nothing would be left.
+pub fn prune_channels(
+    pruning: &mut Pruning,
+    importance: &Importance,
+    removed_layers: &[usize],
+    ratio: f64,
+) -> Result<(usize, usize), ConvertError> {
+    let layers = (0..importance.channels.len()).filter(|layer| !removed_layers.contains(layer));
+    let count = importance.channels.first().map_or(0, Vec::len);
+    let left = count - (count as f64 * ratio).round() as usize;
+    if left == 0 {
+        return Err(ConvertError::Prune {
+            reason: format!("none of {count} channels would be left"),
+        });
+    }
+    for (place, layer) in layers.enumerate() {
+        let channels = &importance.channels[layer];
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        order.sort_by(|&a, &b| channels[b as usize].total_cmp(&channels[a as usize]));
+        let mut kept = order[..left].to_vec();
+        kept.sort_unstable();
+        let name = format!("text.layers.{place}.ffn");
+        pruning.selection.keep(&name, count, &kept)?;
+    }
+    let text = text_section(&mut pruning.config);
+    let key = match text.get("ffn_dim") {
+        Some(_) => "ffn_dim",
+        None => "intermediate_size",
+    };
+    text[key] = json!(left);
+    Ok((count, left))
+}
+
+/// Returns the section of the language model.
+fn text_section(config: &mut Value) -> &mut Value {
+    match config.get("text_config").is_some() {
+        true => &mut config["text_config"],
+        false => config,
+    }
+}
+
+/// Returns the number of first layers that take features of the vision encoder.
+fn first_layers(config: &Value) -> usize {
+    let indexes = config["vision_config"]["deepstack_visual_indexes"].as_array();
+    indexes.map_or(0, Vec::len)
+}
+
+/// Keeps the kinds of the kept layers. Kinds that follow from the number of the layer are written
+/// out.
+fn keep_layer_types(text: &mut Value, count: usize, kept: &[u32]) {
+    let is_gemma = (text["model_type"].as_str()).is_some_and(|kind| kind.starts_with("gemma3"));
+    if is_gemma && !text["layer_types"].is_array() {
+        let period = ["sliding_window_pattern", "_sliding_window_pattern"]
+            .iter()
+            .find_map(|key| text[*key].as_u64())
+            .unwrap_or(6)
+            .max(1);
+        let kind = |layer: u64| match (layer + 1).is_multiple_of(period) {
+            true => "full_attention",
+            false => "sliding_attention",
+        };
+        text["layer_types"] = (0..count as u64).map(kind).collect::<Vec<_>>().into();
+    }
+    if let Some(types) = text["layer_types"].as_array() {
+        let kept = kept
+            .iter()
+            .filter_map(|&layer| types.get(layer as usize).cloned());
+        text["layer_types"] = kept.collect::<Vec<_>>().into();
+    }
+}

@@ -1,0 +1,191 @@
+//! Pruned layers and channels: those without an effect go first, and the answers stay.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::damage::{Copy, Tensors};
+use common::{F32, ask, data, engine, engine_from};
+use edge_lmm::{Cpu, Media, Request, Session};
+use edge_lmm_convert::calibration::Samples;
+use edge_lmm_convert::prune::{Importance, prune_channels, prune_layers};
+use edge_lmm_convert::source::Checkpoint;
+use edge_lmm_convert::{Plan, Pruning};
+
+fn measure(copy: &Copy) -> (Checkpoint, Importance) {
+    let checkpoint = Arc::new(Checkpoint::open(copy.path(), None).expect("a checkpoint"));
+    let plan = Plan::new(&checkpoint, &F32).expect("a plan");
+    let samples = Samples::read(&[data().join("questions/manifest.csv")]).expect("samples");
+    let texts = Samples::built_in();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("temporary");
+    let measure = |samples| Importance::measure(&plan, &checkpoint, samples, &path);
+    let importance = measure(&texts).expect("importance");
+    // Questions about media are samples, too.
+    let of_questions = measure(&samples).expect("importance");
+    assert_eq!(of_questions.layers.len(), importance.layers.len());
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        0
+    );
+    let checkpoint = Arc::into_inner(checkpoint).expect("the checkpoint is not in use");
+    (checkpoint, importance)
+}
+
+fn answers(session: &mut Session<Cpu>) -> Vec<String> {
+    ["color_000", "color_040", "count_020"]
+        .map(|name| {
+            let path = data().join(format!("questions/images/{name}.png"));
+            let media = [Media::open(path).expect("an image")];
+            let messages = ask(&media, "what color is the diamond?");
+            let request = Request {
+                media: &media,
+                max_tokens: 8,
+                sampling: Default::default(),
+                ..Request::new(&messages)
+            };
+            session.forget();
+            let answer = session.answer(&request, |_| std::ops::ControlFlow::Continue(()));
+            answer.expect("an answer").text
+        })
+        .to_vec()
+}
+
+/// Sets rows of a tensor to zero; without rows, all of it.
+fn clear(tensors: &mut Tensors, name: &str, rows: Option<&[usize]>) {
+    let (_, shape, bytes) = tensors.get_mut(name).expect(name);
+    let row = bytes.len() / shape[0];
+    let all: Vec<usize> = (0..shape[0]).collect();
+    for &i in rows.unwrap_or(&all) {
+        bytes[i * row..(i + 1) * row].fill(0);
+    }
+}
+
+/// A layer whose outputs are zero passes its input on.
+#[test]
+fn a_layer_without_effect_is_left_out_first() {
+    let copy = Copy::of("qwen2vl-tiny");
+    copy.change_tensors(|tensors| {
+        for name in ["self_attn.o_proj", "mlp.down_proj"] {
+            clear(tensors, &format!("model.layers.1.{name}.weight"), None);
+        }
+    });
+    let (checkpoint, importance) = measure(&copy);
+    let layers = &importance.layers;
+    assert!(layers[1].abs() < 1e-6, "{layers:?}");
+    assert!(layers[0] > 1e-3 && layers[2] > 1e-3, "{layers:?}");
+    let mut pruning = Pruning::none(&checkpoint);
+    let removed = prune_layers(&mut pruning, &importance, 0.34).expect("a selection");
+    assert_eq!(removed, [1]);
+    let plan = Plan::pruned(&checkpoint, &F32, pruning).expect("a plan");
+    assert_eq!(plan.dimensions["text.layers"], 2);
+    let expected = answers(&mut engine(copy.path(), None, &F32));
+    assert_eq!(answers(&mut engine_from(&plan, checkpoint)), expected);
+}
+
+/// Channels whose activations are zero add nothing. A decoder of layer norms and one of RMS norms.
+#[test]
+fn channels_without_effect_are_left_out_first() {
+    let dead: Vec<usize> = (0..256).filter(|i| i % 4 == 1).collect();
+    let cases = [
+        ("qwen2vl-tiny", "model.layers", &["mlp.up_proj.weight"][..]),
+        (
+            "blip2-tiny",
+            "language_model.model.decoder.layers",
+            &["fc1.weight", "fc1.bias"],
+        ),
+    ];
+    for (name, prefix, modules) in cases {
+        let copy = Copy::of(name);
+        copy.change_tensors(|tensors| {
+            for layer in 0..3 {
+                for module in modules {
+                    clear(tensors, &format!("{prefix}.{layer}.{module}"), Some(&dead));
+                }
+            }
+        });
+        let (checkpoint, importance) = measure(&copy);
+        for channels in &importance.channels {
+            for (i, &channel) in channels.iter().enumerate() {
+                // A ReLU may never let another channel through either.
+                let expected = dead.contains(&i) || (name == "blip2-tiny" && channel == 0.0);
+                assert_eq!(channel == 0.0, expected, "{name}: channel {i}");
+            }
+        }
+        let mut pruning = Pruning::none(&checkpoint);
+        let sizes = prune_channels(&mut pruning, &importance, &[], 0.25).expect("a selection");
+        assert_eq!(sizes, (256, 192), "{name}");
+        let plan = Plan::pruned(&checkpoint, &F32, pruning).expect(name);
+        let expected = answers(&mut engine(copy.path(), None, &F32));
+        let found = answers(&mut engine_from(&plan, checkpoint));
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+/// The layers of Gemma 3 differ in their attention; each keeps its kind.
+#[test]
+fn kinds_of_layers_are_kept() {
+    let copy = Copy::of("gemma3text-odd");
+    let checkpoint = Checkpoint::open(copy.path(), None).expect("a checkpoint");
+    let mut pruning = Pruning::none(&checkpoint);
+    let importance = Importance {
+        layers: vec![0.5, 0.1, 0.4, 0.3],
+        channels: vec![vec![1.0; 68]; 4],
+    };
+    let removed = prune_layers(&mut pruning, &importance, 0.25).expect("a selection");
+    prune_channels(&mut pruning, &importance, &removed, 0.5).expect("a selection");
+    // With a period of 3, layer 2 attends to everything.
+    let kinds = &pruning.config["layer_types"];
+    let expected = ["sliding_attention", "full_attention", "sliding_attention"];
+    assert_eq!(*kinds, serde_json::json!(expected));
+    let plan = Plan::pruned(&checkpoint, &F32, pruning).expect("a plan");
+    assert_eq!(plan.dimensions["text.layers.2.ffn"], 34);
+}
+
+#[test]
+fn too_much_is_refused() {
+    let copy = Copy::of("qwen2vl-tiny");
+    for (options, words) in [
+        (["--prune-layers", "0.9"], "3 of 3 layers"),
+        (["--prune-ffn", "0.999"], "none of 256 channels"),
+    ] {
+        let (done, stderr) = copy.convert(&options);
+        assert!(!done && stderr.contains(words), "{stderr}");
+    }
+}
+
+/// The command prunes everything at once, and the record is smaller and runs.
+#[test]
+fn the_command_writes_a_smaller_record() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let convert = |name: &str, options: &[&str]| {
+        let path = folder.path().join(name);
+        let source = data().join("qwen2vl-tiny");
+        let output = common::damage::command(&source, &path)
+            .args(options)
+            .output();
+        let output = output.expect("the command starts");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stderr}");
+        (std::fs::metadata(path).expect("a record").len(), stderr)
+    };
+    let corpus = data().join("questions/manifest.csv");
+    let (whole, _) = convert("whole.bpk", &[]);
+    let corpus = corpus.to_str().expect("a path");
+    let options = [
+        "--prune-layers",
+        "0.3",
+        "--prune-ffn",
+        "0.5",
+        "--prune-vocabulary",
+        corpus,
+    ];
+    let (pruned, stderr) = convert("pruned.bpk", &options);
+    assert!(pruned < whole, "{pruned} of {whole}");
+    for words in ["layers: 1 of 3 left out", "128 of 256 per layer", "tokens"] {
+        assert!(stderr.contains(words), "{stderr}");
+    }
+    let record = edge_lmm::Record::open(folder.path().join("pruned.bpk")).expect("a record");
+    let engine = edge_lmm::Engine::<Cpu>::load(&record, Default::default()).expect("a model");
+    assert_eq!(answers(&mut engine.session()).len(), 3);
+}
