@@ -325,6 +325,9 @@ fn describe(plan: &Plan) -> String {
         *parameters += weight.spec.rows() * weight.spec.cols();
         *size += weight.bytes;
     }
+    let skipped = plan.skipped_parts().into_iter().map(|(part, tensors)| {
+        format!("  {part:9} is not part of the record: {tensors} tensors are skipped")
+    });
     let lines: Vec<String> = parts
         .iter()
         .map(|((part, format), (count, parameters, size))| {
@@ -333,6 +336,7 @@ fn describe(plan: &Plan) -> String {
                 bytes(*size)
             )
         })
+        .chain(skipped)
         .collect();
     format!(
         "{}: {} weights, {}\n{}",

@@ -302,6 +302,23 @@ impl Plan {
         )?)
     }
 
+    /// Returns the parts of the checkpoint, by the first word of their tensors' names, of which the
+    /// model uses no tensor, with the numbers of these: such as the speech of a model whose text is
+    /// converted.
+    pub fn skipped_parts(&self) -> BTreeMap<&str, usize> {
+        let part = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let sources = self.weights.iter().flat_map(|weight| &weight.spec.sources);
+        let used: BTreeSet<String> = sources.map(|source| part(&source.tensor)).collect();
+        let mut skipped = BTreeMap::new();
+        for name in &self.unused {
+            let first = name.split('.').next().unwrap_or_default();
+            if !used.contains(first) {
+                *skipped.entry(first).or_default() += 1;
+            }
+        }
+        skipped
+    }
+
     /// Returns the total size of all weights in bytes.
     pub fn bytes(&self) -> usize {
         self.weights.iter().map(|weight| weight.bytes).sum()

@@ -219,6 +219,7 @@ fn with_images() -> Vec<Manifest> {
         "gemma3-odd",
         "llava-odd",
         "phi35v-odd",
+        "qwen25omni-odd",
         "qwen25vl-odd",
         "qwen2vl-odd",
         "qwen3vl-odd",

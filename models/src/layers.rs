@@ -51,6 +51,11 @@ impl<B: KernelBackend> Linear<B> {
         }
     }
 
+    /// Returns the device of the weights.
+    pub fn device(&self) -> B::Device {
+        self.weight.val().device()
+    }
+
     /// Returns `true` if the weights are integers.
     pub fn is_quantized(&self) -> bool {
         self.shape.format.is_quantized()

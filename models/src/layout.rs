@@ -43,19 +43,22 @@ impl Run {
     /// Creates a run of `grid` tokens in time, height and width (M-RoPE, Wang et al. 2024, section
     /// 2.1; `get_rope_index` of the reference). In time, tokens are `time_step` positions apart.
     /// Text continues after the largest position.
-    pub fn grid([times, height, width]: [usize; 3], time_step: u32) -> Self {
-        let [times, height, width] = [times, height, width].map(|n| n as u32);
-        let mut offsets = Vec::new();
-        for i in 0..times {
-            // A file may claim any frame rate.
-            let time = i.saturating_mul(time_step);
-            for j in 0..height {
-                offsets.extend((0..width).map(|k| [time, j, k]));
-            }
-        }
-        let last = times.saturating_sub(1).saturating_mul(time_step);
+    pub fn grid(grid: [usize; 3], time_step: u32) -> Self {
+        // A file may claim any frame rate.
+        Self::timed_grid(grid, |i| (i as u32).saturating_mul(time_step))
+    }
+
+    /// Works as [`grid`](Self::grid), with the position in time that `time` returns for each slice.
+    /// Times must not descend.
+    pub fn timed_grid([times, height, width]: [usize; 3], time: impl Fn(usize) -> u32) -> Self {
+        let [height, width] = [height, width].map(|n| n as u32);
+        let slices = (0..times).flat_map(|i| {
+            let time = time(i);
+            (0..height).flat_map(move |j| (0..width).map(move |k| [time, j, k]))
+        });
+        let last = times.checked_sub(1).map_or(0, &time);
         Self {
-            offsets,
+            offsets: slices.collect(),
             extent: last.saturating_add(1).max(height).max(width),
             bidirectional: false,
         }

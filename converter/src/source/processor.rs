@@ -50,9 +50,10 @@ impl Processors {
                 "an object with the configuration of a processor",
             )),
         };
-        let mut main_section = None;
+        // A model that sees and hears has several; their members differ.
+        let mut main_section: Option<Value> = None;
         for name in MAIN_SECTIONS {
-            main_section = main_section.or(section(name)?);
+            main_section = joined(main_section, section(name)?);
         }
         let main_path = directory.join("preprocessor_config.json");
         let main_file = read_json(&main_path, files)?;
@@ -76,6 +77,18 @@ impl Processors {
         video.iter().for_each(warn_about_videos);
         Ok(Self { main, video })
     }
+}
+
+/// Adds the members of `second` that `first` does not have.
+fn joined(first: Option<Value>, second: Option<Value>) -> Option<Value> {
+    let (Some(Value::Object(mut members)), Some(Value::Object(more))) = (first.clone(), &second)
+    else {
+        return first.or(second);
+    };
+    for (key, value) in more {
+        members.entry(key).or_insert_with(|| value.clone());
+    }
+    Some(Value::Object(members))
 }
 
 /// Warns about image settings that have no effect.

@@ -93,6 +93,12 @@ pub(super) const GPT2: Splitter = Splitter {
     whole_pieces: false,
 };
 
+/// The pre-tokenizer of SmolLM: single digits, then as GPT-2.
+pub(super) const SMOLLM: Splitter = Splitter {
+    patterns: &[r"\p{N}"],
+    ..GPT2
+};
+
 /// The pre-tokenizer of Qwen2: single digits.
 pub(super) const QWEN2: Splitter = Splitter {
     patterns: &[

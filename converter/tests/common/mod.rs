@@ -138,22 +138,23 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
         .flatten()
         .map(|file| folder.join(file.as_str().expect("a file name")))
         .collect();
-    let images = || -> Vec<_> {
-        let load = |path: &PathBuf| media::load_image(path).expect("an image");
-        files.iter().map(load).collect()
-    };
     let is_sound = |path: &PathBuf| path.extension().is_some_and(|name| name == "wav");
-    let is_video = match sample["kind"].as_str() {
-        Some(kind) => kind == "video",
-        None => files.len() > 1,
+    let (sounds, images): (Vec<PathBuf>, Vec<PathBuf>) = files.into_iter().partition(is_sound);
+    let load = |path: &PathBuf| media::load_image(path).expect("an image");
+    let images: Vec<RgbImage> = images.iter().map(load).collect();
+    let kind = sample["kind"].as_str();
+    let is_video = match kind {
+        Some(kind) => kind.starts_with("video"),
+        None => images.len() > 1,
     };
-    let media = if files.iter().any(is_sound) {
-        files.iter().map(|path| sound(path)).collect()
-    } else if is_video {
-        vec![video(images(), &sample["video"])]
-    } else {
-        images().into_iter().map(Media::image).collect()
+    let mut media: Vec<Media> = match is_video {
+        true => vec![video(images, &sample["video"])],
+        false => images.into_iter().map(Media::image).collect(),
     };
+    media.extend(sounds.iter().map(|path| match kind {
+        Some("video+sound") => sound(path).as_sound_track(),
+        _ => sound(path),
+    }));
     let id = &sample["id"];
     Golden {
         name: format!("{} sample {id}", folder.display()),
@@ -250,10 +251,7 @@ pub fn read_tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 
 /// Builds a user turn with media and a question.
 pub fn ask(media: &[Media], question: &str) -> Vec<Message> {
-    let mut content: Vec<Content> = media
-        .iter()
-        .map(|medium| Content::Media(medium.kind()))
-        .collect();
+    let mut content: Vec<Content> = media.iter().map(Media::content).collect();
     content.push(Content::Text(question.to_owned()));
     vec![Message {
         role: Role::User,

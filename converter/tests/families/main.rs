@@ -6,4 +6,5 @@ mod common;
 mod blip2;
 mod phi3;
 mod progress;
+mod qwen2_5_omni;
 mod qwen2_audio;

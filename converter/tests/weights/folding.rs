@@ -64,8 +64,11 @@ fn has_no_producer(family: &str, name: &str) -> bool {
                 .iter()
                 .any(|end| name.ends_with(end))
         }
-        // The gated feed-forwards of Qwen2.5-VL are linear in their second half.
-        _ => is_down && !(family == "Qwen2.5-VL" && name.starts_with("vision.")),
+        // The gated feed-forwards of their tower are linear in their second half.
+        _ => {
+            let gated = ["Qwen2.5-VL", "Qwen2.5-Omni"].contains(&family);
+            is_down && !(gated && name.starts_with("vision."))
+        }
     }
 }
 

@@ -7,6 +7,8 @@ pub(crate) mod merged_patches;
 pub mod merger;
 pub mod patch_grid;
 pub mod qformer;
+pub(crate) mod qwen2_5_audio;
+pub(crate) mod qwen2_5_vit;
 pub mod siglip;
 pub(crate) mod square_patches;
 pub(crate) mod tower;

@@ -16,10 +16,10 @@ use crate::sizes::{self, Section};
 use crate::weights::{Inputs, Scope};
 
 /// Epsilon of the norms: PyTorch's default, used by the reference.
-const NORM_EPS: f64 = 1e-5;
+pub(super) const NORM_EPS: f64 = 1e-5;
 
 /// Kernel width of both convolutions.
-const KERNEL: usize = 3;
+pub(super) const KERNEL: usize = 3;
 
 /// Configuration of the encoder, named as in `config.json`. The defaults are those of the
 /// reference's `Qwen2AudioEncoderConfig`, which equal Whisper's large model.
@@ -160,7 +160,7 @@ impl<B: KernelBackend> WhisperEncoder<B> {
         for (i, layer) in self.layers.iter().enumerate() {
             let _layer = stage::scope(format_args!("layers.{i}"));
             x = monitor.pass(i, self.layers.len(), |monitor| {
-                layer.forward(x, valid, self.heads, monitor)
+                layer.forward(x, valid, Mask::Full, self.heads, monitor)
             })?;
         }
         Ok(x)
@@ -192,7 +192,7 @@ impl<B: KernelBackend> WhisperEncoder<B> {
 
 /// Unfolds the frames for a convolution of width 3 with zero padding: `[frames, bins * 3]`, ordered
 /// by bin, then tap, as the weights are.
-fn unfold(spectrogram: Spectrogram<'_>) -> Vec<f32> {
+pub(super) fn unfold(spectrogram: Spectrogram<'_>) -> Vec<f32> {
     let frames = spectrogram.frames;
     let bins = spectrogram.values.len() / frames;
     let mut unfolded = vec![0.0; frames * bins * KERNEL];
@@ -211,7 +211,7 @@ fn unfold(spectrogram: Spectrogram<'_>) -> Vec<f32> {
 
 /// Unfolds the frames for a convolution of width 3 and stride 2 with zero padding: `[frames,
 /// width]` to `[count, width * 3]`, ordered by element, then tap.
-fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2> {
+pub(super) fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2> {
     let [frames, width] = x.dims();
     let device = x.device();
     // Output frame `i` reads input frames `2 i - 1`, `2 i` and `2 i + 1`.
@@ -231,8 +231,9 @@ fn unfold_by_two<B: KernelBackend>(x: Tensor<B, 2>, count: usize) -> Tensor<B, 2
         .reshape([count, width * KERNEL])
 }
 
+/// A pre-norm transformer block.
 #[derive(Module, Debug)]
-struct EncoderLayer<B: KernelBackend> {
+pub(super) struct EncoderLayer<B: KernelBackend> {
     attention_norm: LayerNorm<B>,
     // Keys have no bias, so they cannot be fused with queries and values.
     query_value: Linear<B>,
@@ -244,7 +245,11 @@ struct EncoderLayer<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> EncoderLayer<B> {
-    fn init(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
+    /// Declares the weights.
+    ///
+    /// # Errors
+    /// If a weight is missing.
+    pub fn init(config: &WhisperConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         let width = config.d_model;
         let ffn = scope.dimension("ffn", config.encoder_ffn_dim)?;
         let normed = |norm| scope.normed(norm, width);
@@ -271,10 +276,15 @@ impl<B: KernelBackend> EncoderLayer<B> {
         })
     }
 
-    fn forward(
+    /// Lets every row attend to those of the first `valid` rows that `mask` selects.
+    ///
+    /// # Errors
+    /// If `monitor` cancels.
+    pub fn forward(
         &self,
         x: Tensor<B, 2>,
         valid: usize,
+        mask: Mask<'_>,
         heads: Heads,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
@@ -293,7 +303,7 @@ impl<B: KernelBackend> EncoderLayer<B> {
             let quantized = self.query_value.is_quantized();
             monitor.report(1, 4)?;
             let attended =
-                encoder_attention(query_value, key, value, heads, Mask::Full, scale, quantized);
+                encoder_attention(query_value, key, value, heads, mask, scale, quantized);
             monitor.report(2, 4)?;
             self.out.forward_residual(attended, x)
         };
@@ -304,6 +314,16 @@ impl<B: KernelBackend> EncoderLayer<B> {
             .up
             .feed_forward(normed, Activation::Gelu, &self.down, Some(x)))
     }
+}
+
+/// Averages pairs of rows; an odd last row is dropped.
+pub(crate) fn pool_by_two<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [rows, width] = x.dims();
+    let pairs = x.narrow(0, 0, rows / 2 * 2);
+    pairs
+        .reshape([rows / 2, 2, width])
+        .mean_dim(1)
+        .reshape([rows / 2, width])
 }
 
 /// Returns the first `count` rows; copies only if there are more.

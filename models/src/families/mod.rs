@@ -9,6 +9,7 @@ mod llava;
 mod phi3;
 mod phi3_v;
 mod qwen2;
+mod qwen2_5_omni;
 mod qwen2_5_vl;
 mod qwen2_audio;
 mod qwen2_vl;
@@ -17,6 +18,7 @@ mod qwen3_vl;
 mod qwen_vl_config;
 pub(crate) mod qwen_vl_input;
 mod smolvlm;
+mod sound;
 mod text_model;
 
 use edge_lmm_ops::KernelBackend;
@@ -65,6 +67,7 @@ families![
     qwen2_5_vl::Qwen25Vl,
     qwen3_vl::Qwen3Vl,
     qwen2_audio::Qwen2Audio,
+    qwen2_5_omni::Qwen25Omni,
     blip2::Blip2,
     llava::Llava,
     phi3_v::Phi3Vision,

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config_file::parse_config;
-use crate::encoders::whisper::{Spectrogram, WhisperConfig, WhisperEncoder};
+use crate::encoders::whisper::{Spectrogram, WhisperConfig, WhisperEncoder, pool_by_two};
 use crate::error::ModelError;
+use crate::families::sound::{MARGIN, Sound, check_margin, positions};
 use crate::family::{FamilyInfo, ModelFiles};
 use crate::language::LanguageModel;
 use crate::layers::Linear;
@@ -24,7 +25,6 @@ use crate::media::{AudioPadding, InputReduction, MediaInput, MediaKind, MediaOpt
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::mel::{MelConfig, Padding};
-use crate::preprocess::sample_rate::resample;
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::reduce::EncoderSize;
 use crate::text::config::{TextKind, decoder_config};
@@ -53,13 +53,6 @@ Audio {{ sounds.count }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n\
 {% else %}{{ part['text'] }}{% endif %}\
 {% endfor %}{% endif %}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-
-/// Frames of silence that follow a sound without padding. They are what a convolution of width 3
-/// and another of width 3 and stride 2 see beyond its last frame, so that the features stay those
-/// of the padded form: frames of silence further on are masked. The values of the frames stay, too,
-/// because the loudest one, from which silence is counted, is kept: a frame that begins later than
-/// these hears nothing of the sound as long as it is not longer than four steps.
-const MARGIN: usize = 2;
 
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
@@ -113,13 +106,7 @@ impl<B: KernelBackend> Qwen2Audio<B> {
                 found.0, found.1, expected.0, expected.1
             )));
         }
-        if mel.n_fft > 2 * MARGIN * mel.hop_length {
-            return Err(ModelError::config(format!(
-                "preprocessor_config.json: n_fft is {}, expected at most four times hop_length, \
-                 which is {}",
-                mel.n_fft, mel.hop_length
-            )));
-        }
+        check_margin(&mel)?;
         let root = weights.root(Part::Audio);
         let text = files.config.get("text_config").unwrap_or(&Value::Null);
         let text = decoder_config(TextKind::Qwen2, text)?;
@@ -174,39 +161,24 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
         sample_rate: u32,
         options: &MediaOptions,
     ) -> Result<MediaInput, ModelError> {
-        let rate = self.mel.sampling_rate;
-        let (sound, shortened) = beginning(samples, sample_rate, &self.mel);
-        if shortened {
-            log::warn!(
-                "the sound is longer than the {} s that the model hears; the rest is cut off",
-                self.mel.chunk_length
-            );
-        }
-        let mut sound = resample(sound, sample_rate, rate)?;
-        sound.truncate(self.mel.chunk_samples());
-        let valid = sound.len().div_ceil(self.mel.hop_length);
-        let tokens = positions(valid) / 2;
-        if tokens == 0 {
-            let least = 2 * self.mel.hop_length as u64 * u64::from(sample_rate) / u64::from(rate);
-            return Err(ModelError::Prompt(format!(
-                "the sound has {} samples, the model hears none of less than {}",
-                samples.len(),
-                least + 1
-            )));
-        }
+        let Sound {
+            mut samples,
+            frames,
+            tokens,
+        } = Sound::new(samples, sample_rate, &self.mel)?;
         let padding = match options.audio_padding {
             AudioPadding::Window => Padding::Chunk,
             AudioPadding::None => {
-                sound.resize(sound.len() + MARGIN * self.mel.hop_length, 0.0);
+                samples.resize(samples.len() + MARGIN * self.mel.hop_length, 0.0);
                 Padding::None
             }
         };
-        let mel = self.mel.features(&sound, padding)?;
+        let mel = self.mel.features(&samples, padding)?;
         Ok(MediaInput {
             kind: MediaKind::Audio,
             values: mel.values,
             shape: vec![1, mel.bins, mel.frames],
-            grid: [valid, 1, 1],
+            grid: [frames, 1, 1],
             layout: Run::sequence(tokens).into(),
             reduction: InputReduction::default(),
             piece: None,
@@ -261,31 +233,4 @@ impl<B: KernelBackend> Model<B> for Qwen2Audio<B> {
         probe::capture("projector_out", &out);
         Ok(Encoded::new(medium, out))
     }
-}
-
-/// Cuts a sound to the length that the model accepts, and returns `true` if the sound was cut. The
-/// rest need not be resampled. A little more is kept, because resampled values near the end depend
-/// on samples after it.
-fn beginning<'a>(samples: &'a [f32], sample_rate: u32, mel: &MelConfig) -> (&'a [f32], bool) {
-    let rate = u64::from(mel.sampling_rate);
-    let heard = (mel.chunk_samples() as u64 * u64::from(sample_rate)).div_ceil(rate);
-    let heard = usize::try_from(heard).unwrap_or(usize::MAX);
-    // A tenth of a second is far more than any filter reaches.
-    let kept = heard.saturating_add(1 + sample_rate as usize / 10);
-    (&samples[..samples.len().min(kept)], samples.len() > heard)
-}
-
-/// Returns the number of outputs of the second convolution for `frames` frames.
-fn positions(frames: usize) -> usize {
-    frames.div_ceil(2)
-}
-
-/// Averages pairs of rows; an odd last row is dropped.
-fn pool_by_two<B: KernelBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [rows, width] = x.dims();
-    let pairs = x.narrow(0, 0, rows / 2 * 2);
-    pairs
-        .reshape([rows / 2, 2, width])
-        .mean_dim(1)
-        .reshape([rows / 2, width])
 }

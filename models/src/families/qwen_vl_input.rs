@@ -1,4 +1,5 @@
-//! Images, videos and prompts of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+//! Images, videos and prompts of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and images and videos of
+//! Qwen2.5-Omni.
 
 use std::ops::Range;
 
@@ -58,6 +59,8 @@ const VIDEO_MARK: &str = "<|vision_start|><|video_pad|><|vision_end|>";
 pub(crate) enum VideoTime {
     /// By temporal positions this far apart.
     Steps(u32),
+    /// By temporal positions that are multiples of a number, rounded down.
+    Multiples(f32),
     /// By text before each temporal patch.
     Stamps(Stamps),
 }
@@ -124,6 +127,16 @@ pub(crate) struct PatchSize {
 pub(crate) struct MediaTokens {
     image_token_id: u32,
     video_token_id: u32,
+}
+
+impl MediaTokens {
+    /// Creates the tokens of images and videos.
+    pub fn new(image: u32, video: u32) -> Self {
+        Self {
+            image_token_id: image,
+            video_token_id: video,
+        }
+    }
 }
 
 impl Default for MediaTokens {
@@ -283,11 +296,10 @@ impl QwenVlInput {
     /// Returns the place in the prompt of the temporal patches `patches` of `units` tokens in all.
     fn layout(&self, units: [usize; 3], time: &VideoTime, patches: Range<usize>) -> Layout {
         match time {
-            VideoTime::Steps(step) => {
-                let run = Run::grid(units, *step);
-                let tokens = units[1] * units[2];
-                let tokens: Vec<usize> = (patches.start * tokens..patches.end * tokens).collect();
-                run.keep(&tokens).into()
+            VideoTime::Steps(step) => slices(Run::grid(units, *step), units, patches),
+            VideoTime::Multiples(step) => {
+                let run = Run::timed_grid(units, |i| (i as f32 * step) as u32);
+                slices(run, units, patches)
             }
             VideoTime::Stamps(stamps) => stamps.layout(units, patches, self.frames()),
         }
@@ -363,4 +375,11 @@ impl QwenVlInput {
         let is_pad = |id| [self.tokens.image_token_id, self.tokens.video_token_id].contains(&id);
         expand_placeholders(&ids, is_pad, media)
     }
+}
+
+/// Returns the tokens of the temporal patches `patches` of a run of `units` tokens.
+fn slices(run: Run, units: [usize; 3], patches: Range<usize>) -> Layout {
+    let tokens = units[1] * units[2];
+    let tokens: Vec<usize> = (patches.start * tokens..patches.end * tokens).collect();
+    run.keep(&tokens).into()
 }

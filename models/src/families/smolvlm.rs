@@ -411,10 +411,7 @@ impl<B: KernelBackend> Model<B> for SmolVlm<B> {
             .messages
             .iter()
             .flat_map(|message| &message.content);
-        let kinds = contents.filter_map(|content| match content {
-            Content::Media(kind) => Some(*kind),
-            Content::Text(_) => None,
-        });
+        let kinds = contents.filter_map(Content::media_kind);
         let (videos, images): (Vec<_>, Vec<_>) = kinds
             .zip(media.iter().copied())
             .partition(|(kind, _)| *kind == MediaKind::Video);

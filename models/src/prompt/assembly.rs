@@ -78,6 +78,15 @@ impl PromptBuilder {
         }
     }
 
+    /// Appends tokens of text that share one position.
+    pub fn together(&mut self, ids: &[u32]) {
+        let prompt = &mut self.0;
+        prompt.ids.extend(ids);
+        let position = [prompt.next_position; 3];
+        prompt.positions.extend(ids.iter().map(|_| position));
+        prompt.next_position = prompt.next_position.saturating_add(1);
+    }
+
     /// Appends a run of `medium`, whose features begin with row `row`; `placeholder` is the id of
     /// its tokens.
     pub fn run(&mut self, placeholder: u32, medium: usize, row: usize, run: &Run) {

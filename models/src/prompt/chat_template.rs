@@ -303,12 +303,13 @@ impl Forms {
         let mut items: Vec<Value> = Vec::new();
         let mut pending = String::new();
         for content in &message.content {
-            match content {
-                Content::Media(kind) if self.media.contains(kind) => {
+            match content.media_kind() {
+                Some(kind) if self.media.contains(&kind) => {
                     items.push(json!({ "type": kind.as_str() }));
                 }
-                Content::Media(kind) => pending.push_str(&placeholder(*kind)),
-                Content::Text(text) => {
+                Some(kind) => pending.push_str(&placeholder(kind)),
+                None => {
+                    let text = content.as_text().unwrap_or_default();
                     let text = std::mem::take(&mut pending) + text;
                     items.push(json!({ "type": "text", "text": text }));
                 }
@@ -340,7 +341,7 @@ fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
                 .iter_mut()
                 .find_map(|content| match content {
                     Content::Text(text) => Some(text),
-                    Content::Media(_) => None,
+                    Content::Media(_) | Content::SoundTrack => None,
                 });
             match text {
                 Some(text) => text.insert_str(0, &instructions),

@@ -29,8 +29,30 @@ impl Role {
 pub enum Content {
     /// The next image, video or audio clip of the conversation.
     Media(MediaKind),
+    /// The next medium of the conversation, the sound of the video before it. Families that do not
+    /// join both take it as an audio clip.
+    SoundTrack,
     /// Text.
     Text(String),
+}
+
+impl Content {
+    /// Returns the kind of a medium; `None` for text.
+    pub fn media_kind(&self) -> Option<MediaKind> {
+        match self {
+            Self::Media(kind) => Some(*kind),
+            Self::SoundTrack => Some(MediaKind::Audio),
+            Self::Text(_) => None,
+        }
+    }
+
+    /// Returns a text.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Media(_) | Self::SoundTrack => None,
+        }
+    }
 }
 
 /// One turn of a conversation.
@@ -78,35 +100,29 @@ impl<'a> From<&'a Vec<Message>> for Conversation<'a> {
 impl Message {
     /// Returns the length of its text in bytes.
     pub fn text_len(&self) -> usize {
-        let text = self.content.iter().map(|content| match content {
-            Content::Text(text) => text.len(),
-            Content::Media(_) => 0,
-        });
-        text.sum()
+        let texts = self.content.iter().filter_map(Content::as_text);
+        texts.map(str::len).sum()
     }
 
     /// Returns its text, that of several parts on lines of their own.
     pub fn joined_text(&self) -> String {
-        let texts = self.content.iter().filter_map(|content| match content {
-            Content::Text(text) => Some(text.as_str()),
-            Content::Media(_) => None,
-        });
+        let texts = self.content.iter().filter_map(Content::as_text);
         texts.collect::<Vec<_>>().join("\n")
     }
 
     /// Returns the content as text, with placeholders for media.
     pub(crate) fn flat(&self, placeholder: impl Fn(MediaKind) -> String) -> String {
-        let parts = self.content.iter().map(|content| match content {
-            Content::Media(kind) => placeholder(*kind),
-            Content::Text(text) => text.clone(),
-        });
-        parts.collect()
+        let part = |content: &Content| match content.media_kind() {
+            Some(kind) => placeholder(kind),
+            None => content.as_text().unwrap_or_default().to_owned(),
+        };
+        self.content.iter().map(part).collect()
     }
 
     /// Returns the number of media that it shows.
     pub fn media(&self) -> usize {
-        let is_media = |content: &&Content| matches!(content, Content::Media(_));
-        self.content.iter().filter(is_media).count()
+        let kinds = self.content.iter().filter_map(Content::media_kind);
+        kinds.count()
     }
 
     /// Creates a message that contains only text.
@@ -120,8 +136,8 @@ impl Message {
     /// Returns the message with `replace` applied to each text.
     pub(crate) fn with_texts(&self, replace: impl Fn(&str) -> String) -> Self {
         let content = self.content.iter().map(|content| match content {
-            Content::Media(kind) => Content::Media(*kind),
             Content::Text(text) => Content::Text(replace(text)),
+            medium => medium.clone(),
         });
         Self {
             role: self.role,

@@ -384,10 +384,7 @@ fn texts(messages: &[Message]) -> Vec<&str> {
     messages
         .iter()
         .flat_map(|message| &message.content)
-        .filter_map(|content| match content {
-            Content::Text(text) => Some(text.as_str()),
-            Content::Media(_) => None,
-        })
+        .filter_map(Content::as_text)
         .collect()
 }
 

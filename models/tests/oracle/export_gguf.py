@@ -3,8 +3,9 @@
 
     python export_gguf.py ../data/qwen2vl-odd --out ../data/qwen2vl-odd-gguf
 
-Takes Qwen2-VL, LLaVA-1.5, Llama, Qwen2, Phi-3 and Gemma 3 (the latter five: `gguf_llama.py`). Names and metadata are those of
-llama.cpp's own converter, with the pixel limits of Qwen2-VL added. Matrices are f16, vectors f32.
+Takes Qwen2-VL, Qwen3-VL (`gguf_qwen3_vl.py`), SmolVLM2 and Gemma 3 with images (`gguf_siglip.py`), LLaVA-1.5, Llama, Qwen2, Phi-3
+and Gemma 3 (the latter five: `gguf_llama.py`). Names and metadata are those of llama.cpp's own converter, with the pixel limits of
+Qwen2-VL and Qwen3-VL added. Matrices are f16, vectors f32.
 """
 
 import argparse
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors.torch import load_file
 
 import gguf_llama
+import gguf_qwen3_vl
+import gguf_siglip
 
 TEXT_LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -25,6 +27,8 @@ TEXT_LAYER = {
 }  # fmt: skip
 TEXT_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 VISION_LAYER = {"norm1": "ln1", "norm2": "ln2", "attn.proj": "attn_out", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}
+# The table of positions, which llama.cpp interpolates in f32.
+POSITIONS = "v.position_embd.weight"
 VISION_TOP = {"visual.merger.ln_q": "v.post_ln", "visual.merger.mlp.0": "mm.0", "visual.merger.mlp.2": "mm.2"}
 
 
@@ -32,8 +36,20 @@ def read_state(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of the checkpoint, as f32."""
     state = {}
     for file in sorted(folder.glob("*.safetensors")):
-        state |= {k: v.float().numpy() for k, v in load_file(file).items()}
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        for name, about in header.items():
+            if name != "__metadata__":
+                start, end = (8 + length + offset for offset in about["data_offsets"])
+                state[name] = floats(data[start:end], about["dtype"]).reshape(about["shape"])
     return state
+
+
+def floats(data: bytes, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return (np.frombuffer(data, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, dtype={"F16": np.float16, "F32": np.float32}[dtype]).astype(np.float32)
 
 
 def text_tensors(state: dict):
@@ -116,11 +132,12 @@ def vision_metadata(w: gguf.GGUFWriter, c: dict, pre: dict) -> None:
     w.add_vision_attention_layernorm_eps(1e-6)
 
 
-def finish(writer: gguf.GGUFWriter, tensors) -> None:
+def finish(writer: gguf.GGUFWriter, tensors, exact: str = "-") -> None:
+    """Writes the file; the matrix `exact` is f32."""
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for name, value in tensors:
-        writer.add_tensor(name, value.astype(np.float16 if value.ndim > 1 else np.float32))
+        writer.add_tensor(name, value.astype(np.float16 if value.ndim > 1 and name != exact else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -134,7 +151,8 @@ def main() -> None:
     args = parser.parse_args()
     config = json.loads((args.checkpoint / "config.json").read_text())
     args.out.mkdir(parents=True, exist_ok=True)
-    write = {"qwen2_vl": write_qwen2_vl, "llava": write_llava}.get(config["model_type"], write_text)
+    special = {"qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl, "llava": write_llava, "smolvlm": write_siglip, "gemma3": write_siglip}
+    write = special.get(config["model_type"], write_text)
     write(args.checkpoint, args.checkpoint.resolve().name, config, args.out)
 
 
@@ -154,6 +172,32 @@ def write_qwen2_vl(folder: Path, name: str, config: dict, out: Path) -> None:
     tower = open_writer(out / f"mmproj-{name}-f16.gguf", "clip", name)
     vision_metadata(tower, config, json.loads((folder / "preprocessor_config.json").read_text()))
     finish(tower, vision_tensors(state))
+
+
+def write_qwen3_vl(folder: Path, name: str, config: dict, out: Path) -> None:
+    state = read_state(folder)
+    text = open_writer(out / f"{name}-f16.gguf", "qwen3vl", name)
+    gguf_qwen3_vl.text_metadata(text, config)
+    add_tokenizer(text, folder, config["text_config"])
+    finish(text, gguf_qwen3_vl.text_tensors(state))
+    tower = open_writer(out / f"mmproj-{name}-f16.gguf", "clip", name)
+    gguf_qwen3_vl.tower_metadata(tower, folder, config)
+    finish(tower, gguf_qwen3_vl.tower_tensors(state, config["vision_config"]["deepstack_visual_indexes"]), POSITIONS)
+
+
+def write_siglip(folder: Path, name: str, config: dict, out: Path) -> None:
+    state, text_config = read_state(folder), gguf_siglip.text_config(config)
+    gemma = config["model_type"] == "gemma3"
+    text = open_writer(out / f"{name}-f16.gguf", "gemma3" if gemma else "llama", name)
+    gguf_llama.write_text(text, folder, text_config)
+    if gemma:
+        finish(text, gguf_llama.text_tensors(state, text_config, "language_model."))
+    else:
+        renamed = {k.replace("model.text_model.", "model."): v for k, v in state.items() if k.startswith(("model.text_model.", "lm_head."))}
+        finish(text, gguf_llama.text_tensors(renamed, text_config, ""))
+    tower = open_writer(out / f"mmproj-{name}-f16.gguf", "clip", name)
+    gguf_siglip.metadata(tower, folder, config, text_config["hidden_size"])
+    finish(tower, gguf_siglip.tensors(state, "vision_tower.vision_model." if gemma else "model.vision_model."), POSITIONS)
 
 
 def write_llava(folder: Path, name: str, config: dict, out: Path) -> None:

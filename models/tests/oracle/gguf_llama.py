@@ -129,21 +129,29 @@ def add_tokenizer(w: gguf.GGUFWriter, folder: Path, rows: int) -> None:
         w.add_token_scores([-float(rank.get(t, len(merges))) for t in tokens])
     else:
         w.add_tokenizer_model("gpt2")
-        w.add_tokenizer_pre("llama-bpe" if model.get("ignore_merges") else "qwen2")
+        digits = "Digits" in json.dumps(tok["pre_tokenizer"])
+        w.add_tokenizer_pre("llama-bpe" if model.get("ignore_merges") else "smollm" if digits else "qwen2")
         w.add_token_merges([" ".join(m) for m in merges])
     w.add_token_list(tokens)
     w.add_token_types(types)
     config = json.loads((folder / "config.json").read_text())
     ids = {k: config.get(k, config.get("text_config", {}).get(k)) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ends = json.loads((folder / "generation_config.json").read_text())
+    # The padding token of SmolVLM2 is beyond its vocabulary; llama.cpp's converter skips such tokens.
+    ids = {k: ends.get(k) if v is None or (k == "pad_token_id" and v >= rows) else v for k, v in ids.items()}
+    ids = {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}
     w.add_bos_token_id(ids["bos_token_id"])
     w.add_eos_token_id(ids["eos_token_id"])
     w.add_pad_token_id(ids["pad_token_id"])
-    w.add_add_bos_token(about.get("add_bos_token", bool(model.get("ignore_merges"))))
+    w.add_add_bos_token(about.get("add_bos_token") or bool(model.get("ignore_merges")))
     w.add_add_eos_token(False)
     if "<bos>" in pieces.values():
         w.add_add_space_prefix(False)
-    if about.get("chat_template"):
-        w.add_chat_template(about["chat_template"])
+    template = about.get("chat_template")
+    if not template and (folder / "chat_template.json").exists():
+        template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    if template:
+        w.add_chat_template(template)
 
 
 def write_text(w: gguf.GGUFWriter, folder: Path, config: dict) -> None:

@@ -5,9 +5,11 @@
 use serde_json::{Value as Json, json};
 
 use super::super::error::{Result, SourceError, malformed};
+use super::Configs;
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
-use super::text::{self, Kind, TextModel};
+use super::siglip;
+use super::text::{self, Kind, Names, TextModel};
 use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
@@ -21,7 +23,7 @@ pub(super) fn read(
     vision: &mut Assembly<'_, '_>,
     vocabulary: &mut Vocabulary<'_>,
     out: &mut Tensors,
-) -> Result<(Json, Json)> {
+) -> Result<Configs> {
     let mut model = TextModel::read(text, "llama", Kind::Llama)?;
     // The original checkpoints have no such token; the checkpoint on the hub adds it in the same
     // way.
@@ -29,13 +31,13 @@ pub(super) fn read(
     if vocabulary.placeholder.is_some() {
         model.make_room(image_token, vocabulary.unknown().unwrap_or(0));
     }
-    model.tensors(text, "language_model.", out)?;
+    model.tensors(text, Names::NESTED, out)?;
     let tower = VisionTower::read(vision)?;
     let image = vision.header.need_size("clip.vision.image_size")?;
     let positions = (image / tower.patch).saturating_pow(2);
     embedding_tensors(vision, &tower, positions, out)?;
     for layer in 0..tower.layers {
-        block_tensors(vision, &tower, layer, out)?;
+        siglip::block_tensors(vision, &tower, (TOWER, layer), out)?;
     }
     projector_tensors(vision, (tower.width, model.hidden), out)?;
     let mut text_config = model.config(vocabulary);
@@ -59,7 +61,11 @@ pub(super) fn read(
     if let Some(id) = vocabulary.padding {
         config["pad_token_id"] = json!(id);
     }
-    Ok((config, preprocessor_config(vision.header, image)?))
+    Ok(Configs {
+        config,
+        preprocessor: Some(preprocessor_config(vision.header, image)?),
+        video_preprocessor: None,
+    })
 }
 
 fn embedding_tensors(
@@ -87,29 +93,6 @@ fn embedding_tensors(
     if vision.has("v.post_ln.weight") {
         let to = format!("{TOWER}.post_layernorm");
         tower.norm(vision, (&to, "v.post_ln"), out)?;
-    }
-    Ok(())
-}
-
-fn block_tensors(
-    vision: &mut Assembly<'_, '_>,
-    tower: &VisionTower,
-    layer: usize,
-    out: &mut Tensors,
-) -> Result<()> {
-    let to = |rest: &str| format!("{TOWER}.encoder.layers.{layer}.{rest}");
-    for name in ["q", "k", "v", "out"] {
-        let names = (
-            &*to(&format!("self_attn.{name}_proj")),
-            &*format!("attn_{name}"),
-        );
-        tower.linear(vision, layer, names, [tower.width; 2], out)?;
-    }
-    let mlp = (&*to("mlp.fc1"), &*to("mlp.fc2"));
-    tower.feed_forward(vision, layer, mlp, out)?;
-    for norm in ["1", "2"] {
-        let from = format!("v.blk.{layer}.ln{norm}");
-        tower.norm(vision, (&to(&format!("layer_norm{norm}")), &from), out)?;
     }
     Ok(())
 }

@@ -128,6 +128,25 @@ impl<'a> Header<'a> {
         }
     }
 
+    /// Returns the indices of the true values in an array, or `None` without the key.
+    pub(super) fn true_indices(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let flag = |value| match value {
+            Value::Bool(flag) => Some(flag),
+            _ => None,
+        };
+        let indices = |flags: Vec<bool>| (0..flags.len()).filter(|&i| flags[i]).collect();
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(value @ Value::Numbers(numbers)) => numbers
+                .iter()
+                .map(flag)
+                .collect::<Option<Vec<bool>>>()
+                .map(|flags| Some(indices(flags)))
+                .ok_or_else(|| self.unexpected(key, value, "an array of truth values")),
+            Some(other) => Err(self.unexpected(key, other, "an array of truth values")),
+        }
+    }
+
     /// Returns an array of strings, or `None` without the key.
     pub(super) fn texts(&self, key: &str) -> Result<Option<&[&'a str]>> {
         match self.metadata.get(key) {

@@ -6,10 +6,14 @@
 mod assembly;
 pub(super) mod blocks;
 mod element;
+mod gemma3;
 mod header;
+mod idefics3;
 mod llava;
 mod metadata;
 mod qwen2_vl;
+mod qwen3_vl;
+mod siglip;
 mod text;
 mod unsupported;
 mod value;
@@ -33,8 +37,16 @@ use assembly::{Assembly, Tensors};
 use vocabulary::Vocabulary;
 
 /// Supported models, for messages.
-const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger, llama with the projector mlp, \
-                         and llama, qwen2, phi3, gemma3 without one";
+const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger, qwen3vl with qwen3vl_merger, \
+                         llama with mlp or idefics3, gemma3 with gemma3, and llama, qwen2, qwen3, \
+                         phi3, gemma3 without one";
+
+/// Configuration files of a model in the layout of the hub.
+struct Configs {
+    config: Json,
+    preprocessor: Option<Json>,
+    video_preprocessor: Option<Json>,
+}
 
 /// Returns `true` if a file starts like a GGUF file.
 pub(super) fn is_gguf(bytes: &[u8]) -> bool {
@@ -50,34 +62,35 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
     let mut text = Assembly::new(&header, &map, path);
     let mut tensors = Tensors::new();
     let mut files = vec![SourceFile::new(path, map.clone())];
-    let (config, preprocessor_config) = match mmproj {
-        None => {
-            let config = read_text(&mut text, arch, &vocabulary, &mut tensors)?;
-            (config, None)
-        }
+    let configs = match mmproj {
+        None => Configs {
+            config: read_text(&mut text, arch, &vocabulary, &mut tensors)?,
+            preprocessor: None,
+            video_preprocessor: None,
+        },
         Some(mmproj) => {
             let map = Arc::new(map::open(mmproj)?);
             files.push(SourceFile::new(mmproj, map.clone()));
             let header = Header::parse(&map, &mmproj.display().to_string())?;
             let mut vision = Assembly::new(&header, &map, mmproj);
-            let (config, preprocessor) = read_multimodal(
+            let configs = read_multimodal(
                 (&mut text, arch),
                 &mut vision,
                 &mut vocabulary,
                 &mut tensors,
             )?;
             vision.finish("vision")?;
-            (config, Some(preprocessor))
+            configs
         }
     };
     text.finish(arch)?;
     let tokenizer = vocabulary.tokenizer()?;
-    tokenizer_files::check(&tokenizer, &config, &path.display().to_string())?;
+    tokenizer_files::check(&tokenizer, &configs.config, &path.display().to_string())?;
     Ok(Checkpoint {
-        config,
+        config: configs.config,
         generation_config: Some(vocabulary.generation_config()?),
-        preprocessor_config,
-        video_preprocessor_config: None,
+        preprocessor_config: configs.preprocessor,
+        video_preprocessor_config: configs.video_preprocessor,
         tokenizer,
         chat_template: header.text("tokenizer.chat_template")?.map(str::to_owned),
         files,
@@ -107,10 +120,12 @@ fn read_text(
     tensors: &mut Tensors,
 ) -> Result<Json> {
     match arch {
-        "llama" | "qwen2" | "phi3" | "gemma3" => text::read(text, arch, vocabulary, tensors),
-        "qwen2vl" => Err(malformed(
+        "llama" | "qwen2" | "qwen3" | "phi3" | "gemma3" => {
+            text::read(text, arch, vocabulary, tensors)
+        }
+        "qwen2vl" | "qwen3vl" => Err(malformed(
             &text.header.file,
-            "only the language model of a qwen2vl model",
+            format!("only the language model of a {arch} model"),
             "its vision tower as well; name its mmproj-*.gguf file with --mmproj",
         )),
         other => Err(not_supported(&text.header.file, "architecture", other)),
@@ -122,7 +137,7 @@ fn read_multimodal(
     vision: &mut Assembly<'_, '_>,
     vocabulary: &mut Vocabulary<'_>,
     tensors: &mut Tensors,
-) -> Result<(Json, Json)> {
+) -> Result<Configs> {
     let file = &vision.header.file;
     unsupported::check_type(vision.header)?;
     let kind = vision.header.need_text("general.architecture")?;
@@ -133,11 +148,17 @@ fn read_multimodal(
             "a vision tower (architecture clip) in the --mmproj file",
         ));
     }
-    unsupported::check_vision(vision.header)?;
-    match (arch, projector(vision.header)?) {
+    let projector = projector(vision.header)?;
+    unsupported::check_vision(vision.header, projector)?;
+    match (arch, projector) {
         ("qwen2vl", "qwen2vl_merger") => qwen2_vl::read(text, vision, vocabulary, tensors),
+        ("qwen3vl", "qwen3vl_merger") => qwen3_vl::read(text, vision, vocabulary, tensors),
         ("llama", "mlp") => llava::read(text, vision, vocabulary, tensors),
-        ("qwen2vl" | "llama", projector) => Err(not_supported(file, "projector", projector)),
+        ("llama", "idefics3") => idefics3::read(text, vision, vocabulary, tensors),
+        ("gemma3", "gemma3") => gemma3::read(text, vision, vocabulary, tensors),
+        ("qwen2vl" | "qwen3vl" | "llama" | "gemma3", projector) => {
+            Err(not_supported(file, "projector", projector))
+        }
         (arch, projector) => {
             let found = format!("{arch} with the projector {projector}");
             Err(not_supported(&text.header.file, "architecture", &found))

@@ -5,16 +5,17 @@
 use serde_json::{Map as Object, Value as Json, json};
 
 use super::super::error::{Result, malformed};
+use super::Configs;
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
-use super::text::{Kind, TextModel, rope_scaling};
+use super::text::{Kind, Names, TextModel, rope_scaling};
 use super::vision::{self, VisionTower};
 use super::vocabulary::Vocabulary;
 
 /// Frames per patch embedding, stored as one convolution each.
-const FRAMES: usize = 2;
+pub(super) const FRAMES: usize = 2;
 /// Color channels.
-const CHANNELS: usize = 3;
+pub(super) const CHANNELS: usize = 3;
 
 /// Reads tensors, config and preprocessor config.
 pub(super) fn read(
@@ -22,11 +23,11 @@ pub(super) fn read(
     vision: &mut Assembly<'_, '_>,
     vocabulary: &Vocabulary<'_>,
     out: &mut Tensors,
-) -> Result<(Json, Json)> {
+) -> Result<Configs> {
     let model = TextModel::read(text, "qwen2vl", Kind::Qwen2)?;
-    model.tensors(text, "", out)?;
+    model.tensors(text, Names::TOP, out)?;
     let tower = VisionTower::read(vision)?;
-    let merge = merge_size(vision, &tower)?;
+    let merge = tower.merge_size(vision, "mm.0.weight")?;
     tower_tensors(vision, &tower, out)?;
     merger_tensors(vision, &tower, (merge, model.hidden), out)?;
     let mut config = Object::new();
@@ -52,26 +53,15 @@ pub(super) fn read(
         vision_config["hidden_act"] = json!(activation);
     }
     config.insert("vision_config".into(), vision_config);
-    config.insert("rope_scaling".into(), rope_sections(text.header)?);
-    let preprocessor = preprocessor_config(vision.header, &tower, merge)?;
-    Ok((config.into(), preprocessor))
-}
-
-/// Returns the patches per side of a merged token, from the width of the merger.
-fn merge_size(vision: &Assembly<'_, '_>, tower: &VisionTower) -> Result<usize> {
-    let inputs = vision.shape("mm.0.weight")?.last().copied().unwrap_or(0);
-    let merge = (inputs / tower.width).isqrt();
-    if merge == 0 || merge * merge * tower.width != inputs {
-        return Err(malformed(
-            &vision.header.file,
-            format!(
-                "mm.0.weight with {inputs} inputs for patches of {} features",
-                tower.width
-            ),
-            "a square number of patches",
-        ));
-    }
-    Ok(merge)
+    config.insert(
+        "rope_scaling".into(),
+        rope_sections(text.header, "qwen2vl")?,
+    );
+    Ok(Configs {
+        config: config.into(),
+        preprocessor: Some(preprocessor_config(vision.header, &tower, merge)?),
+        video_preprocessor: None,
+    })
 }
 
 fn tower_tensors(
@@ -91,7 +81,8 @@ fn tower_tensors(
     )?;
     for layer in 0..tower.layers {
         let to = |rest: &str| format!("visual.blocks.{layer}.{rest}");
-        fused_attention(vision, tower, layer, out)?;
+        let block = format!("visual.blocks.{layer}");
+        fused_attention(vision, tower, (&block, layer), out)?;
         let output = to("attn.proj");
         tower.linear(vision, layer, (&output, "attn_out"), [width, width], out)?;
         let mlp = (&*to("mlp.fc1"), &*to("mlp.fc2"));
@@ -106,15 +97,15 @@ fn tower_tensors(
 
 /// Adds query, key and value of a block as one projection; they are stored separately or, by newer
 /// converters, fused.
-fn fused_attention(
+pub(super) fn fused_attention(
     vision: &mut Assembly<'_, '_>,
     tower: &VisionTower,
-    layer: usize,
+    (block, layer): (&str, usize),
     out: &mut Tensors,
 ) -> Result<()> {
     let width = tower.width;
     for (part, shape) in [("weight", vec![width, width]), ("bias", vec![width])] {
-        let to = format!("visual.blocks.{layer}.attn.qkv.{part}");
+        let to = format!("{block}.attn.qkv.{part}");
         let fused = format!("v.blk.{layer}.attn_qkv.{part}");
         if vision.has(&fused) {
             let mut shape = shape;
@@ -167,19 +158,19 @@ fn vision_config(tower: &VisionTower, merge: usize, hidden: usize) -> Json {
 
 /// Returns the three sections of M-RoPE with the scaling of positions. GGUF stores four numbers,
 /// the last of which is 0.
-fn rope_sections(header: &Header<'_>) -> Result<Json> {
-    const KEY: &str = "qwen2vl.rope.dimension_sections";
-    match header.integers(KEY)?.as_deref() {
+pub(super) fn rope_sections(header: &Header<'_>, arch: &str) -> Result<Json> {
+    let key = format!("{arch}.rope.dimension_sections");
+    match header.integers(&key)?.as_deref() {
         Some(&[t, h, w] | &[t, h, w, 0]) if t >= 0 && h >= 0 && w >= 0 => {
-            let scaling = rope_scaling(header, "qwen2vl")?;
+            let scaling = rope_scaling(header, arch)?;
             let mut scaling = scaling.unwrap_or_else(|| json!({"type": "mrope"}));
             scaling["mrope_section"] = json!([t, h, w]);
             Ok(scaling)
         }
         other => Err(malformed(
             &header.file,
-            format!("{KEY} {other:?}"),
-            "the sizes of the three sections of M-RoPE , and a 0",
+            format!("{key} {other:?}"),
+            "the sizes of the three sections of M-RoPE, and a 0",
         )),
     }
 }

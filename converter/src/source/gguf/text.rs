@@ -1,4 +1,4 @@
-//! Language models: `llama`, `qwen2`, `qwen2vl`, `phi3`, `gemma3`.
+//! Language models: `llama`, `qwen2`, `qwen2vl`, `qwen3`, `qwen3vl`, `phi3`, `gemma3`.
 
 use serde_json::{Map as Object, Value as Json, json};
 
@@ -14,10 +14,33 @@ pub(super) enum Kind {
     Llama,
     /// Qwen2 and the text part of Qwen2-VL: query, key and value with biases.
     Qwen2,
+    /// Qwen3 and the text part of Qwen3-VL: norms of queries and keys, no biases.
+    Qwen3,
     /// Phi-3: fused query, key and value, fused gate and up.
     Phi3,
     /// Gemma 3: norms of queries and keys, two norms around each part of a layer.
     Gemma3,
+}
+
+/// Names of a language model and its output head in the normal form.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    pub(super) model: &'static str,
+    pub(super) head: &'static str,
+}
+
+impl Names {
+    /// Names at the top level.
+    pub(super) const TOP: Self = Self {
+        model: "model",
+        head: "lm_head",
+    };
+
+    /// Names of a language model inside another model.
+    pub(super) const NESTED: Self = Self {
+        model: "language_model.model",
+        head: "language_model.lm_head",
+    };
 }
 
 /// Sizes of a language model, from the metadata.
@@ -105,24 +128,24 @@ impl TextModel {
         }
     }
 
-    /// Adds all tensors under names that start with `prefix`.
+    /// Adds all tensors, those of the model and of the output head under names that begin with
+    /// `model` and `head`.
     pub(super) fn tensors(
         &self,
         assembly: &mut Assembly<'_, '_>,
-        prefix: &str,
+        Names { model, head }: Names,
         out: &mut Tensors,
     ) -> Result<()> {
-        let name = |rest: &str| format!("{prefix}{rest}");
-        let input = (name("model.embed_tokens.weight"), "token_embd.weight");
+        let input = (format!("{model}.embed_tokens.weight"), "token_embd.weight");
         self.embedding(assembly, input, out)?;
         if !self.tied {
-            let output = (name("lm_head.weight"), "output.weight");
+            let output = (format!("{head}.weight"), "output.weight");
             self.embedding(assembly, output, out)?;
         }
-        let norm = (name("model.norm.weight"), "output_norm.weight");
+        let norm = (format!("{model}.norm.weight"), "output_norm.weight");
         self.norm(assembly, norm, self.hidden, out)?;
         for layer in 0..self.layers {
-            self.layer(assembly, prefix, layer, out)?;
+            self.layer(assembly, model, layer, out)?;
         }
         Ok(())
     }
@@ -146,9 +169,13 @@ impl TextModel {
         let (hidden, head) = (self.hidden, self.head);
         let input = ("input_layernorm.weight", "attn_norm.weight", hidden);
         let after_attention = "post_attention_layernorm.weight";
+        let of_heads = [
+            ("self_attn.q_norm.weight", "attn_q_norm.weight", head),
+            ("self_attn.k_norm.weight", "attn_k_norm.weight", head),
+        ];
+        let mut norms = vec![input];
         match self.kind {
-            Kind::Gemma3 => vec![
-                input,
+            Kind::Gemma3 => norms.extend([
                 (after_attention, "post_attention_norm.weight", hidden),
                 (
                     "pre_feedforward_layernorm.weight",
@@ -160,21 +187,23 @@ impl TextModel {
                     "post_ffw_norm.weight",
                     hidden,
                 ),
-                ("self_attn.q_norm.weight", "attn_q_norm.weight", head),
-                ("self_attn.k_norm.weight", "attn_k_norm.weight", head),
-            ],
-            _ => vec![input, (after_attention, "ffn_norm.weight", hidden)],
+            ]),
+            _ => norms.push((after_attention, "ffn_norm.weight", hidden)),
         }
+        if matches!(self.kind, Kind::Qwen3 | Kind::Gemma3) {
+            norms.extend(of_heads);
+        }
+        norms
     }
 
     fn layer(
         &self,
         assembly: &mut Assembly<'_, '_>,
-        prefix: &str,
+        model: &str,
         layer: usize,
         out: &mut Tensors,
     ) -> Result<()> {
-        let target = |rest: &str| format!("{prefix}model.layers.{layer}.{rest}");
+        let target = |rest: &str| format!("{model}.layers.{layer}.{rest}");
         let stored = |rest: &str| format!("blk.{layer}.{rest}");
         let (hidden, ffn) = (self.hidden, self.feed_forward);
         let mut plain = vec![
@@ -200,7 +229,7 @@ impl TextModel {
         } else {
             plain.push(("mlp.gate_proj.weight", "ffn_gate.weight", vec![ffn, hidden]));
             plain.push(("mlp.up_proj.weight", "ffn_up.weight", vec![ffn, hidden]));
-            self.projections(assembly, prefix, layer, out)?;
+            self.projections(assembly, model, layer, out)?;
         }
         for (to, from, shape) in plain {
             assembly.whole(out, (target(to), &stored(from)), &shape)?;
@@ -215,11 +244,11 @@ impl TextModel {
     fn projections(
         &self,
         assembly: &mut Assembly<'_, '_>,
-        prefix: &str,
+        model: &str,
         layer: usize,
         out: &mut Tensors,
     ) -> Result<()> {
-        let target = |rest: &str| format!("{prefix}model.layers.{layer}.self_attn.{rest}");
+        let target = |rest: &str| format!("{model}.layers.{layer}.self_attn.{rest}");
         let stored = |rest: &str| format!("blk.{layer}.{rest}");
         for (letter, heads) in [
             ("q", self.heads),
@@ -281,7 +310,8 @@ impl TextModel {
         config.insert("rope_theta".into(), json!(self.rope_theta));
         config.insert("tie_word_embeddings".into(), json!(self.tied));
         config.insert("vocab_size".into(), json!(self.vocab.0));
-        if self.head * self.heads != self.hidden {
+        // The class of Qwen3 has a size of its own for heads.
+        if self.head * self.heads != self.hidden || self.kind == Kind::Qwen3 {
             config.insert("head_dim".into(), json!(self.head));
         }
         config
@@ -317,11 +347,12 @@ pub(super) fn read(
     let (kind, model_type, class) = match arch {
         "llama" => (Kind::Llama, "llama", "LlamaForCausalLM"),
         "qwen2" => (Kind::Qwen2, "qwen2", "Qwen2ForCausalLM"),
+        "qwen3" => (Kind::Qwen3, "qwen3", "Qwen3ForCausalLM"),
         "gemma3" => (Kind::Gemma3, "gemma3_text", "Gemma3ForCausalLM"),
         _ => (Kind::Phi3, "phi3", "Phi3ForCausalLM"),
     };
     let model = TextModel::read(assembly, arch, kind)?;
-    model.tensors(assembly, "", out)?;
+    model.tensors(assembly, Names::TOP, out)?;
     let mut config = model.config(vocabulary);
     config.insert("architectures".into(), json!([class]));
     config.insert("model_type".into(), json!(model_type));
@@ -369,7 +400,7 @@ pub(super) fn rope_scaling(header: &Header<'_>, arch: &str) -> Result<Option<Jso
 
 /// Adds the fields of Gemma 3. The scale of attention scores is not in the file; the 27B model, with
 /// 62 layers, is the only one in which it does not follow from the size of a head.
-fn gemma3_fields(
+pub(super) fn gemma3_fields(
     header: &Header<'_>,
     model: &TextModel,
     config: &mut Object<String, Json>,

@@ -7,7 +7,7 @@ use super::header::Header;
 use super::value::{Value, shortest};
 
 /// Keys after the architecture prefix that are read or do not affect the computation.
-const KNOWN: [&str; 23] = [
+const KNOWN: [&str; 24] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -18,6 +18,7 @@ const KNOWN: [&str; 23] = [
     "context_length",
     "embedding_length",
     "feed_forward_length",
+    "n_deepstack_layers",
     "rope.dimension_count",
     "rope.dimension_sections",
     "rope.freq_base",
@@ -36,7 +37,7 @@ const KNOWN: [&str; 23] = [
 ];
 
 /// Keys after the architecture prefix, each with the value that has no effect.
-const NEUTRAL: [(&str, f64); 20] = [
+const NEUTRAL: [(&str, f64); 19] = [
     ("attention.clamp_kqv", 0.0),
     ("attention.layer_norm_epsilon", 0.0),
     ("attention.max_alibi_bias", 0.0),
@@ -54,7 +55,6 @@ const NEUTRAL: [(&str, f64); 20] = [
     ("logit_scale", 1.0),
     ("pooling_type", 0.0),
     ("residual_scale", 1.0),
-    ("n_deepstack_layers", 0.0),
     ("nextn_predict_layers", 0.0),
     ("use_parallel_residual", 0.0),
 ];
@@ -63,9 +63,8 @@ const NEUTRAL: [(&str, f64); 20] = [
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Keys of a vision tower after `clip.`, each with the value that has no effect.
-const NEUTRAL_VISION: [(&str, f64); 4] = [
+const NEUTRAL_VISION: [(&str, f64); 3] = [
     ("has_audio_encoder", 0.0),
-    ("vision.is_deepstack_layers", 0.0),
     ("vision.n_wa_pattern", 0.0),
     ("vision.window_size", 0.0),
 ];
@@ -114,6 +113,10 @@ pub(super) fn check_text(header: &Header<'_>, arch: &str) -> Result<()> {
     check_neutral(header, &prefix, &NEUTRAL)?;
     check_neutral(header, "tokenizer.ggml.", &NEUTRAL_TOKENIZER)?;
     check_attention(header, arch)?;
+    // The layers that take features of inner blocks.
+    if arch != "qwen3vl" {
+        check_neutral(header, &prefix, &[("n_deepstack_layers", 0.0)])?;
+    }
     // Phi-3's factor follows from its other parameters.
     if arch != "phi3" {
         check_neutral(header, &prefix, &[(ATTENTION_FACTOR, 1.0)])?;
@@ -172,8 +175,11 @@ fn check_attention(header: &Header<'_>, arch: &str) -> Result<()> {
 }
 
 /// Rejects metadata that would change the results of a vision tower.
-pub(super) fn check_vision(header: &Header<'_>) -> Result<()> {
+pub(super) fn check_vision(header: &Header<'_>, projector: &str) -> Result<()> {
     check_neutral(header, "clip.", &NEUTRAL_VISION)?;
+    if projector != "qwen3vl_merger" {
+        check_neutral(header, "clip.", &[("vision.is_deepstack_layers", 0.0)])?;
+    }
     if let Some(merge) = header.text("clip.vision.mm_patch_merge_type")?
         && merge != "flat"
     {

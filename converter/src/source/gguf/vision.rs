@@ -1,6 +1,6 @@
-//! Parts of `mmproj` files that both multimodal models share.
+//! Parts of `mmproj` files that several multimodal models share.
 
-use super::super::error::Result;
+use super::super::error::{Result, malformed};
 use super::assembly::{Assembly, Tensors};
 use super::header::Header;
 
@@ -82,6 +82,24 @@ impl VisionTower {
         assembly.whole(out, (format!("{to}.weight"), &weight), &[outputs, inputs])?;
         let bias = format!("v.blk.{layer}.{from}.bias");
         assembly.whole(out, (format!("{to}.bias"), &bias), &[outputs])
+    }
+
+    /// Returns the patches per side of a square that becomes one token, from the inputs of `tensor`,
+    /// which takes all patches of a square.
+    pub(super) fn merge_size(&self, assembly: &Assembly<'_, '_>, tensor: &str) -> Result<usize> {
+        let inputs = assembly.shape(tensor)?.last().copied().unwrap_or(0);
+        let merge = (inputs / self.width).isqrt();
+        if merge == 0 || merge * merge * self.width != inputs {
+            return Err(malformed(
+                &assembly.header.file,
+                format!(
+                    "{tensor} with {inputs} inputs for patches of {} features",
+                    self.width
+                ),
+                "a square number of patches",
+            ));
+        }
+        Ok(merge)
     }
 
     /// Adds weight and bias of a layer norm over the tower's width; `from` is its full name.

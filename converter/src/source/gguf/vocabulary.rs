@@ -10,7 +10,7 @@ use serde_json::{Map as Object, Value as Json, json};
 
 use super::super::error::{Result, SourceError, malformed};
 use super::super::tokenizer_json::{
-    AddedToken, Bpe, GPT2, LLAMA_CPP_DEFAULT, LLAMA3, QWEN2, SMAUG, Splitter, byte_level,
+    AddedToken, Bpe, GPT2, LLAMA_CPP_DEFAULT, LLAMA3, QWEN2, SMAUG, SMOLLM, Splitter, byte_level,
     sentencepiece,
 };
 use super::header::Header;
@@ -210,6 +210,7 @@ impl<'h> Vocabulary<'h> {
             Some("llama-bpe" | "llama3" | "llama-v3") => Ok(LLAMA3),
             Some("smaug-bpe") => Ok(SMAUG),
             Some("gpt-2" | "gpt2") => Ok(GPT2),
+            Some("smollm") => Ok(SMOLLM),
             Some("default") => Ok(LLAMA_CPP_DEFAULT),
             None => {
                 log::warn!(
@@ -223,7 +224,7 @@ impl<'h> Vocabulary<'h> {
                 file: self.header.file.clone(),
                 what: "tokenizer.ggml.pre".into(),
                 found: other.into(),
-                supported: "qwen2, llama-bpe, smaug-bpe, gpt-2, default".into(),
+                supported: "qwen2, llama-bpe, smaug-bpe, gpt-2, smollm, default".into(),
             }),
         }
     }

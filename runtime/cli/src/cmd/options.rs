@@ -457,7 +457,7 @@ impl MediaFiles {
             let source = Source::open(path)?.with_ffmpeg(FFMPEG);
             hold(read(&source, kind)?)?;
             if kind == MediaKind::Video && self.video_sound {
-                hold(args.read(&source, MediaKind::Audio)?)?;
+                hold(args.read(&source, MediaKind::Audio)?.as_sound_track())?;
             }
         }
         Ok(media)

@@ -12,7 +12,10 @@ use super::files::Decoding;
 
 /// A decoded medium. Clones share its data.
 #[derive(Debug, Clone)]
-pub struct Media(Arc<Shared>);
+pub struct Media {
+    shared: Arc<Shared>,
+    sound_track: bool,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -53,14 +56,21 @@ pub enum MediaData {
 
 impl From<MediaData> for Media {
     fn from(data: MediaData) -> Self {
-        Self(Arc::new(Shared {
-            origin: Origin::Decoded(data),
-            hash: OnceLock::new(),
-        }))
+        Self::of(Origin::Decoded(data))
     }
 }
 
 impl Media {
+    fn of(origin: Origin) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                origin,
+                hash: OnceLock::new(),
+            }),
+            sound_track: false,
+        }
+    }
+
     /// A still image.
     pub fn image(image: RgbImage) -> Self {
         MediaData::Image(image).into()
@@ -81,19 +91,34 @@ impl Media {
         .into()
     }
 
+    /// Makes a sound that of the video before it ([`Content::SoundTrack`]) in messages that are built
+    /// from media.
+    #[must_use]
+    pub fn as_sound_track(self) -> Self {
+        Self {
+            sound_track: true,
+            ..self
+        }
+    }
+
+    /// Returns the part of a message that shows the medium.
+    pub fn content(&self) -> Content {
+        match (self.kind(), self.sound_track) {
+            (MediaKind::Audio, true) => Content::SoundTrack,
+            (kind, _) => Content::Media(kind),
+        }
+    }
+
     /// A video that is decoded by a thread.
     #[cfg(feature = "files")]
     pub(super) fn decoding(decoding: Decoding) -> Self {
-        Self(Arc::new(Shared {
-            origin: Origin::Decoding(decoding, OnceLock::new()),
-            hash: OnceLock::new(),
-        }))
+        Self::of(Origin::Decoding(decoding, OnceLock::new()))
     }
 
     /// Returns a video that is, or was, decoded by a thread.
     #[cfg(feature = "files")]
     pub(super) fn as_decoding(&self) -> Option<&Decoding> {
-        match &self.0.origin {
+        match &self.shared.origin {
             Origin::Decoding(decoding, _) => Some(decoding),
             Origin::Decoded(_) => None,
         }
@@ -113,7 +138,7 @@ impl Media {
     /// Pixels or samples. A video that is decoded on a thread is waited for; it has no frames if it
     /// turns out to be damaged.
     pub fn data(&self) -> &MediaData {
-        match &self.0.origin {
+        match &self.shared.origin {
             Origin::Decoded(data) => data,
             #[cfg(feature = "files")]
             Origin::Decoding(decoding, data) => data.get_or_init(|| decoding.data()),
@@ -150,7 +175,7 @@ impl Media {
 
     /// Hash of the data, computed on the first call.
     pub fn content_hash(&self) -> u128 {
-        *self.0.hash.get_or_init(|| {
+        *self.shared.hash.get_or_init(|| {
             #[cfg(feature = "files")]
             if let Some(hash) = self.as_decoding().and_then(Decoding::hash) {
                 return hash;
@@ -161,13 +186,13 @@ impl Media {
 
     /// Returns a number that no other medium has at the same time.
     pub(crate) fn address(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
+        Arc::as_ptr(&self.shared).addr()
     }
 }
 
 /// A user's turn that shows `media` and then says `text`.
 pub fn user_message(media: &[Media], text: impl Into<String>) -> Message {
-    let media = media.iter().map(|medium| Content::Media(medium.kind()));
+    let media = media.iter().map(Media::content);
     Message {
         role: Role::User,
         content: media.chain([Content::Text(text.into())]).collect(),
