@@ -20,8 +20,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::calibration::{self, Calibration, Method, Samples};
 use crate::compare_command::Compare;
 use crate::generate;
+use crate::prune::prune_vocabulary;
 use crate::source::Checkpoint;
-use crate::{Options, Plan, Report, random_checkpoint, write_calibrated};
+use crate::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
 
 /// Converts a checkpoint into one 4-bit record for edge-lmm.
 ///
@@ -91,6 +92,11 @@ struct Convert {
     /// Memory for the statistics of the method in MiB; less needs more passes over the samples
     #[arg(long, value_name = "MIB", default_value_t = calibration::MEMORY >> 20)]
     calibration_memory: usize,
+    /// Keep only the tokens of these texts and question sets (.csv), of prompts and of single bytes.
+    /// The embeddings and the output head become smaller; texts like the given ones keep their
+    /// tokens, others are split into more of them. May be repeated
+    #[arg(long, value_name = "FILE")]
+    prune_vocabulary: Vec<PathBuf>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -145,7 +151,7 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         true => None,
         false => Some(Outputs::create(cli)?),
     };
-    let checkpoint = match cli.random_weights {
+    let mut checkpoint = match cli.random_weights {
         Some(seed) => random_checkpoint(&cli.source, seed)?,
         None => Checkpoint::open(&cli.source, cli.mmproj.as_deref())?,
     };
@@ -158,7 +164,8 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         audio: cli.audio_quant,
         head: cli.head_quant,
     };
-    let plan = Plan::new(&checkpoint, &options)?;
+    let pruning = prune(cli, &mut checkpoint)?;
+    let plan = Plan::pruned(&checkpoint, &options, pruning)?;
     for tensor in &plan.unused {
         log::info!("unused tensor {tensor}");
     }
@@ -198,7 +205,8 @@ impl Outputs {
     fn check_inputs(&self, cli: &Convert, checkpoint: &Checkpoint) -> anyhow::Result<()> {
         for output in std::iter::once(&self.record).chain(&self.report) {
             output.check_inputs(checkpoint.files.iter().map(|file| &*file.path))?;
-            output.check_inputs(cli.calibration.iter().map(PathBuf::as_path))?;
+            let samples = cli.calibration.iter().chain(&cli.prune_vocabulary);
+            output.check_inputs(samples.map(PathBuf::as_path))?;
         }
         Ok(())
     }
@@ -218,6 +226,17 @@ impl Outputs {
         );
         Ok(())
     }
+}
+
+/// Chooses what is left of the checkpoint.
+fn prune(cli: &Convert, checkpoint: &mut Checkpoint) -> anyhow::Result<Pruning> {
+    let mut pruning = Pruning::none(checkpoint);
+    if !cli.prune_vocabulary.is_empty() {
+        let corpus = Samples::read(&cli.prune_vocabulary)?;
+        let (before, after) = prune_vocabulary(checkpoint, &mut pruning, &corpus)?;
+        eprintln!("vocabulary: {after} of {before} tokens");
+    }
+    Ok(pruning)
 }
 
 /// Checks the planned record against the target device.

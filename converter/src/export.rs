@@ -109,6 +109,7 @@ fn tensors<'a>(
         first = rows.end;
         let shape = match spec.storage {
             Storage::Dense { cols: None } => vec![rows.len()],
+            _ if spec.transposed => vec![spec.cols(), rows.len()],
             _ => vec![rows.len(), spec.cols()],
         };
         let values = Rows {
@@ -150,6 +151,11 @@ impl Rows<'_> {
         }
         if spec.zero_centered {
             values.iter_mut().for_each(|value| *value -= 1.0);
+        }
+        if spec.transposed {
+            let columns = 0..cols;
+            let column = |column| values.iter().skip(column).step_by(cols).copied();
+            values = columns.flat_map(column).collect();
         }
         values
     }

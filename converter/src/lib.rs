@@ -19,6 +19,7 @@ mod leftovers;
 mod names;
 pub mod plan;
 mod planned_weight;
+pub mod prune;
 mod random_weights;
 mod rows;
 pub mod source;

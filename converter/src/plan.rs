@@ -86,6 +86,12 @@ pub enum ConvertError {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// The vocabulary cannot be pruned.
+    #[error("cannot prune the vocabulary: {reason}")]
+    Vocabulary {
+        /// Why.
+        reason: String,
+    },
     /// The record's file cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -145,6 +151,16 @@ pub struct Pruning {
     pub selection: Selection,
 }
 
+impl Pruning {
+    /// Keeps the whole checkpoint.
+    pub fn none(checkpoint: &Checkpoint) -> Self {
+        Self {
+            config: checkpoint.config.clone(),
+            selection: Selection::default(),
+        }
+    }
+}
+
 /// The planned contents of a record.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -158,6 +174,8 @@ pub struct Plan {
     pub unused: Vec<String>,
     /// The dimensions that [`Pruning::selection`] can name, with their sizes after pruning.
     pub dimensions: BTreeMap<String, usize>,
+    /// What is left of the checkpoint.
+    pub selection: Selection,
 }
 
 impl Plan {
@@ -167,11 +185,7 @@ impl Plan {
     /// If the family is unknown, a tensor is missing or has the wrong shape, or the tokenizer
     /// does not match.
     pub fn new(checkpoint: &Checkpoint, options: &Options) -> Result<Self, ConvertError> {
-        let whole = Pruning {
-            config: checkpoint.config.clone(),
-            selection: Selection::default(),
-        };
-        Self::pruned(checkpoint, options, whole)
+        Self::pruned(checkpoint, options, Pruning::none(checkpoint))
     }
 
     /// As [`Self::new`], for a part of the checkpoint.
@@ -191,7 +205,7 @@ impl Plan {
         };
         let family = families::info(&files)?;
         let declared = Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec)))
-            .with_selection(pruning.selection);
+            .with_selection(pruning.selection.clone());
         let vocabulary = families::build(&files, &declared)?.language().vocabulary();
         declared.check_selection()?;
         let dimensions = declared.dimensions();
@@ -215,6 +229,7 @@ impl Plan {
         Ok(Self {
             family,
             dimensions,
+            selection: pruning.selection,
             unused: checkpoint
                 .tensors()
                 .map(|(name, _)| name)
@@ -238,6 +253,22 @@ impl Plan {
             },
             weights,
         })
+    }
+
+    /// Plans a record of the same part of the checkpoint in other formats.
+    ///
+    /// # Errors
+    /// As [`Self::pruned`].
+    pub fn in_formats(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &Options,
+    ) -> Result<Self, ConvertError> {
+        let pruning = Pruning {
+            config: self.info.files.config.clone(),
+            selection: self.selection.clone(),
+        };
+        Self::pruned(checkpoint, options, pruning)
     }
 
     /// Estimates the memory that the record needs to run.
@@ -302,13 +333,16 @@ fn plan_weight(
                     weight: spec.name.clone(),
                     family: family.title,
                 })?;
-        let rows = source.rows.source_len();
-        if info.rows() != rows || info.row_len() != source_cols {
+        let (rows, cols) = match spec.transposed {
+            true => (source_cols, source.rows.source_len()),
+            false => (source.rows.source_len(), source_cols),
+        };
+        if info.rows() != rows || info.row_len() != cols {
             return Err(ConvertError::Shape {
                 tensor: source.tensor.clone(),
                 found: info.shape.clone(),
                 rows,
-                cols: source_cols,
+                cols,
             });
         }
         checkpoint.check_readable(&source.tensor)?;

@@ -26,7 +26,10 @@ pub(crate) fn read_rows(
         let (start, end) = (rows.start.max(own.start), rows.end.min(own.end));
         if start < end {
             let places = start - first..end - first;
-            read_source(checkpoint, source, &spec.columns, places, out)?;
+            match spec.transposed {
+                true => read_transposed(checkpoint, source, &spec.columns, places, out)?,
+                false => read_source(checkpoint, source, &spec.columns, places, out)?,
+            }
         }
         first = own.end;
     }
@@ -55,6 +58,25 @@ fn read_source(
             whole.clear();
             checkpoint.read_rows(&source.tensor, row..row + 1, &mut whole)?;
             out.extend(indices.iter().map(|&column| whole[column as usize]));
+        }
+    }
+    Ok(())
+}
+
+/// As [`read_source`], for rows that are columns of the source.
+fn read_transposed(
+    checkpoint: &Checkpoint,
+    source: &RowSource,
+    columns: &Extent,
+    places: Range<usize>,
+    out: &mut Vec<f32>,
+) -> Result<(), SourceError> {
+    for run in source.rows.runs(places) {
+        let width = run.len();
+        let read = checkpoint.read_columns(&source.tensor, run)?;
+        for row in 0..width {
+            let element = |column| read[columns.source_index(column) * width + row];
+            out.extend((0..columns.len()).map(element));
         }
     }
     Ok(())

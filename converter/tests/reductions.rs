@@ -216,6 +216,7 @@ fn with_images() -> Vec<Manifest> {
     ];
     let odd = [
         "blip2-t5-odd",
+        "gemma3-odd",
         "llava-odd",
         "phi35v-odd",
         "qwen25vl-odd",

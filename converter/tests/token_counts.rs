@@ -81,6 +81,7 @@ fn counts_of_images_are_those_of_a_run() {
         "qwen25vl-tiny",
         "qwen2vl-tiny",
         "blip2-t5-odd",
+        "gemma3-odd",
         "llava-odd",
         "phi35v-odd",
         "qwen25vl-odd",

@@ -67,6 +67,9 @@ pub enum ModelError {
          model that takes images of any size"
     )]
     FixedImageTokens,
+    /// The model adds no crops to images.
+    #[error("this model adds no crops to images, so there is no pan and scan")]
+    NoPanAndScan,
     /// A method of reduction needs attention that the encoder does not report.
     #[error(
         "the encoder of this model does not report the attention that its tokens receive: use \

@@ -36,6 +36,8 @@ impl MediaKind {
 pub struct MediaOptions {
     /// Smallest and largest number of tokens of an image, for families that resize images.
     pub image_tokens: Option<(usize, usize)>,
+    /// Adds crops to images that are far from square, for families that pan and scan.
+    pub pan_and_scan: bool,
     /// Padding of sounds.
     pub audio_padding: AudioPadding,
     /// Largest number of tokens of a medium. The engine sets it to the model's context length, so
@@ -57,6 +59,7 @@ impl Default for MediaOptions {
     fn default() -> Self {
         Self {
             image_tokens: None,
+            pan_and_scan: false,
             audio_padding: AudioPadding::default(),
             most_tokens: usize::MAX,
             reductions: Reductions::default(),

@@ -139,6 +139,11 @@ pub trait Model<B: KernelBackend>: Send + Sync {
         false
     }
 
+    /// Returns `true` if crops of an image can be added ([`MediaOptions::pan_and_scan`]).
+    fn pans_images(&self) -> bool {
+        false
+    }
+
     /// Prepares an image for the encoder.
     ///
     /// # Errors

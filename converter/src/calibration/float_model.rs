@@ -52,6 +52,7 @@ impl FloatModel {
     /// # Errors
     /// If the file cannot be written, or the samples are not tokens of the model.
     pub fn new(
+        plan: &Plan,
         checkpoint: &Arc<Checkpoint>,
         samples: Samples,
         path: &Path,
@@ -62,7 +63,7 @@ impl FloatModel {
             audio: Format::F16,
             head: None,
         };
-        let plan = Plan::new(checkpoint, &options)?;
+        let plan = plan.in_formats(checkpoint, &options)?;
         let file = Removed(path.to_owned());
         write_record(&plan, checkpoint.clone(), path, |_, _| {})?;
         let failed = |reason: String| CalibrationError::Model { reason };

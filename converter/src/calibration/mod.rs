@@ -123,7 +123,7 @@ impl Calibration {
         Ok(Self {
             method,
             memory: MEMORY,
-            model: FloatModel::new(checkpoint, samples, path)?,
+            model: FloatModel::new(plan, checkpoint, samples, path)?,
             weights: weights.collect(),
             ready: BTreeMap::new(),
         })

@@ -54,6 +54,11 @@ impl Samples {
         Ok(samples)
     }
 
+    /// Returns the texts.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(String::as_str)
+    }
+
     /// Cuts the texts into windows of tokens, each with the token that the tokenizer puts before a
     /// text. Of long texts, windows at equal distances are taken.
     pub(super) fn windows(

@@ -225,6 +225,25 @@ impl Checkpoint {
             })
     }
 
+    /// Reads columns of a tensor: the elements of the first row, then those of the next one.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    pub(crate) fn read_columns(&self, name: &str, columns: Range<usize>) -> Result<Vec<f32>> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(self.missing_tensor(name));
+        };
+        let row_len = tensor.info.row_len();
+        let mut values = Vec::with_capacity(tensor.info.rows() * columns.len());
+        for row in 0..tensor.info.rows() {
+            let first = row * row_len;
+            let elements = first + columns.start..first + columns.end;
+            let read = tensor.view.read(elements, &mut values);
+            read.map_err(|unreadable| unreadable.into_error(name))?;
+        }
+        Ok(values)
+    }
+
     /// Returns the name of the first weight file, for messages.
     pub(crate) fn weights_file(&self) -> String {
         self.files

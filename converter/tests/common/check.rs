@@ -11,10 +11,11 @@ use edge_lmm_ops::KernelBackend;
 use edge_lmm_ops::probe::{self, Captured};
 
 /// Golden values that are not captured stages.
-const NO_STAGES: [&str; 4] = [
+const NO_STAGES: [&str; 5] = [
     "greedy16",
     "logits_argmax_all",
     "logits_last",
+    "token_type_ids",
     "window_index",
 ];
 
@@ -34,7 +35,10 @@ pub fn answer_sample<B: KernelBackend>(
     let messages = golden.messages();
     let request = Request {
         media: &golden.media,
-        options: options.clone(),
+        options: MediaOptions {
+            pan_and_scan: golden.pan_and_scan,
+            ..options.clone()
+        },
         max_tokens: golden.greedy.len(),
         ignore_eos: true,
         sampling: Default::default(),

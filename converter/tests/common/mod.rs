@@ -105,6 +105,8 @@ pub struct Golden {
     pub text: Option<String>,
     pub greedy: Vec<u32>,
     pub media: Vec<Media>,
+    /// Crops are added to the image.
+    pub pan_and_scan: bool,
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
@@ -165,6 +167,7 @@ fn golden(folder: &Path, sample: &Value) -> Golden {
             .map(|id| id.as_u64().expect("an id") as u32)
             .collect(),
         media,
+        pan_and_scan: sample["kind"] == "pan_and_scan",
         tensors: read_tensors(&folder.join(format!("sample_{id}.safetensors"))),
     }
 }

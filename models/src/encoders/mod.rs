@@ -3,6 +3,7 @@
 pub mod block;
 pub mod clip;
 pub mod eva_vit;
+pub(crate) mod merged_patches;
 pub mod merger;
 pub mod patch_grid;
 pub mod qformer;

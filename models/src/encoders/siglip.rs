@@ -3,11 +3,12 @@
 //! reference is `modeling_siglip.py` of `transformers`.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use edge_lmm_ops::{KernelBackend, stage};
 use serde::Deserialize;
 
 use crate::encoders::block::{Block, BlockConfig, BlockNames, equal_heads};
+use crate::encoders::merged_patches::MergedPatches;
 use crate::encoders::square_patches::SquarePatches;
 use crate::encoders::tower::{Scopes, Tower, TowerOutput};
 use crate::error::ModelError;
@@ -164,13 +165,43 @@ impl<B: KernelBackend> SiglipTower<B> {
     /// # Shapes
     /// - patches: `[places.len(), channels * patch_size * patch_size]`
     /// - result: `[places.len(), hidden_size]`
-    pub fn embed(&self, patches: Tensor<B, 2>, places: &[usize]) -> Tensor<B, 2> {
+    fn embed(&self, patches: Tensor<B, 2>, places: &[usize]) -> Tensor<B, 2> {
         let _stage = stage::module("patch_embed");
         let positions = self.positions.val();
         let positions = positions
             .clone()
             .select(0, indices(places, &positions.device()));
         self.patch_embed.forward_residual(patches, positions)
+    }
+
+    /// Encodes the patches of `units`, sorted, of several images, whose patches attend to those of the
+    /// same image (stages `patch_embed` and `vision_out`).
+    ///
+    /// # Shapes
+    /// - images: `[images, channels, image_size, image_size]`
+    /// - result: `[units * rows, hidden_size]`, the patches of a unit one after the other
+    ///
+    /// # Errors
+    /// If `monitor` cancels.
+    pub(crate) fn forward_merged(
+        &self,
+        squares: &MergedPatches,
+        images: &[f32],
+        units: &[usize],
+        methods: &Reductions,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<TowerOutput<B>, ModelError> {
+        let device = self.positions.val().device();
+        let shape = [units.len() * squares.rows(), squares.patches.width()];
+        let patches = TensorData::new(squares.cut(images, units), shape);
+        let patches = Tensor::from_data(patches, &device);
+        let x = self.embed(patches, &squares.places(units));
+        squares.capture("patch_embed", &x, units);
+        let image = |unit| unit / squares.units();
+        let units = Units::new(units.to_vec(), squares.rows());
+        let output = self.forward(x, units, image, methods, monitor)?;
+        squares.capture("vision_out", &output.x, &output.left.ids);
+        Ok(output)
     }
 
     /// Runs the layers and the last norm over embedded patches of several images, whose patches attend
@@ -181,7 +212,7 @@ impl<B: KernelBackend> SiglipTower<B> {
     ///
     /// # Errors
     /// If `monitor` cancels.
-    pub(crate) fn forward(
+    fn forward(
         &self,
         x: Tensor<B, 2>,
         units: Units,

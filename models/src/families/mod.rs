@@ -1,6 +1,7 @@
 //! The registry of families: a new one is its file (or folder) here and one line in `families!`.
 
 mod blip2;
+mod gemma3;
 mod gemma3_text;
 mod idefics3;
 mod llama;
@@ -69,6 +70,7 @@ families![
     phi3_v::Phi3Vision,
     smolvlm::SmolVlm,
     idefics3::Idefics3,
+    gemma3::Gemma3,
     llama::Llama,
     qwen2::Qwen2,
     qwen3::Qwen3,

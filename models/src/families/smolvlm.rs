@@ -9,12 +9,12 @@
 //! ```
 
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
 use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config_file::{parse_config, without_nulls};
+use crate::encoders::merged_patches::MergedPatches;
 use crate::encoders::siglip::{SiglipConfig, SiglipTower};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
@@ -29,8 +29,6 @@ use crate::preprocess::{PreprocessError, RgbImage};
 use crate::prompt::{Content, Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::reduce::EncoderSize;
 use crate::reduce::duplicates::enter;
-use crate::reduce::merge::Units;
-use crate::reduce::rows::indices;
 use crate::sizes::Section;
 use crate::text::config::{TextKind, decoder_config};
 use crate::text::decoder::{Decoder, DecoderNames};
@@ -131,13 +129,12 @@ pub struct SmolVlm<B: KernelBackend> {
     projector: Linear<B>,
     text: Decoder<B>,
     #[module(skip)]
-    config: SiglipConfig,
+    squares: MergedPatches,
     #[module(skip)]
     preprocess: PreprocessConfig,
     #[module(skip)]
     image_token: u32,
     #[module(skip)]
-    merge: usize,
     #[module(skip)]
     takes_videos: bool,
 }
@@ -167,20 +164,17 @@ impl<B: KernelBackend> SmolVlm<B> {
             text: Decoder::init(text, TEXT_NAMES, &root)?,
             preprocess: preprocess_config(files.preprocessor.as_ref(), vision)?,
             image_token: config.image_token_id,
-            merge: config.scale_factor,
             takes_videos: files.config["model_type"] == INFO.model_type,
-            config: config.vision_config,
+            squares: MergedPatches {
+                patches: vision.grid(),
+                merge: config.scale_factor,
+            },
         })
-    }
-
-    /// Returns the number of tokens per side of a tile.
-    fn side(&self) -> usize {
-        self.config.grid().side() / self.merge
     }
 
     /// Returns the number of tokens of an image of `grid` tiles.
     fn tokens(&self, [rows, columns]: [usize; 2]) -> usize {
-        (rows * columns + 1) * self.side() * self.side()
+        (rows * columns + 1) * self.squares.units()
     }
 
     /// Returns the configuration, with a smaller image if its tokens exceed the limit.
@@ -195,28 +189,6 @@ impl<B: KernelBackend> SmolVlm<B> {
         config
     }
 
-    /// Returns the patches of a unit of a tile: a square, row by row.
-    fn unit_patches(&self, unit: usize) -> impl Iterator<Item = usize> {
-        let (merge, side) = (self.merge, self.side());
-        let (row, column) = (unit / side * merge, unit % side * merge);
-        (0..merge * merge).map(move |i| (row + i / merge) * side * merge + column + i % merge)
-    }
-
-    /// Cuts the patches of `units`, sorted, from the tiles.
-    fn cut(&self, tiles: &[f32], units: &[usize]) -> Vec<f32> {
-        let (grid, of_tile) = (self.config.grid(), self.side() * self.side());
-        let len = grid.channels * grid.image_size * grid.image_size;
-        let by_tile = units.chunk_by(|a, b| a / of_tile == b / of_tile);
-        let cut = by_tile.flat_map(|units| {
-            let tile = units[0] / of_tile;
-            let patches = units
-                .iter()
-                .flat_map(|unit| self.unit_patches(unit % of_tile));
-            grid.cut(&tiles[tile * len..(tile + 1) * len], patches)
-        });
-        cut.collect()
-    }
-
     fn medium(
         &self,
         kind: MediaKind,
@@ -224,13 +196,14 @@ impl<B: KernelBackend> SmolVlm<B> {
         layout: Layout,
         options: &MediaOptions,
     ) -> MediaInput {
-        let size = self.config.image_size;
+        let MergedPatches { patches, .. } = self.squares;
+        let size = patches.image_size;
         let count = tiles.values.len() / (3 * size * size);
-        let units = [count, self.side(), self.side()];
+        let units = [count, self.squares.side(), self.squares.side()];
         let samples = || {
             let all: Vec<usize> = (0..units.iter().product()).collect();
-            let plane = self.config.patch_size * self.config.patch_size;
-            let cut = self.cut(&tiles.values, &all);
+            let plane = patches.patch_size * patches.patch_size;
+            let cut = self.squares.cut(&tiles.values, &all);
             self.preprocess.normalization.samples(&cut, plane)
         };
         let reduction = enter(&options.reductions, kind, units, samples);
@@ -251,7 +224,7 @@ impl<B: KernelBackend> SmolVlm<B> {
 
     /// Returns the run of a tile's tokens.
     fn run(&self) -> Piece {
-        Piece::Run(Run::sequence(self.side() * self.side()))
+        Piece::Run(Run::sequence(self.squares.units()))
     }
 
     /// Returns the place of a whole image in the prompt.
@@ -297,28 +270,6 @@ impl<B: KernelBackend> SmolVlm<B> {
         let pieces = std::iter::once(Piece::Text(intro)).chain(frames);
         let pieces = pieces.chain([Piece::Text("\n\n".to_owned())]);
         Layout::new(pieces.collect())
-    }
-
-    /// Captures a stage with patches in raster order of each tile, if no unit is missing.
-    fn capture(&self, name: &str, x: &Tensor<B, 2>, units: &[usize]) {
-        if !probe::active() {
-            return;
-        }
-        let of_tile = self.side() * self.side();
-        let patches = of_tile * self.merge * self.merge;
-        let mut places: Vec<(usize, usize)> = units
-            .iter()
-            .flat_map(|unit| {
-                let first = unit / of_tile * patches;
-                self.unit_patches(unit % of_tile)
-                    .map(move |patch| first + patch)
-            })
-            .enumerate()
-            .map(|(row, patch)| (patch, row))
-            .collect();
-        places.sort_unstable();
-        let rows: Vec<usize> = places.into_iter().map(|(_, row)| row).collect();
-        probe::capture(name, &x.clone().select(0, indices(&rows, &x.device())));
     }
 }
 
@@ -438,11 +389,10 @@ impl<B: KernelBackend> Model<B> for SmolVlm<B> {
     }
 
     fn encoder_size(&self, medium: &MediaInput) -> EncoderSize {
-        let units = self.side() * self.side();
         EncoderSize {
-            rows: self.merge * self.merge,
+            rows: self.squares.rows(),
             layers: self.vision.depth(),
-            ..EncoderSize::of_parts(&medium.reduction, medium.shape[0], units)
+            ..EncoderSize::of_parts(&medium.reduction, medium.shape[0], self.squares.units())
         }
     }
 
@@ -484,29 +434,18 @@ impl<B: KernelBackend> Model<B> for SmolVlm<B> {
         medium: &MediaInput,
         monitor: &mut Monitor<'_>,
     ) -> Result<Encoded<B>, ModelError> {
-        let device = self.text.embed(&[0]).device();
-        let (of_tile, rows) = (self.side() * self.side(), self.merge * self.merge);
+        let squares = &self.squares;
         let tower = {
             let _stage = stage::top("vision");
             let _scope = stage::scope(format_args!("vision"));
-            let units = medium.reduction.entering(medium.shape[0] * of_tile);
-            let patches = self.cut(&medium.values, &units);
-            let shape = [units.len() * rows, self.config.grid().width()];
-            let patches = Tensor::from_data(TensorData::new(patches, shape), &device);
-            let places = units
-                .iter()
-                .flat_map(|unit| self.unit_patches(unit % of_tile));
-            let x = self.vision.embed(patches, &places.collect::<Vec<_>>());
-            self.capture("patch_embed", &x, &units);
-            let (tile, methods) = (|unit| unit / of_tile, &medium.reduction.methods);
-            let units = Units::new(units, rows);
-            self.vision.forward(x, units, tile, methods, monitor)?
+            let units = medium.reduction.entering(medium.shape[0] * squares.units());
+            let methods = &medium.reduction.methods;
+            (self.vision).forward_merged(squares, &medium.values, &units, methods, monitor)?
         };
-        self.capture("vision_out", &tower.x, &tower.left.ids);
         let _stage = stage::top("projector");
         let [_, width] = tower.x.dims();
-        let merged = tower.x.reshape([tower.left.ids.len(), rows * width]);
-        let out = self.projector.forward(merged);
+        let merged = [tower.left.ids.len(), squares.rows() * width];
+        let out = self.projector.forward(tower.x.reshape(merged));
         probe::capture("projector_out", &out);
         Ok(Encoded::of_units(medium, out, tower.left))
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::error::{MAX_PIXELS, PreprocessError};
+use super::error::{MAX_PIXELS, PreprocessError, allocate};
 
 /// An 8-bit RGB image, row by row from the top, three bytes per pixel. Clones share the pixels.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -74,6 +74,27 @@ impl RgbImage {
     /// If there is no such row.
     pub fn row(&self, y: usize) -> &[u8] {
         &self.pixels[y * self.width * 3..][..self.width * 3]
+    }
+
+    /// Returns the part of at most `width` x `height` pixels whose first one is at column `x` and row
+    /// `y`.
+    ///
+    /// # Errors
+    /// If there is no such pixel, or not enough memory.
+    pub(super) fn crop(
+        &self,
+        x: usize,
+        y: usize,
+        width: usize,
+        height: usize,
+    ) -> Result<Self, PreprocessError> {
+        let width = width.min(self.width.saturating_sub(x));
+        let height = height.min(self.height.saturating_sub(y));
+        let mut pixels = allocate(Self::bytes(width, height)?)?;
+        for row in y..y + height {
+            pixels.extend_from_slice(&self.row(row)[x * 3..(x + width) * 3]);
+        }
+        Self::new(width, height, pixels)
     }
 }
 

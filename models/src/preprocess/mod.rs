@@ -11,6 +11,7 @@ pub mod clip;
 mod error;
 mod fields;
 mod filter;
+pub mod gemma3;
 mod image;
 pub mod interpolate;
 pub mod mel;
@@ -20,6 +21,7 @@ pub mod qwen2_vl;
 pub mod resize;
 pub mod sample_rate;
 pub mod smolvlm;
+mod tiles;
 
 pub use error::PreprocessError;
 pub use filter::Filter;

@@ -8,12 +8,13 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::{PreprocessError, allocate};
+use super::error::PreprocessError;
 use super::fields::{filter, parse_file};
 use super::filter::Filter;
 use super::image::{RgbImage, frame_size};
-use super::normalize::{Normalization, SampleTable};
+use super::normalize::Normalization;
 use super::resize::{resize, resize_torchvision};
+use super::tiles::TileWriter;
 use crate::config_file::without_nulls;
 
 /// Largest side of an image after the first step, in the reference's code.
@@ -134,7 +135,7 @@ impl PreprocessConfig {
         if self.splits {
             image = scale(&image, self.tiled_size(first))?;
         }
-        let mut tiles = self.writer(rows * columns + 1)?;
+        let mut tiles = TileWriter::new(&self.normalization, self.tile, rows * columns + 1)?;
         for row in 0..rows {
             for column in 0..columns {
                 tiles.cut(&image, [row, column]);
@@ -143,7 +144,7 @@ impl PreprocessConfig {
         let whole = scale(&image, (self.tile, self.tile))?;
         tiles.cut(&whole, [0, 0]);
         Ok(Tiles {
-            values: tiles.values,
+            values: tiles.finish(),
             grid,
         })
     }
@@ -155,14 +156,14 @@ impl PreprocessConfig {
     pub fn video(&self, frames: &[RgbImage]) -> Result<Tiles, PreprocessError> {
         let (width, height) = frame_size(frames)?;
         let (width, height) = scaled(width, height, self.video_edge);
-        let mut tiles = self.writer(frames.len())?;
+        let mut tiles = TileWriter::new(&self.normalization, self.tile, frames.len())?;
         for frame in frames {
             let frame = resize_torchvision(frame, width, height)?;
             let frame = resize_torchvision(&frame, self.tile, self.tile)?;
             tiles.cut(&frame, [0, 0]);
         }
         Ok(Tiles {
-            values: tiles.values,
+            values: tiles.finish(),
             grid: [0, 0],
         })
     }
@@ -179,15 +180,6 @@ impl PreprocessConfig {
             (whole((height as f64 * ratio) as usize), height)
         }
     }
-
-    fn writer(&self, tiles: usize) -> Result<Writer, PreprocessError> {
-        let len = tiles.saturating_mul(3 * self.tile * self.tile);
-        Ok(Writer {
-            table: self.normalization.table(),
-            values: allocate(len)?,
-            side: self.tile,
-        })
-    }
 }
 
 /// Returns width and height of an image whose longer side is scaled to `longest`, also upwards; the
@@ -198,28 +190,6 @@ fn scaled(width: usize, height: usize, longest: usize) -> (usize, usize) {
     match width >= height {
         true => (longest, even(longest as f64 / ratio)),
         false => (even(longest as f64 * ratio), longest),
-    }
-}
-
-/// Appends tiles.
-struct Writer {
-    table: SampleTable,
-    values: Vec<f32>,
-    side: usize,
-}
-
-impl Writer {
-    /// Appends the tile in a row and a column of an image.
-    fn cut(&mut self, image: &RgbImage, [row, column]: [usize; 2]) {
-        let side = self.side;
-        for (channel, table) in self.table.iter().enumerate() {
-            for y in row * side..(row + 1) * side {
-                let pixels = &image.row(y)[column * side * 3..(column + 1) * side * 3];
-                let values = pixels.chunks_exact(3);
-                self.values
-                    .extend(values.map(|pixel| table[usize::from(pixel[channel])]));
-            }
-        }
     }
 }
 

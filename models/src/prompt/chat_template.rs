@@ -292,7 +292,7 @@ impl Forms {
             .map(|message| {
                 let content = match self.lists.contains(&message.role) {
                     true => self.list(message, &placeholder),
-                    false => json!(flat(message, &placeholder)),
+                    false => json!(message.flat(&placeholder)),
                 };
                 json!({ "role": message.role.as_str(), "content": content })
             })
@@ -321,15 +321,6 @@ impl Forms {
     }
 }
 
-/// Returns the content as text, with placeholders for media.
-fn flat(message: &Message, placeholder: impl Fn(MediaKind) -> String) -> String {
-    let parts = message.content.iter().map(|content| match content {
-        Content::Media(kind) => placeholder(*kind),
-        Content::Text(text) => text.clone(),
-    });
-    parts.collect()
-}
-
 /// Prepends system messages to the first question, for templates without system messages.
 fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
     let (system, mut others): (Vec<Message>, Vec<Message>) = messages
@@ -338,7 +329,7 @@ fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
         .partition(|message| message.role == Role::System);
     let instructions: Vec<String> = system
         .iter()
-        .map(|message| flat(message, |_| String::new()))
+        .map(|message| message.flat(|_| String::new()))
         .collect();
     let first = others.iter_mut().find(|message| message.role == Role::User);
     match first {

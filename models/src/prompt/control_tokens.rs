@@ -446,6 +446,7 @@ mod tests {
         let conversation = Conversation {
             messages: &messages,
             parse_special,
+            raw: false,
         };
         let rendered = text.render(conversation, "", |_: MediaKind| String::new());
         text.encode(&rendered.expect("a prompt")).expect("ids")

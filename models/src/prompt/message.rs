@@ -49,6 +49,8 @@ pub struct Conversation<'a> {
     pub messages: &'a [Message],
     /// Control tokens in messages, such as `<|im_end|>`, take effect; without this they are text.
     pub parse_special: bool,
+    /// The text of the messages is the whole prompt, without the chat template.
+    pub raw: bool,
 }
 
 impl<'a> From<&'a [Message]> for Conversation<'a> {
@@ -56,6 +58,7 @@ impl<'a> From<&'a [Message]> for Conversation<'a> {
         Self {
             messages,
             parse_special: false,
+            raw: false,
         }
     }
 }
@@ -89,6 +92,15 @@ impl Message {
             Content::Media(_) => None,
         });
         texts.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Returns the content as text, with placeholders for media.
+    pub(crate) fn flat(&self, placeholder: impl Fn(MediaKind) -> String) -> String {
+        let parts = self.content.iter().map(|content| match content {
+            Content::Media(kind) => placeholder(*kind),
+            Content::Text(text) => text.clone(),
+        });
+        parts.collect()
     }
 
     /// Returns the number of media that it shows.

@@ -9,6 +9,7 @@ mod control_tokens;
 mod message;
 mod template_limits;
 mod text_processor;
+mod token_bytes;
 mod tokenizer_limits;
 
 pub use assembly::{Prompt, PromptBuilder, Span, expand_placeholders, medium_text};

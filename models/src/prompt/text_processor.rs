@@ -13,6 +13,7 @@ use crate::prompt::assembly::medium_text;
 use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms, Parsed};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
 use crate::prompt::message::{Content, Conversation, Message};
+use crate::prompt::token_bytes::TokenBytes;
 use crate::prompt::tokenizer_limits;
 
 /// A rendered conversation that distinguishes template text from message text.
@@ -21,6 +22,8 @@ pub struct Rendered {
     /// The text; characters of messages that could be part of a control token are replaced.
     text: String,
     parse_special: bool,
+    /// The text is no template's: the tokens of the post-processor belong to it.
+    raw: bool,
     disguise: Disguise,
 }
 
@@ -30,6 +33,7 @@ impl Rendered {
         let part = |text: &str| Self {
             text: text.to_owned(),
             parse_special: self.parse_special,
+            raw: self.raw,
             disguise: self.disguise.clone(),
         };
         split(&self.text).into_iter().map(part).collect()
@@ -69,6 +73,7 @@ impl Rendered {
         Ok(Self {
             text,
             parse_special: self.parse_special,
+            raw: self.raw,
             disguise: self.disguise.clone(),
         })
     }
@@ -84,6 +89,7 @@ pub struct TextProcessor {
     edges: EdgeTokens,
     prepared: OnceLock<Prepared>,
     literal: OnceLock<LiteralTokenizer>,
+    bytes: OnceLock<TokenBytes>,
 }
 
 /// Properties of the template, found when the first prompt is rendered.
@@ -116,6 +122,7 @@ impl TextProcessor {
             edges: EdgeTokens::default(),
             prepared: OnceLock::new(),
             literal: OnceLock::new(),
+            bytes: OnceLock::new(),
         })
     }
 
@@ -165,12 +172,16 @@ impl TextProcessor {
         vocabulary.keys().map(String::len).max().unwrap_or(1).max(1)
     }
 
-    /// Encodes a prompt. Control tokens are recognized only where the template wrote them.
+    /// Encodes a prompt. Control tokens are recognized only where the template wrote them. A raw
+    /// prompt is encoded as by [`Self::encode_whole`].
     ///
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode(&self, prompt: &Rendered) -> Result<Vec<u32>, ModelError> {
-        self.encode_as(prompt, |encode| encode(false))
+        match prompt.raw {
+            true => self.encode_whole(prompt),
+            false => self.encode_as(prompt, |encode| encode(false)),
+        }
     }
 
     /// Encodes text that is not part of a prompt, without the tokens of the post-processor.
@@ -249,6 +260,20 @@ impl TextProcessor {
             .map_err(ModelError::Tokenizer)
     }
 
+    /// Returns the bytes that a token adds to the text: for an added token its name, for an id
+    /// without a token nothing. A token may end inside a UTF-8 character.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.tokenizer.id_to_token(id) else {
+            return Vec::new();
+        };
+        let added = self.tokenizer.get_added_vocabulary();
+        if added.get_vocab().contains_key(&token) {
+            return token.into_bytes();
+        }
+        let rules = self.bytes.get_or_init(|| TokenBytes::new(&self.tokenizer));
+        rules.of(&token)
+    }
+
     /// Returns `true` if [`Self::decode`] skips the token.
     fn is_special(&self, id: u32) -> bool {
         let token = self.tokenizer.id_to_token(id);
@@ -292,9 +317,13 @@ impl TextProcessor {
         let Conversation {
             messages,
             parse_special,
+            raw,
         } = conversation;
         let prepared = self.prepare(template, placeholder)?;
         let fill = |messages: &[Message]| {
+            if raw {
+                return Ok(messages.iter().map(|m| m.flat(placeholder)).collect());
+            }
             let values = prepared.forms.values(messages, placeholder);
             template.fill(&values, &self.edges)
         };
@@ -302,6 +331,7 @@ impl TextProcessor {
         let plain = |text| Rendered {
             text,
             parse_special,
+            raw,
             disguise: Disguise::default(),
         };
         if parse_special {
@@ -329,6 +359,7 @@ impl TextProcessor {
         Ok(Rendered {
             text: marked,
             parse_special,
+            raw,
             disguise,
         })
     }

@@ -260,6 +260,7 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
             sources: sources.iter().map(source).collect(),
             columns,
             zero_centered: false,
+            transposed: false,
             product: false,
             folds_into: None,
         }
@@ -376,6 +377,35 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         })?;
         let bias = bias.then(|| scope.vector("bias", &borrowed(&names("bias"))));
         Ok(Linear::new(weight, bias))
+    }
+
+    /// Declares a linear layer without bias whose weight is the tensor `source` of the checkpoint,
+    /// transposed.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn transposed_linear(
+        &self,
+        name: &str,
+        source: &str,
+        outputs: impl Into<Extent>,
+        inputs: impl Into<Inputs>,
+    ) -> Result<Linear<B>, ModelError> {
+        let Inputs {
+            columns,
+            folds_into,
+        } = inputs.into();
+        let storage = Storage::Packed {
+            cols: columns.len(),
+        };
+        let name = join(name, "weight");
+        let weight = self.packed(WeightSpec {
+            product: true,
+            transposed: true,
+            folds_into,
+            ..self.spec(&name, storage, &[(source, outputs.into())], columns)
+        })?;
+        Ok(Linear::new(weight, None))
     }
 
     /// Declares a table of embeddings, one row per token. `is_head` is `true` if it is also the

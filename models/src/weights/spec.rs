@@ -103,6 +103,8 @@ pub struct WeightSpec {
     pub columns: Extent,
     /// `true` if the checkpoint stores the values less 1, as the scales of Gemma's norms.
     pub zero_centered: bool,
+    /// `true` if the checkpoint stores the matrix transposed: the rows as columns.
+    pub transposed: bool,
     /// `true` if activations are multiplied with it: every packed weight, except an embedding table
     /// that is not also the output head.
     pub product: bool,

@@ -67,6 +67,7 @@ fn model(error: &ModelError) -> &'static [&'static str] {
             &["--image-tokens", "--frames"]
         }
         ModelError::FixedImageTokens => &["--image-tokens"],
+        ModelError::NoPanAndScan => &["--pan-and-scan"],
         ModelError::ControlTokens(_) | ModelError::Placeholders { .. } => &["--parse-special"],
         ModelError::GenerationConfig { .. } => &["--ignore-generation-config"],
         _ => &[],

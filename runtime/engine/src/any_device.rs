@@ -104,6 +104,11 @@ impl AnyEngine {
         each_engine!(self, engine => engine.estimate(media, prompt_tokens, max_tokens))
     }
 
+    /// See [`Engine::context_length`].
+    pub fn context_length(&self) -> usize {
+        each_engine!(self, engine => engine.context_length())
+    }
+
     /// Returns the format of the vision encoder's weights.
     pub(crate) fn vision_format(&self) -> Option<Format> {
         each_engine!(self, engine => engine.vision_format())

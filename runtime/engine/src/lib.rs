@@ -129,7 +129,8 @@ pub use request::{Answer, Event, FinishReason, Request};
 pub use request_estimate::RequestEstimator;
 pub use sampler::Sampling;
 pub use session::{
-    Generation, Logits, Prefilled, ReusedFrom, Session, Snapshot, SnapshotError, Token,
+    Generation, Logits, Prefilled, ReusedFrom, ScoredToken, Session, Snapshot, SnapshotError,
+    Token, TokenLogprobs,
 };
 pub use stop::StopFilter;
 pub use store::Store;

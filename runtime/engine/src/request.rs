@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::media::Media;
 use crate::sampler::Sampling;
-use crate::session::ReusedFrom;
+use crate::session::{ReusedFrom, TokenLogprobs};
 use crate::timing::Timing;
 
 /// A question to a model.
@@ -42,6 +42,11 @@ pub struct Request<'a> {
     pub stop: &'a [String],
     /// Parses control tokens in messages, such as `<|im_end|>`. If `false`, they are text.
     pub parse_special: bool,
+    /// Takes the text of the messages as the whole prompt, without the chat template.
+    pub raw: bool,
+    /// Reports the log-probability of each token with those of this many of the most likely ones
+    /// ([`Event::Logprobs`]).
+    pub logprobs: Option<usize>,
     /// Measures the stages of the answer ([`Answer::timing`]). On a device that works
     /// asynchronously this makes the answer slower.
     pub timing: bool,
@@ -62,6 +67,8 @@ impl<'a> Request<'a> {
             sampling: Sampling::default(),
             stop: &[],
             parse_special: false,
+            raw: false,
+            logprobs: None,
             timing: false,
         }
     }
@@ -154,6 +161,8 @@ pub enum Event<'a> {
         /// The media that have to be encoded.
         media: &'a [MediaInput],
     },
+    /// Log-probabilities of the next token, before the text that is complete with it.
+    Logprobs(&'a TokenLogprobs),
     /// Further text of the answer.
     Text(&'a str),
     /// Progress within a stage: half layers of `vision` and `audio`, steps of a choice of tokens in

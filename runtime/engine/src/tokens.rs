@@ -121,6 +121,7 @@ impl TokenCounter {
         let conversation = Conversation {
             messages,
             parse_special: false,
+            raw: false,
         };
         let layouts: Vec<&Layout> = media.iter().map(|medium| &medium.input.layout).collect();
         let prompt = self.model.prompt(&self.text, conversation, &layouts)?;

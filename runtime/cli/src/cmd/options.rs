@@ -212,6 +212,10 @@ pub struct TokenArgs {
     /// images of any size
     #[arg(long, value_name = "MIN..MAX")]
     image_tokens: Option<TokenRange>,
+    /// Add crops to images that are far from square, which takes more time and shows more details;
+    /// for Gemma 3
+    #[arg(long)]
+    pan_and_scan: bool,
     /// Reduce the tokens of images and videos by a chain of methods: METHOD[:RATIO][,METHOD...],
     /// where RATIO is the share of tokens to keep, or auto with --first-token-budget
     ///
@@ -252,6 +256,7 @@ impl TokenArgs {
     pub fn options(&self) -> MediaOptions {
         MediaOptions {
             image_tokens: self.image_tokens.map(|range| (range.0, range.1)),
+            pan_and_scan: self.pan_and_scan,
             reductions: self.reductions(),
             first_token_budget: self.first_token_budget,
             ..MediaOptions::default()

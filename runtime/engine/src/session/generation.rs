@@ -10,6 +10,7 @@ use edge_lmm_models::reduce::Reduction;
 use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
 
 use super::events::OnEvent;
+use super::logprobs::TokenLogprobs;
 use super::past::Past;
 use super::state::Session;
 use crate::error::EngineError;
@@ -21,12 +22,14 @@ use crate::stop::StopFilter;
 use crate::timing::{Recording, Timing};
 
 /// A generated token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Token {
     /// The id.
     pub id: u32,
     /// Text that is complete with it; empty within a character or a possible stop string.
     pub text: String,
+    /// Its log-probability, if the request asks for them.
+    pub logprobs: Option<TokenLogprobs>,
 }
 
 /// An answer while it is generated: an iterator over its tokens.
@@ -43,6 +46,8 @@ pub struct Generation<'s, B: KernelBackend> {
     answer: Answer,
     max_tokens: usize,
     ignore_eos: bool,
+    /// Number of most likely tokens to report.
+    logprobs: Option<usize>,
     /// Scores of the next token.
     logits: Option<Tensor<B, 2>>,
     started: Instant,
@@ -70,6 +75,11 @@ impl<B: KernelBackend> Session<B> {
         let mut generation = self.generate(request, Vec::new(), &mut on_event)?;
         for (before, token) in generation.by_ref().enumerate() {
             let token = token?;
+            if let Some(logprobs) = &token.logprobs
+                && on_event(Event::Logprobs(logprobs)).is_break()
+            {
+                break;
+            }
             let text = match token.text.as_str() {
                 "" => ControlFlow::Continue(()),
                 text => on_event(Event::Text(text)),
@@ -164,6 +174,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             answer,
             max_tokens: request.max_tokens,
             ignore_eos: request.ignore_eos,
+            logprobs: request.logprobs,
             logits: Some(logits),
             started,
             recording,
@@ -188,16 +199,16 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             Some(_) => "prefill",
             None => "decode",
         });
-        let id = match self.logits.take() {
-            Some(logits) => self.pick(logits)?,
+        let logits = match self.logits.take() {
+            Some(logits) => logits,
             None => {
                 let last = self.answer.tokens.last().copied();
                 let ids = last.as_slice();
                 let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
-                let logits = self.session.advance(ids, OutputRows::Last, &mut go_on)?;
-                self.pick(logits)?
+                self.session.advance(ids, OutputRows::Last, &mut go_on)?
             }
         };
+        let (id, logprobs) = self.pick(logits)?;
         if self.answer.tokens.is_empty() {
             self.answer.first_token = self.started.elapsed();
         }
@@ -221,7 +232,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             self.end(FinishReason::Stop);
         }
         self.answer.text.push_str(&text);
-        Ok(Token { id, text })
+        Ok(Token { id, text, logprobs })
     }
 
     /// Ends the answer if no further token is wanted or possible.
@@ -236,9 +247,10 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
     }
 
     /// Picks the next token.
-    fn pick(&mut self, scores: Tensor<B, 2>) -> Result<u32, EngineError> {
+    fn pick(&mut self, scores: Tensor<B, 2>) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
         let at = self.answer.prompt_tokens + self.answer.tokens.len();
-        let picked = if self.sampler.takes_argmax() {
+        let mut logprobs = None;
+        let picked = if self.sampler.takes_argmax() && self.logprobs.is_none() {
             // A device with memory of its own transfers only the index.
             let picked = argmax(scores).map_err(|error| EngineError::Compute(error.to_string()));
             match B::memory_failure(&self.session.shared.device) {
@@ -248,9 +260,15 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             .map_err(|error| self.session.after(error))?
         } else {
             let scores = self.session.read(scores)?;
-            self.sampler.pick(scores.last(), &self.tokens)
+            let picked = self.sampler.pick(scores.last(), &self.tokens);
+            let text = &self.session.shared.text;
+            logprobs = self.logprobs.zip(picked).map(|(count, id)| {
+                TokenLogprobs::new(scores.last(), id, count, |id| text.token_bytes(id))
+            });
+            picked
         };
-        picked.ok_or_else(|| self.session.after(EngineError::NotANumber(at)))
+        let id = picked.ok_or_else(|| self.session.after(EngineError::NotANumber(at)))?;
+        Ok((id, logprobs))
     }
 
     /// Ends the answer and returns it together with text that was held back because it might have

@@ -3,6 +3,7 @@
 mod budget;
 mod events;
 mod generation;
+mod logprobs;
 mod past;
 mod pieces;
 mod prepare;
@@ -13,6 +14,7 @@ mod state;
 mod stored;
 
 pub use generation::{Generation, Token};
+pub use logprobs::{ScoredToken, TokenLogprobs};
 pub(crate) use past::PastToken;
 pub(crate) use prepare::check_options;
 pub use reuse::ReusedFrom;

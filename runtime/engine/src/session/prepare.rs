@@ -119,13 +119,16 @@ pub(super) fn tokens_of(prompt: &Prompt, keys: &[MediumKey]) -> Vec<PastToken> {
 /// Checks that a model supports options that do not depend on a medium.
 ///
 /// # Errors
-/// If it does not resize images or cannot apply a method of reduction.
+/// If it does not resize or crop images, or cannot apply a method of reduction.
 pub(crate) fn check_options<B: KernelBackend>(
     model: &dyn BuiltModel<B>,
     options: &MediaOptions,
 ) -> Result<(), ModelError> {
     if options.image_tokens.is_some() && !model.resizes_images() {
         return Err(ModelError::FixedImageTokens);
+    }
+    if options.pan_and_scan && !model.pans_images() {
+        return Err(ModelError::NoPanAndScan);
     }
     if let Some(reduction) = options.reductions.language() {
         reduction.check(model.language())?;
@@ -432,6 +435,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         let conversation = Conversation {
             messages: request.messages,
             parse_special: request.parse_special,
+            raw: request.raw,
         };
         let layouts: Vec<&Layout> = places.iter().map(|place| &place.layout).collect();
         let prompt = self.model.prompt(&self.text, conversation, &layouts)?;

@@ -5,24 +5,23 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use edge_lmm::serve::{Limits, MAX_LINE, Prepared, Question, Reply};
+use edge_lmm::serve::{MAX_LINE, Question, Reply};
+use edge_lmm::{Answer, EngineError, Event};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use serde_json::Value;
 
-use super::limits::{Budget, Permit, Permits};
 use super::lines::{Line, Lines, Patience};
+use super::queue::Owner;
+use super::service::{Client, REQUEST_BYTES, Service};
 
 /// Maximum number of clients; each may have one request waiting.
 pub const MAX_CLIENTS: usize = 32;
-/// Maximum bytes of unfinished requests of all clients together.
-const REQUEST_BYTES: usize = 2 * MAX_LINE;
-/// Requests with decoded media at the same time: the current one and the next.
-const DECODED_REQUESTS: usize = 2;
 /// Maximum replies queued for a slow client, which is then disconnected.
 const WAITING_REPLIES: usize = 1024;
 /// Time after which a client that accepts no reply is disconnected.
@@ -33,34 +32,53 @@ const EVICTION_AGE: Duration = Duration::from_millis(100);
 /// Maximum rejected clients that are notified at the same time; further ones are dropped.
 const MAX_REFUSALS: usize = 64;
 
-/// A request with decoded media, queued for the engine.
-pub struct Job {
-    /// The request.
-    pub request: Prepared,
-    /// Its client.
-    pub client: Arc<UnixStream>,
+/// The client of a request that is being answered.
+struct Asking {
+    id: Value,
+    is_streamed: bool,
+    stream: Arc<UnixStream>,
     replies: SyncSender<Reply>,
-    _permit: Option<Permit>,
+    /// `true` if the client reads too slowly.
+    is_slow: AtomicBool,
 }
 
-impl Job {
+impl Asking {
     /// Queues a reply; if the queue is full, disconnects the client.
-    pub fn reply(&self, reply: Reply) {
+    fn reply(&self, reply: Reply) {
         if let Err(TrySendError::Full(_)) = self.replies.try_send(reply) {
             log::warn!("a client that reads too slowly is disconnected");
+            self.is_slow.store(true, Ordering::Relaxed);
             // The client may have disconnected already.
-            let _ = self.client.shutdown(Shutdown::Both);
+            let _ = self.stream.shutdown(Shutdown::Both);
         }
+    }
+}
+
+impl Client for Asking {
+    fn is_gone(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed) || hung_up(&*self.stream)
+    }
+
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Text(delta) = event
+            && self.is_streamed
+        {
+            self.reply(Reply::Delta {
+                id: self.id.clone(),
+                delta: (*delta).to_owned(),
+            });
+        }
+    }
+
+    fn done(self: Box<Self>, answer: Result<Answer, EngineError>, _waited: Duration) {
+        self.reply(Reply::last(self.id.clone(), &answer));
     }
 }
 
 /// State shared by all client threads.
 struct Server {
-    limits: Limits,
+    service: Service,
     patience: Patience,
-    jobs: SyncSender<Job>,
-    requests: Budget,
-    permits: Permits,
     clients: Mutex<Vec<Connected>>,
 }
 
@@ -71,15 +89,11 @@ struct Connected {
     silent_since: Option<Instant>,
 }
 
-/// Accepts clients on separate threads. Their requests arrive in the returned queue.
-pub fn accept(listener: UnixListener, limits: Limits, patience: Patience) -> Receiver<Job> {
-    let (jobs, queue) = sync_channel(MAX_CLIENTS);
+/// Accepts clients on separate threads.
+pub fn accept(listener: UnixListener, service: Service, patience: Patience) {
     let server = Arc::new(Server {
-        limits,
+        service,
         patience,
-        jobs,
-        requests: Budget::new(REQUEST_BYTES),
-        permits: Permits::new(DECODED_REQUESTS),
         clients: Mutex::new(Vec::new()),
     });
     thread::spawn(move || {
@@ -95,7 +109,6 @@ pub fn accept(listener: UnixListener, limits: Limits, patience: Patience) -> Rec
             }
         }
     });
-    queue
 }
 
 /// Returns `true` if the peer has closed its reading side. A client that has only finished sending
@@ -173,7 +186,8 @@ impl Server {
 
     fn serve(&self, stream: &Arc<UnixStream>) -> io::Result<()> {
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        let requests = self.requests.clone();
+        let requests = self.service.requests().clone();
+        let owner = Owner::Connection(self.service.next_connection());
         let mut lines = Lines::new(stream.clone(), self.patience, requests, MAX_LINE);
         loop {
             let line = match lines.next() {
@@ -191,7 +205,7 @@ impl Server {
             };
             self.note(stream, None);
             match line {
-                Line::Request(line, _reserved) => self.answer(stream, &line)?,
+                Line::Request(line, _reserved) => self.answer(owner, stream, &line)?,
                 Line::TooLong => write(
                     stream,
                     &Reply::error(format!("the request is longer than {MAX_LINE} bytes")),
@@ -208,28 +222,37 @@ impl Server {
     }
 
     /// Queues a request for the engine and forwards its replies.
-    fn answer(&self, stream: &Arc<UnixStream>, line: &[u8]) -> io::Result<()> {
+    fn answer(&self, owner: Owner, stream: &Arc<UnixStream>, line: &[u8]) -> io::Result<()> {
         let question = match Question::parse(line) {
             Ok(question) => question,
             Err(reply) => return write(stream, &reply),
         };
-        let permit = question.has_media().then(|| self.permits.acquire());
+        let entry = match self.service.enter(owner) {
+            Ok(entry) => entry,
+            Err(full) => {
+                let id = question.id;
+                let error = full.to_string();
+                return write(stream, &Reply::Error { id, error });
+            }
+        };
+        let permit = (question.has_media()).then(|| self.service.decoded().acquire());
         if hung_up(&**stream) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let request = match question.prepare(&self.limits) {
+        let request = match question.prepare(self.service.limits()) {
             Ok(request) => request,
             Err(reply) => return write(stream, &reply),
         };
         let (replies, answers) = sync_channel(WAITING_REPLIES);
-        let job = Job {
-            request,
-            client: stream.clone(),
+        let client = Asking {
+            id: question.id,
+            is_streamed: question.stream,
+            stream: stream.clone(),
             replies,
-            _permit: permit,
+            is_slow: AtomicBool::new(false),
         };
-        self.jobs.send(job).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        // The iteration ends when the engine drops the job after the last reply.
+        entry.submit(request, Box::new(client), Box::new(permit));
+        // The iteration ends when the engine drops the client after the last reply.
         answers
             .into_iter()
             .try_for_each(|reply| write(stream, &reply))

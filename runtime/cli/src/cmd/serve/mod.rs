@@ -1,48 +1,64 @@
-//! `edge-lmm serve`: answers requests over a socket or standard input, one JSON object per line.
+//! `edge-lmm serve`: answers requests, one JSON object per line over a socket or standard input, or
+//! over HTTP.
 
 mod clients;
+#[cfg(feature = "http")]
+mod http;
 mod limits;
 mod lines;
+#[cfg(feature = "http")]
+mod metrics;
+mod queue;
+mod service;
+mod watchdog;
 
 use std::fs;
 use std::io::{self, BufRead, Read};
-use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use edge_lmm::RequestEstimator;
-use edge_lmm::serve::{Limits, MAX_LINE, Prepared, Question, Reply};
-use edge_lmm::{AnySession, Event};
+use edge_lmm::Event;
+use edge_lmm::serve::{Limits, MAX_LINE, Question, Reply};
 use sd_notify::NotifyState;
 
-use self::clients::{Job, hung_up};
+use self::clients::hung_up;
 use self::lines::Patience;
+use self::service::{Answering, Service, break_if};
 use super::cache::{CacheOptions, parse_bytes};
 use super::costs;
 use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
 
 /// Answers requests from other programs until it is terminated.
 ///
-/// A request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; so
+/// On a socket, a request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; so
 /// is the reply, with "text", "tokens", "finish_reason" and the timing, or "error". "stream": true
 /// sends the text as it is generated. Images may be {"base64": ...} or data: URLs. Requests are
 /// answered in sequence; a request is canceled if its client disconnects.
-/// Example: edge-lmm serve qwen2-vl-2b.bpk --socket /run/edge-lmm/qwen.sock
+///
+/// With --http, clients of OpenAI's interface are answered at http://ADDRESS/v1, and browsers get a
+/// page.
+/// Example: edge-lmm serve qwen2-vl-2b.bpk --http 127.0.0.1:8080
 #[derive(Args)]
 pub struct Cmd {
     /// Record written by edge-lmm-convert
     model: PathBuf,
-    /// Listen on a Unix socket [default: standard input and output]
+    /// Listen on a Unix socket [default: standard input and output, unless --http is given]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Permissions of the socket, in octal
     #[arg(long, value_name = "MODE", default_value = "660", value_parser = parse_mode)]
     socket_mode: u32,
+    #[cfg(feature = "http")]
+    #[command(flatten)]
+    http: http::HttpOptions,
+    /// Maximum number of requests that wait; further ones are rejected. A single client can have
+    /// half of the places
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_places)]
+    queue: usize,
     /// Maximum tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
@@ -80,6 +96,16 @@ const REQUEST_TIME: Duration = Duration::from_secs(60);
 
 /// Maximum number of conversations that are kept.
 const MAX_CONVERSATIONS: usize = 256;
+
+/// Maximum number of requests that wait.
+const MAX_PLACES: usize = 1024;
+
+fn parse_places(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=MAX_PLACES) => Ok(count),
+        _ => Err(format!("expected 1 to {MAX_PLACES} requests")),
+    }
+}
 
 fn parse_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
@@ -126,53 +152,42 @@ impl Cmd {
         let mut session = engine.session();
         let memory = usize::try_from(self.conversation_memory).unwrap_or(usize::MAX);
         session.keep_conversations(self.conversations, memory);
-        let mut answering = Answering {
-            session,
-            limits,
-            estimator,
-        };
+        let mut answering = Answering { session, estimator };
         let model = self.model.display();
-        match &self.socket {
-            None => {
-                eprintln!("{model} is ready and answers requests on standard input");
-                serve_standard_input(&mut answering)
-            }
-            Some(path) => {
-                let listener = listen(path, self.socket_mode)?;
-                let patience = Patience {
-                    idle: self.idle_timeout,
-                    request: self.idle_timeout.min(REQUEST_TIME),
-                };
-                let jobs = clients::accept(listener, answering.limits.clone(), patience);
-                // Without systemd there is nothing to notify.
-                let _ = sd_notify::notify(&[NotifyState::Ready]);
-                eprintln!("{model} is ready and listens on {}", path.display());
-                answer_jobs(&mut answering, &jobs)
-            }
+        if !self.is_reachable() {
+            eprintln!("{model} is ready and answers requests on standard input");
+            return serve_standard_input(&limits, &mut answering);
         }
+        let service = Service::new(limits, self.queue);
+        if let Some(path) = &self.socket {
+            let listener = listen(path, self.socket_mode)?;
+            let patience = Patience {
+                idle: self.idle_timeout,
+                request: self.idle_timeout.min(REQUEST_TIME),
+            };
+            clients::accept(listener, service.clone(), patience);
+            eprintln!("{model} is ready and listens on {}", path.display());
+        }
+        #[cfg(feature = "http")]
+        if let Some(address) = self.http.start(&self.model, &engine, service.clone())? {
+            eprintln!("{model} is ready and listens on http://{address}");
+        }
+        // Without systemd there is nothing to notify.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        service.run(&mut answering)
+    }
+
+    /// Returns `true` if clients connect over a socket or the network.
+    fn is_reachable(&self) -> bool {
+        #[cfg(feature = "http")]
+        if self.http.is_on() {
+            return true;
+        }
+        self.socket.is_some()
     }
 }
 
-/// The model, the limits and the memory check that answer questions.
-struct Answering {
-    session: AnySession,
-    limits: Limits,
-    estimator: Option<RequestEstimator>,
-}
-
-impl Answering {
-    fn answer(
-        &mut self,
-        request: &Prepared,
-        reply: impl FnMut(Reply),
-        watch: impl FnMut(&Event<'_>) -> ControlFlow<()>,
-    ) {
-        let estimator = self.estimator.as_ref();
-        request.answer(&mut self.session, &self.limits, estimator, reply, watch);
-    }
-}
-
-fn serve_standard_input(answering: &mut Answering) -> anyhow::Result<()> {
+fn serve_standard_input(limits: &Limits, answering: &mut Answering) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     while let Some(line) = read_line(&mut input)? {
         let mut written = Ok(());
@@ -187,73 +202,24 @@ fn serve_standard_input(answering: &mut Answering) -> anyhow::Result<()> {
                 "the request is longer than {MAX_LINE} bytes"
             ))),
         };
-        match question.and_then(|question| question.prepare(&answering.limits)) {
-            Ok(request) => {
-                answering.answer(&request, send, |_| break_if(hung_up(&io::stdout())));
+        match question.and_then(|question| Ok((question.prepare(limits)?, question))) {
+            Ok((request, Question { id, stream, .. })) => {
+                let answer = answering.answer(limits, &request, |event| {
+                    if let Event::Text(delta) = event
+                        && stream
+                    {
+                        let (id, delta) = (id.clone(), delta.to_owned());
+                        send(Reply::Delta { id, delta });
+                    }
+                    break_if(hung_up(&io::stdout()))
+                });
+                send(Reply::last(id, &answer));
             }
             Err(reply) => send(reply),
         }
         written?;
     }
     Ok(())
-}
-
-fn break_if(condition: bool) -> ControlFlow<()> {
-    match condition {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    }
-}
-
-/// Answers the jobs of all clients, in sequence.
-fn answer_jobs(answering: &mut Answering, jobs: &Receiver<Job>) -> anyhow::Result<()> {
-    let mut watchdog = Watchdog::new();
-    loop {
-        let job = match jobs.recv_timeout(watchdog.interval) {
-            Ok(job) => job,
-            Err(RecvTimeoutError::Timeout) => {
-                watchdog.notify();
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => bail!("the socket was closed"),
-        };
-        if hung_up(&*job.client) {
-            continue;
-        }
-        let send = |reply| job.reply(reply);
-        answering.answer(&job.request, send, |_: &Event<'_>| {
-            watchdog.notify();
-            break_if(hung_up(&*job.client))
-        });
-    }
-}
-
-/// A notifier for systemd's watchdog (`WatchdogSec=`), active while layers and tokens are
-/// completed.
-struct Watchdog {
-    interval: Duration,
-    asked: bool,
-    last: Instant,
-}
-
-impl Watchdog {
-    fn new() -> Self {
-        let asked = sd_notify::watchdog_enabled();
-        Self {
-            // Twice per period of systemd, as its documentation recommends.
-            interval: asked.map_or(Duration::from_secs(60), |time| time / 2),
-            asked: asked.is_some(),
-            last: Instant::now(),
-        }
-    }
-
-    fn notify(&mut self) {
-        if self.asked && self.last.elapsed() >= self.interval / 2 {
-            // A failure cannot be reported to anyone else.
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-            self.last = Instant::now();
-        }
-    }
 }
 
 /// Binds the socket; one left behind by a terminated server is replaced.

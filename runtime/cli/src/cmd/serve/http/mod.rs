@@ -1,0 +1,16 @@
+//! OpenAI's interface over HTTP.
+//!
+//! One thread runs all connections ([`connections`]); requests are parsed and their media decoded on
+//! threads of their own, and answered by the engine that the other protocols use as well.
+
+mod access;
+mod answer;
+mod body;
+mod connections;
+mod events;
+mod options;
+mod reply;
+mod routes;
+mod timed;
+
+pub use options::HttpOptions;

@@ -1,0 +1,224 @@
+//! Requests and replies of the server, in two protocols: [one JSON object per line](lines) and,
+//! with the feature `http`, [OpenAI's](openai).
+//!
+//! A request of either becomes a [`Prepared`], which a session answers.
+
+mod inline;
+mod lines;
+#[cfg(feature = "http")]
+pub mod openai;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use edge_lmm_models::media::MediaOptions;
+use edge_lmm_models::prompt::Message;
+
+use crate::media::VideoOptions;
+use crate::request_estimate::RequestEstimator;
+use crate::sampler::Sampling;
+use crate::{Answer, AnySession, EngineError, Event, Media, Request};
+
+pub use inline::InlineError;
+pub use lines::{ImageSource, Question, Reply, RequestError, Stop};
+
+/// Maximum length of a request in bytes, enough for some images in base64.
+pub const MAX_LINE: usize = 64 << 20;
+/// Most stop strings of a request.
+const MAX_STOP: usize = 16;
+/// Most bytes of a stop string.
+const MAX_STOP_BYTES: usize = 256;
+
+/// More or longer stop strings than a request may have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the request has {count} stop strings of up to {longest} bytes, at most {MAX_STOP} of \
+     {MAX_STOP_BYTES} bytes are accepted"
+)]
+pub struct StopError {
+    /// Number of strings.
+    pub count: usize,
+    /// Bytes of the longest one.
+    pub longest: usize,
+}
+
+fn check_stop(stop: &[String]) -> Result<(), StopError> {
+    let count = stop.len();
+    let longest = stop.iter().map(String::len).max().unwrap_or(0);
+    match count > MAX_STOP || longest > MAX_STOP_BYTES {
+        true => Err(StopError { count, longest }),
+        false => Ok(()),
+    }
+}
+
+/// Limits and defaults of the server.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Maximum tokens of an answer.
+    pub max_tokens: usize,
+    /// `true` if requests may name files.
+    pub files: bool,
+    /// Options of media preprocessing.
+    pub media: MediaOptions,
+    /// Selection of video frames.
+    pub frames: VideoOptions,
+    /// The program ffmpeg, if requests may name videos that it has to convert.
+    pub ffmpeg: Option<PathBuf>,
+    /// Repetition penalty of requests without one; the checkpoint's if `None`.
+    pub repetition_penalty: Option<f32>,
+    /// `true` to ignore the checkpoint's `generation_config.json` in the logits.
+    pub ignore_generation_config: bool,
+    /// Lets control tokens in questions take effect.
+    pub parse_special: bool,
+}
+
+/// A request of any protocol, with decoded media.
+#[derive(Debug, Clone, Default)]
+pub struct Prepared {
+    messages: Vec<Message>,
+    media: Vec<Media>,
+    sampling: Sampling,
+    stop: Vec<String>,
+    /// Tokens of the answer, at most those of the limits.
+    max_tokens: Option<usize>,
+    ignore_eos: bool,
+    raw: bool,
+    logprobs: Option<usize>,
+    /// Decoding time, measured here because decoding runs on a separate thread without stages.
+    decoding: Duration,
+}
+
+impl Prepared {
+    /// Answers the request. With an `estimator`, a request that does not fit into memory is rejected
+    /// before anything is encoded. `on_event` receives every event and cancels the work by breaking,
+    /// for clients that have disconnected. The stages of the answer begin with `media`.
+    ///
+    /// # Errors
+    /// As [`Session::answer`](crate::Session::answer), and [`EngineError::DoesNotFit`].
+    pub fn answer(
+        &self,
+        session: &mut AnySession,
+        limits: &Limits,
+        estimator: Option<&RequestEstimator>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Answer, EngineError> {
+        let wanted = self.max_tokens.unwrap_or(limits.max_tokens);
+        let request = Request {
+            media: &self.media,
+            options: limits.media.clone(),
+            max_tokens: wanted.min(limits.max_tokens),
+            ignore_eos: self.ignore_eos,
+            sampling: self.sampling.clone(),
+            stop: &self.stop,
+            parse_special: limits.parse_special,
+            raw: self.raw,
+            logprobs: self.logprobs,
+            timing: true,
+            ..Request::new(&self.messages)
+        };
+        let mut answer = try_answer(session, &request, estimator, &mut on_event);
+        // The memory may be that of other conversations.
+        if let Err(EngineError::DoesNotFit(_)) = answer
+            && session.forget_others()
+        {
+            answer = try_answer(session, &request, estimator, &mut on_event);
+        }
+        let mut answer = answer?;
+        if !self.media.is_empty() {
+            let count = self.media.len();
+            answer.timing.prepend("media", self.decoding, count);
+        }
+        Ok(answer)
+    }
+}
+
+/// Answers a request unless `estimator` finds that it does not fit into memory.
+fn try_answer(
+    session: &mut AnySession,
+    request: &Request<'_>,
+    estimator: Option<&RequestEstimator>,
+    on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Answer, EngineError> {
+    let mut fits = Ok(());
+    let answer = session.answer(request, |event| {
+        if let (
+            Some(estimator),
+            Event::Prepared {
+                prompt_tokens,
+                media,
+            },
+        ) = (estimator, &event)
+        {
+            let estimate = estimator.estimate(media, *prompt_tokens, request.max_tokens);
+            fits = estimator.check(&estimate);
+            if fits.is_err() {
+                return ControlFlow::Break(());
+            }
+        }
+        on_event(event)
+    });
+    fits?;
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Memory;
+    use crate::media::FrameSelection;
+    use crate::{Device, Record, demo, one_line};
+
+    /// The answer to a question on a machine with `available` bytes, and the number of events.
+    fn answer(available: u64) -> (Result<Answer, EngineError>, usize) {
+        let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
+        let engine = Device::Cpu.load(&record).expect("an engine");
+        let memory = Memory {
+            total: 1 << 30,
+            available,
+            group: None,
+            process: None,
+            swap: 0,
+            zram: 0,
+        };
+        let estimator = RequestEstimator::new(engine.clone()).with_memory(memory);
+        let limits = Limits {
+            max_tokens: 2,
+            files: false,
+            media: MediaOptions::default(),
+            frames: FrameSelection::Uniform(2).into(),
+            ffmpeg: None,
+            repetition_penalty: None,
+            ignore_generation_config: false,
+            parse_special: false,
+        };
+        let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
+        let question = Question::parse(line).expect("a question");
+        let prepared = question.prepare(&limits).expect("no media");
+        let mut events = 0;
+        let mut session = engine.session();
+        let answer = prepared.answer(&mut session, &limits, Some(&estimator), |_| {
+            events += 1;
+            ControlFlow::Continue(())
+        });
+        (answer, events)
+    }
+
+    /// A question that does not fit into memory gets an error and no piece of an answer.
+    #[test]
+    fn questions_that_do_not_fit_are_refused() {
+        let (answer, events) = answer(1 << 20);
+        assert_eq!(events, 0);
+        let error = one_line(&answer.expect_err("an error"));
+        let expected = "the request does not fit into memory: it needs about";
+        assert!(error.starts_with(expected), "{error}");
+        assert!(error.contains("available 1.0 MiB of 1.0 GiB"), "{error}");
+    }
+
+    #[test]
+    fn questions_that_fit_are_answered() {
+        let (answer, events) = answer(512 << 20);
+        assert!(!answer.expect("an answer").tokens.is_empty());
+        assert!(events > 0);
+    }
+}

@@ -1,0 +1,140 @@
+//! Messages of a chat and the files in them.
+
+use edge_lmm_models::media::MediaKind;
+use edge_lmm_models::prompt::{Content, Message, Role};
+
+use super::error::ApiError;
+use super::media::InlineFile;
+use super::wire::{Part, WireContent, WireMessage};
+use crate::serve::inline::is_data_url;
+
+/// Messages and their media, in the order in which the messages show them.
+#[derive(Debug, Default)]
+pub(super) struct Conversation {
+    pub messages: Vec<Message>,
+    pub files: Vec<InlineFile>,
+}
+
+impl Conversation {
+    /// Reads the messages of a request.
+    ///
+    /// # Errors
+    /// If a role or a part is unknown or incomplete, or there is no message.
+    pub fn new(messages: Vec<WireMessage>) -> Result<Self, ApiError> {
+        let mut conversation = Self::default();
+        for (i, message) in messages.into_iter().enumerate() {
+            conversation.add(message, &format!("messages[{i}]"))?;
+        }
+        match conversation.messages.is_empty() {
+            true => Err(ApiError::field("messages", "the request has no message")),
+            false => Ok(conversation),
+        }
+    }
+
+    fn add(&mut self, message: WireMessage, place: &str) -> Result<(), ApiError> {
+        let role = role(message.role.as_deref(), place)?;
+        if message.tool_calls.is_some_and(|calls| !calls.is_empty()) {
+            let place = format!("{place}.tool_calls");
+            return Err(ApiError::unsupported(&place, "tools are not supported"));
+        }
+        let content = match message.content {
+            None => vec![Content::Text(String::new())],
+            Some(WireContent::Text(text)) => vec![Content::Text(text)],
+            Some(WireContent::Parts(parts)) => {
+                let parts = parts.into_iter().enumerate();
+                parts
+                    .map(|(i, part)| self.part(part, role, &format!("{place}.content[{i}]")))
+                    .collect::<Result<_, _>>()?
+            }
+        };
+        self.messages.push(Message { role, content });
+        Ok(())
+    }
+
+    fn part(&mut self, part: Part, role: Role, place: &str) -> Result<Content, ApiError> {
+        let missing = |field: &str| {
+            ApiError::field(
+                place,
+                format!("{place} has no {field:?} that could be read"),
+            )
+        };
+        let (kind, text) = match part.kind.as_deref() {
+            Some("text") => {
+                let text = part.text.ok_or_else(|| missing("text"))?;
+                return Ok(Content::Text(text));
+            }
+            Some("image_url") => {
+                let url = part.image_url.ok_or_else(|| missing("image_url"))?;
+                (Some(MediaKind::Image), address(url.into_url(), place)?)
+            }
+            Some("video_url") => {
+                let url = part.video_url.ok_or_else(|| missing("video_url"))?;
+                (Some(MediaKind::Video), address(url.into_url(), place)?)
+            }
+            Some("input_audio") => {
+                let data = part.input_audio.and_then(|sound| sound.data);
+                let data = data.ok_or_else(|| missing("input_audio"))?;
+                (Some(MediaKind::Audio), data)
+            }
+            Some("file") => {
+                let data = part.file.and_then(|file| file.file_data);
+                let data = data.ok_or_else(|| missing("file.file_data"))?;
+                (None, data)
+            }
+            found => {
+                let found = found.unwrap_or("no type");
+                return Err(ApiError::field(
+                    place,
+                    format!(
+                        "{place} is {found:.40?}: expected text, image_url, input_audio, \
+                         video_url or file"
+                    ),
+                ));
+            }
+        };
+        if role != Role::User {
+            let message = format!("{place}: only messages of the user can show media");
+            return Err(ApiError::field(place, message));
+        }
+        let file = InlineFile::new(kind, text, place)?;
+        let kind = file.kind;
+        self.files.push(file);
+        Ok(Content::Media(kind))
+    }
+}
+
+fn role(role: Option<&str>, place: &str) -> Result<Role, ApiError> {
+    match role {
+        Some("system" | "developer") => Ok(Role::System),
+        Some("user") => Ok(Role::User),
+        Some("assistant") => Ok(Role::Assistant),
+        Some("tool" | "function") => Err(ApiError::unsupported(
+            &format!("{place}.role"),
+            "tools are not supported",
+        )),
+        found => Err(ApiError::field(
+            &format!("{place}.role"),
+            format!(
+                "{place}.role is {:.40?}: expected system, developer, user or assistant",
+                found.unwrap_or_default()
+            ),
+        )),
+    }
+}
+
+/// Accepts `data:` URLs only: requests name neither files nor other machines.
+fn address(url: String, place: &str) -> Result<String, ApiError> {
+    match is_data_url(&url) {
+        true => Ok(url),
+        false => Err(ApiError {
+            code: "address_refused",
+            ..ApiError::field(
+                place,
+                format!(
+                    "{place}: the server opens no addresses and no files; send the content as \
+                     data:image/png;base64,..."
+                ),
+            )
+        }),
+    }
+}
