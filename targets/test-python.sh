@@ -3,21 +3,27 @@
 # The tests with PyTorch run if a Python of this machine has it (on Debian: python3-torch); it is not
 # installed, because its wheel has gigabytes of CUDA. The first lines of pytest say what is tested.
 #
-# Usage: targets/test-python.sh [--pure]
-#   --pure  does not build the wheel: tests only the profiler of PyTorch modules, from the sources
+# Usage: targets/test-python.sh [--pure | --module FILE]
+#   --pure         does not build the wheel: tests only the profiler of PyTorch modules, from the sources
+#   --module FILE  does not build the wheel: tests the sources with a module that cargo built
+#                  (cargo build -p edge-lmm-python: target/debug/libedge_lmm_native.so)
 set -eu
 cd "$(dirname "$0")/.."
 
-pure=
-for argument in "$@"; do
-    case $argument in
-    --pure) pure=1 ;;
-    *)
-        echo "error: $0: unknown argument $argument; expected --pure or nothing" >&2
-        exit 2
-        ;;
-    esac
-done
+build=wheel
+module=
+case $#,${1:-} in
+0,) ;;
+1,--pure) build= ;;
+2,--module)
+    build=
+    module=$2
+    ;;
+*)
+    echo "error: $0: unknown arguments $*; expected --pure, --module FILE or nothing" >&2
+    exit 2
+    ;;
+esac
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
@@ -54,7 +60,7 @@ case $version in
 0 | 1) pip 'transformers>=4.45,<4.48' ;;
 *) pip 'transformers>=4.45' ;;
 esac
-if [ -z "$pure" ]; then
+if [ -n "$build" ]; then
     pip maturin==1.16.0
     wheels=$target/python-wheels
     rm -rf "$wheels"
@@ -62,5 +68,10 @@ if [ -z "$pure" ]; then
     "$environment/bin/maturin" build --locked --profile dev --manifest-path targets/python/Cargo.toml \
         --interpreter "$environment/bin/python" --out "$wheels"
     pip "$wheels"/*.whl
+fi
+if [ -n "$module" ]; then
+    packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    cp -r targets/python/python/edge_lmm "$packages"
+    cp "$module" "$packages/edge_lmm/_native.abi3.so"
 fi
 exec "$environment/bin/python" -m pytest targets/python

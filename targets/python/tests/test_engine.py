@@ -20,6 +20,13 @@ LIST = "list the shapes."
 SCRIPTS = Path(sys.executable).parent
 
 
+def command(name, *arguments):
+    """Runs a command: the script of an installed wheel, or its function."""
+    script = SCRIPTS / name
+    start = [script] if script.exists() else [sys.executable, "-m", "edge_lmm._commands", name]
+    return subprocess.run([*start, *arguments], capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def engine():
     return edge_lmm.Engine(RECORD)
@@ -186,11 +193,9 @@ def test_errors_have_the_texts_of_the_command(tmp_path):
     missing = tmp_path / "missing.bpk"
     with pytest.raises(edge_lmm.RecordError) as error:
         edge_lmm.Engine(missing)
-    command = subprocess.run(
-        [SCRIPTS / "edge-lmm", "run", missing, "--prompt", "x"], capture_output=True, text=True
-    )
-    assert command.returncode == 1
-    assert command.stderr.strip() == f"error: {error.value}"
+    run = command("edge-lmm", "run", missing, "--prompt", "x")
+    assert run.returncode == 1
+    assert run.stderr.strip() == f"error: {error.value}"
     with pytest.raises(edge_lmm.DeviceError, match="built without CUDA"):
         edge_lmm.Engine(RECORD, device="cuda")
     with pytest.raises(edge_lmm.InputError, match="unknown device 'gpu': expected cpu, cuda"):
@@ -252,37 +257,36 @@ def test_ctrl_c_cancels_an_answer():
     assert program.returncode == 0
 
 
-def test_commands_are_installed():
-    for command in ["edge-lmm", "edge-lmm-convert"]:
-        done = subprocess.run([SCRIPTS / command, "--version"], capture_output=True, text=True)
-        assert done.stdout.startswith(f"{command} ") and done.returncode == 0
-        done = subprocess.run([SCRIPTS / command, "--nonsense"], capture_output=True, text=True)
+def test_commands_are_functions_of_the_module():
+    for name in ["edge-lmm", "edge-lmm-convert"]:
+        done = command(name, "--version")
+        assert done.stdout.startswith(f"{name} ") and done.returncode == 0
+        done = command(name, "--nonsense")
         assert done.returncode == 2 and "--nonsense" in done.stderr
-    run = subprocess.run(
-        [SCRIPTS / "edge-lmm", "run", RECORD, "--image", IMAGE, "--prompt", COUNT],
-        capture_output=True,
-        text=True,
-    )
+    run = command("edge-lmm", "run", RECORD, "--image", IMAGE, "--prompt", COUNT)
     assert run.stdout.strip() == "two"
     module = [sys.executable, "-m", "edge_lmm", "--version"]
     assert subprocess.check_output(module, text=True).startswith("edge-lmm ")
 
 
-def test_a_signal_ends_a_command_and_leaves_no_files(tmp_path):
-    command = subprocess.Popen(
-        [SCRIPTS / "edge-lmm", "chat", RECORD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+def test_a_signal_ends_a_command():
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "edge_lmm", "chat", RECORD, "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(60) == -signal.SIGTERM
+    chat.stdin.write("what is a circle?\n")
+    chat.stdin.flush()
+    assert chat.stdout.readline(), "the command runs"
+    chat.send_signal(signal.SIGTERM)
+    assert chat.wait(60) == -signal.SIGTERM
+    chat.communicate()
 
 
 def test_a_bundle_needs_a_program(tmp_path):
     bundle = tmp_path / "bundle"
-    done = subprocess.run(
-        [SCRIPTS / "edge-lmm", "bundle", "--model", RECORD, "-o", bundle],
-        capture_output=True,
-        text=True,
-    )
+    done = command("edge-lmm", "bundle", "--model", RECORD, "-o", bundle)
     assert done.returncode == 1 and "--program" in done.stderr
     assert not bundle.exists()
 
