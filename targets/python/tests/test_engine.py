@@ -11,6 +11,7 @@ from pathlib import Path
 import edge_lmm
 import pytest
 from conftest import ROOT
+from edge_lmm import _commands
 from edge_lmm.profiler import ModelProfiler, compare
 
 RECORD = ROOT / "models/demo/qwen2vl-tiny.bpk"
@@ -23,7 +24,7 @@ SCRIPTS = Path(sys.executable).parent
 def command(name, *arguments):
     """Runs a command: the script of an installed wheel, or its function."""
     script = SCRIPTS / name
-    start = [script] if script.exists() else [sys.executable, "-m", "edge_lmm._commands", name]
+    start = [script] if script.exists() else _commands.program(name)
     return subprocess.run([*start, *arguments], capture_output=True, text=True)
 
 

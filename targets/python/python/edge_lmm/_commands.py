@@ -10,7 +10,7 @@ from typing import Any, Sequence
 from . import _native
 from ._errors import Error
 
-_COMMANDS = {"edge-lmm": _native.run_runtime, "edge-lmm-convert": _native.run_converter}
+_FUNCTIONS = {"edge-lmm": "runtime", "edge-lmm-convert": "converter"}
 
 
 def runtime() -> int:
@@ -23,6 +23,12 @@ def converter() -> int:
     return _native.run_converter(["edge-lmm-convert", *sys.argv[1:]])
 
 
+def program(command: str) -> "list[str]":
+    """Returns the program and arguments that start a command without its script."""
+    code = f"import sys; from edge_lmm import _commands; sys.exit(_commands.{_FUNCTIONS[command]}())"
+    return [sys.executable, "-c", code]
+
+
 def run(command: str, arguments: Sequence[str]) -> str:
     """Runs a command in a process of its own, whose memory is free afterwards and which Ctrl-C ends
     without leaving files behind. Returns its standard output.
@@ -30,8 +36,8 @@ def run(command: str, arguments: Sequence[str]) -> str:
     Raises:
         Error: the command failed; the text is its error message.
     """
-    program = [sys.executable, "-m", "edge_lmm._commands", command, *arguments]
-    done = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = [*program(command), *arguments]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode == 0:
         return done.stdout
     lines = done.stderr.strip().splitlines() or [f"{command} ended with {done.returncode}"]
@@ -42,8 +48,3 @@ def run(command: str, arguments: Sequence[str]) -> str:
 def run_json(command: str, arguments: Sequence[str]) -> "dict[str, Any]":
     """Runs a command that prints one JSON object."""
     return json.loads(run(command, arguments))
-
-
-if __name__ == "__main__":
-    _, name, *rest = sys.argv
-    sys.exit(_COMMANDS[name]([name, *rest]))
