@@ -6,12 +6,13 @@ use anyhow::ensure;
 use clap::Args;
 use edge_lmm::manifest::Manifest;
 use edge_lmm::output::Output;
-use edge_lmm_convert::compare::{
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::compare::{
     Answers, ComparisonReport, FORMAT, ModelReport, Predictions, QuestionsReport, Scorer,
     TextReport, VERSION, Windows, answer, page, predict,
 };
-use edge_lmm_convert::export::export;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::export::export;
 
 /// Compares records with a reference: what a smaller format costs and what it saves.
 ///

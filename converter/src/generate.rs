@@ -10,10 +10,9 @@ use clap::Command;
 use clap_complete::Shell;
 
 /// Returns WHAT if the arguments after the program name are exactly `--generate WHAT`.
-pub fn requested(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
-    let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
-    match &arguments[..] {
-        [option, what] if option == "--generate" => Some(what.to_string_lossy().into_owned()),
+pub fn requested(arguments: &[OsString]) -> Option<String> {
+    match arguments {
+        [_, option, what] if option == "--generate" => Some(what.to_string_lossy().into_owned()),
         _ => None,
     }
 }
@@ -38,7 +37,10 @@ mod tests {
 
     #[test]
     fn the_option_stands_alone() {
-        let of = |arguments: &[&str]| requested(arguments.iter().map(OsString::from));
+        let of = |arguments: &[&str]| {
+            let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+            requested(&arguments)
+        };
         assert_eq!(of(&["x", "--generate", "man"]).as_deref(), Some("man"));
         assert_eq!(of(&["x", "--generate"]), None);
         assert_eq!(of(&["x", "model", "-o", "m.bpk"]), None);

@@ -6,10 +6,15 @@
 //! complete.
 
 pub mod calibration;
+mod command;
 pub mod compare;
+mod compare_command;
 pub mod export;
 mod factors;
 mod fold;
+mod generate;
+#[cfg(unix)]
+mod interrupt;
 mod leftovers;
 mod names;
 pub mod plan;
@@ -20,6 +25,7 @@ mod rows;
 pub mod source;
 pub mod write;
 
+pub use command::main;
 pub use plan::{ConvertError, Options, Plan, Pruning};
 pub use planned_weight::PlannedWeight;
 pub use random_weights::random_checkpoint;

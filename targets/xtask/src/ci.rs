@@ -87,11 +87,16 @@ const STEPS: &[Step<'_>] = &[
             "edge-lmm-cli",
             "--features",
             "data,plots",
-            "--bin",
-            "edge-lmm",
+            "--lib",
             "--test",
             "data",
         ],
+        &[],
+    ),
+    (
+        "Python profiler",
+        // The wheel is another build of all dependencies; test-python.sh without an option makes it.
+        &["sh", "targets/test-python.sh", "--pure"],
         &[],
     ),
 ];

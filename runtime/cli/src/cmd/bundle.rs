@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use clap::Args;
 use edge_lmm::Record;
 use edge_lmm::output::Output;
@@ -32,6 +33,16 @@ pub struct Cmd {
 }
 
 impl Cmd {
+    /// Checks that the program is named. Without a name it is the executable of this process.
+    pub fn check_program_is_named(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.program.is_some(),
+            "this edge-lmm is a library within another program; name the program to embed the \
+             record in with --program FILE, such as one built by cargo xtask cross"
+        );
+        Ok(())
+    }
+
     pub fn run(self) -> anyhow::Result<()> {
         let output = Output::create(&self.output, self.force)?;
         let record = Record::open(&self.model)?;

@@ -1,31 +1,28 @@
 //! The `edge-lmm-convert` command.
 
-mod compare_command;
-mod generate;
-#[cfg(unix)]
-mod interrupt;
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
-use compare_command::Compare;
 use edge_lmm::estimate::Scenario;
 use edge_lmm::one_line;
 use edge_lmm::output::{Output, OutputError};
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::units::bytes;
-use edge_lmm_convert::calibration::{self, Calibration, Method, Samples};
-use edge_lmm_convert::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
-use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_convert::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::calibration::{self, Calibration, Method, Samples};
+use crate::compare_command::Compare;
+use crate::generate;
+use crate::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
+use crate::source::Checkpoint;
+use crate::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
 
 /// Converts a checkpoint into one 4-bit record for edge-lmm.
 ///
@@ -129,19 +126,22 @@ struct Convert {
     force: bool,
 }
 
-fn main() -> ExitCode {
+/// Runs the command with its arguments, the first of which is the name of the program. Returns the exit
+/// code; `--help` and wrong arguments end the process.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     #[cfg(unix)]
-    interrupt::install();
-    let result = match generate::requested(std::env::args_os()) {
+    crate::interrupt::install();
+    let arguments: Vec<OsString> = arguments.collect();
+    let result = match generate::requested(&arguments) {
         Some(what) => generate::print(&what, Cli::command()),
-        None => run(Cli::parse()),
+        None => run(Cli::parse_from(arguments)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("error: {}", one_line(error.as_ref()));
-            ExitCode::FAILURE
+            1
         }
     }
 }

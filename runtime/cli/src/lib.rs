@@ -5,14 +5,10 @@ mod errors;
 mod page;
 mod summary;
 
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 use clap::{CommandFactory, Parser};
-use edge_lmm::memory::{self, CountingAllocator};
-
-/// Counts heap bytes, so that the timing table can say what a stage needed.
-#[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
+use edge_lmm::memory;
 
 /// Runs large multimodal models on small devices and says where the time goes.
 ///
@@ -22,23 +18,43 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// Answers go to standard output, everything else to standard error. Set RUST_LOG=debug for more.
 #[derive(Parser)]
 #[command(name = "edge-lmm", version, max_term_width = 100)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: cmd::Command,
 }
 
-fn main() -> ExitCode {
+/// Runs the command with its arguments, the first of which is the name of the program. Returns the exit
+/// code; `--help` and wrong arguments end the process.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
+    exit_code(|| {
+        let arguments = cmd::bundled::arguments(&Cli::command(), arguments)?;
+        Cli::parse_from(arguments).command.run()
+    })
+}
+
+/// Runs the command like [`main`], in a process whose executable is another program, such as the
+/// interpreter of a script.
+pub fn main_of_library(arguments: impl Iterator<Item = OsString>) -> u8 {
+    exit_code(|| {
+        let command = Cli::parse_from(arguments).command;
+        if let cmd::Command::Bundle(bundle) = &command {
+            bundle.check_program_is_named()?;
+        }
+        command.run()
+    })
+}
+
+fn exit_code(run: impl FnOnce() -> anyhow::Result<()>) -> u8 {
     memory::keep_large_blocks();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     if let Err(error) = cmd::signals::install() {
         log::warn!("unfinished files stay behind when a signal ends the program: {error}");
     }
-    let arguments = cmd::bundled::arguments(&Cli::command(), std::env::args_os());
-    match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
-        Ok(()) => ExitCode::SUCCESS,
+    match run() {
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("error: {}", errors::message(&error));
-            ExitCode::FAILURE
+            1
         }
     }
 }
