@@ -1,9 +1,9 @@
 //! Turns a checkpoint into one record that `edge-lmm` runs.
 //!
 //! [`source`] reads the checkpoint lazily, [`plan`] chooses the format of every weight,
-//! [`mod@write`] packs and writes the weights one by one, so that memory use is bounded by the
-//! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
-//! complete.
+//! [`calibration`] quantizes weights by their inputs, [`mod@write`] packs and writes the weights one
+//! by one, so that memory use is bounded by the largest tensor and not by the model.
+//! [`edge_lmm::output`] makes a file appear only when it is complete.
 
 pub mod calibration;
 pub mod compare;
@@ -12,6 +12,7 @@ mod factors;
 mod fold;
 mod leftovers;
 mod names;
+mod pack;
 pub mod plan;
 mod planned_weight;
 mod rows;

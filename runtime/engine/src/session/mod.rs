@@ -3,6 +3,7 @@
 mod budget;
 mod events;
 mod generation;
+mod observed;
 mod past;
 mod pieces;
 mod prepare;
