@@ -17,7 +17,7 @@ use edge_lmm::units::bytes;
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::calibration::{self, Calibration, Method, Samples};
+use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
 use crate::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
@@ -81,15 +81,20 @@ struct Convert {
     head_quant: Option<Format>,
     /// Method of quantization: nearest (no calibration), weighted (scales for the mean squares of
     /// the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs). All
-    /// but nearest run samples through the model and need a temporary file of two bytes for each
-    /// weight next to the record
+    /// but nearest run samples through the model and need a temporary file of the record's size next
+    /// to it
     #[arg(long, value_name = "METHOD", default_value = "nearest", value_parser = methods())]
     method: Method,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
     /// `edge-lmm eval`; may be repeated. Without it, a text that is built in
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
-    /// Memory for the statistics of the method in MiB; less needs more passes over the samples
+    /// Mean squares of the inputs of the weights. A file that exists is used instead of samples: one
+    /// that an earlier conversion has written, or an importance matrix of llama.cpp (.dat or .gguf);
+    /// every method then works as weighted. Otherwise the file is written
+    #[arg(long, value_name = "FILE")]
+    statistics: Option<PathBuf>,
+    /// Memory for the samples and statistics of the method in MiB; with less, fewer samples are used
     #[arg(long, value_name = "MIB", default_value_t = calibration::MEMORY >> 20)]
     calibration_memory: usize,
     /// Keep only the tokens of these texts and question sets (.csv), of prompts and of single bytes.
@@ -214,15 +219,17 @@ impl Outputs {
     fn check_inputs(&self, cli: &Convert, checkpoint: &Checkpoint) -> anyhow::Result<()> {
         for output in std::iter::once(&self.record).chain(&self.report) {
             output.check_inputs(checkpoint.files.iter().map(|file| &*file.path))?;
-            let samples = cli.calibration.iter().chain(&cli.prune_vocabulary);
-            output.check_inputs(samples.map(PathBuf::as_path))?;
+            let inputs = (cli.calibration.iter())
+                .chain(&cli.statistics)
+                .chain(&cli.prune_vocabulary);
+            output.check_inputs(inputs.map(PathBuf::as_path))?;
         }
         Ok(())
     }
 
     fn write(self, cli: &Convert, plan: &Plan, checkpoint: Arc<Checkpoint>) -> anyhow::Result<()> {
         let path = self.record.path().to_owned();
-        let calibration = calibration(cli, plan, &checkpoint)?;
+        let calibration = calibration(cli, plan)?;
         let report = convert(plan, checkpoint, self.record, calibration)?;
         if let Some(output) = self.report {
             output.finish_with(&serde_json::to_vec_pretty(&report)?)?;
@@ -355,11 +362,7 @@ fn methods() -> impl TypedValueParser<Value = Method> {
 }
 
 /// Prepares the method of quantization, if it needs statistics and a weight is quantized.
-fn calibration(
-    cli: &Convert,
-    plan: &Plan,
-    checkpoint: &Arc<Checkpoint>,
-) -> anyhow::Result<Option<Calibration>> {
+fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>> {
     let quantized = (plan.weights.iter()).any(|w| w.format.is_some_and(Format::is_quantized));
     if !cli.method.is_calibrated() || !quantized {
         ensure!(
@@ -367,11 +370,29 @@ fn calibration(
             "--calibration has no use without --prune-layers, --prune-ffn, or a quantized format and \
              --method weighted, gptq or best"
         );
+        ensure!(
+            cli.statistics.is_none(),
+            "--statistics has no use without a quantized format and --method weighted, gptq or best"
+        );
         return Ok(None);
     }
-    let (samples, file) = (samples(cli)?, beside(cli, ".calibration"));
-    let calibration = Calibration::new(plan, checkpoint, cli.method, samples, &file)?;
-    Ok(Some(calibration.with_memory(cli.calibration_memory << 20)))
+    let file = beside(cli, ".calibration");
+    if let Some(saved) = cli.statistics.as_deref().filter(|path| path.exists()) {
+        ensure!(
+            cli.calibration.is_empty(),
+            "{} exists and is used instead of samples: remove it to collect statistics of \
+             --calibration, or leave --calibration out",
+            saved.display()
+        );
+        let saved = SavedStatistics::read(saved)?;
+        return Ok(Some(Calibration::with_statistics(cli.method, saved, file)));
+    }
+    let calibration = Calibration::new(cli.method, samples(cli)?, file);
+    let calibration = calibration.with_memory(cli.calibration_memory << 20);
+    Ok(Some(match &cli.statistics {
+        Some(path) => calibration.saving_to(Output::create(path, false)?),
+        None => calibration,
+    }))
 }
 
 /// Writes the record. On a terminal, shows the current weight and the estimated time left.

@@ -1,9 +1,9 @@
 //! Turns a checkpoint into one record that `edge-lmm` runs.
 //!
 //! [`source`] reads the checkpoint lazily, [`plan`] chooses the format of every weight,
-//! [`mod@write`] packs and writes the weights one by one, so that memory use is bounded by the
-//! largest tensor and not by the model. [`edge_lmm::output`] makes a file appear only when it is
-//! complete.
+//! [`calibration`] quantizes weights by their inputs, [`mod@write`] packs and writes the weights one
+//! by one, so that memory use is bounded by the largest tensor and not by the model.
+//! [`edge_lmm::output`] makes a file appear only when it is complete.
 
 pub mod calibration;
 mod command;
@@ -17,6 +17,7 @@ mod generate;
 mod interrupt;
 mod leftovers;
 mod names;
+mod pack;
 pub mod plan;
 mod planned_weight;
 pub mod prune;

@@ -1,31 +1,21 @@
-//! Packing of weights and writing of the record, one weight at a time.
+//! Writing of the record, one weight at a time.
 
 use std::cell::RefCell;
-use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use edge_lmm_kernels::format::PANEL;
-use edge_lmm_kernels::pack::{PackStats, pack_weighted};
-use edge_lmm_kernels::pool;
-use edge_lmm_kernels::{FormatError, Matrix};
+use edge_lmm_kernels::pack::PackStats;
 use edge_lmm_models::weights::{Storage, WeightSpec};
-use edge_lmm_ops::{Format, MatrixShape};
 use edge_lmm_record::output::Output;
 use edge_lmm_record::{Description, WriteError};
 use serde::Serialize;
 
-use crate::calibration::{Calibration, Rule};
+use crate::calibration::{Calibration, PackedWeights};
+use crate::pack::{self, Packed};
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
-use crate::rows::read_rows;
 use crate::source::{Checkpoint, some_of};
-
-/// Values that one task reads and packs at a time; a few such chunks are in memory at once.
-const CHUNK: usize = 1 << 20;
-/// Values that are rounded together; several copies of them are in memory.
-const ROUNDED: usize = 1 << 24;
 
 /// The result of a conversion.
 #[derive(Debug, Clone, Serialize)]
@@ -64,13 +54,11 @@ pub struct TensorReport {
 /// Callback for each started weight and the bytes packed.
 type Progress = Box<dyn Fn(&str, usize)>;
 
-/// Packed bytes with the statistics of the packing.
-type Packed = Result<(Vec<u8>, PackStats), ConvertError>;
-
 /// State shared by the callbacks that write one record.
 struct Job {
     checkpoint: Arc<Checkpoint>,
-    calibration: Option<RefCell<Calibration>>,
+    /// Weights that a calibration has packed already.
+    calibrated: RefCell<PackedWeights>,
     progress: Progress,
     reports: RefCell<Vec<TensorReport>>,
 }
@@ -114,9 +102,13 @@ pub fn write_calibrated(
     calibration: Option<Calibration>,
     progress: impl Fn(&str, usize) + 'static,
 ) -> Result<Report, ConvertError> {
+    let calibrated = match calibration {
+        Some(calibration) => calibration.run(plan, &checkpoint, &progress)?,
+        None => PackedWeights::default(),
+    };
     let job = Rc::new(Job {
         checkpoint: checkpoint.clone(),
-        calibration: calibration.map(RefCell::new),
+        calibrated: RefCell::new(calibrated),
         progress: Box::new(progress),
         reports: RefCell::new(Vec::new()),
     });
@@ -172,13 +164,12 @@ fn warn_of_lost_weights(tensors: &[TensorReport]) {
 }
 
 impl Job {
-    /// Returns the bytes of a weight as stored in the record, and keeps its hash and report.
+    /// Returns the bytes of a weight as stored in the record, and keeps its report.
     fn bytes(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
         let spec = &weight.spec;
-        (self.progress)(&spec.name, 0);
-        let (bytes, stats) = match (spec.storage, weight.format) {
-            (Storage::Packed { cols }, Some(format)) => self.pack(weight, format, cols)?,
-            _ => (self.dense(weight)?, PackStats::default()),
+        let (bytes, stats) = match self.calibrated.borrow_mut().read(&spec.name)? {
+            Some(packed) => packed,
+            None => self.pack(weight)?,
         };
         self.reports
             .borrow_mut()
@@ -190,91 +181,17 @@ impl Job {
         Ok(bytes)
     }
 
-    fn dense(&self, weight: &PlannedWeight) -> Result<Vec<u8>, ConvertError> {
-        let spec = &weight.spec;
-        let mut values = Vec::with_capacity(spec.rows() * spec.cols());
-        read_rows(&self.checkpoint, weight, 0..spec.rows(), &mut values)?;
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(ConvertError::Pack {
-                weight: spec.name.clone(),
-                reason: format!("value {at} is {}", values[at]),
-            });
+    fn pack(&self, weight: &PlannedWeight) -> Result<Packed, ConvertError> {
+        let name = &*weight.spec.name;
+        (self.progress)(name, 0);
+        if let (Storage::Packed { .. }, Some(format)) = (weight.spec.storage, weight.format) {
+            let progress = |bytes| (self.progress)(name, bytes);
+            return pack::pack(&self.checkpoint, weight, format, None, &progress);
         }
-        (self.progress)(&spec.name, size_of_val(&*values));
-        Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
-    }
-
-    /// Reads and packs runs of panels on all threads.
-    fn pack(&self, weight: &PlannedWeight, format: Format, cols: usize) -> Packed {
-        let spec = &weight.spec;
-        let rule = match &self.calibration {
-            Some(calibration) => calibration.borrow_mut().rule(&spec.name)?,
-            None => None,
-        };
-        let rule = rule.as_ref();
-        if let Some(rule) = rule.filter(|rule| rule.rounds()) {
-            return self.pack_rounded(weight, format, cols, rule);
-        }
-        let shape = MatrixShape {
-            format,
-            rows: spec.rows(),
-            cols,
-        };
-        let step = (CHUNK / cols).next_multiple_of(PANEL).max(PANEL);
-        let starts: Vec<usize> = (0..shape.rows).step_by(step).collect();
-        let pool = pool::global();
-        let checkpoint = &*self.checkpoint;
-        let mut bytes = Vec::with_capacity(shape.byte_len().unwrap_or_default());
-        let mut stats = PackStats::default();
-        // Works in batches to limit the memory of packed chunks that wait to be joined.
-        for batch in starts.chunks(2 * pool.threads()) {
-            let slots: Vec<Mutex<Option<Packed>>> =
-                batch.iter().map(|_| Mutex::new(None)).collect();
-            pool.run(batch.len(), |task| {
-                let rows = batch[task]..(batch[task] + step).min(shape.rows);
-                let packed = pack_chunk(checkpoint, weight, shape, rows, rule);
-                *slots[task].lock().expect("no task panics with the lock") = Some(packed);
-            });
-            for slot in slots {
-                let packed = slot.into_inner().expect("no task panics with the lock");
-                let (chunk, chunk_stats) = packed.expect("every task fills its slot")?;
-                bytes.extend_from_slice(&chunk);
-                stats += chunk_stats;
-                (self.progress)(&spec.name, chunk.len());
-            }
-        }
-        Ok((bytes, stats))
-    }
-
-    /// Packs runs of rows one after the other, each on all threads.
-    fn pack_rounded(
-        &self,
-        weight: &PlannedWeight,
-        format: Format,
-        cols: usize,
-        rule: &Rule,
-    ) -> Packed {
-        let count = weight.spec.rows();
-        let step = (ROUNDED / cols).next_multiple_of(PANEL).max(PANEL);
-        let (mut bytes, mut stats) = (Vec::new(), PackStats::default());
-        for start in (0..count).step_by(step) {
-            let rows = start..(start + step).min(count);
-            let shape = MatrixShape::new(format, rows.len(), cols);
-            let mut values = Vec::with_capacity(rows.len() * cols);
-            read_rows(&self.checkpoint, weight, rows.clone(), &mut values)?;
-            let first = bytes.len();
-            rule.pack(shape, &values, &mut bytes)
-                .map_err(|error| unpackable(weight, &rows, &error))?;
-            let packed = Matrix::new(shape, &bytes[first..])
-                .map_err(|error| unpackable(weight, &rows, &error))?;
-            // An input that is hardly ever used may have a large error on purpose.
-            stats += PackStats {
-                lost: 0,
-                ..PackStats::of_rows(&packed, &values)
-            };
-            (self.progress)(&weight.spec.name, bytes.len() - first);
-        }
-        Ok((bytes, stats))
+        let values = pack::dense(&self.checkpoint, weight)?;
+        (self.progress)(name, size_of_val(&*values));
+        let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        Ok((bytes, PackStats::default()))
     }
 
     fn report(&self, weight: &PlannedWeight, bytes: usize, stats: &PackStats) -> TensorReport {
@@ -291,27 +208,4 @@ impl Job {
             lost: stats.lost,
         }
     }
-}
-
-fn unpackable(weight: &PlannedWeight, rows: &Range<usize>, error: &FormatError) -> ConvertError {
-    ConvertError::Pack {
-        weight: weight.spec.name.clone(),
-        reason: format!("rows {} to {}: {error}", rows.start, rows.end),
-    }
-}
-
-fn pack_chunk(
-    checkpoint: &Checkpoint,
-    weight: &PlannedWeight,
-    shape: MatrixShape,
-    rows: Range<usize>,
-    rule: Option<&Rule>,
-) -> Packed {
-    let mut values = Vec::with_capacity(rows.len() * shape.cols);
-    read_rows(checkpoint, weight, rows.clone(), &mut values)?;
-    let mut bytes = Vec::new();
-    let mean_squares = rule.map(|rule| &*rule.mean_squares);
-    let stats = pack_weighted(shape, &values, mean_squares, &mut bytes)
-        .map_err(|error| unpackable(weight, &rows, &error))?;
-    Ok((bytes, stats))
 }

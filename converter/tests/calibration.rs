@@ -32,9 +32,7 @@ fn calibrated(name: &str, method: Method, memory: usize, path: &Path) {
     let plan = Plan::new(&checkpoint, &Q4).expect("a plan");
     let samples = Samples::read(&[questions()]).expect("samples");
     let weights = path.with_extension("calibration");
-    let calibration = Calibration::new(&plan, &checkpoint, method, samples, &weights)
-        .expect("a calibration")
-        .with_memory(memory);
+    let calibration = Calibration::new(method, samples, &weights).with_memory(memory);
     let output = Output::create(path, true).expect("an output");
     write_calibrated(output, &plan, checkpoint, Some(calibration), |_, _| {}).expect("a record");
     assert!(!weights.exists(), "the temporary weights are left");

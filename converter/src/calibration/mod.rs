@@ -1,38 +1,44 @@
 //! Calibrated quantization: scales and quants that change the outputs of the layers little on
 //! samples, instead of the weights.
 //!
-//! The samples run through the model with weights in half precision, and an observer of the products
-//! sums up the inputs of every layer ([`InputStatistics`]). As the sums of `x xᵀ` of all layers
-//! together may be larger than memory, they are collected for as many layers at a time as a limit
-//! allows, and dropped when these are packed.
+//! All samples pass through the model together, weight by weight ([`pass`]). At each weight, the
+//! statistics of its inputs ([`InputStatistics`]) are collected, it is quantized by them, and the
+//! samples go on with the quantized weight.
 
-mod float_model;
 mod hessian;
+mod model;
+mod packed_weights;
+mod pass;
 mod products;
 mod rounding;
 mod samples;
 mod statistics;
+mod statistics_file;
+mod stream;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::rc::Rc;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use edge_lmm_kernels::format::{FormatError, PANEL};
 use edge_lmm_kernels::pack::{Quantized, pack_quants};
 use edge_lmm_kernels::pool;
-use edge_lmm_ops::{Format, MatrixShape, observe};
+use edge_lmm_ops::{Format, MatrixShape};
+use edge_lmm_record::output::Output;
 
 use crate::plan::{ConvertError, Plan};
 use crate::source::Checkpoint;
-use float_model::FloatModel;
 use hessian::Hessian;
+use model::Model;
+use pass::{Pass, Sample};
+use products::{product_transposed, transposed};
 
+pub(crate) use packed_weights::PackedWeights;
 pub use samples::Samples;
 pub use statistics::InputStatistics;
+pub use statistics_file::SavedStatistics;
 
-/// Default of the memory for sums of `x xᵀ` in bytes.
+/// Default of the memory for samples and statistics in bytes.
 pub const MEMORY: usize = 4 << 30;
 
 /// The error of a calibration.
@@ -41,6 +47,12 @@ pub enum CalibrationError {
     /// A sample cannot be used.
     #[error("calibration: {reason}")]
     Samples {
+        /// Why.
+        reason: String,
+    },
+    /// Saved statistics cannot be used.
+    #[error("statistics: {reason}")]
+    Statistics {
         /// Why.
         reason: String,
     },
@@ -90,92 +102,136 @@ impl Method {
     }
 }
 
-/// Collects statistics for the weights of a plan while they are packed in order.
+/// A calibration of the weights of a plan.
 pub struct Calibration {
     method: Method,
+    source: Source,
+    path: PathBuf,
     memory: usize,
-    model: FloatModel,
-    /// Weights that are quantized with statistics: name, width, whether products are needed.
-    weights: Vec<(String, usize, bool)>,
-    ready: BTreeMap<String, InputStatistics>,
+    save: Option<Output>,
+}
+
+enum Source {
+    Samples(Samples),
+    Saved(SavedStatistics),
 }
 
 impl Calibration {
-    /// Prepares a calibration of the quantized weights of `plan`. The temporary file `path` takes
-    /// two bytes for each weight of the model.
-    ///
-    /// # Errors
-    /// If the file cannot be written, or the samples do not fit the model.
-    pub fn new(
-        plan: &Plan,
-        checkpoint: &Arc<Checkpoint>,
-        method: Method,
-        samples: Samples,
-        path: &Path,
-    ) -> Result<Self, ConvertError> {
-        let weights = plan.weights.iter().filter_map(|weight| {
-            let format = weight
-                .format
-                .filter(|f| f.is_quantized() && weight.spec.product)?;
-            let products = method.needs_products(format);
-            Some((weight.spec.name.clone(), weight.spec.cols(), products))
-        });
-        Ok(Self {
-            method,
-            memory: MEMORY,
-            model: FloatModel::new(plan, checkpoint, samples, path)?,
-            weights: weights.collect(),
-            ready: BTreeMap::new(),
-        })
+    /// Creates a calibration on samples. The temporary file `path` takes the packed weights.
+    pub fn new(method: Method, samples: Samples, path: impl Into<PathBuf>) -> Self {
+        Self::of(method, Source::Samples(samples), path.into())
     }
 
-    /// Limits the memory of the sums of `x xᵀ`. More memory needs fewer passes over the samples.
+    /// Creates a calibration with statistics of an earlier one. They have no products of inputs, so
+    /// that every method works as [`Method::Weighted`].
+    pub fn with_statistics(
+        method: Method,
+        saved: SavedStatistics,
+        path: impl Into<PathBuf>,
+    ) -> Self {
+        Self::of(method, Source::Saved(saved), path.into())
+    }
+
+    fn of(method: Method, source: Source, path: PathBuf) -> Self {
+        Self {
+            method,
+            source,
+            path,
+            memory: MEMORY,
+            save: None,
+        }
+    }
+
+    /// Writes the statistics to `output`.
+    #[must_use]
+    pub fn saving_to(self, output: Output) -> Self {
+        Self {
+            save: Some(output),
+            ..self
+        }
+    }
+
+    /// Limits the memory of samples and statistics. With less memory, fewer samples are used.
     #[must_use]
     pub fn with_memory(self, memory: usize) -> Self {
         Self { memory, ..self }
     }
 
-    /// Returns the rule to quantize a weight; `None` if no sample reaches it.
+    /// Quantizes and packs all weights that the samples use. `progress` is as in
+    /// [`write_record_to`](crate::write_record_to).
     ///
     /// # Errors
-    /// If the samples cannot be run.
-    pub(crate) fn rule(&mut self, name: &str) -> Result<Option<Rule>, CalibrationError> {
-        if !self.ready.contains_key(name) && self.weights.iter().any(|(own, ..)| own == name) {
-            self.collect(name)?;
+    /// If the samples do not fit the model, or a weight cannot be read or packed.
+    pub(crate) fn run(
+        self,
+        plan: &Plan,
+        checkpoint: &Checkpoint,
+        progress: &dyn Fn(&str, usize),
+    ) -> Result<PackedWeights, ConvertError> {
+        let packed = PackedWeights::create(&self.path)?;
+        let mut pass = Pass {
+            plan,
+            checkpoint,
+            method: self.method,
+            progress,
+            packed,
+            samples: Vec::new(),
+            statistics: BTreeMap::new(),
+            saved: SavedStatistics::default(),
+        };
+        match &self.source {
+            Source::Samples(samples) => {
+                pass.samples = self.start(samples, plan, checkpoint)?;
+                pass.run()?;
+            }
+            Source::Saved(saved) => pass.use_saved(saved)?,
         }
-        let found = self.ready.remove(name).filter(|found| found.tokens > 0);
-        Ok(found.map(|found| Rule::new(self.method, found)))
+        if let Some(output) = self.save {
+            output.finish_with(&pass.saved.to_bytes()?)?;
+        }
+        Ok(pass.packed)
     }
 
-    /// Runs the samples for the weights from `first` on, as many as the memory allows.
-    fn collect(&mut self, first: &str) -> Result<(), CalibrationError> {
-        let mut left = self.memory;
-        let mut wanted = BTreeMap::new();
-        let following = self.weights.iter().skip_while(|(name, ..)| name != first);
-        for (name, width, products) in following {
-            let bytes = if *products { 4 * width * width } else { 0 };
-            if bytes > left && !wanted.is_empty() {
-                break;
-            }
-            left = left.saturating_sub(bytes);
-            wanted.insert(name.clone(), InputStatistics::new(*width, *products));
-        }
+    /// Starts the samples.
+    fn start(
+        &self,
+        samples: &Samples,
+        plan: &Plan,
+        checkpoint: &Checkpoint,
+    ) -> Result<Vec<Sample>, ConvertError> {
+        let model = Arc::new(Model::new(plan, checkpoint)?);
+        let most = samples::most_tokens(plan, self.method, self.memory);
+        let windows = samples.windows(&checkpoint.tokenizer, model.context_length(), most)?;
+        check_ids(&windows, model.vocabulary())?;
+        let questions = samples.questions();
         log::info!(
-            "collecting statistics of {} weights from {first} on",
-            wanted.len()
+            "calibration on {} windows of text and {} questions",
+            windows.len(),
+            questions.len()
         );
-        let wanted = Rc::new(RefCell::new(wanted));
-        let seen = wanted.clone();
-        let observer = observe::start(move |name, inputs| {
-            if let Some(statistics) = seen.borrow_mut().get_mut(name) {
-                statistics.add(inputs.values);
-            }
-        });
-        let outcome = self.model.run();
-        drop(observer);
-        outcome?;
-        self.ready = wanted.take();
-        Ok(())
+        let with_float = self.method == Method::Best;
+        let mut started = Vec::new();
+        for ids in windows {
+            let model = model.clone();
+            let sample = move || model.run_text(&ids);
+            started.push(Sample::start(sample, with_float)?);
+        }
+        for (manifest, question) in questions {
+            let model = model.clone();
+            let sample = move || model.run_question(&manifest, &question);
+            started.push(Sample::start(sample, with_float)?);
+        }
+        Ok(started)
+    }
+}
+
+fn check_ids(windows: &[Vec<u32>], vocabulary: usize) -> Result<(), CalibrationError> {
+    let mut ids = windows.iter().flatten();
+    match ids.find(|&&id| id as usize >= vocabulary) {
+        Some(id) => Err(CalibrationError::Model {
+            reason: format!("token {id} of the text has no embedding"),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -185,17 +241,36 @@ pub(crate) struct Rule {
     /// The mean square of each input.
     pub mean_squares: Vec<f32>,
     hessian: Option<Hessian>,
+    /// Mean of `(y - x) xᵀ`, where `y` is the input in the float model, times a factor for its
+    /// uncertainty.
+    drift: Option<Vec<f32>>,
 }
 
 impl Rule {
     fn new(method: Method, statistics: InputStatistics) -> Self {
-        let width = statistics.squares.len();
+        let (width, tokens) = (statistics.squares.len(), statistics.tokens);
         let mean_squares = statistics.mean_squares();
-        let products = statistics.into_mean_products();
+        let (products, mut drift) = statistics.into_mean_products();
+        // A regression with `width` unknowns explains that share of pure noise.
+        let certain = (1.0 - width as f32 / tokens as f32).max(0.0);
+        if let Some(drift) = &mut drift {
+            drift.iter_mut().for_each(|x| *x *= certain);
+        }
         Self {
             method,
             mean_squares,
             hessian: products.map(|products| Hessian::new(products, width)),
+            drift,
+        }
+    }
+
+    /// The rule with mean squares alone.
+    fn weighted(mean_squares: Vec<f32>) -> Self {
+        Self {
+            method: Method::Weighted,
+            mean_squares,
+            hessian: None,
+            drift: None,
         }
     }
 
@@ -214,6 +289,8 @@ impl Rule {
         rows: &[f32],
         out: &mut Vec<u8>,
     ) -> Result<(), FormatError> {
+        let moved = self.moved(rows);
+        let rows = moved.as_deref().unwrap_or(rows);
         let mut quantized = quantize(shape, rows, &self.mean_squares)?;
         if let Some(hessian) = &self.hessian {
             rounding::gptq(rows, hessian, &mut quantized);
@@ -227,6 +304,18 @@ impl Rule {
             scales,
         } = &quantized;
         pack_quants(shape, quants, sub_scales, scales, out)
+    }
+
+    /// Returns the weights whose outputs on the quantized model's inputs are nearest to those of
+    /// `rows` on the float model's inputs (GPTAQ: Li et al. 2025,
+    /// [arXiv:2504.02692](https://arxiv.org/abs/2504.02692)).
+    fn moved(&self, rows: &[f32]) -> Option<Vec<f32>> {
+        let (hessian, drift) = (self.hessian.as_ref()?, self.drift.as_ref()?);
+        let by_column = transposed(drift, hessian.n);
+        let outputs = product_transposed(rows, &by_column, hessian.n);
+        let mut moved = hessian.divide(&outputs);
+        moved.iter_mut().zip(rows).for_each(|(m, w)| *m += w);
+        Some(moved)
     }
 }
 

@@ -8,39 +8,82 @@ use edge_lmm_kernels::{Activation, Format, Matrix, MatrixShape, pack_rows, pool,
 
 /// Columns that are factored at a time.
 const PANEL: usize = 64;
+/// Rows of a sum of products that are computed at a time.
+const ROWS: usize = 256;
 
 /// Returns `a bᵀ`: `[m, n]` for `a`: `[m, inner]` and `b`: `[n, inner]`, row-major.
 pub(super) fn product_transposed(a: &[f32], b: &[f32], inner: usize) -> Vec<f32> {
     let (m, n) = (a.len() / inner, b.len() / inner);
+    let bytes = packed(b, inner);
     let shape = MatrixShape::new(Format::F32, n, inner);
-    let step = n.div_ceil(32).next_multiple_of(8);
-    let packed: Vec<Mutex<Vec<u8>>> = b.chunks(step * inner).map(|_| Mutex::default()).collect();
-    let pool = pool::global();
-    pool.run(packed.len(), |task| {
-        let rows = &b[task * step * inner..b.len().min((task + 1) * step * inner)];
-        let mut bytes = packed[task].lock().expect("no task panics with the lock");
+    let b = Matrix::new(shape, &bytes).expect("the packed rows are those of the shape");
+    product(&pool::global(), &b, a, m, None, Activation::None)
+}
+
+/// Packs rows of `inner` values on all threads.
+fn packed(rows: &[f32], inner: usize) -> Vec<u8> {
+    let count = rows.len() / inner;
+    let shape = MatrixShape::new(Format::F32, count, inner);
+    let step = count.div_ceil(32).next_multiple_of(8);
+    let pieces: Vec<Mutex<Vec<u8>>> = rows
+        .chunks(step * inner)
+        .map(|_| Mutex::default())
+        .collect();
+    pool::global().run(pieces.len(), |task| {
+        let rows = &rows[task * step * inner..rows.len().min((task + 1) * step * inner)];
+        let mut bytes = pieces[task].lock().expect("no task panics with the lock");
         pack_rows(shape, rows, &mut bytes).expect("factors are finite");
     });
-    let bytes: Vec<u8> = packed
-        .into_iter()
-        .flat_map(|bytes| bytes.into_inner().expect("no task panics with the lock"))
+    let pieces = pieces.into_iter();
+    let pieces: Vec<Vec<u8>> = pieces
+        .map(|bytes| bytes.into_inner().expect("no task panics with the lock"))
         .collect();
-    let b = Matrix::new(shape, &bytes).expect("the packed rows are those of the shape");
-    product(&pool, &b, a, m, None, Activation::None)
+    pieces.concat()
+}
+
+/// Adds `a bᵀ` to `sums`: `[m, n]`. If `symmetric`, `a` and `b` are the same, and only the elements on
+/// and below the diagonal are defined.
+pub(super) fn add_product(sums: &mut [f32], a: &[f32], b: &[f32], inner: usize, symmetric: bool) {
+    let n = b.len() / inner;
+    let bytes = packed(b, inner);
+    let pool = pool::global();
+    for (block, a) in a.chunks(ROWS * inner).enumerate() {
+        let (first, rows) = (block * ROWS, a.len() / inner);
+        let used = if symmetric { n.min(first + rows) } else { n };
+        let shape = MatrixShape::new(Format::F32, used, inner);
+        let panels = &bytes[..shape.byte_len().unwrap_or(bytes.len())];
+        let b = Matrix::new(shape, panels).expect("the packed rows are those of the shape");
+        let part = product(&pool, &b, a, rows, None, Activation::None);
+        for (row, part) in (first..).zip(part.chunks_exact(used)) {
+            let own = sums[row * n..][..used].iter_mut();
+            own.zip(part).for_each(|(sum, x)| *sum += x);
+        }
+    }
+}
+
+/// Calls `f` for parts of `len` elements of `values` on all threads, with the number of the part.
+pub(super) fn for_parts<T: Send>(values: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let parts: Vec<Mutex<&mut [T]>> = values.chunks_mut(len.max(1)).map(Mutex::new).collect();
+    pool::global().run(parts.len(), |part| {
+        f(
+            part,
+            &mut parts[part].lock().expect("no task panics with the lock"),
+        );
+    });
 }
 
 /// Returns the transpose of a matrix with `cols` columns.
 pub(super) fn transposed(a: &[f32], cols: usize) -> Vec<f32> {
     let rows = a.len() / cols;
     let mut out = vec![0.0; a.len()];
-    for first in (0..rows).step_by(32) {
-        let block = first..(first + 32).min(rows);
-        for col in 0..cols {
-            for row in block.clone() {
-                out[col * rows + row] = a[row * cols + col];
+    for_parts(&mut out, 32 * rows, |part, out| {
+        let columns = (part * 32..).zip(out.chunks_exact_mut(rows.max(1)));
+        for (col, out) in columns {
+            for (row, to) in out.iter_mut().enumerate() {
+                *to = a[row * cols + col];
             }
         }
-    }
+    });
     out
 }
 
@@ -76,25 +119,37 @@ fn subtract_known(a: &mut [f32], n: usize, panel: Range<usize>) {
     }
 }
 
+/// Factors the columns `panel`, whose products with the columns before are subtracted already.
 fn factor_panel(a: &mut [f32], n: usize, panel: Range<usize>) -> bool {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    let start = panel.start;
-    for row in panel.start..n {
-        let (above, own) = a.split_at_mut(row * n);
-        let own = &mut own[..n];
-        for col in start..panel.end.min(row) {
-            let other = &above[col * n..][..col + 1];
-            let sum = dot(&own[start..col], &other[start..col]);
-            own[col] = (own[col] - sum) / other[col];
+    let width = panel.len();
+    let mut square: Vec<f32> = (panel.clone())
+        .flat_map(|row| a[row * n + panel.start..][..width].iter().copied())
+        .collect();
+    for row in 0..width {
+        let (above, own) = square.split_at_mut(row * width);
+        for col in 0..row {
+            let other = &above[col * width..][..col + 1];
+            own[col] = (own[col] - dot(&own[..col], &other[..col])) / other[col];
         }
-        if row < panel.end {
-            let rest = own[row] - dot(&own[start..row], &own[start..row]);
-            if !(rest.is_finite() && rest > 0.0) {
-                return false;
-            }
-            own[row] = rest.sqrt();
+        let rest = own[row] - dot(&own[..row], &own[..row]);
+        if !(rest.is_finite() && rest > 0.0) {
+            return false;
         }
+        own[row] = rest.sqrt();
     }
+    for (row, square) in panel.clone().zip(square.chunks_exact(width)) {
+        a[row * n + panel.start..][..width].copy_from_slice(square);
+    }
+    for_parts(&mut a[panel.end * n..], PANEL * n, |_, rows| {
+        for row in rows.chunks_exact_mut(n) {
+            let own = &mut row[panel.clone()];
+            for col in 0..width {
+                let other = &square[col * width..][..col + 1];
+                own[col] = (own[col] - dot(&own[..col], &other[..col])) / other[col];
+            }
+        }
+    });
     true
 }
 

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use edge_lmm::manifest::Manifest;
+use edge_lmm::manifest::{Manifest, Question};
 use edge_lmm::one_line;
 use tokenizers::Tokenizer;
 
-use super::CalibrationError;
+use super::{CalibrationError, Method};
+use crate::plan::Plan;
 
 /// The text that is used if no other is given.
 const BUILT_IN: &str = include_str!("text.txt");
@@ -15,15 +17,16 @@ const BUILT_IN: &str = include_str!("text.txt");
 const WINDOW: usize = 512;
 /// Tokens of all texts together.
 const TOKENS: usize = 40 * WINDOW;
+/// Most questions.
+const QUESTIONS: usize = 128;
 /// Shorter rests of a text are left out.
 const SHORTEST: usize = 16;
 
-/// Samples for calibration: texts, and questions about media.
+/// Samples for calibration: texts, and questions about media with their answers.
 #[derive(Debug, Default)]
 pub struct Samples {
     texts: Vec<String>,
-    /// Question sets, whose answers are seen, too.
-    pub manifests: Vec<Manifest>,
+    pub(crate) manifests: Vec<Arc<Manifest>>,
 }
 
 impl Samples {
@@ -46,7 +49,7 @@ impl Samples {
                 let manifest = Manifest::open(path).map_err(|error| CalibrationError::Samples {
                     reason: one_line(&error),
                 })?;
-                samples.manifests.push(manifest);
+                samples.manifests.push(Arc::new(manifest));
             } else {
                 samples.texts.push(read_text(path)?);
             }
@@ -59,12 +62,25 @@ impl Samples {
         self.texts.iter().map(String::as_str)
     }
 
+    /// Returns questions at equal distances, at most [`QUESTIONS`].
+    pub(super) fn questions(&self) -> Vec<(Arc<Manifest>, Question)> {
+        let all: Vec<_> = (self.manifests.iter())
+            .flat_map(|manifest| manifest.questions.iter().map(move |q| (manifest, q)))
+            .collect();
+        let count = all.len().min(QUESTIONS);
+        let chosen = (0..count).map(|i| all[i * all.len() / count]);
+        chosen
+            .map(|(manifest, question)| (manifest.clone(), question.clone()))
+            .collect()
+    }
+
     /// Cuts the texts into windows of tokens, each with the token that the tokenizer puts before a
     /// text. Of long texts, windows at equal distances are taken.
     pub(super) fn windows(
         &self,
         tokenizer: &str,
         context: usize,
+        most_tokens: usize,
     ) -> Result<Vec<Vec<u32>>, CalibrationError> {
         let invalid = |error: tokenizers::Error| CalibrationError::Samples {
             reason: format!(
@@ -78,7 +94,8 @@ impl Samples {
         let window = WINDOW
             .min(context)
             .saturating_sub(usize::from(begin.is_some()));
-        let most = (TOKENS / WINDOW).div_ceil(self.texts.len().max(1));
+        let tokens = TOKENS.min(most_tokens);
+        let most = (tokens / WINDOW).div_ceil(self.texts.len().max(1)).max(1);
         let mut windows = Vec::new();
         for text in &self.texts {
             let ids = tokenizer.encode_fast(&**text, false).map_err(invalid)?;
@@ -91,6 +108,29 @@ impl Samples {
         }
         Ok(windows)
     }
+}
+
+/// Returns how many tokens can be in the model at the same time with `memory` bytes for them and the
+/// statistics of the widest weight.
+pub(super) fn most_tokens(plan: &Plan, method: Method, memory: usize) -> usize {
+    let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
+    let (mut widest, mut products, mut keys) = (0, 0, 0);
+    for weight in quantized {
+        let width = weight.spec.cols();
+        widest = widest.max(width);
+        if weight.format.is_some_and(|f| method.needs_products(f)) {
+            products = products.max(width * width);
+        }
+        // Keys and values are in the outputs of an attention's first layer.
+        if weight.spec.name.contains("qkv") {
+            keys += weight.spec.rows().saturating_sub(width);
+        }
+    }
+    // The sums, a factor, and two copies while it is computed.
+    let left = memory.saturating_sub(5 * size_of::<f32>() * products);
+    // A method that compares with the float model runs each sample twice.
+    let models = if method == Method::Best { 2 } else { 1 };
+    left / (models * size_of::<f32>() * (3 * widest + keys)).max(1)
 }
 
 fn read_text(path: &Path) -> Result<String, CalibrationError> {

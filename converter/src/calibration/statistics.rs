@@ -1,6 +1,6 @@
 //! Statistics of the inputs of a layer.
 
-use super::products::{product_transposed, transposed};
+use super::products::{add_product, transposed};
 
 /// Sums over the inputs of a layer.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -9,8 +9,10 @@ pub struct InputStatistics {
     pub tokens: usize,
     /// Sum of the squares of each element.
     pub squares: Vec<f64>,
-    /// Sum of `x xᵀ`: `[width, width]`, if it is collected.
-    pub products: Option<Vec<f32>>,
+    /// Sum of `x xᵀ`: `[width, width]`, on and below the diagonal, if it is collected.
+    products: Option<Vec<f32>>,
+    /// Sum of `(y - x) xᵀ`: `[width, width]`, if inputs `y` of the float model were seen.
+    drift: Option<Vec<f32>>,
 }
 
 impl InputStatistics {
@@ -20,27 +22,45 @@ impl InputStatistics {
             tokens: 0,
             squares: vec![0.0; width],
             products: products.then(|| vec![0.0; width * width]),
+            drift: None,
         }
     }
 
-    /// Adds inputs: `[tokens, width]`. Those with elements that are not finite are left out.
-    pub fn add(&mut self, values: &[f32]) {
+    /// Adds inputs, and what they are in the float model, if that is known: `[tokens, width]`. Those
+    /// with elements that are not finite are left out.
+    pub fn add(&mut self, values: &[f32], float: Option<&[f32]>) {
         let width = self.squares.len();
-        let finite = |row: &&[f32]| row.iter().all(|x| x.is_finite());
-        let rows: Vec<&[f32]> = values.chunks_exact(width).filter(finite).collect();
+        let float = float.unwrap_or(values).chunks_exact(width);
+        let finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
+        let rows: Vec<(&[f32], &[f32])> = (values.chunks_exact(width).zip(float))
+            .filter(|(row, float)| finite(row) && finite(float))
+            .collect();
         if rows.is_empty() {
             return;
         }
-        for row in &rows {
+        for (row, _) in &rows {
             for (sum, x) in self.squares.iter_mut().zip(*row) {
                 *sum += f64::from(*x) * f64::from(*x);
             }
         }
         self.tokens += rows.len();
-        if let Some(products) = &mut self.products {
-            let inputs = transposed(&rows.concat(), width);
-            let sums = product_transposed(&inputs, &inputs, rows.len());
-            products.iter_mut().zip(sums).for_each(|(p, sum)| *p += sum);
+        let Some(products) = &mut self.products else {
+            return;
+        };
+        let own: Vec<f32> = rows.iter().flat_map(|(row, _)| *row).copied().collect();
+        let inputs = transposed(&own, width);
+        add_product(products, &inputs, &inputs, rows.len(), true);
+        let float = rows.iter().flat_map(|(_, float)| *float);
+        let moved: Vec<f32> = float.zip(&own).map(|(y, x)| y - x).collect();
+        if moved.iter().any(|&x| x != 0.0) {
+            let drift = self.drift.get_or_insert_with(|| vec![0.0; width * width]);
+            add_product(
+                drift,
+                &transposed(&moved, width),
+                &inputs,
+                rows.len(),
+                false,
+            );
         }
     }
 
@@ -53,11 +73,23 @@ impl InputStatistics {
             .collect()
     }
 
-    /// Returns the mean of `x xᵀ`, if it was collected.
-    pub fn into_mean_products(self) -> Option<Vec<f32>> {
+    /// Returns the means of `x xᵀ` and of `(y - x) xᵀ`, as far as they were collected.
+    pub fn into_mean_products(self) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
         let factor = 1.0 / self.tokens.max(1) as f32;
-        let mut products = self.products?;
-        products.iter_mut().for_each(|p| *p *= factor);
-        Some(products)
+        let width = self.squares.len();
+        let products = self.products.map(|mut products| {
+            for row in 0..width {
+                for column in 0..=row {
+                    products[row * width + column] *= factor;
+                    products[column * width + row] = products[row * width + column];
+                }
+            }
+            products
+        });
+        let drift = self.drift.map(|mut drift| {
+            drift.iter_mut().for_each(|x| *x *= factor);
+            drift
+        });
+        (products, drift)
     }
 }

@@ -45,6 +45,15 @@ impl Prompt {
     pub fn visual_tokens(&self) -> usize {
         self.spans.iter().map(|span| span.len).sum()
     }
+
+    /// Appends tokens of text.
+    pub fn push_text(&mut self, ids: &[u32]) {
+        for &id in ids {
+            self.ids.push(id);
+            self.positions.push([self.next_position; 3]);
+            self.next_position = self.next_position.saturating_add(1);
+        }
+    }
 }
 
 /// Builds a prompt from left to right.
@@ -70,12 +79,7 @@ impl PromptBuilder {
 
     /// Appends tokens of text.
     pub fn text(&mut self, ids: &[u32]) {
-        let prompt = &mut self.0;
-        for &id in ids {
-            prompt.ids.push(id);
-            prompt.positions.push([prompt.next_position; 3]);
-            prompt.next_position = prompt.next_position.saturating_add(1);
-        }
+        self.0.push_text(ids);
     }
 
     /// Appends tokens of text that share one position.

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use edge_lmm_models::families::Registry;
+use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::media::MediaInput;
 use edge_lmm_models::prompt::TextProcessor;
 use edge_lmm_ops::{Format, KernelBackend};
-use edge_lmm_record::Record;
+use edge_lmm_record::{Description, Record};
 
 use crate::cost::{CostKey, CostModel};
 use crate::error::EngineError;
-use crate::estimate::{ResourceEstimate, Scenario};
+use crate::estimate::{ResourceEstimate, Scenario, StoredWeight, WeightSizes};
 use crate::loaded::LoadedModel;
 use crate::memory::{Fit, MemoryCheck, Subject};
 use crate::session::Session;
@@ -47,6 +48,24 @@ impl<B: KernelBackend> Engine<B> {
         device: B::Device,
     ) -> Result<Self, EngineError> {
         let model = LoadedModel::load(registry, record, device, |_, _| Ok(()))?;
+        Ok(Self(Arc::new(model)))
+    }
+
+    /// Takes a model that was not read from a record, such as one whose weights are supplied while it
+    /// runs ([`observe::supply`](edge_lmm_ops::observe::supply)). `identity` tells it from other
+    /// models in a [`Store`].
+    ///
+    /// # Errors
+    /// If tokenizer or template are invalid.
+    pub fn with_model(
+        model: Box<dyn BuiltModel<B>>,
+        description: Description<'_>,
+        weights: Vec<StoredWeight>,
+        identity: u128,
+        device: B::Device,
+    ) -> Result<Self, EngineError> {
+        let sizes = WeightSizes::of_weights(weights, description.tokenizer.len());
+        let model = LoadedModel::new(model, description, sizes, identity, device)?;
         Ok(Self(Arc::new(model)))
     }
 

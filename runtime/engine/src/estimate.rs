@@ -244,6 +244,11 @@ impl WeightSizes {
         }
     }
 
+    /// Creates the sizes of a model that is not read from a record.
+    pub(crate) fn of_weights(weights: Vec<StoredWeight>, tokenizer: usize) -> Self {
+        Self { weights, tokenizer }
+    }
+
     /// Estimates a model with these weights.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::prompt::TextProcessor;
 use edge_lmm_models::reduce::Reductions;
 use edge_lmm_ops::{Format, KernelBackend, stage};
-use edge_lmm_record::{Record, RecordError};
+use edge_lmm_record::{Description, Record, RecordError};
 use serde_json::Value;
 
 use crate::cost::CostModel;
@@ -71,7 +71,32 @@ impl<B: KernelBackend> LoadedModel<B> {
             path: record.path().to_owned(),
             reason,
         })?;
-        let text = TextProcessor::new(record.tokenizer(), record.template().map(str::to_owned))?
+        let description = Description {
+            info,
+            tokenizer: record.tokenizer(),
+            template: record.template(),
+        };
+        Self::new(model, description, weight_sizes, record.identity(), device)
+    }
+
+    /// Takes a model whose weights are filled. `identity` tells it from others, see
+    /// [`Record::identity`].
+    ///
+    /// # Errors
+    /// If tokenizer or template are invalid.
+    pub fn new(
+        model: Box<dyn BuiltModel<B>>,
+        description: Description<'_>,
+        weight_sizes: WeightSizes,
+        identity: u128,
+        device: B::Device,
+    ) -> Result<Self, EngineError> {
+        let Description {
+            info,
+            tokenizer,
+            template,
+        } = description;
+        let text = TextProcessor::new(tokenizer, template.map(str::to_owned))?
             .with_config(&info.files.config);
         let generation = GenerationConfig::new(&info.files);
         for key in generation.unsupported() {
@@ -80,7 +105,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         Ok(Self {
             generation,
             end_tokens: end_tokens(&info.files.generation, &info.files.config),
-            origin: Origin::new(record.identity(), &B::fingerprint(&device)),
+            origin: Origin::new(identity, &B::fingerprint(&device)),
             store: OnceLock::new(),
             costs: OnceLock::new(),
             chosen: Mutex::default(),

@@ -4,6 +4,7 @@ mod budget;
 mod events;
 mod generation;
 mod logprobs;
+mod observed;
 mod past;
 mod pieces;
 mod prepare;

@@ -1,0 +1,179 @@
+//! The model that runs the samples. Its packed weights are supplied while it runs.
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use burn::module::ParamId;
+use burn::tensor::{DType, Shape, Tensor, TensorData};
+use burn_store::{BurnpackStore, BurnpackWriter, TensorSnapshot};
+use edge_lmm::estimate::StoredWeight;
+use edge_lmm::manifest::{Manifest, Question};
+use edge_lmm::record::{Description, PackedFormat};
+use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message};
+use edge_lmm_models::ModelError;
+use edge_lmm_models::families::Registry;
+use edge_lmm_models::family::BuiltModel;
+use edge_lmm_models::language::{DecoderState, OutputRows, StepInput};
+use edge_lmm_models::layout::Position;
+use edge_lmm_models::monitor::Monitor;
+use edge_lmm_models::weights::Storage;
+use edge_lmm_ops::Format;
+
+use super::CalibrationError;
+use crate::pack;
+use crate::plan::{ConvertError, Plan};
+use crate::source::Checkpoint;
+
+/// One in so many tokens of text passes the output head, which is large and sees what the last norm
+/// gives.
+const HEAD_STRIDE: usize = 16;
+
+/// The model for texts, and the same with its media and prompts.
+pub(super) struct Model {
+    text: Box<dyn BuiltModel<Cpu>>,
+    engine: Engine<Cpu>,
+}
+
+impl Model {
+    /// Builds the model of a plan with the weights that are never packed.
+    ///
+    /// # Errors
+    /// If a weight cannot be read.
+    pub fn new(plan: &Plan, checkpoint: &Checkpoint) -> Result<Self, ConvertError> {
+        let mut info = plan.info.clone();
+        for format in info.formats.values_mut() {
+            *format = PackedFormat(Format::F32);
+        }
+        let description = Description {
+            info: &info,
+            tokenizer: &checkpoint.tokenizer,
+            template: checkpoint.chat_template.as_deref(),
+        };
+        let stored = |weight: &crate::PlannedWeight| StoredWeight {
+            spec: weight.spec.clone(),
+            bytes: weight.bytes,
+        };
+        let weights = plan.weights.iter().map(stored).collect();
+        let engine = Engine::with_model(
+            build(plan, checkpoint, &description)?,
+            description,
+            weights,
+            0,
+            Default::default(),
+        );
+        Ok(Self {
+            text: build(plan, checkpoint, &description)?,
+            engine: engine.map_err(|error| failed(&error))?,
+        })
+    }
+
+    /// Returns the largest number of positions.
+    pub fn context_length(&self) -> usize {
+        self.text.language().context_length()
+    }
+
+    /// Returns the number of token ids.
+    pub fn vocabulary(&self) -> usize {
+        self.text.language().vocabulary()
+    }
+
+    /// Runs the language model over a text.
+    ///
+    /// # Errors
+    /// If the model cannot compute it.
+    pub fn run_text(&self, ids: &[u32]) -> Result<(), CalibrationError> {
+        let language = self.text.language();
+        let positions: Vec<Position> = (0..ids.len() as u32).map(|at| [at; 3]).collect();
+        let mut state = DecoderState::<Cpu>::new(language, ids.len(), &Default::default())
+            .map_err(|error| failed(&error))?;
+        let mut go_on = |_| ControlFlow::Continue(());
+        let input = StepInput {
+            output: OutputRows::All,
+            ..StepInput::new(language.embed(ids), &positions)
+        };
+        let hidden = language
+            .prefill(input, &mut state, &mut Monitor::new(&mut go_on))
+            .map_err(|error| failed(&error))?;
+        let [rows, _] = hidden.dims();
+        let some = (0..rows).step_by(HEAD_STRIDE);
+        let some = some.map(|row| hidden.clone().narrow(0, row, 1)).collect();
+        language.logits(Tensor::cat(some, 0));
+        Ok(())
+    }
+
+    /// Runs the model over a question with its media and its answer. A medium that the model does not
+    /// support is left out with its question.
+    ///
+    /// # Errors
+    /// If a medium cannot be read, or the question does not fit the model.
+    pub fn run_question(
+        &self,
+        manifest: &Manifest,
+        question: &Question,
+    ) -> Result<(), CalibrationError> {
+        match self.ask(manifest, question) {
+            Ok(()) => Ok(()),
+            Err(EngineError::Model(ModelError::Unsupported { .. })) => {
+                log::info!(
+                    "question {}: the model does not support the medium",
+                    question.id
+                );
+                Ok(())
+            }
+            Err(error) => Err(CalibrationError::Samples {
+                reason: format!("question {}: {}", question.id, one_line(&error)),
+            }),
+        }
+    }
+
+    fn ask(&self, manifest: &Manifest, question: &Question) -> Result<(), EngineError> {
+        let media: Vec<Media> = (manifest.media_path(question).into_iter())
+            .map(Media::open)
+            .collect::<Result<_, _>>()?;
+        let messages = [user_message(&media, &question.question)];
+        let request = Request {
+            media: &media,
+            ..Request::new(&messages)
+        };
+        let answer = self.engine.text().encode_text(&question.answer)?;
+        self.engine.session().observe(&request, &answer)
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> CalibrationError {
+    CalibrationError::Model {
+        reason: one_line(error),
+    }
+}
+
+/// Builds the model and fills the weights that are never packed. The others stay unallocated.
+fn build(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    description: &Description<'_>,
+) -> Result<Box<dyn BuiltModel<Cpu>>, ConvertError> {
+    let device = Default::default();
+    let (mut model, _) = (description.info).skeleton::<Cpu>(&Registry::default(), &device)?;
+    let mut snapshots = Vec::new();
+    for (weight, id) in plan.weights.iter().zip(1..) {
+        let Storage::Dense { cols } = weight.spec.storage else {
+            continue;
+        };
+        let values = pack::dense(checkpoint, weight)?;
+        let shape: Vec<usize> = std::iter::once(weight.spec.rows()).chain(cols).collect();
+        let data = TensorData::new(values, shape.clone());
+        snapshots.push(TensorSnapshot::from_closure(
+            Rc::new(move || Ok(data.clone())),
+            DType::F32,
+            Shape::from(shape),
+            weight.spec.name.split('.').map(str::to_owned).collect(),
+            Vec::new(),
+            ParamId::from(id),
+        ));
+    }
+    let bytes = BurnpackWriter::new(snapshots).to_bytes();
+    let bytes = bytes.map_err(|error| failed(&error))?;
+    let mut store = BurnpackStore::from_bytes(Some(bytes)).allow_partial(true);
+    model.load(&mut store).map_err(|error| failed(&error))?;
+    Ok(model)
+}
