@@ -3,8 +3,8 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use edge_lmm::media::{FrameSelection, MediaError, MediaKind, Source, VideoOptions};
 use edge_lmm::RgbImage;
+use edge_lmm::media::{FrameSelection, MediaError, MediaKind, Source, VideoOptions};
 use pyo3::prelude::*;
 
 use crate::error::{InputError, input_error};

@@ -42,7 +42,13 @@ fn parameters(request: &OwnedRequest, turn: usize) -> Parameters {
         prompt: request.prompt(),
         // Decoded media have no file; their kind and size tell them apart.
         media: media
-            .map(|medium| format!("{} of {}", medium.kind().as_str(), units::bytes(medium.bytes())))
+            .map(|medium| {
+                format!(
+                    "{} of {}",
+                    medium.kind().as_str(),
+                    units::bytes(medium.bytes())
+                )
+            })
             .collect(),
         max_tokens: request.max_tokens(),
         reduce: request.request().options.reductions.to_string(),
@@ -92,9 +98,7 @@ impl Profile {
         let profile = self.model.profile.lock();
         *profile.unwrap_or_else(PoisonError::into_inner) = None;
         let environment = self.environment.lock();
-        environment
-            .unwrap_or_else(PoisonError::into_inner)
-            .finish();
+        environment.unwrap_or_else(PoisonError::into_inner).finish();
     }
 
     /// The report of `edge-lmm profile` as JSON.

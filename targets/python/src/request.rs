@@ -178,9 +178,7 @@ impl Settings {
                 true => AudioPadding::Window,
                 false => AudioPadding::None,
             },
-            reductions: reductions
-                .map_err(input_error)?
-                .unwrap_or_default(),
+            reductions: reductions.map_err(input_error)?.unwrap_or_default(),
             seed: self.seed,
             ..MediaOptions::default()
         })

@@ -143,7 +143,8 @@ impl Job {
         let profile = self.model.profile.lock();
         let profile = profile.unwrap_or_else(PoisonError::into_inner).clone();
         let Some(profile) = profile else {
-            let (answer, _) = self.answer(&mut session, self.request.request(), sender, canceled)?;
+            let (answer, _) =
+                self.answer(&mut session, self.request.request(), sender, canceled)?;
             return Ok(report(&answer, &answer.timing));
         };
         let mut recording = Recording::detailed(session.device());
@@ -192,9 +193,8 @@ impl Job {
                     }
                 }
                 Event::Text(text) => {
-                    if sender.send(Piece::Text(text.to_owned())).is_err() {
-                        return ControlFlow::Break(());
-                    }
+                    // A reader that is gone has set `canceled`.
+                    let _ = sender.send(Piece::Text(text.to_owned()));
                 }
                 _ => {}
             }
