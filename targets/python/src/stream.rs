@@ -193,9 +193,8 @@ impl Job {
                     }
                 }
                 Event::Text(text) => {
-                    if sender.send(Piece::Text(text.to_owned())).is_err() {
-                        return ControlFlow::Break(());
-                    }
+                    // A reader that is gone has set `canceled`.
+                    let _ = sender.send(Piece::Text(text.to_owned()));
                 }
                 _ => {}
             }
