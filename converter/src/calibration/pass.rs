@@ -38,6 +38,9 @@ impl Matrix {
     }
 }
 
+/// A need of the quantized model, and the input in the float model.
+type Pause = (Need, Option<Vec<f32>>);
+
 /// A sample in the quantized model, and in the float model if a method compares them.
 pub(super) struct Sample {
     quantized: Stream,
@@ -65,7 +68,7 @@ impl Sample {
 
     /// Waits for the next need of both models, which is the same up to the values of inputs; `None`
     /// at the end. The last item is the input in the float model.
-    fn next(&mut self) -> Result<Option<(Need, Option<Vec<f32>>)>, CalibrationError> {
+    fn next(&mut self) -> Result<Option<Pause>, CalibrationError> {
         let float = match &mut self.float {
             Some(float) => float.next()?,
             None => None,

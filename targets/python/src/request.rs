@@ -111,11 +111,7 @@ impl OwnedRequest {
     pub fn prompt(&self) -> String {
         let last = self.messages.last().into_iter();
         let parts = last.flat_map(|message| &message.content);
-        let texts = parts.filter_map(|part| match part {
-            Content::Text(text) => Some(text.as_str()),
-            Content::Media(_) => None,
-        });
-        texts.collect()
+        parts.filter_map(Content::as_text).collect()
     }
 }
 
