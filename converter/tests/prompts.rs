@@ -61,7 +61,7 @@ fn check(name: &str, media: &[Media], extra: &[&str]) {
     let mut engine = engine(&checkpoint, None, &F32);
     let mut control = |messages: &[Message]| -> Vec<u32> {
         let ids = prompt(&mut engine, messages, media).into_iter();
-        // Some tokenizers use `<unk>` for unknown characters, or have added tokens for line breaks.
+        // Some tokenizers use `<unk>` for unknown characters, and have added tokens for line breaks.
         let is_text = |text: &str| text == "<unk>" || text.trim().is_empty();
         let is_control = |id: &u32| added.iter().any(|(own, text)| own == id && !is_text(text));
         ids.filter(is_control).collect()

@@ -1,6 +1,6 @@
 //! The test checkpoints, found by their manifests in `checkpoints` of the test data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use edge_lmm_convert::source::Checkpoint;
@@ -113,6 +113,18 @@ impl Manifest {
         let goldens = goldens(&data().join(&self.goldens));
         assert_eq!(goldens.len(), self.samples, "{}", self.name);
         goldens
+    }
+
+    /// Returns the first sample with the most kinds of media, which uses all encoders.
+    pub fn golden_of_all_encoders(&self) -> Golden {
+        let mut all = self.goldens();
+        let kinds = |golden: &Golden| -> usize {
+            let media = golden.media.iter().map(|medium| medium.kind().as_str());
+            media.collect::<BTreeSet<_>>().len()
+        };
+        let most = all.iter().map(kinds).max();
+        let first = all.iter().position(|golden| Some(kinds(golden)) == most);
+        all.swap_remove(first.expect("a sample"))
     }
 
     /// Returns a tolerance: the checkpoint's own or the common one.

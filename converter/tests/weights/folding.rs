@@ -90,7 +90,7 @@ fn folded_scales_change_no_bit() {
                 manifest.name
             );
         }
-        let golden = &manifest.goldens()[0];
+        let golden = &manifest.golden_of_all_encoders();
         let mut engine = engine_from(&plan, manifest.open());
         let (tokens, expected) = stages(&mut engine, golden);
         let inputs = observed(&mut engine, golden, |_| true);

@@ -58,7 +58,7 @@ fn every_product_is_seen() {
                 .all(|name| *name == "text.embedding.weight")
         );
         let mut engine = engine_from(&plan, checkpoint);
-        let seen = observed(&mut engine, &manifest.goldens()[0], |_| false);
+        let seen = observed(&mut engine, &manifest.golden_of_all_encoders(), |_| false);
         let seen: BTreeMap<String, usize> = seen
             .into_iter()
             .map(|(name, (width, _))| (name, width))

@@ -10,6 +10,7 @@ pub mod qformer;
 pub(crate) mod qwen2_5_audio;
 pub(crate) mod qwen2_5_vit;
 pub mod siglip;
+pub(crate) mod siglip2;
 pub(crate) mod square_patches;
 pub(crate) mod tower;
 pub mod whisper;

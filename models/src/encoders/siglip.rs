@@ -20,7 +20,7 @@ use crate::reduce::rows::indices;
 use crate::sizes::{self, Section};
 use crate::weights::Scope;
 
-const BLOCK_NAMES: BlockNames = BlockNames {
+pub(super) const BLOCK_NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
     qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     out: "self_attn.out_proj",

@@ -4,6 +4,7 @@ mod blip2;
 mod gemma3;
 mod gemma3_text;
 mod idefics3;
+mod lfm2_vl;
 mod llama;
 mod llava;
 mod phi3;
@@ -74,6 +75,7 @@ families![
     smolvlm::SmolVlm,
     idefics3::Idefics3,
     gemma3::Gemma3,
+    lfm2_vl::Lfm2Vl,
     llama::Llama,
     qwen2::Qwen2,
     qwen3::Qwen3,

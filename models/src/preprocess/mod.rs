@@ -14,6 +14,7 @@ mod filter;
 pub mod gemma3;
 mod image;
 pub mod interpolate;
+pub mod lfm2_vl;
 pub mod mel;
 pub mod normalize;
 pub mod phi3_vision;

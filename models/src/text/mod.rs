@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod decoder;
+pub mod lfm2;
 pub mod opt;
 mod rope_fields;
 pub mod rotary;
