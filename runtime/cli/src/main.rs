@@ -33,7 +33,10 @@ fn main() -> ExitCode {
     if let Err(error) = cmd::signals::install() {
         log::warn!("unfinished files stay behind when a signal ends the program: {error}");
     }
-    let arguments = cmd::bundled::arguments(&Cli::command(), std::env::args_os());
+    let command = Cli::command();
+    let arguments = cmd::bundled::arguments(&command, std::env::args_os()).and_then(|given| {
+        cmd::serve::config::arguments(&command, given, |name| std::env::var_os(name))
+    });
     match arguments.and_then(|arguments| Cli::parse_from(arguments).command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
