@@ -523,10 +523,6 @@ mod tests {
     /// Worked by hand from `get_chunked_index`: the token at 120 begins the second chunk, the next one,
     /// past another multiple, the third.
     #[test]
-    #[expect(
-        clippy::single_range_in_vec_init,
-        reason = "these are lists of ranges, of which some have one"
-    )]
     fn a_jump_cuts_tokens_off_one_by_one() {
         let offsets: Vec<Position> = [0, 25, 120, 120, 120].map(|time| [time, 0, 0]).to_vec();
         assert_eq!(chunks(&offsets, 50), [0..2, 2..3, 3..5]);

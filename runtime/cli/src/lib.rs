@@ -27,7 +27,10 @@ struct Cli {
 /// code; `--help` and wrong arguments end the process.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
     exit_code(|| {
-        let arguments = cmd::bundled::arguments(&Cli::command(), arguments)?;
+        let command = Cli::command();
+        let arguments = cmd::bundled::arguments(&command, arguments)?;
+        let variable = |name: &str| std::env::var_os(name);
+        let arguments = cmd::serve::config::arguments(&command, arguments, variable)?;
         Cli::parse_from(arguments).command.run()
     })
 }
@@ -36,6 +39,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
 /// interpreter of a script.
 pub fn main_of_library(arguments: impl Iterator<Item = OsString>) -> u8 {
     exit_code(|| {
+        let variable = |name: &str| std::env::var_os(name);
+        let arguments =
+            cmd::serve::config::arguments(&Cli::command(), arguments.collect(), variable)?;
         let command = Cli::parse_from(arguments).command;
         if let cmd::Command::Bundle(bundle) = &command {
             bundle.check_program_is_named()?;

@@ -6,7 +6,8 @@
 use serde::Serialize;
 
 const TEMPLATE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("style.css");
+/// Style sheet of all pages, for light and dark screens and for print.
+pub const STYLE: &str = include_str!("style.css");
 /// Elements, tables and charts that the scripts of all kinds use.
 const CHART: &str = include_str!("chart.js");
 

@@ -10,6 +10,7 @@ mod checkpoint;
 mod config;
 mod data;
 mod errors;
+mod http_request;
 #[cfg(feature = "libfuzzer")]
 pub mod libfuzzer;
 mod manifest;
@@ -50,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     prompt::CHAT_TEMPLATE,
     prompt::CONTROL_TOKENS,
     request::REQUEST,
+    http_request::HTTP_REQUEST,
     chat::CHAT_LINE,
     manifest::MANIFEST,
     config::MODEL_CONFIG,

@@ -63,6 +63,7 @@ targets! {
     chat_template: 1500,
     control_tokens: 2000,
     request: 5000,
+    http_request: 5000,
     chat_line: 5000,
     manifest: 3000,
     model_config: 3000,

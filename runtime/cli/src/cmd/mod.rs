@@ -21,7 +21,7 @@ mod options;
 mod profile;
 mod progress;
 mod run;
-mod serve;
+pub mod serve;
 pub mod signals;
 mod tokens;
 mod watch;

@@ -235,6 +235,7 @@ impl Server {
                 return write(stream, &Reply::Error { id, error });
             }
         };
+        log::debug!("a request waits, {} are ahead", entry.position());
         let permit = (question.has_media()).then(|| self.service.decoded().acquire());
         if hung_up(&**stream) {
             return Err(io::ErrorKind::BrokenPipe.into());

@@ -2,6 +2,7 @@
 //! over HTTP.
 
 mod clients;
+pub mod config;
 #[cfg(feature = "http")]
 mod http;
 mod limits;
@@ -42,10 +43,16 @@ use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOpti
 /// With --http, clients of OpenAI's interface are answered at http://ADDRESS/v1, and browsers get a
 /// page.
 /// Example: edge-lmm serve qwen2-vl-2b.bpk --http 127.0.0.1:8080
+///
+/// Options come from the command line, the environment (--max-tokens from
+/// EDGE_LMM_SERVE_MAX_TOKENS) or a file (--config), in this order.
 #[derive(Args)]
 pub struct Cmd {
     /// Record written by edge-lmm-convert
     model: PathBuf,
+    /// Read options from a TOML file, such as max-tokens = 256
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Listen on a Unix socket [default: standard input and output, unless --http is given]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,

@@ -173,7 +173,6 @@ pub struct Entry {
 
 impl Entry {
     /// Returns the number of requests that were ahead on entry.
-    #[cfg(feature = "http")]
     pub fn position(&self) -> usize {
         self.position
     }

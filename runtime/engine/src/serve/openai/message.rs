@@ -82,14 +82,11 @@ impl Conversation {
                 (None, data)
             }
             found => {
-                let found = found.unwrap_or("no type");
-                return Err(ApiError::field(
-                    place,
-                    format!(
-                        "{place} is {found:.40?}: expected text, image_url, input_audio, \
-                         video_url or file"
-                    ),
-                ));
+                let found = shortened(found.unwrap_or("without a type"));
+                let message = format!(
+                    "{place} is {found:?}: expected text, image_url, input_audio, video_url or file"
+                );
+                return Err(ApiError::field(place, message));
             }
         };
         if role != Role::User {
@@ -112,14 +109,19 @@ fn role(role: Option<&str>, place: &str) -> Result<Role, ApiError> {
             &format!("{place}.role"),
             "tools are not supported",
         )),
-        found => Err(ApiError::field(
-            &format!("{place}.role"),
-            format!(
-                "{place}.role is {:.40?}: expected system, developer, user or assistant",
-                found.unwrap_or_default()
-            ),
-        )),
+        found => {
+            let place = format!("{place}.role");
+            let found = shortened(found.unwrap_or_default());
+            let message =
+                format!("{place} is {found:?}: expected system, developer, user or assistant");
+            Err(ApiError::field(&place, message))
+        }
     }
+}
+
+/// Returns the beginning of a text of the client, for an error.
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 /// Accepts `data:` URLs only: requests name neither files nor other machines.

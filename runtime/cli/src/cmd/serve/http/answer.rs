@@ -52,7 +52,7 @@ pub async fn answer(
         logprobs: ask.has_logprobs(),
     };
     let position = entry.position();
-    let (outlet, messages) = events::pair(form.progress);
+    let (outlet, messages) = events::pair(form.stream, form.progress);
     let queue = service.clone();
     // Not awaited: what fails is one of the messages.
     spawn_blocking(move || submit(&queue, &ask, entry, outlet, reserved));

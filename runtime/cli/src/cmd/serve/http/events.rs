@@ -38,17 +38,20 @@ pub enum Message {
 /// The sending end, which the engine's thread has.
 pub struct Outlet {
     messages: Sender<Message>,
+    is_streamed: bool,
     has_progress: bool,
-    /// Tokens whose text is not complete.
+    /// Tokens that were not sent yet.
     tokens: Vec<TokenLogprobs>,
     is_slow: AtomicBool,
 }
 
-/// Creates a channel; `has_progress` sends the progress of stages as well.
-pub fn pair(has_progress: bool) -> (Outlet, Receiver<Message>) {
+/// Creates a channel. An answer that is not streamed has no events but its end; `has_progress` sends
+/// the progress of stages as well.
+pub fn pair(is_streamed: bool, has_progress: bool) -> (Outlet, Receiver<Message>) {
     let (messages, receiver) = channel(WAITING_EVENTS);
     let outlet = Outlet {
         messages,
+        is_streamed,
         has_progress,
         tokens: Vec::new(),
         is_slow: AtomicBool::new(false),
@@ -82,7 +85,7 @@ impl Client for Outlet {
 
     fn event(&mut self, event: &Event<'_>) {
         match *event {
-            Event::Text(text) => self.send_text(text),
+            Event::Text(text) if self.is_streamed => self.send_text(text),
             Event::Logprobs(token) => self.tokens.push(token.clone()),
             Event::Progress { stage, done, total }
                 if self.has_progress && self.messages.capacity() > LEFT_FOR_TEXT =>

@@ -9,6 +9,7 @@ mod body;
 mod connections;
 mod events;
 mod options;
+mod page;
 mod reply;
 mod routes;
 mod timed;

@@ -17,6 +17,7 @@ use super::access::Access;
 use super::answer::answer;
 use super::body;
 use super::connections::Connection;
+use super::page::page;
 use super::reply::{self, Reply};
 use crate::cmd::serve::metrics::Load;
 use crate::cmd::serve::queue::Owner;
@@ -114,6 +115,7 @@ impl Drop for Served {
 /// The function of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Route {
+    Page,
     Answer(Endpoint),
     Models,
     Model,
@@ -126,6 +128,7 @@ impl Route {
     /// Returns the function of a path and its name in logs and counters.
     fn of(path: &str) -> (Self, &'static str) {
         match path {
+            "/" => (Self::Page, "/"),
             "/v1/chat/completions" => (Self::Answer(Endpoint::Chat), "/v1/chat/completions"),
             "/v1/completions" => (Self::Answer(Endpoint::Completion), "/v1/completions"),
             "/v1/models" => (Self::Models, "/v1/models"),
@@ -137,7 +140,7 @@ impl Route {
     }
 
     fn needs_key(self) -> bool {
-        self != Self::Health
+        !matches!(self, Self::Page | Self::Health)
     }
 }
 
@@ -259,6 +262,7 @@ fn new_id(connection: u64) -> String {
 /// Answers a request for information.
 fn inform(server: &Server, route: Route, path: &str) -> Result<Response<Reply>, ApiError> {
     Ok(match route {
+        Route::Page => page(),
         Route::Models => reply::json(&json!({ "object": "list", "data": [server.model()] })),
         Route::Model => {
             let name = path.strip_prefix("/v1/models/");
