@@ -50,8 +50,8 @@ def convert(
     for name, value in options.items():
         if value is not None:
             arguments += [f"--{name}", str(value)]
-    for file in calibration:
-        arguments += ["--calibration", os.fspath(file)]
+    for samples in calibration:
+        arguments += ["--calibration", os.fspath(samples)]
     if force:
         arguments.append("--force")
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,8 @@ def compare(
         Error: a record or file cannot be used.
     """
     options = {"text": text, "ids": ids, "manifest": manifest, "windows": windows, "html": html}
-    arguments = ["compare", os.fspath(reference), *map(os.fspath, candidates), "--json"]
+    records = [os.fspath(record) for record in (reference, *candidates)]
+    arguments = ["compare", *records, "--json"]
     arguments += ["--window", str(window)]
     for name, value in options.items():
         if value is not None:

@@ -144,7 +144,8 @@ def _costs(
         inside[parent] += time
         if stages[parent] == stages[index]:
             foreign[parent] += foreign[index]
-            work[parent] = tuple(a + b for a, b in zip(work[parent], work[index]))
+            (macs, moved), (more_macs, more_moved) = work[parent], work[index]
+            work[parent] = macs + more_macs, moved + more_moved
         else:
             foreign[parent] += time
     costs: dict[Any, Cost] = {}
@@ -249,7 +250,8 @@ def modules(runs: Sequence[Run]) -> list[dict[str, Any]]:
     costs = runs[-1].costs
     # A stage first, then its modules in the order of their first calls: callers come first.
     stages = dict.fromkeys(stage for stage, _ in costs)
-    order = [key for stage in stages for key in sorted(costs, key=lambda key: key[1] != "") if key[0] == stage]
+    paths = {stage: [path for other, path in costs if other == stage] for stage in stages}
+    order = [(stage, path) for stage in stages for path in sorted(paths[stage], key=bool)]
     places = {key: place for place, key in enumerate(order)}
     return [_module_cost(key, runs, places) for key in order]
 

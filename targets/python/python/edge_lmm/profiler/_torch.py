@@ -97,6 +97,7 @@ class TorchProfile:
                 "threads": torch.get_num_threads(),
             }
         name = "cpu" if device is None else str(device)
-        on_gpu = torch is not None and name.startswith("cuda")
-        gpu = f" {torch.cuda.get_device_name(device)}" if on_gpu else ""
-        return {**program, "device": name, "device_name": f"{name}{gpu}"}
+        full_name = name
+        if torch is not None and name.startswith("cuda"):
+            full_name = f"{name} {torch.cuda.get_device_name(device)}"
+        return {**program, "device": name, "device_name": full_name}
