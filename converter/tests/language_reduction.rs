@@ -365,7 +365,9 @@ fn every_decoder_reduces_its_media() {
             share: share(1.0),
         };
         let outcome = ask(&mut session, Some(all));
-        if manifest.name.starts_with("blip2-t5") {
+        // An encoder-decoder, and a model whose convolutions have a state.
+        let refuses = ["blip2-t5", "lfm2vl"];
+        if refuses.iter().any(|name| manifest.name.starts_with(name)) {
             let error = outcome.unwrap_err().to_string();
             assert!(error.contains("decoder-only"), "{error}");
             assert!(session.is_empty());
@@ -388,7 +390,7 @@ fn every_decoder_reduces_its_media() {
         }
         reduced += 1;
     }
-    assert!(reduced >= 8 && refused >= 1, "{reduced} and {refused}");
+    assert!(reduced >= 8 && refused >= 2, "{reduced} and {refused}");
 }
 
 #[test]
