@@ -60,8 +60,14 @@ fn check(manifest: &Manifest, options: &Options) {
     session.restore(&start).expect("memory");
     assert_eq!(greedy(&mut session), expected);
     // The fork has moved on; back at the beginning, it is the same again.
-    fork.truncate(fork.len() - expected.len())
-        .expect("no recurrent layers");
+    let beginning = fork.len() - expected.len();
+    if manifest.name.starts_with("lfm2vl") {
+        // The convolutions have forgotten it.
+        let error = fork.truncate(beginning).expect_err("recurrent layers");
+        assert!(error.to_string().contains("recurrent"), "{error}");
+        return;
+    }
+    fork.truncate(beginning).expect("no recurrent layers");
     assert_eq!(greedy(&mut fork), expected);
 }
 

@@ -179,8 +179,10 @@ impl Fields {
             return width;
         }
         let multiplier = self.block_ffn_dim_multiplier.unwrap_or(1.0);
-        let width = (multiplier * (2 * width / 3) as f64) as usize;
-        width.next_multiple_of(self.block_multiple_of)
+        // Saturates; sizes out of range are refused by the caller.
+        let width = (multiplier * (width.saturating_mul(2) / 3) as f64) as usize;
+        let adjusted = width.checked_next_multiple_of(self.block_multiple_of);
+        adjusted.unwrap_or(usize::MAX)
     }
 
     fn attention(&self) -> Result<Vec<bool>, ModelError> {
