@@ -1,7 +1,7 @@
 //! Calibrated quantization: scales and quants that change the outputs of the layers little on
 //! samples, instead of the weights.
 //!
-//! All samples pass through the model together, weight by weight ([`pass`]). At each weight, the
+//! All samples pass through the model together, weight by weight. At each weight, the
 //! statistics of its inputs ([`InputStatistics`]) are collected, it is quantized by them, and the
 //! samples go on with the quantized weight.
 

@@ -1,4 +1,4 @@
-//! Requests and replies of the server, in two protocols: [one JSON object per line](lines) and,
+//! Requests and replies of the server, in two protocols: one JSON object per line and,
 //! with the feature `http`, [OpenAI's](openai).
 //!
 //! A request of either becomes a [`Prepared`], which a session answers.
