@@ -267,7 +267,7 @@ fn beside(cli: &Convert, extension: &str) -> PathBuf {
     cli.output.with_file_name(name)
 }
 
-/// Chooses what is left of the checkpoint.
+/// Chooses the rows, columns and layers to keep.
 fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Pruning> {
     let mut pruning = Pruning::none(checkpoint);
     if cli.prune_layers.is_some() || cli.prune_ffn.is_some() {

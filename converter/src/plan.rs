@@ -180,7 +180,7 @@ pub struct Plan {
     pub unused: Vec<String>,
     /// The dimensions that [`Pruning::selection`] can name, with their sizes after pruning.
     pub dimensions: BTreeMap<String, usize>,
-    /// What is left of the checkpoint.
+    /// The rows, columns and layers that are kept.
     pub selection: Selection,
 }
 

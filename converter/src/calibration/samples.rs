@@ -1,4 +1,4 @@
-//! What the model sees while statistics are collected.
+//! Texts and questions on which statistics are collected.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -31,7 +31,7 @@ const WINDOWS: usize = 16;
 /// Elements whose scale is smaller than this share of the largest one say nothing about direction.
 const SMALLEST_SCALE: f32 = 1e-3;
 
-/// What the samples say about the parts of a language model.
+/// The importance of the parts of a language model.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Importance {
     /// For each layer, one minus the mean cosine between its input and its output: the block

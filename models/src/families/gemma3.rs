@@ -57,7 +57,7 @@ const IMAGE: &str = "<start_of_image>";
 /// The text of each of its tokens.
 const TOKEN: &str = "<image_soft_token>";
 
-/// What follows them.
+/// The text after the tokens of an image.
 const END: &str = "<end_of_image>\n\n";
 
 #[derive(Debug, Clone, Deserialize)]

@@ -34,7 +34,7 @@ pub struct Job {
     request: Prepared,
     client: Box<dyn Client>,
     place: Place<Job>,
-    /// What is held until the request has been answered, such as permits.
+    /// A value that is dropped when the request has been answered, such as permits.
     held: Box<dyn Send>,
     entered: Instant,
 }

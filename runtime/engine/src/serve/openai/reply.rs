@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::ask::Endpoint;
 use crate::{Answer, FinishReason, ScoredToken, TokenLogprobs};
 
-/// What stands for a probability of 0, as JSON has no infinity.
+/// The log-probability that is written for a probability of 0, as JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
 
 /// Writes the replies to one request.

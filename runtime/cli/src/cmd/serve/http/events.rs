@@ -15,7 +15,7 @@ const WAITING_EVENTS: usize = 1024;
 /// Events of progress are dropped when fewer places are left.
 const LEFT_FOR_TEXT: usize = WAITING_EVENTS / 2;
 
-/// What a connection learns about its request.
+/// A message of the engine's thread to the connection of a request.
 #[derive(Debug)]
 pub enum Message {
     /// Progress of a stage.

@@ -26,11 +26,11 @@ use crate::cmd::serve::service::Service;
 /// Longest id of a request that a client may choose.
 const MAX_ID: usize = 64;
 
-/// What the server needs to answer a request.
+/// The state that all requests share.
 pub struct Server {
     /// Queue and engine.
     pub service: Service,
-    /// Who may use the server.
+    /// The rules of access.
     pub access: Access,
     /// The model.
     pub facts: Facts,
