@@ -33,6 +33,7 @@ use model::Model;
 use pass::{Pass, Sample};
 use products::{product_transposed, transposed};
 
+pub(crate) use model::prefill_text;
 pub(crate) use packed_weights::PackedWeights;
 pub use samples::Samples;
 pub use statistics::InputStatistics;

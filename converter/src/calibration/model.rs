@@ -13,7 +13,7 @@ use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message}
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
-use edge_lmm_models::language::{DecoderState, OutputRows, StepInput};
+use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
 use edge_lmm_models::layout::Position;
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::weights::Storage;
@@ -83,17 +83,7 @@ impl Model {
     /// If the model cannot compute it.
     pub fn run_text(&self, ids: &[u32]) -> Result<(), CalibrationError> {
         let language = self.text.language();
-        let positions: Vec<Position> = (0..ids.len() as u32).map(|at| [at; 3]).collect();
-        let mut state = DecoderState::<Cpu>::new(language, ids.len(), &Default::default())
-            .map_err(|error| failed(&error))?;
-        let mut go_on = |_| ControlFlow::Continue(());
-        let input = StepInput {
-            output: OutputRows::All,
-            ..StepInput::new(language.embed(ids), &positions)
-        };
-        let hidden = language
-            .prefill(input, &mut state, &mut Monitor::new(&mut go_on))
-            .map_err(|error| failed(&error))?;
+        let hidden = prefill_text(language, ids).map_err(|error| failed(&error))?;
         let [rows, _] = hidden.dims();
         let some = (0..rows).step_by(HEAD_STRIDE);
         let some = some.map(|row| hidden.clone().narrow(0, row, 1)).collect();
@@ -138,6 +128,24 @@ impl Model {
         let answer = self.engine.text().encode_text(&question.answer)?;
         self.engine.session().observe(&request, &answer)
     }
+}
+
+/// Runs the language model over a text. Returns the output of its last norm: `[tokens, width]`.
+///
+/// # Errors
+/// If the model cannot compute it.
+pub(crate) fn prefill_text(
+    language: &dyn LanguageModel<Cpu>,
+    ids: &[u32],
+) -> Result<Tensor<Cpu, 2>, ModelError> {
+    let positions: Vec<Position> = (0..ids.len() as u32).map(|at| [at; 3]).collect();
+    let mut state = DecoderState::<Cpu>::new(language, ids.len(), &Default::default())?;
+    let mut go_on = |_| ControlFlow::Continue(());
+    let input = StepInput {
+        output: OutputRows::All,
+        ..StepInput::new(language.embed(ids), &positions)
+    };
+    language.prefill(input, &mut state, &mut Monitor::new(&mut go_on))
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> CalibrationError {

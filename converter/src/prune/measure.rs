@@ -11,14 +11,12 @@ use edge_lmm::manifest::{Manifest, Question};
 use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message};
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
-use edge_lmm_models::language::{DecoderState, LanguageModel, OutputRows, StepInput};
-use edge_lmm_models::layout::Position;
-use edge_lmm_models::monitor::Monitor;
+use edge_lmm_models::language::OutputRows;
 use edge_lmm_ops::Format;
 use edge_lmm_ops::observe::{self, Inputs};
 use edge_lmm_record::Record;
 
-use crate::calibration::Samples;
+use crate::calibration::{Samples, prefill_text};
 use crate::plan::{ConvertError, Options, Plan};
 use crate::rows::read_rows;
 use crate::source::Checkpoint;
@@ -170,7 +168,8 @@ fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), C
     let engine = Engine::<Cpu>::load(record, Default::default()).map_err(|error| failed(&error))?;
     let window = WINDOW.min(model.language().context_length());
     for ids in windows(&engine, samples, window)? {
-        let hidden = run_window(model.language(), &ids).map_err(|error| failed(&error))?;
+        let hidden = prefill_text(model.language(), &ids).map_err(|error| failed(&error))?;
+        let hidden: Vec<f32> = hidden.into_data().into_vec().unwrap_or_default();
         sums.borrow_mut().end(&hidden);
     }
     for manifest in &samples.manifests {
@@ -200,19 +199,6 @@ fn windows(
         windows.extend((0..count).map(|i| all[i * all.len() / count].to_vec()));
     }
     Ok(windows)
-}
-
-/// Returns the output of the last norm: `[tokens, width]`.
-fn run_window(language: &dyn LanguageModel<Cpu>, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
-    let positions: Vec<Position> = (0..ids.len() as u32).map(|at| [at; 3]).collect();
-    let mut state = DecoderState::<Cpu>::new(language, ids.len(), &Default::default())?;
-    let mut go_on = |_| ControlFlow::Continue(());
-    let input = StepInput {
-        output: OutputRows::All,
-        ..StepInput::new(language.embed(ids), &positions)
-    };
-    let hidden = language.prefill(input, &mut state, &mut Monitor::new(&mut go_on))?;
-    Ok(hidden.into_data().into_vec().unwrap_or_default())
 }
 
 /// Processes a question with its medium, and then the answer.
