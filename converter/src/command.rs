@@ -13,13 +13,14 @@ use edge_lmm::estimate::Scenario;
 use edge_lmm::one_line;
 use edge_lmm::output::{Output, OutputError};
 use edge_lmm::target::{TargetReport, parse_size};
-use edge_lmm::units::bytes;
+use edge_lmm::units::{bytes, parse_bytes};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
+use crate::mixed::{Budget, Mixed};
 use crate::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
 use crate::source::Checkpoint;
 use crate::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
@@ -79,6 +80,15 @@ struct Convert {
     /// Format of the embeddings and the output head, if not that of the language model
     #[arg(long, value_name = "FORMAT")]
     head_quant: Option<Format>,
+    /// Store the weights of the language model that need it most in 8 bits, so that the rest of its
+    /// layers and these have BITS per weight on average: 4.5, for example. The need is measured on
+    /// the samples of --calibration or the built-in text
+    #[arg(long, value_name = "BITS", value_parser = positive)]
+    bits: Option<f64>,
+    /// As --bits, for a size of the whole record: 1.2GB or 900MiB. Embeddings and output head compete
+    /// with the layers
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bits")]
+    budget: Option<u64>,
     /// Method of quantization: nearest (no calibration), weighted (scales for the mean squares of
     /// the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs). All
     /// but nearest run samples through the model and need a temporary file of the record's size next
@@ -176,10 +186,18 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         vision: cli.vision_quant,
         audio: cli.audio_quant,
         head: cli.head_quant,
+        weights: BTreeMap::new(),
     };
     let mut checkpoint = Arc::new(checkpoint);
     let pruning = prune(cli, &mut checkpoint)?;
-    let plan = Plan::pruned(&checkpoint, &options, pruning)?;
+    let mut plan = Plan::pruned(&checkpoint, &options, pruning)?;
+    if let Some(mixed) = mixed(cli, &plan, &options, &checkpoint)? {
+        let options = Options {
+            weights: mixed.weights,
+            ..options
+        };
+        plan = plan.in_formats(&checkpoint, &options)?;
+    }
     for tensor in &plan.unused {
         log::info!("unused tensor {tensor}");
     }
@@ -252,6 +270,15 @@ fn ratio(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Parses a number of bits.
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match number.is_finite() && number > 0.0 {
+        true => Ok(number),
+        false => Err("expected a number above 0".to_owned()),
+    }
+}
+
 /// Returns the samples of --calibration, or those that are built in.
 fn samples(cli: &Convert) -> anyhow::Result<Samples> {
     Ok(match cli.calibration.is_empty() {
@@ -297,6 +324,48 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         eprintln!("vocabulary: {after} of {before} tokens");
     }
     Ok(pruning)
+}
+
+/// Chooses the weights that get 8 bits.
+fn mixed(
+    cli: &Convert,
+    plan: &Plan,
+    options: &Options,
+    checkpoint: &Arc<Checkpoint>,
+) -> anyhow::Result<Option<Mixed>> {
+    let budget = match (cli.bits, cli.budget) {
+        (Some(bits), _) => Budget::Bits(bits),
+        (None, Some(bytes)) => Budget::Bytes(usize::try_from(bytes)?),
+        (None, None) => return Ok(None),
+    };
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{bar:30} {pos}/{len} weights measured, {eta} left",
+    )?);
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let (samples, path) = (samples(cli)?, beside(cli, ".mixed"));
+    let mixed = Mixed::choose(
+        plan, options, checkpoint, &samples, budget, &path, &progress,
+    );
+    bar.finish_and_clear();
+    let mixed = mixed?;
+    for weight in &mixed.sensitivities {
+        log::info!(
+            "{}: divergence {:.2e} nats in 4 bits, {} more in 8 bits",
+            weight.name,
+            weight.divergence,
+            bytes(weight.bytes)
+        );
+    }
+    let eight = |format: &&Format| **format == Format::Q8;
+    eprintln!(
+        "8 bits: {} of {} weights of the language model",
+        mixed.weights.values().filter(eight).count(),
+        mixed.sensitivities.len()
+    );
+    Ok(Some(mixed))
 }
 
 /// Checks the planned record against the target device.

@@ -16,6 +16,7 @@ mod generate;
 #[cfg(unix)]
 mod interrupt;
 mod leftovers;
+pub mod mixed;
 mod names;
 mod pack;
 pub mod plan;

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ const Q4: Options = Options {
     vision: Format::Q4,
     audio: Format::Q4,
     head: Some(Format::Q8),
+    weights: BTreeMap::new(),
 };
 
 fn questions() -> PathBuf {

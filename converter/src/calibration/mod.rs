@@ -29,11 +29,10 @@ use edge_lmm_record::output::Output;
 use crate::plan::{ConvertError, Plan};
 use crate::source::Checkpoint;
 use hessian::Hessian;
-use model::Model;
 use pass::{Pass, Sample};
 use products::{product_transposed, transposed};
 
-pub(crate) use model::prefill_text;
+pub(crate) use model::{Model, prefill_text};
 pub(crate) use packed_weights::PackedWeights;
 pub use samples::Samples;
 pub use statistics::InputStatistics;

@@ -63,7 +63,7 @@ impl Samples {
     }
 
     /// Returns questions at equal distances, at most [`QUESTIONS`].
-    pub(super) fn questions(&self) -> Vec<(Arc<Manifest>, Question)> {
+    pub(crate) fn questions(&self) -> Vec<(Arc<Manifest>, Question)> {
         let all: Vec<_> = (self.manifests.iter())
             .flat_map(|manifest| manifest.questions.iter().map(move |q| (manifest, q)))
             .collect();
@@ -76,7 +76,7 @@ impl Samples {
 
     /// Cuts the texts into windows of tokens, each with the token that the tokenizer puts before a
     /// text. Of long texts, windows at equal distances are taken.
-    pub(super) fn windows(
+    pub(crate) fn windows(
         &self,
         tokenizer: &str,
         context: usize,
