@@ -17,7 +17,7 @@ use crate::calibration::CalibrationError;
 use crate::factors::Factors;
 use crate::planned_weight::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
-use crate::{leftovers, names};
+use crate::{leftovers, names, prune};
 
 /// The error returned when a checkpoint cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -289,6 +289,38 @@ impl Plan {
             selection: self.selection.clone(),
         };
         Self::pruned(checkpoint, options, pruning)
+    }
+
+    /// Plans the record with all feed-forward channels; `None` if they are all there. It has the same
+    /// weights, of which some have more rows or columns.
+    ///
+    /// # Errors
+    /// As [`Self::pruned`].
+    pub(crate) fn with_all_channels(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<Self>, ConvertError> {
+        let selection = self
+            .selection
+            .without(|dimension| dimension.ends_with(".ffn"));
+        if selection == self.selection {
+            return Ok(None);
+        }
+        let mut config = self.info.files.config.clone();
+        prune::restore_channels(&mut config, &checkpoint.config);
+        let pruning = Pruning { config, selection };
+        let tails = self
+            .info
+            .formats
+            .iter()
+            .filter(|(name, _)| name.ends_with(".tail.weight"));
+        let options = Options {
+            weights: tails
+                .map(|(name, format)| (name.clone(), format.0))
+                .collect(),
+            ..Options::default()
+        };
+        Self::pruned(checkpoint, &options, pruning).map(Some)
     }
 
     /// Estimates the memory that the record needs to run.

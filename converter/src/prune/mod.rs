@@ -8,5 +8,6 @@ mod tokenizer;
 mod vocabulary;
 
 pub use measure::Importance;
+pub(crate) use structure::restore_channels;
 pub use structure::{prune_channels, prune_layers};
 pub use vocabulary::prune_vocabulary;

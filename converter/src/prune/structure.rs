@@ -79,12 +79,28 @@ pub fn prune_channels(
         pruning.selection.keep(&name, count, &kept)?;
     }
     let text = text_section(&mut pruning.config);
-    let key = match text.get("ffn_dim") {
-        Some(_) => "ffn_dim",
-        None => "intermediate_size",
-    };
+    let key = channels_key(text);
     text[key] = json!(left);
     Ok((count, left))
+}
+
+/// Sets the number of feed-forward channels to that of another configuration of the same model.
+pub(crate) fn restore_channels(config: &mut Value, whole: &Value) {
+    let whole = whole.get("text_config").unwrap_or(whole);
+    let text = text_section(config);
+    let key = channels_key(text);
+    match (whole.get(key), text.as_object_mut()) {
+        (Some(count), _) => text[key] = count.clone(),
+        (None, Some(text)) => drop(text.remove(key)),
+        (None, None) => {}
+    }
+}
+
+fn channels_key(text: &Value) -> &'static str {
+    match text.get("ffn_dim") {
+        Some(_) => "ffn_dim",
+        None => "intermediate_size",
+    }
 }
 
 /// Returns the section of the language model.
