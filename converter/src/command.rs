@@ -21,7 +21,7 @@ use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
 use crate::mixed::{Budget, Mixed};
-use crate::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
+use crate::prune::{Importance, prune_channels, prune_heads, prune_layers, prune_vocabulary};
 use crate::source::Checkpoint;
 use crate::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
 
@@ -120,6 +120,11 @@ struct Convert {
     /// whose outputs are smallest on the samples
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_ffn: Option<f64>,
+    /// Leave out a share of the attention heads of each layer of the language model, those whose
+    /// outputs are smallest on the samples; of query heads that share keys and values, as many in
+    /// every group
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    prune_heads: Option<f64>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -297,7 +302,7 @@ fn beside(cli: &Convert, extension: &str) -> PathBuf {
 /// Chooses the rows, columns and layers to keep.
 fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Pruning> {
     let mut pruning = Pruning::none(checkpoint);
-    if cli.prune_layers.is_some() || cli.prune_ffn.is_some() {
+    if cli.prune_layers.is_some() || cli.prune_ffn.is_some() || cli.prune_heads.is_some() {
         let plan = Plan::new(checkpoint, &Options::default())?;
         let path = beside(cli, ".pruning");
         let importance = Importance::measure(&plan, checkpoint, &samples(cli)?, &path)?;
@@ -315,6 +320,10 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         if let Some(ratio) = cli.prune_ffn {
             let (before, after) = prune_channels(&mut pruning, &importance, &removed, ratio)?;
             eprintln!("feed-forward channels: {after} of {before} per layer");
+        }
+        if let Some(ratio) = cli.prune_heads {
+            let (before, after) = prune_heads(&mut pruning, &importance, &removed, ratio)?;
+            eprintln!("attention heads: {after} of {before} per layer");
         }
     }
     if !cli.prune_vocabulary.is_empty() {

@@ -291,7 +291,7 @@ impl Plan {
         Self::pruned(checkpoint, options, pruning)
     }
 
-    /// Plans the record with all feed-forward channels; `None` if they are all there. It has the same
+    /// Plans the record with all feed-forward channels and heads; `None` if they are all there. It has the same
     /// weights, of which some have more rows or columns.
     ///
     /// # Errors
@@ -300,9 +300,9 @@ impl Plan {
         &self,
         checkpoint: &Checkpoint,
     ) -> Result<Option<Self>, ConvertError> {
-        let selection = self
-            .selection
-            .without(|dimension| dimension.ends_with(".ffn"));
+        let channels = [".ffn", ".heads", ".kv_heads"];
+        let is_channel = |dimension: &str| channels.iter().any(|end| dimension.ends_with(end));
+        let selection = self.selection.without(is_channel);
         if selection == self.selection {
             return Ok(None);
         }

@@ -9,5 +9,5 @@ mod vocabulary;
 
 pub use measure::Importance;
 pub(crate) use structure::restore_channels;
-pub use structure::{prune_channels, prune_layers};
+pub use structure::{prune_channels, prune_heads, prune_layers};
 pub use vocabulary::prune_vocabulary;
