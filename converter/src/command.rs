@@ -3,10 +3,11 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use edge_lmm::estimate::Scenario;
@@ -23,7 +24,7 @@ use crate::generate;
 use crate::mixed::{Budget, Mixed};
 use crate::prune::{Importance, prune_channels, prune_heads, prune_layers, prune_vocabulary};
 use crate::source::Checkpoint;
-use crate::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
+use crate::{Options, Plan, PlannedWeight, Pruning, Report, random_checkpoint, write_calibrated};
 
 /// Converts a checkpoint into one 4-bit record for edge-lmm.
 ///
@@ -89,12 +90,13 @@ struct Convert {
     /// with the layers
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bits")]
     budget: Option<u64>,
-    /// Method of quantization: nearest (no calibration), weighted (scales for the mean squares of
-    /// the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs). All
-    /// but nearest run samples through the model and need a temporary file of the record's size next
-    /// to it
-    #[arg(long, value_name = "METHOD", default_value = "nearest", value_parser = methods())]
-    method: Method,
+    /// Method of quantization: nearest (no calibration, minutes), weighted (scales for the mean squares
+    /// of the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs; ten
+    /// times as long). All but nearest run samples through the model and need a temporary file of the
+    /// record's size next to it [default: best if a weight has 4 bits and its sums fit
+    /// --calibration-memory, weighted if they do not fit, nearest without 4-bit weights]
+    #[arg(long, value_name = "METHOD", value_parser = methods())]
+    method: Option<Method>,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
     /// `edge-lmm eval`; may be repeated. Without it, a text that is built in
     #[arg(long, value_name = "FILE")]
@@ -112,6 +114,9 @@ struct Convert {
     /// tokens, others are split into more of them. May be repeated
     #[arg(long, value_name = "FILE")]
     prune_vocabulary: Vec<PathBuf>,
+    /// Number of CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
     /// Leave out a share of the language model's layers, those that change their input least on the
     /// samples of --calibration or the built-in text: 0.1 for one tenth
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
@@ -175,6 +180,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn convert_source(cli: &Convert) -> anyhow::Result<()> {
+    if let Some(jobs) = cli.jobs.and_then(|jobs| NonZeroUsize::new(jobs.into())) {
+        edge_lmm::set_threads(jobs);
+    }
     let outputs = match cli.dry_run {
         true => None,
         false => Some(Outputs::create(cli)?),
@@ -439,14 +447,55 @@ fn methods() -> impl TypedValueParser<Value = Method> {
     })
 }
 
+/// Returns the method of quantization.
+fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
+    let memory = cli.calibration_memory << 20;
+    let fits = |method| calibration::memory_of_sums(plan, method) < memory;
+    let four_bits =
+        |weight: &PlannedWeight| weight.spec.product && weight.format == Some(Format::Q4);
+    let method = match cli.method {
+        Some(method) if fits(method) => return Ok(method),
+        Some(method) => bail!(
+            "--method {} needs {} for the sums of the widest weight, --calibration-memory allows {}; \
+             use --method weighted or more memory",
+            method.name(),
+            bytes(calibration::memory_of_sums(plan, method)),
+            bytes(memory)
+        ),
+        None if cli.random_weights.is_some() => return Ok(Method::Nearest),
+        None if cli.statistics.as_ref().is_some_and(|path| path.exists()) => {
+            return Ok(Method::Weighted);
+        }
+        None if !plan.weights.iter().any(four_bits) => return Ok(Method::Nearest),
+        None if fits(Method::Best) => Method::Best,
+        None => Method::Weighted,
+    };
+    let samples = match cli.calibration.is_empty() {
+        true => "the built-in text",
+        false => "--calibration",
+    };
+    eprintln!(
+        "method: {} on {samples}; --method nearest is faster and less accurate",
+        method.name()
+    );
+    Ok(method)
+}
+
+/// Returns `true` if something else than the method of quantization uses samples.
+fn uses_samples(cli: &Convert) -> bool {
+    let prunes = [cli.prune_layers, cli.prune_ffn, cli.prune_heads];
+    prunes.iter().any(Option::is_some) || cli.bits.is_some() || cli.budget.is_some()
+}
+
 /// Prepares the method of quantization, if it needs statistics and a weight is quantized.
 fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>> {
     let quantized = (plan.weights.iter()).any(|w| w.format.is_some_and(Format::is_quantized));
-    if !cli.method.is_calibrated() || !quantized {
+    let method = method(cli, plan)?;
+    if !method.is_calibrated() || !quantized {
         ensure!(
-            cli.calibration.is_empty() || cli.prune_layers.is_some() || cli.prune_ffn.is_some(),
-            "--calibration has no use without --prune-layers, --prune-ffn, or a quantized format and \
-             --method weighted, gptq or best"
+            cli.calibration.is_empty() || uses_samples(cli),
+            "--calibration has no use without --bits, --budget, --prune-layers, --prune-ffn, \
+             --prune-heads, or a quantized format and --method weighted, gptq or best"
         );
         ensure!(
             cli.statistics.is_none(),
@@ -463,9 +512,9 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
             saved.display()
         );
         let saved = SavedStatistics::read(saved)?;
-        return Ok(Some(Calibration::with_statistics(cli.method, saved, file)));
+        return Ok(Some(Calibration::with_statistics(method, saved, file)));
     }
-    let calibration = Calibration::new(cli.method, samples(cli)?, file);
+    let calibration = Calibration::new(method, samples(cli)?, file);
     let calibration = calibration.with_memory(cli.calibration_memory << 20);
     Ok(Some(match &cli.statistics {
         Some(path) => calibration.saving_to(Output::create(path, false)?),

@@ -35,7 +35,7 @@ use products::{product_transposed, transposed};
 
 pub(crate) use model::{Model, prefill_text};
 pub(crate) use packed_weights::PackedWeights;
-pub use samples::Samples;
+pub use samples::{Samples, memory_of_sums};
 pub use statistics::InputStatistics;
 pub use statistics_file::SavedStatistics;
 
