@@ -22,7 +22,7 @@ use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
 use crate::mixed::{Budget, Mixed};
-use crate::prune::{Importance, prune_channels, prune_heads, prune_layers, prune_vocabulary};
+use crate::prune::{Importance, Shares, Trial, prune_shares, prune_vocabulary, search};
 use crate::source::Checkpoint;
 use crate::{Options, Plan, PlannedWeight, Pruning, Report, random_checkpoint, write_calibrated};
 
@@ -130,6 +130,11 @@ struct Convert {
     /// every group
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_heads: Option<f64>,
+    /// Keep a share of the parameters of the language model's layers: fewer layers, channels or heads,
+    /// whichever changes the predictions least on the samples
+    #[arg(long, value_name = "RATIO", value_parser = ratio,
+        conflicts_with_all = ["prune_layers", "prune_ffn", "prune_heads"])]
+    prune_to: Option<f64>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -310,29 +315,30 @@ fn beside(cli: &Convert, extension: &str) -> PathBuf {
 /// Chooses the rows, columns and layers to keep.
 fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Pruning> {
     let mut pruning = Pruning::none(checkpoint);
-    if cli.prune_layers.is_some() || cli.prune_ffn.is_some() || cli.prune_heads.is_some() {
+    let shares = Shares {
+        layers: cli.prune_layers.unwrap_or(0.0),
+        channels: cli.prune_ffn.unwrap_or(0.0),
+        heads: cli.prune_heads.unwrap_or(0.0),
+    };
+    if shares != Shares::default() || cli.prune_to.is_some() {
         let plan = Plan::new(checkpoint, &Options::default())?;
-        let path = beside(cli, ".pruning");
-        let importance = Importance::measure(&plan, checkpoint, &samples(cli)?, &path)?;
-        let mut removed = Vec::new();
-        if let Some(ratio) = cli.prune_layers {
-            removed = prune_layers(&mut pruning, &importance, ratio)?;
-            let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
-            let count = importance.layers.len();
-            eprintln!(
-                "layers: {} of {count} left out: {}",
-                removed.len(),
-                numbers.join(", ")
-            );
-        }
-        if let Some(ratio) = cli.prune_ffn {
-            let (before, after) = prune_channels(&mut pruning, &importance, &removed, ratio)?;
-            eprintln!("feed-forward channels: {after} of {before} per layer");
-        }
-        if let Some(ratio) = cli.prune_heads {
-            let (before, after) = prune_heads(&mut pruning, &importance, &removed, ratio)?;
-            eprintln!("attention heads: {after} of {before} per layer");
-        }
+        let (path, samples) = (beside(cli, ".pruning"), samples(cli)?);
+        let importance = Importance::measure(&plan, checkpoint, &samples, &path)?;
+        let shares = match cli.prune_to {
+            Some(ratio) => {
+                let trials = search(&plan, checkpoint, &samples, &importance, ratio, &path)?;
+                for trial in &trials {
+                    let Trial {
+                        shares, divergence, ..
+                    } = trial;
+                    eprintln!("without {shares}: divergence {divergence:.4} nats");
+                }
+                trials[0].shares
+            }
+            None => shares,
+        };
+        let removed = prune_shares(&mut pruning, &importance, &shares)?;
+        describe_pruning(&pruning, &importance, &removed);
     }
     if !cli.prune_vocabulary.is_empty() {
         let corpus = Samples::read(&cli.prune_vocabulary)?;
@@ -341,6 +347,30 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         eprintln!("vocabulary: {after} of {before} tokens");
     }
     Ok(pruning)
+}
+
+/// Tells which parts of the language model are left out.
+fn describe_pruning(pruning: &Pruning, importance: &Importance, removed: &[usize]) {
+    if !removed.is_empty() {
+        let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
+        eprintln!(
+            "layers: {} of {} left out: {}",
+            removed.len(),
+            importance.layers.len(),
+            numbers.join(", ")
+        );
+    }
+    for (what, dimension, before) in [
+        ("feed-forward channels", "ffn", &importance.channels),
+        ("attention heads", "heads", &importance.heads),
+    ] {
+        let left = pruning
+            .selection
+            .len_of(&format!("text.layers.0.{dimension}"));
+        if let (Some(left), Some(before)) = (left, before.first()) {
+            eprintln!("{what}: {left} of {} per layer", before.len());
+        }
+    }
 }
 
 /// Chooses the weights that get 8 bits.
@@ -483,7 +513,12 @@ fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
 
 /// Returns `true` if something else than the method of quantization uses samples.
 fn uses_samples(cli: &Convert) -> bool {
-    let prunes = [cli.prune_layers, cli.prune_ffn, cli.prune_heads];
+    let prunes = [
+        cli.prune_layers,
+        cli.prune_ffn,
+        cli.prune_heads,
+        cli.prune_to,
+    ];
     prunes.iter().any(Option::is_some) || cli.bits.is_some() || cli.budget.is_some()
 }
 
@@ -495,7 +530,7 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
         ensure!(
             cli.calibration.is_empty() || uses_samples(cli),
             "--calibration has no use without --bits, --budget, --prune-layers, --prune-ffn, \
-             --prune-heads, or a quantized format and --method weighted, gptq or best"
+             --prune-heads, --prune-to, or a quantized format and --method weighted, gptq or best"
         );
         ensure!(
             cli.statistics.is_none(),

@@ -21,6 +21,7 @@ mod names;
 mod pack;
 pub mod plan;
 mod planned_weight;
+mod predictions;
 pub mod prune;
 mod random_weights;
 mod rows;

@@ -196,10 +196,44 @@ fn too_much_is_refused() {
         (["--prune-layers", "0.9"], "3 of 3 layers"),
         (["--prune-ffn", "0.999"], "none of 256 channels"),
         (["--prune-heads", "0.9"], "none of 2 heads"),
+        (["--prune-to", "0.001"], "cannot keep 0.001"),
     ] {
         let (done, stderr) = copy.convert(&options);
         assert!(!done && stderr.contains(words), "{stderr}");
     }
+}
+
+/// Of several ways to the same size, the command takes the one that changes the predictions least.
+#[test]
+fn a_size_is_reached_at_the_least_cost() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pruned.bpk");
+    let output = common::damage::command(&data().join("qwen2vl-tiny"), &path)
+        .args(["--prune-to", "0.7", "--text-quant", "f32"])
+        .output()
+        .expect("the command starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let tried = stderr
+        .lines()
+        .filter_map(|line| line.split_once("divergence "));
+    let costs: Vec<f64> = tried
+        .map(|(_, cost)| cost.trim_end_matches(" nats").parse().expect("a number"))
+        .collect();
+    assert!(costs.len() > 2 && costs.is_sorted(), "{stderr}");
+    let record = edge_lmm::Record::open(&path).expect("a record");
+    let layers = record
+        .tensors()
+        .filter(|(name, _)| name.starts_with("text.layers.") && name.ends_with(".weight"));
+    let bytes: usize = layers
+        .map(|(name, _)| record.bytes_of(name).map_or(0, <[u8]>::len))
+        .sum();
+    // Queries and outputs, keys and values, and three matrices of the feed-forward network.
+    let whole = 3 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 256 * 128) * 4;
+    assert!(
+        (0.6..0.72).contains(&(bytes as f64 / whole as f64)),
+        "{bytes} of {whole}"
+    );
 }
 
 /// The command prunes everything at once, and the record is smaller and runs.
