@@ -4,6 +4,7 @@ mod bundle;
 mod ci;
 mod cross;
 mod deb;
+mod docs;
 mod elf;
 mod emulate;
 mod fuzz;
@@ -28,6 +29,7 @@ enum Task {
     Cross(cross::Cmd),
     Bundle(bundle::Cmd),
     Package(package::Cmd),
+    Docs(docs::Cmd),
     Fuzz(fuzz::Cmd),
 }
 
@@ -37,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         Task::Cross(cmd) => cmd.run(),
         Task::Bundle(cmd) => cmd.run(),
         Task::Package(cmd) => cmd.run(),
+        Task::Docs(cmd) => cmd.run(),
         Task::Fuzz(cmd) => cmd.run(),
     }
 }
