@@ -7,6 +7,7 @@ mod deb;
 mod docs;
 mod elf;
 mod emulate;
+mod figure;
 mod fuzz;
 mod goldens;
 mod package;
@@ -30,6 +31,7 @@ enum Task {
     Bundle(bundle::Cmd),
     Package(package::Cmd),
     Docs(docs::Cmd),
+    Figure(figure::Cmd),
     Fuzz(fuzz::Cmd),
 }
 
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Task::Bundle(cmd) => cmd.run(),
         Task::Package(cmd) => cmd.run(),
         Task::Docs(cmd) => cmd.run(),
+        Task::Figure(cmd) => cmd.run(),
         Task::Fuzz(cmd) => cmd.run(),
     }
 }

@@ -30,7 +30,7 @@ const NEEDS: [(&str, &str); 8] = [
     ("needs-program", "a program that may be missing"),
 ];
 /// Names in the texts, and the files of the repository that stand for them.
-const STAND_INS: [(&str, &str); 9] = [
+const STAND_INS: [(&str, &str); 11] = [
     ("qwen2-vl-2b.bpk", "models/demo/qwen2vl-tiny.bpk"),
     ("model.bpk", "models/demo/qwen2vl-tiny.bpk"),
     ("cat.jpg", "models/demo/shapes.png"),
@@ -38,8 +38,10 @@ const STAND_INS: [(&str, &str); 9] = [
     ("qwen2-vl-2b-f16.gguf", "models/tests/data/qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf"),
     ("mmproj-f16.gguf", "models/tests/data/qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf"),
     ("questions.csv", "models/tests/data/questions/manifest.csv"),
-    ("article.txt", "README.md"),
-    ("clip.mp4", "runtime/engine/tests/media/data/mp4/baseline.mp4"),
+    ("readings.txt", "README.md"),
+    ("screenshot.png", "models/demo/shapes.png"),
+    ("inbox", "runtime/engine/tests/media/data/images"),
+    ("clip.mp4", "runtime/engine/tests/media/data/videos/h264_baseline.mp4"),
 ];
 /// Address of the servers in the texts; a free port takes its place.
 const ADDRESS: &str = "127.0.0.1:8080";
