@@ -30,7 +30,7 @@ const NEEDS: [(&str, &str); 8] = [
     ("needs-program", "a program that may be missing"),
 ];
 /// Names in the texts, and the files of the repository that stand for them.
-const STAND_INS: [(&str, &str); 11] = [
+const STAND_INS: [(&str, &str); 12] = [
     ("qwen2-vl-2b.bpk", "models/demo/qwen2vl-tiny.bpk"),
     ("model.bpk", "models/demo/qwen2vl-tiny.bpk"),
     ("cat.jpg", "models/demo/shapes.png"),
@@ -39,6 +39,7 @@ const STAND_INS: [(&str, &str); 11] = [
     ("mmproj-f16.gguf", "models/tests/data/qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf"),
     ("questions.csv", "models/tests/data/questions/manifest.csv"),
     ("readings.txt", "README.md"),
+    ("article.txt", "CONTRIBUTING.md"),
     ("screenshot.png", "models/demo/shapes.png"),
     ("inbox", "runtime/engine/tests/media/data/images"),
     ("clip.mp4", "runtime/engine/tests/media/data/videos/h264_baseline.mp4"),
