@@ -239,7 +239,9 @@ def test_other_threads_run_meanwhile(engine):
 
 def test_ctrl_c_cancels_an_answer():
     code = (
-        "import edge_lmm\n"
+        "import edge_lmm, signal\n"
+        # A program that a shell starts in the background ignores the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"engine = edge_lmm.Engine({str(RECORD)!r})\n"
         "chat = engine.chat()\n"
         "try:\n"
