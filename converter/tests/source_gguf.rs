@@ -172,25 +172,37 @@ fn quantized_qwen2_vl_stays_near_the_original() {
 /// order.
 #[test]
 fn blocks_decode_as_the_reference_does() {
-    let gguf = Checkpoint::open(&data("blocks/blocks.gguf"), None).unwrap();
-    let expected = plain_safetensors(&data("blocks/expected.safetensors"));
-    let mut types = BTreeSet::new();
-    for (name, info) in gguf.tensors() {
-        types.insert(info.dtype.clone());
-        let (shape, reference) = &expected[name];
-        assert_eq!(&info.shape, shape);
-        for (i, (x, y)) in values(&gguf, name).iter().zip(reference).enumerate() {
-            assert_eq!(
-                x.to_bits(),
-                y.to_bits(),
-                "{name} ({}) [{i}]: {x} is not {y}",
-                info.dtype
-            );
+    for (file, expected, all) in [
+        (
+            "blocks/blocks.gguf",
+            "blocks/expected.safetensors",
+            "BF16 F16 F32 IQ4_NL Q2_K Q3_K Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q5_K Q6_K Q8_0",
+        ),
+        (
+            "blocks/codebooks.gguf",
+            "blocks/codebooks.safetensors",
+            "F32 IQ1_M IQ1_S IQ2_S IQ2_XS IQ2_XXS IQ3_S IQ3_XXS IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0",
+        ),
+    ] {
+        let gguf = Checkpoint::open(&data(file), None).unwrap();
+        let expected = plain_safetensors(&data(expected));
+        let mut types = BTreeSet::new();
+        for (name, info) in gguf.tensors() {
+            types.insert(info.dtype.clone());
+            let (shape, reference) = &expected[name];
+            assert_eq!(&info.shape, shape);
+            for (i, (x, y)) in values(&gguf, name).iter().zip(reference).enumerate() {
+                assert_eq!(
+                    x.to_bits(),
+                    y.to_bits(),
+                    "{name} ({}) [{i}]: {x} is not {y}",
+                    info.dtype
+                );
+            }
         }
+        assert_eq!(gguf.tensors().count(), expected.len());
+        assert_eq!(types.into_iter().collect::<Vec<_>>().join(" "), all);
     }
-    assert_eq!(gguf.tensors().count(), expected.len());
-    let all = "BF16 F16 F32 IQ4_NL Q2_K Q3_K Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q5_K Q6_K Q8_0";
-    assert_eq!(types.into_iter().collect::<Vec<_>>().join(" "), all);
 }
 
 /// Llama's permuted rows, and the first LLaVA converters: last block dropped, names swapped.
@@ -286,10 +298,11 @@ fn read_json(name: &str) -> Value {
 proptest! {
     /// A range of rows equals the same rows of the whole tensor, for every kind of view.
     #[test]
-    fn rows_are_parts_of_the_whole(pick in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), which in 0..3) {
+    fn rows_are_parts_of_the_whole(pick in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), which in 0..4) {
         let gguf = match which {
             0 => tiny_gguf(),
             1 => Checkpoint::open(&data("llava-mini/llava-mini-f16.gguf"), Some(&data("llava-mini/mmproj-llava-mini-f16.gguf"))),
+            2 => Checkpoint::open(&data("blocks/codebooks.gguf"), None),
             _ => Checkpoint::open(&data("blocks/blocks.gguf"), None),
         }.unwrap();
         let names: Vec<&str> = gguf.tensors().map(|(name, _)| name).collect();
