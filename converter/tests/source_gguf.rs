@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use edge_lmm_convert::source::{Checkpoint, SourceError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use source_support::{GgufBuilder, data, model, plain_safetensors, tiny_gguf, values};
+use source_support::{
+    GgufBuilder, assert_says, data, error, model, plain_safetensors, tiny_gguf, values,
+};
 
 /// Largest difference between a bfloat16 and its nearest half-precision number: half a step of the
 /// subnormal range, which begins at 2^-14 and has steps of 2^-24. Above it, half precision holds
@@ -332,19 +334,6 @@ fn version_two_is_read() {
     assert_same_tensors(&two, &three, 0.0);
 }
 
-fn error(result: Result<Checkpoint, SourceError>) -> String {
-    match result {
-        Ok(_) => panic!("this must not open"),
-        Err(e) => e.to_string(),
-    }
-}
-
-fn assert_says(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "{message:?} does not say {part:?}");
-    }
-}
-
 #[test]
 fn a_vision_tower_alone_or_missing_says_what_to_do() {
     let text = model("qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf");
@@ -383,16 +372,6 @@ fn towers_and_models_that_do_not_belong_together_are_refused() {
     );
 }
 
-fn with_tokens(builder: GgufBuilder) -> GgufBuilder {
-    let tokens = ["a", "b", "<|end|>"].map(String::from);
-    builder
-        .text("tokenizer.ggml.model", "gpt2")
-        .text("tokenizer.ggml.pre", "gpt-2")
-        .texts("tokenizer.ggml.tokens", &tokens)
-        .i32s("tokenizer.ggml.token_type", &[1, 1, 3])
-        .u32("tokenizer.ggml.eos_token_id", 2)
-}
-
 fn open_built(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
     let folder = tempfile::tempdir().unwrap();
     Checkpoint::open(&builder.write(folder.path(), "built.gguf"), None)
@@ -400,7 +379,7 @@ fn open_built(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
 
 #[test]
 fn a_built_file_opens_and_its_faults_are_named() {
-    let good = || with_tokens(GgufBuilder::new().small_model(3));
+    let good = || GgufBuilder::new().small_model(3).small_tokenizer();
     let opened = open_built(&good()).unwrap();
     assert_eq!(opened.config["architectures"], json!(["Qwen2ForCausalLM"]));
     assert_eq!(opened.config["tie_word_embeddings"], json!(true));
@@ -411,13 +390,15 @@ fn a_built_file_opens_and_its_faults_are_named() {
         &["built.gguf", "blk.0.attn_q_norm.weight", "qwen2"],
     );
 
-    let more_tokens = with_tokens(GgufBuilder::new().small_model(2));
+    let more_tokens = GgufBuilder::new().small_model(2).small_tokenizer();
     assert_says(
         &error(open_built(&more_tokens)),
         &["largest token id is 2", "vocab_size is 2"],
     );
 
-    let unknown = with_tokens(GgufBuilder::new().text("general.architecture", "mamba"));
+    let unknown = GgufBuilder::new()
+        .text("general.architecture", "mamba")
+        .small_tokenizer();
     assert_says(
         &error(open_built(&unknown)),
         &["architecture mamba", "supported", "phi3"],
@@ -426,13 +407,15 @@ fn a_built_file_opens_and_its_faults_are_named() {
     let empty = GgufBuilder::new().text("general.architecture", "qwen2");
     assert_says(&error(open_built(&empty)), &["tokenizer.ggml.tokens"]);
 
-    let bare = with_tokens(GgufBuilder::new().text("general.architecture", "qwen2"));
+    let bare = GgufBuilder::new()
+        .text("general.architecture", "qwen2")
+        .small_tokenizer();
     assert_says(&error(open_built(&bare)), &["qwen2.embedding_length"]);
 
     let split = good().raw("split.count", 2, &3u16.to_le_bytes());
     assert_says(
         &error(open_built(&split)),
-        &["one of 3 parts", "llama-gguf-split"],
+        &["split.count 3", "NAME-00001-of-00003", "llama-gguf-split"],
     );
 
     let role = good().u32("tokenizer.ggml.bos_token_id", 3);
@@ -445,7 +428,7 @@ fn a_built_file_opens_and_its_faults_are_named() {
 /// Metadata that changes the computation is honored or reported, never ignored.
 #[test]
 fn metadata_that_change_the_model_are_honoured_or_named() {
-    let good = || with_tokens(GgufBuilder::new().small_model(3));
+    let good = || GgufBuilder::new().small_model(3).small_tokenizer();
     for (file, words) in [
         (
             good().text("qwen2.rope.scaling.type", "ntk"),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::adapter::LowRank;
 use super::decode::Decoder;
 use super::dequantize::Quantized;
 use super::error::SourceError;
@@ -179,6 +180,13 @@ pub(super) enum View {
         /// Elements of a row.
         columns: usize,
     },
+    /// A matrix with the update of an adapter.
+    Adapted {
+        /// The matrix of the checkpoint.
+        base: Box<View>,
+        /// The update.
+        update: LowRank,
+    },
     /// Values that are stored with a number added to them (the scales of Gemma's norms, which
     /// llama.cpp stores plus 1).
     Shifted {
@@ -209,6 +217,7 @@ impl View {
                 parts.iter().try_for_each(|part| part.decoder().map(|_| ()))
             }
             Self::Random(_) | Self::Quantized { .. } => Ok(()),
+            Self::Adapted { base, .. } => base.check_readable(),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
             | Self::Shifted { stored, .. }
@@ -234,6 +243,7 @@ impl View {
                 }
                 Ok(())
             }
+            Self::Adapted { base, update } => update.read(base, range, out),
             Self::Shifted { stored, by } => {
                 let before = out.len();
                 stored.read(range, out)?;

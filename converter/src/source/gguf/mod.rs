@@ -11,6 +11,7 @@ mod header;
 mod idefics3;
 mod llava;
 mod metadata;
+mod parts;
 mod qwen2_vl;
 mod qwen3_vl;
 mod siglip;
@@ -20,8 +21,8 @@ mod value;
 mod vision;
 mod vocabulary;
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::Value as Json;
 
@@ -30,10 +31,9 @@ pub use header::{Header, TensorEntry};
 pub use value::{Numbers, Scalar, Value};
 
 use super::error::{Result, SourceError, malformed};
-use super::file::SourceFile;
-use super::map;
 use super::{Checkpoint, tokenizer_files};
 use assembly::{Assembly, Tensors};
+use parts::Part;
 use vocabulary::Vocabulary;
 
 /// Supported models, for messages.
@@ -53,15 +53,16 @@ pub(super) fn is_gguf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"GGUF")
 }
 
-/// Opens a language model and, for a multimodal model, its vision tower.
+/// Opens a language model and, for a multimodal model, its vision tower. Each may be any part of a
+/// split file.
 pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
-    let map = Arc::new(map::open(path)?);
-    let header = Header::parse(&map, &path.display().to_string())?;
+    let parts = parts::open(path)?;
+    let header = parts::header(&parts)?;
     let arch = architecture(&header)?;
     let mut vocabulary = Vocabulary::read(&header)?;
-    let mut text = Assembly::new(&header, &map, path);
+    let mut text = Assembly::new(&header, &parts);
     let mut tensors = Tensors::new();
-    let mut files = vec![SourceFile::new(path, map.clone())];
+    let mut files: Vec<_> = parts.iter().map(Part::source).collect();
     let configs = match mmproj {
         None => Configs {
             config: read_text(&mut text, arch, &vocabulary, &mut tensors)?,
@@ -69,10 +70,10 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
             video_preprocessor: None,
         },
         Some(mmproj) => {
-            let map = Arc::new(map::open(mmproj)?);
-            files.push(SourceFile::new(mmproj, map.clone()));
-            let header = Header::parse(&map, &mmproj.display().to_string())?;
-            let mut vision = Assembly::new(&header, &map, mmproj);
+            let parts = parts::open(mmproj)?;
+            files.extend(parts.iter().map(Part::source));
+            let header = parts::header(&parts)?;
+            let mut vision = Assembly::new(&header, &parts);
             let configs = read_multimodal(
                 (&mut text, arch),
                 &mut vision,
@@ -95,6 +96,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
         chat_template: header.text("tokenizer.chat_template")?.map(str::to_owned),
         files,
         tensors,
+        adapted: BTreeSet::new(),
     })
 }
 

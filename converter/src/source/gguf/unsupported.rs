@@ -77,7 +77,7 @@ const NEUTRAL_TOKENIZER: [(&str, f64); 4] = [
     ("suppress_tokens", 0.0),
 ];
 
-/// Rejects files that are not models: adapters, parts, vocabularies, importance matrices.
+/// Rejects files that are not models: adapters, vocabularies, importance matrices.
 pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
     let kind = header.text("general.type")?;
     if kind == Some("adapter") || header.text("adapter.type")?.is_some() {
@@ -92,15 +92,6 @@ pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
             &header.file,
             format!("a file of type {kind}, which is not a model"),
             "a language model",
-        ));
-    }
-    if let Some(parts) = header.size("split.count")?
-        && parts > 1
-    {
-        return Err(malformed(
-            &header.file,
-            format!("one of {parts} parts"),
-            "a whole file; join the parts with llama-gguf-split --merge",
         ));
     }
     Ok(())
