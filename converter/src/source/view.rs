@@ -171,6 +171,15 @@ pub(super) enum View {
         /// Elements of a row.
         row_len: usize,
     },
+    /// Rows of pixels with their channels, stored as one plane per channel.
+    ChannelsLast {
+        /// The stored tensor.
+        stored: Stored,
+        /// Channels of a pixel.
+        channels: usize,
+        /// Elements of a row.
+        row_len: usize,
+    },
     /// Random values.
     Random(Random),
     /// A quantized matrix, which is dequantized while it is read.
@@ -220,6 +229,7 @@ impl View {
             Self::Adapted { base, .. } => base.check_readable(),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
+            | Self::ChannelsLast { stored, .. }
             | Self::Shifted { stored, .. }
             | Self::Extended { stored, .. } => stored.decoder().map(|_| ()),
         }
@@ -239,6 +249,24 @@ impl View {
                     let (row, column) = (at / columns, at % columns);
                     let length = (columns - column).min(range.end - at);
                     matrix.read(row, column..column + length, out);
+                    at += length;
+                }
+                Ok(())
+            }
+            Self::ChannelsLast {
+                stored,
+                channels,
+                row_len,
+            } => {
+                let (pixels, mut planes) = (row_len / channels, Vec::new());
+                let mut at = range.start;
+                while at < range.end {
+                    let (first, inside) = (at / row_len * row_len, at % row_len);
+                    let length = (row_len - inside).min(range.end - at);
+                    planes.clear();
+                    stored.read(first..first + row_len, &mut planes)?;
+                    let element = |i| planes[i % channels * pixels + i / channels];
+                    out.extend((inside..inside + length).map(element));
                     at += length;
                 }
                 Ok(())

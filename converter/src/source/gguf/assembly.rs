@@ -97,6 +97,39 @@ impl<'h, 'a> Assembly<'h, 'a> {
         Ok(())
     }
 
+    /// Adds a tensor that is stored in another shape with the same elements.
+    pub(super) fn reshaped(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        (stored_shape, shape): (&[usize], &[usize]),
+    ) -> Result<()> {
+        let stored = self.stored(stored, stored_shape)?;
+        let dtype = stored.dtype().into();
+        insert(out, name, dtype, shape, View::Whole(stored));
+        Ok(())
+    }
+
+    /// Adds a matrix `[outputs, side * side * channels]` that is stored as a convolution `[outputs,
+    /// channels, side, side]`.
+    pub(super) fn channels_last(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        [outputs, channels, side]: [usize; 3],
+    ) -> Result<()> {
+        let stored = self.stored(stored, &[outputs, channels, side, side])?;
+        let dtype = stored.dtype().into();
+        let row_len = side * side * channels;
+        let view = View::ChannelsLast {
+            stored,
+            channels,
+            row_len,
+        };
+        insert(out, name, dtype, &[outputs, row_len], view);
+        Ok(())
+    }
+
     /// Adds a vector to whose values `by` is added.
     pub(super) fn shifted(
         &mut self,
