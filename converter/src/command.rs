@@ -64,10 +64,14 @@ struct Convert {
     /// Vision tower of a .gguf language model
     #[arg(long, value_name = "FILE.gguf")]
     mmproj: Option<PathBuf>,
+    /// LoRA adapter of PEFT to merge into SOURCE: the folder with adapter_config.json and
+    /// adapter_model.safetensors. FOLDER=0.5 halves its updates. May be repeated
+    #[arg(long, value_name = "FOLDER[=WEIGHT]", value_parser = Adapter::parse)]
+    adapter: Vec<Adapter>,
     /// Use random weights, to measure the time and memory of a model without downloading it: SOURCE
     /// is then a Hugging Face folder of which only the JSON files are read. The answers of such a
     /// record have no meaning
-    #[arg(long, value_name = "SEED", conflicts_with_all = ["mmproj", "calibration"])]
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["mmproj", "calibration", "adapter"])]
     random_weights: Option<u64>,
     /// Format of the language model: f32, f16, q8 or q4
     #[arg(long, value_name = "FORMAT", default_value = "q4")]
@@ -156,6 +160,36 @@ struct Convert {
     force: bool,
 }
 
+/// An adapter of the command line.
+#[derive(Debug, Clone, PartialEq)]
+struct Adapter {
+    folder: PathBuf,
+    weight: f32,
+}
+
+impl Adapter {
+    /// Parses `FOLDER` or `FOLDER=WEIGHT`. A folder whose name ends like a weight is taken as a folder
+    /// if it exists.
+    fn parse(text: &str) -> Result<Self, String> {
+        let whole = PathBuf::from(text);
+        let weighted = text.rsplit_once('=').filter(|_| !whole.exists());
+        let Some((folder, weight)) = weighted else {
+            return Ok(Self {
+                folder: whole,
+                weight: 1.0,
+            });
+        };
+        let number = weight
+            .parse()
+            .ok()
+            .filter(|weight: &f32| weight.is_finite());
+        Ok(Self {
+            folder: folder.into(),
+            weight: number.ok_or_else(|| format!("{weight:?} is not a number"))?,
+        })
+    }
+}
+
 /// Runs the command with its arguments, the first of which is the name of the program. Returns the exit
 /// code; `--help` and wrong arguments end the process.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
@@ -192,10 +226,13 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         true => None,
         false => Some(Outputs::create(cli)?),
     };
-    let checkpoint = match cli.random_weights {
+    let mut checkpoint = match cli.random_weights {
         Some(seed) => random_checkpoint(&cli.source, seed)?,
         None => Checkpoint::open(&cli.source, cli.mmproj.as_deref())?,
     };
+    for adapter in &cli.adapter {
+        checkpoint.add_adapter(&adapter.folder, adapter.weight)?;
+    }
     if let Some(outputs) = &outputs {
         outputs.check_inputs(cli, &checkpoint)?;
     }
@@ -217,7 +254,10 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         plan = plan.in_formats(&checkpoint, &options)?;
     }
     for tensor in &plan.unused {
-        log::info!("unused tensor {tensor}");
+        match checkpoint.is_adapted(tensor) {
+            true => log::warn!("{tensor} is not part of the record, but an adapter changes it"),
+            false => log::info!("unused tensor {tensor}"),
+        }
     }
     eprintln!("{}", describe(&plan));
     check_target(cli, &plan, checkpoint.tokenizer.len())?;
