@@ -137,6 +137,22 @@ impl AnyEngine {
         each_engine!(self, engine => engine.use_store(store));
     }
 
+    /// See [`Engine::use_draft`].
+    ///
+    /// # Errors
+    /// As there, and if the models are on different devices.
+    pub fn use_draft(&self, draft: Self) -> Result<(), EngineError> {
+        match (self, draft) {
+            (Self::Cpu(engine), Self::Cpu(draft)) => engine.use_draft(draft),
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(engine), Self::Cuda(draft)) => engine.use_draft(draft),
+            #[cfg(feature = "vulkan")]
+            (Self::Vulkan(engine), Self::Vulkan(draft)) => engine.use_draft(draft),
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            _ => Err(EngineError::Draft("it is on another device")),
+        }
+    }
+
     /// Returns the device of the model.
     pub fn device(&self) -> Device {
         match self {
