@@ -13,6 +13,8 @@ use crate::device::{Device, free_memory};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::estimate::ResourceEstimate;
+#[cfg(feature = "experiments")]
+use crate::experiment::speculation;
 use crate::memory::{Fit, MemoryCheck};
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
@@ -135,6 +137,19 @@ impl AnyEngine {
     /// See [`Engine::use_store`].
     pub fn use_store(&self, store: Store) {
         each_engine!(self, engine => engine.use_store(store));
+    }
+
+    /// Measures speculation, see [`speculation::run`].
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "experiments")]
+    pub fn measure_speculation(
+        &self,
+        options: speculation::Options,
+        progress: impl FnMut(&str),
+    ) -> Result<speculation::Report, EngineError> {
+        each_engine!(self, engine => speculation::run(engine, options, progress))
     }
 
     /// See [`Engine::use_draft`].
