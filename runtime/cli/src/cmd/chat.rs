@@ -18,7 +18,8 @@ use super::cache::{CacheOptions, PromptCacheOptions, reserve};
 use super::costs;
 use super::memory::RequestCheck;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, SpeculationOptions,
+    print_now,
 };
 use super::signals::Interrupts;
 
@@ -57,6 +58,8 @@ pub struct Cmd {
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
+    speculation: SpeculationOptions,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -88,6 +91,7 @@ impl Cmd {
         // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
         self.media.check()?;
+        self.speculation.check()?;
         let engine = self.device.load(&self.model)?;
         let check = self
             .device
@@ -98,6 +102,7 @@ impl Cmd {
             self.cache.folder(),
             &engine,
         )?;
+        self.speculation.load_draft(&self.device, &engine)?;
         let mut session = engine.session();
         let mut snapshot = self.prompt_cache.load(&mut session)?;
         let mut conversation = Conversation::new(self.system.as_deref());
@@ -173,6 +178,7 @@ impl Cmd {
             media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
+            speculation: self.speculation.mode(session.device()),
             timing: self.json,
             ..self.generation.request(messages)?
         };

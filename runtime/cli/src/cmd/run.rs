@@ -14,7 +14,8 @@ use super::answer::answer;
 use super::cache::{CacheOptions, PromptCacheOptions};
 use super::costs;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, SpeculationOptions,
+    print_now,
 };
 
 /// Answers one question, optionally about images, a video or audio.
@@ -39,6 +40,8 @@ pub struct Cmd {
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
+    speculation: SpeculationOptions,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -60,6 +63,7 @@ impl Cmd {
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
         self.media.check()?;
+        self.speculation.check()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
@@ -74,6 +78,7 @@ impl Cmd {
             self.cache.folder(),
             &engine,
         )?;
+        self.speculation.load_draft(&self.device, &engine)?;
         let mut session = engine.session();
         let snapshot = self.prompt_cache.load(&mut session)?;
         let media = self.files.decode(&self.media)?;
@@ -84,6 +89,7 @@ impl Cmd {
             media: &media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
+            speculation: self.speculation.mode(engine.device()),
             ..self.generation.request(&messages)?
         };
         if dump.is_some() {

@@ -18,7 +18,7 @@ use edge_lmm_models::prompt::Message;
 use crate::media::VideoOptions;
 use crate::request_estimate::RequestEstimator;
 use crate::sampler::Sampling;
-use crate::{Answer, AnySession, EngineError, Event, Media, Request};
+use crate::{Answer, AnySession, EngineError, Event, Media, Request, Speculation};
 
 pub use inline::InlineError;
 pub use lines::{ImageSource, Question, Reply, RequestError, Stop};
@@ -71,6 +71,8 @@ pub struct Limits {
     pub ignore_generation_config: bool,
     /// Lets control tokens in questions take effect.
     pub parse_special: bool,
+    /// Drafting of tokens.
+    pub speculation: Speculation,
 }
 
 /// A request of any protocol, with decoded media.
@@ -114,6 +116,7 @@ impl Prepared {
             parse_special: limits.parse_special,
             raw: self.raw,
             logprobs: self.logprobs,
+            speculation: limits.speculation,
             timing: true,
             ..Request::new(&self.messages)
         };
@@ -191,6 +194,7 @@ mod tests {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            speculation: Speculation::Off,
         };
         let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
         let question = Question::parse(line).expect("a question");

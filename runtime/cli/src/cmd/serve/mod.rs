@@ -32,7 +32,9 @@ use self::lines::Patience;
 use self::service::{Answering, Service, break_if};
 use super::cache::CacheOptions;
 use super::costs;
-use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
+use super::options::{
+    DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, SpeculationOptions, print_now,
+};
 
 /// Answers requests from other programs until it is terminated.
 ///
@@ -86,6 +88,8 @@ pub struct Cmd {
     prompt_options: PromptOptions,
     #[command(flatten)]
     logits: LogitsOptions,
+    #[command(flatten)]
+    speculation: SpeculationOptions,
     /// Maximum number of conversations whose state is kept; the least recently used one is
     /// forgotten first
     #[arg(long, value_name = "N", default_value = "4", value_parser = parse_conversations)]
@@ -139,6 +143,9 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         self.media.check()?;
+        self.speculation.check()?;
+        let engine = self.device.load(&self.model)?;
+        self.speculation.load_draft(&self.device, &engine)?;
         let limits = Limits {
             max_tokens: self.max_tokens,
             files: !self.no_files,
@@ -148,8 +155,8 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
+            speculation: self.speculation.mode(engine.device()),
         };
-        let engine = self.device.load(&self.model)?;
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;
         costs::apply(
