@@ -27,6 +27,11 @@ const STEPS: &[Step<'_>] = &[
     ("spelling", &["sh", "targets/check-tool.sh", "typos"], &[]),
     ("shell scripts", &["sh", "targets/check-shell.sh"], &[]),
     (
+        "install script",
+        &["sh", "targets/packaging/test-install-script.sh"],
+        &[],
+    ),
+    (
         "dependencies",
         // Advisories change independently of the code; .github/workflows/advisories.yml checks
         // them.
@@ -93,6 +98,8 @@ const STEPS: &[Step<'_>] = &[
         ],
         &[],
     ),
+    // Uses the programs that the tests have built.
+    ("pages and commands", &["cargo", "xtask", "docs"], &[]),
     (
         "Python profiler",
         // The wheel is another build of all dependencies; test-python.sh without an option makes it.

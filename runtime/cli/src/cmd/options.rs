@@ -591,7 +591,10 @@ pub fn print_now(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // The reader is gone, so further output has no use.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            let _abandoned = edge_lmm::output::abandon_all();
+            std::process::exit(0)
+        }
         written => written.context("cannot write to standard output"),
     }
 }

@@ -24,12 +24,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::Event;
 use edge_lmm::serve::{Limits, MAX_LINE, Question, Reply};
+use edge_lmm::units::parse_bytes;
 use sd_notify::NotifyState;
 
 use self::clients::hung_up;
 use self::lines::Patience;
 use self::service::{Answering, Service, break_if};
-use super::cache::{CacheOptions, parse_bytes};
+use super::cache::CacheOptions;
 use super::costs;
 use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
 

@@ -53,7 +53,7 @@ pub struct HttpOptions {
 }
 
 fn parse_body(text: &str) -> Result<usize, String> {
-    let bytes = crate::cmd::cache::parse_bytes(text)?;
+    let bytes = edge_lmm::units::parse_bytes(text)?;
     match usize::try_from(bytes) {
         Ok(bytes @ 1..=edge_lmm::serve::MAX_LINE) => Ok(bytes),
         _ => Err("expected at most 64MiB".to_owned()),
