@@ -20,7 +20,7 @@ use crate::source::Checkpoint;
 use crate::write::write_record;
 
 /// Tokens of all texts together.
-const TOKENS: usize = 4 * 512;
+const TOKENS: usize = 2 * 512;
 /// Most questions.
 const QUESTIONS: usize = 16;
 /// Most positions whose predictions are compared.
