@@ -44,7 +44,7 @@ const STAND_INS: [(&str, &str); 12] = [
         "mmproj-f16.gguf",
         "models/tests/data/qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf",
     ),
-    ("questions.csv", "models/tests/data/questions/manifest.csv"),
+    ("questions", "models/tests/data/questions"),
     ("readings.txt", "README.md"),
     ("article.txt", "targets/python/README.md"),
     ("screenshot.png", "models/demo/shapes.png"),
