@@ -77,6 +77,7 @@ def run(cast, command, folder, environment):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=Path, default=REPOSITORY / "target/release", metavar="FOLDER")
+    parser.add_argument("--title", default="edge-lmm")
     parser.add_argument("output", type=Path, metavar="FILE.cast")
     arguments = parser.parse_args()
     environment = {
@@ -90,7 +91,7 @@ def main():
             cast.type(command)
             run(cast, command, folder, environment)
     cast.add(1.0, "\x1b[1;32m$\x1b[0m ")
-    header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": "edge-lmm", "env": {"TERM": "xterm-256color"}}
+    header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": arguments.title, "env": {"TERM": "xterm-256color"}}
     lines = [json.dumps(line, ensure_ascii=False) for line in [header, *cast.events]]
     arguments.output.write_text("\n".join(lines) + "\n")
 

@@ -39,8 +39,13 @@ fn the_page_has_the_image_the_answers_and_their_stages() {
     assert_eq!(data["answers"][0]["text"], "two");
     assert_eq!(data["answers"][1]["text"], "blue square, yellow cross");
     let stages = |answer: usize| {
-        let stages = data["answers"][answer]["stages"].as_array().expect("stages");
-        stages.iter().map(|stage| stage["name"].clone()).collect::<Vec<_>>()
+        let stages = data["answers"][answer]["stages"]
+            .as_array()
+            .expect("stages");
+        stages
+            .iter()
+            .map(|stage| stage["name"].clone())
+            .collect::<Vec<_>>()
     };
     assert!(stages(0).contains(&"vision".into()), "{data}");
     // The second question starts at its text.

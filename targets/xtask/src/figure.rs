@@ -57,8 +57,16 @@ struct Stages {
 impl Stages {
     /// Returns name and seconds of each stage.
     fn seconds(&self) -> [(&'static str, f64); 3] {
-        let Self { vision, prefill, decode } = self;
-        [("vision", vision / 1e3), ("prefill", prefill / 1e3), ("decode", decode / 1e3)]
+        let Self {
+            vision,
+            prefill,
+            decode,
+        } = self;
+        [
+            ("vision", vision / 1e3),
+            ("prefill", prefill / 1e3),
+            ("decode", decode / 1e3),
+        ]
     }
 
     fn total(&self) -> f64 {
@@ -82,7 +90,10 @@ const STYLE: &str = "text{font:14px system-ui,sans-serif;fill:#1b1d20}.soft{fill
 
 fn svg(comparison: &str) -> anyhow::Result<String> {
     let comparison: Comparison = serde_json::from_str(comparison)?;
-    let longest = comparison.answers.iter().map(|answer| answer.stages_ms.total());
+    let longest = comparison
+        .answers
+        .iter()
+        .map(|answer| answer.stages_ms.total());
     let longest = longest.fold(0.0, f64::max);
     ensure!(longest > 0.0, "the comparison has no answers");
     let scale = (WIDTH - LABELS - TOTALS) / longest;
@@ -92,7 +103,12 @@ fn svg(comparison: &str) -> anyhow::Result<String> {
         if group.replace(answer.pixels) != Some(answer.pixels) {
             y += HEADING;
             let pixels = answer.pixels;
-            body += &text(0.0, y - 10.0, "strong", &format!("image of {pixels} x {pixels} pixels"));
+            body += &text(
+                0.0,
+                y - 10.0,
+                "strong",
+                &format!("image of {pixels} x {pixels} pixels"),
+            );
         }
         body += &bar(answer, y, scale);
         y += BAR;
@@ -106,13 +122,22 @@ fn svg(comparison: &str) -> anyhow::Result<String> {
 
 /// Draws the title with the legend.
 fn title(comparison: &Comparison) -> String {
-    let Comparison { processor, threads, record, generated_tokens, .. } = comparison;
+    let Comparison {
+        processor,
+        threads,
+        record,
+        generated_tokens,
+        ..
+    } = comparison;
     let what = format!("{record}: time of an answer of {generated_tokens} tokens, in seconds");
     let machine = format!("{threads} threads, {processor}");
     let mut body = text(0.0, 16.0, "strong", &what) + &text(0.0, 38.0, "soft", &machine);
     let mut x = WIDTH - 240.0;
     for name in ["vision", "prefill", "decode"] {
-        let _ = writeln!(body, "<rect class=\"{name}\" x=\"{x}\" y=\"28\" width=\"12\" height=\"12\"/>");
+        let _ = writeln!(
+            body,
+            "<rect class=\"{name}\" x=\"{x}\" y=\"28\" width=\"12\" height=\"12\"/>"
+        );
         body += &text(x + 17.0, 38.0, "soft", name);
         x += 80.0;
     }
@@ -124,30 +149,47 @@ fn bar(answer: &Answer, y: f64, scale: f64) -> String {
     let mut x = LABELS;
     for (name, seconds) in answer.stages_ms.seconds() {
         let width = seconds * scale;
-        let _ = writeln!(body, "<rect class=\"{name}\" x=\"{x:.1}\" y=\"{y}\" width=\"{width:.1}\" height=\"25\"/>");
+        let _ = writeln!(
+            body,
+            "<rect class=\"{name}\" x=\"{x:.1}\" y=\"{y}\" width=\"{width:.1}\" height=\"25\"/>"
+        );
         if width > 34.0 {
             body += &text(x + 6.0, y + 17.0, "on", &format!("{seconds:.1}"));
         }
         x += width;
     }
-    body + &text(x + 8.0, y + 17.0, "strong", &format!("{:.1}", answer.stages_ms.total()))
+    body + &text(
+        x + 8.0,
+        y + 17.0,
+        "strong",
+        &format!("{:.1}", answer.stages_ms.total()),
+    )
 }
 
 fn text(x: f64, y: f64, class: &str, text: &str) -> String {
-    format!("<text class=\"{class}\" x=\"{x:.1}\" y=\"{y}\">{}</text>\n", escaped(text))
+    format!(
+        "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y}\">{}</text>\n",
+        escaped(text)
+    )
 }
 
 /// Describes the figure in words.
 fn alternative(comparison: &Comparison) -> String {
     let answers = comparison.answers.iter().map(|answer| {
-        let Answer { program, pixels, stages_ms } = answer;
+        let Answer {
+            program,
+            pixels,
+            stages_ms,
+        } = answer;
         format!("{program}, {pixels} pixels: {:.1} s", stages_ms.total())
     });
     answers.collect::<Vec<_>>().join("; ")
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]

@@ -83,7 +83,9 @@ impl Cmd {
         };
         let questions = match &self.question {
             Some(question) => vec![(question.as_str(), None)],
-            None => QUESTIONS.map(|(question, answer)| (question, Some(answer))).to_vec(),
+            None => QUESTIONS
+                .map(|(question, answer)| (question, Some(answer)))
+                .to_vec(),
         };
         let mut answers = Vec::new();
         for (question, expected) in questions {

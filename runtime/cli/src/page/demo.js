@@ -41,6 +41,6 @@ page.append(
   h("header", {}, h("h1", {}, "Demo of edge-lmm"),
     h("p", { class: "soft" }, [machine.machine, machine.kernels, `${machine.threads} threads`, machine.device, `${machine.program} ${machine.version}, ${machine.build} build`].filter((text) => text).join(", ")),
     h("p", {}, "A model of 0.8 million parameters, embedded in the program, that knows colored shapes. Models of billions of parameters run through the same code and report the same stages.")),
-  h("img", { src: report.image, alt: "the image of the questions", width: 320, style: "image-rendering: pixelated" }),
+  h("img", { src: report.image, alt: "the image of the questions", width: 320, style: "image-rendering: pixelated; border: 1px solid var(--line)" }),
   section("Questions and answers", ...report.answers.map(answered)),
   section("Stages", stageChart(), stageTable(), h("p", { class: "soft" }, `Loading the model took ${time(report.load_ms)}.`)));

@@ -19,8 +19,9 @@ const LANGUAGE: &str = "sh";
 /// Marker of a block that runs until the end of its page, such as a server.
 const BACKGROUND: &str = "background";
 /// Markers of blocks that are not run.
-const NEEDS: [(&str, &str); 8] = [
+const NEEDS: [(&str, &str); 9] = [
     ("needs-build", "minutes of compilation"),
+    ("needs-time", "minutes of a quiet machine"),
     ("needs-network", "a network"),
     ("needs-root", "another system or its administrator"),
     ("needs-board", "a board"),
@@ -35,19 +36,28 @@ const STAND_INS: [(&str, &str); 12] = [
     ("model.bpk", "models/demo/qwen2vl-tiny.bpk"),
     ("cat.jpg", "models/demo/shapes.png"),
     ("Qwen2-VL-2B-Instruct", "models/tests/data/qwen2vl-tiny"),
-    ("qwen2-vl-2b-f16.gguf", "models/tests/data/qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf"),
-    ("mmproj-f16.gguf", "models/tests/data/qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf"),
-    ("questions.csv", "models/tests/data/questions/manifest.csv"),
+    (
+        "qwen2-vl-2b-f16.gguf",
+        "models/tests/data/qwen2vl-tiny-gguf/qwen2vl-tiny-f16.gguf",
+    ),
+    (
+        "mmproj-f16.gguf",
+        "models/tests/data/qwen2vl-tiny-gguf/mmproj-qwen2vl-tiny-f16.gguf",
+    ),
+    ("questions", "models/tests/data/questions"),
     ("readings.txt", "README.md"),
-    ("article.txt", "CONTRIBUTING.md"),
+    ("article.txt", "targets/python/README.md"),
     ("screenshot.png", "models/demo/shapes.png"),
     ("inbox", "runtime/engine/tests/media/data/images"),
-    ("clip.mp4", "runtime/engine/tests/media/data/videos/h264_baseline.mp4"),
+    (
+        "clip.mp4",
+        "runtime/engine/tests/media/data/videos/h264_baseline.mp4",
+    ),
 ];
 /// Address of the servers in the texts; a free port takes its place.
 const ADDRESS: &str = "127.0.0.1:8080";
 /// Longest time of a block.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Returns a line for each block of the page whose language or markers are missing or unknown.
 pub fn check_markers(page: &Page) -> Vec<String> {
@@ -61,13 +71,22 @@ pub fn check_markers(page: &Page) -> Vec<String> {
         let unknown = words.find(|marker| language == LANGUAGE && !known(marker))?;
         Some(format!("unknown marker {unknown}"))
     };
-    let at = |block: &Block| Some(format!("{}:{}: {}", page.path.display(), block.line, problem(block)?));
+    let at = |block: &Block| {
+        Some(format!(
+            "{}:{}: {}",
+            page.path.display(),
+            block.line,
+            problem(block)?
+        ))
+    };
     page.blocks.iter().filter_map(at).collect()
 }
 
 fn need(marker: &str) -> Option<&'static str> {
     let mut needs = NEEDS.iter();
-    needs.find(|(name, _)| *name == marker).map(|(_, what)| *what)
+    needs
+        .find(|(name, _)| *name == marker)
+        .map(|(_, what)| *what)
 }
 
 /// Runs the commands of the pages with the programs in a folder and prints those that are left out.
@@ -192,7 +211,10 @@ impl Folder {
                 // A link to a record could lead a command that writes it into the repository.
                 match source.is_dir() {
                     true => std::os::unix::fs::symlink(&source, &path)?,
-                    false => drop(fs::copy(&source, &path).with_context(|| format!("{name}: {}", source.display()))?),
+                    false => drop(
+                        fs::copy(&source, &path)
+                            .with_context(|| format!("{name}: {}", source.display()))?,
+                    ),
                 }
             }
         }
@@ -273,7 +295,9 @@ mod tests {
         for name in ["edge-lmm", "edge-lmm-convert"] {
             fs::write(programs.join(name), "").expect("a file");
         }
-        let good = page("```sh\necho x > made\n```\n\n```sh\ngrep x made\n```\n\n```sh,needs-gpu\nfalse\n```\n\n```text\nfalse\n```\n");
+        let good = page(
+            "```sh\necho x > made\n```\n\n```sh\ngrep x made\n```\n\n```sh,needs-gpu\nfalse\n```\n\n```text\nfalse\n```\n",
+        );
         run(root.path(), &programs, [&good].into_iter()).expect("the commands pass");
         let bad = page("```sh\nfalse\necho later commands do not hide it\n```\n");
         assert!(run(root.path(), &programs, [&bad].into_iter()).is_err());

@@ -97,8 +97,14 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(root.path().join(BOOK)).expect("a folder");
         let texts = [
-            ("README.md", "[a](docs/a.md#one) [b](docs/a.md#two) [c](no.md) [d](../x) [e](#none)\n"),
-            ("docs/a.md", "# One\n[r](../README.md) [s](a.md#one) [web](https://example.org/x)\n"),
+            (
+                "README.md",
+                "[a](docs/a.md#one) [b](docs/a.md#two) [c](no.md) [d](../x) [e](#none)\n",
+            ),
+            (
+                "docs/a.md",
+                "# One\n[r](../README.md) [s](a.md#one) [web](https://example.org/x)\n",
+            ),
             ("docs/b.md", "# B\n"),
             ("docs/SUMMARY.md", "[A](a.md)\n"),
         ];
