@@ -127,7 +127,7 @@ fn check_kind(json: &Value, file: &str) -> Result<()> {
 }
 
 fn number(value: &Value, key: &str, file: &str) -> Result<f64> {
-    let number = value.as_f64().filter(|number| number.is_finite());
+    let number = value.as_f64().filter(|&number| (number as f32).is_finite());
     number.ok_or_else(|| malformed(file, format!("{key} {value}"), "a number"))
 }
 
