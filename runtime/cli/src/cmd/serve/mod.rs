@@ -32,6 +32,7 @@ use self::service::{Answering, Service, break_if};
 use super::cache::{CacheOptions, parse_bytes};
 use super::costs;
 use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
+use crate::models;
 
 /// Answers requests from other programs until it is terminated.
 ///
@@ -48,7 +49,8 @@ use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOpti
 /// EDGE_LMM_SERVE_MAX_TOKENS) or a file (--config), in this order.
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Read options from a TOML file, such as max-tokens = 256
     #[arg(long, value_name = "FILE")]
@@ -147,6 +149,10 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
+            #[cfg(feature = "http")]
+            addresses: self.http.addresses(),
+            #[cfg(not(feature = "http"))]
+            addresses: None,
         };
         let engine = self.device.load(&self.model)?;
         let estimator = self.device.request_estimator(&engine);
