@@ -54,6 +54,7 @@ pub const REQUEST: Target = Target {
             ignore_generation_config: false,
             parse_special: false,
             speculation: edge_lmm::Speculation::Off,
+            addresses: None,
         };
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),

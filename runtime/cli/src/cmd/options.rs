@@ -383,6 +383,12 @@ impl MediaArgs {
         self.read(&source, source.kind()?)
     }
 
+    /// Reads a file as a medium of a kind.
+    pub fn open_as(&self, path: &Path, kind: MediaKind) -> Result<Media, MediaError> {
+        let _stage = timing::stage("media");
+        self.read(&Source::open(path)?.with_ffmpeg(FFMPEG), kind)
+    }
+
     /// Reads a medium. With a motion gate, prints how many frames it skipped.
     fn read(&self, source: &Source, kind: MediaKind) -> Result<Media, MediaError> {
         if kind != MediaKind::Video {

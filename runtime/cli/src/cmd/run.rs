@@ -8,6 +8,7 @@ use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
 use edge_lmm::{Message, Recording, Request, Role, dump, user_message};
 
+use crate::models;
 use crate::summary::summary;
 
 use super::answer::answer;
@@ -23,7 +24,8 @@ use super::options::{
 /// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Question to answer
     #[arg(long, value_name = "TEXT")]

@@ -35,6 +35,7 @@ use super::costs;
 use super::options::{
     DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, SpeculationOptions, print_now,
 };
+use crate::models;
 
 /// Answers requests from other programs until it is terminated.
 ///
@@ -51,7 +52,8 @@ use super::options::{
 /// EDGE_LMM_SERVE_MAX_TOKENS) or a file (--config), in this order.
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Read options from a TOML file, such as max-tokens = 256
     #[arg(long, value_name = "FILE")]
@@ -156,6 +158,10 @@ impl Cmd {
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
             speculation: self.speculation.mode(engine.device()),
+            #[cfg(feature = "http")]
+            addresses: self.http.addresses(),
+            #[cfg(not(feature = "http"))]
+            addresses: None,
         };
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;
