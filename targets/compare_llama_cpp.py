@@ -133,7 +133,7 @@ def peer_encode(model, mmproj, side, threads):
 
 
 def ours(arguments, *options):
-    command = [arguments.edge_lmm, "run", arguments.record, "--json", "--ignore-eos", *map(str, options)]
+    command = [arguments.edge_lmm, "run", arguments.record, "--json", "--ignore-eos", "--speculate", "off", *map(str, options)]
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]
     result = subprocess.run(command, capture_output=True, text=True)
