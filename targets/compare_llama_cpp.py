@@ -136,7 +136,9 @@ def peer_encode(model, mmproj, side, threads):
 
 
 def ours(arguments, *options):
-    command = [arguments.edge_lmm, "run", arguments.record, "--json", "--ignore-eos", *map(str, options)]
+    # Both programs decode one token per step.
+    fixed = ["--json", "--ignore-eos", "--speculate", "off"]
+    command = [arguments.edge_lmm, "run", arguments.record, *fixed, *map(str, options)]
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]
     result = subprocess.run(command, capture_output=True, text=True)

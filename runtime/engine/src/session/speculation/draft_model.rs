@@ -47,6 +47,18 @@ impl<B: KernelBackend> DraftModel<B> {
         }
     }
 
+    /// Returns the number of tokens of `text` that the state lacks.
+    pub fn lag(&self, text: &[u32]) -> usize {
+        text.len() - self.common(text)
+    }
+
+    /// Returns the number of first tokens that the state and `text` have in common.
+    fn common(&self, text: &[u32]) -> usize {
+        let past = self.0.past.iter().flat_map(|past| &past.tokens);
+        let pairs = past.zip(text);
+        pairs.take_while(|(past, id)| past.id == **id).count()
+    }
+
     /// Brings the state to the end of `text` and returns the scores of the next token. Makes room
     /// for `needed` tokens in all.
     fn follow(&mut self, text: &[u32], needed: usize) -> Result<Tensor<B, 2>, EngineError> {
@@ -55,11 +67,9 @@ impl<B: KernelBackend> DraftModel<B> {
             session.past = Some(Past::new(session.new_state(needed)?));
         }
         session.reserve(needed)?;
-        let past = session.past.as_mut().expect("the state was made");
-        let pairs = past.tokens.iter().zip(text);
-        let common = pairs.take_while(|(past, id)| past.id == **id).count();
         // The last token is computed for its scores.
-        let common = common.min(text.len() - 1);
+        let common = self.common(text).min(text.len() - 1);
+        let past = self.0.past.as_mut().expect("the state was made");
         past.truncate(common)?;
         let mut chunks = text[common..].chunks(PREFILL_CHUNK);
         let first = chunks.next().expect("at least one token");

@@ -212,10 +212,13 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     /// Asks the draft model, if there is one, for up to `most` tokens. A draft model that fails is
     /// not used again in this session.
     fn model_draft(&mut self, most: usize) -> Vec<u32> {
-        if self.session.draft_model.is_none() {
+        let count = match self.session.draft_model {
+            Some(_) => self.choose(Source::Model, most),
+            None => 0,
+        };
+        if count == 0 {
             return Vec::new();
         }
-        let count = self.choose(Source::Model, most);
         let past = self.session.past.as_ref().expect("there is a state");
         let spoken = past.tokens.iter().filter(|token| token.medium.is_none());
         let text: Vec<u32> = spoken
@@ -223,13 +226,18 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             .chain(self.pending.iter().copied())
             .collect();
         let start = Instant::now();
-        let model = self.session.draft_model.as_mut().filter(|_| count > 0);
+        let model = self.session.draft_model.as_mut();
+        // A model that has to read a prompt first says nothing about the time of further drafts.
+        let is_near = model
+            .as_ref()
+            .is_some_and(|model| model.lag(&text) <= Speculation::MOST);
         match model.map(|model| model.draft(&text, count)) {
-            Some(Ok(draft)) => {
+            Some(Ok(draft)) if is_near => {
                 let seconds = start.elapsed().as_secs_f64();
                 self.session.pace.observe_drafting(draft.len(), seconds);
                 draft
             }
+            Some(Ok(draft)) => draft,
             Some(Err(error)) => {
                 log::warn!("the draft model is not used any more: {error}");
                 self.session.draft_model = None;
