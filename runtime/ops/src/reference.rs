@@ -144,11 +144,12 @@ fn visible(mask: &Mask<'_>, i: usize, j: usize, q_len: usize, kv_len: usize) -> 
 /// Returns the matrices of all query heads, `[heads, len, head_dim]`, from rows of `count` heads.
 /// With grouped queries, `heads / kv_heads` consecutive query heads share a key-value head.
 pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 2>, count: usize, heads: Heads) -> Tensor<B, 3> {
-    let [len, _] = x.dims();
-    let x = x.reshape([len, count, heads.head_dim]).swap_dims(0, 1);
-    x.unsqueeze_dim::<4>(1)
-        .repeat_dim(1, heads.heads / count)
-        .reshape([heads.heads, len, heads.head_dim])
+    // burn's reshape of swapped dimensions mixes the heads on GPUs if they have one dimension.
+    let columns = |head: usize| {
+        let start = head / (heads.heads / count) * heads.head_dim;
+        x.clone().slice_dim(1, start..start + heads.head_dim)
+    };
+    Tensor::stack((0..heads.heads).map(columns).collect(), 0)
 }
 
 /// Computes softmax attention with the whole score matrix in memory.

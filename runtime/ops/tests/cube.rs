@@ -206,6 +206,13 @@ proptest! {
         receive(heads, q_len, kv_len, WeightedMask { mask, key_weights: weighted.then_some(&weights[..]) })?;
     }
 
+    /// The layout of keys whose heads have one dimension is ambiguous.
+    #[test]
+    fn received_attentions_of_one_dimension(q_len in 1usize..9, extra in 0usize..9, kv_heads in 1usize..4, group in 1usize..4) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim: 1 };
+        receive(heads, q_len, q_len + extra, WeightedMask { mask: Mask::Full, key_weights: None })?;
+    }
+
     /// Prefill in pieces and token by token agrees with one causal pass.
     #[test]
     fn cached_attentions(first in 1usize..40, second in 1usize..5, steps in 0usize..4, kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..33, biased: bool) {
