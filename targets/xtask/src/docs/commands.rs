@@ -1,9 +1,10 @@
 //! Commands of the documentation, run as a reader would run them.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -13,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
 
 use super::markdown::{Block, Page};
+use crate::cross::CONVERTER;
 
 /// Language of the blocks that are run.
 const LANGUAGE: &str = "sh";
@@ -56,6 +58,15 @@ const STAND_INS: [(&str, &str); 12] = [
 ];
 /// Address of the servers in the texts; a free port takes its place.
 const ADDRESS: &str = "127.0.0.1:8080";
+const PROGRAMS: [&str; 2] = ["edge-lmm", CONVERTER];
+/// The converter without its default method, which takes minutes in a development build.
+const FAST_CONVERTER: &str = r#"#!/bin/sh
+case " $* " in
+*" compare "* | *" --method "*) ;;
+*) set -- "$@" --method nearest ;;
+esac
+exec "${0%/*}/converter" "$@"
+"#;
 /// Longest time of a block.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -147,7 +158,7 @@ impl Folder {
             link(&root.join(name), name)?;
         }
         fs::create_dir_all(folder.path().join("target/release"))?;
-        for name in ["edge-lmm", "edge-lmm-convert"] {
+        for name in PROGRAMS {
             let program = programs.join(name);
             ensure!(
                 program.is_file(),
@@ -157,6 +168,10 @@ impl Folder {
             );
             link(&program, &format!("target/release/{name}"))?;
         }
+        let converter = folder.path().join("target/release").join(CONVERTER);
+        fs::rename(&converter, converter.with_file_name("converter"))?;
+        fs::write(&converter, FAST_CONVERTER)?;
+        fs::set_permissions(&converter, Permissions::from_mode(0o755))?;
         // The system chooses a free port.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         Ok(Self {
@@ -292,7 +307,7 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let programs = root.path().join("programs");
         fs::create_dir(&programs).expect("a folder");
-        for name in ["edge-lmm", "edge-lmm-convert"] {
+        for name in PROGRAMS {
             fs::write(programs.join(name), "").expect("a file");
         }
         let good = page(

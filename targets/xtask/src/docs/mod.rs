@@ -24,9 +24,10 @@ const BOOK: &str = "docs";
 /// here, as in ```sh,needs-board; these blocks are listed.
 #[derive(Args)]
 pub struct Cmd {
-    /// Folder with edge-lmm (features data and plots) and edge-lmm-convert
-    #[arg(long, value_name = "FOLDER", default_value = "target/debug")]
-    programs: PathBuf,
+    /// Folder with edge-lmm (features data and plots) and edge-lmm-convert [default: that of
+    /// development builds]
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
     /// Only run the commands of these files
     #[arg(value_name = "FILE")]
     only: Vec<PathBuf>,
@@ -47,7 +48,10 @@ impl Cmd {
                 .current_dir(&root),
         )?;
         let chosen = |page: &&Page| self.only.is_empty() || self.only.contains(&page.path);
-        let programs = root.join(&self.programs);
+        let programs = match &self.programs {
+            Some(folder) => std::path::absolute(folder)?,
+            None => shell::target_dir().join("debug"),
+        };
         commands::run(&root, &programs, pages.iter().filter(chosen))
     }
 }
