@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::damage::Copy;
 use edge_lmm_convert::source::Checkpoint;
+use edge_lmm_convert::{Options, Plan};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -334,6 +335,46 @@ fn tables_of_embeddings_have_transposed_factors() {
     assert_near(&values(&checkpoint, table), &expected);
 }
 
+/// An adapter of the head or of the embeddings changes one of them, though the model shares their
+/// weights.
+#[test]
+fn shared_weights_become_separate() {
+    let table = "model.embed_tokens.weight";
+    let base = values(&tiny(), table);
+    let head = Adapter::new().tensor("lm_head.weight", &[576, 128]);
+    let embeddings = || {
+        Adapter::new()
+            .tensor("model.embed_tokens.lora_embedding_A", &[2, 576])
+            .tensor("model.embed_tokens.lora_embedding_B", &[128, 2])
+    };
+    let with_head = adapted(&head);
+    assert_eq!(
+        values(&with_head, "lm_head.weight"),
+        head.values("lm_head.weight")
+    );
+    assert_eq!(values(&with_head, table), base);
+    let with_table = adapted(&embeddings());
+    assert_eq!(values(&with_table, "lm_head.weight"), base);
+    assert_ne!(values(&with_table, table), base);
+    for checkpoint in [with_head, with_table] {
+        assert_eq!(checkpoint.config["tie_word_embeddings"], json!(false));
+        let plan = Plan::new(&checkpoint, &Options::default()).unwrap();
+        assert_eq!(plan.unused, Vec::<String>::new());
+        let sources = plan
+            .weights
+            .iter()
+            .flat_map(|weight| weight.sources(&checkpoint));
+        assert!(
+            sources
+                .into_iter()
+                .any(|source| source.starts_with("lm_head.weight"))
+        );
+    }
+    let tied = adapted(&embeddings().set("ensure_weight_tying", json!(true)));
+    assert!(tied.tensor("lm_head.weight").is_none());
+    assert_ne!(values(&tied, table), base);
+}
+
 #[test]
 fn several_adapters_are_added_with_their_weights() {
     let sizes = [128, 2, 128];
@@ -425,12 +466,10 @@ fn other_adapters_are_refused() {
             ["q_proj.lora_B.bias", "lora_A and lora_B"],
         ),
         (
-            good().tensor("lm_head.weight", &[576, 128]),
-            ["lm_head.weight", "shares the weights"],
-        ),
-        (
-            good().tensor("model.embed_tokens.weight", &[576, 128]),
-            ["embed_tokens.weight", "shares the weights"],
+            good()
+                .set("ensure_weight_tying", json!(true))
+                .tensor("lm_head.weight", &[576, 128]),
+            ["lm_head.weight is missing", "another model"],
         ),
         (dora(), ["lora_magnitude_vector is missing", "use_dora"]),
         (

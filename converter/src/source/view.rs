@@ -189,6 +189,8 @@ pub(super) enum View {
         /// Elements of a row.
         columns: usize,
     },
+    /// Values of several tensors.
+    Shared(Arc<View>),
     /// A matrix with the update of an adapter.
     Adapted {
         /// The matrix of the checkpoint.
@@ -226,6 +228,7 @@ impl View {
                 parts.iter().try_for_each(|part| part.decoder().map(|_| ()))
             }
             Self::Random(_) | Self::Quantized { .. } => Ok(()),
+            Self::Shared(view) => view.check_readable(),
             Self::Adapted { base, .. } => base.check_readable(),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
@@ -271,6 +274,7 @@ impl View {
                 }
                 Ok(())
             }
+            Self::Shared(view) => view.read(range, out),
             Self::Adapted { base, update } => update.read(base, range, out),
             Self::Shifted { stored, by } => {
                 let before = out.len();

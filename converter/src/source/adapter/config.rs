@@ -36,6 +36,8 @@ pub(super) struct Config {
     root: bool,
     /// `true` if rows have magnitudes of their own (DoRA).
     pub(super) magnitudes: bool,
+    /// `true` if an output head that shares the weights of the embeddings also shares their update.
+    pub(super) keeps_ties: bool,
 }
 
 impl Config {
@@ -71,6 +73,7 @@ impl Config {
             alphas,
             root: flag("use_rslora"),
             magnitudes: flag("use_dora"),
+            keeps_ties: flag("ensure_weight_tying"),
         })
     }
 

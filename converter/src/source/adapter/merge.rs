@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::super::error::{Result, SourceError, malformed, some_of};
 use super::super::view::{Stored, View};
 use super::super::{Checkpoint, Tensor, safetensors};
 use super::config::Config;
 use super::low_rank::{Factor, LowRank};
-use super::{CONFIG, WEIGHTS};
+use super::{CONFIG, WEIGHTS, ties};
 use crate::names;
 
 /// Tensors of an adapter for one module, by the part of the name from `lora_` on.
@@ -129,41 +127,21 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    /// Returns the name in the checkpoint of a tensor that the adapter changes.
-    fn target(&self, name: &str) -> Result<String> {
-        let missing = || SourceError::MissingTensor {
+    /// Returns the name in the checkpoint of a tensor that the adapter changes. An output head that
+    /// shares the weights of the embeddings gets its own: an adapter changes one of the two, except
+    /// with `ensure_weight_tying`.
+    fn target(&mut self, name: &str) -> Result<String> {
+        let is_shared = ties::may_share(name) && ties::is_tied(self.checkpoint);
+        if is_shared && !self.config.keeps_ties && ties::untie(self.checkpoint) {
+            log::info!("{}: the output head has weights of its own", self.file);
+        }
+        names::found(name, self.checkpoint).ok_or_else(|| SourceError::MissingTensor {
             file: self.checkpoint.weights_file(),
             tensor: name.to_owned(),
             needed_for: format!(
                 "{} changes it; the adapter belongs to another model",
                 self.file
             ),
-        };
-        let found = names::found(name, self.checkpoint);
-        let is_table = ["lm_head.weight", "embed_tokens.weight"];
-        let is_table = is_table.iter().any(|end| name.ends_with(end));
-        if is_table && self.is_tied() {
-            return Err(SourceError::Unsupported {
-                file: self.file.clone(),
-                what: "an adapter for".into(),
-                found: name.to_owned(),
-                supported: "adapters for other layers, because the output head shares the weights \
-                            of the embeddings; merge the adapter with merge_and_unload() of peft"
-                    .into(),
-            });
-        }
-        found.ok_or_else(missing)
-    }
-
-    /// Returns `true` if the output head is the table of embeddings.
-    fn is_tied(&self) -> bool {
-        const KEY: &str = "tie_word_embeddings";
-        let config = &self.checkpoint.config;
-        let section = || config.get("text_config")?.get(KEY);
-        let stated = config.get(KEY).or_else(section).and_then(Value::as_bool);
-        stated.unwrap_or_else(|| {
-            let mut names = self.checkpoint.tensors.keys();
-            !names.any(|name| name.ends_with("lm_head.weight"))
         })
     }
 

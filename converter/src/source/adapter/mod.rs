@@ -6,6 +6,7 @@ mod config;
 mod detect;
 mod low_rank;
 mod merge;
+mod ties;
 
 pub(super) use detect::{check_files, check_tensors};
 pub(super) use low_rank::LowRank;

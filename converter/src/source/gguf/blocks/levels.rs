@@ -71,7 +71,7 @@ pub(super) fn nvfp4(block: &[u8], out: &mut [f32]) {
 fn digit(byte: u8, place: usize) -> f32 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let rest = byte.wrapping_mul(POWERS[place]);
-    f32::from(u16::from(rest) * 3 >> 8) - 1.0
+    f32::from((u16::from(rest) * 3) >> 8) - 1.0
 }
 
 /// Decodes `[48 bytes of five ternary digits][4 bytes of four ternary digits][scale f16]`. The first
