@@ -47,16 +47,21 @@ pub fn short_conv<B: Backend>(
     activation: Activation,
 ) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let ([tokens, _], [channels, taps]) = (x.dims(), kernel.dims());
+    // burn does not cut out empty tensors.
     let all = match taps {
         1 => x,
-        _ => Tensor::cat(vec![before, x], 0),
+        _ => Tensor::cat(vec![before.clone(), x], 0),
     };
     let tap = |i: usize| {
         let weights = kernel.clone().narrow(1, i, 1).reshape([1, channels]);
         all.clone().narrow(0, i, tokens) * weights
     };
     let sum = (1..taps).fold(tap(0), |sum, i| sum + tap(i));
-    (activate(sum, activation), all.narrow(0, tokens, taps - 1))
+    let after = match taps {
+        1 => before,
+        _ => all.narrow(0, tokens, taps - 1),
+    };
+    (activate(sum, activation), after)
 }
 
 /// Applies the gated delta rule to each token in turn, and returns the outputs and the state after the
