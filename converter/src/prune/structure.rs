@@ -117,6 +117,15 @@ fn keep_layer_types(text: &mut Value, count: usize, kept: &[u32]) {
         };
         text["layer_types"] = (0..count as u64).map(kind).collect::<Vec<_>>().into();
     }
+    let is_qwen = text["model_type"] == "qwen3_5_text";
+    if is_qwen && !text["layer_types"].is_array() {
+        let interval = text["full_attention_interval"].as_u64().unwrap_or(4).max(1);
+        let kind = |layer: u64| match (layer + 1).is_multiple_of(interval) {
+            true => "full_attention",
+            false => "linear_attention",
+        };
+        text["layer_types"] = (0..count as u64).map(kind).collect::<Vec<_>>().into();
+    }
     if let Some(types) = text["layer_types"].as_array() {
         let kept = kept
             .iter()
