@@ -5,6 +5,8 @@
 #     eval "$(targets/aarch64-toolchain.sh [--zig] [aarch64-unknown-linux-gnu|aarch64-unknown-linux-musl])"
 #     cargo build $EDGE_LMM_CARGO_FLAGS --target ...
 #
+# With --zig, static x86-64 programs can be built, too: x86_64-unknown-linux-musl.
+#
 # The standard library comes from rustup. Without rustup, or with EDGE_LMM_BUILD_STD=1, it is built
 # from Debian's sources of the compiler's version, and EDGE_LMM_CARGO_FLAGS is -Zbuild-std. The
 # emulator, a linker and a C library for running programs come from Debian. With --zig the linker is
@@ -19,13 +21,17 @@ target=aarch64-unknown-linux-gnu
 for argument in "$@"; do
     case $argument in
     --zig) zig=1 ;;
-    aarch64-unknown-linux-gnu | aarch64-unknown-linux-musl) target=$argument ;;
+    aarch64-unknown-linux-gnu | aarch64-unknown-linux-musl | x86_64-unknown-linux-musl) target=$argument ;;
     *)
-        echo "error: $0: unknown argument $argument; expected --zig, aarch64-unknown-linux-gnu or aarch64-unknown-linux-musl"
+        echo "error: $0: unknown argument $argument; expected --zig, aarch64-unknown-linux-gnu, aarch64-unknown-linux-musl or x86_64-unknown-linux-musl"
         exit 2
         ;;
     esac
 done
+if [ "$target" = x86_64-unknown-linux-musl ] && [ -z "$zig" ]; then
+    echo "error: $0: $target needs --zig"
+    exit 2
+fi
 
 tools=${CARGO_TARGET_DIR:-target}/cross-tools
 mkdir -p "$tools"
@@ -38,10 +44,12 @@ as_root() {
 # Installs the emulator, a linker and a C library for the target.
 install_packages() {
     missing=
-    command -v qemu-aarch64 >/dev/null || missing="$missing qemu-user"
-    command -v aarch64-linux-gnu-gcc >/dev/null || missing="$missing gcc-aarch64-linux-gnu"
-    [ -e /usr/aarch64-linux-gnu/lib/libc.so.6 ] || missing="$missing libc6-arm64-cross"
-    [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
+    if [ "$target" != x86_64-unknown-linux-musl ]; then
+        command -v qemu-aarch64 >/dev/null || missing="$missing qemu-user"
+        command -v aarch64-linux-gnu-gcc >/dev/null || missing="$missing gcc-aarch64-linux-gnu"
+        [ -e /usr/aarch64-linux-gnu/lib/libc.so.6 ] || missing="$missing libc6-arm64-cross"
+        [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
+    fi
     [ -z "$zig" ] || python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
     [ -n "$missing" ] || return 0
     echo "installing$missing"

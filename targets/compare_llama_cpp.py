@@ -9,6 +9,9 @@ The record and the GGUF files should come from the same checkpoint. Only time an
 of real shapes are sufficient. Prefill is compared with the best result of llama.cpp over all --llm files, with and
 without repacked weights. Decoding and the time to the first token are compared with the first file and default
 settings. Every measurement runs in a separate process, which loads its models before the clock starts.
+
+--json writes the medians, and for each image the stages of an answer of 64 tokens by both programs: `cargo xtask figure`
+draws them.
 """
 
 import argparse
@@ -179,10 +182,27 @@ def median(runs, key):
     return statistics.median(run[key] for run in runs)
 
 
+ROWS = []
+
+
 def row(name, unit, theirs, our, more_is_better):
     ratio = our / theirs
     better = "more is better" if more_is_better else "less is better"
+    ROWS.append({"name": name, "unit": unit, "llama.cpp": theirs, "edge-lmm": our})
     print(f"| {name} | {theirs:.1f} {unit} | {our:.1f} {unit} | {ratio:.2f} ({better}) |", flush=True)
+
+
+def answer_stages(runs, tokens_per_second):
+    """Returns the milliseconds of the stages of an answer of GENERATED tokens."""
+    vision, first = median(runs, "vision"), median(runs, "first token")
+    return {"vision": vision, "prefill": first - vision, "decode": 1e3 * (GENERATED - 1) / tokens_per_second}
+
+
+def processor():
+    """Returns the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else "unknown"
 
 
 def main():
@@ -197,6 +217,7 @@ def main():
     parser.add_argument("--only-images", action="store_true", help="skip prefill and decoding of text")
     parser.add_argument("--reduce", action="append", default=[], metavar="METHODS",
                         help="also answer with these reductions of visual tokens; may be repeated")
+    parser.add_argument("--json", metavar="FILE", help="write the medians, with the processor and the versions")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
@@ -208,6 +229,11 @@ def main():
         return
     if not (arguments.record and arguments.llm):
         parser.error("--record and --llm are required")
+    report = {
+        "processor": processor(), "threads": arguments.threads, "repeat": arguments.repeat,
+        "record": Path(arguments.record).stem, "generated_tokens": GENERATED, "answers": [],
+    }
+    speed = {}
     print(f"{arguments.threads} threads, medians of {arguments.repeat} alternating runs\n")
     print("| what | llama.cpp | edge-lmm | ratio |\n|---|---|---|---|")
     if not (arguments.only_vision or arguments.only_images):
@@ -219,7 +245,8 @@ def main():
                 our.append(our_text(arguments))
         best = max(median(runs, "prefill") for runs in theirs)
         row(f"prefill, {PROMPT_TOKENS} tokens", "tok/s", best, median(our, "prefill"), True)
-        row(f"decode, {GENERATED} tokens", "tok/s", median(theirs[0], "decode"), median(our, "decode"), True)
+        speed = {"llama.cpp": median(theirs[0], "decode"), "edge-lmm": median(our, "decode")}
+        row(f"decode, {GENERATED} tokens", "tok/s", speed["llama.cpp"], speed["edge-lmm"], True)
         print(f"| start, warm file cache | | {median(our, 'start'):.0f} ms | |")
     with tempfile.TemporaryDirectory() as folder:
         for side in arguments.sides if arguments.mmproj else []:
@@ -239,6 +266,12 @@ def main():
                     name = f"first token, {side}x{side} and {QUESTION} tokens{how}"
                     row(name, "ms", median(theirs, "first token"), median(runs, "first token"), False)
                     row("peak resident memory of that", "MiB", median(theirs, "memory"), median(runs, "memory"), False)
+                if speed and not chain:
+                    for program, measured in (("llama.cpp", theirs), ("edge-lmm", runs)):
+                        stages = answer_stages(measured, speed[program])
+                        report["answers"].append({"program": program, "pixels": side, "stages_ms": stages})
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({**report, "rows": ROWS}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,26 +3,28 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use edge_lmm::estimate::Scenario;
 use edge_lmm::one_line;
 use edge_lmm::output::{Output, OutputError};
 use edge_lmm::target::{TargetReport, parse_size};
-use edge_lmm::units::bytes;
+use edge_lmm::units::{bytes, parse_bytes};
 use edge_lmm_ops::Format;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
-use crate::prune::{Importance, prune_channels, prune_layers, prune_vocabulary};
+use crate::mixed::{Budget, Mixed};
+use crate::prune::{Importance, Shares, Trial, prune_shares, prune_vocabulary, search};
 use crate::source::Checkpoint;
-use crate::{Options, Plan, Pruning, Report, random_checkpoint, write_calibrated};
+use crate::{Options, Plan, PlannedWeight, Pruning, Report, random_checkpoint, write_calibrated};
 
 /// Converts a checkpoint into one 4-bit record for edge-lmm.
 ///
@@ -62,10 +64,14 @@ struct Convert {
     /// Vision tower of a .gguf language model
     #[arg(long, value_name = "FILE.gguf")]
     mmproj: Option<PathBuf>,
+    /// LoRA adapter of PEFT to merge into SOURCE: the folder with adapter_config.json and
+    /// adapter_model.safetensors. FOLDER=0.5 halves its updates. May be repeated
+    #[arg(long, value_name = "FOLDER[=WEIGHT]", value_parser = Adapter::parse)]
+    adapter: Vec<Adapter>,
     /// Use random weights, to measure the time and memory of a model without downloading it: SOURCE
     /// is then a Hugging Face folder of which only the JSON files are read. The answers of such a
     /// record have no meaning
-    #[arg(long, value_name = "SEED", conflicts_with_all = ["mmproj", "calibration"])]
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["mmproj", "calibration", "adapter"])]
     random_weights: Option<u64>,
     /// Format of the language model: f32, f16, q8 or q4
     #[arg(long, value_name = "FORMAT", default_value = "q4")]
@@ -79,12 +85,22 @@ struct Convert {
     /// Format of the embeddings and the output head, if not that of the language model
     #[arg(long, value_name = "FORMAT")]
     head_quant: Option<Format>,
-    /// Method of quantization: nearest (no calibration), weighted (scales for the mean squares of
-    /// the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs). All
-    /// but nearest run samples through the model and need a temporary file of the record's size next
-    /// to it
-    #[arg(long, value_name = "METHOD", default_value = "nearest", value_parser = methods())]
-    method: Method,
+    /// Store the weights of the language model that need it most in 8 bits, so that the rest of its
+    /// layers and these have BITS per weight on average: 4.5, for example. The need is measured on
+    /// the samples of --calibration or the built-in text
+    #[arg(long, value_name = "BITS", value_parser = positive)]
+    bits: Option<f64>,
+    /// As --bits, for a size of the whole record: 1.2GB or 900MiB. Embeddings and output head compete
+    /// with the layers
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bits")]
+    budget: Option<u64>,
+    /// Method of quantization: nearest (no calibration, minutes), weighted (scales for the mean squares
+    /// of the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs; ten
+    /// times as long). All but nearest run samples through the model and need a temporary file of the
+    /// record's size next to it [default: best if a weight has 4 bits and its sums fit
+    /// --calibration-memory, weighted if they do not fit, nearest without 4-bit weights]
+    #[arg(long, value_name = "METHOD", value_parser = methods())]
+    method: Option<Method>,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
     /// `edge-lmm eval`; may be repeated. Without it, a text that is built in
     #[arg(long, value_name = "FILE")]
@@ -102,6 +118,9 @@ struct Convert {
     /// tokens, others are split into more of them. May be repeated
     #[arg(long, value_name = "FILE")]
     prune_vocabulary: Vec<PathBuf>,
+    /// Number of CPU threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
     /// Leave out a share of the language model's layers, those that change their input least on the
     /// samples of --calibration or the built-in text: 0.1 for one tenth
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
@@ -110,6 +129,16 @@ struct Convert {
     /// whose outputs are smallest on the samples
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_ffn: Option<f64>,
+    /// Leave out a share of the attention heads of each layer of the language model, those whose
+    /// outputs are smallest on the samples; of query heads that share keys and values, as many in
+    /// every group
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    prune_heads: Option<f64>,
+    /// Keep a share of the parameters of the language model's layers: fewer layers, channels or heads,
+    /// whichever changes the predictions least on the samples
+    #[arg(long, value_name = "RATIO", value_parser = ratio,
+        conflicts_with_all = ["prune_layers", "prune_ffn", "prune_heads"])]
+    prune_to: Option<f64>,
     /// Refuse to write a record that does not fit a device: raspberry-pi-5, raspberry-pi-5-8gb,
     /// jetson-orin-nano, host, ...; with --force only warn
     #[arg(long, value_name = "DEVICE")]
@@ -129,6 +158,36 @@ struct Convert {
     /// Overwrite the record if it exists
     #[arg(long)]
     force: bool,
+}
+
+/// An adapter of the command line.
+#[derive(Debug, Clone, PartialEq)]
+struct Adapter {
+    folder: PathBuf,
+    weight: f32,
+}
+
+impl Adapter {
+    /// Parses `FOLDER` or `FOLDER=WEIGHT`. A folder whose name ends like a weight is taken as a folder
+    /// if it exists.
+    fn parse(text: &str) -> Result<Self, String> {
+        let whole = PathBuf::from(text);
+        let weighted = text.rsplit_once('=').filter(|_| !whole.exists());
+        let Some((folder, weight)) = weighted else {
+            return Ok(Self {
+                folder: whole,
+                weight: 1.0,
+            });
+        };
+        let number = weight
+            .parse()
+            .ok()
+            .filter(|weight: &f32| weight.is_finite());
+        Ok(Self {
+            folder: folder.into(),
+            weight: number.ok_or_else(|| format!("{weight:?} is not a number"))?,
+        })
+    }
 }
 
 /// Runs the command with its arguments, the first of which is the name of the program. Returns the exit
@@ -160,14 +219,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn convert_source(cli: &Convert) -> anyhow::Result<()> {
+    if let Some(jobs) = cli.jobs.and_then(|jobs| NonZeroUsize::new(jobs.into())) {
+        edge_lmm::set_threads(jobs);
+    }
     let outputs = match cli.dry_run {
         true => None,
         false => Some(Outputs::create(cli)?),
     };
-    let checkpoint = match cli.random_weights {
+    let mut checkpoint = match cli.random_weights {
         Some(seed) => random_checkpoint(&cli.source, seed)?,
         None => Checkpoint::open(&cli.source, cli.mmproj.as_deref())?,
     };
+    for adapter in &cli.adapter {
+        checkpoint.add_adapter(&adapter.folder, adapter.weight)?;
+    }
     if let Some(outputs) = &outputs {
         outputs.check_inputs(cli, &checkpoint)?;
     }
@@ -176,12 +241,23 @@ fn convert_source(cli: &Convert) -> anyhow::Result<()> {
         vision: cli.vision_quant,
         audio: cli.audio_quant,
         head: cli.head_quant,
+        weights: BTreeMap::new(),
     };
     let mut checkpoint = Arc::new(checkpoint);
     let pruning = prune(cli, &mut checkpoint)?;
-    let plan = Plan::pruned(&checkpoint, &options, pruning)?;
+    let mut plan = Plan::pruned(&checkpoint, &options, pruning)?;
+    if let Some(mixed) = mixed(cli, &plan, &options, &checkpoint)? {
+        let options = Options {
+            weights: mixed.weights,
+            ..options
+        };
+        plan = plan.in_formats(&checkpoint, &options)?;
+    }
     for tensor in &plan.unused {
-        log::info!("unused tensor {tensor}");
+        match checkpoint.is_adapted(tensor) {
+            true => log::warn!("{tensor} is not part of the record, but an adapter changes it"),
+            false => log::info!("unused tensor {tensor}"),
+        }
     }
     eprintln!("{}", describe(&plan));
     check_target(cli, &plan, checkpoint.tokenizer.len())?;
@@ -252,6 +328,15 @@ fn ratio(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Parses a number of bits.
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match number.is_finite() && number > 0.0 {
+        true => Ok(number),
+        false => Err("expected a number above 0".to_owned()),
+    }
+}
+
 /// Returns the samples of --calibration, or those that are built in.
 fn samples(cli: &Convert) -> anyhow::Result<Samples> {
     Ok(match cli.calibration.is_empty() {
@@ -270,25 +355,30 @@ fn beside(cli: &Convert, extension: &str) -> PathBuf {
 /// Chooses the rows, columns and layers to keep.
 fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Pruning> {
     let mut pruning = Pruning::none(checkpoint);
-    if cli.prune_layers.is_some() || cli.prune_ffn.is_some() {
+    let shares = Shares {
+        layers: cli.prune_layers.unwrap_or(0.0),
+        channels: cli.prune_ffn.unwrap_or(0.0),
+        heads: cli.prune_heads.unwrap_or(0.0),
+    };
+    if shares != Shares::default() || cli.prune_to.is_some() {
         let plan = Plan::new(checkpoint, &Options::default())?;
-        let path = beside(cli, ".pruning");
-        let importance = Importance::measure(&plan, checkpoint, &samples(cli)?, &path)?;
-        let mut removed = Vec::new();
-        if let Some(ratio) = cli.prune_layers {
-            removed = prune_layers(&mut pruning, &importance, ratio)?;
-            let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
-            let count = importance.layers.len();
-            eprintln!(
-                "layers: {} of {count} left out: {}",
-                removed.len(),
-                numbers.join(", ")
-            );
-        }
-        if let Some(ratio) = cli.prune_ffn {
-            let (before, after) = prune_channels(&mut pruning, &importance, &removed, ratio)?;
-            eprintln!("feed-forward channels: {after} of {before} per layer");
-        }
+        let (path, samples) = (beside(cli, ".pruning"), samples(cli)?);
+        let importance = Importance::measure(&plan, checkpoint, &samples, &path)?;
+        let shares = match cli.prune_to {
+            Some(ratio) => {
+                let trials = search(&plan, checkpoint, &samples, &importance, ratio, &path)?;
+                for trial in &trials {
+                    let Trial {
+                        shares, divergence, ..
+                    } = trial;
+                    eprintln!("without {shares}: divergence {divergence:.4} nats");
+                }
+                trials[0].shares
+            }
+            None => shares,
+        };
+        let removed = prune_shares(&mut pruning, &importance, &shares)?;
+        describe_pruning(&pruning, &importance, &removed);
     }
     if !cli.prune_vocabulary.is_empty() {
         let corpus = Samples::read(&cli.prune_vocabulary)?;
@@ -297,6 +387,72 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         eprintln!("vocabulary: {after} of {before} tokens");
     }
     Ok(pruning)
+}
+
+/// Tells which parts of the language model are left out.
+fn describe_pruning(pruning: &Pruning, importance: &Importance, removed: &[usize]) {
+    if !removed.is_empty() {
+        let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
+        eprintln!(
+            "layers: {} of {} left out: {}",
+            removed.len(),
+            importance.layers.len(),
+            numbers.join(", ")
+        );
+    }
+    for (what, dimension, before) in [
+        ("feed-forward channels", "ffn", &importance.channels),
+        ("attention heads", "heads", &importance.heads),
+    ] {
+        let left = pruning
+            .selection
+            .len_of(&format!("text.layers.0.{dimension}"));
+        if let (Some(left), Some(before)) = (left, before.first()) {
+            eprintln!("{what}: {left} of {} per layer", before.len());
+        }
+    }
+}
+
+/// Chooses the weights that get 8 bits.
+fn mixed(
+    cli: &Convert,
+    plan: &Plan,
+    options: &Options,
+    checkpoint: &Arc<Checkpoint>,
+) -> anyhow::Result<Option<Mixed>> {
+    let budget = match (cli.bits, cli.budget) {
+        (Some(bits), _) => Budget::Bits(bits),
+        (None, Some(bytes)) => Budget::Bytes(usize::try_from(bytes)?),
+        (None, None) => return Ok(None),
+    };
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{bar:30} {pos}/{len} weights measured, {eta} left",
+    )?);
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let (samples, path) = (samples(cli)?, beside(cli, ".mixed"));
+    let mixed = Mixed::choose(
+        plan, options, checkpoint, &samples, budget, &path, &progress,
+    );
+    bar.finish_and_clear();
+    let mixed = mixed?;
+    for weight in &mixed.sensitivities {
+        log::info!(
+            "{}: divergence {:.2e} nats in 4 bits, {} more in 8 bits",
+            weight.name,
+            weight.divergence,
+            bytes(weight.bytes)
+        );
+    }
+    let eight = |format: &&Format| **format == Format::Q8;
+    eprintln!(
+        "8 bits: {} of {} weights of the language model",
+        mixed.weights.values().filter(eight).count(),
+        mixed.sensitivities.len()
+    );
+    Ok(Some(mixed))
 }
 
 /// Checks the planned record against the target device.
@@ -361,14 +517,60 @@ fn methods() -> impl TypedValueParser<Value = Method> {
     })
 }
 
+/// Returns the method of quantization.
+fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
+    let memory = cli.calibration_memory << 20;
+    let fits = |method| calibration::memory_of_sums(plan, method) < memory;
+    let four_bits =
+        |weight: &PlannedWeight| weight.spec.product && weight.format == Some(Format::Q4);
+    let method = match cli.method {
+        Some(method) if fits(method) => return Ok(method),
+        Some(method) => bail!(
+            "--method {} needs {} for the sums of the widest weight, --calibration-memory allows {}; \
+             use --method weighted or more memory",
+            method.name(),
+            bytes(calibration::memory_of_sums(plan, method)),
+            bytes(memory)
+        ),
+        None if cli.random_weights.is_some() => return Ok(Method::Nearest),
+        None if cli.statistics.as_ref().is_some_and(|path| path.exists()) => {
+            return Ok(Method::Weighted);
+        }
+        None if !plan.weights.iter().any(four_bits) => return Ok(Method::Nearest),
+        None if fits(Method::Best) => Method::Best,
+        None => Method::Weighted,
+    };
+    let samples = match cli.calibration.is_empty() {
+        true => "the built-in text",
+        false => "--calibration",
+    };
+    eprintln!(
+        "method: {} on {samples}; --method nearest is faster and less accurate",
+        method.name()
+    );
+    Ok(method)
+}
+
+/// Returns `true` if something else than the method of quantization uses samples.
+fn uses_samples(cli: &Convert) -> bool {
+    let prunes = [
+        cli.prune_layers,
+        cli.prune_ffn,
+        cli.prune_heads,
+        cli.prune_to,
+    ];
+    prunes.iter().any(Option::is_some) || cli.bits.is_some() || cli.budget.is_some()
+}
+
 /// Prepares the method of quantization, if it needs statistics and a weight is quantized.
 fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>> {
     let quantized = (plan.weights.iter()).any(|w| w.format.is_some_and(Format::is_quantized));
-    if !cli.method.is_calibrated() || !quantized {
+    let method = method(cli, plan)?;
+    if !method.is_calibrated() || !quantized {
         ensure!(
-            cli.calibration.is_empty() || cli.prune_layers.is_some() || cli.prune_ffn.is_some(),
-            "--calibration has no use without --prune-layers, --prune-ffn, or a quantized format and \
-             --method weighted, gptq or best"
+            cli.calibration.is_empty() || uses_samples(cli),
+            "--calibration has no use without --bits, --budget, --prune-layers, --prune-ffn, \
+             --prune-heads, --prune-to, or a quantized format and --method weighted, gptq or best"
         );
         ensure!(
             cli.statistics.is_none(),
@@ -385,9 +587,9 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
             saved.display()
         );
         let saved = SavedStatistics::read(saved)?;
-        return Ok(Some(Calibration::with_statistics(cli.method, saved, file)));
+        return Ok(Some(Calibration::with_statistics(method, saved, file)));
     }
-    let calibration = Calibration::new(cli.method, samples(cli)?, file);
+    let calibration = Calibration::new(method, samples(cli)?, file);
     let calibration = calibration.with_memory(cli.calibration_memory << 20);
     Ok(Some(match &cli.statistics {
         Some(path) => calibration.saving_to(Output::create(path, false)?),

@@ -43,7 +43,9 @@ impl Plan {
         let mut taken = vec![false; scales.len()];
         for (at, fold) in &consumers {
             for column in 0..self.weights[*at].spec.cols() {
-                taken[fold.row(column)] = true;
+                let row = fold.row(column);
+                let slot = taken.get_mut(row);
+                *slot.ok_or_else(|| invalid(format!("output {row} is stored by itself")))? = true;
             }
         }
         let other = |&row: &usize| !taken[row] && scales[row] != 1.0;

@@ -8,8 +8,10 @@ use crate::planned_weight::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
 
 /// Tensor types of about four bits per weight or fewer.
-const LOW_BIT: [&str; 11] = [
-    "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "AWQ", "GPTQ2", "GPTQ4", "INT4", "NF4",
+const LOW_BIT: [&str; 25] = [
+    "Q1_0", "Q2_0", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS",
+    "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "AWQ",
+    "GPTQ2", "GPTQ4", "INT4", "NF4",
 ];
 
 /// Rejects a checkpoint in which a used tensor has an unused companion. The stored values then do

@@ -16,10 +16,12 @@ mod generate;
 #[cfg(unix)]
 mod interrupt;
 mod leftovers;
+pub mod mixed;
 mod names;
 mod pack;
 pub mod plan;
 mod planned_weight;
+mod predictions;
 pub mod prune;
 mod random_weights;
 mod rows;

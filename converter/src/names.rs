@@ -3,7 +3,7 @@
 //! Since version 4.52, `transformers` nests the parts of a multimodal model in `model`. Its
 //! `save_pretrained` restores the published names, but trainers that save parameters directly keep
 //! the nested ones. Families use the published names; a tensor that is missing under its published
-//! name is looked up under the newer one.
+//! name is looked up under the newer one. Adapters have either kind of names.
 
 use crate::source::Checkpoint;
 
@@ -30,6 +30,21 @@ pub(crate) fn stored(name: &str, checkpoint: &Checkpoint) -> String {
         .unwrap_or_else(|| name.to_owned())
 }
 
+/// Returns the name under which `checkpoint` stores a tensor, given its published or its newer name.
+pub(crate) fn found(name: &str, checkpoint: &Checkpoint) -> Option<String> {
+    std::iter::once(name.to_owned())
+        .chain(newer_names(name))
+        .chain(published_names(name))
+        .find(|name| checkpoint.tensor(name).is_some())
+}
+
+fn published_names(name: &str) -> impl Iterator<Item = String> {
+    NEWER_PREFIXES.iter().filter_map(move |(published, newer)| {
+        let rest = name.strip_prefix(newer)?;
+        Some(format!("{published}{rest}"))
+    })
+}
+
 fn newer_names(name: &str) -> impl Iterator<Item = String> {
     NEWER_PREFIXES.iter().filter_map(move |(published, newer)| {
         let rest = name.strip_prefix(published)?;
@@ -54,5 +69,14 @@ mod tests {
             ["model.visual.merger.ln_q.weight"]
         );
         assert!(newer("lm_head.weight").is_empty());
+    }
+
+    #[test]
+    fn newer_names_lead_back_to_published_ones() {
+        let names: Vec<_> = published_names("model.language_model.norm.weight").collect();
+        assert_eq!(
+            names,
+            ["language_model.model.norm.weight", "model.norm.weight"]
+        );
     }
 }

@@ -127,8 +127,12 @@ fn pack_rounded(
         let shape = MatrixShape::new(format, rows.len(), cols);
         let mut values = Vec::with_capacity(rows.len() * cols);
         read_rows(checkpoint, weight, rows.clone(), &mut values)?;
+        let unpruned = (rule.unpruned()).map(|unpruned| {
+            let mut values = Vec::new();
+            read_rows(checkpoint, unpruned, rows.clone(), &mut values).map(|()| values)
+        });
         let first = bytes.len();
-        rule.pack(shape, &values, &mut bytes)
+        rule.pack(shape, &values, unpruned.transpose()?.as_deref(), &mut bytes)
             .map_err(|error| unpackable(weight, &rows, &error))?;
         let packed = Matrix::new(shape, &bytes[first..])
             .map_err(|error| unpackable(weight, &rows, &error))?;

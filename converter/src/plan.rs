@@ -17,7 +17,7 @@ use crate::calibration::CalibrationError;
 use crate::factors::Factors;
 use crate::planned_weight::PlannedWeight;
 use crate::source::{Checkpoint, SourceError};
-use crate::{leftovers, names};
+use crate::{leftovers, names, prune};
 
 /// The error returned when a checkpoint cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +92,12 @@ pub enum ConvertError {
         /// Why.
         reason: String,
     },
+    /// A record cannot be as small as wanted.
+    #[error("the size of the record: {reason}")]
+    Budget {
+        /// Why.
+        reason: String,
+    },
     /// The vocabulary cannot be pruned.
     #[error("cannot prune the vocabulary: {reason}")]
     Vocabulary {
@@ -112,7 +118,7 @@ pub enum ConvertError {
 }
 
 /// Formats chosen by the user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Format of the language model.
     pub text: Format,
@@ -122,6 +128,9 @@ pub struct Options {
     pub audio: Format,
     /// Format of the embeddings and the output head, if not that of the language model.
     pub head: Option<Format>,
+    /// Formats of single weights, by their names in the record. The last rows of a stacked weight are
+    /// a weight of their own if they are named here, such as `text.layers.0.qkv.tail.weight`.
+    pub weights: BTreeMap<String, Format>,
 }
 
 impl Default for Options {
@@ -132,6 +141,7 @@ impl Default for Options {
             vision: Format::Q8,
             audio: Format::Q8,
             head: None,
+            weights: BTreeMap::new(),
         }
     }
 }
@@ -139,8 +149,12 @@ impl Default for Options {
 impl Options {
     /// Returns the format of a packed weight.
     pub fn format(&self, spec: &WeightSpec) -> Format {
+        if let Some(&format) = self.weights.get(&spec.name) {
+            return format;
+        }
         match spec.part {
             Part::Text if spec.is_vocabulary() => self.head.unwrap_or(self.text),
+            Part::Text if spec.is_recurrent_gate() && self.text == Format::Q4 => Format::Q8,
             Part::Text => self.text,
             Part::Vision | Part::Projector => self.vision,
             Part::Audio => self.audio,
@@ -211,6 +225,7 @@ impl Plan {
         };
         let family = families::info(&files)?;
         let declared = Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec)))
+            .with_tails(|name| options.weights.contains_key(name))
             .with_selection(pruning.selection.clone());
         let vocabulary = families::build(&files, &declared)?.language().vocabulary();
         declared.check_selection()?;
@@ -275,6 +290,38 @@ impl Plan {
             selection: self.selection.clone(),
         };
         Self::pruned(checkpoint, options, pruning)
+    }
+
+    /// Plans the record with all feed-forward channels and heads; `None` if they are all there. It has the same
+    /// weights, of which some have more rows or columns.
+    ///
+    /// # Errors
+    /// As [`Self::pruned`].
+    pub(crate) fn with_all_channels(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<Self>, ConvertError> {
+        let channels = [".ffn", ".heads", ".kv_heads"];
+        let is_channel = |dimension: &str| channels.iter().any(|end| dimension.ends_with(end));
+        let selection = self.selection.without(is_channel);
+        if selection == self.selection {
+            return Ok(None);
+        }
+        let mut config = self.info.files.config.clone();
+        prune::restore_channels(&mut config, &checkpoint.config);
+        let pruning = Pruning { config, selection };
+        let tails = self
+            .info
+            .formats
+            .iter()
+            .filter(|(name, _)| name.ends_with(".tail.weight"));
+        let options = Options {
+            weights: tails
+                .map(|(name, format)| (name.clone(), format.0))
+                .collect(),
+            ..Options::default()
+        };
+        Self::pruned(checkpoint, &options, pruning).map(Some)
     }
 
     /// Estimates the memory that the record needs to run.

@@ -98,6 +98,7 @@ fn outputs_that_cannot_be_written() {
             .arg(&source)
             .arg("-o")
             .arg(out)
+            .args(["--method", "nearest"])
             .args(options)
             .output()
             .expect("the command starts")

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use edge_lmm::manifest::Manifest as Questions;
 use edge_lmm::output::Output;
 use edge_lmm_convert::calibration::{Calibration, Method, Samples};
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
-use edge_lmm_convert::{Options, Plan, write_calibrated};
+use edge_lmm_convert::prune::{Importance, prune_channels};
+use edge_lmm_convert::{Options, Plan, Pruning, write_calibrated, write_record};
 use edge_lmm_kernels::pool::{ThreadPool, scoped};
 use edge_lmm_ops::Format;
 
@@ -21,6 +23,7 @@ const Q4: Options = Options {
     vision: Format::Q4,
     audio: Format::Q4,
     head: Some(Format::Q8),
+    weights: BTreeMap::new(),
 };
 
 fn questions() -> PathBuf {
@@ -74,6 +77,30 @@ fn each_method_is_better_than_the_one_before() {
     assert!(weighted < nearest, "{found:?}");
     assert!(gptq < 0.8 * nearest, "{found:?}");
     assert!(best < 0.5 * nearest, "{found:?}");
+}
+
+/// The channels that are left make up for the others: more than 4 bits take away.
+#[test]
+fn pruned_channels_are_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let float = convert_checkpoint(Manifest::named("qwen2vl-tiny").open(), &F32).expect("a record");
+    let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
+    let samples = || Samples::read(&[questions()]).expect("samples");
+    let whole = Plan::new(&checkpoint, &F32).expect("a plan");
+    let temporary = folder.path().join("temporary");
+    let importance = Importance::measure(&whole, &checkpoint, &samples(), &temporary);
+    let importance = importance.expect("importance");
+    let mut pruning = Pruning::none(&checkpoint);
+    prune_channels(&mut pruning, &importance, &[], 0.5).expect("a selection");
+    let [cut, replaced] = ["cut.bpk", "replaced.bpk"].map(|name| folder.path().join(name));
+    let plan = Plan::pruned(&checkpoint, &F32, pruning.clone()).expect("a plan");
+    write_record(&plan, checkpoint.clone(), &cut, |_, _| {}).expect("a record");
+    let plan = Plan::pruned(&checkpoint, &Q4, pruning).expect("a plan");
+    let calibration = Calibration::new(Method::Best, samples(), &temporary);
+    let output = Output::create(&replaced, true).expect("an output");
+    write_calibrated(output, &plan, checkpoint, Some(calibration), |_, _| {}).expect("a record");
+    let found = divergences(folder.path(), &[float.path.clone(), cut, replaced]);
+    assert!(found[1] < found[0], "{found:?}");
 }
 
 /// Neither the number of threads nor that of passes over the samples changes a byte.

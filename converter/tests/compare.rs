@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +18,10 @@ use edge_lmm_ops::Format;
 
 const Q4: Options = Options {
     text: Format::Q4,
-    ..F32
+    vision: Format::F32,
+    audio: Format::F32,
+    head: None,
+    weights: BTreeMap::new(),
 };
 
 fn record(name: &str, options: &Options) -> Converted {

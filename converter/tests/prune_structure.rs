@@ -8,7 +8,7 @@ use common::damage::{Copy, Tensors};
 use common::{F32, ask, data, engine, engine_from};
 use edge_lmm::{Cpu, Media, Request, Session};
 use edge_lmm_convert::calibration::Samples;
-use edge_lmm_convert::prune::{Importance, prune_channels, prune_layers};
+use edge_lmm_convert::prune::{Importance, prune_channels, prune_heads, prune_layers};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Plan, Pruning};
 
@@ -58,6 +58,17 @@ fn clear(tensors: &mut Tensors, name: &str, rows: Option<&[usize]>) {
     let all: Vec<usize> = (0..shape[0]).collect();
     for &i in rows.unwrap_or(&all) {
         bytes[i * row..(i + 1) * row].fill(0);
+    }
+}
+
+/// Sets the columns of heads to zero.
+fn clear_columns(tensors: &mut Tensors, name: &str, heads: &[usize], head_dim: usize) {
+    let (_, shape, bytes) = tensors.get_mut(name).expect(name);
+    let size = bytes.len() / (shape[0] * shape[1]);
+    for row in bytes.chunks_exact_mut(shape[1] * size) {
+        for &head in heads {
+            row[head * head_dim * size..][..head_dim * size].fill(0);
+        }
     }
 }
 
@@ -122,6 +133,41 @@ fn channels_without_effect_are_left_out_first() {
     }
 }
 
+/// Heads whose outputs are zero add nothing: query heads of a group, and heads with keys and values of
+/// their own.
+#[test]
+fn heads_without_effect_are_left_out_first() {
+    for (name, dead, after) in [
+        ("qwen2vl-tiny", &[1, 2][..], 2),
+        ("llava-tiny", &[2][..], 3),
+    ] {
+        let (before, dim) = (4, 32);
+        let copy = Copy::of(name);
+        copy.change_tensors(|tensors| {
+            let output = "self_attn.o_proj.weight";
+            let names: Vec<String> = (tensors.keys().filter(|name| name.ends_with(output)))
+                .cloned()
+                .collect();
+            for name in names {
+                clear_columns(tensors, &name, dead, dim);
+            }
+        });
+        let (checkpoint, importance) = measure(&copy);
+        for heads in &importance.heads {
+            let zero: Vec<usize> = (0..heads.len()).filter(|&i| heads[i] == 0.0).collect();
+            assert_eq!(zero, dead, "{name}");
+        }
+        let mut pruning = Pruning::none(&checkpoint);
+        let ratio = dead.len() as f64 / before as f64;
+        let sizes = prune_heads(&mut pruning, &importance, &[], ratio).expect("a selection");
+        assert_eq!(sizes, (before, after), "{name}");
+        let plan = Plan::pruned(&checkpoint, &F32, pruning).expect(name);
+        let expected = answers(&mut engine(copy.path(), None, &F32));
+        let found = answers(&mut engine_from(&plan, checkpoint));
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
 /// The layers of Gemma 3 differ in their attention; each keeps its kind.
 #[test]
 fn kinds_of_layers_are_kept() {
@@ -131,6 +177,7 @@ fn kinds_of_layers_are_kept() {
     let importance = Importance {
         layers: vec![0.5, 0.1, 0.4, 0.3],
         channels: vec![vec![1.0; 68]; 4],
+        ..Importance::default()
     };
     let removed = prune_layers(&mut pruning, &importance, 0.25).expect("a selection");
     prune_channels(&mut pruning, &importance, &removed, 0.5).expect("a selection");
@@ -148,10 +195,45 @@ fn too_much_is_refused() {
     for (options, words) in [
         (["--prune-layers", "0.9"], "3 of 3 layers"),
         (["--prune-ffn", "0.999"], "none of 256 channels"),
+        (["--prune-heads", "0.9"], "none of 2 heads"),
+        (["--prune-to", "0.001"], "cannot keep 0.001"),
     ] {
         let (done, stderr) = copy.convert(&options);
         assert!(!done && stderr.contains(words), "{stderr}");
     }
+}
+
+/// Of several ways to the same size, the command takes the one that changes the predictions least.
+#[test]
+fn a_size_is_reached_at_the_least_cost() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pruned.bpk");
+    let output = common::damage::command(&data().join("qwen2vl-tiny"), &path)
+        .args(["--prune-to", "0.7", "--text-quant", "f32"])
+        .output()
+        .expect("the command starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let tried = stderr
+        .lines()
+        .filter_map(|line| line.split_once("divergence "));
+    let costs: Vec<f64> = tried
+        .map(|(_, cost)| cost.trim_end_matches(" nats").parse().expect("a number"))
+        .collect();
+    assert!(costs.len() > 2 && costs.is_sorted(), "{stderr}");
+    let record = edge_lmm::Record::open(&path).expect("a record");
+    let layers = record
+        .tensors()
+        .filter(|(name, _)| name.starts_with("text.layers.") && name.ends_with(".weight"));
+    let bytes: usize = layers
+        .map(|(name, _)| record.bytes_of(name).map_or(0, <[u8]>::len))
+        .sum();
+    // Queries and outputs, keys and values, and three matrices of the feed-forward network.
+    let whole = 3 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 256 * 128) * 4;
+    assert!(
+        (0.6..0.72).contains(&(bytes as f64 / whole as f64)),
+        "{bytes} of {whole}"
+    );
 }
 
 /// The command prunes everything at once, and the record is smaller and runs.
@@ -176,6 +258,8 @@ fn the_command_writes_a_smaller_record() {
         "--prune-layers",
         "0.3",
         "--prune-ffn",
+        "0.5",
+        "--prune-heads",
         "0.5",
         "--prune-vocabulary",
         corpus,

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use edge_lmm_convert::source::{Checkpoint, SourceError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use source_support::{GgufBuilder, data, model, plain_safetensors, tiny_gguf, values};
+use source_support::{
+    GgufBuilder, assert_says, data, error, model, plain_safetensors, tiny_gguf, values,
+};
 
 /// Largest difference between a bfloat16 and its nearest half-precision number: half a step of the
 /// subnormal range, which begins at 2^-14 and has steps of 2^-24. Above it, half precision holds
@@ -172,25 +174,37 @@ fn quantized_qwen2_vl_stays_near_the_original() {
 /// order.
 #[test]
 fn blocks_decode_as_the_reference_does() {
-    let gguf = Checkpoint::open(&data("blocks/blocks.gguf"), None).unwrap();
-    let expected = plain_safetensors(&data("blocks/expected.safetensors"));
-    let mut types = BTreeSet::new();
-    for (name, info) in gguf.tensors() {
-        types.insert(info.dtype.clone());
-        let (shape, reference) = &expected[name];
-        assert_eq!(&info.shape, shape);
-        for (i, (x, y)) in values(&gguf, name).iter().zip(reference).enumerate() {
-            assert_eq!(
-                x.to_bits(),
-                y.to_bits(),
-                "{name} ({}) [{i}]: {x} is not {y}",
-                info.dtype
-            );
+    for (file, expected, all) in [
+        (
+            "blocks/blocks.gguf",
+            "blocks/expected.safetensors",
+            "BF16 F16 F32 IQ4_NL Q2_K Q3_K Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q5_K Q6_K Q8_0",
+        ),
+        (
+            "blocks/codebooks.gguf",
+            "blocks/codebooks.safetensors",
+            "F32 IQ1_M IQ1_S IQ2_S IQ2_XS IQ2_XXS IQ3_S IQ3_XXS IQ4_XS MXFP4 NVFP4 TQ1_0 TQ2_0",
+        ),
+    ] {
+        let gguf = Checkpoint::open(&data(file), None).unwrap();
+        let expected = plain_safetensors(&data(expected));
+        let mut types = BTreeSet::new();
+        for (name, info) in gguf.tensors() {
+            types.insert(info.dtype.clone());
+            let (shape, reference) = &expected[name];
+            assert_eq!(&info.shape, shape);
+            for (i, (x, y)) in values(&gguf, name).iter().zip(reference).enumerate() {
+                assert_eq!(
+                    x.to_bits(),
+                    y.to_bits(),
+                    "{name} ({}) [{i}]: {x} is not {y}",
+                    info.dtype
+                );
+            }
         }
+        assert_eq!(gguf.tensors().count(), expected.len());
+        assert_eq!(types.into_iter().collect::<Vec<_>>().join(" "), all);
     }
-    assert_eq!(gguf.tensors().count(), expected.len());
-    let all = "BF16 F16 F32 IQ4_NL Q2_K Q3_K Q4_0 Q4_1 Q4_K Q5_0 Q5_1 Q5_K Q6_K Q8_0";
-    assert_eq!(types.into_iter().collect::<Vec<_>>().join(" "), all);
 }
 
 /// Llama's permuted rows, and the first LLaVA converters: last block dropped, names swapped.
@@ -286,10 +300,11 @@ fn read_json(name: &str) -> Value {
 proptest! {
     /// A range of rows equals the same rows of the whole tensor, for every kind of view.
     #[test]
-    fn rows_are_parts_of_the_whole(pick in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), which in 0..3) {
+    fn rows_are_parts_of_the_whole(pick in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(), which in 0..4) {
         let gguf = match which {
             0 => tiny_gguf(),
             1 => Checkpoint::open(&data("llava-mini/llava-mini-f16.gguf"), Some(&data("llava-mini/mmproj-llava-mini-f16.gguf"))),
+            2 => Checkpoint::open(&data("blocks/codebooks.gguf"), None),
             _ => Checkpoint::open(&data("blocks/blocks.gguf"), None),
         }.unwrap();
         let names: Vec<&str> = gguf.tensors().map(|(name, _)| name).collect();
@@ -317,19 +332,6 @@ fn version_two_is_read() {
     let two = Checkpoint::open(&path, None).unwrap();
     let three = Checkpoint::open(&data("blocks/blocks.gguf"), None).unwrap();
     assert_same_tensors(&two, &three, 0.0);
-}
-
-fn error(result: Result<Checkpoint, SourceError>) -> String {
-    match result {
-        Ok(_) => panic!("this must not open"),
-        Err(e) => e.to_string(),
-    }
-}
-
-fn assert_says(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "{message:?} does not say {part:?}");
-    }
 }
 
 #[test]
@@ -370,16 +372,6 @@ fn towers_and_models_that_do_not_belong_together_are_refused() {
     );
 }
 
-fn with_tokens(builder: GgufBuilder) -> GgufBuilder {
-    let tokens = ["a", "b", "<|end|>"].map(String::from);
-    builder
-        .text("tokenizer.ggml.model", "gpt2")
-        .text("tokenizer.ggml.pre", "gpt-2")
-        .texts("tokenizer.ggml.tokens", &tokens)
-        .i32s("tokenizer.ggml.token_type", &[1, 1, 3])
-        .u32("tokenizer.ggml.eos_token_id", 2)
-}
-
 fn open_built(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
     let folder = tempfile::tempdir().unwrap();
     Checkpoint::open(&builder.write(folder.path(), "built.gguf"), None)
@@ -387,7 +379,7 @@ fn open_built(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
 
 #[test]
 fn a_built_file_opens_and_its_faults_are_named() {
-    let good = || with_tokens(GgufBuilder::new().small_model(3));
+    let good = || GgufBuilder::new().small_model(3).small_tokenizer();
     let opened = open_built(&good()).unwrap();
     assert_eq!(opened.config["architectures"], json!(["Qwen2ForCausalLM"]));
     assert_eq!(opened.config["tie_word_embeddings"], json!(true));
@@ -398,13 +390,15 @@ fn a_built_file_opens_and_its_faults_are_named() {
         &["built.gguf", "blk.0.attn_q_norm.weight", "qwen2"],
     );
 
-    let more_tokens = with_tokens(GgufBuilder::new().small_model(2));
+    let more_tokens = GgufBuilder::new().small_model(2).small_tokenizer();
     assert_says(
         &error(open_built(&more_tokens)),
         &["largest token id is 2", "vocab_size is 2"],
     );
 
-    let unknown = with_tokens(GgufBuilder::new().text("general.architecture", "mamba"));
+    let unknown = GgufBuilder::new()
+        .text("general.architecture", "mamba")
+        .small_tokenizer();
     assert_says(
         &error(open_built(&unknown)),
         &["architecture mamba", "supported", "phi3"],
@@ -413,13 +407,15 @@ fn a_built_file_opens_and_its_faults_are_named() {
     let empty = GgufBuilder::new().text("general.architecture", "qwen2");
     assert_says(&error(open_built(&empty)), &["tokenizer.ggml.tokens"]);
 
-    let bare = with_tokens(GgufBuilder::new().text("general.architecture", "qwen2"));
+    let bare = GgufBuilder::new()
+        .text("general.architecture", "qwen2")
+        .small_tokenizer();
     assert_says(&error(open_built(&bare)), &["qwen2.embedding_length"]);
 
     let split = good().raw("split.count", 2, &3u16.to_le_bytes());
     assert_says(
         &error(open_built(&split)),
-        &["one of 3 parts", "llama-gguf-split"],
+        &["split.count 3", "NAME-00001-of-00003", "llama-gguf-split"],
     );
 
     let role = good().u32("tokenizer.ggml.bos_token_id", 3);
@@ -432,7 +428,7 @@ fn a_built_file_opens_and_its_faults_are_named() {
 /// Metadata that changes the computation is honored or reported, never ignored.
 #[test]
 fn metadata_that_change_the_model_are_honoured_or_named() {
-    let good = || with_tokens(GgufBuilder::new().small_model(3));
+    let good = || GgufBuilder::new().small_model(3).small_tokenizer();
     for (file, words) in [
         (
             good().text("qwen2.rope.scaling.type", "ntk"),

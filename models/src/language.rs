@@ -48,6 +48,19 @@ pub struct DecoderState<B: KernelBackend> {
     pub long: bool,
 }
 
+/// Length of a state, to which [`DecoderState::rewind`] returns.
+pub struct Checkpoint {
+    len: usize,
+    recurrent: Vec<Box<dyn RecurrentState>>,
+}
+
+impl Checkpoint {
+    /// Returns the number of tokens in the state at the checkpoint.
+    pub fn tokens(&self) -> usize {
+        self.len
+    }
+}
+
 impl<B: KernelBackend> DecoderState<B> {
     /// Creates the empty state of `model` with memory for `capacity` positions.
     ///
@@ -105,6 +118,22 @@ impl<B: KernelBackend> DecoderState<B> {
         }
         self.cache.truncate(len);
         Ok(())
+    }
+
+    /// Marks the current length. Recurrent states are copied, keys and values are not.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            len: self.len(),
+            recurrent: self.recurrent.iter().map(|state| state.fork()).collect(),
+        }
+    }
+
+    /// Removes the tokens that were added by steps since `checkpoint`, which must be one of this
+    /// state. The state must not have been truncated further or have become
+    /// [`long`](Self::long) in the meantime.
+    pub fn rewind(&mut self, checkpoint: Checkpoint) {
+        self.recurrent = checkpoint.recurrent;
+        self.cache.truncate(checkpoint.len);
     }
 
     /// Returns an independent copy.
@@ -328,6 +357,11 @@ pub trait LanguageModel<B: KernelBackend> {
     /// Creates empty states of the layers that are not attention.
     fn recurrent_states(&self, _device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
         Vec::new()
+    }
+
+    /// Returns the bytes of the states of the layers that are not attention.
+    fn recurrent_bytes(&self) -> usize {
+        0
     }
 
     /// Returns the number of positions that the cache needs for a prompt of `prompt` tokens and an

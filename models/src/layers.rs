@@ -1,5 +1,7 @@
 //! Layers that the families share, over packed weights.
 
+use std::ops::Range;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use edge_lmm_ops::{
@@ -34,6 +36,17 @@ pub fn activation(field: &str, name: &str) -> Result<Activation, ModelError> {
 pub struct Linear<B: KernelBackend> {
     weight: Param<Tensor<B, 1, Int>>,
     bias: Option<Param<Tensor<B, 1>>>,
+    tail: Option<Tail<B>>,
+    #[module(skip)]
+    shape: MatrixShape,
+    #[module(skip)]
+    name: String,
+}
+
+/// The last rows of a linear layer, if they have a format of their own.
+#[derive(Module, Debug)]
+struct Tail<B: KernelBackend> {
+    weight: Param<Tensor<B, 1, Int>>,
     #[module(skip)]
     shape: MatrixShape,
     #[module(skip)]
@@ -46,8 +59,22 @@ impl<B: KernelBackend> Linear<B> {
         Self {
             weight,
             bias,
+            tail: None,
             shape,
             name,
+        }
+    }
+
+    /// Appends the rows of another packed matrix, of which a bias that is there has the values.
+    pub fn with_tail(self, (name, weight, shape): PackedParam<B>) -> Self {
+        let tail = Tail {
+            weight,
+            shape,
+            name,
+        };
+        Self {
+            tail: Some(tail),
+            ..self
         }
     }
 
@@ -58,7 +85,9 @@ impl<B: KernelBackend> Linear<B> {
 
     /// Returns `true` if the weights are integers.
     pub fn is_quantized(&self) -> bool {
-        self.shape.format.is_quantized()
+        let tail = self.tail.as_ref().map(|tail| tail.shape);
+        let mut shapes = std::iter::once(self.shape).chain(tail);
+        shapes.all(|shape| shape.format.is_quantized())
     }
 
     /// # Shapes
@@ -89,12 +118,12 @@ impl<B: KernelBackend> Linear<B> {
         down: &Self,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
-        if observe::active() {
+        let (Some(up), Some(packed_down)) = (self.packed(), down.packed()) else {
             let hidden = self.apply(x, activation, None);
             return down.apply(hidden, Activation::None, residual);
-        }
+        };
         let _stage = stage::part("feed_forward");
-        feed_forward(x, self.packed(), activation, false, down.packed(), residual)
+        feed_forward(x, up, activation, false, packed_down, residual)
     }
 
     /// Computes a gated feed-forward that begins with this layer, whose first half of outputs is
@@ -109,20 +138,22 @@ impl<B: KernelBackend> Linear<B> {
         down: &Self,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
-        if observe::active() {
+        let (Some(up), Some(packed_down)) = (self.packed(), down.packed()) else {
             let hidden = gated(self.forward(x), activation);
             return down.apply(hidden, Activation::None, residual);
-        }
+        };
         let _stage = stage::part("feed_forward");
-        feed_forward(x, self.packed(), activation, true, down.packed(), residual)
+        feed_forward(x, up, activation, true, packed_down, residual)
     }
 
-    fn packed(&self) -> PackedLinear<B> {
-        PackedLinear {
+    /// Returns the layer for a product with others; `None` if it must be computed by itself.
+    fn packed(&self) -> Option<PackedLinear<B>> {
+        let whole = self.tail.is_none() && !observe::active();
+        whole.then(|| PackedLinear {
             weight: self.weight.val(),
             shape: self.shape,
             bias: self.bias.as_ref().map(Param::val),
-        }
+        })
     }
 
     fn apply(
@@ -131,12 +162,35 @@ impl<B: KernelBackend> Linear<B> {
         activation: Activation,
         residual: Option<Tensor<B, 2>>,
     ) -> Tensor<B, 2> {
-        let supplied = observe::inputs(&self.name, &x);
         let _stage = stage::part(part_of(&self.name));
-        let (weight, shape) = supplied.unwrap_or_else(|| (self.weight.val(), self.shape));
         let bias = self.bias.as_ref().map(Param::val);
-        linear(x, weight, shape, bias, activation, residual)
+        let Some(tail) = &self.tail else {
+            let (weight, shape) = supplied(&self.name, &x, &self.weight, self.shape);
+            return linear(x, weight, shape, bias, activation, residual);
+        };
+        let rows = self.shape.rows;
+        let part = |rows: Range<usize>| bias.clone().map(|bias| bias.slice_dim(0, rows));
+        let (weight, shape) = supplied(&self.name, &x, &self.weight, self.shape);
+        let first = linear(x.clone(), weight, shape, part(0..rows), activation, None);
+        let (weight, shape) = supplied(&tail.name, &x, &tail.weight, tail.shape);
+        let bias = part(rows..rows + shape.rows);
+        let last = linear(x, weight, shape, bias, activation, None);
+        let outputs = Tensor::cat(vec![first, last], 1);
+        match residual {
+            Some(residual) => residual + outputs,
+            None => outputs,
+        }
     }
+}
+
+/// Returns the matrix to multiply `x` with: the one that is supplied for the weight `name`, or `own`.
+fn supplied<B: KernelBackend>(
+    name: &str,
+    x: &Tensor<B, 2>,
+    own: &Param<Tensor<B, 1, Int>>,
+    shape: MatrixShape,
+) -> (Tensor<B, 1, Int>, MatrixShape) {
+    observe::inputs(name, x).unwrap_or_else(|| (own.val(), shape))
 }
 
 /// Returns the name of a weight's layer within its module: `qkv` of `text.layers.3.qkv.weight`.
@@ -180,8 +234,7 @@ impl<B: KernelBackend> Embedding<B> {
 
     /// Multiplies with the table as the weight of a linear layer.
     pub fn as_linear(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let supplied = observe::inputs(&self.name, &x);
-        let (weight, shape) = supplied.unwrap_or_else(|| (self.weight.val(), self.shape));
+        let (weight, shape) = supplied(&self.name, &x, &self.weight, self.shape);
         linear(x, weight, shape, None, Activation::None, None)
     }
 }

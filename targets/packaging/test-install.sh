@@ -51,7 +51,7 @@ chroot "$root" dpkg -i /tmp/package.deb
 chroot "$root" dpkg -V edge-lmm
 chroot "$root" edge-lmm --version
 chroot "$root" edge-lmm-convert --version
-chroot "$root" edge-lmm demo
+chroot "$root" edge-lmm demo --no-html
 chroot "$root" id edge-lmm
 
 echo "== unit file"

@@ -27,15 +27,15 @@ use edge_lmm_ops::{Format, MatrixShape};
 use edge_lmm_record::output::Output;
 
 use crate::plan::{ConvertError, Plan};
+use crate::planned_weight::PlannedWeight;
 use crate::source::Checkpoint;
 use hessian::Hessian;
-use model::Model;
 use pass::{Pass, Sample};
 use products::{product_transposed, transposed};
 
-pub(crate) use model::prefill_text;
+pub(crate) use model::{Model, prefill_text};
 pub(crate) use packed_weights::PackedWeights;
-pub use samples::Samples;
+pub use samples::{Samples, memory_of_sums};
 pub use statistics::InputStatistics;
 pub use statistics_file::SavedStatistics;
 
@@ -170,8 +170,13 @@ impl Calibration {
         progress: &dyn Fn(&str, usize),
     ) -> Result<PackedWeights, ConvertError> {
         let packed = PackedWeights::create(&self.path)?;
+        let unpruned = match self.method {
+            Method::Best => plan.with_all_channels(checkpoint)?,
+            _ => None,
+        };
         let mut pass = Pass {
             plan,
+            unpruned: unpruned.as_ref(),
             checkpoint,
             method: self.method,
             progress,
@@ -182,7 +187,7 @@ impl Calibration {
         };
         match &self.source {
             Source::Samples(samples) => {
-                pass.samples = self.start(samples, plan, checkpoint)?;
+                pass.samples = self.start(samples, plan, unpruned.as_ref(), checkpoint)?;
                 pass.run()?;
             }
             Source::Saved(saved) => pass.use_saved(saved)?,
@@ -198,9 +203,15 @@ impl Calibration {
         &self,
         samples: &Samples,
         plan: &Plan,
+        unpruned: Option<&Plan>,
         checkpoint: &Checkpoint,
     ) -> Result<Vec<Sample>, ConvertError> {
         let model = Arc::new(Model::new(plan, checkpoint)?);
+        let float = match (self.method == Method::Best, unpruned) {
+            (false, _) => None,
+            (true, None) => Some(model.clone()),
+            (true, Some(unpruned)) => Some(Arc::new(Model::new(unpruned, checkpoint)?)),
+        };
         let most = samples::most_tokens(plan, self.method, self.memory);
         let windows = samples.windows(&checkpoint.tokenizer, model.context_length(), most)?;
         check_ids(&windows, model.vocabulary())?;
@@ -210,17 +221,14 @@ impl Calibration {
             windows.len(),
             questions.len()
         );
-        let with_float = self.method == Method::Best;
         let mut started = Vec::new();
         for ids in windows {
-            let model = model.clone();
-            let sample = move || model.run_text(&ids);
-            started.push(Sample::start(sample, with_float)?);
+            let sample = move |model: &Model| model.run_text(&ids);
+            started.push(Sample::start(sample, &model, float.as_ref())?);
         }
         for (manifest, question) in questions {
-            let model = model.clone();
-            let sample = move || model.run_question(&manifest, &question);
-            started.push(Sample::start(sample, with_float)?);
+            let sample = move |model: &Model| model.run_question(&manifest, &question);
+            started.push(Sample::start(sample, &model, float.as_ref())?);
         }
         Ok(started)
     }
@@ -245,10 +253,12 @@ pub(crate) struct Rule {
     /// Mean of `(y - x) xᵀ`, where `y` is the input in the float model, times a factor for its
     /// uncertainty.
     drift: Option<Vec<f32>>,
+    /// The weight in the float model, if that has more inputs.
+    unpruned: Option<PlannedWeight>,
 }
 
 impl Rule {
-    fn new(method: Method, statistics: InputStatistics) -> Self {
+    fn new(method: Method, statistics: InputStatistics, unpruned: Option<PlannedWeight>) -> Self {
         let (width, tokens) = (statistics.squares.len(), statistics.tokens);
         let mean_squares = statistics.mean_squares();
         let (products, mut drift) = statistics.into_mean_products();
@@ -262,6 +272,7 @@ impl Rule {
             mean_squares,
             hessian: products.map(|products| Hessian::new(products, width)),
             drift,
+            unpruned,
         }
     }
 
@@ -272,6 +283,7 @@ impl Rule {
             mean_squares,
             hessian: None,
             drift: None,
+            unpruned: None,
         }
     }
 
@@ -280,7 +292,13 @@ impl Rule {
         self.hessian.is_some()
     }
 
-    /// Quantizes whole panels of rows and appends them to `out`. Returns the packed rows.
+    /// Returns the weight whose rows [`Self::pack`] needs beside the own ones.
+    pub fn unpruned(&self) -> Option<&PlannedWeight> {
+        self.unpruned.as_ref()
+    }
+
+    /// Quantizes whole panels of rows and appends them to `out`. `unpruned` are the same rows of
+    /// [`Self::unpruned`].
     ///
     /// # Errors
     /// If a value cannot be packed.
@@ -288,9 +306,10 @@ impl Rule {
         &self,
         shape: MatrixShape,
         rows: &[f32],
+        unpruned: Option<&[f32]>,
         out: &mut Vec<u8>,
     ) -> Result<(), FormatError> {
-        let moved = self.moved(rows);
+        let moved = self.moved(rows, unpruned.unwrap_or(rows));
         let rows = moved.as_deref().unwrap_or(rows);
         let mut quantized = quantize(shape, rows, &self.mean_squares)?;
         if let Some(hessian) = &self.hessian {
@@ -308,12 +327,13 @@ impl Rule {
     }
 
     /// Returns the weights whose outputs on the quantized model's inputs are nearest to those of
-    /// `rows` on the float model's inputs (GPTAQ: Li et al. 2025,
-    /// [arXiv:2504.02692](https://arxiv.org/abs/2504.02692)).
-    fn moved(&self, rows: &[f32]) -> Option<Vec<f32>> {
+    /// `float` on the float model's inputs (GPTAQ: Li et al. 2025,
+    /// [arXiv:2504.02692](https://arxiv.org/abs/2504.02692)). Inputs that were pruned are thereby
+    /// replaced by the others as well as they can be.
+    fn moved(&self, rows: &[f32], float: &[f32]) -> Option<Vec<f32>> {
         let (hessian, drift) = (self.hessian.as_ref()?, self.drift.as_ref()?);
         let by_column = transposed(drift, hessian.n);
-        let outputs = product_transposed(rows, &by_column, hessian.n);
+        let outputs = product_transposed(float, &by_column, drift.len() / hessian.n);
         let mut moved = hessian.divide(&outputs);
         moved.iter_mut().zip(rows).for_each(|(m, w)| *m += w);
         Some(moved)

@@ -29,7 +29,7 @@ use crate::source::Checkpoint;
 const HEAD_STRIDE: usize = 16;
 
 /// The model for texts, and the same with its media and prompts.
-pub(super) struct Model {
+pub(crate) struct Model {
     text: Box<dyn BuiltModel<Cpu>>,
     engine: Engine<Cpu>,
 }

@@ -6,6 +6,7 @@
 //! time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, Bytes};
 use edge_lmm_kernels::{pack_rows, pool};
@@ -13,6 +14,7 @@ use edge_lmm_models::weights::Part;
 use edge_lmm_ops::observe::Supplied;
 use edge_lmm_ops::{Format, MatrixShape};
 
+use super::model::Model;
 use super::packed_weights::PackedWeights;
 use super::stream::{Need, Stream};
 use super::{CalibrationError, InputStatistics, Method, Rule, SavedStatistics};
@@ -54,14 +56,21 @@ impl Sample {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub fn start<S>(sample: S, with_float: bool) -> Result<Self, CalibrationError>
+    pub fn start<S>(
+        sample: S,
+        model: &Arc<Model>,
+        float: Option<&Arc<Model>>,
+    ) -> Result<Self, CalibrationError>
     where
-        S: Fn() -> Result<(), CalibrationError> + Clone + Send + 'static,
+        S: Fn(&Model) -> Result<(), CalibrationError> + Clone + Send + 'static,
     {
-        let start = |sample: S| Stream::start(pool::global(), sample);
+        let start = |model: &Arc<Model>| {
+            let (model, sample) = (model.clone(), sample.clone());
+            Stream::start(pool::global(), move || sample(&model))
+        };
         Ok(Self {
-            float: with_float.then(|| start(sample.clone())).transpose()?,
-            quantized: start(sample)?,
+            float: float.map(start).transpose()?,
+            quantized: start(model)?,
             waiting: None,
         })
     }
@@ -84,6 +93,8 @@ impl Sample {
 /// State of the pass.
 pub(super) struct Pass<'a> {
     pub plan: &'a Plan,
+    /// The plan of the float model, if channels were pruned. It has the same weights.
+    pub unpruned: Option<&'a Plan>,
     pub checkpoint: &'a Checkpoint,
     pub method: Method,
     pub progress: &'a dyn Fn(&str, usize),
@@ -180,8 +191,9 @@ impl Pass<'_> {
             } else if inputs.len() <= spec.cols() && !spec.is_vocabulary() {
                 // One token says too little about the inputs: the first one of a decoder whose
                 // other tokens follow.
-                let matrix = self.float(index)?;
-                self.supply(sample, &matrix, None);
+                let matrix = self.unpacked(&self.plan.weights[index])?;
+                let float = of_float.map(|_| self.float(index)).transpose()?;
+                self.supply(sample, &matrix, float.as_ref());
             } else {
                 self.add(index, &inputs, of_float.as_deref());
                 self.samples[sample].waiting = Some(index);
@@ -208,7 +220,7 @@ impl Pass<'_> {
         let is_table = weight.spec.is_vocabulary() && weight.spec.name != "text.head.weight";
         let float = float.filter(|_| !is_table);
         if self.method.is_calibrated() {
-            statistics.add(inputs, float);
+            statistics.add(inputs, float, &weight.spec.columns);
         }
     }
 
@@ -220,7 +232,9 @@ impl Pass<'_> {
         if let Some(found) = &found {
             self.saved.add(&weight.spec.name, found.mean_squares());
         }
-        let rule = found.map(|found| Rule::new(self.method, found));
+        let unpruned = self.unpruned.map(|plan| &plan.weights[index]);
+        let unpruned = unpruned.filter(|unpruned| unpruned.spec.cols() != weight.spec.cols());
+        let rule = found.map(|found| Rule::new(self.method, found, unpruned.cloned()));
         self.pack(index, rule.as_ref())
     }
 
@@ -251,9 +265,13 @@ impl Pass<'_> {
         })
     }
 
-    /// Returns a weight in single precision.
+    /// Returns a weight of the float model.
     fn float(&self, index: usize) -> Result<Matrix, ConvertError> {
-        let weight = &self.plan.weights[index];
+        self.unpacked(&self.unpruned.unwrap_or(self.plan).weights[index])
+    }
+
+    /// Returns a weight in single precision.
+    fn unpacked(&self, weight: &PlannedWeight) -> Result<Matrix, ConvertError> {
         let packed = pack::pack(self.checkpoint, weight, Format::F32, None, &|_| {});
         Ok(Matrix {
             shape: shape(weight, Format::F32),

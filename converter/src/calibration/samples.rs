@@ -63,7 +63,7 @@ impl Samples {
     }
 
     /// Returns questions at equal distances, at most [`QUESTIONS`].
-    pub(super) fn questions(&self) -> Vec<(Arc<Manifest>, Question)> {
+    pub(crate) fn questions(&self) -> Vec<(Arc<Manifest>, Question)> {
         let all: Vec<_> = (self.manifests.iter())
             .flat_map(|manifest| manifest.questions.iter().map(move |q| (manifest, q)))
             .collect();
@@ -76,7 +76,7 @@ impl Samples {
 
     /// Cuts the texts into windows of tokens, each with the token that the tokenizer puts before a
     /// text. Of long texts, windows at equal distances are taken.
-    pub(super) fn windows(
+    pub(crate) fn windows(
         &self,
         tokenizer: &str,
         context: usize,
@@ -114,23 +114,28 @@ impl Samples {
 /// statistics of the widest weight.
 pub(super) fn most_tokens(plan: &Plan, method: Method, memory: usize) -> usize {
     let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
-    let (mut widest, mut products, mut keys) = (0, 0, 0);
+    let (mut widest, mut keys) = (0, 0);
     for weight in quantized {
         let width = weight.spec.cols();
         widest = widest.max(width);
-        if weight.format.is_some_and(|f| method.needs_products(f)) {
-            products = products.max(width * width);
-        }
         // Keys and values are in the outputs of an attention's first layer.
         if weight.spec.name.contains("qkv") {
             keys += weight.spec.rows().saturating_sub(width);
         }
     }
-    // The sums, a factor, and two copies while it is computed.
-    let left = memory.saturating_sub(5 * size_of::<f32>() * products);
+    let left = memory.saturating_sub(memory_of_sums(plan, method));
     // A method that compares with the float model runs each sample twice.
     let models = if method == Method::Best { 2 } else { 1 };
     left / (models * size_of::<f32>() * (3 * widest + keys)).max(1)
+}
+
+/// Returns the memory that a method needs for the sums of the widest weight in bytes.
+pub fn memory_of_sums(plan: &Plan, method: Method) -> usize {
+    let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
+    let summed = quantized.filter(|weight| weight.format.is_some_and(|f| method.needs_products(f)));
+    let widest = summed.map(|weight| weight.spec.cols()).max().unwrap_or(0);
+    // The products and the drift, a factor, and two copies while it is computed.
+    5 * size_of::<f32>() * widest * widest
 }
 
 fn read_text(path: &Path) -> Result<String, CalibrationError> {

@@ -1,5 +1,7 @@
 //! Statistics of the inputs of a layer.
 
+use edge_lmm_models::weights::Extent;
+
 use super::products::{add_product, transposed};
 
 /// Sums over the inputs of a layer.
@@ -11,7 +13,7 @@ pub struct InputStatistics {
     pub squares: Vec<f64>,
     /// Sum of `x xᵀ`: `[width, width]`, on and below the diagonal, if it is collected.
     products: Option<Vec<f32>>,
-    /// Sum of `(y - x) xᵀ`: `[width, width]`, if inputs `y` of the float model were seen.
+    /// Sum of `(y - x) xᵀ`: `[width of y, width]`, if inputs `y` of the float model were seen.
     drift: Option<Vec<f32>>,
 }
 
@@ -26,11 +28,13 @@ impl InputStatistics {
         }
     }
 
-    /// Adds inputs, and what they are in the float model, if that is known: `[tokens, width]`. Those
-    /// with elements that are not finite are left out.
-    pub fn add(&mut self, values: &[f32], float: Option<&[f32]>) {
+    /// Adds inputs, `[tokens, width]`, and what they are in the float model, if that is known. Of the
+    /// float model's inputs, `kept` are those of the quantized model. Inputs with elements that are not
+    /// finite are left out.
+    pub fn add(&mut self, values: &[f32], float: Option<&[f32]>, kept: &Extent) {
         let width = self.squares.len();
-        let float = float.unwrap_or(values).chunks_exact(width);
+        let float_width = float.map_or(width, |_| kept.source_len());
+        let float = float.unwrap_or(values).chunks_exact(float_width);
         let finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
         let rows: Vec<(&[f32], &[f32])> = (values.chunks_exact(width).zip(float))
             .filter(|(row, float)| finite(row) && finite(float))
@@ -50,13 +54,23 @@ impl InputStatistics {
         let own: Vec<f32> = rows.iter().flat_map(|(row, _)| *row).copied().collect();
         let inputs = transposed(&own, width);
         add_product(products, &inputs, &inputs, rows.len(), true);
-        let float = rows.iter().flat_map(|(_, float)| *float);
-        let moved: Vec<f32> = float.zip(&own).map(|(y, x)| y - x).collect();
+        let mut moved: Vec<f32> = rows.iter().flat_map(|(_, float)| *float).copied().collect();
+        for (moved, row) in moved.chunks_exact_mut(float_width).zip(&rows) {
+            for (place, x) in row.0.iter().enumerate() {
+                let at = if float_width == width {
+                    place
+                } else {
+                    kept.source_index(place)
+                };
+                moved[at] -= x;
+            }
+        }
         if moved.iter().any(|&x| x != 0.0) {
-            let drift = self.drift.get_or_insert_with(|| vec![0.0; width * width]);
+            let new = || vec![0.0; float_width * width];
+            let drift = self.drift.get_or_insert_with(new);
             add_product(
                 drift,
-                &transposed(&moved, width),
+                &transposed(&moved, float_width),
                 &inputs,
                 rows.len(),
                 false,

@@ -59,7 +59,7 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
 
 /// The reference's distribution over the next token at one position.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Distribution<'a> {
+pub(crate) struct Distribution<'a> {
     scores: &'a [f32],
     largest: f32,
     best: usize,
@@ -68,7 +68,7 @@ pub(super) struct Distribution<'a> {
 
 /// How a candidate predicts one position.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Prediction {
+pub(crate) struct Prediction {
     /// Divergence from the reference.
     pub divergence: f64,
     /// Negative logarithm of the probability of the token that follows.

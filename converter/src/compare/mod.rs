@@ -16,6 +16,7 @@ mod scorer;
 mod size;
 mod windows;
 
+pub(crate) use divergence::Distribution;
 pub use divergence::Divergence;
 pub use page::page;
 pub use questions::answer;

@@ -1,4 +1,5 @@
-//! Importance of the layers and the feed-forward channels of a language model on samples.
+//! Importance of the layers, the feed-forward channels and the attention heads of a language model
+//! on samples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -38,6 +39,11 @@ pub struct Importance {
     /// For the channels of each layer's feed-forward network, the root mean square of the
     /// activation times the norm of the weights that it is multiplied with.
     pub channels: Vec<Vec<f64>>,
+    /// The same for the heads of each layer's attention, each of which has several elements; empty
+    /// if heads of the model cannot be pruned.
+    pub heads: Vec<Vec<f64>>,
+    /// Elements of a head.
+    pub head_dim: usize,
 }
 
 /// A norm's scales and offsets, which are undone to see the direction of its input.
@@ -54,8 +60,8 @@ struct Sums {
     previous: Option<(usize, Vec<f32>)>,
     /// Sum and number of cosines for each layer.
     cosines: Vec<(f64, usize)>,
-    squares: BTreeMap<usize, Vec<f64>>,
-    tokens: BTreeMap<usize, usize>,
+    /// Squares of the inputs of the weights that channels and heads are multiplied with.
+    squares: BTreeMap<String, (Vec<f64>, usize)>,
 }
 
 impl Importance {
@@ -105,13 +111,23 @@ impl Importance {
             0 => f64::INFINITY,
             _ => 1.0 - sum / count as f64,
         };
-        let mut channels = Vec::new();
-        for layer in 0..layers {
-            channels.push(channels_of(plan, checkpoint, &sums, layer)?);
-        }
+        let of = |weight: &str| -> Result<Vec<Vec<f64>>, ConvertError> {
+            let names = (0..layers).map(|layer| format!("text.layers.{layer}.{weight}"));
+            names
+                .map(|name| columns_of(plan, checkpoint, &sums, &name))
+                .collect()
+        };
+        let heads = plan.dimensions.get("text.layers.0.heads").copied();
+        let outputs = heads.map(|_| of("out.weight")).transpose()?;
+        let outputs = outputs.unwrap_or_default();
+        let head_dim = outputs.first().map_or(0, Vec::len) / heads.unwrap_or(1).max(1);
+        let norm = |head: &[f64]| head.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let heads_of = |columns: &Vec<f64>| columns.chunks(head_dim.max(1)).map(norm).collect();
         Ok(Self {
             layers: sums.cosines.iter().map(influence).collect(),
-            channels,
+            channels: of("down.weight")?,
+            heads: outputs.iter().map(heads_of).collect(),
+            head_dim,
         })
     }
 }
@@ -230,15 +246,17 @@ impl Sums {
             return;
         };
         match weight {
-            "qkv.weight" => self.add_layer(layer, inputs.values),
-            "down.weight" => {
-                let new = || vec![0.0; inputs.width];
-                let sums = self.squares.entry(layer).or_insert_with(new);
+            "qkv.weight" | "attention.qkv.weight" | "delta.input.weight" => {
+                self.add_layer(layer, inputs.values);
+            }
+            "down.weight" | "out.weight" => {
+                let new = || (vec![0.0; inputs.width], 0);
+                let (sums, tokens) = self.squares.entry(name.to_owned()).or_insert_with(new);
                 for row in inputs.values.chunks_exact(inputs.width) {
                     let squares = row.iter().map(|&x| f64::from(x) * f64::from(x));
                     sums.iter_mut().zip(squares).for_each(|(sum, x)| *sum += x);
                 }
-                *self.tokens.entry(layer).or_default() += inputs.tokens();
+                *tokens += inputs.tokens();
             }
             _ => {}
         }
@@ -303,16 +321,15 @@ fn cosine(x: &[f32], y: &[f32]) -> f64 {
     xy / (xx * yy).sqrt().max(f64::MIN_POSITIVE)
 }
 
-/// Returns the importance of a layer's channels.
-fn channels_of(
+/// Returns the importance of the columns of a weight.
+fn columns_of(
     plan: &Plan,
     checkpoint: &Checkpoint,
     sums: &Sums,
-    layer: usize,
+    name: &str,
 ) -> Result<Vec<f64>, ConvertError> {
-    let name = format!("text.layers.{layer}.down.weight");
     let weight = plan.weights.iter().find(|weight| weight.spec.name == name);
-    let (Some(weight), Some(squares)) = (weight, sums.squares.get(&layer)) else {
+    let (Some(weight), Some((squares, tokens))) = (weight, sums.squares.get(name)) else {
         return Err(prune_error(format!("there is no weight {name}")));
     };
     let (rows, cols) = (weight.spec.rows(), weight.spec.cols());
@@ -324,7 +341,7 @@ fn channels_of(
         let squares = values.iter().map(|&x| f64::from(x) * f64::from(x));
         norms.iter_mut().zip(squares).for_each(|(sum, x)| *sum += x);
     }
-    let tokens = sums.tokens.get(&layer).copied().unwrap_or(1).max(1) as f64;
+    let tokens = (*tokens).max(1) as f64;
     let importance = |(norm, square): (f64, &f64)| (norm * square / tokens).sqrt();
     Ok(norms.into_iter().zip(squares).map(importance).collect())
 }

@@ -1,4 +1,4 @@
-//! Choice of the layers and feed-forward channels of a language model that are left.
+//! Choice of the layers, feed-forward channels and attention heads of a language model that are left.
 
 use serde_json::{Value, json};
 
@@ -79,12 +79,89 @@ pub fn prune_channels(
         pruning.selection.keep(&name, count, &kept)?;
     }
     let text = text_section(&mut pruning.config);
-    let key = match text.get("ffn_dim") {
-        Some(_) => "ffn_dim",
-        None => "intermediate_size",
-    };
+    let key = channels_key(text);
     text[key] = json!(left);
     Ok((count, left))
+}
+
+/// Leaves out the share `ratio` of the attention heads of each layer of the language model, those of
+/// the smallest importance. Of query heads that share keys and values, as many are left in every
+/// group; otherwise the keys and values of a head go with it. Returns the number of heads before and
+/// after.
+///
+/// # Errors
+/// If nothing would be left, or the language model has no heads that can be pruned.
+pub fn prune_heads(
+    pruning: &mut Pruning,
+    importance: &Importance,
+    removed_layers: &[usize],
+    ratio: f64,
+) -> Result<(usize, usize), ConvertError> {
+    let invalid = |reason: String| ConvertError::Prune { reason };
+    let layers = (0..importance.heads.len()).filter(|layer| !removed_layers.contains(layer));
+    let count = importance.heads.first().map_or(0, Vec::len);
+    if count == 0 {
+        return Err(invalid(
+            "heads of this language model stay whole".to_owned(),
+        ));
+    }
+    let text = text_section(&mut pruning.config);
+    let groups = text["num_key_value_heads"].as_u64();
+    let groups = groups.map_or(count, |groups| groups as usize);
+    let is_grouped = groups < count;
+    let (groups, size) = match is_grouped {
+        true => (groups, count / groups.max(1)),
+        false => (1, count),
+    };
+    let left = size - (size as f64 * ratio).round() as usize;
+    if left == 0 {
+        return Err(invalid(format!("none of {size} heads would be left")));
+    }
+    text["head_dim"] = json!(importance.head_dim);
+    text["num_attention_heads"] = json!(groups * left);
+    if !is_grouped {
+        text["num_key_value_heads"] = json!(left);
+    }
+    for (place, layer) in layers.enumerate() {
+        let heads = &importance.heads[layer];
+        let mut kept = Vec::new();
+        for group in 0..groups {
+            let mut order: Vec<usize> = (group * size..(group + 1) * size).collect();
+            order.sort_by(|&a, &b| heads[b].total_cmp(&heads[a]));
+            kept.extend(order[..left].iter().map(|&head| head as u32));
+        }
+        kept.sort_unstable();
+        let mut keep = |name| {
+            let name = format!("text.layers.{place}.{name}");
+            pruning.selection.keep(&name, count, &kept)
+        };
+        keep("heads")?;
+        if !is_grouped {
+            keep("kv_heads")?;
+        }
+    }
+    Ok((count, groups * left))
+}
+
+/// Sets the number of feed-forward channels and heads to that of another configuration of the same model.
+pub(crate) fn restore_channels(config: &mut Value, whole: &Value) {
+    let whole = whole.get("text_config").unwrap_or(whole);
+    let text = text_section(config);
+    let heads = ["num_attention_heads", "num_key_value_heads", "head_dim"];
+    for key in [channels_key(text)].iter().chain(&heads) {
+        match (whole.get(key), text.as_object_mut()) {
+            (Some(count), _) => text[key] = count.clone(),
+            (None, Some(text)) => drop(text.remove(*key)),
+            (None, None) => {}
+        }
+    }
+}
+
+fn channels_key(text: &Value) -> &'static str {
+    match text.get("ffn_dim") {
+        Some(_) => "ffn_dim",
+        None => "intermediate_size",
+    }
 }
 
 /// Returns the section of the language model.
@@ -104,25 +181,22 @@ fn first_layers(config: &Value) -> usize {
 /// Keeps the kinds of the kept layers. Kinds that follow from the number of the layer are written
 /// out.
 fn keep_layer_types(text: &mut Value, count: usize, kept: &[u32]) {
-    let is_gemma = (text["model_type"].as_str()).is_some_and(|kind| kind.starts_with("gemma3"));
-    if is_gemma && !text["layer_types"].is_array() {
-        let period = ["sliding_window_pattern", "_sliding_window_pattern"]
-            .iter()
-            .find_map(|key| text[*key].as_u64())
-            .unwrap_or(6)
-            .max(1);
-        let kind = |layer: u64| match (layer + 1).is_multiple_of(period) {
+    let number = |keys: &[&str]| keys.iter().find_map(|key| text[*key].as_u64());
+    let others = match text["model_type"].as_str() {
+        Some(kind) if kind.starts_with("gemma3") => {
+            let period = number(&["sliding_window_pattern", "_sliding_window_pattern"]);
+            Some(("sliding_attention", period.unwrap_or(6)))
+        }
+        Some("qwen3_5_text") => {
+            let interval = number(&["full_attention_interval"]);
+            Some(("linear_attention", interval.unwrap_or(4)))
+        }
+        _ => None,
+    };
+    if let Some((other, period)) = others.filter(|_| !text["layer_types"].is_array()) {
+        let kind = |layer: u64| match (layer + 1).is_multiple_of(period.max(1)) {
             true => "full_attention",
-            false => "sliding_attention",
-        };
-        text["layer_types"] = (0..count as u64).map(kind).collect::<Vec<_>>().into();
-    }
-    let is_qwen = text["model_type"] == "qwen3_5_text";
-    if is_qwen && !text["layer_types"].is_array() {
-        let interval = text["full_attention_interval"].as_u64().unwrap_or(4).max(1);
-        let kind = |layer: u64| match (layer + 1).is_multiple_of(interval) {
-            true => "full_attention",
-            false => "linear_attention",
+            false => other,
         };
         text["layer_types"] = (0..count as u64).map(kind).collect::<Vec<_>>().into();
     }

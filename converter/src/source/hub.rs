@@ -1,6 +1,6 @@
 //! Checkpoints in the layout of the Hugging Face hub: JSON files and safetensors in one directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -77,6 +77,7 @@ fn read_others(
         tokenizer,
         files,
         tensors,
+        adapted: BTreeSet::new(),
     })
 }
 

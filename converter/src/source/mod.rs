@@ -27,7 +27,7 @@ mod tokenizer_files;
 mod tokenizer_json;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -61,6 +61,8 @@ pub struct Checkpoint {
     /// All files that were read, weights first.
     pub files: Vec<SourceFile>,
     tensors: BTreeMap<String, Tensor>,
+    /// Names of the tensors that adapters change.
+    adapted: BTreeSet<String>,
 }
 
 /// Type and shape of a tensor.
@@ -166,6 +168,11 @@ impl Checkpoint {
         self.tensors
             .iter()
             .map(|(name, tensor)| (name.as_str(), &tensor.info))
+    }
+
+    /// Returns `true` if an adapter changes the tensor.
+    pub fn is_adapted(&self, name: &str) -> bool {
+        self.adapted.contains(name)
     }
 
     /// Returns type and shape of a tensor.

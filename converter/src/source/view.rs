@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::adapter::LowRank;
 use super::decode::Decoder;
 use super::dequantize::Quantized;
 use super::error::SourceError;
@@ -170,6 +171,15 @@ pub(super) enum View {
         /// Elements of a row.
         row_len: usize,
     },
+    /// Rows of pixels with their channels, stored as one plane per channel.
+    ChannelsLast {
+        /// The stored tensor.
+        stored: Stored,
+        /// Channels of a pixel.
+        channels: usize,
+        /// Elements of a row.
+        row_len: usize,
+    },
     /// Random values.
     Random(Random),
     /// A quantized matrix, which is dequantized while it is read.
@@ -178,6 +188,13 @@ pub(super) enum View {
         matrix: Box<dyn Quantized>,
         /// Elements of a row.
         columns: usize,
+    },
+    /// A matrix with the update of an adapter.
+    Adapted {
+        /// The matrix of the checkpoint.
+        base: Box<View>,
+        /// The update.
+        update: LowRank,
     },
     /// Values that are stored with a number added to them (the scales of Gemma's norms, which
     /// llama.cpp stores plus 1).
@@ -209,8 +226,10 @@ impl View {
                 parts.iter().try_for_each(|part| part.decoder().map(|_| ()))
             }
             Self::Random(_) | Self::Quantized { .. } => Ok(()),
+            Self::Adapted { base, .. } => base.check_readable(),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
+            | Self::ChannelsLast { stored, .. }
             | Self::Shifted { stored, .. }
             | Self::Extended { stored, .. } => stored.decoder().map(|_| ()),
         }
@@ -234,6 +253,25 @@ impl View {
                 }
                 Ok(())
             }
+            Self::ChannelsLast {
+                stored,
+                channels,
+                row_len,
+            } => {
+                let (pixels, mut planes) = (row_len / channels, Vec::new());
+                let mut at = range.start;
+                while at < range.end {
+                    let (first, inside) = (at / row_len * row_len, at % row_len);
+                    let length = (row_len - inside).min(range.end - at);
+                    planes.clear();
+                    stored.read(first..first + row_len, &mut planes)?;
+                    let element = |i| planes[i % channels * pixels + i / channels];
+                    out.extend((inside..inside + length).map(element));
+                    at += length;
+                }
+                Ok(())
+            }
+            Self::Adapted { base, update } => update.read(base, range, out),
             Self::Shifted { stored, by } => {
                 let before = out.len();
                 stored.read(range, out)?;

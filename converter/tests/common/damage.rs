@@ -15,10 +15,11 @@ use super::data;
 /// Type, shape and bytes of tensors by name.
 pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-/// Builds a converter command for a source and a record.
+/// Builds a converter command for a source and a record, with the fastest method.
 pub fn command(source: &Path, record: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"));
     command.arg(source).arg("-o").arg(record);
+    command.args(["--method", "nearest"]);
     command
 }
 

@@ -32,6 +32,7 @@ pub const F32: Options = Options {
     vision: Format::F32,
     audio: Format::F32,
     head: None,
+    weights: BTreeMap::new(),
 };
 
 /// A record in its own temporary folder.

@@ -241,44 +241,74 @@ impl GgufBuilder {
     /// Adds a `qwen2` model of one layer with a vocabulary of `tokens` rows, without the keys of
     /// the tokenizer.
     pub fn small_model(self, tokens: usize) -> Self {
-        let (h, f) = (4u64, 4u64);
-        let square = vec![0.5; 16];
-        let vector = vec![1.0; 4];
-        let mut builder = self
-            .text("general.architecture", "qwen2")
+        let add = |builder: Self, (name, dims, values): SmallTensor| {
+            builder.tensor(&name, &dims, &values)
+        };
+        small_tensors(tokens)
+            .into_iter()
+            .fold(self.small_metadata(), add)
+    }
+
+    /// Adds the metadata of [`Self::small_model`].
+    pub fn small_metadata(self) -> Self {
+        self.text("general.architecture", "qwen2")
             .u32("qwen2.block_count", 1)
             .u32("qwen2.context_length", 64)
-            .u32("qwen2.embedding_length", h as u32)
-            .u32("qwen2.feed_forward_length", f as u32)
+            .u32("qwen2.embedding_length", 4)
+            .u32("qwen2.feed_forward_length", 4)
             .u32("qwen2.attention.head_count", 2)
             .u32("qwen2.attention.head_count_kv", 2)
             .f32("qwen2.attention.layer_norm_rms_epsilon", 1e-6)
-            .tensor(
-                "token_embd.weight",
-                &[h, tokens as u64],
-                &vec![0.25; 4 * tokens],
-            )
-            .tensor("output_norm.weight", &[h], &vector);
-        for name in [
-            "attn_q",
-            "attn_k",
-            "attn_v",
-            "attn_output",
-            "ffn_gate",
-            "ffn_up",
-            "ffn_down",
-        ] {
-            builder = builder.tensor(&format!("blk.0.{name}.weight"), &[h, f], &square);
-        }
-        for name in [
-            "attn_norm.weight",
-            "ffn_norm.weight",
-            "attn_q.bias",
-            "attn_k.bias",
-            "attn_v.bias",
-        ] {
-            builder = builder.tensor(&format!("blk.0.{name}"), &[h], &vector);
-        }
-        builder
+    }
+
+    /// Adds a tokenizer of three tokens.
+    pub fn small_tokenizer(self) -> Self {
+        let tokens = ["a", "b", "<|end|>"].map(String::from);
+        self.text("tokenizer.ggml.model", "gpt2")
+            .text("tokenizer.ggml.pre", "gpt-2")
+            .texts("tokenizer.ggml.tokens", &tokens)
+            .i32s("tokenizer.ggml.token_type", &[1, 1, 3])
+            .u32("tokenizer.ggml.eos_token_id", 2)
+    }
+}
+
+/// Name, dimensions (innermost first) and values of a tensor.
+pub type SmallTensor = (String, Vec<u64>, Vec<f32>);
+
+/// Returns the tensors of [`GgufBuilder::small_model`].
+pub fn small_tensors(tokens: usize) -> Vec<SmallTensor> {
+    let width = 4;
+    let tensor = |name: String, dims: &[u64], value: f32| {
+        let count = dims.iter().product::<u64>() as usize;
+        (name, dims.to_vec(), vec![value; count])
+    };
+    let embedding = [width, tokens as u64];
+    let mut tensors = vec![
+        tensor("token_embd.weight".into(), &embedding, 0.25),
+        tensor("output_norm.weight".into(), &[width], 1.0),
+    ];
+    let matrices = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down";
+    for name in matrices.split(' ') {
+        let name = format!("blk.0.{name}.weight");
+        tensors.push(tensor(name, &[width, width], 0.5));
+    }
+    let vectors = "attn_norm.weight ffn_norm.weight attn_q.bias attn_k.bias attn_v.bias";
+    for name in vectors.split(' ') {
+        tensors.push(tensor(format!("blk.0.{name}"), &[width], 1.0));
+    }
+    tensors
+}
+
+/// Returns the message of a checkpoint that does not open.
+pub fn error(result: Result<Checkpoint, SourceError>) -> String {
+    match result {
+        Ok(_) => panic!("this must not open"),
+        Err(e) => e.to_string(),
+    }
+}
+
+pub fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{message:?} does not say {part:?}");
     }
 }

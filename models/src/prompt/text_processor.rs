@@ -166,6 +166,11 @@ impl TextProcessor {
         self.tokenizer.get_vocab(true).into_values().max()
     }
 
+    /// Returns `true` if both tokenizers give the same ids to the same tokens.
+    pub fn has_same_tokens(&self, other: &Self) -> bool {
+        self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
+    }
+
     /// Returns the length of the longest token in bytes, at least 1.
     pub fn longest_token(&self) -> usize {
         let vocabulary = self.tokenizer.get_vocab(true);

@@ -317,6 +317,11 @@ impl<B: KernelBackend> LanguageModel<B> for Lfm2<B> {
         (self.cached()..self.layers.len()).map(tail).collect()
     }
 
+    fn recurrent_bytes(&self) -> usize {
+        let layers = self.layers.len() - self.cached();
+        layers * (self.config.taps - 1) * self.config.hidden_size * size_of::<f32>()
+    }
+
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
     }

@@ -343,6 +343,13 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
         (0..count).map(|_| Box::new(state()) as Box<_>).collect()
     }
 
+    fn recurrent_bytes(&self) -> usize {
+        let delta = self.config.delta;
+        let [rows, columns] = delta.state();
+        let elements = (self.config.taps - 1) * delta.width() + rows * columns;
+        (self.layers.len() - self.config.cached()) * elements * size_of::<f32>()
+    }
+
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
     }
@@ -357,7 +364,7 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
         let heads = self.config.heads;
         let x = run_mixed(&input, &self.layers, state, monitor, {
             |layer: &Layer<B>, x, cache, states: &mut Recurrences<'_, DeltaState<B>>, place| {
-                let normed = layer.mixer_norm.forward(x.clone());
+                let normed = layer.attention_norm.forward(x.clone());
                 let x = match (&layer.attention, &layer.delta) {
                     (Some(attention), _) => {
                         attention.forward(normed, x, (&table, heads), cache, place)
@@ -412,7 +419,7 @@ impl<B: KernelBackend> RecurrentState for DeltaState<B> {
 /// A layer: attention or a gated delta rule, and an MLP.
 #[derive(Module, Debug)]
 struct Layer<B: KernelBackend> {
-    mixer_norm: RmsNorm<B>,
+    attention_norm: RmsNorm<B>,
     attention: Option<Attention<B>>,
     delta: Option<DeltaNet<B>>,
     mlp_norm: RmsNorm<B>,
@@ -432,12 +439,12 @@ impl<B: KernelBackend> Layer<B> {
         };
         let ffn = scope.dimension("ffn", config.intermediate_size)?;
         let gated = scope.produced("gate_up", ffn.len(), &ffn);
-        let mixer_norm = norm("mixer_norm", "input_layernorm");
+        let attention_norm = norm("attention_norm", "input_layernorm");
         let attention = || Attention::init(config, scope);
         let delta = || DeltaNet::init(config, scope);
         let mlp = scope.child("", "mlp");
         Ok(Self {
-            mixer_norm,
+            attention_norm,
             attention: is_attention.then(attention).transpose()?,
             delta: (!is_attention).then(delta).transpose()?,
             mlp_norm: norm("mlp_norm", "post_attention_layernorm"),
@@ -478,7 +485,7 @@ impl<B: KernelBackend> Attention<B> {
             head_dim,
         } = config.heads;
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let normed = scope.normed("mixer_norm", hidden);
+        let normed = scope.normed("attention_norm", hidden);
         let scope = scope.child("attention", "self_attn");
         let values = 2 * queries + keys;
         let attended = scope.repeated("qkv", values, queries, head_dim, heads / kv_heads);
@@ -547,7 +554,7 @@ impl<B: KernelBackend> DeltaNet<B> {
     fn init(config: &Qwen35TextConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
         let (hidden, heads) = (config.hidden_size, config.delta);
         let (count, width) = (heads.value_heads, heads.value_width());
-        let normed = scope.normed("mixer_norm", hidden);
+        let normed = scope.normed("attention_norm", hidden);
         let scope = scope.child("delta", "linear_attn");
         let input = [("in_proj_qkv", heads.width()), ("in_proj_z", width)];
         let gates = [("in_proj_b", count), ("in_proj_a", count)];

@@ -155,6 +155,21 @@ impl Selection {
         self.0.keys().map(String::as_str)
     }
 
+    /// Returns the number of units that are kept of a dimension, if some are left out.
+    pub fn len_of(&self, dimension: &str) -> Option<usize> {
+        self.0.get(dimension).map(Extent::len)
+    }
+
+    /// Returns the selection without the dimensions that `dropped` names, which stay whole.
+    #[must_use]
+    pub fn without(&self, dropped: impl Fn(&str) -> bool) -> Self {
+        let kept = self.0.iter().filter(|(name, _)| !dropped(name));
+        Self(
+            kept.map(|(name, extent)| (name.clone(), extent.clone()))
+                .collect(),
+        )
+    }
+
     /// Returns the extent of a dimension that has `count` units of `size` rows or columns after pruning.
     pub(super) fn extent(
         &self,

@@ -29,11 +29,14 @@ pub use spec::{Fold, Inputs, Part, RowSource, Storage, WeightSpec};
 
 /// Chooses the format of a packed weight.
 type ChooseFormat<'a> = dyn Fn(&WeightSpec) -> Result<Format, ModelError> + 'a;
+/// Returns `true` if a weight with this name exists.
+type HasTail<'a> = dyn Fn(&str) -> bool + 'a;
 
 /// Collects the weights of a model while its modules are built.
 pub struct Weights<'a, B: KernelBackend> {
     device: B::Device,
     format: Box<ChooseFormat<'a>>,
+    has_tail: Box<HasTail<'a>>,
     selection: Selection,
     specs: RefCell<Vec<WeightSpec>>,
     dimensions: RefCell<BTreeMap<String, usize>>,
@@ -48,9 +51,19 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
         Self {
             device,
             format: Box::new(format),
+            has_tail: Box::new(|_| false),
             selection: Selection::default(),
             specs: RefCell::default(),
             dimensions: RefCell::default(),
+        }
+    }
+
+    /// Stores the last source of stacked linear layers in a format of its own if `has_tail` returns
+    /// `true` for the name that this weight has then, such as `text.layers.0.qkv.tail.weight`.
+    pub fn with_tails(self, has_tail: impl Fn(&str) -> bool + 'a) -> Self {
+        Self {
+            has_tail: Box::new(has_tail),
+            ..self
         }
     }
 
@@ -347,7 +360,8 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
     }
 
     /// Declares a linear layer of the stacked modules `sources` (`(checkpoint module, outputs)`),
-    /// each with a `weight` and optionally a `bias`.
+    /// each with a `weight` and optionally a `bias`. The weight of the last of several modules may be
+    /// stored by itself ([`Weights::with_tails`]).
     ///
     /// # Errors
     /// If the record does not say how it is stored, or its size overflows.
@@ -370,13 +384,25 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
         let storage = Storage::Packed {
             cols: columns.len(),
         };
-        let weight = scope.packed(WeightSpec {
-            product: true,
-            folds_into,
-            ..scope.spec("weight", storage, &borrowed(&names("weight")), columns)
-        })?;
+        let declare = |scope: &Self, sources: &[(String, E)]| {
+            scope.packed(WeightSpec {
+                product: true,
+                folds_into: folds_into.clone(),
+                ..scope.spec("weight", storage, &borrowed(sources), columns.clone())
+            })
+        };
+        let all = names("weight");
+        let tail = scope.child("tail", "");
+        let has_tail = all.len() > 1 && (self.weights.has_tail)(&join(&tail.name, "weight"));
+        let (first, last) = all.split_at(all.len() - usize::from(has_tail));
+        let weight = declare(&scope, first)?;
+        let tail = has_tail.then(|| declare(&tail, last)).transpose()?;
         let bias = bias.then(|| scope.vector("bias", &borrowed(&names("bias"))));
-        Ok(Linear::new(weight, bias))
+        let linear = Linear::new(weight, bias);
+        Ok(match tail {
+            Some(tail) => linear.with_tail(tail),
+            None => linear,
+        })
     }
 
     /// Declares a linear layer without bias whose weight is the tensor `source` of the checkpoint,

@@ -1,6 +1,7 @@
 //! Errors as the command shows them: the library's message and the options that help.
 
 use std::error::Error;
+use std::io::ErrorKind;
 
 use edge_lmm::memory::{MemoryError, Subject};
 use edge_lmm::output::OutputError;
@@ -8,13 +9,32 @@ use edge_lmm::{
     DeviceError, EngineError, MediaError, ModelError, PreprocessError, RecordError, one_line,
 };
 
+use crate::models;
+
 /// Formats an error on one line, with the options of this command that may help.
 pub fn message(error: &anyhow::Error) -> String {
-    let line = one_line(error.as_ref());
+    let mut line = one_line(error.as_ref());
+    if let Some(remark) = error.chain().find_map(remark) {
+        line = format!("{line}; {remark}");
+    }
     let options = error.chain().map(options).find(|found| !found.is_empty());
     match options {
         Some(options) => format!("{line} ({})", options.join(", ")),
         None => line,
+    }
+}
+
+/// Returns a remark about the names of models for a record that does not exist.
+fn remark(error: &(dyn Error + 'static)) -> Option<String> {
+    let record = match error.downcast_ref() {
+        Some(EngineError::Record(record)) => record,
+        _ => error.downcast_ref::<RecordError>()?,
+    };
+    match record {
+        RecordError::Io { path, source } if source.kind() == ErrorKind::NotFound => {
+            models::remark(path)
+        }
+        _ => None,
     }
 }
 

@@ -2,6 +2,9 @@
 
 mod cmd;
 mod errors;
+#[cfg(any(feature = "data", feature = "pull"))]
+mod hub;
+mod models;
 mod page;
 mod summary;
 
@@ -19,6 +22,11 @@ use edge_lmm::memory;
 #[derive(Parser)]
 #[command(name = "edge-lmm", version, max_term_width = 100)]
 struct Cli {
+    /// Folder of the models that can be used by name [default: EDGE_LMM_MODELS, or edge-lmm below
+    /// XDG_DATA_HOME or ~/.local/share]
+    // Read before the command line is parsed, which resolves the names.
+    #[arg(long = "models", value_name = "DIR", global = true)]
+    _models: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: cmd::Command,
 }
@@ -31,7 +39,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
         let arguments = cmd::bundled::arguments(&command, arguments)?;
         let variable = |name: &str| std::env::var_os(name);
         let arguments = cmd::serve::config::arguments(&command, arguments, variable)?;
-        Cli::parse_from(arguments).command.run()
+        parse(&command, arguments)?.run()
     })
 }
 
@@ -40,14 +48,21 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
 pub fn main_of_library(arguments: impl Iterator<Item = OsString>) -> u8 {
     exit_code(|| {
         let variable = |name: &str| std::env::var_os(name);
-        let arguments =
-            cmd::serve::config::arguments(&Cli::command(), arguments.collect(), variable)?;
-        let command = Cli::parse_from(arguments).command;
+        let parser = Cli::command();
+        let arguments = cmd::serve::config::arguments(&parser, arguments.collect(), variable)?;
+        let command = parse(&parser, arguments)?;
         if let cmd::Command::Bundle(bundle) = &command {
             bundle.check_program_is_named()?;
         }
         command.run()
     })
+}
+
+/// Parses the arguments after those of the model's preset were added.
+fn parse(command: &clap::Command, arguments: Vec<OsString>) -> anyhow::Result<cmd::Command> {
+    models::choose_folder(&arguments);
+    let arguments = models::preset::arguments(command, arguments);
+    Ok(Cli::parse_from(arguments).command)
 }
 
 fn exit_code(run: impl FnOnce() -> anyhow::Result<()>) -> u8 {

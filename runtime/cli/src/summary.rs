@@ -21,8 +21,15 @@ pub fn summary(answer: &Answer, timing: &Timing) -> String {
     let estimate = estimate.map_or_else(String::new, |time| {
         format!(" (estimated without decoding of media: {})", readable(time))
     });
+    let speculation = answer.speculation.filter(|counts| counts.drafted > 0);
+    let speculation = speculation.map_or_else(String::new, |counts| {
+        format!(
+            " ({} steps, {} of {} drafted tokens accepted)",
+            counts.steps, counts.accepted, counts.drafted
+        )
+    });
     format!(
-        "first token after {}{estimate}; {} tokens generated{speed}\n\
+        "first token after {}{estimate}; {} tokens generated{speed}{speculation}\n\
          prompt of {} tokens: {} visual, {} reused{resident}{reductions}",
         readable(answer.first_token_after(timing)),
         answer.tokens.len(),

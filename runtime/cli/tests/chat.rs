@@ -168,6 +168,68 @@ fn no_error_ends_a_conversation() {
     assert!(answers[1]["reused_tokens"].as_u64() > Some(0));
 }
 
+#[test]
+fn turns_are_removed_repeated_and_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let talk = folder.path().join("talk.txt");
+    let lines = format!(
+        "/undo\n/retry\n/stats\n/drop turn\n\
+         /image {image}\nhow many shapes are there?\n/retry\n/stats\n/save {talk}\n/save {talk}\n\
+         how many shapes are there?\n/drop media\n/drop media\n/drop turn\n/undo\n/undo\n\
+         /audio {image}\n/video absent.mp4\n",
+        image = demo("shapes.png").display(),
+        talk = talk.display()
+    );
+    let turns = chat(&[], lines.as_bytes());
+    let said: Vec<&str> = turns
+        .iter()
+        .filter_map(|turn| turn["text"].as_str().or(turn["error"].as_str()))
+        .collect();
+    let expected = [
+        "no question to remove",
+        "no question to answer again",
+        "no answer yet",
+        "nothing to remove",
+        "two",
+        "two",
+        "exists",
+        "two",
+        // The media are removed once; then the first turn, and the second one is undone.
+        "nothing to remove",
+        "no question to remove",
+        "shapes.png",
+        "absent.mp4",
+    ];
+    assert_eq!(said.len(), expected.len(), "{said:?}");
+    for (said, word) in said.iter().zip(expected) {
+        assert!(said.contains(word), "no {word:?} in {said:?}");
+    }
+    let talk = std::fs::read_to_string(talk).expect("a transcript");
+    let turn = "user: [image] how many shapes are there?\n\nassistant: two\n\n";
+    assert_eq!(talk, turn);
+}
+
+/// A conversation that has outgrown the context goes on after its oldest turn was removed.
+#[test]
+fn turns_are_dropped_when_the_context_is_full() {
+    let record = Record::open(demo("qwen2vl-tiny.bpk")).expect("the demo's record opens");
+    let context = Device::Cpu
+        .load(&record)
+        .expect("it loads")
+        .context_length();
+    // Six of ten parts of the context.
+    let question = "7 ".repeat(context * 3 / 10);
+    let question = question.trim();
+    let lines = format!("{question}\n{question}\n/drop turn\n{question}\n");
+    let turns = chat(&["--max-tokens", "2"], lines.as_bytes());
+    let errors: Vec<&str> = turns.iter().filter_map(|t| t["error"].as_str()).collect();
+    assert_eq!((turns.len(), errors.len()), (3, 1), "{errors:?}");
+    assert!(
+        errors[0].contains("/drop turn and /drop media make room"),
+        "{errors:?}"
+    );
+}
+
 /// An answer can be stopped between tokens, and a conversation goes on after that.
 #[test]
 fn a_canceled_answer_keeps_its_text() {

@@ -3,9 +3,9 @@
 #![cfg(feature = "data")]
 
 mod data {
-    pub mod hub;
     pub mod parquet;
 }
+mod hub;
 
 use std::fs;
 use std::io::{Cursor, Write};
@@ -642,18 +642,22 @@ fn repositories_are_downloaded() {
         command
             .env("HF_ENDPOINT", endpoint)
             .env("HF_TOKEN", "hf_secret");
-        command.env("HF_HOME", folders.0.path().join("cache"));
+        command.env("XDG_CACHE_HOME", folders.0.path().join("cache"));
         command.output().expect("it starts")
     };
-    let server = data::hub::Hub::new("lmms-lab/DocVQA", "hf_secret", files);
+    let server = hub::Hub::new("datasets/lmms-lab/DocVQA", "hf_secret", files);
     let output = prepare(&server.endpoint, "hf:lmms-lab/DocVQA");
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(folders.rows("manifest.csv").len(), 4);
     expect_error(
         &prepare(&server.endpoint, "hf:lmms-lab/None"),
-        &["lmms-lab/None", "HF_TOKEN"],
+        &["lmms-lab/None", "no such repository", "404"],
     );
-    let hostile = data::hub::Hub::new("a/b", "hf_secret", vec![("../../x.parquet", Vec::new())]);
+    let hostile = hub::Hub::new(
+        "datasets/a/b",
+        "hf_secret",
+        vec![("../../x.parquet", Vec::new())],
+    );
     expect_error(
         &prepare(&hostile.endpoint, "hf:a/b"),
         &["leads out of its folder"],

@@ -31,7 +31,7 @@ fn a_closed_pipe_ends_the_program_quietly() {
     for arguments in [
         &["doctor"][..],
         &["completions", "bash"],
-        &["demo"],
+        &["demo", "--no-html"],
         &["inspect", record],
         &["run", record, "--prompt", "how many shapes are there?"],
     ] {

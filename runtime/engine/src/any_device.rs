@@ -13,6 +13,8 @@ use crate::device::{Device, free_memory};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::estimate::ResourceEstimate;
+#[cfg(feature = "experiments")]
+use crate::experiment::speculation;
 use crate::memory::{Fit, MemoryCheck};
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
@@ -135,6 +137,35 @@ impl AnyEngine {
     /// See [`Engine::use_store`].
     pub fn use_store(&self, store: Store) {
         each_engine!(self, engine => engine.use_store(store));
+    }
+
+    /// Measures speculation, see [`speculation::run`].
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "experiments")]
+    pub fn measure_speculation(
+        &self,
+        options: speculation::Options,
+        progress: impl FnMut(&str),
+    ) -> Result<speculation::Report, EngineError> {
+        each_engine!(self, engine => speculation::run(engine, options, progress))
+    }
+
+    /// See [`Engine::use_draft`].
+    ///
+    /// # Errors
+    /// As there, and if the models are on different devices.
+    pub fn use_draft(&self, draft: Self) -> Result<(), EngineError> {
+        match (self, draft) {
+            (Self::Cpu(engine), Self::Cpu(draft)) => engine.use_draft(draft),
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(engine), Self::Cuda(draft)) => engine.use_draft(draft),
+            #[cfg(feature = "vulkan")]
+            (Self::Vulkan(engine), Self::Vulkan(draft)) => engine.use_draft(draft),
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            _ => Err(EngineError::Draft("it is on another device")),
+        }
     }
 
     /// Returns the device of the model.

@@ -146,6 +146,29 @@ impl<B: KernelBackend> Engine<B> {
         }
     }
 
+    /// Uses a smaller model with the same tokenizer to draft tokens for requests with
+    /// [`speculation`](crate::Request::speculation). Only the first one is used.
+    ///
+    /// # Errors
+    /// [`EngineError::Draft`] if the model cannot draft for this one.
+    pub fn use_draft(&self, draft: Self) -> Result<(), EngineError> {
+        let Self(shared) = self;
+        let language = draft.0.model.language();
+        let is_decoder = language.decoder_layers().is_some();
+        if !shared.text.has_same_tokens(&draft.0.text) {
+            return Err(EngineError::Draft("its tokenizer is another one"));
+        }
+        if !is_decoder || language.is_long(language.context_length()) != language.is_long(1) {
+            return Err(EngineError::Draft(
+                "only decoder-only models without recurrent layers and LongRoPE can draft",
+            ));
+        }
+        if shared.draft.set(draft).is_err() {
+            log::warn!("the engine has a draft model already, the second one is not used");
+        }
+        Ok(())
+    }
+
     /// Returns what the times of this engine depend on.
     pub fn cost_key(&self) -> CostKey {
         CostKey::of_origin(&self.0.origin)

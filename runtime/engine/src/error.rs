@@ -82,6 +82,12 @@ pub enum EngineError {
          known: measure them (Engine::measure_costs) and let the engine use them"
     )]
     NoCosts,
+    /// The model cannot draft tokens for another one.
+    #[error(
+        "the draft model does not suit the model: {0}; use a smaller model of the same family, on \
+         the same device"
+    )]
+    Draft(&'static str),
     /// A step without a conversation or without tokens.
     #[error("there is nothing to continue: take a prompt in first, then at least one token")]
     NothingToContinue,

@@ -130,7 +130,7 @@ pub use request_estimate::RequestEstimator;
 pub use sampler::Sampling;
 pub use session::{
     Generation, Logits, Prefilled, ReusedFrom, ScoredToken, Session, Snapshot, SnapshotError,
-    Token, TokenLogprobs,
+    Speculation, SpeculationCounts, Token, TokenLogprobs, UnknownSpeculation,
 };
 pub use stop::StopFilter;
 pub use store::Store;

@@ -13,6 +13,7 @@ use edge_lmm_record::{Description, Record, RecordError};
 use serde_json::Value;
 
 use crate::cost::CostModel;
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::estimate::WeightSizes;
 use crate::features::{FEATURE_CACHE_BYTES, FeatureCache, MediumKey};
@@ -38,6 +39,8 @@ pub(crate) struct LoadedModel<B: KernelBackend> {
     pub store: OnceLock<Store>,
     /// Times for estimates and time limits.
     pub costs: OnceLock<CostModel>,
+    /// Model that drafts tokens of answers.
+    pub draft: OnceLock<Engine<B>>,
     /// Chains that were chosen for media with a time limit.
     pub chosen: Mutex<ChosenChains>,
     features: Mutex<FeatureCache<B>>,
@@ -108,6 +111,7 @@ impl<B: KernelBackend> LoadedModel<B> {
             origin: Origin::new(identity, &B::fingerprint(&device)),
             store: OnceLock::new(),
             costs: OnceLock::new(),
+            draft: OnceLock::new(),
             chosen: Mutex::default(),
             model,
             text,

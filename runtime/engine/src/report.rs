@@ -4,7 +4,7 @@ use edge_lmm_models::reduce::ReductionStep;
 use serde::Serialize;
 
 use crate::request::{Answer, FinishReason};
-use crate::session::ReusedFrom;
+use crate::session::{ReusedFrom, SpeculationCounts};
 use crate::timing::Timing;
 
 /// Report of one answer, as `--json` prints it.
@@ -26,6 +26,8 @@ pub struct AnswerReport {
     pub reductions: Vec<ReductionStep>,
     /// Reason for the end of the answer.
     pub finish_reason: FinishReason,
+    /// Steps, drafted and accepted tokens; `null` without speculation.
+    pub speculation: Option<SpeculationCounts>,
     /// Milliseconds from the undecoded media to the first token.
     pub first_token_ms: f64,
     /// Estimated milliseconds from the decoded media to the first token; `null` without a time
@@ -51,6 +53,7 @@ impl AnswerReport {
             cache: answer.reused_from,
             reductions: answer.reductions.clone(),
             finish_reason: answer.finish_reason,
+            speculation: answer.speculation,
             first_token_ms: answer.first_token_after(timing).as_secs_f64() * 1e3,
             estimated_first_token_ms: answer
                 .estimated_first_token

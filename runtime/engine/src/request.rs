@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::media::Media;
 use crate::sampler::Sampling;
-use crate::session::{ReusedFrom, TokenLogprobs};
+use crate::session::{ReusedFrom, Speculation, SpeculationCounts, TokenLogprobs};
 use crate::timing::Timing;
 
 /// A question to a model.
@@ -47,6 +47,9 @@ pub struct Request<'a> {
     /// Reports the log-probability of each token with those of this many of the most likely ones
     /// ([`Event::Logprobs`]).
     pub logprobs: Option<usize>,
+    /// Drafting of tokens that one step verifies together. The answer is the same on CPUs; on GPUs,
+    /// products of several tokens may round differently.
+    pub speculation: Speculation,
     /// Measures the stages of the answer ([`Answer::timing`]). On a device that works
     /// asynchronously this makes the answer slower.
     pub timing: bool,
@@ -69,6 +72,7 @@ impl<'a> Request<'a> {
             parse_special: false,
             raw: false,
             logprobs: None,
+            speculation: Speculation::Off,
             timing: false,
         }
     }
@@ -107,6 +111,8 @@ pub struct Answer {
     pub reductions: Vec<ReductionStep>,
     /// Reason for the end.
     pub finish_reason: FinishReason,
+    /// Steps and drafts, if the request asked for speculation.
+    pub speculation: Option<SpeculationCounts>,
     /// Estimated time to the first token, if the engine has a cost model
     /// ([`Engine::use_costs`](crate::Engine::use_costs)).
     pub estimated_first_token: Option<Duration>,

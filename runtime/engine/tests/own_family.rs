@@ -8,6 +8,8 @@
 
 #[path = "own_family/reduction.rs"]
 mod reduction;
+#[path = "own_family/speculation.rs"]
+mod speculation;
 
 use std::any::Any;
 use std::collections::BTreeMap;

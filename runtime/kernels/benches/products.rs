@@ -9,8 +9,8 @@ mod common;
 use common::pool;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use edge_lmm_kernels::workload::{
-    IMAGE_TOKENS, Layer, NETWORKS, Network, PROMPT_TOKENS, TEXT_LAYERS, VISION_LAYERS, noise,
-    weights,
+    FEW_TOKENS, IMAGE_TOKENS, Layer, NETWORKS, Network, PROMPT_TOKENS, TEXT_LAYERS, VISION_LAYERS,
+    noise, weights,
 };
 use edge_lmm_kernels::{
     Activation, Epilogue, FeedForward, Format, Matrix, MatrixShape, feed_forward, linear, pack_rows,
@@ -90,7 +90,10 @@ fn feed_forwards(c: &mut Criterion) {
     let pool = pool();
     let mut group = c.benchmark_group("feed_forward");
     group.sample_size(10);
-    for network in NETWORKS.into_iter().filter(|network| network.tokens > 1) {
+    for network in NETWORKS
+        .into_iter()
+        .filter(|network| network.tokens > FEW_TOKENS)
+    {
         let Network {
             stage,
             gated,

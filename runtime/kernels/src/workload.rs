@@ -5,6 +5,8 @@ use crate::attention::Heads;
 use crate::format::{Format, FormatError, MatrixShape, PANEL};
 use crate::pack::pack_rows;
 
+pub use crate::linear::FEW_TOKENS;
+
 /// Outputs and inputs of a linear layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer {
@@ -64,13 +66,16 @@ pub struct Product {
     pub tokens: usize,
 }
 
-/// The products that take most time: in decoding all weights are read for one token, in prefill and in
-/// the vision tower for many.
-pub const PRODUCTS: [Product; 12] = [
+/// The products that take most time: in decoding all weights are read for one token, in the
+/// verification of drafts for a few, in prefill and in the vision tower for many.
+pub const PRODUCTS: [Product; 15] = [
     product("decode", TEXT_QKV, Format::Q4, 1),
     product("decode", TEXT_UP, Format::Q4, 1),
     product("decode", TEXT_DOWN, Format::Q4, 1),
     product("decode", TEXT_HEAD, Format::Q4, 1),
+    product("verification", TEXT_UP, Format::Q4, 2),
+    product("verification", TEXT_UP, Format::Q4, 4),
+    product("verification", TEXT_UP, Format::Q4, FEW_TOKENS),
     product("prefill", TEXT_QKV, Format::Q4, PROMPT_TOKENS),
     product("prefill", TEXT_UP, Format::Q4, PROMPT_TOKENS),
     product("prefill", TEXT_DOWN, Format::Q4, PROMPT_TOKENS),
@@ -108,8 +113,11 @@ pub struct Network {
 }
 
 /// The feed-forward networks.
-pub const NETWORKS: [Network; 3] = [
+pub const NETWORKS: [Network; 6] = [
     network("decode", Format::Q4, true, TEXT_DOWN, 1),
+    network("verification", Format::Q4, true, TEXT_DOWN, 2),
+    network("verification", Format::Q4, true, TEXT_DOWN, 4),
+    network("verification", Format::Q4, true, TEXT_DOWN, FEW_TOKENS),
     network("prefill", Format::Q4, true, TEXT_DOWN, PROMPT_TOKENS),
     network("vision", Format::Q8, false, VISION_DOWN, IMAGE_TOKENS[1]),
 ];

@@ -26,7 +26,8 @@ impl RecordInfo {
             format
                 .map(|format| format.0)
                 .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
-        });
+        })
+        .with_tails(|name| self.formats.contains_key(name));
         let model = registry.build(&self.files, &weights)?;
         Ok((model, weights.into_specs()))
     }

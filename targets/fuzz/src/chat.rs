@@ -14,6 +14,9 @@ pub const CHAT_LINE: Target = Target {
         b"/quit",
         b"/forget",
         b"/help",
+        b"/drop turn",
+        b"/undo",
+        b"/image ",
         b"//",
         b" ",
         b"\n",
@@ -33,6 +36,7 @@ pub const CHAT_LINE: Target = Target {
             "/quit",
             "/forget\r\n",
             " /help ",
+            "/drop  media",
             "//quit\n",
             "/media",
             "/unknown \u{3000}x",
@@ -55,21 +59,20 @@ pub const CHAT_LINE: Target = Target {
                 assert_eq!(trimmed.strip_prefix('/'), Some(question));
             }
             Line::Question(question) => assert_eq!(question, trimmed),
-            Line::Media(path) => {
-                assert!(
-                    !path.is_empty() && trimmed.starts_with("/media") && trimmed.ends_with(path)
-                );
-            }
-            Line::SaveCache(path) => {
-                assert!(trimmed.starts_with("/save-cache") && trimmed.ends_with(path));
+            Line::Media(_, path) | Line::Save(path) | Line::SaveCache(path) => {
+                assert!(!path.is_empty() && trimmed.starts_with('/') && trimmed.ends_with(path));
             }
             Line::Unknown(command) => {
                 assert!(trimmed.starts_with(command) && command.starts_with('/'));
                 errors::check_line(&format!("{command:?}"));
             }
             Line::Quit => assert_eq!(trimmed, "/quit"),
-            Line::Forget => assert_eq!(trimmed, "/forget"),
+            Line::Forget => assert!(["/clear", "/forget"].contains(&trimmed)),
             Line::Help => assert_eq!(trimmed, "/help"),
+            Line::Retry => assert_eq!(trimmed, "/retry"),
+            Line::Undo => assert_eq!(trimmed, "/undo"),
+            Line::Stats => assert_eq!(trimmed, "/stats"),
+            Line::Drop(_) => assert!(trimmed.starts_with("/drop")),
             Line::Nothing | Line::NotText => {}
         }
     },

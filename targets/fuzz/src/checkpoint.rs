@@ -62,6 +62,8 @@ const GGUF_WORDS: &[&[u8]] = &[
     b"llama",
     b"phi3",
     b"qwen2vl",
+    b"split.no",
+    b"split.count",
     b"tokenizer.ggml.model",
     b"tokenizer.ggml.tokens",
     b"tokenizer.ggml.merges",
@@ -119,17 +121,70 @@ pub const SAFETENSORS: Target = Target {
         b",",
     ]),
     seeds: || vec![safetensors()],
+    run: |input| read(checkpoint(input).path()),
+};
+
+/// A LoRA adapter of a small checkpoint: `adapter_config.json`, a null byte, and the weights.
+pub const ADAPTER: Target = Target {
+    name: "adapter",
+    form: Form::Words(&[
+        b"\"peft_type\": \"LORA\"",
+        b"\"use_dora\": true",
+        b"\"use_rslora\": true",
+        b"\"alpha_pattern\": {\"a\": 2}",
+        b"\"lora_alpha\": 1e300",
+        b"base_model.model.",
+        b"a.lora_A.weight",
+        b"a.lora_B.weight",
+        b"a.lora_embedding_A",
+        b"a.lora_magnitude_vector",
+        b"modules_to_save",
+        b"\"dtype\":\"F32\"",
+        b"\"shape\":[",
+    ]),
+    seeds: || vec![adapter()],
     run: |input| {
-        let folder = scratch();
+        let at = input.iter().position(|&byte| byte == 0);
+        let (config, weights) = input.split_at(at.unwrap_or(input.len()));
+        let (base, adapter) = (checkpoint(&safetensors()), scratch());
         let write = |name: &str, content: &[u8]| {
-            std::fs::write(folder.path().join(name), content).expect("a file");
+            std::fs::write(adapter.path().join(name), content).expect("a file");
         };
-        write("config.json", br#"{"vocab_size": 3}"#);
-        write("tokenizer.json", TOKENIZER.as_bytes());
-        write("model.safetensors", input);
-        read(folder.path());
+        write("adapter_config.json", config);
+        let weights = weights.get(1..).unwrap_or_default();
+        write("adapter_model.safetensors", weights);
+        let mut checkpoint = Checkpoint::open(base.path(), None).expect("a valid checkpoint");
+        match checkpoint.add_adapter(adapter.path(), 1.0) {
+            Ok(()) => read_rows(&checkpoint),
+            Err(error) => errors::check(&error),
+        }
     },
 };
+
+/// Returns an adapter that updates one tensor and replaces another.
+fn adapter() -> Vec<u8> {
+    let config = br#"{"peft_type": "LORA", "lora_alpha": 2, "alpha_pattern": {"b": 3}}"#;
+    let header = json!({
+        "base_model.model.a.lora_A.weight":
+            {"dtype": "F32", "shape": [1, 3], "data_offsets": [0, 12]},
+        "base_model.model.a.lora_B.weight":
+            {"dtype": "F32", "shape": [2, 1], "data_offsets": [12, 20]},
+        "base_model.model.b.weight": {"dtype": "F16", "shape": [4], "data_offsets": [20, 28]},
+    });
+    [&config[..], b"\0", &with_header(&header, 28)].concat()
+}
+
+/// Writes a checkpoint with these weights.
+fn checkpoint(weights: &[u8]) -> TempDir {
+    let folder = scratch();
+    let write = |name: &str, content: &[u8]| {
+        std::fs::write(folder.path().join(name), content).expect("a file");
+    };
+    write("config.json", br#"{"vocab_size": 3}"#);
+    write("tokenizer.json", TOKENIZER.as_bytes());
+    write("model.safetensors", weights);
+    folder
+}
 
 const TOKENIZER: &str = r#"{"version": "1.0", "added_tokens": [],
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}"#;
@@ -141,9 +196,14 @@ fn safetensors() -> Vec<u8> {
         "b.weight": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
         "c.weight": {"dtype": "F16", "shape": [2, 2], "data_offsets": [32, 40]},
     });
+    with_header(&header, 40)
+}
+
+/// Returns a weight file with `length` bytes of data.
+fn with_header(header: &Value, length: usize) -> Vec<u8> {
     let header = header.to_string().into_bytes();
     let len = (header.len() as u64).to_le_bytes();
-    [&len[..], &header, &[60; 40]].concat()
+    [&len[..], &header, &vec![60; length]].concat()
 }
 
 /// The JSON files of a checkpoint by name, with valid weights, read and planned as far as possible.
@@ -304,12 +364,20 @@ impl Vocabulary {
     }
 }
 
-/// Opens a checkpoint, reads every tensor a few rows at a time, and plans a record.
+/// Opens a checkpoint, reads it and plans a record.
 fn read(path: &Path) {
     let checkpoint = match Checkpoint::open(path, None) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return errors::check(&error),
     };
+    read_rows(&checkpoint);
+    if let Err(error) = Plan::new(&checkpoint, &Options::default()) {
+        errors::check(&error);
+    }
+}
+
+/// Reads every tensor a few rows at a time.
+fn read_rows(checkpoint: &Checkpoint) {
     let mut out = Vec::new();
     for (name, info) in checkpoint.tensors() {
         for row in (0..info.rows()).step_by(3) {
@@ -323,9 +391,6 @@ fn read(path: &Path) {
                 break;
             }
         }
-    }
-    if let Err(error) = Plan::new(&checkpoint, &Options::default()) {
-        errors::check(&error);
     }
 }
 

@@ -67,6 +67,8 @@ pub const HTTP_REQUEST: Target = Target {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            speculation: edge_lmm::Speculation::Off,
+            addresses: None,
         };
         for endpoint in [Endpoint::Chat, Endpoint::Completion] {
             let asked = Ask::parse(endpoint, input, &limits);

@@ -63,6 +63,7 @@ pub const TARGETS: &[Target] = &[
     checkpoint::GGUF_MODEL,
     checkpoint::GGUF_VOCABULARY,
     checkpoint::SAFETENSORS,
+    checkpoint::ADAPTER,
     cache::CACHE_ENTRY,
 ];
 

@@ -53,6 +53,8 @@ pub const REQUEST: Target = Target {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            speculation: edge_lmm::Speculation::Off,
+            addresses: None,
         };
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),

@@ -75,5 +75,6 @@ targets! {
     gguf_model: 1500,
     gguf_vocabulary: 1500,
     safetensors: 3000,
+    adapter: 3000,
     cache_entry: 2000,
 }

@@ -27,6 +27,11 @@ const STEPS: &[Step<'_>] = &[
     ("spelling", &["sh", "targets/check-tool.sh", "typos"], &[]),
     ("shell scripts", &["sh", "targets/check-shell.sh"], &[]),
     (
+        "install script",
+        &["sh", "targets/packaging/test-install-script.sh"],
+        &[],
+    ),
+    (
         "dependencies",
         // Advisories change independently of the code; .github/workflows/advisories.yml checks
         // them.
@@ -65,7 +70,7 @@ const STEPS: &[Step<'_>] = &[
             "--workspace",
             "--all-targets",
             "--features",
-            "edge-lmm-cli/plots,edge-lmm-cli/data",
+            "edge-lmm-cli/plots,edge-lmm-cli/data,edge-lmm-cli/pull",
             "--",
             "-D",
             "warnings",
@@ -86,13 +91,17 @@ const STEPS: &[Step<'_>] = &[
             "-p",
             "edge-lmm-cli",
             "--features",
-            "data,plots",
+            "data,plots,pull",
             "--lib",
             "--test",
             "data",
+            "--test",
+            "pull",
         ],
         &[],
     ),
+    // Uses the programs that the tests have built.
+    ("pages and commands", &["cargo", "xtask", "docs"], &[]),
     (
         "Python profiler",
         // The wheel is another build of all dependencies; test-python.sh without an option makes it.

@@ -208,8 +208,8 @@ fn build_program(
         (cargo, shell::target_dir().join(folder))
     } else {
         ensure!(
-            triple.starts_with("aarch64-"),
-            "cannot cross-build for {triple}; expected AArch64 or the host"
+            triple.starts_with("aarch64-") || triple == "x86_64-unknown-linux-musl",
+            "cannot cross-build for {triple}; expected AArch64, or x86-64 on such a machine"
         );
         let cargo = cross_build(triple, &arguments)?;
         (cargo, shell::target_dir().join(triple).join(folder))

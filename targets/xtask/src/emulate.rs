@@ -80,7 +80,7 @@ impl Emulator {
             doctor["kernels"], doctor["kernels_available"]
         );
         // The demo checks its own answers.
-        print!("{}", self.output(program, &["demo"])?);
+        print!("{}", self.output(program, &["demo", "--no-html"])?);
         self.check_bundle(program, work)
     }
 
@@ -93,7 +93,7 @@ impl Emulator {
         }
         let demo = |device: &str| {
             let mut command = self.command(program);
-            shell::attempt(command.args(["demo", "--device", device]))
+            shell::attempt(command.args(["demo", "--no-html", "--device", device]))
         };
         let missing = |output: &Output| {
             let message = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -4,8 +4,10 @@ mod bundle;
 mod ci;
 mod cross;
 mod deb;
+mod docs;
 mod elf;
 mod emulate;
+mod figure;
 mod fuzz;
 mod goldens;
 mod package;
@@ -28,6 +30,8 @@ enum Task {
     Cross(cross::Cmd),
     Bundle(bundle::Cmd),
     Package(package::Cmd),
+    Docs(docs::Cmd),
+    Figure(figure::Cmd),
     Fuzz(fuzz::Cmd),
 }
 
@@ -37,6 +41,8 @@ fn main() -> anyhow::Result<()> {
         Task::Cross(cmd) => cmd.run(),
         Task::Bundle(cmd) => cmd.run(),
         Task::Package(cmd) => cmd.run(),
+        Task::Docs(cmd) => cmd.run(),
+        Task::Figure(cmd) => cmd.run(),
         Task::Fuzz(cmd) => cmd.run(),
     }
 }

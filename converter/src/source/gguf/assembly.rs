@@ -1,7 +1,6 @@
 //! Assembly of the normal form's tensors from those of a GGUF file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use super::super::error::{Result, SourceError, malformed, some_of};
@@ -9,8 +8,8 @@ use super::super::view::{Stored, View};
 use super::super::{Tensor, TensorInfo};
 use super::element::READABLE;
 use super::header::Header;
+use super::parts::Part;
 use super::value::shortest;
-use edge_lmm_record::FileMap;
 
 /// Tensors of the normal form by name.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
@@ -20,17 +19,19 @@ pub(super) type Tensors = BTreeMap<String, Tensor>;
 pub(super) struct Assembly<'h, 'a> {
     /// The file's checked header.
     pub(super) header: &'h Header<'a>,
-    map: &'h Arc<FileMap>,
-    file: Arc<str>,
+    parts: &'h [Part],
+    /// Names of the parts, for messages.
+    files: Vec<Arc<str>>,
     left: BTreeSet<&'a str>,
 }
 
 impl<'h, 'a> Assembly<'h, 'a> {
-    pub(super) fn new(header: &'h Header<'a>, map: &'h Arc<FileMap>, path: &Path) -> Self {
+    pub(super) fn new(header: &'h Header<'a>, parts: &'h [Part]) -> Self {
+        let name = |part: &Part| part.path.display().to_string().into();
         Self {
             header,
-            map,
-            file: path.display().to_string().into(),
+            parts,
+            files: parts.iter().map(name).collect(),
             left: header.tensors.keys().copied().collect(),
         }
     }
@@ -50,7 +51,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
 
     fn missing(&self, name: &str) -> SourceError {
         SourceError::MissingTensor {
-            file: self.file.to_string(),
+            file: self.header.file.clone(),
             tensor: name.into(),
             needed_for:
                 "the architecture requires it; the file is incomplete or its metadata names the \
@@ -67,14 +68,14 @@ impl<'h, 'a> Assembly<'h, 'a> {
         };
         if without_leading_ones(&entry.shape) != without_leading_ones(shape) {
             return Err(malformed(
-                &*self.file,
+                &*self.files[entry.part],
                 format!("tensor {name} of shape {:?}", entry.shape),
                 format!("{shape:?}, as the metadata says"),
             ));
         }
         self.left.remove(name);
         Stored::new(
-            (self.map, &self.file),
+            (&self.parts[entry.part].map, &self.files[entry.part]),
             entry.bytes.clone(),
             entry.element.name.into(),
             entry.element.decoder,
@@ -93,6 +94,39 @@ impl<'h, 'a> Assembly<'h, 'a> {
         let stored = self.stored(stored, shape)?;
         let dtype = stored.dtype().into();
         insert(out, name, dtype, shape, View::Whole(stored));
+        Ok(())
+    }
+
+    /// Adds a tensor that is stored in another shape with the same elements.
+    pub(super) fn reshaped(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        (stored_shape, shape): (&[usize], &[usize]),
+    ) -> Result<()> {
+        let stored = self.stored(stored, stored_shape)?;
+        let dtype = stored.dtype().into();
+        insert(out, name, dtype, shape, View::Whole(stored));
+        Ok(())
+    }
+
+    /// Adds a matrix `[outputs, side * side * channels]` that is stored as a convolution `[outputs,
+    /// channels, side, side]`.
+    pub(super) fn channels_last(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        [outputs, channels, side]: [usize; 3],
+    ) -> Result<()> {
+        let stored = self.stored(stored, &[outputs, channels, side, side])?;
+        let dtype = stored.dtype().into();
+        let row_len = side * side * channels;
+        let view = View::ChannelsLast {
+            stored,
+            channels,
+            row_len,
+        };
+        insert(out, name, dtype, &[outputs, row_len], view);
         Ok(())
     }
 
@@ -149,7 +183,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
     ) -> Result<()> {
         if head == 0 || !head.is_multiple_of(2) || !rows.is_multiple_of(head) {
             return Err(malformed(
-                &*self.file,
+                &*self.header.file,
                 format!("heads of {head} rows in tensor {stored}"),
                 "heads of an even size",
             ));
@@ -196,7 +230,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         match values.iter().find(|value| !value.is_finite()) {
             None => Ok(values.into_iter().map(shortest).collect()),
             Some(value) => Err(malformed(
-                &*self.file,
+                &*self.header.file,
                 format!("{value} in {name}"),
                 "finite numbers",
             )),
@@ -225,7 +259,7 @@ impl<'h, 'a> Assembly<'h, 'a> {
         }
         let left: Vec<&str> = self.left.into_iter().collect();
         Err(malformed(
-            &*self.file,
+            &*self.header.file,
             format!(
                 "tensors that are not part of a {kind} model: {}",
                 some_of(&left)

@@ -8,8 +8,9 @@ use super::super::decode::Decoder;
 use super::blocks::BlockFormat;
 
 /// Types that can be read as f32, for messages.
-pub(super) const READABLE: &str =
-    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL";
+pub(super) const READABLE: &str = "F32, F16, BF16, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, \
+                                   Q3_K, Q4_K, Q5_K, Q6_K, IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, \
+                                   IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, MXFP4, NVFP4, TQ1_0, TQ2_0";
 
 /// An element type of known size; not every one can be read as f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,25 +43,27 @@ impl Element {
             13 => Self::blocks("Q5_K", Format::Q5K),
             14 => Self::blocks("Q6_K", Format::Q6K),
             15 => Self::opaque("Q8_K", 256, 292),
-            16 => Self::opaque("IQ2_XXS", 256, 66),
-            17 => Self::opaque("IQ2_XS", 256, 74),
-            18 => Self::opaque("IQ3_XXS", 256, 98),
-            19 => Self::opaque("IQ1_S", 256, 50),
+            16 => Self::blocks("IQ2_XXS", Format::Iq2Xxs),
+            17 => Self::blocks("IQ2_XS", Format::Iq2Xs),
+            18 => Self::blocks("IQ3_XXS", Format::Iq3Xxs),
+            19 => Self::blocks("IQ1_S", Format::Iq1S),
             20 => Self::blocks("IQ4_NL", Format::Iq4Nl),
-            21 => Self::opaque("IQ3_S", 256, 110),
-            22 => Self::opaque("IQ2_S", 256, 82),
-            23 => Self::opaque("IQ4_XS", 256, 136),
+            21 => Self::blocks("IQ3_S", Format::Iq3S),
+            22 => Self::blocks("IQ2_S", Format::Iq2S),
+            23 => Self::blocks("IQ4_XS", Format::Iq4Xs),
             24 => Self::plain("I8", 1, None),
             25 => Self::plain("I16", 2, None),
             26 => Self::plain("I32", 4, None),
             27 => Self::plain("I64", 8, None),
             28 => Self::plain("F64", 8, None),
-            29 => Self::opaque("IQ1_M", 256, 56),
+            29 => Self::blocks("IQ1_M", Format::Iq1M),
             30 => Self::plain("BF16", 2, Some(Decoder::Bf16)),
-            34 => Self::opaque("TQ1_0", 256, 54),
-            35 => Self::opaque("TQ2_0", 256, 66),
-            39 => Self::opaque("MXFP4", 32, 17),
-            40 => Self::opaque("NVFP4", 64, 36),
+            34 => Self::blocks("TQ1_0", Format::Tq1_0),
+            35 => Self::blocks("TQ2_0", Format::Tq2_0),
+            39 => Self::blocks("MXFP4", Format::Mxfp4),
+            40 => Self::blocks("NVFP4", Format::Nvfp4),
+            41 => Self::blocks("Q1_0", Format::Q1_0),
+            42 => Self::blocks("Q2_0", Format::Q2_0),
             4 | 5 | 31..=33 | 36..=38 => {
                 return Err(format!("type number {id}, which ggml has removed"));
             }

@@ -54,6 +54,8 @@ pub struct TensorEntry {
     pub element: Element,
     /// Position in the file.
     pub bytes: Range<usize>,
+    /// Index of the file, if the model was split into several.
+    pub part: usize,
 }
 
 impl<'a> Header<'a> {
@@ -401,6 +403,7 @@ fn place<'a>(
             shape,
             element: info.element,
             bytes,
+            part: 0,
         };
         if tensors.insert(name, entry).is_some() {
             return Err(malformed(

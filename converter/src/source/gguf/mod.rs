@@ -9,8 +9,11 @@ mod element;
 mod gemma3;
 mod header;
 mod idefics3;
+mod lfm2_vl;
 mod llava;
 mod metadata;
+mod parts;
+mod qwen2_5_vl;
 mod qwen2_vl;
 mod qwen3_vl;
 mod siglip;
@@ -20,8 +23,8 @@ mod value;
 mod vision;
 mod vocabulary;
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::Value as Json;
 
@@ -30,16 +33,15 @@ pub use header::{Header, TensorEntry};
 pub use value::{Numbers, Scalar, Value};
 
 use super::error::{Result, SourceError, malformed};
-use super::file::SourceFile;
-use super::map;
 use super::{Checkpoint, tokenizer_files};
 use assembly::{Assembly, Tensors};
+use parts::Part;
 use vocabulary::Vocabulary;
 
 /// Supported models, for messages.
-const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger, qwen3vl with qwen3vl_merger, \
-                         llama with mlp or idefics3, gemma3 with gemma3, and llama, qwen2, qwen3, \
-                         phi3, gemma3 without one";
+const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger or qwen2.5vl_merger, qwen3vl with \
+                         qwen3vl_merger, llama with mlp or idefics3, gemma3 with gemma3, lfm2 with \
+                         lfm2, and llama, qwen2, qwen3, phi3, gemma3 without one";
 
 /// Configuration files of a model in the layout of the hub.
 struct Configs {
@@ -53,15 +55,16 @@ pub(super) fn is_gguf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"GGUF")
 }
 
-/// Opens a language model and, for a multimodal model, its vision tower.
+/// Opens a language model and, for a multimodal model, its vision tower. Each may be any part of a
+/// split file.
 pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
-    let map = Arc::new(map::open(path)?);
-    let header = Header::parse(&map, &path.display().to_string())?;
+    let parts = parts::open(path)?;
+    let header = parts::header(&parts)?;
     let arch = architecture(&header)?;
     let mut vocabulary = Vocabulary::read(&header)?;
-    let mut text = Assembly::new(&header, &map, path);
+    let mut text = Assembly::new(&header, &parts);
     let mut tensors = Tensors::new();
-    let mut files = vec![SourceFile::new(path, map.clone())];
+    let mut files: Vec<_> = parts.iter().map(Part::source).collect();
     let configs = match mmproj {
         None => Configs {
             config: read_text(&mut text, arch, &vocabulary, &mut tensors)?,
@@ -69,10 +72,10 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
             video_preprocessor: None,
         },
         Some(mmproj) => {
-            let map = Arc::new(map::open(mmproj)?);
-            files.push(SourceFile::new(mmproj, map.clone()));
-            let header = Header::parse(&map, &mmproj.display().to_string())?;
-            let mut vision = Assembly::new(&header, &map, mmproj);
+            let parts = parts::open(mmproj)?;
+            files.extend(parts.iter().map(Part::source));
+            let header = parts::header(&parts)?;
+            let mut vision = Assembly::new(&header, &parts);
             let configs = read_multimodal(
                 (&mut text, arch),
                 &mut vision,
@@ -95,6 +98,7 @@ pub(super) fn open(path: &Path, mmproj: Option<&Path>) -> Result<Checkpoint> {
         chat_template: header.text("tokenizer.chat_template")?.map(str::to_owned),
         files,
         tensors,
+        adapted: BTreeSet::new(),
     })
 }
 
@@ -123,7 +127,7 @@ fn read_text(
         "llama" | "qwen2" | "qwen3" | "phi3" | "gemma3" => {
             text::read(text, arch, vocabulary, tensors)
         }
-        "qwen2vl" | "qwen3vl" => Err(malformed(
+        "qwen2vl" | "qwen3vl" | "lfm2" => Err(malformed(
             &text.header.file,
             format!("only the language model of a {arch} model"),
             "its vision tower as well; name its mmproj-*.gguf file with --mmproj",
@@ -152,11 +156,13 @@ fn read_multimodal(
     unsupported::check_vision(vision.header, projector)?;
     match (arch, projector) {
         ("qwen2vl", "qwen2vl_merger") => qwen2_vl::read(text, vision, vocabulary, tensors),
+        ("qwen2vl", "qwen2.5vl_merger") => qwen2_5_vl::read(text, vision, vocabulary, tensors),
         ("qwen3vl", "qwen3vl_merger") => qwen3_vl::read(text, vision, vocabulary, tensors),
         ("llama", "mlp") => llava::read(text, vision, vocabulary, tensors),
         ("llama", "idefics3") => idefics3::read(text, vision, vocabulary, tensors),
         ("gemma3", "gemma3") => gemma3::read(text, vision, vocabulary, tensors),
-        ("qwen2vl" | "qwen3vl" | "llama" | "gemma3", projector) => {
+        ("lfm2", "lfm2") => lfm2_vl::read(text, vision, vocabulary, tensors),
+        ("qwen2vl" | "qwen3vl" | "llama" | "gemma3" | "lfm2", projector) => {
             Err(not_supported(file, "projector", projector))
         }
         (arch, projector) => {

@@ -29,13 +29,36 @@ pub(super) fn read(
     let tower = VisionTower::read(vision)?;
     let merge = tower.merge_size(vision, "mm.0.weight")?;
     tower_tensors(vision, &tower, out)?;
+    tower.norm(vision, ("visual.merger.ln_q", "v.post_ln"), out)?;
     merger_tensors(vision, &tower, (merge, model.hidden), out)?;
+    let kind = ("Qwen2VLForConditionalGeneration", "qwen2_vl");
+    let mut config = text_config(kind, text.header, vocabulary, &model)?;
+    let mut vision_config = vision_config(&tower, merge, model.hidden);
+    // The config on the hub omits properties that all of these models share.
+    let activation = vision::activation(vision.header)?;
+    if activation != "quick_gelu" {
+        vision_config["hidden_act"] = json!(activation);
+    }
+    config.insert("vision_config".into(), vision_config);
+    let processor = "Qwen2VLProcessor";
+    let preprocessor = preprocessor_config(vision.header, &tower, merge, processor)?;
+    Ok(Configs {
+        config: config.into(),
+        preprocessor: Some(preprocessor),
+        video_preprocessor: None,
+    })
+}
+
+/// Returns the config without that of the tower, for a class and model type.
+pub(super) fn text_config(
+    (class, model_type): (&str, &str),
+    header: &Header<'_>,
+    vocabulary: &Vocabulary<'_>,
+    model: &TextModel,
+) -> Result<Object<String, Json>> {
     let mut config = Object::new();
-    config.insert(
-        "architectures".into(),
-        json!(["Qwen2VLForConditionalGeneration"]),
-    );
-    config.insert("model_type".into(), json!("qwen2_vl"));
+    config.insert("architectures".into(), json!([class]));
+    config.insert("model_type".into(), json!(model_type));
     for (key, token) in [
         ("vision_start_token_id", "<|vision_start|>"),
         ("vision_end_token_id", "<|vision_end|>"),
@@ -46,30 +69,16 @@ pub(super) fn read(
         config.insert(key.into(), json!(vocabulary.need(token)?));
     }
     config.append(&mut model.config(vocabulary));
-    let mut vision_config = vision_config(&tower, merge, model.hidden);
-    // The config on the hub omits properties that all of these models share.
-    let activation = vision::activation(vision.header)?;
-    if activation != "quick_gelu" {
-        vision_config["hidden_act"] = json!(activation);
-    }
-    config.insert("vision_config".into(), vision_config);
-    config.insert(
-        "rope_scaling".into(),
-        rope_sections(text.header, "qwen2vl")?,
-    );
-    Ok(Configs {
-        config: config.into(),
-        preprocessor: Some(preprocessor_config(vision.header, &tower, merge)?),
-        video_preprocessor: None,
-    })
+    config.insert("rope_scaling".into(), rope_sections(header, "qwen2vl")?);
+    Ok(config)
 }
 
-fn tower_tensors(
+/// Adds the embedding of patches of several frames.
+pub(super) fn patch_embedding(
     vision: &mut Assembly<'_, '_>,
     tower: &VisionTower,
     out: &mut Tensors,
 ) -> Result<()> {
-    let (width, patch) = (tower.width, tower.patch);
     let frames = [
         "v.patch_embd.weight".to_owned(),
         "v.patch_embd.weight.1".to_owned(),
@@ -77,8 +86,17 @@ fn tower_tensors(
     vision.over_time(
         out,
         ("visual.patch_embed.proj.weight".into(), &frames),
-        [width, CHANNELS, patch, patch],
-    )?;
+        [tower.width, CHANNELS, tower.patch, tower.patch],
+    )
+}
+
+fn tower_tensors(
+    vision: &mut Assembly<'_, '_>,
+    tower: &VisionTower,
+    out: &mut Tensors,
+) -> Result<()> {
+    let width = tower.width;
+    patch_embedding(vision, tower, out)?;
     for layer in 0..tower.layers {
         let to = |rest: &str| format!("visual.blocks.{layer}.{rest}");
         let block = format!("visual.blocks.{layer}");
@@ -119,13 +137,13 @@ pub(super) fn fused_attention(
     Ok(())
 }
 
-fn merger_tensors(
+/// Adds the two linear layers that make a token of a square of patches.
+pub(super) fn merger_tensors(
     vision: &mut Assembly<'_, '_>,
     tower: &VisionTower,
     (merge, hidden): (usize, usize),
     out: &mut Tensors,
 ) -> Result<()> {
-    tower.norm(vision, ("visual.merger.ln_q", "v.post_ln"), out)?;
     let inner = tower.width * merge * merge;
     for (number, outputs) in [("0", inner), ("2", hidden)] {
         for (part, shape) in [("weight", &[outputs, inner][..]), ("bias", &[outputs])] {
@@ -177,7 +195,12 @@ pub(super) fn rope_sections(header: &Header<'_>, arch: &str) -> Result<Json> {
 
 /// Returns the preprocessor config of the hub's checkpoint. If the file has no pixel limits, the
 /// hub's apply: 4 and 16384 visual tokens.
-fn preprocessor_config(header: &Header<'_>, tower: &VisionTower, merge: usize) -> Result<Json> {
+pub(super) fn preprocessor_config(
+    header: &Header<'_>,
+    tower: &VisionTower,
+    merge: usize,
+    processor: &str,
+) -> Result<Json> {
     let token = (tower.patch * merge).saturating_pow(2);
     let pixels = |key: &str, tokens: usize| -> Result<usize> {
         Ok(header.size(key)?.unwrap_or(token.saturating_mul(tokens)))
@@ -191,6 +214,6 @@ fn preprocessor_config(header: &Header<'_>, tower: &VisionTower, merge: usize) -
         "image_mean": super::channel_values(header, "clip.vision.image_mean")?,
         "image_std": super::channel_values(header, "clip.vision.image_std")?,
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2VLProcessor",
+        "processor_class": processor,
     }))
 }

@@ -7,7 +7,7 @@ use super::header::Header;
 use super::value::{Value, shortest};
 
 /// Keys after the architecture prefix that are read or do not affect the computation.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 25] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -28,6 +28,7 @@ const KNOWN: [&str; 24] = [
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "shortconv.l_cache",
     // Checked below.
     "attention.value_length",
     "attention.causal",
@@ -63,9 +64,12 @@ const NEUTRAL: [(&str, f64); 19] = [
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Keys of a vision tower after `clip.`, each with the value that has no effect.
-const NEUTRAL_VISION: [(&str, f64); 3] = [
-    ("has_audio_encoder", 0.0),
+const NEUTRAL_VISION: [(&str, f64); 1] = [("has_audio_encoder", 0.0)];
+
+/// Those of towers other than Qwen2.5-VL's: windows of attention.
+const WINDOWS: [(&str, f64); 3] = [
     ("vision.n_wa_pattern", 0.0),
+    ("vision.wa_layer_indexes", 0.0),
     ("vision.window_size", 0.0),
 ];
 
@@ -77,7 +81,7 @@ const NEUTRAL_TOKENIZER: [(&str, f64); 4] = [
     ("suppress_tokens", 0.0),
 ];
 
-/// Rejects files that are not models: adapters, parts, vocabularies, importance matrices.
+/// Rejects files that are not models: adapters, vocabularies, importance matrices.
 pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
     let kind = header.text("general.type")?;
     if kind == Some("adapter") || header.text("adapter.type")?.is_some() {
@@ -94,15 +98,6 @@ pub(super) fn check_type(header: &Header<'_>) -> Result<()> {
             "a language model",
         ));
     }
-    if let Some(parts) = header.size("split.count")?
-        && parts > 1
-    {
-        return Err(malformed(
-            &header.file,
-            format!("one of {parts} parts"),
-            "a whole file; join the parts with llama-gguf-split --merge",
-        ));
-    }
     Ok(())
 }
 
@@ -116,6 +111,9 @@ pub(super) fn check_text(header: &Header<'_>, arch: &str) -> Result<()> {
     // The layers that take features of inner blocks.
     if arch != "qwen3vl" {
         check_neutral(header, &prefix, &[("n_deepstack_layers", 0.0)])?;
+    }
+    if arch == "lfm2" {
+        check_neutral(header, &prefix, &[("attention.sliding_window", 0.0)])?;
     }
     // Phi-3's factor follows from its other parameters.
     if arch != "phi3" {
@@ -177,6 +175,9 @@ fn check_attention(header: &Header<'_>, arch: &str) -> Result<()> {
 /// Rejects metadata that would change the results of a vision tower.
 pub(super) fn check_vision(header: &Header<'_>, projector: &str) -> Result<()> {
     check_neutral(header, "clip.", &NEUTRAL_VISION)?;
+    if projector != "qwen2.5vl_merger" {
+        check_neutral(header, "clip.", &WINDOWS)?;
+    }
     if projector != "qwen3vl_merger" {
         check_neutral(header, "clip.", &[("vision.is_deepstack_layers", 0.0)])?;
     }

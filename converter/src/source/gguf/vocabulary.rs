@@ -207,7 +207,7 @@ impl<'h> Vocabulary<'h> {
     fn splitter(&self) -> Result<Splitter> {
         match self.header.text("tokenizer.ggml.pre")? {
             Some("qwen2" | "deepseek-r1-qwen") => Ok(QWEN2),
-            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(LLAMA3),
+            Some("llama-bpe" | "llama3" | "llama-v3" | "lfm2") => Ok(LLAMA3),
             Some("smaug-bpe") => Ok(SMAUG),
             Some("gpt-2" | "gpt2") => Ok(GPT2),
             Some("smollm") => Ok(SMOLLM),
@@ -224,7 +224,7 @@ impl<'h> Vocabulary<'h> {
                 file: self.header.file.clone(),
                 what: "tokenizer.ggml.pre".into(),
                 found: other.into(),
-                supported: "qwen2, llama-bpe, smaug-bpe, gpt-2, smollm, default".into(),
+                supported: "qwen2, llama-bpe, lfm2, smaug-bpe, gpt-2, smollm, default".into(),
             }),
         }
     }

@@ -5,7 +5,8 @@
     venv/bin/python make_fixtures.py
 
 blocks/      a `qwen2` GGUF of random blocks in every quantized type that can be read, and the same values in f32 as the
-             `gguf` package decodes them: the oracle of the block decoders.
+             `gguf` package decodes them: the oracle of the block decoders. codebooks.gguf likewise for the types with
+             codebooks or fixed levels.
 llava-mini/  a LLaVA-1.5 checkpoint in the layout of the hub with a SentencePiece vocabulary trained here, the same as two
              GGUF files in the form of llama.cpp's first converters, and texts with the ids that sentencepiece gives.
 phi3-mini/   a Phi-3 language model with LongRoPE in both forms.
@@ -42,27 +43,47 @@ TEXTS = [
 ]  # fmt: skip
 
 
+# Offsets of the half-precision scales (and minima) of a block, if it does not begin with its only one.
+HALVES = {
+    Type.Q4_1: [0, 2], Type.Q5_1: [0, 2], Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208],
+    Type.TQ1_0: [52], Type.TQ2_0: [64], Type.MXFP4: [], Type.NVFP4: [], Type.IQ1_M: [],
+}  # fmt: skip
+
+
+def random_scales(count: int) -> np.ndarray:
+    """Returns half-precision scales as bytes, including subnormal and negative ones."""
+    exponents = rng.uniform(-24, 4, count)
+    scales = (rng.choice([-1, 1], count) * 2.0**exponents).astype(np.float16)
+    return scales.view(np.uint8).reshape(-1, 2)
+
+
 def random_blocks(kind: Type, rows: int, columns: int) -> np.ndarray:
-    """Returns random blocks with finite half-precision scales, including subnormal and negative ones."""
+    """Returns random blocks with finite scales."""
     block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows * columns // block_len, block_bytes), dtype=np.uint8)
-    # Offsets of the scales (and minima) of each type.
-    halves = {Type.Q4_1: [0, 2], Type.Q5_1: [0, 2], Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208]}
-    for at in halves.get(kind, [0]):
-        exponents = rng.uniform(-24, 4, len(blocks))
-        scales = (rng.choice([-1, 1], len(blocks)) * 2.0**exponents).astype(np.float16)
-        blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+    for at in HALVES.get(kind, [0]):
+        blocks[:, at : at + 2] = random_scales(len(blocks))
+    if kind == Type.IQ1_M:
+        # Four bits of the scale in the highest bits of each of the last four words.
+        scales = random_scales(len(blocks)).view(np.uint16)
+        for i in range(4):
+            high = blocks[:, 49 + 2 * i]
+            high[:] = high & 0x0F | (scales[:, 0] >> (4 * i) & 0x0F).astype(np.uint8) << 4
+    if kind == Type.MXFP4:
+        # All kinds of exponents: subnormal, small, large.
+        blocks[:, 0] = np.resize([0, 1, 2, 127, 130, 250, 60, 125], len(blocks))
+    if kind == Type.NVFP4:
+        blocks[0, :4] = [0, 0x7F, 3, 0x7E]
     return blocks.reshape(rows, -1)
 
 
-def blocks() -> None:
-    """Writes blocks/: hidden size 256 fits every type, few rows keep the files small."""
+def blocks(name: str, expected_name: str, rows: int, vocab: int, quantized: list[Type]) -> None:
+    """Writes a file of blocks/: hidden size 256 fits every type, few rows keep the files small."""
     out = HERE / "blocks"
     out.mkdir(exist_ok=True)
-    hidden, rows, vocab, layers = 256, 4, 6, 3
-    quantized = iter([Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,
-                      Type.IQ4_NL, Type.BF16, Type.F16, Type.F32, Type.Q4_K, Type.IQ4_NL, Type.Q6_K])  # fmt: skip
-    w = gguf.GGUFWriter(out / "blocks.gguf", "qwen2")
+    hidden, layers = 256, 3
+    kinds = iter(quantized)
+    w = gguf.GGUFWriter(out / name, "qwen2")
     w.add_block_count(layers)
     w.add_context_length(64)
     w.add_embedding_length(hidden)
@@ -73,15 +94,16 @@ def blocks() -> None:
     w.add_layer_norm_rms_eps(1e-6)
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("gpt-2")
-    w.add_token_list(["a", "b", "c", "ab", "<|end|>", "[PAD5]"])
-    w.add_token_types([TokenType.NORMAL] * 4 + [TokenType.CONTROL, TokenType.UNUSED])
-    w.add_token_merges(["a b"])
-    w.add_eos_token_id(4)
+    tokens = ["a", "b", "c", "ab", "<|end|>", "[PAD5]"][-vocab:]
+    w.add_token_list(tokens)
+    w.add_token_types(([TokenType.NORMAL] * 4 + [TokenType.CONTROL, TokenType.UNUSED])[-vocab:])
+    w.add_token_merges(["a b"] if "a" in tokens else [])
+    w.add_eos_token_id(tokens.index("<|end|>"))
     expected = {}
 
     def put(name: str, hf: str, shape: tuple[int, ...]) -> None:
         if len(shape) == 2 and shape[1] == hidden:
-            kind = next(quantized)
+            kind = next(kinds)
         else:
             kind = Type.F32
         if kind in (Type.F32, Type.F16):
@@ -109,9 +131,9 @@ def blocks() -> None:
         put(f"blk.{n}.ffn_down.weight", f"{hf}mlp.down_proj.weight", (hidden, rows))
         put(f"blk.{n}.attn_norm.weight", f"{hf}input_layernorm.weight", (hidden,))
         put(f"blk.{n}.ffn_norm.weight", f"{hf}post_attention_layernorm.weight", (hidden,))
-    assert next(quantized, None) is None, "every type has its place"
+    assert next(kinds, None) is None, "every type has its place"
     finish(w)
-    save_file(expected, out / "expected.safetensors")
+    save_file(expected, out / expected_name)
 
 
 def finish(w: gguf.GGUFWriter) -> None:
@@ -381,7 +403,13 @@ def phi3() -> None:
     finish(w)
 
 
+PLAIN = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K,
+         Type.IQ4_NL, Type.BF16, Type.F16, Type.F32, Type.Q4_K, Type.IQ4_NL, Type.Q6_K]  # fmt: skip
+CODEBOOKS = [Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S, Type.IQ4_XS, Type.MXFP4,
+             Type.NVFP4, Type.TQ1_0, Type.TQ2_0, Type.IQ1_S, Type.IQ1_M, Type.IQ2_S, Type.IQ3_S, Type.MXFP4]  # fmt: skip
+
 if __name__ == "__main__":
-    blocks()
+    blocks("blocks.gguf", "expected.safetensors", 4, 6, PLAIN)
     llava()
     phi3()
+    blocks("codebooks.gguf", "codebooks.safetensors", 2, 2, CODEBOOKS)

@@ -9,6 +9,8 @@ use edge_lmm::output::Output;
 use edge_lmm::record::bundle;
 use edge_lmm::units::bytes;
 
+use crate::models;
+
 use super::options::print_now;
 
 /// Combines the program and a record into one executable file.
@@ -18,8 +20,8 @@ use super::options::print_now;
 /// not unpacked. Tools that rewrite executables, such as strip, remove it.
 #[derive(Args)]
 pub struct Cmd {
-    /// Record to embed
-    #[arg(long, value_name = "MODEL.bpk")]
+    /// Record to embed, or name of a model
+    #[arg(long, value_name = "MODEL.bpk", value_parser = models::argument())]
     model: PathBuf,
     /// File to write
     #[arg(short, long, value_name = "FILE")]

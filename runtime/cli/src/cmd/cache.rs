@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use edge_lmm::output::Output;
+use edge_lmm::units::parse_bytes;
 use edge_lmm::{AnyEngine, AnySession, Store};
 
 /// Options for the cache folder.
@@ -62,50 +63,5 @@ pub fn reserve(session: &AnySession, path: &Path) -> anyhow::Result<Output> {
     match session.can_be_saved() {
         true => Ok(Output::private(path, true)?),
         false => Err(edge_lmm::SnapshotError::Unsupported.into()),
-    }
-}
-
-/// Parses a number of bytes such as `512M` or `1GiB`; units are powers of 1024.
-///
-/// # Errors
-/// If it has another form or is zero.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit());
-    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
-    let factor = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => Some(1),
-        "k" | "kib" => Some(1 << 10),
-        "m" | "mib" => Some(1 << 20),
-        "g" | "gib" => Some(1 << 30),
-        _ => None,
-    };
-    let bytes = number.parse::<u64>().ok().zip(factor);
-    match bytes.and_then(|(number, factor)| number.checked_mul(factor)) {
-        Some(bytes @ 1..) => Ok(bytes),
-        _ => Err("expected a size such as 512MiB or 1GiB".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use edge_lmm::store::DEFAULT_LIMIT;
-
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, expected) in [
-            ("1GiB", Some(DEFAULT_LIMIT)),
-            ("512m", Some(512 << 20)),
-            ("3 KiB", Some(3072)),
-            ("7", Some(7)),
-            ("0", None),
-            ("1.5G", None),
-            ("1TB", None),
-            ("", None),
-            ("99999999999G", None),
-        ] {
-            assert_eq!(parse_bytes(text).ok(), expected, "{text}");
-        }
     }
 }

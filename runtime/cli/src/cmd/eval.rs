@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Serialize, Serializer};
 
 use crate::errors::message;
+use crate::models;
 
 use super::cache::CacheOptions;
 use super::costs;
@@ -31,7 +32,8 @@ use super::options::{DeviceOptions, GenerationOptions, MediaArgs, PromptOptions,
 /// reported and counted separately, and the exit code is 1.
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Question set
     #[arg(long, value_name = "M.csv")]

@@ -15,15 +15,24 @@ use edge_lmm_models::language::LanguageModel;
 use edge_lmm_models::weights::WeightSpec;
 use serde::Serialize;
 
+use crate::models;
+
 use super::options::print_now;
+
+/// Context length of the estimate.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// Image size of the estimate, the one that `--image-size` documents.
+const DEFAULT_IMAGE: (usize, usize) = (448, 448);
 
 /// Describes a record: family, parts, formats, size, and the memory estimate for a context length.
 #[derive(Args)]
 pub struct Cmd {
-    /// Record to describe
+    /// Record to describe, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Context length of the key-value cache in the estimate
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CONTEXT)]
     context: usize,
     /// Verify the checksum of every weight (reads the whole file)
     #[arg(long)]
@@ -79,6 +88,28 @@ struct TensorReport {
 }
 
 impl Cmd {
+    /// The description of a record without options.
+    pub fn of(model: PathBuf) -> Self {
+        Self {
+            model,
+            context: DEFAULT_CONTEXT,
+            verify: false,
+            tensors: false,
+            target: None,
+            image_size: DEFAULT_IMAGE,
+            json: false,
+        }
+    }
+
+    /// Returns the description of the record as JSON.
+    ///
+    /// # Errors
+    /// If the record cannot be read.
+    pub fn describe(&self) -> anyhow::Result<serde_json::Value> {
+        let record = Record::open(&self.model)?;
+        Ok(serde_json::to_value(self.report(&record)?)?)
+    }
+
     pub fn run(self) -> anyhow::Result<()> {
         let record = Record::open(&self.model)?;
         if self.verify {

@@ -15,13 +15,18 @@ mod doctor;
 mod eval;
 mod gpu;
 mod inspect;
+mod list;
 mod man;
 mod memory;
 mod options;
 mod profile;
 mod progress;
+#[cfg(feature = "pull")]
+mod pull;
+mod rm;
 mod run;
 pub mod serve;
+mod show;
 pub mod signals;
 mod tokens;
 mod watch;
@@ -43,6 +48,11 @@ pub enum Command {
     Demo(demo::Cmd),
     Doctor(doctor::Cmd),
     Serve(serve::Cmd),
+    #[cfg(feature = "pull")]
+    Pull(pull::Cmd),
+    List(list::Cmd),
+    Show(show::Cmd),
+    Rm(rm::Cmd),
     Watch(watch::Cmd),
     Bundle(bundle::Cmd),
     Completions(completions::Cmd),
@@ -65,6 +75,11 @@ impl Command {
             Self::Demo(cmd) => cmd.run(),
             Self::Doctor(cmd) => cmd.run(),
             Self::Serve(cmd) => cmd.run(),
+            #[cfg(feature = "pull")]
+            Self::Pull(cmd) => cmd.run(),
+            Self::List(cmd) => cmd.run(),
+            Self::Show(cmd) => cmd.run(),
+            Self::Rm(cmd) => cmd.run(),
             Self::Watch(cmd) => cmd.run(),
             Self::Bundle(cmd) => cmd.run(),
             Self::Completions(cmd) => cmd.run(),

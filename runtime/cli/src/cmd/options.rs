@@ -13,7 +13,7 @@ use edge_lmm::reduce::{ReductionError, Reductions, Share};
 use edge_lmm::sampler::Sampling;
 use edge_lmm::{
     AnyEngine, AudioPadding, Device, DeviceError, Devices, Media, MediaKind, MediaOptions, Message,
-    Record, Recording, Request, timing,
+    Record, Recording, Request, Speculation, timing,
 };
 
 use super::memory::{MemoryOptions, RequestCheck};
@@ -383,6 +383,12 @@ impl MediaArgs {
         self.read(&source, source.kind()?)
     }
 
+    /// Reads a file as a medium of a kind.
+    pub fn open_as(&self, path: &Path, kind: MediaKind) -> Result<Media, MediaError> {
+        let _stage = timing::stage("media");
+        self.read(&Source::open(path)?.with_ffmpeg(FFMPEG), kind)
+    }
+
     /// Reads a medium. With a motion gate, prints how many frames it skipped.
     fn read(&self, source: &Source, kind: MediaKind) -> Result<Media, MediaError> {
         if kind != MediaKind::Video {
@@ -584,6 +590,49 @@ impl GenerationOptions {
     }
 }
 
+/// Options for speculative decoding.
+#[derive(Debug, Clone, Args)]
+pub struct SpeculationOptions {
+    /// Tokens to draft and verify together in each step: a number, auto, or off. Answers stay the
+    /// same on the CPU [default: auto on the CPU, off on other devices]
+    #[arg(long, value_name = "N|auto|off")]
+    speculate: Option<Speculation>,
+    /// Record of a smaller model with the same tokenizer that drafts tokens
+    #[arg(long, value_name = "FILE")]
+    draft: Option<PathBuf>,
+}
+
+impl SpeculationOptions {
+    /// Checks that a draft model is not given in vain.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match (&self.draft, self.speculate) {
+            (Some(_), Some(Speculation::Off)) => {
+                bail!("--draft has no effect with --speculate off: leave one of them out")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Loads the draft model, if there is one, for `engine`.
+    pub fn load_draft(&self, device: &DeviceOptions, engine: &AnyEngine) -> anyhow::Result<()> {
+        if let Some(path) = &self.draft {
+            engine
+                .use_draft(device.load(path)?)
+                .with_context(|| format!("cannot draft with {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the speculation of requests on `device`.
+    pub fn mode(&self, device: Device) -> Speculation {
+        let is_default = self.draft.is_some() || device == Device::Cpu;
+        self.speculate.unwrap_or(match is_default {
+            true => Speculation::Auto,
+            false => Speculation::Off,
+        })
+    }
+}
+
 /// Writes to standard output and flushes it; a closed pipe, as with `| head`, ends the program
 /// silently.
 pub fn print_now(text: &str) -> anyhow::Result<()> {
@@ -591,7 +640,10 @@ pub fn print_now(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // The reader is gone, so further output has no use.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            let _abandoned = edge_lmm::output::abandon_all();
+            std::process::exit(0)
+        }
         written => written.context("cannot write to standard output"),
     }
 }

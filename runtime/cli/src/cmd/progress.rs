@@ -49,6 +49,18 @@ impl AnswerProgress {
     }
 }
 
+/// Returns a bar for a download of some bytes, hidden unless standard error is a terminal.
+///
+/// # Errors
+/// None in practice: the template is a constant.
+#[cfg(any(feature = "data", feature = "pull"))]
+pub fn download_bar(bytes: u64) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template(
+        "{msg} {bar:20} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+    )?;
+    Ok(ProgressBar::new(bytes).with_style(style))
+}
+
 impl Drop for AnswerProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();

@@ -8,13 +8,15 @@ use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
 use edge_lmm::{Message, Recording, Request, Role, dump, user_message};
 
+use crate::models;
 use crate::summary::summary;
 
 use super::answer::answer;
 use super::cache::{CacheOptions, PromptCacheOptions};
 use super::costs;
 use super::options::{
-    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
+    DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, SpeculationOptions,
+    print_now,
 };
 
 /// Answers one question, optionally about images, a video or audio.
@@ -22,7 +24,8 @@ use super::options::{
 /// Example: edge-lmm run qwen2-vl-2b.bpk --image cat.jpg --prompt "What is this?" --timing
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Question to answer
     #[arg(long, value_name = "TEXT")]
@@ -38,6 +41,8 @@ pub struct Cmd {
     prompt_options: PromptOptions,
     #[command(flatten)]
     generation: GenerationOptions,
+    #[command(flatten)]
+    speculation: SpeculationOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
@@ -60,6 +65,7 @@ impl Cmd {
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
         self.media.check()?;
+        self.speculation.check()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
@@ -74,6 +80,7 @@ impl Cmd {
             self.cache.folder(),
             &engine,
         )?;
+        self.speculation.load_draft(&self.device, &engine)?;
         let mut session = engine.session();
         let snapshot = self.prompt_cache.load(&mut session)?;
         let media = self.files.decode(&self.media)?;
@@ -84,6 +91,7 @@ impl Cmd {
             media: &media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
+            speculation: self.speculation.mode(engine.device()),
             ..self.generation.request(&messages)?
         };
         if dump.is_some() {

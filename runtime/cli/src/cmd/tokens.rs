@@ -13,6 +13,7 @@ use edge_lmm::{Media, MediaOptions, Record, user_message};
 use serde::Serialize;
 
 use crate::errors::message;
+use crate::models;
 
 use super::costs;
 use super::options::{DeviceOptions, MediaArgs, print_now};
@@ -37,8 +38,8 @@ pub struct Cmd {
     /// Images, videos and audio files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Record written by edge-lmm-convert
-    #[arg(long, value_name = "M.bpk")]
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(long, value_name = "M.bpk", value_parser = models::argument())]
     model: PathBuf,
     /// Question about the files
     #[arg(long, value_name = "TEXT", default_value = "Describe this.")]

@@ -13,6 +13,8 @@ use edge_lmm::{
 };
 use serde::Serialize;
 
+use crate::models;
+
 use super::answer::answer_until;
 use super::costs;
 use super::memory::RequestCheck;
@@ -42,7 +44,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Video file, folder, camera such as /dev/video0 (builds with the feature camera), or - for
     /// standard input

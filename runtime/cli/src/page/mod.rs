@@ -27,6 +27,14 @@ pub fn comparison(comparison: &impl Serialize) -> serde_json::Result<String> {
     page("Comparison of profiles", script, comparison)
 }
 
+/// Returns the page of the demo.
+///
+/// # Errors
+/// If the report has no JSON form.
+pub fn demo(report: &impl Serialize) -> serde_json::Result<String> {
+    page("Demo of edge-lmm", include_str!("demo.js"), report)
+}
+
 /// Returns the page of one or several experiments.
 ///
 /// # Errors
@@ -113,6 +121,7 @@ mod tests {
             profile(&report).expect("a page"),
             experiments("x", &[experiment()]).expect("a page"),
             comparison(&Value::Null).expect("a page"),
+            demo(&Value::Null).expect("a page"),
         ];
         for page in pages {
             for reference in [
@@ -156,6 +165,7 @@ mod tests {
         for script in [
             include_str!("profile.js"),
             include_str!("comparison.js"),
+            include_str!("demo.js"),
             include_str!("experiment.js"),
         ] {
             let size = edge_lmm_page::SHARED_BYTES + script.len();

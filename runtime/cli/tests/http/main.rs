@@ -2,6 +2,7 @@
 
 #![cfg(all(unix, feature = "http"))]
 
+mod addresses;
 mod client;
 mod rude;
 

@@ -25,6 +25,7 @@ mod sample;
 mod shard;
 mod spec;
 mod specs;
+pub mod speculation;
 mod stages;
 mod synthetic;
 mod time_limit;

@@ -3,6 +3,7 @@
 //!
 //! A request of either becomes a [`Prepared`], which a session answers.
 
+mod address;
 mod inline;
 mod lines;
 #[cfg(feature = "http")]
@@ -10,6 +11,7 @@ pub mod openai;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use edge_lmm_models::media::MediaOptions;
@@ -18,8 +20,9 @@ use edge_lmm_models::prompt::Message;
 use crate::media::VideoOptions;
 use crate::request_estimate::RequestEstimator;
 use crate::sampler::Sampling;
-use crate::{Answer, AnySession, EngineError, Event, Media, Request};
+use crate::{Answer, AnySession, EngineError, Event, Media, Request, Speculation};
 
+pub use address::{AddressError, AddressReader};
 pub use inline::InlineError;
 pub use lines::{ImageSource, Question, Reply, RequestError, Stop};
 
@@ -71,6 +74,10 @@ pub struct Limits {
     pub ignore_generation_config: bool,
     /// Lets control tokens in questions take effect.
     pub parse_special: bool,
+    /// Drafting of tokens.
+    pub speculation: Speculation,
+    /// Reader of the addresses that requests in OpenAI's form name; without one they are refused.
+    pub addresses: Option<Arc<dyn AddressReader>>,
 }
 
 /// A request of any protocol, with decoded media.
@@ -114,6 +121,7 @@ impl Prepared {
             parse_special: limits.parse_special,
             raw: self.raw,
             logprobs: self.logprobs,
+            speculation: limits.speculation,
             timing: true,
             ..Request::new(&self.messages)
         };
@@ -191,6 +199,8 @@ mod tests {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            speculation: Speculation::Off,
+            addresses: None,
         };
         let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
         let question = Question::parse(line).expect("a question");

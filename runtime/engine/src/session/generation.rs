@@ -4,14 +4,13 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use edge_lmm_models::language::OutputRows;
 use edge_lmm_models::prompt::TextStream;
 use edge_lmm_models::reduce::Reduction;
-use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
+use edge_lmm_ops::{KernelBackend, argmax, stage};
 
 use super::events::OnEvent;
 use super::logprobs::TokenLogprobs;
-use super::past::Past;
+use super::speculation::Steps;
 use super::state::Session;
 use crate::error::EngineError;
 use crate::generation::Run;
@@ -37,7 +36,7 @@ pub struct Token {
 /// Each token is computed when it is asked for. Dropping the iterator ends the answer; the session
 /// then continues after the tokens so far.
 pub struct Generation<'s, B: KernelBackend> {
-    session: &'s mut Session<B>,
+    steps: Steps<'s, B>,
     sampler: Sampler,
     stream: TextStream,
     stop: StopFilter,
@@ -161,6 +160,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             reused_from: reused.from,
             reductions,
             finish_reason: FinishReason::Canceled,
+            speculation: None,
             estimated_first_token: prepared.estimate,
             first_token: started.elapsed(),
             timing: Timing::default(),
@@ -169,7 +169,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             sampler: Sampler::new(request.sampling.clone(), chain),
             stream: TextStream::default(),
             stop: StopFilter::new(request.stop),
-            session,
+            steps: Steps::new(session, request.speculation),
             tokens,
             answer,
             max_tokens: request.max_tokens,
@@ -202,29 +202,28 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let logits = match self.logits.take() {
             Some(logits) => logits,
             None => {
-                let last = self.answer.tokens.last().copied();
-                let ids = last.as_slice();
-                let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
-                self.session.advance(ids, OutputRows::Last, &mut go_on)?
+                let left = self.max_tokens - self.answer.tokens.len();
+                self.steps.scores(&self.tokens, left)?
             }
         };
         let (id, logprobs) = self.pick(logits)?;
+        self.steps.accept(id);
         if self.answer.tokens.is_empty() {
             self.answer.first_token = self.started.elapsed();
         }
         self.answer.tokens.push(id);
         self.tokens.push(id);
-        let is_end = self.session.shared.end_tokens.contains(&id) && !self.ignore_eos;
+        let is_end = self.steps.session.shared.end_tokens.contains(&id) && !self.ignore_eos;
         let mut text = String::new();
         if is_end {
             self.end(FinishReason::Stop);
         } else {
-            let new = self.stream.push(&self.session.shared.text, id)?;
+            let new = self.stream.push(&self.steps.session.shared.text, id)?;
             text = self.stop.push(&new);
             self.end_if_full();
         }
         if self.ended {
-            let rest = std::mem::take(&mut self.stream).finish(&self.session.shared.text)?;
+            let rest = std::mem::take(&mut self.stream).finish(&self.steps.session.shared.text)?;
             text.push_str(&self.stop.push(&rest));
             text.push_str(&self.stop.finish());
         }
@@ -240,8 +239,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         if self.answer.tokens.len() >= self.max_tokens {
             return self.end(FinishReason::Length);
         }
-        let full = |past: &Past<B>| past.state.len() == past.state.cache.capacity();
-        if self.session.past.as_ref().is_none_or(full) {
+        if self.steps.is_full() {
             self.end(FinishReason::Context);
         }
     }
@@ -253,21 +251,21 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let picked = if self.sampler.takes_argmax() && self.logprobs.is_none() {
             // A device with memory of its own transfers only the index.
             let picked = argmax(scores).map_err(|error| EngineError::Compute(error.to_string()));
-            match B::memory_failure(&self.session.shared.device) {
+            match B::memory_failure(&self.steps.session.shared.device) {
                 Some(failure) => Err(EngineError::Memory(failure)),
                 None => picked,
             }
-            .map_err(|error| self.session.after(error))?
+            .map_err(|error| self.steps.session.after(error))?
         } else {
-            let scores = self.session.read(scores)?;
+            let scores = self.steps.session.read(scores)?;
             let picked = self.sampler.pick(scores.last(), &self.tokens);
-            let text = &self.session.shared.text;
+            let text = &self.steps.session.shared.text;
             logprobs = self.logprobs.zip(picked).map(|(count, id)| {
                 TokenLogprobs::new(scores.last(), id, count, |id| text.token_bytes(id))
             });
             picked
         };
-        let id = picked.ok_or_else(|| self.session.after(EngineError::NotANumber(at)))?;
+        let id = picked.ok_or_else(|| self.steps.session.after(EngineError::NotANumber(at)))?;
         Ok((id, logprobs))
     }
 
@@ -280,12 +278,13 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
     pub fn finish(mut self) -> Result<(Answer, String), EngineError> {
         let mut rest = String::new();
         if !self.ended {
-            let text = std::mem::take(&mut self.stream).finish(&self.session.shared.text)?;
+            let text = std::mem::take(&mut self.stream).finish(&self.steps.session.shared.text)?;
             rest = self.stop.push(&text);
             rest.push_str(&self.stop.finish());
             self.answer.text.push_str(&rest);
         }
-        let store = || self.session.store_prefix(self.media_end);
+        self.answer.speculation = self.steps.counts();
+        let store = || self.steps.session.store_prefix(self.media_end);
         match self.recording {
             Some(mut recording) => {
                 recording.run(store);

@@ -11,6 +11,7 @@ mod prepare;
 mod prompt_choice;
 mod reuse;
 mod snapshot_file;
+mod speculation;
 mod state;
 mod stored;
 
@@ -20,4 +21,5 @@ pub(crate) use past::PastToken;
 pub(crate) use prepare::check_options;
 pub use reuse::ReusedFrom;
 pub use snapshot_file::SnapshotError;
+pub use speculation::{Speculation, SpeculationCounts, UnknownSpeculation};
 pub use state::{Logits, Prefilled, Session, Snapshot};

@@ -14,6 +14,7 @@ use super::events::{OnEvent, report};
 use super::past::Past;
 use super::prepare::Prepared;
 use super::reuse::{Conversations, Reused};
+use super::speculation::{DraftModel, Pace};
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::{Event, Request};
@@ -31,6 +32,10 @@ pub struct Session<B: KernelBackend> {
     /// States of other conversations, the most recently used one last.
     pub(super) others: Vec<Past<B>>,
     pub(super) limits: Conversations,
+    /// Times of steps and acceptance of drafts so far.
+    pub(super) pace: Pace,
+    /// Draft model, once an answer has used speculation.
+    pub(super) draft_model: Option<Box<DraftModel<B>>>,
 }
 
 /// Copy of a session's state, to restore it later.
@@ -86,6 +91,8 @@ impl<B: KernelBackend> Session<B> {
             past: None,
             others: Vec::new(),
             limits: Conversations::default(),
+            pace: Pace::default(),
+            draft_model: None,
         }
     }
 
@@ -113,6 +120,7 @@ impl<B: KernelBackend> Session<B> {
     pub fn forget(&mut self) {
         self.past = None;
         self.others.clear();
+        self.draft_model = None;
         self.shared.features().clear();
     }
 
@@ -210,11 +218,11 @@ impl<B: KernelBackend> Session<B> {
         self.shared.model.language()
     }
 
-    fn vocabulary(&self) -> usize {
+    pub(super) fn vocabulary(&self) -> usize {
         self.language().vocabulary()
     }
 
-    fn context_length(&self) -> usize {
+    pub(super) fn context_length(&self) -> usize {
         self.language().context_length()
     }
 
@@ -318,7 +326,7 @@ impl<B: KernelBackend> Session<B> {
     }
 
     /// Makes room for `tokens` tokens in all.
-    fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
+    pub(super) fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
         let context = self.context_length();
         if let Some(past) = &mut self.past {
             let capacity = past.state.cache.capacity();

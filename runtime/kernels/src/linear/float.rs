@@ -32,10 +32,12 @@ pub(super) fn float(
     if tokens < FLOAT_GEMV_TOKENS {
         let task_panels = (GEMV_BYTES / w.shape().panel_bytes().max(1))
             .clamp(8, panels.div_ceil(2 * pool.threads()).max(8));
-        let pieces = panels.div_ceil(task_panels);
-        return pool.run(pieces * tokens, |index| {
-            let (token, panels) = grid_task(index, pieces, panels, task_panels);
-            gemv_task(format, w, x, panels, token, output);
+        return pool.run(panels.div_ceil(task_panels), |index| {
+            let panels = index * task_panels..panels.min((index + 1) * task_panels);
+            // The first token brings the weights to the cache for the others.
+            for token in 0..tokens {
+                gemv_task(format, w, x, panels.clone(), token, output);
+            }
         });
     }
     let pieces = panels.div_ceil(WIDE);

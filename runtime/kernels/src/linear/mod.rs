@@ -11,3 +11,4 @@ mod schedule;
 pub use epilogue::Epilogue;
 pub use feed_forward::{FeedForward, feed_forward};
 pub use product::{linear, product};
+pub use quantized::FEW_TOKENS;

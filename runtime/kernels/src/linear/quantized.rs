@@ -12,7 +12,7 @@ use std::ops::Range;
 /// Panels per task.
 pub(super) const TASK_PANELS: usize = 16;
 /// Largest number of tokens with which a product is bound by memory bandwidth.
-pub(super) const FEW_TOKENS: usize = 8;
+pub const FEW_TOKENS: usize = 8;
 /// Fewest bytes of weights per task with few tokens.
 const LEAST_BYTES: usize = 48 * 1024;
 

@@ -145,7 +145,7 @@ unsafe fn expand_pair<const Q4: bool>(operands: &Operands) -> [__m512i; 8] {
     }
 }
 
-/// Multiplies `P` pairs of panels by a tile, group by group. The sums of six tokens stay in registers;
+/// Multiplies `P` pairs of panels by a tile, group by group. The sums of four tokens stay in registers;
 /// the unpacked weights of the group are read from the L1 cache. `next` points to the panels and group
 /// that are computed next and is only prefetched.
 ///
@@ -192,9 +192,9 @@ unsafe fn pairs_many_tokens<const Q4: bool, const P: usize>(
             }
             let w = std::slice::from_raw_parts(expanded.as_ptr().cast(), blocks);
             let mut t = 0;
-            while t + 6 <= first.tokens {
-                pairs_tokens::<Q4, P, 6>(&first, t, w, &w_scale);
-                t += 6;
+            while t + 4 <= first.tokens {
+                pairs_tokens::<Q4, P, 4>(&first, t, w, &w_scale);
+                t += 4;
             }
             while t + 2 <= first.tokens {
                 pairs_tokens::<Q4, P, 2>(&first, t, w, &w_scale);

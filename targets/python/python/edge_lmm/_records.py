@@ -21,7 +21,7 @@ def convert(
     vision: str = "q8",
     audio: str = "q8",
     head: "str | None" = None,
-    method: str = "nearest",
+    method: "str | None" = None,
     calibration: "Sequence[Path]" = (),
     random_weights: "int | None" = None,
     target: "str | None" = None,
@@ -30,7 +30,8 @@ def convert(
     """Converts a checkpoint into a record, as `edge-lmm-convert` does.
 
     `source` is a Hugging Face folder, or a language model in GGUF format with its vision tower in
-    `mmproj`. `text`, `vision`, `audio` and `head` are formats: `f32`, `f16`, `q8`, `q4`. Returns the
+    `mmproj`. `text`, `vision`, `audio` and `head` are formats: `f32`, `f16`, `q8`, `q4`. `method` is the
+    method of quantization; the default depends on the formats as on the command line. Returns the
     report with the format, size and error of every weight.
 
     Raises:

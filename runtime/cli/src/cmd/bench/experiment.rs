@@ -13,6 +13,8 @@ use edge_lmm::reduce::Reductions;
 use edge_lmm::{Device, Record};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::models;
+
 use super::super::options::{DeviceOptions, TokenArgs};
 use super::output::OutputOptions;
 
@@ -32,8 +34,8 @@ pub struct Cmd {
 /// Options of all experiments.
 #[derive(Debug, Args)]
 struct Options {
-    /// Records written by edge-lmm-convert
-    #[arg(required = true, value_name = "MODEL")]
+    /// Records written by edge-lmm-convert, or names of models
+    #[arg(required = true, value_name = "MODEL", value_parser = models::argument())]
     models: Vec<PathBuf>,
     /// Question set; without one, experiments make synthetic media
     #[arg(long, value_name = "M.csv")]

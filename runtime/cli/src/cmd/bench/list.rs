@@ -36,7 +36,10 @@ impl Cmd {
         }
         text += "kernels\n  How far are the kernels from the peak of this machine?\n  varies:   \
                  product or attention, in the shapes of real models\n  measures: time, \
-                 throughput, share of the peak\n  needs:    no record\n";
+                 throughput, share of the peak\n  needs:    no record\n\nspeculation\n  How much faster \
+                 are answers with drafted tokens?\n  varies:   tokens of a step, accepted share \
+                 of drafts, kind of text\n  measures: time, tokens per second, accepted \
+                 tokens\n  needs:    one record\n";
         print_now(&text)
     }
 }

@@ -10,12 +10,13 @@ mod output;
 mod paper;
 #[cfg(feature = "plots")]
 pub mod plot;
+mod speculation;
 
 use clap::{Args, Subcommand};
 
 /// Runs an experiment and prints its table.
 ///
-/// `edge-lmm bench list` explains each experiment. All but kernels take the same options.
+/// `edge-lmm bench list` explains each experiment. All but kernels and speculation take the same options.
 #[derive(Args)]
 pub struct Cmd {
     #[command(subcommand)]
@@ -29,6 +30,7 @@ enum Bench {
     Merge(merge::Cmd),
     Paper(Box<paper::Cmd>),
     Kernels(kernels::Cmd),
+    Speculation(speculation::Cmd),
     #[command(flatten)]
     Experiment(Box<experiment::Cmd>),
 }
@@ -40,6 +42,7 @@ impl Cmd {
             Bench::Merge(cmd) => cmd.run(),
             Bench::Paper(cmd) => cmd.run(),
             Bench::Kernels(cmd) => cmd.run(),
+            Bench::Speculation(cmd) => cmd.run(),
             Bench::Experiment(cmd) => cmd.run(),
         }
     }

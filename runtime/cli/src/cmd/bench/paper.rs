@@ -10,6 +10,8 @@ use edge_lmm::experiment::{BenchModel, Settings, TimeLimit};
 use edge_lmm::manifest::Manifest;
 use edge_lmm::{MediaOptions, Record};
 
+use crate::models;
+
 use super::super::options::DeviceOptions;
 use super::experiment::{load, progress_bar, show};
 use super::output::OutputOptions;
@@ -21,8 +23,8 @@ use super::output::OutputOptions;
 /// times. Without a record, the embedded model is measured, which cannot show much.
 #[derive(Args)]
 pub struct Cmd {
-    /// Records written by edge-lmm-convert
-    #[arg(value_name = "MODEL")]
+    /// Records written by edge-lmm-convert, or names of models
+    #[arg(value_name = "MODEL", value_parser = models::argument())]
     models: Vec<PathBuf>,
     /// Question set about videos, for the accuracy of the third finding
     #[arg(long, value_name = "M.csv")]

@@ -1,28 +1,13 @@
 //! Names from datasets, which are not trusted.
 
-use std::path::{Component, Path};
+use std::path::Path;
 
 use anyhow::ensure;
 
+pub use crate::hub::check_below;
+
 /// Maximum length of the name of a medium without its extension.
 const MAX_LEN: usize = 100;
-
-/// Checks that a relative name stays below its folder.
-///
-/// # Errors
-/// If it is empty or absolute, or has `..`, a backslash, a drive or a control character.
-pub fn check_below(name: &str) -> anyhow::Result<()> {
-    let mut parts = Path::new(name).components();
-    let is_below = parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
-        && !name.is_empty()
-        && !name.contains(|c: char| matches!(c, '\\' | ':') || c.is_control());
-    ensure!(
-        is_below,
-        "the name {name:?} leads out of its folder or is not portable; expected a relative path \
-         without \"..\""
-    );
-    Ok(())
-}
 
 /// Checks the name of a clip or an image in a table.
 ///

@@ -35,7 +35,7 @@ pub struct Cmd {
     #[arg(long, value_enum, value_name = "NAME")]
     dataset: Dataset,
     /// Folder with the published files, or hf:OWNER/NAME[@REVISION] for a dataset of the Hugging Face
-    /// hub (HF_ENDPOINT, HF_TOKEN and HF_HOME are respected)
+    /// hub (HF_ENDPOINT names another server, HF_TOKEN a token)
     #[arg(long, value_name = "DIR|hf:OWNER/NAME")]
     source: Option<String>,
     /// Folder for the question set

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
-use hf_hub::{Repo, RepoType};
+use anyhow::{Context, bail};
 
+use crate::hub::{Client, Kind, Reference, Repository};
+
+use super::super::progress::download_bar;
 use super::datasets::Layout;
 use super::{names, tables};
 
@@ -24,7 +25,11 @@ pub struct Source {
 
 enum Place {
     Folder(PathBuf),
-    Hub(Box<ApiRepo>),
+    Hub {
+        repository: Box<Repository>,
+        /// Folder of this commit's downloads.
+        cache: PathBuf,
+    },
 }
 
 impl Source {
@@ -51,43 +56,17 @@ impl Source {
     }
 
     fn hub(name: &str) -> anyhow::Result<Self> {
-        let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
-        let is_valid = |part: &str| {
-            !part.is_empty()
-                && part
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-                && !part.starts_with('.')
-        };
-        ensure!(
-            name.split('/').count() == 2 && name.split('/').all(is_valid),
-            "expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, found hf:{name}"
-        );
-        let mut builder = ApiBuilder::from_env().with_retries(3);
-        if let Some(token) = std::env::var("HF_TOKEN")
-            .ok()
-            .filter(|token| !token.is_empty())
-        {
-            builder = builder.with_token(Some(token));
-        }
-        let repo = Repo::with_revision(name.to_owned(), RepoType::Dataset, revision.to_owned());
-        let repo = builder.build()?.repo(repo);
-        let info = repo.info().with_context(|| {
-            format!(
-                "cannot list {name} on the Hugging Face hub; HF_ENDPOINT names another server, \
-                 HF_TOKEN a token for restricted datasets"
-            )
-        })?;
-        let files = info.siblings.into_iter().map(|file| file.rfilename);
-        let mut names = Vec::new();
-        for file in files {
-            names::check_below(&file)?;
-            names.push(file);
-        }
-        names.sort();
+        let reference = Reference::parse(name)?;
+        let repository = Repository::open(Client::from_environment()?, Kind::Dataset, reference)?;
+        let folder = repository.reference.name.replace('/', "--");
+        let cache = cache()?.join(folder).join(&repository.commit);
+        let names = repository.files.iter().map(|file| file.name.clone());
         Ok(Self {
-            place: Place::Hub(Box::new(repo)),
-            names,
+            names: names.collect(),
+            place: Place::Hub {
+                repository: Box::new(repository),
+                cache,
+            },
         })
     }
 
@@ -98,7 +77,7 @@ impl Source {
 
     /// Returns `true` if reading a file may download it.
     pub fn is_remote(&self) -> bool {
-        matches!(self.place, Place::Hub(_))
+        matches!(self.place, Place::Hub { .. })
     }
 
     /// Returns the path of a file, after downloading it if necessary.
@@ -108,9 +87,7 @@ impl Source {
     pub fn fetch(&self, name: &str) -> anyhow::Result<PathBuf> {
         match &self.place {
             Place::Folder(folder) => Ok(folder.join(name)),
-            Place::Hub(repo) => repo
-                .get(name)
-                .with_context(|| format!("cannot download {name}")),
+            Place::Hub { repository, cache } => download(repository, name, cache),
         }
     }
 
@@ -153,6 +130,33 @@ impl Source {
             self.names.len()
         )
     }
+}
+
+/// Returns the folder for downloads: `edge-lmm/datasets` below `XDG_CACHE_HOME` or `~/.cache`.
+fn cache() -> anyhow::Result<PathBuf> {
+    let path = |name| {
+        let value = std::env::var_os(name).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    let cache = path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
+    let cache = cache.context("no folder for downloads: neither XDG_CACHE_HOME nor HOME is set")?;
+    Ok(cache.join("edge-lmm/datasets"))
+}
+
+/// Returns the path of a file of a repository after downloading it, with a progress bar.
+fn download(repository: &Repository, name: &str, cache: &Path) -> anyhow::Result<PathBuf> {
+    let mut files = repository.files.iter();
+    let file = files.find(|file| file.name == name);
+    let file = file.with_context(|| format!("the repository has no file {name}"))?;
+    let path = cache.join(name);
+    let folder = path.parent().unwrap_or(cache);
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let bar = download_bar(file.size.unwrap_or(0))?;
+    bar.set_message(name.to_owned());
+    let result = repository.download(file, &path, |done| bar.set_position(done));
+    bar.finish_and_clear();
+    result.map(|()| path)
 }
 
 /// Returns one name for a split that has two.

@@ -31,6 +31,7 @@ use super::costs;
 use super::memory::RequestCheck;
 use super::options::{DeviceOptions, GenerationOptions, print_now};
 use super::progress::AnswerProgress;
+use crate::models;
 use crate::page;
 
 /// Answers questions and prints where time, memory and energy go.
@@ -43,8 +44,8 @@ use crate::page;
 /// Example: edge-lmm profile qwen2-vl-2b.bpk --image-size 224,448 --warmup 1 --repeat 5
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
-    #[arg(required_unless_present = "compare", conflicts_with = "compare")]
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(required_unless_present = "compare", conflicts_with = "compare", value_parser = models::argument())]
     model: Option<PathBuf>,
     /// Question to answer
     #[arg(long, value_name = "TEXT", default_value = "Describe this.")]

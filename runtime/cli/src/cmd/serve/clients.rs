@@ -46,7 +46,10 @@ impl Asking {
     /// Queues a reply; if the queue is full, disconnects the client.
     fn reply(&self, reply: Reply) {
         if let Err(TrySendError::Full(_)) = self.replies.try_send(reply) {
-            log::warn!("a client that reads too slowly is disconnected");
+            log::warn!(
+                "request {}: a client that reads too slowly is disconnected",
+                self.id
+            );
             self.is_slow.store(true, Ordering::Relaxed);
             // The client may have disconnected already.
             let _ = self.stream.shutdown(Shutdown::Both);
@@ -235,7 +238,11 @@ impl Server {
                 return write(stream, &Reply::Error { id, error });
             }
         };
-        log::debug!("a request waits, {} are ahead", entry.position());
+        log::debug!(
+            "request {} waits, {} are ahead",
+            question.id,
+            entry.position()
+        );
         let permit = (question.has_media()).then(|| self.service.decoded().acquire());
         if hung_up(&**stream) {
             return Err(io::ErrorKind::BrokenPipe.into());

@@ -24,14 +24,18 @@ use anyhow::{Context, bail};
 use clap::Args;
 use edge_lmm::Event;
 use edge_lmm::serve::{Limits, MAX_LINE, Question, Reply};
+use edge_lmm::units::parse_bytes;
 use sd_notify::NotifyState;
 
 use self::clients::hung_up;
 use self::lines::Patience;
 use self::service::{Answering, Service, break_if};
-use super::cache::{CacheOptions, parse_bytes};
+use super::cache::CacheOptions;
 use super::costs;
-use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, print_now};
+use super::options::{
+    DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOptions, SpeculationOptions, print_now,
+};
+use crate::models;
 
 /// Answers requests from other programs until it is terminated.
 ///
@@ -48,7 +52,8 @@ use super::options::{DeviceOptions, FFMPEG, LogitsOptions, MediaArgs, PromptOpti
 /// EDGE_LMM_SERVE_MAX_TOKENS) or a file (--config), in this order.
 #[derive(Args)]
 pub struct Cmd {
-    /// Record written by edge-lmm-convert
+    /// Record written by edge-lmm-convert, or name of a model
+    #[arg(value_parser = models::argument())]
     model: PathBuf,
     /// Read options from a TOML file, such as max-tokens = 256
     #[arg(long, value_name = "FILE")]
@@ -85,6 +90,8 @@ pub struct Cmd {
     prompt_options: PromptOptions,
     #[command(flatten)]
     logits: LogitsOptions,
+    #[command(flatten)]
+    speculation: SpeculationOptions,
     /// Maximum number of conversations whose state is kept; the least recently used one is
     /// forgotten first
     #[arg(long, value_name = "N", default_value = "4", value_parser = parse_conversations)]
@@ -138,6 +145,9 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         self.media.check()?;
+        self.speculation.check()?;
+        let engine = self.device.load(&self.model)?;
+        self.speculation.load_draft(&self.device, &engine)?;
         let limits = Limits {
             max_tokens: self.max_tokens,
             files: !self.no_files,
@@ -147,8 +157,12 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
+            speculation: self.speculation.mode(engine.device()),
+            #[cfg(feature = "http")]
+            addresses: self.http.addresses(),
+            #[cfg(not(feature = "http"))]
+            addresses: None,
         };
-        let engine = self.device.load(&self.model)?;
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;
         costs::apply(

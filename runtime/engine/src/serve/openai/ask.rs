@@ -62,7 +62,7 @@ impl Ask {
             Endpoint::Chat => {
                 let messages = wire.messages.take();
                 let missing = || ApiError::field("messages", "the request has no \"messages\"");
-                Conversation::new(messages.ok_or_else(missing)?)?
+                Conversation::new(messages.ok_or_else(missing)?, limits.addresses.is_some())?
             }
             Endpoint::Completion => completion(wire.prompt.take())?,
         };
@@ -186,6 +186,7 @@ fn completion(prompt: Option<Value>) -> Result<Conversation, ApiError> {
     Ok(Conversation {
         messages: vec![Message::text(Role::User, text)],
         files: Vec::new(),
+        addresses: false,
     })
 }
 

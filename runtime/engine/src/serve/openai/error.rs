@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::media::MediaError;
 use crate::sampler::SamplingError;
-use crate::serve::{InlineError, StopError};
+use crate::serve::{AddressError, InlineError, StopError};
 use crate::{EngineError, one_line};
 
 /// State of a queue that has no place left.
@@ -145,4 +145,15 @@ pub(super) fn of_medium(place: &str, error: &MediaError) -> ApiError {
 
 pub(super) fn of_inline(place: &str, error: &InlineError) -> ApiError {
     ApiError::field(place, one_line(error))
+}
+
+pub(super) fn of_address(place: &str, error: &AddressError) -> ApiError {
+    let code = match error {
+        AddressError::Refused(_) => "address_refused",
+        AddressError::Failed(_) => "address_unreadable",
+    };
+    ApiError {
+        code,
+        ..ApiError::field(place, format!("{place}: {error}"))
+    }
 }

@@ -5,20 +5,24 @@ use std::path::Path;
 
 use edge_lmm_models::media::MediaKind;
 
-use super::error::{ApiError, of_inline, of_medium};
+use super::error::{ApiError, of_address, of_inline, of_medium};
 use crate::Media;
 use crate::media::{MediaBudget, MediaError, Source, decode_image};
 use crate::serve::Limits;
+use crate::serve::address::is_address;
 use crate::serve::inline::{inline_bytes, is_data_url};
 
 /// Maximum images, videos and sounds of a request.
 pub(super) const MAX_FILES: usize = 64;
 
+/// Maximum addresses of a request.
+const MAX_ADDRESSES: usize = 8;
+
 /// An image, video or sound in base64.
 #[derive(Debug)]
 pub(super) struct InlineFile {
     pub kind: MediaKind,
-    /// Base64 or a `data:` URL.
+    /// Base64, a `data:` URL or an address.
     text: String,
     /// Place in the request, for errors.
     place: String,
@@ -46,9 +50,21 @@ impl InlineFile {
         })
     }
 
+    /// Returns the content of the file, which may be at an address.
+    fn bytes(&self, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+        let place = &self.place;
+        match &limits.addresses {
+            Some(reader) if is_address(&self.text) => {
+                let content = reader.read(&self.text);
+                content.map_err(|error| of_address(place, &error))
+            }
+            _ => inline_bytes(&self.text, place).map_err(|error| of_inline(place, &error)),
+        }
+    }
+
     fn decode(&self, limits: &Limits) -> Result<Media, ApiError> {
         let place = &self.place;
-        let bytes = inline_bytes(&self.text, place).map_err(|error| of_inline(place, &error))?;
+        let bytes = self.bytes(limits)?;
         let decoded = match self.kind {
             MediaKind::Image => decode_image(&bytes).map(Media::image),
             kind => source(bytes, place).and_then(|source| {
@@ -68,6 +84,13 @@ impl InlineFile {
 /// # Errors
 /// The first file that is damaged, has another kind, or exceeds the limit.
 pub(super) fn decode(files: &[InlineFile], limits: &Limits) -> Result<Vec<Media>, ApiError> {
+    let addresses = files.iter().filter(|file| is_address(&file.text)).count();
+    if addresses > MAX_ADDRESSES {
+        return Err(ApiError::field(
+            "messages",
+            format!("the request has {addresses} addresses, at most {MAX_ADDRESSES} are accepted"),
+        ));
+    }
     let mut budget = MediaBudget::new();
     files
         .iter()

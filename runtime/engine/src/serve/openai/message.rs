@@ -6,6 +6,7 @@ use edge_lmm_models::prompt::{Content, Message, Role};
 use super::error::ApiError;
 use super::media::InlineFile;
 use super::wire::{Part, WireContent, WireMessage};
+use crate::serve::address::is_address;
 use crate::serve::inline::is_data_url;
 
 /// Messages and their media, in the order in which the messages show them.
@@ -13,6 +14,8 @@ use crate::serve::inline::is_data_url;
 pub(super) struct Conversation {
     pub messages: Vec<Message>,
     pub files: Vec<InlineFile>,
+    /// `true` if addresses on the web are accepted.
+    pub addresses: bool,
 }
 
 impl Conversation {
@@ -20,8 +23,11 @@ impl Conversation {
     ///
     /// # Errors
     /// If a role or a part is unknown or incomplete, or there is no message.
-    pub fn new(messages: Vec<WireMessage>) -> Result<Self, ApiError> {
-        let mut conversation = Self::default();
+    pub fn new(messages: Vec<WireMessage>, addresses: bool) -> Result<Self, ApiError> {
+        let mut conversation = Self {
+            addresses,
+            ..Self::default()
+        };
         for (i, message) in messages.into_iter().enumerate() {
             conversation.add(message, &format!("messages[{i}]"))?;
         }
@@ -51,6 +57,24 @@ impl Conversation {
         Ok(())
     }
 
+    /// Accepts `data:` URLs, and addresses if the server reads some. Requests never name files.
+    fn address(&self, url: String, place: &str) -> Result<String, ApiError> {
+        if is_data_url(&url) || (self.addresses && is_address(&url)) {
+            return Ok(url);
+        }
+        let refused = match self.addresses {
+            true => "this is neither an address on the web nor a data: URL",
+            false => "the server opens no addresses and no files",
+        };
+        Err(ApiError {
+            code: "address_refused",
+            ..ApiError::field(
+                place,
+                format!("{place}: {refused}; send the content as data:image/png;base64,..."),
+            )
+        })
+    }
+
     fn part(&mut self, part: Part, role: Role, place: &str) -> Result<Content, ApiError> {
         let missing = |field: &str| {
             ApiError::field(
@@ -65,11 +89,11 @@ impl Conversation {
             }
             Some("image_url") => {
                 let url = part.image_url.ok_or_else(|| missing("image_url"))?;
-                (Some(MediaKind::Image), address(url.into_url(), place)?)
+                (Some(MediaKind::Image), self.address(url.into_url(), place)?)
             }
             Some("video_url") => {
                 let url = part.video_url.ok_or_else(|| missing("video_url"))?;
-                (Some(MediaKind::Video), address(url.into_url(), place)?)
+                (Some(MediaKind::Video), self.address(url.into_url(), place)?)
             }
             Some("input_audio") => {
                 let data = part.input_audio.and_then(|sound| sound.data);
@@ -122,21 +146,4 @@ fn role(role: Option<&str>, place: &str) -> Result<Role, ApiError> {
 /// Returns the beginning of a text of the client, for an error.
 fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
-}
-
-/// Accepts `data:` URLs only: requests name neither files nor other machines.
-fn address(url: String, place: &str) -> Result<String, ApiError> {
-    match is_data_url(&url) {
-        true => Ok(url),
-        false => Err(ApiError {
-            code: "address_refused",
-            ..ApiError::field(
-                place,
-                format!(
-                    "{place}: the server opens no addresses and no files; send the content as \
-                     data:image/png;base64,..."
-                ),
-            )
-        }),
-    }
 }

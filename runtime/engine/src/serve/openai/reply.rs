@@ -219,6 +219,7 @@ fn figures(answer: &Answer, queued: Duration) -> Value {
         "visual_tokens": answer.visual_tokens,
         "cache": answer.reused_from,
         "reductions": answer.reductions,
+        "speculation": answer.speculation,
         "queue_ms": ms(queued),
         "first_token_ms": ms(answer.first_token_after(timing)),
         "tokens_per_second": answer.tokens_per_second(timing),

@@ -42,7 +42,8 @@ pub async fn answer(
     body: Incoming,
 ) -> Result<Response<Reply>, ApiError> {
     let service = &server.service;
-    let (body, reserved) = body::read(body, server.max_body, service.requests()).await?;
+    let id = request.served.id();
+    let (body, reserved) = body::read(body, server.max_body, service.requests(), id).await?;
     request.served.is_complete();
     let (ask, entry) = enter(server, endpoint, request, body).await?;
     let form = Form {
@@ -52,7 +53,7 @@ pub async fn answer(
         logprobs: ask.has_logprobs(),
     };
     let position = entry.position();
-    let (outlet, messages) = events::pair(form.stream, form.progress);
+    let (outlet, messages) = events::pair(request.served.id(), form.stream, form.progress);
     let queue = service.clone();
     // Not awaited: what fails is one of the messages.
     spawn_blocking(move || submit(&queue, &ask, entry, outlet, reserved));

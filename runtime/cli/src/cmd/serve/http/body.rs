@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use edge_lmm::serve::openai::ApiError;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use tokio::time::timeout;
 
 use crate::cmd::serve::limits::{Budget, Reservation};
@@ -18,7 +18,8 @@ const RESERVE: (usize, usize) = (64 << 10, 1 << 20);
 const SKIP_TIME: Duration = Duration::from_secs(5);
 const SKIP_BYTES: usize = 256 << 20;
 
-/// Reads a body of at most `limit` bytes, whose memory comes from `budget`.
+/// Reads a body of at most `limit` bytes, whose memory comes from `budget`. `id` names the request in
+/// the log.
 ///
 /// # Errors
 /// If it is too long, too slow, or the memory is in use; the rest is read past.
@@ -26,8 +27,9 @@ pub async fn read(
     mut body: Incoming,
     limit: usize,
     budget: &Budget,
+    id: &str,
 ) -> Result<(Vec<u8>, Vec<Reservation>), ApiError> {
-    let read = match timeout(BODY_TIME, read_whole(&mut body, limit, budget)).await {
+    let read = match timeout(BODY_TIME, read_whole(&mut body, limit, budget, id)).await {
         Ok(read) => read,
         Err(_) => {
             let seconds = BODY_TIME.as_secs();
@@ -45,7 +47,13 @@ async fn read_whole(
     body: &mut Incoming,
     limit: usize,
     budget: &Budget,
+    id: &str,
 ) -> Result<(Vec<u8>, Vec<Reservation>), ApiError> {
+    let incomplete = |error| {
+        log::debug!("{id}: the body is incomplete: {error}");
+        let message = "the body of the request is incomplete or not valid HTTP";
+        ApiError::new(400, "invalid_body", message)
+    };
     let too_long = || {
         let message = format!("the request is longer than {limit} bytes");
         ApiError::new(413, "request_too_large", message)
@@ -55,7 +63,7 @@ async fn read_whole(
     }
     let mut bytes = Vec::new();
     let (mut reserved, mut total) = (Vec::new(), 0);
-    while let Some(data) = next(body).await? {
+    while let Some(data) = chunk(body).await.map_err(incomplete)? {
         if bytes.len() + data.len() > limit {
             return Err(too_long());
         }
@@ -76,21 +84,17 @@ async fn read_whole(
 }
 
 /// Reads the next data of a body; `None` at its end.
-async fn next(body: &mut Incoming) -> Result<Option<hyper::body::Bytes>, ApiError> {
+///
+/// # Errors
+/// If the connection fails or the body is not valid HTTP.
+pub async fn chunk(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
     loop {
         let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
-        match frame.transpose() {
-            Ok(None) => return Ok(None),
-            Ok(Some(frame)) => match frame.into_data() {
-                Ok(data) => return Ok(Some(data)),
-                // Trailers.
-                Err(_) => continue,
-            },
-            Err(error) => {
-                log::debug!("a body is incomplete: {error}");
-                let message = "the body of the request is incomplete or not valid HTTP";
-                return Err(ApiError::new(400, "invalid_body", message));
-            }
+        // Frames without data are trailers.
+        match frame.transpose()?.map(Frame::into_data) {
+            None => return Ok(None),
+            Some(Ok(data)) => return Ok(Some(data)),
+            Some(Err(_)) => {}
         }
     }
 }
@@ -100,7 +104,7 @@ async fn next(body: &mut Incoming) -> Result<Option<hyper::body::Bytes>, ApiErro
 pub async fn skip(mut body: Incoming) {
     let skipped = async {
         let mut bytes = 0;
-        while let Ok(Some(data)) = next(&mut body).await {
+        while let Ok(Some(data)) = chunk(&mut body).await {
             bytes += data.len();
             if bytes > SKIP_BYTES {
                 break;

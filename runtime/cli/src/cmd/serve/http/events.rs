@@ -37,6 +37,8 @@ pub enum Message {
 
 /// The sending end, which the engine's thread has.
 pub struct Outlet {
+    /// Id of the request, for the log.
+    id: String,
     messages: Sender<Message>,
     is_streamed: bool,
     has_progress: bool,
@@ -45,11 +47,12 @@ pub struct Outlet {
     is_slow: AtomicBool,
 }
 
-/// Creates a channel. An answer that is not streamed has no events but its end; `has_progress` sends
+/// Creates a channel for the request with this id. An answer that is not streamed has no events but its end; `has_progress` sends
 /// the progress of stages as well.
-pub fn pair(is_streamed: bool, has_progress: bool) -> (Outlet, Receiver<Message>) {
+pub fn pair(id: &str, is_streamed: bool, has_progress: bool) -> (Outlet, Receiver<Message>) {
     let (messages, receiver) = channel(WAITING_EVENTS);
     let outlet = Outlet {
+        id: id.to_owned(),
         messages,
         is_streamed,
         has_progress,
@@ -62,7 +65,10 @@ pub fn pair(is_streamed: bool, has_progress: bool) -> (Outlet, Receiver<Message>
 impl Outlet {
     fn send(&self, message: Message) {
         if let Err(TrySendError::Full(_)) = self.messages.try_send(message) {
-            log::warn!("a client that reads too slowly is disconnected");
+            log::warn!(
+                "{}: a client that reads too slowly is disconnected",
+                self.id
+            );
             self.is_slow.store(true, Ordering::Relaxed);
         }
     }

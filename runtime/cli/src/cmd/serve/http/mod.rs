@@ -8,6 +8,7 @@ mod answer;
 mod body;
 mod connections;
 mod events;
+mod fetch;
 mod options;
 mod page;
 mod reply;

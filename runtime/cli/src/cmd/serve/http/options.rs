@@ -3,14 +3,17 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use edge_lmm::AnyEngine;
+use edge_lmm::serve::AddressReader;
 
 use super::access::{Access, Key};
 use super::connections;
+use super::fetch::{Fetcher, Host};
 use super::routes::{Facts, Server};
 use crate::cmd::serve::service::Service;
 
@@ -40,6 +43,11 @@ pub struct HttpOptions {
     /// .local. Without a key, other names are rejected: a web page could have made them point here
     #[arg(long, value_name = "NAME", requires = "http")]
     allow_host: Vec<String>,
+    /// Let requests name files at http:// addresses (https:// with the Cargo feature pull) of this
+    /// host, with the port unless it is the usual one; may be repeated. Private addresses are
+    /// contacted only if they are given themselves, such as 192.168.1.5
+    #[arg(long, value_name = "HOST[:PORT]", requires = "http")]
+    allow_url_host: Vec<Host>,
     /// Name of the model for clients of HTTP [default: that of the file, without its suffix]
     #[arg(long, value_name = "NAME", requires = "http")]
     model_name: Option<String>,
@@ -53,7 +61,7 @@ pub struct HttpOptions {
 }
 
 fn parse_body(text: &str) -> Result<usize, String> {
-    let bytes = crate::cmd::cache::parse_bytes(text)?;
+    let bytes = edge_lmm::units::parse_bytes(text)?;
     match usize::try_from(bytes) {
         Ok(bytes @ 1..=edge_lmm::serve::MAX_LINE) => Ok(bytes),
         _ => Err("expected at most 64MiB".to_owned()),
@@ -71,6 +79,12 @@ impl HttpOptions {
     /// Returns `true` if the server is wanted.
     pub fn is_on(&self) -> bool {
         self.http.is_some()
+    }
+
+    /// Returns the reader of addresses that requests name, if they may.
+    pub fn addresses(&self) -> Option<Arc<dyn AddressReader>> {
+        let hosts = self.allow_url_host.clone();
+        (!hosts.is_empty()).then(|| Arc::new(Fetcher { hosts }) as Arc<dyn AddressReader>)
     }
 
     /// Starts the server on a thread, if it is wanted. Returns its address.

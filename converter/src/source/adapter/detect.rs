@@ -8,16 +8,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Tensor;
-use super::error::{Result, SourceError};
-use super::json::read_json;
+use super::super::Tensor;
+use super::super::error::{Result, SourceError};
+use super::super::json::read_json;
+use super::{CONFIG, WEIGHTS};
 
-/// Description file that PEFT writes beside an adapter.
-const CONFIG: &str = "adapter_config.json";
 /// Files that hold an adapter.
 const FILES: [&str; 7] = [
     CONFIG,
-    "adapter_model.safetensors",
+    WEIGHTS,
     "adapter_model.bin",
     "adapter_model.pt",
     "pytorch_adapter.bin",
@@ -50,13 +49,16 @@ const TENSORS: [&str; 22] = [
     "miss_block",
     "trainable_tokens_",
 ];
-/// Advice for a PEFT adapter.
-const ADVICE: &str = "the merged model: load the base model and the adapter with peft, call \
-                      merge_and_unload() and save_pretrained(), and convert that folder";
+/// Advice for an adapter.
+const ADVICE: &str = "the base model, with a LoRA adapter of PEFT as --adapter FOLDER; adapters of other \
+                      kinds can be merged before, with merge_and_unload() and save_pretrained() of peft";
+/// Advice for a model that contains an adapter.
+const UNMERGED: &str = "the merged model: load it with peft, call merge_and_unload() and \
+                        save_pretrained(), and convert that folder";
 
 /// Rejects a folder that holds an adapter, alone or beside its base model: `transformers` would
 /// load both. If the path names a weight file, an adapter beside it only causes a warning.
-pub(super) fn check_files(path: &Path) -> Result<()> {
+pub(in super::super) fn check_files(path: &Path) -> Result<()> {
     let directory = if path.is_dir() {
         path
     } else {
@@ -82,7 +84,7 @@ pub(super) fn check_files(path: &Path) -> Result<()> {
             .iter()
             .any(|file| directory.join(file).exists());
     let expected = match has_base {
-        true => format!("{ADVICE}; to convert the base model alone, move the adapter away"),
+        true => format!("{ADVICE}; move the adapter to a folder of its own"),
         false => ADVICE.to_owned(),
     };
     Err(SourceError::NotACheckpoint {
@@ -108,13 +110,16 @@ fn describe(directory: &Path, file: &str) -> String {
 }
 
 /// Rejects weights that are an adapter or contain an unmerged one.
-pub(super) fn check_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+pub(in super::super) fn check_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
     match tensors.keys().find(|name| is_adapter(name)) {
         None => Ok(()),
         Some(name) => Err(SourceError::NotACheckpoint {
             path: path.to_path_buf(),
             found: format!("an unmerged adapter (LoRA or similar) with tensor {name}"),
-            expected: ADVICE.into(),
+            expected: UNMERGED.into(),
         }),
     }
 }

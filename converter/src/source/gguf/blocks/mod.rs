@@ -3,11 +3,15 @@
 //! Every value is computed in f32 in the order of the reference (`ggml-quants.c`), without fused
 //! multiply-add, so that results are identical bit for bit.
 
+mod codebook;
+mod grids;
+mod levels;
+
 use half::f16;
 
-/// Elements of a K-quant block.
+/// Elements of a long block.
 const SUPER: usize = 256;
-/// Elements of any other block.
+/// Elements of a short block.
 const SMALL: usize = 32;
 
 /// A block format with a decoder.
@@ -23,7 +27,21 @@ pub(in super::super) enum BlockFormat {
     Q4K,
     Q5K,
     Q6K,
+    Iq1S,
+    Iq1M,
+    Iq2Xxs,
+    Iq2Xs,
+    Iq2S,
+    Iq3Xxs,
+    Iq3S,
     Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
+    Nvfp4,
+    Tq1_0,
+    Tq2_0,
+    Q1_0,
+    Q2_0,
 }
 
 impl BlockFormat {
@@ -33,21 +51,39 @@ impl BlockFormat {
     /// Returns the elements of a block.
     pub(in super::super) fn len(self) -> usize {
         match self {
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => SUPER,
-            _ => SMALL,
+            Self::Q4_0
+            | Self::Q4_1
+            | Self::Q5_0
+            | Self::Q5_1
+            | Self::Q8_0
+            | Self::Iq4Nl
+            | Self::Mxfp4 => SMALL,
+            Self::Nvfp4 | Self::Q2_0 => 64,
+            Self::Q1_0 => 128,
+            _ => SUPER,
         }
     }
 
     /// Returns the bytes of a block.
     pub(in super::super) fn bytes(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Iq4Nl => 18,
+            Self::Mxfp4 => 17,
+            Self::Q4_0 | Self::Iq4Nl | Self::Q1_0 | Self::Q2_0 => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Nvfp4 => 36,
+            Self::Iq1S => 50,
+            Self::Tq1_0 => 54,
+            Self::Iq1M => 56,
+            Self::Iq2Xxs | Self::Tq2_0 => 66,
+            Self::Iq2Xs => 74,
+            Self::Iq2S => 82,
             Self::Q2K => 84,
-            Self::Q3K => 110,
+            Self::Iq3Xxs => 98,
+            Self::Q3K | Self::Iq3S => 110,
+            Self::Iq4Xs => 136,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
@@ -67,7 +103,21 @@ impl BlockFormat {
             Self::Q4K => q4_k(block, out),
             Self::Q5K => q5_k(block, out),
             Self::Q6K => q6_k(block, out),
-            Self::Iq4Nl => iq4_nl(block, out),
+            Self::Iq1S => codebook::iq1_s(block, out),
+            Self::Iq1M => codebook::iq1_m(block, out),
+            Self::Iq2Xxs => codebook::iq2_xxs(block, out),
+            Self::Iq2Xs => codebook::iq2_xs(block, out),
+            Self::Iq2S => codebook::iq2_s(block, out),
+            Self::Iq3Xxs => codebook::iq3_xxs(block, out),
+            Self::Iq3S => codebook::iq3_s(block, out),
+            Self::Iq4Nl => levels::iq4_nl(block, out),
+            Self::Iq4Xs => levels::iq4_xs(block, out),
+            Self::Mxfp4 => levels::mxfp4(block, out),
+            Self::Nvfp4 => levels::nvfp4(block, out),
+            Self::Tq1_0 => levels::tq1_0(block, out),
+            Self::Tq2_0 => levels::tq2_0(block, out),
+            Self::Q1_0 => levels::q1_0(block, out),
+            Self::Q2_0 => levels::q2_0(block, out),
         }
     }
 }
@@ -77,13 +127,24 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Fills `out` from 16 bytes of nibbles in ggml's order: all low nibbles, then all high nibbles.
+/// Reads the 16-bit number at byte `at`.
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
+}
+
+/// Reads the 32-bit number at byte `at`.
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(block, at)) | u32::from(u16_at(block, at + 2)) << 16
+}
+
+/// Fills `out` from nibbles in ggml's order: all low nibbles, then all high nibbles.
 /// `value` receives the nibble and the index of its element.
 fn from_nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(u8, usize) -> f32) {
-    let (low, high) = out.split_at_mut(SMALL / 2);
+    let half = out.len() / 2;
+    let (low, high) = out.split_at_mut(half);
     for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
         *low = value(byte & 0x0f, i);
-        *high = value(byte >> 4, i + SMALL / 2);
+        *high = value(byte >> 4, i + half);
     }
 }
 
@@ -107,7 +168,7 @@ fn fifth_bit(bits: u32, i: usize) -> u8 {
 /// Decodes `[scale f16][4 bytes of fifth bits][16 bytes of nibbles]`; values are offset by 16.
 fn q5_0(block: &[u8], out: &mut [f32]) {
     let scale = half_at(block, 0);
-    let fifths = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    let fifths = u32_at(block, 2);
     from_nibbles(&block[6..], out, |q, i| {
         f32::from(i16::from(q | fifth_bit(fifths, i)) - 16) * scale
     });
@@ -116,7 +177,7 @@ fn q5_0(block: &[u8], out: &mut [f32]) {
 /// Decodes `[scale f16][minimum f16][4 bytes of fifth bits][16 bytes of nibbles]`.
 fn q5_1(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let fifths = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+    let fifths = u32_at(block, 4);
     from_nibbles(&block[8..], out, |q, i| {
         f32::from(q | fifth_bit(fifths, i)) * scale + minimum
     });
@@ -130,19 +191,8 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Decodes `[scale f16][16 bytes of nibbles]`; nibbles index a table of unevenly spaced values.
-fn iq4_nl(block: &[u8], out: &mut [f32]) {
-    const LEVELS: [i8; 16] = [
-        -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-    ];
-    let scale = half_at(block, 0);
-    from_nibbles(&block[2..], out, |q, _| {
-        scale * f32::from(LEVELS[usize::from(q)])
-    });
-}
-
-/// Returns byte and shift of the two bits of element `i` in the 64 bytes of Q2_K and Q3_K. Each
-/// half of the block (128 elements) has 32 bytes, whose bit pairs belong to four runs of 32
+/// Returns byte and shift of the two bits of element `i` in the 64 bytes of Q2_K, Q3_K and TQ2_0.
+/// Each half of the block (128 elements) has 32 bytes, whose bit pairs belong to four runs of 32
 /// elements.
 fn bit_pair(i: usize) -> (usize, usize) {
     (i / 128 * 32 + i % 32, i % 128 / 32 * 2)

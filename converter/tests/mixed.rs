@@ -1,0 +1,135 @@
+//! Records with mixed precision.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::data;
+use common::manifest::Manifest;
+use edge_lmm::manifest::Manifest as Questions;
+use edge_lmm_convert::calibration::Samples;
+use edge_lmm_convert::compare::{Scorer, Windows, predict};
+use edge_lmm_convert::mixed::{Budget, Mixed};
+use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
+use edge_lmm_ops::Format;
+
+/// Mean divergences of records of the tiny model from the first one, on the questions as a text.
+fn divergences(folder: &Path, all: &[&Options]) -> Vec<f64> {
+    let manifest = data().join("questions/manifest.csv");
+    let questions = Questions::open(&manifest).expect("questions").questions;
+    let lines = questions
+        .iter()
+        .map(|q| format!("{} {}\n", q.question, q.answer));
+    let text = folder.join("text.txt");
+    std::fs::write(&text, lines.collect::<String>()).expect("a text");
+    let mut models = Vec::new();
+    for (number, options) in all.iter().enumerate() {
+        let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
+        let plan = Plan::new(&checkpoint, options).expect("a plan");
+        let path = folder.join(format!("{number}.bpk"));
+        write_record(&plan, checkpoint, &path, |_, _| {}).expect("a record");
+        models.push(Scorer::open(&path).expect("a record"));
+    }
+    let windows = Windows::of_text(&text, models[0].record().tokenizer(), 32).expect("windows");
+    let found = predict(&mut models, &windows.first(20), |_| {}).expect("predictions");
+    found
+        .iter()
+        .filter_map(|p| p.divergence.map(|d| d.mean))
+        .collect()
+}
+
+fn float() -> Options {
+    Options {
+        text: Format::F32,
+        ..Options::default()
+    }
+}
+
+/// Four bits for all but the head, whose error is larger than that of all layers.
+fn four_bits() -> Options {
+    Options {
+        head: Some(Format::Q8),
+        ..Options::default()
+    }
+}
+
+fn choose(budget: Budget, folder: &Path) -> Result<(Plan, Mixed), ConvertError> {
+    let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
+    let options = four_bits();
+    let plan = Plan::new(&checkpoint, &options)?;
+    let samples = Samples::read(&[data().join("questions/manifest.csv")])?;
+    let path = folder.join("eight-bits");
+    let mixed = Mixed::choose(
+        &plan,
+        &options,
+        &checkpoint,
+        &samples,
+        budget,
+        &path,
+        &|_, _| {},
+    )?;
+    assert!(!path.exists(), "the temporary record is left");
+    let options = Options {
+        weights: mixed.weights.clone(),
+        ..options
+    };
+    Ok((plan.in_formats(&checkpoint, &options)?, mixed))
+}
+
+/// Rows that are stored apart give the values that they give with the others.
+#[test]
+fn values_apart_change_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let apart = Options {
+        weights: BTreeMap::from([("text.layers.1.qkv.tail.weight".to_owned(), Format::F32)]),
+        ..float()
+    };
+    assert_eq!(divergences(folder.path(), &[&float(), &apart]), [0.0]);
+}
+
+#[test]
+fn a_few_weights_in_eight_bits_help_most() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (plan, mixed) = choose(Budget::Bits(4.9), folder.path()).expect("a plan");
+    let layers = plan
+        .weights
+        .iter()
+        .filter(|weight| weight.spec.product && weight.spec.name.starts_with("text.layers."));
+    let (mut bytes, mut count) = (0, 0);
+    for weight in layers {
+        bytes += weight.bytes;
+        count += weight.spec.rows() * weight.spec.cols();
+    }
+    let bits = 8.0 * bytes as f64 / count as f64;
+    assert!((4.6..=4.9).contains(&bits), "{bits}");
+    let mixed = Options {
+        weights: mixed.weights,
+        ..four_bits()
+    };
+    let found = divergences(folder.path(), &[&float(), &four_bits(), &mixed]);
+    // Chosen blindly, an eighth of the weights would take an eighth of the divergence.
+    assert!(found[1] < 0.8 * found[0], "{found:?}");
+}
+
+#[test]
+fn a_record_is_not_larger_than_its_budget() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoint = Manifest::named("qwen2vl-tiny").open();
+    let plan = Plan::new(&checkpoint, &four_bits()).expect("a plan");
+    for (budget, expected) in [
+        (Budget::Bytes(plan.bytes() / 2), "bytes, expected at least"),
+        (
+            Budget::Bits(4.0),
+            "4.00 bits per weight, expected at least the 4.",
+        ),
+    ] {
+        let error = choose(budget, folder.path()).expect_err("the budget is too small");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let budget = plan.bytes() + (1 << 20);
+    let (mixed, _) = choose(Budget::Bytes(budget), folder.path()).expect("a plan");
+    let allowed = plan.bytes() + 1..=budget;
+    assert!(allowed.contains(&mixed.bytes()), "{} bytes", mixed.bytes());
+}

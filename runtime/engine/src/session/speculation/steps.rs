@@ -1,0 +1,247 @@
+//! Steps of the model over picked and drafted tokens.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use edge_lmm_models::language::{Checkpoint, OutputRows};
+use edge_lmm_ops::{KernelBackend, KvStore, probe};
+
+use super::lookup::Match;
+use super::pace::Source;
+use super::{DraftModel, Speculation, SpeculationCounts};
+use crate::error::EngineError;
+use crate::request::Event;
+use crate::session::Session;
+
+/// A session that decodes an answer.
+///
+/// [`scores`](Self::scores) gives the scores of the next token, and [`accept`](Self::accept) takes
+/// the token that was picked from them. Dropping the steps leaves the session with tokens of the
+/// answer only.
+pub struct Steps<'s, B: KernelBackend> {
+    pub session: &'s mut Session<B>,
+    speculation: Speculation,
+    /// Picked tokens that are not in the state yet.
+    pending: Vec<u32>,
+    draft: Option<Draft<B>>,
+    /// Tokens of the last step and its start, until its scores were read: a device may still be
+    /// computing when a step returns.
+    timed: Option<(usize, Instant)>,
+    counts: SpeculationCounts,
+}
+
+/// Drafted tokens that are in the state.
+struct Draft<B: KernelBackend> {
+    source: Source,
+    tokens: Vec<u32>,
+    /// Number of tokens that were picked.
+    accepted: usize,
+    /// Scores after the last picked token and after each drafted one: `[1 + tokens, vocabulary]`.
+    scores: Tensor<B, 2>,
+    /// The state before the step, and the picked tokens that the step took in.
+    checkpoint: Checkpoint,
+    picked: usize,
+}
+
+impl<B: KernelBackend> Draft<B> {
+    /// Returns the number of tokens in the state up to the last accepted one.
+    fn len(&self) -> usize {
+        self.checkpoint.tokens() + self.picked + self.accepted
+    }
+}
+
+impl<'s, B: KernelBackend> Steps<'s, B> {
+    pub fn new(session: &'s mut Session<B>, speculation: Speculation) -> Self {
+        if speculation != Speculation::Off
+            && session.draft_model.is_none()
+            && let Some(engine) = session.shared.draft.get()
+        {
+            session.draft_model = Some(Box::new(DraftModel::new(engine)));
+        }
+        Self {
+            session,
+            speculation,
+            pending: Vec::new(),
+            draft: None,
+            timed: None,
+            counts: SpeculationCounts::default(),
+        }
+    }
+
+    /// Returns the steps and drafts so far; `None` without speculation.
+    pub fn counts(&self) -> Option<SpeculationCounts> {
+        (self.speculation != Speculation::Off).then_some(self.counts)
+    }
+
+    /// Returns the scores of the next token: `[1, vocabulary]`. `tokens` are all tokens so far, of
+    /// which the last one was picked. `left` tokens are still wanted, at least 1.
+    pub fn scores(&mut self, tokens: &[u32], left: usize) -> Result<Tensor<B, 2>, EngineError> {
+        if let Some(draft) = &self.draft {
+            return Ok(draft.scores.clone().narrow(0, draft.accepted, 1));
+        }
+        let (source, drafted) = self.propose(tokens, left - 1).unzip();
+        let drafted: Vec<u32> = drafted.unwrap_or_default();
+        self.counts.steps += 1;
+        self.counts.drafted += drafted.len();
+        self.timed = Some((self.pending.len() + drafted.len(), Instant::now()));
+        let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
+        let Some(source) = source else {
+            let picked = std::mem::take(&mut self.pending);
+            return self.session.advance(&picked, OutputRows::Last, &mut go_on);
+        };
+        let past = self.session.past.as_ref().expect("there is a state");
+        let checkpoint = past.state.checkpoint();
+        let picked = std::mem::take(&mut self.pending);
+        let ids = [&picked[..], &drafted].concat();
+        let scores = self.session.advance(&ids, OutputRows::All, &mut go_on)?;
+        let scores = scores.narrow(0, picked.len() - 1, 1 + drafted.len());
+        self.draft = Some(Draft {
+            source,
+            tokens: drafted,
+            accepted: 0,
+            scores: scores.clone(),
+            checkpoint,
+            picked: picked.len(),
+        });
+        Ok(scores.narrow(0, 0, 1))
+    }
+
+    /// Takes the token that was picked from the last scores.
+    pub fn accept(&mut self, id: u32) {
+        if let Some((tokens, start)) = self.timed.take() {
+            let seconds = start.elapsed().as_secs_f64();
+            self.session.pace.observe_step(tokens, seconds);
+        }
+        match &mut self.draft {
+            Some(draft) if draft.tokens.get(draft.accepted) == Some(&id) => {
+                draft.accepted += 1;
+                self.counts.accepted += 1;
+            }
+            _ => {
+                self.close(true);
+                self.pending.push(id);
+            }
+        }
+    }
+
+    /// Returns `true` if the state has no room for the last picked token.
+    pub fn is_full(&self) -> bool {
+        let Some(past) = &self.session.past else {
+            return true;
+        };
+        let len = match &self.draft {
+            Some(draft) => draft.len(),
+            None => past.state.len() + self.pending.len(),
+        };
+        len > past.state.cache.capacity()
+    }
+
+    /// Removes the drafted tokens that were not accepted from the state. `rejected` tells that
+    /// the first of them, if there is one, differs from the token that was picked.
+    fn close(&mut self, rejected: bool) {
+        let Some(draft) = self.draft.take() else {
+            return;
+        };
+        let (len, accepted) = (draft.len(), draft.accepted);
+        let is_whole = accepted == draft.tokens.len();
+        let verified = accepted + usize::from(rejected && !is_whole);
+        self.session
+            .pace
+            .observe_draft(draft.source, verified, accepted);
+        let Some(past) = self.session.past.as_mut().filter(|_| !is_whole) else {
+            return;
+        };
+        // A recurrent state cannot be truncated: the tokens are computed again with the next ones.
+        if past.truncate(len).is_err() {
+            let first = draft.checkpoint.tokens();
+            let known = &past.tokens[first..first + draft.picked];
+            self.pending.extend(known.iter().map(|token| token.id));
+            self.pending.extend(&draft.tokens[..accepted]);
+            past.state.rewind(draft.checkpoint);
+            past.forget_beyond(first);
+        }
+    }
+
+    /// Proposes up to `most` tokens, at least one, after `tokens`.
+    fn propose(&mut self, tokens: &[u32], most: usize) -> Option<(Source, Vec<u32>)> {
+        let most = self.most(most);
+        if most == 0 {
+            return None;
+        }
+        if let Some(found) = Match::find(tokens) {
+            let source = Source::Lookup(found.len);
+            let count = self.choose(source, most);
+            if count > 0 {
+                return Some((source, found.draft(tokens, count)));
+            }
+        }
+        let drafted = self.model_draft(most);
+        (!drafted.is_empty()).then_some((Source::Model, drafted))
+    }
+
+    /// Returns the number of tokens that may be drafted, at most `most`.
+    fn most(&self, most: usize) -> usize {
+        let most = most.min(self.speculation.most());
+        // Tokens that a recurrent state has lost come first. A capture shows single steps.
+        if most == 0 || self.pending.len() != 1 || probe::active() {
+            return 0;
+        }
+        let Some(past) = &self.session.past else {
+            return 0;
+        };
+        let state = &past.state;
+        let len = state.len() + self.pending.len();
+        let most = most.min(state.cache.capacity().saturating_sub(len));
+        let language = self.session.language();
+        // The tokens of an encoder-decoder's state are not those of the conversation, and a state
+        // that has become long cannot go back.
+        match state.cross.is_empty() && language.is_long(len + most) == state.long {
+            true => most,
+            false => 0,
+        }
+    }
+
+    fn choose(&mut self, source: Source, most: usize) -> usize {
+        match self.speculation {
+            Speculation::Auto => self.session.pace.choose(source, most),
+            Speculation::Off | Speculation::Fixed(_) => most,
+        }
+    }
+
+    /// Asks the draft model, if there is one, for up to `most` tokens. A draft model that fails is
+    /// not used again in this session.
+    fn model_draft(&mut self, most: usize) -> Vec<u32> {
+        if self.session.draft_model.is_none() {
+            return Vec::new();
+        }
+        let count = self.choose(Source::Model, most);
+        let past = self.session.past.as_ref().expect("there is a state");
+        let spoken = past.tokens.iter().filter(|token| token.medium.is_none());
+        let text: Vec<u32> = spoken
+            .map(|token| token.id)
+            .chain(self.pending.iter().copied())
+            .collect();
+        let start = Instant::now();
+        let model = self.session.draft_model.as_mut().filter(|_| count > 0);
+        match model.map(|model| model.draft(&text, count)) {
+            Some(Ok(draft)) => {
+                let seconds = start.elapsed().as_secs_f64();
+                self.session.pace.observe_drafting(draft.len(), seconds);
+                draft
+            }
+            Some(Err(error)) => {
+                log::warn!("the draft model is not used any more: {error}");
+                self.session.draft_model = None;
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+}
+
+impl<B: KernelBackend> Drop for Steps<'_, B> {
+    fn drop(&mut self) {
+        self.close(false);
+    }
+}
