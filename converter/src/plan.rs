@@ -154,6 +154,7 @@ impl Options {
         }
         match spec.part {
             Part::Text if spec.is_vocabulary() => self.head.unwrap_or(self.text),
+            Part::Text if spec.is_recurrent_gate() && self.text == Format::Q4 => Format::Q8,
             Part::Text => self.text,
             Part::Vision | Part::Projector => self.vision,
             Part::Audio => self.audio,

@@ -34,6 +34,7 @@ fn a_record_has_the_weights_of_the_real_one() {
         "qwen25vl-odd",
         "qwen2audio-odd",
         "qwen2vl-odd",
+        "qwen35-odd",
         "qwen3vl-odd",
         "smolvlm2-odd",
     ] {

@@ -222,6 +222,7 @@ fn with_images() -> Vec<Manifest> {
         "qwen25omni-odd",
         "qwen25vl-odd",
         "qwen2vl-odd",
+        "qwen35-odd",
         "qwen3vl-odd",
         "smolvlm2-odd",
     ];

@@ -87,6 +87,7 @@ fn counts_of_images_are_those_of_a_run() {
         "qwen25omni-odd",
         "qwen25vl-odd",
         "qwen2vl-odd",
+        "qwen35-odd",
         "qwen3vl-odd",
         "smolvlm2-odd",
     ] {
@@ -141,6 +142,7 @@ fn counts_of_videos_and_sounds_are_those_of_a_run() {
     for name in [
         "qwen2vl-tiny",
         "qwen25vl-tiny",
+        "qwen35-odd",
         "qwen3vl-odd",
         "smolvlm2-odd",
     ] {

@@ -86,7 +86,7 @@ fn pieces_give_the_same_scores_as_the_whole() {
         vision: Format::Q4,
         ..F32
     };
-    for name in ["qwen2vl-tiny", "qwen25vl-tiny", "qwen3vl-odd"] {
+    for name in ["qwen2vl-tiny", "qwen25vl-tiny", "qwen35-odd", "qwen3vl-odd"] {
         // Attention adds up blocks of keys that begin elsewhere; with quantized weights, a
         // difference in the last place may round an activation to another step.
         for (options, tolerance) in [(&F32, 1e-5), (&quantized, 1e-2)] {

@@ -359,6 +359,11 @@ pub trait LanguageModel<B: KernelBackend> {
         Vec::new()
     }
 
+    /// Returns the bytes of the states of the layers that are not attention.
+    fn recurrent_bytes(&self) -> usize {
+        0
+    }
+
     /// Returns the number of positions that the cache needs for a prompt of `prompt` tokens and an
     /// answer of `answer` tokens.
     fn positions(&self, prompt: usize, answer: usize) -> usize {

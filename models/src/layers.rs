@@ -253,6 +253,11 @@ impl<B: KernelBackend> RmsNorm<B> {
         Self { gamma, eps }
     }
 
+    /// Returns the scale and the epsilon, for an operation that contains the norm.
+    pub fn parameters(&self) -> (Tensor<B, 1>, f32) {
+        (self.gamma.val(), self.eps as f32)
+    }
+
     /// Normalizes every row.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         rms_norm(x, self.gamma.val(), self.eps as f32)

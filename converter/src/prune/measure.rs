@@ -246,7 +246,9 @@ impl Sums {
             return;
         };
         match weight {
-            "qkv.weight" => self.add_layer(layer, inputs.values),
+            "qkv.weight" | "attention.qkv.weight" | "delta.input.weight" => {
+                self.add_layer(layer, inputs.values);
+            }
             "down.weight" | "out.weight" => {
                 let new = || (vec![0.0; inputs.width], 0);
                 let (sums, tokens) = self.squares.entry(name.to_owned()).or_insert_with(new);

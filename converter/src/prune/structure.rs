@@ -181,16 +181,22 @@ fn first_layers(config: &Value) -> usize {
 /// Keeps the kinds of the kept layers. Kinds that follow from the number of the layer are written
 /// out.
 fn keep_layer_types(text: &mut Value, count: usize, kept: &[u32]) {
-    let is_gemma = (text["model_type"].as_str()).is_some_and(|kind| kind.starts_with("gemma3"));
-    if is_gemma && !text["layer_types"].is_array() {
-        let period = ["sliding_window_pattern", "_sliding_window_pattern"]
-            .iter()
-            .find_map(|key| text[*key].as_u64())
-            .unwrap_or(6)
-            .max(1);
-        let kind = |layer: u64| match (layer + 1).is_multiple_of(period) {
+    let number = |keys: &[&str]| keys.iter().find_map(|key| text[*key].as_u64());
+    let others = match text["model_type"].as_str() {
+        Some(kind) if kind.starts_with("gemma3") => {
+            let period = number(&["sliding_window_pattern", "_sliding_window_pattern"]);
+            Some(("sliding_attention", period.unwrap_or(6)))
+        }
+        Some("qwen3_5_text") => {
+            let interval = number(&["full_attention_interval"]);
+            Some(("linear_attention", interval.unwrap_or(4)))
+        }
+        _ => None,
+    };
+    if let Some((other, period)) = others.filter(|_| !text["layer_types"].is_array()) {
+        let kind = |layer: u64| match (layer + 1).is_multiple_of(period.max(1)) {
             true => "full_attention",
-            false => "sliding_attention",
+            false => other,
         };
         text["layer_types"] = (0..count as u64).map(kind).collect::<Vec<_>>().into();
     }

@@ -8,3 +8,4 @@ mod phi3;
 mod progress;
 mod qwen2_5_omni;
 mod qwen2_audio;
+mod qwen3_5;

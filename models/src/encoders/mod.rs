@@ -9,6 +9,7 @@ pub mod patch_grid;
 pub mod qformer;
 pub(crate) mod qwen2_5_audio;
 pub(crate) mod qwen2_5_vit;
+pub(crate) mod qwen3_vit;
 pub mod siglip;
 pub(crate) mod siglip2;
 pub(crate) mod square_patches;

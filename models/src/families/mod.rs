@@ -15,6 +15,7 @@ mod qwen2_5_vl;
 mod qwen2_audio;
 mod qwen2_vl;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_vl;
 mod qwen_vl_config;
 pub(crate) mod qwen_vl_input;
@@ -67,6 +68,7 @@ families![
     qwen2_vl::Qwen2Vl,
     qwen2_5_vl::Qwen25Vl,
     qwen3_vl::Qwen3Vl,
+    qwen3_5::Qwen35,
     qwen2_audio::Qwen2Audio,
     qwen2_5_omni::Qwen25Omni,
     blip2::Blip2,

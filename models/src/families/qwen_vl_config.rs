@@ -1,4 +1,4 @@
-//! The configuration of Qwen2-VL, Qwen2.5-VL and Qwen3-VL around their vision towers.
+//! The configuration of Qwen2-VL and Qwen2.5-VL around their vision towers.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

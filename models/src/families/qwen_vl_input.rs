@@ -1,4 +1,4 @@
-//! Images, videos and prompts of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and images and videos of
+//! Images, videos and prompts of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, and images and videos of
 //! Qwen2.5-Omni.
 
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::reduce::duplicates::enter;
 
 /// The properties that differ between the families.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Variant {
+pub struct Variant {
     /// Defaults of the image and the video processor.
     pub processors: Processors,
     /// The template of the published checkpoints, for those that come without one.
@@ -37,6 +37,11 @@ const QWEN3_VL_TEMPLATE: &str = "{% for message in messages %}\
 <|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
+/// Template of Qwen3.5. The answer begins after an empty thought.
+const QWEN3_5_TEMPLATE: &str = "{% for message in messages %}\
+<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}";
+
 impl Variant {
     /// Qwen2-VL and Qwen2.5-VL.
     pub const QWEN2_VL: Self = Self {
@@ -48,6 +53,12 @@ impl Variant {
     pub const QWEN3_VL: Self = Self {
         processors: Processors::QWEN3_VL,
         template: QWEN3_VL_TEMPLATE,
+    };
+
+    /// Qwen3.5.
+    pub const QWEN3_5: Self = Self {
+        processors: Processors::QWEN3_5,
+        template: QWEN3_5_TEMPLATE,
     };
 }
 

@@ -66,6 +66,12 @@ impl Processors {
         whole_videos: true,
     };
 
+    /// Those of Qwen3.5.
+    pub const QWEN3_5: Self = Self {
+        title: "Qwen3.5",
+        ..Self::QWEN3_VL
+    };
+
     /// Reads the configuration of an image processor; without one, the defaults of the reference
     /// apply.
     ///

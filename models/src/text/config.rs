@@ -361,7 +361,10 @@ impl Fields {
 
 /// Returns the numbers of frequencies for time, height and width, or `default` if the file does not
 /// say them.
-fn sections(rope: &RopeFields, default: Option<[usize; 3]>) -> Result<[usize; 3], ModelError> {
+pub(crate) fn sections(
+    rope: &RopeFields,
+    default: Option<[usize; 3]>,
+) -> Result<[usize; 3], ModelError> {
     let scaling = rope.scaling.as_ref().unwrap_or(&Value::Null);
     let kind = scaling_kind(scaling)?;
     if kind != DEFAULT_KIND {

@@ -485,7 +485,7 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
 
 /// Returns the axis of each frequency if sections of these sizes take turns: frequency `i` belongs
 /// to axis `i % 3` while that axis has less than its number of turns, otherwise to the time.
-fn interleaved(sections: [usize; 3]) -> Vec<usize> {
+pub(crate) fn interleaved(sections: [usize; 3]) -> Vec<usize> {
     let axis = |i: usize| match i % 3 {
         axis @ 1.. if i / 3 < sections[axis] => axis,
         _ => 0,

@@ -6,19 +6,19 @@ use std::any::Any;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, KvStore, probe, stage};
+use edge_lmm_ops::{Activation, CacheShape, Heads, KernelBackend, probe, short_conv, stage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config_file::without_nulls;
 use crate::error::ModelError;
-use crate::language::{DecoderState, LanguageModel, OutputRows, RecurrentState, StepInput};
+use crate::language::{DecoderState, LanguageModel, RecurrentState, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::monitor::Monitor;
 use crate::sizes::{self, Section};
 use crate::text::rope_fields::RopeFields;
 use crate::text::rotary::{DEFAULT_KIND, RotaryTable, inverse_frequencies, scaling_kind};
-use crate::text::step::{Place, capture_last, finish, last_row};
+use crate::text::step::{Place, Recurrences, finish, run_mixed};
 use crate::weights::{Part, Scope};
 
 /// Sizes of the model.
@@ -317,6 +317,11 @@ impl<B: KernelBackend> LanguageModel<B> for Lfm2<B> {
         (self.cached()..self.layers.len()).map(tail).collect()
     }
 
+    fn recurrent_bytes(&self) -> usize {
+        let layers = self.layers.len() - self.cached();
+        layers * (self.config.taps - 1) * self.config.hidden_size * size_of::<f32>()
+    }
+
     fn embed(&self, ids: &[u32]) -> Tensor<B, 2> {
         self.embedding.forward(ids)
     }
@@ -332,56 +337,23 @@ impl<B: KernelBackend> LanguageModel<B> for Lfm2<B> {
         let angle = |token: usize, i: usize| input.positions[token][0] as f32 * frequencies[i];
         let device = input.embeddings.device();
         let table = RotaryTable::new(input.len(), frequencies.len(), 1.0, angle, &device);
-        // A canceled step leaves the states as they are.
-        let mut tails = Vec::with_capacity(state.recurrent.len());
-        let mut x = input.embeddings.clone();
-        {
-            let _text = stage::scope(format_args!("text"));
-            capture_last(&x);
-            let mut cached = 0;
-            for (i, layer) in self.layers.iter().enumerate() {
-                monitor.report(i, self.layers.len())?;
-                let _layer = stage::scope(format_args!("layers.{i}"));
-                let last = i + 1 == self.layers.len();
-                let visible = input.visible(state.cache.len_of(0), None);
-                let place = Place {
-                    layer: cached,
-                    visible: visible.as_deref(),
-                    last_row: last && input.output == OutputRows::Last,
-                };
-                x = match (&layer.attention, &layer.conv) {
+        let x = run_mixed(&input, &self.layers, state, monitor, {
+            |layer: &Layer<B>, x, cache, tails: &mut Recurrences<'_, Tail<B>>, place| {
+                let normed = layer.operator_norm.forward(x.clone());
+                let x = match (&layer.attention, &layer.conv) {
                     (Some(attention), _) => {
-                        cached += 1;
-                        let normed = layer.operator_norm.forward(x.clone());
-                        attention.forward(normed, x, (&table, heads), &mut state.cache, place)
+                        attention.forward(normed, x, (&table, heads), cache, place)
                     }
                     (None, Some(conv)) => {
-                        let tail = state.recurrent.get_mut(tails.len());
-                        let tail =
-                            tail.and_then(|tail| tail.as_any_mut().downcast_mut::<Tail<B>>());
-                        let tail = tail.expect("a state for every convolution").0.clone();
-                        let normed = layer.operator_norm.forward(x.clone());
-                        let (mixed, tail) = conv.forward(normed, tail, i == 0);
-                        tails.push(tail);
-                        match place.last_row {
-                            true => last_row(x) + last_row(mixed),
-                            false => x + mixed,
-                        }
+                        let mixed = tails.update(|tail, first| conv.forward(normed, tail, first));
+                        let (mixed, x) = place.used_rows(mixed, x);
+                        x + mixed
                     }
                     (None, None) => x,
                 };
-                x = layer.mlp(x);
-                if !last {
-                    capture_last(&x);
-                }
+                layer.mlp(x)
             }
-        }
-        for (state, tail) in state.recurrent.iter_mut().zip(tails) {
-            if let Some(state) = state.as_any_mut().downcast_mut::<Tail<B>>() {
-                state.0 = tail;
-            }
-        }
-        state.cache.advance_layers(0..self.cached(), input.len());
+        })?;
         Ok(finish(|x| self.norm.forward(x), x))
     }
 
@@ -527,14 +499,8 @@ impl<B: KernelBackend> ShortConv<B> {
     /// captures the outputs.
     ///
     /// # Shapes
-    /// - x and result: `[tokens, hidden_size]`
-    /// - tail: `[taps - 1, hidden_size]`
-    fn forward(
-        &self,
-        x: Tensor<B, 2>,
-        tail: Tensor<B, 2>,
-        captured: bool,
-    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    /// - x and outputs: `[tokens, hidden_size]`
+    fn forward(&self, x: Tensor<B, 2>, tail: &Tail<B>, captured: bool) -> (Tensor<B, 2>, Tail<B>) {
         let _stage = stage::module("conv");
         let projected = self.input.forward(x);
         let [tokens, width] = projected.dims();
@@ -543,16 +509,13 @@ impl<B: KernelBackend> ShortConv<B> {
             let columns = i * hidden..(i + 1) * hidden;
             projected.clone().slice([0..tokens, columns])
         };
-        let products = Tensor::cat(vec![tail, part(0) * part(2)], 0);
-        let kernel = self.kernel.val().swap_dims(0, 1);
-        let taps = kernel.dims()[0];
-        let tap = |i: usize| products.clone().narrow(0, i, tokens) * kernel.clone().narrow(0, i, 1);
-        let sum = (1..taps).fold(tap(0), |sum, i| sum + tap(i));
-        let out = self.out.forward(part(1) * sum);
+        let (products, kernel) = (part(0) * part(2), self.kernel.val());
+        let (sums, tail) = short_conv(products, tail.0.clone(), kernel, Activation::None);
+        let out = self.out.forward(part(1) * sums);
         if captured {
             probe::capture("conv_out", &out);
         }
-        (out, products.narrow(0, tokens, taps - 1))
+        (out, Tail(tail))
     }
 }
 

@@ -1,12 +1,13 @@
 //! The parts of a step that language models share.
 
+use std::any::Any;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 use edge_lmm_ops::{Heads, KernelBackend, KvStore, Mask, attention_row, probe, stage};
 
 use crate::error::ModelError;
-use crate::language::{OutputRows, StepInput};
+use crate::language::{DecoderState, OutputRows, RecurrentState, StepInput};
 use crate::layers::Linear;
 use crate::monitor::Monitor;
 
@@ -85,6 +86,84 @@ pub(crate) fn run_layers<B: KernelBackend, L>(
         }
     }
     cache.advance_layers(range, input.len());
+    Ok(x)
+}
+
+/// States of the recurrent layers during a step, whose new values count when the step is complete.
+pub(crate) struct Recurrences<'a, S> {
+    before: &'a mut [Box<dyn RecurrentState>],
+    after: Vec<S>,
+}
+
+impl<S: Any> Recurrences<'_, S> {
+    /// Replaces the state of the next layer by what `step` returns with a result. `step` takes the state,
+    /// and whether it is that of the first layer, whose tensors are captured.
+    pub fn update<T>(&mut self, step: impl FnOnce(&S, bool) -> (T, S)) -> T {
+        let before = self.before.get_mut(self.after.len());
+        let before = before.and_then(|state| state.as_any_mut().downcast_ref::<S>());
+        let (result, after) = step(
+            before.expect("a state for every recurrent layer"),
+            self.after.is_empty(),
+        );
+        self.after.push(after);
+        result
+    }
+}
+
+/// Runs all layers of a model of which some attend and the others have a state `S`. The index of `Place`
+/// counts the layers with attention.
+///
+/// # Errors
+/// If `monitor` cancels; the states are then as before.
+pub(crate) fn run_mixed<B: KernelBackend, L, S: Any>(
+    input: &StepInput<'_, B>,
+    layers: &[L],
+    state: &mut DecoderState<B>,
+    monitor: &mut Monitor<'_>,
+    mut forward: impl FnMut(
+        &L,
+        Tensor<B, 2>,
+        &mut B::KvCache,
+        &mut Recurrences<'_, S>,
+        Place<'_>,
+    ) -> Tensor<B, 2>,
+) -> Result<Tensor<B, 2>, ModelError> {
+    let _text = stage::scope(format_args!("text"));
+    let mut states = Recurrences {
+        before: &mut state.recurrent,
+        after: Vec::new(),
+    };
+    let mut x = input.embeddings.clone();
+    capture_last(&x);
+    let visible = input.visible(state.cache.len(), None);
+    for (i, layer) in layers.iter().enumerate() {
+        monitor.report(i, layers.len())?;
+        let _layer = stage::scope(format_args!("layers.{i}"));
+        let last = i + 1 == layers.len();
+        let place = Place {
+            layer: i - states.after.len(),
+            visible: visible.as_deref(),
+            last_row: last && input.output == OutputRows::Last,
+        };
+        x = forward(
+            layer,
+            input.inject(i, x),
+            &mut state.cache,
+            &mut states,
+            place,
+        );
+        if !last {
+            capture_last(&x);
+        }
+    }
+    let Recurrences { before, after } = states;
+    let attending = layers.len() - after.len();
+    for (state, after) in before.iter_mut().zip(after) {
+        if let Some(state) = state.as_any_mut().downcast_mut::<S>() {
+            *state = after;
+        }
+    }
+    state.cache.advance_layers(0..attending, input.len());
     Ok(x)
 }
 

@@ -123,6 +123,12 @@ impl WeightSpec {
         self.columns.len()
     }
 
+    /// Returns `true` if the outputs are gates of a recurrent state. They are few, and their errors are
+    /// multiplied over all tokens.
+    pub fn is_recurrent_gate(&self) -> bool {
+        self.name.ends_with(".delta.gates.weight")
+    }
+
     /// Returns `true` if the rows are those of the vocabulary: the table of embeddings and the output
     /// head.
     pub fn is_vocabulary(&self) -> bool {

@@ -157,6 +157,8 @@ impl ResourceEstimate {
         let context = context.max(prompt as usize).min(language.context_length());
         let cache = language.cache_shape(context).bytes() as u64;
         let prompt = prompt.min(context as u64);
+        // A step keeps the states before it until it is complete.
+        let recurrent = 2 * language.recurrent_bytes() as u64;
 
         let chunk = (PREFILL_CHUNK as u64).min(prompt);
         let embeddings = 2 * (prompt + visual.tokens) * hidden * size_of::<f32>() as u64;
@@ -202,13 +204,13 @@ impl ResourceEstimate {
         stages.push(work(
             "decode",
             1,
-            text.bytes + head.bytes + cache_per_token * prompt,
+            text.bytes + head.bytes + cache_per_token * prompt + recurrent,
             text.macs + head.macs,
         ));
         Self {
             memory: MemoryEstimate {
                 weights: record + tokenizer,
-                cache,
+                cache: cache + recurrent,
                 activations,
                 program: PROGRAM_BYTES + TOKENIZER_FACTOR * tokenizer,
             },

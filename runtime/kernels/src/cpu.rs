@@ -130,6 +130,38 @@ pub struct Strided<'a, T = f32> {
     pub stride: usize,
 }
 
+/// Tokens for the gated delta rule on up to [`COLUMNS`](crate::delta_rule::COLUMNS) columns of the state
+/// of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaSteps<'a> {
+    /// A key per token.
+    pub keys: Strided<'a>,
+    /// A query per token.
+    pub queries: Strided<'a>,
+    /// The values of the columns, a row per token.
+    pub values: Strided<'a>,
+    /// Number of columns; the others of the state and of the output are padding.
+    pub columns: usize,
+    /// Factors of the state, one per token.
+    pub decays: &'a [f32],
+    /// Factors of the update, one per token.
+    pub rates: &'a [f32],
+}
+
+impl<'a> DeltaSteps<'a> {
+    pub(crate) fn key(&self, token: usize, len: usize) -> &'a [f32] {
+        &self.keys.data[token * self.keys.stride..][..len]
+    }
+
+    pub(crate) fn query(&self, token: usize, len: usize) -> &'a [f32] {
+        &self.queries.data[token * self.queries.stride..][..len]
+    }
+
+    pub(crate) fn value(&self, token: usize) -> &'a [f32] {
+        &self.values.data[token * self.values.stride..][..self.columns]
+    }
+}
+
 /// The kernels of an instruction set. They run on one thread; callers divide the work into pieces
 /// that fit the caches.
 ///
@@ -219,6 +251,17 @@ pub trait Kernels: Send + Sync {
 
     /// `low, high = low * cos - high * sin, high * cos + low * sin`.
     fn rotate(&self, low: &mut [f32], high: &mut [f32], cos: &[f32], sin: &[f32]);
+
+    /// `sum = sum + x * y`.
+    fn multiply_add(&self, x: &[f32], y: &[f32], sum: &mut [f32]);
+
+    /// Applies the gated delta rule to columns of a state for each token in turn: with `key`, `query`,
+    /// `value`, `decay` and `rate` of the token, `state = state * decay`, then
+    /// `state = state + key (rate (value - stateᵀ key))ᵀ`; the output is `stateᵀ query`.
+    ///
+    /// `state` has a row of [`COLUMNS`](crate::delta_rule::COLUMNS) elements for each element of a key,
+    /// `out` one for each token. The result does not depend on how tokens are divided into calls.
+    fn delta_rule(&self, steps: DeltaSteps<'_>, state: &mut [f32], out: &mut [f32]);
 
     /// Runs `rounds` rounds of the multiply-add instructions used for weights of `format` on
     /// registers only, at peak throughput. Returns the number of operations, two per multiply-add,

@@ -17,6 +17,7 @@
 //! | [`linear`](mod@linear) | products with packed weights, for one token or many |
 //! | [`attention`](mod@attention) | softmax attention without a score matrix, key/value cache |
 //! | [`norm`], [`elementwise`], [`rope`](mod@rope) | normalization, activations, rotary embedding |
+//! | [`delta_rule`], `short_conv` | recurrent layers: the gated delta rule, convolutions over a few tokens |
 //! | `distance`, `merging` | distances and sums of rows, for the choice and merging of tokens |
 //! | [`workload`] | shapes and operands of the kernel benchmarks |
 //!
@@ -31,6 +32,7 @@ mod aarch64;
 pub mod activation;
 pub mod attention;
 pub mod cpu;
+pub mod delta_rule;
 pub mod dispatch;
 mod distance;
 mod element;
@@ -51,6 +53,7 @@ pub mod peak;
 pub mod pool;
 pub mod rope;
 mod scratch;
+mod short_conv;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 pub mod workload;
@@ -63,6 +66,7 @@ pub use attention::{
     attention_row, cached_attention, integer_attention,
 };
 pub use cpu::Isa;
+pub use delta_rule::{DeltaHeads, DeltaInput, gated_delta_rule};
 pub use distance::squared_distances;
 pub use elementwise::{activate, gated};
 pub use format::{Format, FormatError, Matrix, MatrixShape};
@@ -72,3 +76,4 @@ pub use norm::{layer_norm, rms_norm};
 pub use pack::{PackStats, pack_rows, pack_weighted};
 pub use pool::{ThreadPool, global, set_global_threads};
 pub use rope::rope;
+pub use short_conv::short_conv;

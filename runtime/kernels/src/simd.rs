@@ -252,6 +252,88 @@ macro_rules! float_rows {
     };
 }
 
+/// Defines `delta_rule`, the gated delta rule on some columns of a state, from parts as in [`float_tile`];
+/// `mul(x, b)` is `x * b`.
+macro_rules! delta_rule {
+    (
+        features: $features:literal,
+        vector: $vector:ty,
+        lanes: $lanes:literal,
+        zero: $zero:expr,
+        load: $load:ident,
+        store: $store:ident,
+        splat: $splat:expr,
+        fma: $fma:expr,
+        mul: $mul:expr $(,)?
+    ) => {
+        /// Vectors of a row of the state.
+        const VECTORS: usize = COLUMNS / $lanes;
+
+        /// One pass over the state; the slices of `added` and `next` count only if there is such a token.
+        #[target_feature(enable = $features)]
+        fn pass<const ADDED: bool, const NEXT: bool>(
+            state: &mut [Row],
+            added: Added<'_>,
+            next: Next<'_>,
+        ) -> [Row; 2] {
+            let rows = state.len();
+            let (key, query) = (&added.key[..rows], &added.query[..rows]);
+            let next_key = &next.key[..rows];
+            let decay = $splat(next.decay);
+            let mut update = [$zero; VECTORS];
+            let mut sums = [[$zero; VECTORS]; 2];
+            // SAFETY: a row has `VECTORS` vectors.
+            unsafe {
+                for (v, update) in update.iter_mut().enumerate() {
+                    *update = $load(added.update.as_ptr().add($lanes * v));
+                }
+                for i in 0..rows {
+                    let row = state[i].as_mut_ptr();
+                    for v in 0..VECTORS {
+                        let mut x = $load(row.add($lanes * v));
+                        if ADDED {
+                            x = $fma($splat(key[i]), update[v], x);
+                            sums[0][v] = $fma($splat(query[i]), x, sums[0][v]);
+                        }
+                        if NEXT {
+                            x = $mul(decay, x);
+                            sums[1][v] = $fma($splat(next_key[i]), x, sums[1][v]);
+                        }
+                        $store(row.add($lanes * v), x);
+                    }
+                }
+                let mut results = [[0.0; COLUMNS]; 2];
+                for (result, sums) in results.iter_mut().zip(sums) {
+                    for (v, sum) in sums.into_iter().enumerate() {
+                        $store(result.as_mut_ptr().add($lanes * v), sum);
+                    }
+                }
+                results
+            }
+        }
+
+        /// The gated delta rule; see [`Kernels::delta_rule`](crate::cpu::Kernels::delta_rule).
+        #[target_feature(enable = $features)]
+        pub(crate) fn delta_rule(steps: DeltaSteps<'_>, state: &mut [f32], out: &mut [f32]) {
+            passes(steps, state, out, |state, added, next| {
+                match (added, next) {
+                    (Some(added), Some(next)) => pass::<true, true>(state, added, next),
+                    (Some(added), None) => {
+                        let (decay, key) = (1.0, added.key);
+                        pass::<true, false>(state, added, Next { decay, key })
+                    }
+                    (None, Some(next)) => {
+                        let (key, query) = (next.key, next.key);
+                        let update = [0.0; COLUMNS];
+                        pass::<false, true>(state, Added { key, update, query }, next)
+                    }
+                    (None, None) => [[0.0; COLUMNS]; 2],
+                }
+            });
+        }
+    };
+}
+
 /// Implements [`Kernels`](crate::cpu::Kernels) for a token, whose existence proves that this machine
 /// has `features`. `quantized` lists the kernel of each quantized format, `peak` the loop of each.
 macro_rules! simd_kernels {
@@ -263,6 +345,7 @@ macro_rules! simd_kernels {
         matmul: $matmul:path,
         gemv: $gemv:path,
         widen: $widen:path,
+        delta_rule: $delta_rule:path,
         peak: { Float: $peak_float:path, Q8: $peak_q8:path, Q4: $peak_q4:path } $(,)?
     ) => {
         impl Kernels for $token {
@@ -334,6 +417,11 @@ macro_rules! simd_kernels {
                 unsafe { $widen(halves, out) }
             }
 
+            fn delta_rule(&self, steps: DeltaSteps<'_>, state: &mut [f32], out: &mut [f32]) {
+                // SAFETY: the token proves that this machine has the features.
+                unsafe { $delta_rule(steps, state, out) }
+            }
+
             row_kernels!(true, $features);
 
             fn peak_loop(&self, format: Format, rounds: u32) -> Option<u64> {
@@ -397,4 +485,4 @@ macro_rules! peak_loop {
     };
 }
 
-pub(crate) use {float_rows, float_tile, matmul, peak_loop, simd_kernels};
+pub(crate) use {delta_rule, float_rows, float_tile, matmul, peak_loop, simd_kernels};

@@ -6,13 +6,14 @@ use std::ops::Range;
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
-use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::{DeltaHeads, RowSums};
 
+use crate::recurrent::DeltaRule;
 use crate::stored::StoredKeys;
-use crate::{received, reference};
+use crate::{Columns, received, recurrent, reference};
 
 /// Columns of a `[tokens, width]` tensor from `column` on, such as a part of a fused projection.
 pub struct Part<'a, B: Backend> {
@@ -30,6 +31,26 @@ pub struct Packed<'a, B: Backend> {
     pub shape: MatrixShape,
     /// `[shape.rows]`
     pub bias: Option<&'a FloatTensor<B>>,
+}
+
+/// Operands of [`KernelBackend::gated_delta_rule`]; see [`DeltaRule`].
+pub struct DeltaOperands<'a, B: Backend> {
+    /// Numbers and sizes of heads.
+    pub heads: DeltaHeads,
+    /// Queries, keys and values: `[tokens, width]`.
+    pub qkv: &'a FloatTensor<B>,
+    /// Gates of the update, then of the decay: `[tokens, 2 * value_heads]`.
+    pub gates: &'a FloatTensor<B>,
+    /// Logarithm of the decay's factor: `[value_heads]`.
+    pub decay_log: &'a FloatTensor<B>,
+    /// Added to the gate of the decay: `[value_heads]`.
+    pub decay_bias: &'a FloatTensor<B>,
+    /// Gates of the outputs: `[tokens, value_width]`.
+    pub output_gate: Part<'a, B>,
+    /// Scale of the norm of the outputs: `[value_dim]`.
+    pub gamma: &'a FloatTensor<B>,
+    /// Epsilon of that norm.
+    pub eps: f32,
 }
 
 /// The size of a key-value cache.
@@ -497,4 +518,59 @@ pub trait KernelBackend: Backend {
         keys: Range<usize>,
         scale: f32,
     ) -> FloatTensor<Self>;
+
+    /// Computes a causal convolution over a few tokens, each channel on its own, and an activation.
+    /// Returns the outputs, and the inputs of the last `taps - 1` tokens, which are `before` of the next
+    /// call.
+    ///
+    /// # Shapes
+    /// - x and outputs: `[tokens, channels]`, kernel: `[channels, taps]`,
+    ///   before and after: `[taps - 1, channels]`
+    fn short_conv(
+        x: Part<'_, Self>,
+        before: &FloatTensor<Self>,
+        kernel: &FloatTensor<Self>,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (before, kernel) = (typed::<Self, 2>(before), typed::<Self, 2>(kernel));
+        let channels = kernel.dims()[0];
+        let x = typed::<Self, 2>(x.tensor).narrow(1, x.column, channels);
+        let (out, after) = recurrent::short_conv(x, before, kernel, activation);
+        (primitive(out), primitive(after))
+    }
+
+    /// Applies the gated delta rule to each token in turn, and returns the outputs and the state after
+    /// the last token; see [`gated_delta_rule`](edge_lmm_kernels::gated_delta_rule) of the kernels. A
+    /// device may process several tokens at once.
+    ///
+    /// # Shapes
+    /// - outputs: `[tokens, value_width]`, states: [`DeltaHeads::state`]
+    fn gated_delta_rule(
+        operands: DeltaOperands<'_, Self>,
+        state: &FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let rule = DeltaRule {
+            heads: operands.heads,
+            qkv: typed::<Self, 2>(operands.qkv),
+            gates: typed::<Self, 2>(operands.gates),
+            decay_log: typed::<Self, 1>(operands.decay_log),
+            decay_bias: typed::<Self, 1>(operands.decay_bias),
+            output_gate: Columns {
+                tensor: typed::<Self, 2>(operands.output_gate.tensor),
+                column: operands.output_gate.column,
+            },
+            gamma: typed::<Self, 1>(operands.gamma),
+            eps: operands.eps,
+        };
+        let (out, after) = recurrent::gated_delta_rule(rule, typed::<Self, 2>(state));
+        (primitive(out), primitive(after))
+    }
+}
+
+fn typed<B: Backend, const D: usize>(tensor: &FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(tensor.clone()))
+}
+
+fn primitive<B: Backend>(tensor: Tensor<B, 2>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
 }

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use burn::tensor::backend::ExecutionError;
+use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 use edge_lmm_kernels::format::MatrixShape;
 use edge_lmm_kernels::{Format, RowSums};
 
-use crate::backend::{KernelBackend, KvStore, Packed, Part};
+use crate::backend::{DeltaOperands, KernelBackend, KvStore, Packed, Part};
+use crate::recurrent::DeltaRule;
 use crate::stage::{self, Work};
 use crate::work::{self, Attention};
 
@@ -23,14 +24,14 @@ fn tensor<B: KernelBackend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 2> 
 
 /// Columns of a tensor from `column` on, such as a part of a fused projection.
 #[derive(Clone)]
-pub struct Columns<B: KernelBackend> {
+pub struct Columns<B: Backend> {
     /// `[tokens, width]`
     pub tensor: Tensor<B, 2>,
     /// First column of the part.
     pub column: usize,
 }
 
-impl<B: KernelBackend> From<Tensor<B, 2>> for Columns<B> {
+impl<B: Backend> From<Tensor<B, 2>> for Columns<B> {
     fn from(tensor: Tensor<B, 2>) -> Self {
         Self { tensor, column: 0 }
     }
@@ -377,6 +378,49 @@ pub fn rotated_attention<B: KernelBackend>(
     tensor(stage::attention(parts, || {
         B::rotated_attention(qkv, heads, &cos, &sin, cache, layer, mask, scale)
     }))
+}
+
+/// See [`KernelBackend::short_conv`].
+pub fn short_conv<B: KernelBackend>(
+    x: impl Into<Columns<B>>,
+    before: Tensor<B, 2>,
+    kernel: Tensor<B, 2>,
+    activation: Activation,
+) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let Columns { tensor: x, column } = x.into();
+    let [channels, _] = kernel.dims();
+    let _stage = stage::part("short_conv");
+    count_elements(x.dims()[0], channels, channels);
+    let x = float(x);
+    let part = Part { tensor: &x, column };
+    let (out, after) = B::short_conv(part, &float(before), &float(kernel), activation);
+    (tensor(out), tensor(after))
+}
+
+/// See [`KernelBackend::gated_delta_rule`].
+pub fn gated_delta_rule<B: KernelBackend>(
+    rule: DeltaRule<B>,
+    state: Tensor<B, 2>,
+) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let [tokens, _] = rule.qkv.dims();
+    let _stage = stage::part("delta_rule");
+    stage::count(|| work::delta_rule(rule.heads, tokens));
+    let output_gate = float(rule.output_gate.tensor);
+    let operands = DeltaOperands {
+        heads: rule.heads,
+        qkv: &float(rule.qkv),
+        gates: &float(rule.gates),
+        decay_log: &float(rule.decay_log),
+        decay_bias: &float(rule.decay_bias),
+        output_gate: Part {
+            tensor: &output_gate,
+            column: rule.output_gate.column,
+        },
+        gamma: &float(rule.gamma),
+        eps: rule.eps,
+    };
+    let (out, after) = B::gated_delta_rule(operands, &float(state));
+    (tensor(out), tensor(after))
 }
 
 /// Counts an operation that reads and writes rows of some widths.

@@ -19,21 +19,25 @@ pub mod probe;
 #[cfg(feature = "profiled")]
 pub mod profiled;
 mod received;
+mod recurrent;
 pub mod reference;
 pub mod stage;
 mod stored;
 mod work;
 
 pub use backend::{
-    CacheError, CacheShape, KernelBackend, KvStore, MemoryFailure, Packed, Part, slice_argmax,
+    CacheError, CacheShape, DeltaOperands, KernelBackend, KvStore, MemoryFailure, Packed, Part,
+    slice_argmax,
 };
 pub use edge_lmm_kernels::activation::Activation;
 pub use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 pub use edge_lmm_kernels::format::{Format, MatrixShape};
-pub use edge_lmm_kernels::{RowSums, pool, squared_distances, weighted_sum};
+pub use edge_lmm_kernels::{DeltaHeads, RowSums, pool, squared_distances, weighted_sum};
 pub use functional::{
     Columns, PackedLinear, argmax, attention, attention_received, attention_row, cached_attention,
-    encoder_attention, feed_forward, gated, gated_linear, gather_rows, layer_norm, linear,
-    rms_norm, rope, rotated_attention, select_rows, sum_heads, sum_rows,
+    encoder_attention, feed_forward, gated, gated_delta_rule, gated_linear, gather_rows,
+    layer_norm, linear, rms_norm, rope, rotated_attention, select_rows, short_conv, sum_heads,
+    sum_rows,
 };
+pub use recurrent::DeltaRule;
 pub use stored::StoredKeys;

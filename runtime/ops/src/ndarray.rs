@@ -9,14 +9,14 @@ use std::ops::Range;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_ndarray::{NdArray, NdArrayDevice, NdArrayTensor};
-use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{self, Heads, KvCache, Mask, Rows, WeightedMask};
 use edge_lmm_kernels::format::{Matrix, MatrixShape};
 use edge_lmm_kernels::linear::{self, Epilogue, FeedForward};
+use edge_lmm_kernels::{DeltaInput, RowSums};
 use edge_lmm_kernels::{elementwise, norm, pool, rope};
 
-use crate::backend::{CacheError, CacheShape, KernelBackend, KvStore, Packed, Part};
+use crate::backend::{CacheError, CacheShape, DeltaOperands, KernelBackend, KvStore, Packed, Part};
 use crate::stored::StoredKeys;
 
 type Cpu = NdArray<f32, i64, i8>;
@@ -469,5 +469,59 @@ impl KernelBackend for Cpu {
         let count = keys.len();
         let out = attention::attention_row(&pool::global(), heads, q, cache, layer, keys, scale);
         tensor(out, [1, count])
+    }
+
+    fn short_conv(
+        x: Part<'_, Self>,
+        before: &FloatTensor<Self>,
+        kernel: &FloatTensor<Self>,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let ([tokens, stride], [channels, taps]) = (size(x.tensor), size(kernel));
+        let (values, before) = (floats(x.tensor), floats(before));
+        let x = rows(&values, stride, x.column);
+        let out = edge_lmm_kernels::short_conv(
+            &pool::global(),
+            x,
+            tokens,
+            &before,
+            &floats(kernel),
+            channels,
+            activation,
+        );
+        let row = |place: usize| match place.checked_sub(taps - 1) {
+            Some(token) => &x.data[token * stride..][..channels],
+            None => &before[place * channels..][..channels],
+        };
+        let after = (tokens..tokens + taps - 1).flat_map(row).copied().collect();
+        (
+            tensor(out, [tokens, channels]),
+            tensor(after, [taps - 1, channels]),
+        )
+    }
+
+    fn gated_delta_rule(
+        operands: DeltaOperands<'_, Self>,
+        state: &FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let heads = operands.heads;
+        let ([tokens, _], gate) = (size(operands.qkv), operands.output_gate);
+        let [_, stride] = size(gate.tensor);
+        let gate_values = floats(gate.tensor);
+        let input = DeltaInput {
+            qkv: &floats(operands.qkv),
+            gates: &floats(operands.gates),
+            decay_log: &floats(operands.decay_log),
+            decay_bias: &floats(operands.decay_bias),
+            output_gate: rows(&gate_values, stride, gate.column),
+            gamma: &floats(operands.gamma),
+            eps: operands.eps,
+        };
+        let pool = pool::global();
+        let (out, after) = edge_lmm_kernels::gated_delta_rule(&pool, heads, input, &floats(state));
+        (
+            tensor(out, [tokens, heads.value_width()]),
+            tensor(after, heads.state()),
+        )
     }
 }

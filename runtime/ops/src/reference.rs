@@ -8,6 +8,8 @@ use edge_lmm_kernels::RowSums;
 use edge_lmm_kernels::activation::Activation;
 use edge_lmm_kernels::attention::{Heads, Mask, WeightedMask};
 
+pub use crate::recurrent::{gated_delta_rule, short_conv};
+
 /// Applies an activation function elementwise.
 pub fn activate<B: Backend, const D: usize>(
     x: Tensor<B, D>,

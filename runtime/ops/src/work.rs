@@ -14,9 +14,9 @@
 
 use std::ops::AddAssign;
 
-use edge_lmm_kernels::Format;
 use edge_lmm_kernels::attention::{Heads, Mask};
 use edge_lmm_kernels::format::MatrixShape;
+use edge_lmm_kernels::{DeltaHeads, Format};
 
 /// Bytes of an element of activations.
 const F32: usize = size_of::<f32>();
@@ -111,6 +111,14 @@ pub(crate) fn feed_forward(
         .weighted(down)
         .multiplied(up.format, tokens * up.rows * up.cols)
         .multiplied(down.format, tokens * down.rows * down.cols)
+}
+
+/// Counts the gated delta rule: reading the state with the key and with the query, and the update.
+pub(crate) fn delta_rule(heads: DeltaHeads, tokens: usize) -> Work {
+    let [rows, columns] = heads.state();
+    let per_token = heads.width() + 2 * heads.value_heads + 2 * heads.value_width();
+    Work::moved(tokens, F32 * (tokens * per_token + 2 * rows * columns))
+        .multiplied(Format::F32, 3 * tokens * rows * columns)
 }
 
 /// Counts the rows `ids` of a table.

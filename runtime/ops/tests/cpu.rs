@@ -4,10 +4,10 @@ use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_ops::{
-    Activation, CacheShape, Columns, Format, Heads, KernelBackend, Mask, MatrixShape, RowSums,
-    WeightedMask, attention, attention_received, attention_row, cached_attention,
-    encoder_attention, gated, gather_rows, layer_norm, linear, reference, rms_norm, rope,
-    rotated_attention, select_rows, sum_heads, sum_rows,
+    Activation, CacheShape, Columns, DeltaHeads, DeltaRule, Format, Heads, KernelBackend, Mask,
+    MatrixShape, RowSums, WeightedMask, attention, attention_received, attention_row,
+    cached_attention, encoder_attention, gated, gated_delta_rule, gather_rows, layer_norm, linear,
+    reference, rms_norm, rope, rotated_attention, select_rows, short_conv, sum_heads, sum_rows,
 };
 use proptest::prelude::*;
 
@@ -284,6 +284,116 @@ proptest! {
         let excess = ((found - expected.clone()).abs() - expected * bound).max().into_scalar();
         prop_assert!(excess <= 1e-7, "{excess}");
     }
+}
+
+/// Random operands of the delta rule and a state.
+fn delta_rule(heads: DeltaHeads, tokens: usize) -> (DeltaRule<B>, Tensor<B, 2>) {
+    let rule = DeltaRule {
+        heads,
+        qkv: random([tokens, heads.width()]),
+        gates: random([tokens, 2 * heads.value_heads]),
+        decay_log: random([heads.value_heads]),
+        decay_bias: random([heads.value_heads]),
+        output_gate: Columns {
+            tensor: random([tokens, heads.value_width() + 2]),
+            column: 2,
+        },
+        gamma: random([heads.value_dim]),
+        eps: 1e-6,
+    };
+    (rule, random(heads.state()))
+}
+
+/// Returns the operands of the tokens `range`.
+fn part_of(rule: &DeltaRule<B>, range: std::ops::Range<usize>) -> DeltaRule<B> {
+    let rows = |x: &Tensor<B, 2>| x.clone().narrow(0, range.start, range.len());
+    DeltaRule {
+        heads: rule.heads,
+        qkv: rows(&rule.qkv),
+        gates: rows(&rule.gates),
+        decay_log: rule.decay_log.clone(),
+        decay_bias: rule.decay_bias.clone(),
+        output_gate: Columns {
+            tensor: rows(&rule.output_gate.tensor),
+            column: rule.output_gate.column,
+        },
+        gamma: rule.gamma.clone(),
+        eps: rule.eps,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn short_convs(tokens in 1usize..20, channels in 1usize..40, taps in 1usize..6, column in 0usize..3, act in 0usize..6) {
+        let x = random([tokens, column + channels + 1]);
+        let (before, kernel) = (random([taps - 1, channels]), random([channels, taps]));
+        let columns = Columns { tensor: x.clone(), column };
+        let (found, after) = short_conv(columns, before.clone(), kernel.clone(), ACTIVATIONS[act]);
+        let part = x.narrow(1, column, channels);
+        let (expected, expected_after) = reference::short_conv(part, before, kernel, ACTIVATIONS[act]);
+        let difference = (found - expected).abs().max().into_scalar();
+        prop_assert!(difference < REORDERED, "{difference}");
+        prop_assert_eq!(after.to_data(), expected_after.to_data());
+    }
+
+    /// The chunks of the reference against the kernels' recurrence. Chunks add and subtract sums of up to
+    /// 64 tokens; the norm of an output that is short beside its state magnifies their error.
+    #[test]
+    fn delta_rules(tokens in 1usize..200, key_heads in 1usize..3, group in 1usize..4, key_dim in 1usize..30, value_dim in 1usize..30) {
+        let heads = DeltaHeads { key_heads, value_heads: key_heads * group, key_dim, value_dim };
+        let (rule, state) = delta_rule(heads, tokens);
+        let whole = part_of(&rule, 0..tokens);
+        let (expected, expected_state) = reference::gated_delta_rule(whole, state.clone());
+        let (found, found_state) = gated_delta_rule(rule, state);
+        let error = distance(found_state, expected_state);
+        prop_assert!(error < REORDERED, "state {error}");
+        let error = distance(found, expected);
+        prop_assert!(error < 10.0 * REORDERED, "{error}");
+    }
+
+    /// The pieces of the reference end where they like.
+    #[test]
+    fn pieces_of_the_delta_rule(tokens in 2usize..150, cut in 1usize..150) {
+        let heads = DeltaHeads { key_heads: 2, value_heads: 4, key_dim: 12, value_dim: 20 };
+        let (rule, state) = delta_rule(heads, tokens);
+        let cut = cut.min(tokens - 1);
+        let whole = part_of(&rule, 0..tokens);
+        let (expected, expected_state) = reference::gated_delta_rule(whole, state.clone());
+        let (first, state) = reference::gated_delta_rule(part_of(&rule, 0..cut), state);
+        let (second, state) = reference::gated_delta_rule(part_of(&rule, cut..tokens), state);
+        let found = Tensor::cat(vec![first, second], 0);
+        prop_assert!(distance(state, expected_state) < REORDERED);
+        prop_assert!(distance(found, expected) < 10.0 * REORDERED);
+    }
+}
+
+/// A text that repeats itself has equal keys: the terms of a power series of the inverse would exceed the
+/// result by 17 orders of magnitude.
+#[test]
+fn equal_keys_do_not_cancel() {
+    let heads = DeltaHeads {
+        key_heads: 1,
+        value_heads: 2,
+        key_dim: 16,
+        value_dim: 8,
+    };
+    let (mut rule, state) = delta_rule(heads, 64);
+    rule.qkv = rule.qkv.narrow(0, 0, 1).repeat_dim(0, 64);
+    // Updates are complete, and nothing decays.
+    rule.gates = Tensor::cat(
+        vec![
+            Tensor::full([64, 2], 12.0, &Default::default()),
+            Tensor::full([64, 2], -30.0, &Default::default()),
+        ],
+        1,
+    );
+    let (expected, expected_state) =
+        reference::gated_delta_rule(part_of(&rule, 0..64), state.clone());
+    let (found, found_state) = gated_delta_rule(rule, state);
+    assert!(distance(found_state, expected_state) < REORDERED);
+    assert!(distance(found, expected) < 10.0 * REORDERED);
 }
 
 #[test]

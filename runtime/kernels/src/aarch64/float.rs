@@ -49,7 +49,7 @@ unsafe fn load_row<T: Element>(numbers: *const T) -> [float32x4_t; 2] {
 /// Multiplies a vector by a number and adds the product to `c`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn fma(x: f32, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+pub(super) fn fma(x: f32, b: float32x4_t, c: float32x4_t) -> float32x4_t {
     vfmaq_n_f32(c, b, x)
 }
 

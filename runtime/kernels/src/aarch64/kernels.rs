@@ -1,8 +1,8 @@
 //! The kernels of each instruction set.
 
 use super::detect::{Neon, NeonDotprod};
-use super::{dotprod, float, peak, smlal};
-use crate::cpu::{ActivationScheme, Isa, Kernels, Panels, Strided, Tile};
+use super::{delta_rule, dotprod, float, peak, smlal};
+use crate::cpu::{ActivationScheme, DeltaSteps, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{FloatFormat, Format, FormatKind, QuantFormat};
 use crate::generic::rows::row_kernels;
 use crate::operands::Operands;
@@ -18,6 +18,7 @@ simd_kernels! {
     matmul: float::matmul,
     gemv: float::float_gemv,
     widen: float::widen,
+    delta_rule: delta_rule::delta_rule,
     peak: { Float: peak::float, Q8: peak::q8_neon, Q4: peak::q4_neon },
 }
 simd_kernels! {
@@ -28,5 +29,6 @@ simd_kernels! {
     matmul: float::matmul,
     gemv: float::float_gemv,
     widen: float::widen,
+    delta_rule: delta_rule::delta_rule,
     peak: { Float: peak::float, Q8: peak::dotprod, Q4: peak::dotprod },
 }

@@ -4,6 +4,7 @@
 //! registers is the weight of row `r` and input `4 i + j`.
 #![allow(unsafe_code)]
 
+mod delta_rule;
 mod detect;
 mod dotprod;
 mod float;

@@ -1,4 +1,4 @@
-//! Activation functions on rows.
+//! Activation functions and products of rows.
 
 // Slices are indexed in parallel.
 #![allow(clippy::needless_range_loop)]
@@ -79,4 +79,15 @@ pub(crate) fn gated<const FMA: bool>(
         "gate, up and output"
     );
     for_activation!(activation, A => for i in 0..out.len() { out[i] = apply::<FMA>(A, gate[i]) * up[i] })
+}
+
+#[inline(always)]
+pub(crate) fn multiply_add<const FMA: bool>(x: &[f32], y: &[f32], sum: &mut [f32]) {
+    assert!(
+        x.len() == sum.len() && y.len() == sum.len(),
+        "factors and sum"
+    );
+    for i in 0..sum.len() {
+        sum[i] = fma::<FMA>(x[i], y[i], sum[i]);
+    }
 }

@@ -1,8 +1,8 @@
 //! The portable kernels, compiled for the target's baseline.
 
 use super::rows::row_kernels;
-use super::{float, quantized};
-use crate::cpu::{ActivationScheme, Isa, Kernels, Panels, Strided, Tile};
+use super::{delta_rule, float, quantized};
+use crate::cpu::{ActivationScheme, DeltaSteps, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{FloatFormat, Format, QuantFormat};
 use half::f16;
 use std::ops::Range;
@@ -64,6 +64,10 @@ impl Kernels for Generic {
 
     fn widen(&self, halves: &[u8], out: &mut [f32]) {
         float::widen(halves, out)
+    }
+
+    fn delta_rule(&self, steps: DeltaSteps<'_>, state: &mut [f32], out: &mut [f32]) {
+        delta_rule::delta_rule(steps, state, out)
     }
 
     row_kernels!(false);

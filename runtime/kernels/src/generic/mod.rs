@@ -6,6 +6,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod attention;
+pub(crate) mod delta_rule;
 mod float;
 mod kernels;
 pub(crate) mod math;

@@ -52,6 +52,11 @@ macro_rules! row_kernels {
             $crate::generic::rows::compiled!($($features)?; (low: &mut [f32], high: &mut [f32], cos: &[f32], sin: &[f32]) =>
                 $crate::generic::rope::rotate::<$fma>(low, high, cos, sin))
         }
+
+        fn multiply_add(&self, x: &[f32], y: &[f32], sum: &mut [f32]) {
+            $crate::generic::rows::compiled!($($features)?; (x: &[f32], y: &[f32], sum: &mut [f32]) =>
+                $crate::generic::activation::multiply_add::<$fma>(x, y, sum))
+        }
     };
 }
 

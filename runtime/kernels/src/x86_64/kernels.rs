@@ -2,8 +2,8 @@
 
 use super::detect::{Avx2, Avx512Vnni, AvxVnni};
 use super::quantized::{avx2_scheme, q4_avx2, q4_avxvnni, q8_avx2, q8_avxvnni, vnni_scheme};
-use super::{avx512, float, peak};
-use crate::cpu::{ActivationScheme, Isa, Kernels, Panels, Strided, Tile};
+use super::{avx512, delta_rule, float, peak};
+use crate::cpu::{ActivationScheme, DeltaSteps, Isa, Kernels, Panels, Strided, Tile};
 use crate::format::{FloatFormat, Format, FormatKind, QuantFormat};
 use crate::generic::rows::row_kernels;
 use crate::operands::Operands;
@@ -19,6 +19,7 @@ simd_kernels! {
     matmul: float::avx2::matmul,
     gemv: float::avx2::float_gemv,
     widen: float::avx2::widen,
+    delta_rule: delta_rule::avx2::delta_rule,
     peak: { Float: peak::float_avx2, Q8: peak::q8_avx2, Q4: peak::q4_avx2 },
 }
 simd_kernels! {
@@ -29,6 +30,7 @@ simd_kernels! {
     matmul: float::avx2::matmul,
     gemv: float::avx2::float_gemv,
     widen: float::avx2::widen,
+    delta_rule: delta_rule::avx2::delta_rule,
     peak: { Float: peak::float_avx2, Q8: peak::avxvnni, Q4: peak::avxvnni },
 }
 simd_kernels! {
@@ -39,5 +41,6 @@ simd_kernels! {
     matmul: float::avx512::matmul,
     gemv: float::avx2::float_gemv,
     widen: float::avx2::widen,
+    delta_rule: delta_rule::avx512::delta_rule,
     peak: { Float: peak::float_avx512, Q8: peak::avx512vnni, Q4: peak::avx512vnni },
 }

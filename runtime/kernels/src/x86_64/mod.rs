@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod avx512;
+mod delta_rule;
 mod detect;
 mod float;
 mod kernels;
