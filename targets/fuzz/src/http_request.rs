@@ -67,6 +67,7 @@ pub const HTTP_REQUEST: Target = Target {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            tool_syntax: edge_lmm::ToolSyntax::default(),
         };
         for endpoint in [Endpoint::Chat, Endpoint::Completion] {
             let asked = Ask::parse(endpoint, input, &limits);

@@ -53,6 +53,7 @@ pub const REQUEST: Target = Target {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            tool_syntax: edge_lmm::ToolSyntax::default(),
         };
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),

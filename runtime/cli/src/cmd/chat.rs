@@ -8,13 +8,14 @@ use clap::Args;
 use edge_lmm::chat::Line;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{AnySession, FinishReason, Media, Message, Request, Role, user_message};
+use edge_lmm::{AnySession, Constraint, FinishReason, Media, Message, Request, Role, user_message};
 use serde_json::json;
 
 use crate::errors::message;
 
 use super::answer::answer_until;
 use super::cache::{CacheOptions, PromptCacheOptions, reserve};
+use super::constraint::ConstraintOptions;
 use super::costs;
 use super::memory::RequestCheck;
 use super::options::{
@@ -57,6 +58,11 @@ pub struct Cmd {
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
+    constraint: ConstraintOptions,
+    /// Form of the answers, read from these options.
+    #[arg(skip)]
+    form: Option<Constraint>,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -84,10 +90,11 @@ impl Conversation {
 }
 
 impl Cmd {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
         // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
         self.media.check()?;
+        self.form = self.constraint.read()?;
         let engine = self.device.load(&self.model)?;
         let check = self
             .device
@@ -174,6 +181,7 @@ impl Cmd {
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
             timing: self.json,
+            constraint: self.form.as_ref(),
             ..self.generation.request(messages)?
         };
         let pressed = || interrupts.pressed();

@@ -12,6 +12,7 @@ use crate::summary::summary;
 
 use super::answer::answer;
 use super::cache::{CacheOptions, PromptCacheOptions};
+use super::constraint::ConstraintOptions;
 use super::costs;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, print_now,
@@ -39,6 +40,8 @@ pub struct Cmd {
     #[command(flatten)]
     generation: GenerationOptions,
     #[command(flatten)]
+    constraint: ConstraintOptions,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -60,6 +63,7 @@ impl Cmd {
         // Wrong options end the program before the model is loaded.
         self.generation.sampling()?;
         self.media.check()?;
+        let constraint = self.constraint.read()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
@@ -84,6 +88,7 @@ impl Cmd {
             media: &media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
+            constraint: constraint.as_ref(),
             ..self.generation.request(&messages)?
         };
         if dump.is_some() {

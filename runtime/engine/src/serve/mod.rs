@@ -13,12 +13,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use edge_lmm_models::media::MediaOptions;
-use edge_lmm_models::prompt::Message;
+use edge_lmm_models::prompt::{Message, Tool, ToolSyntax};
 
 use crate::media::VideoOptions;
 use crate::request_estimate::RequestEstimator;
 use crate::sampler::Sampling;
-use crate::{Answer, AnySession, EngineError, Event, Media, Request};
+use crate::{Answer, AnySession, Constraint, EngineError, Event, Media, Request};
 
 pub use inline::InlineError;
 pub use lines::{ImageSource, Question, Reply, RequestError, Stop};
@@ -71,6 +71,9 @@ pub struct Limits {
     pub ignore_generation_config: bool,
     /// Lets control tokens in questions take effect.
     pub parse_special: bool,
+    /// Form in which the model writes calls of functions
+    /// ([`Engine::tool_syntax`](crate::Engine::tool_syntax)).
+    pub tool_syntax: ToolSyntax,
 }
 
 /// A request of any protocol, with decoded media.
@@ -80,6 +83,8 @@ pub struct Prepared {
     media: Vec<Media>,
     sampling: Sampling,
     stop: Vec<String>,
+    tools: Vec<Tool>,
+    constraint: Option<Constraint>,
     /// Tokens of the answer, at most those of the limits.
     max_tokens: Option<usize>,
     ignore_eos: bool,
@@ -111,6 +116,8 @@ impl Prepared {
             ignore_eos: self.ignore_eos,
             sampling: self.sampling.clone(),
             stop: &self.stop,
+            tools: &self.tools,
+            constraint: self.constraint.as_ref(),
             parse_special: limits.parse_special,
             raw: self.raw,
             logprobs: self.logprobs,
@@ -191,6 +198,7 @@ mod tests {
             repetition_penalty: None,
             ignore_generation_config: false,
             parse_special: false,
+            tool_syntax: ToolSyntax::default(),
         };
         let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
         let question = Question::parse(line).expect("a question");

@@ -138,6 +138,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         self.media.check()?;
+        let engine = self.device.load(&self.model)?;
         let limits = Limits {
             max_tokens: self.max_tokens,
             files: !self.no_files,
@@ -147,8 +148,9 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
+            // Each request reports why no prompt can be rendered.
+            tool_syntax: engine.tool_syntax().unwrap_or_default(),
         };
-        let engine = self.device.load(&self.model)?;
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;
         costs::apply(
