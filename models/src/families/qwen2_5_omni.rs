@@ -450,7 +450,7 @@ fn places(messages: &[Message], count: usize) -> Result<Vec<Place>, ModelError> 
         let mut before: Option<&Content> = None;
         for content in &message.content {
             match content {
-                Content::Text(_) => continue,
+                Content::Text(_) | Content::ToolCall(_) => continue,
                 Content::Media(_) => places.push(Place {
                     medium,
                     track: None,

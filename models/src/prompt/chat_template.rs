@@ -16,6 +16,7 @@ use crate::guard;
 use crate::media::MediaKind;
 use crate::prompt::message::{Content, Message, Role};
 use crate::prompt::template_limits;
+use crate::prompt::tools::ToolCall;
 
 /// Maximum length of a template in bytes. Published ones are up to 30 kB. Every nesting level takes
 /// at least one byte, and the stack of [`guard::on_large_stack`] holds that many levels.
@@ -91,12 +92,20 @@ pub(crate) struct Parsed<'a> {
 
 impl Parsed<'_> {
     /// Renders messages from [`Forms::values`], ending with the start of the assistant's turn.
+    /// Without `tools`, the template sees none, as in transformers.
     ///
     /// # Errors
     /// If the template fails or exceeds a limit.
-    pub fn fill(&self, messages: &[Value], edges: &EdgeTokens) -> Result<String, ModelError> {
+    pub fn fill(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        edges: &EdgeTokens,
+    ) -> Result<String, ModelError> {
+        let tools = (!tools.is_empty()).then(|| minijinja::Value::from(Serde(tools)));
         let context = context! {
             messages => minijinja::Value::from(Serde(messages)),
+            tools => tools.unwrap_or_else(|| minijinja::Value::from(())),
             add_generation_prompt => true,
             bos_token => edges.begin.as_deref().unwrap_or_default(),
             eos_token => edges.end.as_deref().unwrap_or_default(),
@@ -294,7 +303,13 @@ impl Forms {
                     true => self.list(message, &placeholder),
                     false => json!(message.flat(&placeholder)),
                 };
-                json!({ "role": message.role.as_str(), "content": content })
+                let mut value = json!({ "role": message.role.as_str(), "content": content });
+                let calls = message.content.iter().filter_map(Content::as_tool_call);
+                let calls: Vec<Value> = calls.map(ToolCall::value).collect();
+                if !calls.is_empty() {
+                    value["tool_calls"] = calls.into();
+                }
+                value
             })
             .collect()
     }
@@ -302,7 +317,8 @@ impl Forms {
     fn list(&self, message: &Message, placeholder: impl Fn(MediaKind) -> String) -> Value {
         let mut items: Vec<Value> = Vec::new();
         let mut pending = String::new();
-        for content in &message.content {
+        let shown = message.content.iter();
+        for content in shown.filter(|content| content.as_tool_call().is_none()) {
             match content.media_kind() {
                 Some(kind) if self.media.contains(&kind) => {
                     items.push(json!({ "type": kind.as_str() }));
@@ -341,7 +357,7 @@ fn instructions_in_first_question(messages: &[Message]) -> Vec<Message> {
                 .iter_mut()
                 .find_map(|content| match content {
                     Content::Text(text) => Some(text),
-                    Content::Media(_) | Content::SoundTrack => None,
+                    Content::Media(_) | Content::SoundTrack | Content::ToolCall(_) => None,
                 });
             match text {
                 Some(text) => text.insert_str(0, &instructions),
@@ -393,13 +409,13 @@ mod tests {
     use super::*;
 
     fn fill(source: &str, messages: &[Value]) -> Result<String, ModelError> {
-        ChatTemplate::new(source)?.open(|parsed| parsed.fill(messages, &EdgeTokens::default()))
+        ChatTemplate::new(source)?.open(|parsed| parsed.fill(messages, &[], &EdgeTokens::default()))
     }
 
     fn forms(source: &str) -> Forms {
         let template = ChatTemplate::new(source).expect("a template");
         let forms = template.open(|parsed| {
-            let fill = |values: &[Value]| parsed.fill(values, &EdgeTokens::default());
+            let fill = |values: &[Value]| parsed.fill(values, &[], &EdgeTokens::default());
             Ok(Forms::probe(fill, |kind| format!("<{}>", kind.as_str())))
         });
         forms.expect("a template")
@@ -580,6 +596,10 @@ mod tests {
             (
                 "{{ {'a': [1]} | tojson }}{{ [1] | tojson(indent=1) }}",
                 "{\"a\": [1]}[\n 1\n]",
+            ),
+            (
+                "{{ \"<a> & 'b' \\\\u003c\" | tojson }}",
+                "\"<a> & 'b' \\\\u003c\"",
             ),
             (
                 "{{ 'b' in 'abc' }}{{ 2 not in [1] }}{{ 1 < 2 < 3 }}{{ x is defined }}",

@@ -445,6 +445,7 @@ mod tests {
         let messages = [Message::text(Role::User, question)];
         let conversation = Conversation {
             messages: &messages,
+            tools: &[],
             parse_special,
             raw: false,
         };

@@ -1,6 +1,7 @@
 //! Messages of a conversation.
 
 use crate::media::MediaKind;
+use crate::prompt::tools::{Tool, ToolCall};
 
 /// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A function that the model called: its result.
+    Tool,
 }
 
 impl Role {
@@ -20,6 +23,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -34,15 +38,17 @@ pub enum Content {
     SoundTrack,
     /// Text.
     Text(String),
+    /// A call of a function, in messages of the model.
+    ToolCall(ToolCall),
 }
 
 impl Content {
-    /// Returns the kind of a medium; `None` for text.
+    /// Returns the kind of a medium; `None` for text and calls.
     pub fn media_kind(&self) -> Option<MediaKind> {
         match self {
             Self::Media(kind) => Some(*kind),
             Self::SoundTrack => Some(MediaKind::Audio),
-            Self::Text(_) => None,
+            Self::Text(_) | Self::ToolCall(_) => None,
         }
     }
 
@@ -50,7 +56,24 @@ impl Content {
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
-            Self::Media(_) | Self::SoundTrack => None,
+            Self::Media(_) | Self::SoundTrack | Self::ToolCall(_) => None,
+        }
+    }
+
+    /// Returns a call.
+    pub fn as_tool_call(&self) -> Option<&ToolCall> {
+        match self {
+            Self::ToolCall(call) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// Calls `visit` with each of its texts.
+    pub(crate) fn visit_texts<'a>(&'a self, visit: &mut impl FnMut(&'a str)) {
+        match self {
+            Self::Text(text) => visit(text),
+            Self::ToolCall(call) => call.visit_texts(visit),
+            Self::Media(_) | Self::SoundTrack => {}
         }
     }
 }
@@ -69,6 +92,8 @@ pub struct Message {
 pub struct Conversation<'a> {
     /// The messages so far.
     pub messages: &'a [Message],
+    /// Functions that the model may call.
+    pub tools: &'a [Tool],
     /// Control tokens in messages, such as `<|im_end|>`, take effect; without this they are text.
     pub parse_special: bool,
     /// The text of the messages is the whole prompt, without the chat template.
@@ -79,6 +104,7 @@ impl<'a> From<&'a [Message]> for Conversation<'a> {
     fn from(messages: &'a [Message]) -> Self {
         Self {
             messages,
+            tools: &[],
             parse_special: false,
             raw: false,
         }
@@ -100,8 +126,11 @@ impl<'a> From<&'a Vec<Message>> for Conversation<'a> {
 impl Message {
     /// Returns the length of its text in bytes.
     pub fn text_len(&self) -> usize {
-        let texts = self.content.iter().filter_map(Content::as_text);
-        texts.map(str::len).sum()
+        let mut bytes = 0;
+        for content in &self.content {
+            content.visit_texts(&mut |text| bytes += text.len());
+        }
+        bytes
     }
 
     /// Returns its text, that of several parts on lines of their own.
@@ -134,9 +163,10 @@ impl Message {
     }
 
     /// Returns the message with `replace` applied to each text.
-    pub(crate) fn with_texts(&self, replace: impl Fn(&str) -> String) -> Self {
+    pub(crate) fn with_texts(&self, replace: impl Fn(&str) -> String + Copy) -> Self {
         let content = self.content.iter().map(|content| match content {
             Content::Text(text) => Content::Text(replace(text)),
+            Content::ToolCall(call) => Content::ToolCall(call.with_texts(replace)),
             medium => medium.clone(),
         });
         Self {

@@ -11,7 +11,9 @@ mod template_limits;
 mod text_processor;
 mod token_bytes;
 mod tokenizer_limits;
+mod tools;
 
 pub use assembly::{Prompt, PromptBuilder, Span, expand_placeholders, medium_text};
 pub use message::{Content, Conversation, Message, Role};
 pub use text_processor::{Rendered, TextProcessor, TextStream};
+pub use tools::{Tool, ToolCall, ToolSyntax, spaced};

@@ -142,7 +142,41 @@ fn to_json(
     let named: Option<Value> = options.peek("indent")?;
     let wanted = indent.as_ref().or(named.as_ref()).and_then(Value::as_usize);
     check_indent(state, value, wanted.unwrap_or_default())?;
-    filters::tojson(value, indent, options)
+    let json = filters::tojson(value, indent, options)?;
+    Ok(Value::from(without_html_escapes(
+        json.as_str().unwrap_or_default(),
+    )))
+}
+
+/// Restores the characters that the engine's `tojson` escapes for HTML, which that of transformers
+/// does not.
+fn without_html_escapes(json: &str) -> String {
+    const ESCAPES: [(&str, char); 4] = [
+        ("u003c", '<'),
+        ("u003e", '>'),
+        ("u0026", '&'),
+        ("u0027", '\''),
+    ];
+    let mut plain = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        plain.push_str(before);
+        let known = ESCAPES.iter().find(|(code, _)| escape.starts_with(code));
+        rest = match known {
+            Some((code, c)) => {
+                plain.push(*c);
+                &escape[code.len()..]
+            }
+            None => {
+                // The character after a backslash is no start of another escape.
+                let length = escape.chars().next().map_or(0, char::len_utf8);
+                plain.push('\\');
+                plain.push_str(&escape[..length]);
+                &escape[length..]
+            }
+        };
+    }
+    plain + rest
 }
 
 /// Pays for a text in which each member has a line that begins with up to `indent` blanks for each

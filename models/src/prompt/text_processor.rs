@@ -12,9 +12,10 @@ use crate::media::MediaKind;
 use crate::prompt::assembly::medium_text;
 use crate::prompt::chat_template::{ChatTemplate, EdgeTokens, Forms, Parsed};
 use crate::prompt::control_tokens::{ControlTokens, Disguise, LiteralTokenizer, encode, is_dense};
-use crate::prompt::message::{Content, Conversation, Message};
+use crate::prompt::message::{Conversation, Message};
 use crate::prompt::token_bytes::TokenBytes;
 use crate::prompt::tokenizer_limits;
+use crate::prompt::tools::{Tool, ToolSyntax};
 
 /// A rendered conversation that distinguishes template text from message text.
 #[derive(Debug, Clone)]
@@ -37,6 +38,12 @@ impl Rendered {
             disguise: self.disguise.clone(),
         };
         split(&self.text).into_iter().map(part).collect()
+    }
+
+    /// Returns the text as a reader sees it.
+    #[cfg(test)]
+    pub(crate) fn plain(&self) -> String {
+        self.disguise.take_off(&self.text).0
     }
 
     /// Replaces each `mark` of the template by the text of a medium: its text pieces, and
@@ -97,6 +104,7 @@ pub struct TextProcessor {
 struct Prepared {
     forms: Forms,
     control: ControlTokens,
+    tools: ToolSyntax,
 }
 
 impl TextProcessor {
@@ -280,7 +288,7 @@ impl TextProcessor {
     }
 
     /// Returns `true` if [`Self::decode`] skips the token.
-    fn is_special(&self, id: u32) -> bool {
+    pub fn is_special(&self, id: u32) -> bool {
         let token = self.tokenizer.id_to_token(id);
         let added = self.tokenizer.get_added_vocabulary();
         token.is_some_and(|token| added.is_special_token(&token))
@@ -321,18 +329,18 @@ impl TextProcessor {
     ) -> Result<Rendered, ModelError> {
         let Conversation {
             messages,
+            tools,
             parse_special,
             raw,
         } = conversation;
         let prepared = self.prepare(template, placeholder)?;
-        let fill = |messages: &[Message]| {
+        let fill = |messages: &[Message], tools: &[Tool]| {
             if raw {
                 return Ok(messages.iter().map(|m| m.flat(placeholder)).collect());
             }
-            let values = prepared.forms.values(messages, placeholder);
-            template.fill(&values, &self.edges)
+            self.fill(template, prepared, (messages, tools), placeholder)
         };
-        let text = fill(messages)?;
+        let text = fill(messages, tools)?;
         let plain = |text| Rendered {
             text,
             parse_special,
@@ -345,7 +353,11 @@ impl TextProcessor {
         let control = &prepared.control;
         let kinds = [MediaKind::Image, MediaKind::Video, MediaKind::Audio];
         let marks = kinds.map(placeholder);
-        let disguise = Disguise::new(control, marks.iter().map(String::as_str), &texts(messages))?;
+        let disguise = Disguise::new(
+            control,
+            marks.iter().map(String::as_str),
+            &texts(messages, tools),
+        )?;
         if disguise.is_empty() {
             return Ok(plain(text));
         }
@@ -353,7 +365,11 @@ impl TextProcessor {
             .iter()
             .map(|message| message.with_texts(|text| disguise.put_on(text)))
             .collect();
-        let marked = fill(&disguised)?;
+        let tools: Vec<Tool> = tools
+            .iter()
+            .map(|tool| tool.with_texts(|text| disguise.put_on(text)))
+            .collect();
+        let marked = fill(&disguised, &tools)?;
         let ids =
             |text: &str| -> Vec<u32> { control.find(text).iter().map(|found| found.id).collect() };
         // A template may search messages, for example to drop the reasoning of earlier answers. The
@@ -378,19 +394,59 @@ impl TextProcessor {
         if let Some(prepared) = self.prepared.get() {
             return Ok(prepared);
         }
-        let forms = Forms::probe(|values| template.fill(values, &self.edges), placeholder);
+        let forms = Forms::probe(
+            |values| template.fill(values, &[], &self.edges),
+            placeholder,
+        );
         let control = ControlTokens::new(&self.tokenizer, &forms.skeleton)?;
-        Ok(self.prepared.get_or_init(|| Prepared { forms, control }))
+        let tools = ToolSyntax::probe(|messages, tools| {
+            let values = forms.values(messages, placeholder);
+            let tools: Vec<Value> = tools.iter().map(Tool::value).collect();
+            template.fill(&values, &tools, &self.edges)
+        });
+        Ok(self.prepared.get_or_init(|| Prepared {
+            forms,
+            control,
+            tools,
+        }))
+    }
+
+    /// Fills the template, which may know no functions.
+    fn fill(
+        &self,
+        template: &Parsed,
+        prepared: &Prepared,
+        (messages, tools): (&[Message], &[Tool]),
+        placeholder: impl Fn(MediaKind) -> String + Copy,
+    ) -> Result<String, ModelError> {
+        let (forms, syntax) = (&prepared.forms, &prepared.tools);
+        if !syntax.in_template {
+            let converted = syntax.as_text(messages, tools);
+            let values = forms.values(&converted, placeholder);
+            return template.fill(&values, &[], &self.edges);
+        }
+        let values = forms.values(messages, placeholder);
+        let tools: Vec<Value> = tools.iter().map(Tool::value).collect();
+        template.fill(&values, &tools, &self.edges)
+    }
+
+    /// Returns the form in which the model writes calls of functions, once a prompt has been
+    /// rendered.
+    pub fn tool_syntax(&self) -> Option<&ToolSyntax> {
+        self.prepared.get().map(|prepared| &prepared.tools)
     }
 }
 
-/// Returns all texts of the messages.
-fn texts(messages: &[Message]) -> Vec<&str> {
-    messages
-        .iter()
-        .flat_map(|message| &message.content)
-        .filter_map(Content::as_text)
-        .collect()
+/// Returns all texts of messages and functions.
+fn texts<'a>(messages: &'a [Message], tools: &'a [Tool]) -> Vec<&'a str> {
+    let mut texts = Vec::new();
+    for content in messages.iter().flat_map(|message| &message.content) {
+        content.visit_texts(&mut |text| texts.push(text));
+    }
+    for tool in tools {
+        tool.visit_texts(&mut |text| texts.push(text));
+    }
+    texts
 }
 
 /// A streaming decoder that never splits a character.

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use edge_lmm_models::media::MediaInput;
+use edge_lmm_models::prompt::ToolSyntax;
 use edge_lmm_ops::{Format, MemoryFailure};
 use edge_lmm_record::output::Output;
 
@@ -114,6 +115,14 @@ impl AnyEngine {
     /// Returns the format of the vision encoder's weights.
     pub(crate) fn vision_format(&self) -> Option<Format> {
         each_engine!(self, engine => engine.vision_format())
+    }
+
+    /// See [`Engine::tool_syntax`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tool_syntax(&self) -> Result<ToolSyntax, EngineError> {
+        each_engine!(self, engine => engine.tool_syntax())
     }
 
     /// See [`Engine::measure_costs`].

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
 use edge_lmm_models::media::MediaInput;
-use edge_lmm_models::prompt::TextProcessor;
+use edge_lmm_models::prompt::{TextProcessor, ToolSyntax};
 use edge_lmm_ops::{Format, KernelBackend};
 use edge_lmm_record::{Description, Record};
 
@@ -193,6 +193,14 @@ impl<B: KernelBackend> Engine<B> {
     /// Returns the tokenizer and the chat template.
     pub fn text(&self) -> &TextProcessor {
         &self.0.text
+    }
+
+    /// Returns the form in which the model writes calls of functions, as its chat template does.
+    ///
+    /// # Errors
+    /// If the template cannot be rendered.
+    pub fn tool_syntax(&self) -> Result<ToolSyntax, EngineError> {
+        self.0.tool_syntax()
     }
 
     /// Returns the device of the model.

@@ -3,6 +3,7 @@
 use edge_lmm_models::ModelError;
 use edge_lmm_ops::MemoryFailure;
 
+use crate::constraint::ConstraintError;
 use crate::device::DeviceError;
 #[cfg(feature = "files")]
 use crate::media::MediaError;
@@ -76,6 +77,9 @@ pub enum EngineError {
         /// Rows of the embedding table.
         vocabulary: usize,
     },
+    /// Error of the constraint of a request.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// A time limit without a cost model.
     #[error(
         "the request limits the time to the first token, but the times of this model are not \

@@ -44,6 +44,7 @@
 //! | `files` (default) | [`media`] from files: images, animations, Y4M, WAV, FLAC, MP3, ... |
 //! | `h264` (default) | video in MP4; builds OpenH264, which requires a C++ compiler |
 //! | `camera` | cameras of Video4Linux in [`watch`] |
+//! | `constraints` | answers that follow a JSON schema, a regular expression or a grammar ([`Constraint`]) |
 //! | `serve` | requests and replies of a server as JSON |
 //! | `experiments` | question sets, captured stages as files, [`experiment`]s, measurements of the kernels |
 //! | `profiler` | [`profile`]s of any burn module |
@@ -57,6 +58,7 @@
 mod any_device;
 pub mod chat;
 mod columns;
+mod constraint;
 pub mod cost;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -97,17 +99,19 @@ pub mod store;
 pub mod target;
 pub mod timing;
 pub mod tokens;
+mod tool_calls;
 pub mod units;
 #[cfg(feature = "files")]
 pub mod watch;
 
 pub use any_device::{AnyEngine, AnySession};
+pub use constraint::{Constraint, ConstraintError};
 pub use device::{Device, DeviceError, Devices};
 pub use edge_lmm_models::language::OutputRows;
 pub use edge_lmm_models::layout;
 pub use edge_lmm_models::media::{AudioPadding, MediaInput, MediaKind, MediaOptions};
 pub use edge_lmm_models::preprocess::{PreprocessError, RgbImage};
-pub use edge_lmm_models::prompt::{Content, Message, Role};
+pub use edge_lmm_models::prompt::{Content, Message, Role, Tool, ToolCall, ToolSyntax};
 pub use edge_lmm_models::reduce;
 pub use edge_lmm_models::{ModelError, demo};
 pub use edge_lmm_ops::KernelBackend;
@@ -135,6 +139,7 @@ pub use session::{
 pub use stop::StopFilter;
 pub use store::Store;
 pub use timing::{Recording, Stage, Timing};
+pub use tool_calls::{AnswerPart, ToolCalls};
 
 /// The CPU backend: burn-ndarray's storage under our kernels.
 pub type Cpu = burn_ndarray::NdArray<f32, i64, i8>;

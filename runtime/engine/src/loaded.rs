@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
-use edge_lmm_models::prompt::TextProcessor;
+use edge_lmm_models::prompt::{Message, Role, TextProcessor, ToolSyntax};
 use edge_lmm_models::reduce::Reductions;
 use edge_lmm_ops::{Format, KernelBackend, stage};
 use edge_lmm_record::{Description, Record, RecordError};
 use serde_json::Value;
 
+use crate::constraint::{Compiler, Constraint, ConstraintError, Matching};
 use crate::cost::CostModel;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -43,6 +44,8 @@ pub(crate) struct LoadedModel<B: KernelBackend> {
     pub draft: OnceLock<Engine<B>>,
     /// Chains that were chosen for media with a time limit.
     pub chosen: Mutex<ChosenChains>,
+    /// Compiler of constraints, built for the first one.
+    constraints: OnceLock<Result<Compiler, ConstraintError>>,
     features: Mutex<FeatureCache<B>>,
 }
 
@@ -118,8 +121,32 @@ impl<B: KernelBackend> LoadedModel<B> {
             device,
             weight_sizes,
             vision_format: vision_format(info),
+            constraints: OnceLock::new(),
             features: Mutex::new(FeatureCache::new(FEATURE_CACHE_BYTES)),
         })
+    }
+
+    /// Returns the form in which the model writes calls of functions.
+    ///
+    /// # Errors
+    /// If the chat template cannot be rendered.
+    pub fn tool_syntax(&self) -> Result<ToolSyntax, EngineError> {
+        if self.text.tool_syntax().is_none() {
+            // The first prompt finds the form.
+            let messages = [Message::text(Role::User, "?")];
+            self.model.prompt(&self.text, (&messages).into(), &[])?;
+        }
+        Ok(self.text.tool_syntax().cloned().unwrap_or_default())
+    }
+
+    /// Compiles a constraint.
+    ///
+    /// # Errors
+    /// If it is invalid, or the tokenizer does not allow constraints.
+    pub fn matching(&self, constraint: &Constraint) -> Result<Matching, ConstraintError> {
+        let new = || Compiler::new(&self.text, &self.end_tokens);
+        let compiler = self.constraints.get_or_init(new).as_ref();
+        compiler.map_err(Clone::clone)?.compile(constraint)
     }
 
     /// Returns the cache of encoder outputs. It stays usable after a panic on another thread.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use edge_lmm_models::media::{MediaInput, MediaOptions};
-use edge_lmm_models::prompt::Message;
+use edge_lmm_models::prompt::{Message, Tool};
 use edge_lmm_models::reduce::{LanguageReduction, ReductionStep};
 use serde::{Deserialize, Serialize};
 
+use crate::constraint::Constraint;
 use crate::media::Media;
 use crate::sampler::Sampling;
 use crate::session::{ReusedFrom, Speculation, SpeculationCounts, TokenLogprobs};
@@ -28,6 +29,9 @@ use crate::timing::Timing;
 pub struct Request<'a> {
     /// The conversation so far.
     pub messages: &'a [Message],
+    /// Functions that the model may call. [`ToolCalls`](crate::ToolCalls) finds the calls in the
+    /// answer.
+    pub tools: &'a [Tool],
     /// Media, in the order in which the messages show them.
     pub media: &'a [Media],
     /// Options for the preparation of media.
@@ -40,6 +44,8 @@ pub struct Request<'a> {
     pub sampling: Sampling,
     /// Strings that end the answer; the text stops before the first of them.
     pub stop: &'a [String],
+    /// Form that the text of the answer must have.
+    pub constraint: Option<&'a Constraint>,
     /// Parses control tokens in messages, such as `<|im_end|>`. If `false`, they are text.
     pub parse_special: bool,
     /// Takes the text of the messages as the whole prompt, without the chat template.
@@ -63,12 +69,14 @@ impl<'a> Request<'a> {
     pub fn new(messages: &'a [Message]) -> Self {
         Self {
             messages,
+            tools: &[],
             media: &[],
             options: MediaOptions::default(),
             max_tokens: Self::MAX_TOKENS,
             ignore_eos: false,
             sampling: Sampling::default(),
             stop: &[],
+            constraint: None,
             parse_special: false,
             raw: false,
             logprobs: None,
@@ -145,7 +153,8 @@ impl Answer {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model gave an end-of-sequence token, or the text reached a stop string.
+    /// The model gave an end-of-sequence token, or the text reached a stop string or the end of
+    /// its constraint.
     Stop,
     /// The answer reached the requested number of tokens.
     Length,

@@ -4,6 +4,7 @@ use edge_lmm_ops::slice_argmax;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::constraint::{ConstraintError, Matching};
 use crate::processors::LogitsProcessor;
 
 /// Options for picking the next token.
@@ -134,6 +135,7 @@ pub fn is_penalty(penalty: f32) -> bool {
 pub struct Sampler {
     sampling: Sampling,
     processors: Vec<Box<dyn LogitsProcessor>>,
+    constraint: Option<Matching>,
     random: ChaCha8Rng,
 }
 
@@ -144,26 +146,61 @@ impl Sampler {
         Self {
             sampling,
             processors,
+            constraint: None,
             random,
         }
     }
 
+    /// Picks only tokens that continue a text as `constraint` requires.
+    #[must_use]
+    pub(crate) fn with_constraint(mut self, constraint: Option<Matching>) -> Self {
+        self.constraint = constraint;
+        self
+    }
+
     /// Returns `true` if the argmax of the unchanged logits is always picked.
     pub fn takes_argmax(&self) -> bool {
-        self.sampling.is_greedy() && self.processors.is_empty()
+        self.sampling.is_greedy() && self.processors.is_empty() && self.constraint.is_none()
     }
 
     /// Picks the token that follows `tokens`; `None` if a score is not a number.
-    pub fn pick(&mut self, scores: &[f32], tokens: &[u32]) -> Option<u32> {
-        if self.takes_argmax() {
-            return slice_argmax(scores);
-        }
+    ///
+    /// # Errors
+    /// If the constraint of the request cannot be followed.
+    pub fn pick(&mut self, scores: &[f32], tokens: &[u32]) -> Result<Option<u32>, ConstraintError> {
         // The model's own scores are finite or it has overflowed; processors may exclude tokens.
-        slice_argmax(scores)?;
-        let mut scores = scores.to_vec();
-        for processor in &mut self.processors {
-            processor.process(&mut scores, tokens);
+        let best = slice_argmax(scores);
+        if best.is_none() || self.takes_argmax() {
+            return Ok(best);
         }
+        let mut processed = scores.to_vec();
+        for processor in &mut self.processors {
+            processor.process(&mut processed, tokens);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(&mut processed, tokens)?;
+            // The constraint has precedence over processors that exclude all the tokens it allows.
+            if processed.iter().all(|&score| score == f32::NEG_INFINITY) {
+                processed.copy_from_slice(scores);
+                constraint.mask(&mut processed, tokens)?;
+            }
+        }
+        Ok(self.choose(&processed))
+    }
+
+    /// Returns `true` if the constraint allows no token after `tokens`.
+    ///
+    /// # Errors
+    /// As [`Self::pick`].
+    pub(crate) fn is_complete(&mut self, tokens: &[u32]) -> Result<bool, ConstraintError> {
+        match &mut self.constraint {
+            Some(constraint) => constraint.is_complete(tokens),
+            None => Ok(false),
+        }
+    }
+
+    /// Picks a token by the processed scores.
+    fn choose(&mut self, scores: &[f32]) -> Option<u32> {
         let mut candidates: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
         if self.sampling.is_greedy() {
             let best = candidates
@@ -226,6 +263,11 @@ impl Sampler {
 mod tests {
     use super::*;
 
+    /// Picks a token without a constraint.
+    fn pick(sampler: &mut Sampler, scores: &[f32]) -> Option<u32> {
+        sampler.pick(scores, &[]).expect("there is no constraint")
+    }
+
     fn sampler(temperature: f32, top_k: usize, top_p: f32) -> Sampler {
         let sampling = Sampling {
             temperature,
@@ -240,22 +282,24 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_best() {
         assert_eq!(
-            sampler(0.0, 0, 1.0).pick(&[0.0, 3.0, 3.0, -1.0], &[]),
+            pick(&mut sampler(0.0, 0, 1.0), &[0.0, 3.0, 3.0, -1.0]),
             Some(1)
         );
-        assert_eq!(sampler(0.0, 0, 1.0).pick(&[], &[]), None);
-        assert_eq!(sampler(0.0, 0, 1.0).pick(&[1.0, f32::NAN], &[]), None);
+        assert_eq!(pick(&mut sampler(0.0, 0, 1.0), &[]), None);
+        assert_eq!(pick(&mut sampler(0.0, 0, 1.0), &[1.0, f32::NAN]), None);
     }
 
     #[test]
     fn limits_keep_the_best() {
         let scores = [1.0, 5.0, 4.9, 0.0];
         for _ in 0..50 {
-            assert_eq!(sampler(1.0, 1, 1.0).pick(&scores, &[]), Some(1));
-            assert_eq!(sampler(1.0, 0, 0.1).pick(&scores, &[]), Some(1));
+            assert_eq!(pick(&mut sampler(1.0, 1, 1.0), &scores), Some(1));
+            assert_eq!(pick(&mut sampler(1.0, 0, 0.1), &scores), Some(1));
         }
         let mut both = sampler(1.0, 2, 1.0);
-        let picks: Vec<_> = (0..200).map(|_| both.pick(&scores, &[]).unwrap()).collect();
+        let picks: Vec<_> = (0..200)
+            .map(|_| pick(&mut both, &scores).unwrap())
+            .collect();
         assert!(picks.iter().all(|id| [1, 2].contains(id)));
         assert!(picks.contains(&1) && picks.contains(&2));
     }
@@ -266,12 +310,12 @@ mod tests {
         let mut sampler = sampler(1.0, 0, 1.0);
         sampler.sampling.min_p = 0.5;
         let picks: Vec<_> = (0..200)
-            .map(|_| sampler.pick(&scores, &[]).unwrap())
+            .map(|_| pick(&mut sampler, &scores).unwrap())
             .collect();
         assert!(picks.iter().all(|id| [1, 2].contains(id)));
         assert!(picks.contains(&1) && picks.contains(&2));
         sampler.sampling.min_p = 1.0;
-        assert!((0..50).all(|_| sampler.pick(&scores, &[]) == Some(1)));
+        assert!((0..50).all(|_| pick(&mut sampler, &scores) == Some(1)));
     }
 
     #[test]
@@ -333,7 +377,7 @@ mod tests {
         let mut sampler = sampler(1.0, 0, 1.0);
         let scores = [3f32.ln(), 0.0];
         let hits = (0..2000)
-            .filter(|_| sampler.pick(&scores, &[]) == Some(0))
+            .filter(|_| pick(&mut sampler, &scores) == Some(0))
             .count();
         assert!((hits as f64 / 2000.0 - 0.75).abs() < 0.049, "{hits}");
     }
@@ -344,7 +388,7 @@ mod tests {
         let run = || {
             let mut sampler = sampler(0.8, 20, 0.9);
             (0..20)
-                .map(|_| sampler.pick(&scores, &[]))
+                .map(|_| pick(&mut sampler, &scores))
                 .collect::<Vec<_>>()
         };
         assert_eq!(run(), run());

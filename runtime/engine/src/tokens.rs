@@ -120,6 +120,7 @@ impl TokenCounter {
     ) -> Result<PromptCount, EngineError> {
         let conversation = Conversation {
             messages,
+            tools: &[],
             parse_special: false,
             raw: false,
         };

@@ -69,6 +69,7 @@ pub const HTTP_REQUEST: Target = Target {
             parse_special: false,
             speculation: edge_lmm::Speculation::Off,
             addresses: None,
+            tool_syntax: edge_lmm::ToolSyntax::default(),
         };
         for endpoint in [Endpoint::Chat, Endpoint::Completion] {
             let asked = Ask::parse(endpoint, input, &limits);

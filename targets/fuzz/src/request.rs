@@ -55,6 +55,7 @@ pub const REQUEST: Target = Target {
             parse_special: false,
             speculation: edge_lmm::Speculation::Off,
             addresses: None,
+            tool_syntax: edge_lmm::ToolSyntax::default(),
         };
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),

@@ -7,6 +7,7 @@ pub mod bundled;
 mod cache;
 mod chat;
 mod completions;
+mod constraint;
 mod costs;
 #[cfg(feature = "data")]
 mod data;

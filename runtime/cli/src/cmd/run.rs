@@ -13,6 +13,7 @@ use crate::summary::summary;
 
 use super::answer::answer;
 use super::cache::{CacheOptions, PromptCacheOptions};
+use super::constraint::ConstraintOptions;
 use super::costs;
 use super::options::{
     DeviceOptions, GenerationOptions, MediaArgs, MediaFiles, PromptOptions, SpeculationOptions,
@@ -44,6 +45,8 @@ pub struct Cmd {
     #[command(flatten)]
     speculation: SpeculationOptions,
     #[command(flatten)]
+    constraint: ConstraintOptions,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -66,6 +69,7 @@ impl Cmd {
         self.generation.sampling()?;
         self.media.check()?;
         self.speculation.check()?;
+        let constraint = self.constraint.read()?;
         let inputs = self.files.paths().map(|(path, _)| path);
         let inputs = inputs.chain([self.model.as_path()]);
         let dump = self.dump_stages.as_deref();
@@ -92,6 +96,7 @@ impl Cmd {
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
             speculation: self.speculation.mode(engine.device()),
+            constraint: constraint.as_ref(),
             ..self.generation.request(&messages)?
         };
         if dump.is_some() {

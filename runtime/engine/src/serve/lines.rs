@@ -25,7 +25,7 @@ use super::{Limits, Prepared, StopError, check_stop};
 use crate::media::{MediaBudget, MediaError, MediaKind, Source, decode_image, user_message};
 use crate::report::AnswerReport;
 use crate::sampler::{Sampling, SamplingError};
-use crate::{Answer, EngineError, Media, one_line};
+use crate::{Answer, Constraint, EngineError, Media, one_line};
 
 /// Maximum images per request.
 const MAX_IMAGES: usize = 64;
@@ -66,6 +66,14 @@ pub struct Question {
     pub frequency_penalty: f32,
     /// Strings that end the answer.
     pub stop: Stop,
+    /// JSON schema of the answer. At most one of this and the following three is given.
+    pub json_schema: Option<Value>,
+    /// `true` for an answer that is a JSON object of any form.
+    pub json_object: bool,
+    /// Regular expression that matches the whole answer.
+    pub regex: Option<String>,
+    /// Grammar of the answer, in Lark's notation.
+    pub grammar: Option<String>,
     /// Start of the random sequence.
     pub seed: u64,
     /// Penalty of tokens that occurred before, 1 to disable; the server's value by default.
@@ -129,6 +137,9 @@ pub enum RequestError {
     /// More or longer stop strings than a request may have.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// Several forms of the answer.
+    #[error("only one of \"json_schema\", \"json_object\", \"regex\" and \"grammar\" can be given")]
+    SeveralConstraints,
     /// More images than a request may have.
     #[error("the request has {0} images, at most {MAX_IMAGES} are accepted")]
     TooManyImages(usize),
@@ -253,6 +264,7 @@ impl Question {
             media,
             sampling,
             stop,
+            constraint: constraint(self)?,
             max_tokens: self.max_tokens,
             ignore_eos: self.ignore_eos,
             ..Prepared::default()
@@ -295,6 +307,21 @@ fn sampling(question: &Question, limits: &Limits) -> Result<Sampling, SamplingEr
     };
     sampling.check()?;
     Ok(sampling)
+}
+
+/// Returns the form that the answer should have.
+fn constraint(question: &Question) -> Result<Option<Constraint>, RequestError> {
+    let given = [
+        question.json_schema.clone().map(Constraint::JsonSchema),
+        question.json_object.then_some(Constraint::JsonObject),
+        question.regex.clone().map(Constraint::Regex),
+        question.grammar.clone().map(Constraint::Grammar),
+    ];
+    let mut given = given.into_iter().flatten();
+    match (given.next(), given.next()) {
+        (_, Some(_)) => Err(RequestError::SeveralConstraints),
+        (constraint, None) => Ok(constraint),
+    }
 }
 
 fn media(question: &Question, limits: &Limits) -> Result<Vec<Media>, RequestError> {

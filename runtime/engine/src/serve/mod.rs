@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_lmm_models::media::MediaOptions;
-use edge_lmm_models::prompt::Message;
+use edge_lmm_models::prompt::{Message, Tool, ToolSyntax};
 
 use crate::media::VideoOptions;
 use crate::request_estimate::RequestEstimator;
 use crate::sampler::Sampling;
-use crate::{Answer, AnySession, EngineError, Event, Media, Request, Speculation};
+use crate::{Answer, AnySession, Constraint, EngineError, Event, Media, Request, Speculation};
 
 pub use address::{AddressError, AddressReader};
 pub use inline::InlineError;
@@ -78,6 +78,9 @@ pub struct Limits {
     pub speculation: Speculation,
     /// Reader of the addresses that requests in OpenAI's form name; without one they are refused.
     pub addresses: Option<Arc<dyn AddressReader>>,
+    /// Form in which the model writes calls of functions
+    /// ([`Engine::tool_syntax`](crate::Engine::tool_syntax)).
+    pub tool_syntax: ToolSyntax,
 }
 
 /// A request of any protocol, with decoded media.
@@ -87,6 +90,8 @@ pub struct Prepared {
     media: Vec<Media>,
     sampling: Sampling,
     stop: Vec<String>,
+    tools: Vec<Tool>,
+    constraint: Option<Constraint>,
     /// Tokens of the answer, at most those of the limits.
     max_tokens: Option<usize>,
     ignore_eos: bool,
@@ -118,6 +123,8 @@ impl Prepared {
             ignore_eos: self.ignore_eos,
             sampling: self.sampling.clone(),
             stop: &self.stop,
+            tools: &self.tools,
+            constraint: self.constraint.as_ref(),
             parse_special: limits.parse_special,
             raw: self.raw,
             logprobs: self.logprobs,
@@ -201,6 +208,7 @@ mod tests {
             parse_special: false,
             speculation: Speculation::Off,
             addresses: None,
+            tool_syntax: ToolSyntax::default(),
         };
         let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
         let question = Question::parse(line).expect("a question");

@@ -128,6 +128,9 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         let device = &session.shared.device;
         let mut recording = request.timing.then(|| Recording::on::<B>(device));
         let entered = recording.as_mut().map(Recording::enter);
+        // An invalid constraint is reported before anything is computed.
+        let compile = |constraint| session.shared.matching(constraint);
+        let constraint = request.constraint.map(compile).transpose()?;
         let (prepared, reused, logits) = session.take_in(request, on_event)?;
         let language_tokens = session.language_tokens(&prepared, request);
         let mut reductions = prepared.reductions.clone();
@@ -166,7 +169,8 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             timing: Timing::default(),
         };
         let mut generation = Self {
-            sampler: Sampler::new(request.sampling.clone(), chain),
+            sampler: Sampler::new(request.sampling.clone(), chain)
+                .with_constraint(constraint.map(|matching| matching.after(tokens.len()))),
             stream: TextStream::default(),
             stop: StopFilter::new(request.stop),
             steps: Steps::new(session, request.speculation),
@@ -221,6 +225,9 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             let new = self.stream.push(&self.steps.session.shared.text, id)?;
             text = self.stop.push(&new);
             self.end_if_full();
+            if self.sampler.is_complete(&self.tokens)? {
+                self.end(FinishReason::Stop);
+            }
         }
         if self.ended {
             let rest = std::mem::take(&mut self.stream).finish(&self.steps.session.shared.text)?;
@@ -258,7 +265,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             .map_err(|error| self.steps.session.after(error))?
         } else {
             let scores = self.steps.session.read(scores)?;
-            let picked = self.sampler.pick(scores.last(), &self.tokens);
+            let picked = self.sampler.pick(scores.last(), &self.tokens)?;
             let text = &self.steps.session.shared.text;
             logprobs = self.logprobs.zip(picked).map(|(count, id)| {
                 TokenLogprobs::new(scores.last(), id, count, |id| text.token_bytes(id))

@@ -12,7 +12,7 @@ use edge_lmm_models::media::{
 };
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
-use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span};
+use edge_lmm_models::prompt::{Conversation, Message, Prompt, Span, Tool};
 use edge_lmm_models::reduce::language::StepReduction;
 use edge_lmm_models::reduce::select::select;
 use edge_lmm_models::reduce::{Anchors, LanguageReduction, ReductionStep};
@@ -156,7 +156,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         self.finish_decoding(request)?;
         let mut preprocess = stage::top("preprocess");
         check_options(&*self.model, &request.options)?;
-        self.check_text(request.messages)?;
+        self.check_text(request)?;
         let Plan {
             options,
             mut keys,
@@ -415,8 +415,11 @@ impl<B: KernelBackend> LoadedModel<B> {
 
     /// Rejects text that cannot fit before it is tokenized, as that takes many times the memory of
     /// the text.
-    fn check_text(&self, messages: &[Message]) -> Result<(), EngineError> {
-        let bytes: usize = messages.iter().map(Message::text_len).sum();
+    fn check_text(&self, request: &Request<'_>) -> Result<(), EngineError> {
+        let messages = request.messages.iter().map(Message::text_len);
+        let bytes: usize = messages
+            .chain(request.tools.iter().map(Tool::text_len))
+            .sum();
         let context = self.model.language().context_length();
         // Four bytes per token are common; only beyond that are the tokens looked at.
         let fits = |longest: usize| bytes <= context.saturating_mul(longest);
@@ -434,6 +437,7 @@ impl<B: KernelBackend> LoadedModel<B> {
     ) -> Result<Prompt, EngineError> {
         let conversation = Conversation {
             messages: request.messages,
+            tools: request.tools,
             parse_special: request.parse_special,
             raw: request.raw,
         };

@@ -12,7 +12,9 @@ use edge_lmm::media::MediaError;
 use edge_lmm::memory::MemoryError;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Answer, AnySession, EngineError, FinishReason, Media, MediaKind, Request};
+use edge_lmm::{
+    Answer, AnySession, Constraint, EngineError, FinishReason, Media, MediaKind, Request,
+};
 use serde_json::json;
 
 use crate::errors::message;
@@ -23,6 +25,7 @@ use self::conversation::{Conversation, Turn};
 use self::input::Input;
 use super::answer::answer_until;
 use super::cache::{CacheOptions, PromptCacheOptions, reserve};
+use super::constraint::ConstraintOptions;
 use super::costs;
 use super::memory::RequestCheck;
 use super::options::{
@@ -61,6 +64,11 @@ pub struct Cmd {
     #[command(flatten)]
     speculation: SpeculationOptions,
     #[command(flatten)]
+    constraint: ConstraintOptions,
+    /// Form of the answers, read from these options.
+    #[arg(skip)]
+    form: Option<Constraint>,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -69,11 +77,12 @@ pub struct Cmd {
 }
 
 impl Cmd {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
         // Reports invalid options before the model is loaded.
         self.generation.sampling()?;
         self.media.check()?;
         self.speculation.check()?;
+        self.form = self.constraint.read()?;
         let engine = self.device.load(&self.model)?;
         let check = self
             .device
@@ -273,6 +282,7 @@ impl Chat {
             parse_special: self.cmd.prompt_options.parse_special,
             speculation: self.cmd.speculation.mode(self.session.device()),
             timing: true,
+            constraint: self.cmd.form.as_ref(),
             ..self.cmd.generation.request(&messages)?
         };
         request.sampling.seed = request.sampling.seed.wrapping_add(self.retries);

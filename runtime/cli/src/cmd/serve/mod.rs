@@ -162,6 +162,8 @@ impl Cmd {
             addresses: self.http.addresses(),
             #[cfg(not(feature = "http"))]
             addresses: None,
+            // Each request reports why no prompt can be rendered.
+            tool_syntax: engine.tool_syntax().unwrap_or_default(),
         };
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;

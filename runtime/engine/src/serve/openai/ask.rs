@@ -9,10 +9,11 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::media::{self, InlineFile, MAX_FILES};
 use super::message::Conversation;
+use super::tools::{Tools, read_format};
 use super::wire::Wire;
-use crate::one_line;
 use crate::sampler::Sampling;
 use crate::serve::{Limits, Prepared, RequestError, check_stop};
+use crate::{Constraint, one_line};
 
 /// Most alternatives of a token that are reported.
 const MAX_LOGPROBS: usize = 20;
@@ -43,6 +44,8 @@ pub struct Ask {
     files: Vec<InlineFile>,
     sampling: Sampling,
     stop: Vec<String>,
+    tools: Tools,
+    constraint: Option<Constraint>,
     max_tokens: Option<usize>,
     ignore_eos: bool,
     logprobs: Option<usize>,
@@ -73,8 +76,12 @@ impl Ask {
                 format!("the request has {count} media, at most {MAX_FILES} are accepted"),
             ));
         }
-        let stop = wire.stop.take().unwrap_or_default().strings().to_vec();
+        let mut stop = wire.stop.take().unwrap_or_default().strings().to_vec();
         check_stop(&stop)?;
+        let tools = tools(endpoint, &mut wire)?;
+        let format = read_format(wire.response_format.as_ref())?;
+        let constraint = tools.constraint(&limits.tool_syntax, format)?;
+        stop.extend(tools.stop(&limits.tool_syntax));
         let stream = wire.stream.unwrap_or(false);
         let options = wire.stream_options.as_ref();
         Ok(Self {
@@ -87,6 +94,8 @@ impl Ask {
             messages: conversation.messages,
             files: conversation.files,
             stop,
+            tools,
+            constraint,
             max_tokens: wire.max_completion_tokens.or(wire.max_tokens),
             ignore_eos: wire.ignore_eos.unwrap_or(false),
             model: wire.model,
@@ -103,6 +112,11 @@ impl Ask {
         self.logprobs.is_some()
     }
 
+    /// Returns `true` if the answer may have calls of functions.
+    pub fn has_tools(&self) -> bool {
+        !self.tools.tools.is_empty()
+    }
+
     /// Decodes the media.
     ///
     /// # Errors
@@ -116,6 +130,8 @@ impl Ask {
             media,
             sampling: self.sampling.clone(),
             stop: self.stop.clone(),
+            tools: self.tools.tools.clone(),
+            constraint: self.constraint.clone(),
             max_tokens: self.max_tokens,
             ignore_eos: self.ignore_eos,
             raw: self.endpoint == Endpoint::Completion,
@@ -129,8 +145,6 @@ fn refuse_unsupported(wire: &Wire) -> Result<(), ApiError> {
     let more = |n: Option<u64>| n.is_some_and(|n| n != 1);
     let any = |items: &Option<Vec<Value>>| items.as_ref().is_some_and(|items| !items.is_empty());
     let bias = wire.logit_bias.as_ref().and_then(Value::as_object);
-    let format = wire.response_format.as_ref();
-    let is_text = |format: &Value| format["type"] == "text";
     let text_only = |modes: &Vec<String>| modes.iter().all(|mode| mode == "text");
     let refused = [
         (more(wire.n), "n", "only one answer per request: n = 1"),
@@ -153,12 +167,10 @@ fn refuse_unsupported(wire: &Wire) -> Result<(), ApiError> {
             "single tokens cannot be made more or less likely",
         ),
         (
-            format.is_some_and(|format| !is_text(format)),
-            "response_format",
-            "only {\"type\": \"text\"} is supported",
+            any(&wire.functions),
+            "functions",
+            "it is obsolete: send the functions as \"tools\"",
         ),
-        (any(&wire.tools), "tools", "tools are not supported"),
-        (any(&wire.functions), "functions", "tools are not supported"),
         (
             wire.modalities.as_ref().is_some_and(|m| !text_only(m)),
             "modalities",
@@ -170,6 +182,16 @@ fn refuse_unsupported(wire: &Wire) -> Result<(), ApiError> {
         None => Ok(()),
         Some((_, param, message)) => Err(ApiError::unsupported(param, message)),
     }
+}
+
+/// Reads the functions of a request.
+fn tools(endpoint: Endpoint, wire: &mut Wire) -> Result<Tools, ApiError> {
+    let tools = wire.tools.take().unwrap_or_default();
+    if endpoint == Endpoint::Completion && !tools.is_empty() {
+        let message = "completions have no template that shows tools: use /v1/chat/completions";
+        return Err(ApiError::unsupported("tools", message));
+    }
+    Tools::new(tools, wire.tool_choice.as_ref(), wire.parallel_tool_calls)
 }
 
 fn completion(prompt: Option<Value>) -> Result<Conversation, ApiError> {

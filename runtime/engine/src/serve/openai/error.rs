@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::media::MediaError;
 use crate::sampler::SamplingError;
 use crate::serve::{AddressError, InlineError, StopError};
-use crate::{EngineError, one_line};
+use crate::{ConstraintError, EngineError, one_line};
 
 /// State of a queue that has no place left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,9 @@ impl ApiError {
 
 impl From<&EngineError> for ApiError {
     fn from(error: &EngineError) -> Self {
+        if let EngineError::Constraint(error) = error {
+            return constraint(error);
+        }
         let (status, code) = match error {
             EngineError::TooLong { .. }
             | EngineError::TextTooLong { .. }
@@ -130,6 +133,27 @@ impl From<SamplingError> for ApiError {
 impl From<StopError> for ApiError {
     fn from(error: StopError) -> Self {
         Self::field("stop", error.to_string())
+    }
+}
+
+/// Errors of the form that the answer should have.
+fn constraint(error: &ConstraintError) -> ApiError {
+    let param = match error {
+        // Tools have a grammar, too.
+        ConstraintError::Invalid {
+            kind: "grammar", ..
+        } => None,
+        _ => Some("response_format".to_owned()),
+    };
+    let code = match error {
+        ConstraintError::Tokenizer | ConstraintError::NoEndToken | ConstraintError::NotBuilt => {
+            "unsupported_parameter"
+        }
+        _ => "invalid_value",
+    };
+    ApiError {
+        param,
+        ..ApiError::new(400, code, one_line(error))
     }
 }
 

@@ -5,6 +5,7 @@ use edge_lmm_models::prompt::{Content, Message, Role};
 
 use super::error::ApiError;
 use super::media::InlineFile;
+use super::tools::read_call;
 use super::wire::{Part, WireContent, WireMessage};
 use crate::serve::address::is_address;
 use crate::serve::inline::is_data_url;
@@ -39,11 +40,12 @@ impl Conversation {
 
     fn add(&mut self, message: WireMessage, place: &str) -> Result<(), ApiError> {
         let role = role(message.role.as_deref(), place)?;
-        if message.tool_calls.is_some_and(|calls| !calls.is_empty()) {
-            let place = format!("{place}.tool_calls");
-            return Err(ApiError::unsupported(&place, "tools are not supported"));
+        let calls = message.tool_calls.unwrap_or_default();
+        if role != Role::Assistant && !calls.is_empty() {
+            let message = format!("{place}: only messages of the assistant have tool calls");
+            return Err(ApiError::field(&format!("{place}.tool_calls"), message));
         }
-        let content = match message.content {
+        let mut content = match message.content {
             None => vec![Content::Text(String::new())],
             Some(WireContent::Text(text)) => vec![Content::Text(text)],
             Some(WireContent::Parts(parts)) => {
@@ -53,6 +55,10 @@ impl Conversation {
                     .collect::<Result<_, _>>()?
             }
         };
+        for (i, call) in calls.into_iter().enumerate() {
+            let call = read_call(call, &format!("{place}.tool_calls[{i}]"))?;
+            content.push(Content::ToolCall(call));
+        }
         self.messages.push(Message { role, content });
         Ok(())
     }
@@ -129,15 +135,13 @@ fn role(role: Option<&str>, place: &str) -> Result<Role, ApiError> {
         Some("system" | "developer") => Ok(Role::System),
         Some("user") => Ok(Role::User),
         Some("assistant") => Ok(Role::Assistant),
-        Some("tool" | "function") => Err(ApiError::unsupported(
-            &format!("{place}.role"),
-            "tools are not supported",
-        )),
+        Some("tool") => Ok(Role::Tool),
         found => {
             let place = format!("{place}.role");
             let found = shortened(found.unwrap_or_default());
-            let message =
-                format!("{place} is {found:?}: expected system, developer, user or assistant");
+            let message = format!(
+                "{place} is {found:?}: expected system, developer, user, assistant or tool"
+            );
             Err(ApiError::field(&place, message))
         }
     }

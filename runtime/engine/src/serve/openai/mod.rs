@@ -9,6 +9,7 @@ mod error;
 mod media;
 mod message;
 mod reply;
+mod tools;
 mod wire;
 
 pub use ask::{Ask, Endpoint};

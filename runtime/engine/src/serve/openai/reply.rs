@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use edge_lmm_models::prompt::{ToolCall, ToolSyntax, spaced};
 use serde_json::{Map, Value, json};
 
 use super::ask::Endpoint;
-use crate::{Answer, FinishReason, ScoredToken, TokenLogprobs};
+use crate::{Answer, AnswerPart, FinishReason, ScoredToken, TokenLogprobs, ToolCalls};
 
 /// The log-probability that is written for a probability of 0, as JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
@@ -19,6 +20,10 @@ pub struct Replies {
     model: String,
     /// Characters of the text before, for the positions of `/v1/completions`.
     chars: usize,
+    /// Parser of calls, if the request offers functions.
+    calls: Option<ToolCalls>,
+    /// Number of calls so far.
+    called: usize,
 }
 
 impl Replies {
@@ -34,7 +39,16 @@ impl Replies {
             created,
             model: model.to_owned(),
             chars: 0,
+            calls: None,
+            called: 0,
         }
+    }
+
+    /// Finds calls of functions in the answer.
+    #[must_use]
+    pub fn with_calls(mut self, syntax: &ToolSyntax) -> Self {
+        self.calls = Some(ToolCalls::new(syntax));
+        self
     }
 
     fn object(&self, is_chunk: bool, choices: Value) -> Value {
@@ -49,6 +63,16 @@ impl Replies {
             "created": self.created,
             "model": self.model,
             "choices": choices,
+        })
+    }
+
+    /// Returns a call in the form of a message, with its number among those of the answer.
+    fn call(&self, number: usize, call: &ToolCall) -> Value {
+        let id = self.id.rsplit_once('-').map_or(&*self.id, |(_, id)| id);
+        json!({
+            "id": format!("call_{id}_{number}"),
+            "type": "function",
+            "function": { "name": call.name, "arguments": spaced(&call.arguments) },
         })
     }
 
@@ -77,21 +101,56 @@ impl Replies {
         })
     }
 
-    /// Returns an event with further text and the tokens since the last one.
-    pub fn delta(&mut self, text: &str, tokens: &[TokenLogprobs]) -> Value {
+    /// Returns the events of further text and the tokens since the last one. Text that may become a
+    /// call is held back.
+    pub fn delta(&mut self, text: &str, tokens: &[TokenLogprobs]) -> Vec<Value> {
         let logprobs = match tokens {
             [] => Value::Null,
             tokens => self.logprobs(tokens),
         };
         self.chars += text.chars().count();
-        self.chunk(Some(text), logprobs, None)
+        let parts = match &mut self.calls {
+            Some(calls) => calls.push(text),
+            None => vec![AnswerPart::Text(text.to_owned())],
+        };
+        let mut chunks = self.parts(parts);
+        if chunks.is_empty() && !tokens.is_empty() {
+            chunks.push(self.chunk(Some(""), Value::Null, None));
+        }
+        if let Some(first) = chunks.first_mut() {
+            first["choices"][0]["logprobs"] = logprobs;
+        }
+        chunks
     }
 
-    /// Returns the event that ends the text, with the figures of the answer.
-    pub fn last(&self, answer: &Answer, queued: Duration) -> Value {
-        let mut chunk = self.chunk(None, Value::Null, Some(finish_reason(answer)));
+    /// Returns an event for each part of an answer.
+    fn parts(&mut self, parts: Vec<AnswerPart>) -> Vec<Value> {
+        let mut chunks = Vec::with_capacity(parts.len());
+        for part in parts {
+            chunks.push(match part {
+                AnswerPart::Text(text) => self.chunk(Some(&text), Value::Null, None),
+                AnswerPart::Call(call) => {
+                    let mut value = self.call(self.called, &call);
+                    value["index"] = self.called.into();
+                    self.called += 1;
+                    let mut chunk = self.chunk(None, Value::Null, None);
+                    chunk["choices"][0]["delta"] = json!({ "tool_calls": [value] });
+                    chunk
+                }
+            });
+        }
+        chunks
+    }
+
+    /// Returns the events that end the answer, the last one with its figures.
+    pub fn last(&mut self, answer: &Answer, queued: Duration) -> Vec<Value> {
+        let held = self.calls.take().map(ToolCalls::finish);
+        let mut chunks = self.parts(held.unwrap_or_default());
+        let reason = finish_reason(answer, self.called > 0);
+        let mut chunk = self.chunk(None, Value::Null, Some(reason));
         chunk["edge_lmm"] = figures(answer, queued);
-        chunk
+        chunks.push(chunk);
+        chunks
     }
 
     /// Returns the event with the numbers of tokens.
@@ -115,22 +174,49 @@ impl Replies {
         tokens: Option<&[TokenLogprobs]>,
         queued: Duration,
     ) -> Value {
+        let message = self.message(answer);
+        let has_calls = message.get("tool_calls").is_some();
         let mut choice = json!({
             "index": 0,
             "logprobs": tokens.map(|tokens| self.logprobs(tokens)),
-            "finish_reason": finish_reason(answer),
+            "finish_reason": finish_reason(answer, has_calls),
         });
         match self.endpoint {
-            Endpoint::Chat => {
-                choice["message"] =
-                    json!({ "role": "assistant", "content": answer.text, "refusal": null });
-            }
+            Endpoint::Chat => choice["message"] = message,
             Endpoint::Completion => choice["text"] = answer.text.as_str().into(),
         }
         let mut reply = self.object(false, json!([choice]));
         reply["usage"] = usage(answer);
         reply["edge_lmm"] = figures(answer, queued);
         reply
+    }
+
+    /// Returns the message of a whole answer, with its calls.
+    fn message(&self, answer: &Answer) -> Value {
+        let mut text = String::new();
+        let mut calls = Vec::new();
+        match self.calls.clone() {
+            None => text.push_str(&answer.text),
+            Some(mut parser) => {
+                let mut parts = parser.push(&answer.text);
+                parts.extend(parser.finish());
+                for part in parts {
+                    match part {
+                        AnswerPart::Text(more) => text.push_str(&more),
+                        AnswerPart::Call(call) => calls.push(self.call(calls.len(), &call)),
+                    }
+                }
+            }
+        }
+        let content = match text.is_empty() && !calls.is_empty() {
+            true => Value::Null,
+            false => text.into(),
+        };
+        let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.into();
+        }
+        message
     }
 
     fn logprobs(&self, tokens: &[TokenLogprobs]) -> Value {
@@ -191,8 +277,9 @@ fn entry(token: &ScoredToken) -> Value {
     json!({ "token": text(token), "logprob": logprob(token), "bytes": token.bytes })
 }
 
-fn finish_reason(answer: &Answer) -> &'static str {
+fn finish_reason(answer: &Answer, has_calls: bool) -> &'static str {
     match answer.finish_reason {
+        FinishReason::Stop if has_calls => "tool_calls",
         FinishReason::Length | FinishReason::Context => "length",
         FinishReason::Stop | FinishReason::Canceled => "stop",
     }

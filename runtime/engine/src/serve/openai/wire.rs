@@ -40,7 +40,10 @@ pub(super) struct Wire {
     pub suffix: Option<String>,
     pub logit_bias: Option<Value>,
     pub response_format: Option<Value>,
-    pub tools: Option<Vec<Value>>,
+    pub tools: Option<Vec<WireTool>>,
+    /// A text, or the name of a function.
+    pub tool_choice: Option<Value>,
+    pub parallel_tool_calls: Option<bool>,
     pub functions: Option<Vec<Value>>,
     pub modalities: Option<Vec<String>>,
     pub audio: Option<Value>,
@@ -65,7 +68,37 @@ pub(super) struct Extension {
 pub(super) struct WireMessage {
     pub role: Option<String>,
     pub content: Option<WireContent>,
-    pub tool_calls: Option<Vec<Value>>,
+    pub tool_calls: Option<Vec<WireCall>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WireTool {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub function: Option<Function>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Function {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub parameters: Option<Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WireCall {
+    pub function: Option<CalledFunction>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct CalledFunction {
+    pub name: Option<String>,
+    /// JSON as text.
+    pub arguments: Option<String>,
 }
 
 /// Content of a message: text, or parts.

@@ -52,6 +52,7 @@ pub async fn answer(
         progress: ask.progress,
         logprobs: ask.has_logprobs(),
     };
+    let has_tools = ask.has_tools();
     let position = entry.position();
     let (outlet, messages) = events::pair(request.served.id(), form.stream, form.progress);
     let queue = service.clone();
@@ -60,7 +61,10 @@ pub async fn answer(
 
     let created = seconds_since_1970(SystemTime::now());
     let id = request.served.id();
-    let replies = Replies::new(endpoint, id, created, &server.facts.name);
+    let mut replies = Replies::new(endpoint, id, created, &server.facts.name);
+    if has_tools {
+        replies = replies.with_calls(&server.service.limits().tool_syntax);
+    }
     let mut response = match form.stream {
         true => stream(form, messages, replies, position).await?,
         false => whole(form, messages, replies, request).await?,

@@ -94,12 +94,14 @@ impl EventStream {
                 self.send(&event);
             }
             Message::Text(text, tokens) => {
-                let event = self.replies.delta(&text, &tokens);
-                self.send(&event);
+                for event in self.replies.delta(&text, &tokens) {
+                    self.send(&event);
+                }
             }
             Message::Done(answer, waited) => {
-                let last = self.replies.last(&answer, waited);
-                self.send(&last);
+                for event in self.replies.last(&answer, waited) {
+                    self.send(&event);
+                }
                 if self.include_usage {
                     let usage = self.replies.usage(&answer);
                     self.send(&usage);
