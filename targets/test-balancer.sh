@@ -32,6 +32,7 @@ for port in $ports; do
     echo $! >"$folder/$port.pid"
 done
 # The first block of the page is the configuration; the servers are those of this test.
+# shellcheck disable=SC2086 # a list of words
 python3 - "$folder/haproxy.cfg" "$proxy" $ports <<'PYTHON'
 import pathlib, re, sys
 path, proxy, *ports = sys.argv[1:]
@@ -50,6 +51,7 @@ done
 haproxy -f "$folder/haproxy.cfg" -D -p "$folder/haproxy.pid"
 curl -sf --retry 30 --retry-delay 1 --retry-connrefused -o "$folder/health" "http://127.0.0.1:$proxy/health"
 
+# shellcheck disable=SC2086 # a list of words
 python3 - "$proxy" "$folder" $ports <<'PYTHON'
 import json, os, pathlib, signal, sys, time, urllib.request
 proxy, folder, *ports = sys.argv[1:]

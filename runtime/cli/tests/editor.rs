@@ -2,6 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod short_context;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -42,6 +44,10 @@ impl Drop for Terminal {
 
 impl Terminal {
     fn start(home: &TempDir, arguments: &[&str]) -> Self {
+        Self::with_model(home, &demo("qwen2vl-tiny.bpk"), arguments)
+    }
+
+    fn with_model(home: &TempDir, record: &Path, arguments: &[&str]) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&controller).expect("access");
         unlockpt(&controller).expect("access");
@@ -56,7 +62,7 @@ impl Terminal {
         // Makes the terminal the one whose Ctrl-C reaches the program.
         let child = Command::new("setsid")
             .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_edge-lmm"), "chat"])
-            .arg(demo("qwen2vl-tiny.bpk"))
+            .arg(record)
             .args(arguments)
             .env("TERM", "xterm")
             .env("HOME", home.path())
@@ -161,7 +167,7 @@ fn questions_and_commands_are_edited() {
     // The key Up repeats a question.
     terminal.expect("> ");
     terminal.press("\x1b[A\r");
-    terminal.expect("there is no question to remove");
+    terminal.expect("removed the question \"how many");
     terminal.expect("> ");
     terminal.press("\x04");
     terminal.leaves();
@@ -194,6 +200,30 @@ fn an_interrupted_answer_keeps_the_conversation() {
     terminal.expect("removed the question \"hello\"");
     terminal.say("/retry");
     terminal.expect("there is no question to answer again");
+    terminal.say("/quit");
+    terminal.leaves();
+}
+
+#[test]
+fn a_full_context_offers_what_to_remove() {
+    let home = tempfile::tempdir().expect("a folder");
+    let record = short_context::record(home.path());
+    let mut terminal = Terminal::with_model(&home, &record, &["--max-tokens", "2"]);
+    let question = "7".repeat(short_context::CONTEXT / 2);
+    terminal.say(&question);
+    terminal.say(&question);
+    terminal.expect("remove the oldest (t)urn");
+    terminal.press("m\r");
+    terminal.expect("there is nothing to remove");
+    terminal.expect("the question was removed");
+    terminal.say(&question);
+    terminal.expect("remove the oldest (t)urn");
+    terminal.press("t\r");
+    terminal.expect("removed the turn");
+    terminal.say("/undo");
+    terminal.expect("removed the question");
+    terminal.say("/undo");
+    terminal.expect("there is no question to remove");
     terminal.say("/quit");
     terminal.leaves();
 }

@@ -349,22 +349,24 @@ fn a_killed_pull_continues_and_excludes_others() {
     assert_eq!(configs.count(), 1);
 }
 
-/// Changes the reply to requests whose path contains a text.
-fn faulty(part: &'static str, change: impl Fn(Reply) -> Reply + Send + Sync + 'static) -> Hub {
+/// Changes the reply to requests whose path begins with a text.
+fn faulty(start: &'static str, change: impl Fn(Reply) -> Reply + Send + Sync + 'static) -> Hub {
     Hub::with(
         "tiny/Qwen2-VL-Tiny",
         TOKEN,
         tiny(),
-        Box::new(move |request, reply| match request.path.contains(part) {
-            true => change(reply),
-            false => reply,
-        }),
+        Box::new(
+            move |request, reply| match request.path.starts_with(start) {
+                true => change(reply),
+                false => reply,
+            },
+        ),
     )
 }
 
 /// Changes the list of files.
 fn listing(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Hub {
-    faulty("/revision/", move |mut reply| {
+    faulty("/api/", move |mut reply| {
         let mut list = serde_json::from_slice(&reply.body).expect("JSON");
         change(&mut list);
         reply.body = list.to_string().into_bytes();
@@ -390,19 +392,19 @@ fn faults_of_a_server_are_one_clear_error() {
     let weights = "/model.safetensors";
     let status = |part, status| faulty(part, move |_| Reply::new(status, "no"));
     check(
-        &status("/revision/", "401 Unauthorized"),
+        &status("/api/", "401 Unauthorized"),
         &["does not accept the token", "401"],
     );
     check(
-        &status("/revision/", "403 Forbidden"),
+        &status("/api/", "403 Forbidden"),
         &["accept the terms", "403"],
     );
     check(
-        &status("/revision/", "404 Not Found"),
+        &status("/api/", "404 Not Found"),
         &["no such repository", "404"],
     );
     check(
-        &status("/revision/", "429 Too Many Requests"),
+        &status("/api/", "429 Too Many Requests"),
         &["limits requests", "429"],
     );
     check(
@@ -414,20 +416,20 @@ fn faults_of_a_server_are_one_clear_error() {
         &["model.safetensors", "404"],
     );
     check(
-        &faulty("/revision/", |_| {
+        &faulty("/api/", |_| {
             Reply::new("200 OK", "<!doctype html><p>Log in")
         }),
         &["as JSON", "<!doctype html>"],
     );
     check(
-        &faulty("/revision/", |_| Reply {
+        &faulty("/api/", |_| Reply {
             end: End::Endless,
             ..Reply::new("200 OK", "[")
         }),
         &["longer than"],
     );
     check(
-        &faulty("/revision/", |_| Reply {
+        &faulty("/api/", |_| Reply {
             end: End::Stall,
             ..Reply::new("200 OK", "{")
         }),
@@ -471,13 +473,14 @@ fn faults_of_a_server_are_one_clear_error() {
         &["sends only", "run the command again"],
     );
     for address in ["file:///etc/passwd", "ftp://a/b", "gopher:"] {
-        let server = faulty("/resolve/c1/model.safetensors", move |_| {
-            Reply::new("302 Found", "").header("Location", address)
-        });
+        let server = faulty(
+            "/tiny/Qwen2-VL-Tiny/resolve/c1/model.safetensors",
+            move |_| Reply::new("302 Found", "").header("Location", address),
+        );
         check(&server, &["model.safetensors"]);
     }
     check(
-        &faulty("/resolve/c1/model.safetensors", |_| {
+        &faulty("/tiny/Qwen2-VL-Tiny/resolve/c1/model.safetensors", |_| {
             Reply::new("302 Found", "")
         }),
         &["model.safetensors"],

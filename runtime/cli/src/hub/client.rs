@@ -5,7 +5,6 @@ use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
@@ -16,6 +15,9 @@ const ENDPOINT: &str = "https://huggingface.co";
 
 /// Time without progress after which a request fails, without `HF_HUB_DOWNLOAD_TIMEOUT`.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Maximum redirects of a request.
+const MAX_REDIRECTS: usize = 5;
 
 /// A connection to the hub.
 #[derive(Debug, Clone)]
@@ -58,8 +60,8 @@ impl Client {
         let config = Agent::config_builder()
             .https_only(is_encrypted)
             .http_status_as_error(false)
-            // A token must not reach the servers that files are redirected to.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .accept_encoding("identity")
             .user_agent(concat!("edge-lmm/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(timeout))
@@ -90,18 +92,36 @@ impl Client {
     /// # Errors
     /// If the server cannot be reached, or has another status.
     pub fn get(&self, path: &str, start: u64) -> Result<Response<Body>, RequestError> {
-        let mut request = self.agent.get(format!("{}/{path}", self.endpoint));
-        if let Some(token) = &self.token {
+        let mut address = format!("{}/{path}", self.endpoint);
+        // The agent would read the body of a redirect, which may be endless.
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.request(&address, start)?;
+            match response.status() {
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                status if status.is_redirection() => {
+                    let location = response.headers().get("location");
+                    let location = location.and_then(|location| location.to_str().ok());
+                    address = redirected(&address, location.unwrap_or_default())?;
+                }
+                status => return Err(RequestError::status(status, self.token.is_some())),
+            }
+        }
+        let message = format!("the server redirects more than {MAX_REDIRECTS} times");
+        Err(RequestError::lasting(message))
+    }
+
+    fn request(&self, address: &str, start: u64) -> Result<Response<Body>, RequestError> {
+        let mut request = self.agent.get(address);
+        if let Some(token) = &self.token
+            // The servers that files are redirected to must not see the token.
+            && origin(address) == origin(&self.endpoint)
+        {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
         if start > 0 {
             request = request.header("Range", format!("bytes={start}-"));
         }
-        let response = request.call().map_err(RequestError::connection)?;
-        match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
-            status => Err(RequestError::status(status, self.token.is_some())),
-        }
+        request.call().map_err(RequestError::connection)
     }
 
     /// Returns a short text.
@@ -123,6 +143,30 @@ impl Client {
     }
 }
 
+/// Returns the scheme, host and port of an address.
+fn origin(address: &str) -> &str {
+    let start = address.find("://").map_or(0, |start| start + 3);
+    let end = address[start..].find(['/', '?', '#']);
+    &address[..end.map_or(address.len(), |end| start + end)]
+}
+
+/// Returns the address that a redirect leads to, which may be a path on the same server.
+fn redirected(address: &str, location: &str) -> Result<String, RequestError> {
+    if ["http://", "https://"]
+        .iter()
+        .any(|scheme| location.starts_with(scheme))
+    {
+        return Ok(location.to_owned());
+    }
+    if location.starts_with('/') && !location.starts_with("//") {
+        return Ok(format!("{}{location}", origin(address)));
+    }
+    let start: String = location.chars().take(80).collect();
+    Err(RequestError::lasting(format!(
+        "the server redirects to {start:?}, which is no address on the web"
+    )))
+}
+
 /// The error returned when a request fails.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -133,6 +177,13 @@ pub struct RequestError {
 }
 
 impl RequestError {
+    fn lasting(message: String) -> Self {
+        Self {
+            message,
+            is_temporary: false,
+        }
+    }
+
     fn connection(error: ureq::Error) -> Self {
         let is_temporary = matches!(
             error,
@@ -144,9 +195,6 @@ impl RequestError {
             }
             ureq::Error::RequireHttpsOnly(address) => {
                 format!("the server redirects to {address}, which is not encrypted")
-            }
-            ureq::Error::BadUri(address) => {
-                format!("the server redirects to {address:?}, which is no address on the web")
             }
             error => error.to_string(),
         };
@@ -193,6 +241,21 @@ impl RequestError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_are_joined() {
+        let joined = |location| redirected("https://a.org:1/b/c?d", location).ok();
+        assert_eq!(joined("/e?f").as_deref(), Some("https://a.org:1/e?f"));
+        assert_eq!(
+            joined("https://b.org/e").as_deref(),
+            Some("https://b.org/e")
+        );
+        for location in ["", "e", "//b.org/e", "file:///etc/passwd", "ftp://a.org/"] {
+            assert_eq!(joined(location), None, "{location}");
+        }
+        assert_eq!(origin("http://a.org"), "http://a.org");
+        assert_ne!(origin("http://a.org.b.org/"), origin("http://a.org/"));
+    }
 
     #[test]
     fn variables_are_checked() {

@@ -105,7 +105,7 @@ fn images_of_allowed_hosts_are_read() {
     for (url, word) in [
         (at("/other"), "redirects to another host"),
         (at("/metadata"), "redirects to another host"),
-        (at("/file"), "expected http:// or https://"),
+        (at("/file"), "invalid address"),
         (
             format!("http://localhost:{port}/shapes.png"),
             "not among the hosts",
