@@ -3,6 +3,7 @@
 #![cfg(all(unix, feature = "http"))]
 
 mod client;
+mod forms;
 mod rude;
 
 use std::path::Path;
