@@ -109,6 +109,44 @@ fn clients_are_answered_over_a_socket() {
     }
 }
 
+#[cfg(feature = "constraints")]
+#[test]
+fn answers_can_have_a_form() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &[]);
+    let mut client = Client::connect(&socket);
+    let mut ask = |field: &str, value: Value| {
+        let mut request = json!({ "prompt": QUESTION, "max_tokens": 60 });
+        request[field] = value;
+        client.ask(request)
+    };
+    let schema = json!({ "type": "array", "items": { "type": "boolean" }, "maxItems": 3 });
+    let reply = ask("json_schema", schema);
+    let text = reply["text"].as_str().expect("a text");
+    let list: Vec<bool> = serde_json::from_str(text).expect("JSON");
+    assert!(list.len() <= 3, "{reply}");
+    assert_eq!(ask("regex", json!("a{3}"))["text"], "aaa");
+    assert_eq!(ask("grammar", json!("start: \"b\" \"c\""))["text"], "bc");
+    let object = ask("json_object", json!(true));
+    assert!(
+        object["text"]
+            .as_str()
+            .is_some_and(|text| text.starts_with('{')),
+        "{object}"
+    );
+    let error = ask("json_schema", json!({ "type": "txt" }));
+    let message = error["error"].as_str().expect("an error");
+    assert!(message.starts_with("invalid JSON schema"), "{message}");
+    let several = client.ask(json!({ "prompt": "hi", "regex": "a", "json_object": true }));
+    assert!(
+        several["error"]
+            .as_str()
+            .is_some_and(|e| e.contains("only one")),
+        "{several}"
+    );
+}
+
 #[test]
 fn text_can_come_piece_by_piece() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod client;
+mod forms;
 mod rude;
 
 use std::path::Path;

@@ -36,7 +36,7 @@ pub(crate) use matching::Matching;
 /// Whitespace between the tokens of JSON: a blank, or a line break with an indentation. A model
 /// that is not confident repeats unlimited whitespace without end.
 #[cfg(any(feature = "constraints", feature = "http"))]
-const WHITESPACE: &str = r" |\n {0,32}";
+const WHITESPACE: &str = r" |\n {0,12}";
 
 /// The form that the text of an answer must have.
 ///
