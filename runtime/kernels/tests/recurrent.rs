@@ -103,11 +103,11 @@ impl Case {
                     o[j] = found / (key_dim as f64).sqrt();
                 }
                 let mean = o.iter().map(|o| o * o).sum::<f64>() / value_dim as f64;
-                for j in 0..value_dim {
+                for (j, &value) in o.iter().enumerate() {
                     let place = head * value_dim + j;
                     let stride = self.heads.value_width() + 1;
                     let gate = f64::from(self.output_gate[token * stride + 1 + place]);
-                    let normed = o[j] / (mean + f64::from(EPS)).sqrt();
+                    let normed = value / (mean + f64::from(EPS)).sqrt();
                     let silu = gate * sigmoid(gate);
                     out[token * self.heads.value_width() + place] =
                         normed * f64::from(self.gamma[j]) * silu;
