@@ -30,7 +30,7 @@ const MAX_COUNT: u64 = 10_000;
 /// The limit that it exceeds.
 pub(super) fn check(constraint: &Constraint) -> Result<(), String> {
     match constraint {
-        Constraint::JsonSchema(schema) => check_schemas(&[schema.clone()]),
+        Constraint::JsonSchema(schema) => check_schemas(std::slice::from_ref(schema)),
         Constraint::JsonObject => Ok(()),
         Constraint::Regex(pattern) => check_length(pattern.len(), MAX_REGEX),
         Constraint::Grammar(text) => {
