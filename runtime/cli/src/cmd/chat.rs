@@ -178,7 +178,7 @@ impl Cmd {
             media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(session.device()),
+            speculation: self.speculation.mode(),
             timing: self.json,
             ..self.generation.request(messages)?
         };

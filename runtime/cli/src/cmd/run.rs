@@ -89,7 +89,7 @@ impl Cmd {
             media: &media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(engine.device()),
+            speculation: self.speculation.mode(),
             ..self.generation.request(&messages)?
         };
         if dump.is_some() {

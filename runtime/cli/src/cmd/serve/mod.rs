@@ -154,7 +154,7 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(engine.device()),
+            speculation: self.speculation.mode(),
         };
         let estimator = self.device.request_estimator(&engine);
         self.cache.apply(&engine)?;
