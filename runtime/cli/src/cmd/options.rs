@@ -594,7 +594,7 @@ impl GenerationOptions {
 #[derive(Debug, Clone, Args)]
 pub struct SpeculationOptions {
     /// Tokens to draft and verify together in each step: a number, auto, or off. Answers stay the
-    /// same on the CPU [default: auto on the CPU, off on other devices]
+    /// same on the CPU [default: off, auto with --draft]
     #[arg(long, value_name = "N|auto|off")]
     speculate: Option<Speculation>,
     /// Record of a smaller model with the same tokenizer that drafts tokens
@@ -623,12 +623,11 @@ impl SpeculationOptions {
         Ok(())
     }
 
-    /// Returns the speculation of requests on `device`.
-    pub fn mode(&self, device: Device) -> Speculation {
-        let is_default = self.draft.is_some() || device == Device::Cpu;
-        self.speculate.unwrap_or(match is_default {
-            true => Speculation::Auto,
-            false => Speculation::Off,
+    /// Returns the speculation of requests.
+    pub fn mode(&self) -> Speculation {
+        self.speculate.unwrap_or(match self.draft {
+            Some(_) => Speculation::Auto,
+            None => Speculation::Off,
         })
     }
 }

@@ -95,7 +95,7 @@ impl Cmd {
             media: &media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(engine.device()),
+            speculation: self.speculation.mode(),
             constraint: constraint.as_ref(),
             ..self.generation.request(&messages)?
         };

@@ -1,6 +1,7 @@
 //! The tokens of an answer, one after the other.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -10,7 +11,7 @@ use edge_lmm_ops::{KernelBackend, argmax, stage};
 
 use super::events::OnEvent;
 use super::logprobs::TokenLogprobs;
-use super::speculation::Steps;
+use super::speculation::{Scores, Steps};
 use super::state::Session;
 use crate::error::EngineError;
 use crate::generation::Run;
@@ -204,7 +205,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             None => "decode",
         });
         let logits = match self.logits.take() {
-            Some(logits) => logits,
+            Some(logits) => Scores::Device(logits),
             None => {
                 let left = self.max_tokens - self.answer.tokens.len();
                 self.steps.scores(&self.tokens, left)?
@@ -252,25 +253,33 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
     }
 
     /// Picks the next token.
-    fn pick(&mut self, scores: Tensor<B, 2>) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
+    fn pick(&mut self, scores: Scores<B>) -> Result<(u32, Option<TokenLogprobs>), EngineError> {
         let at = self.answer.prompt_tokens + self.answer.tokens.len();
         let mut logprobs = None;
-        let picked = if self.sampler.takes_argmax() && self.logprobs.is_none() {
+        let picked = match scores {
             // A device with memory of its own transfers only the index.
-            let picked = argmax(scores).map_err(|error| EngineError::Compute(error.to_string()));
-            match B::memory_failure(&self.steps.session.shared.device) {
-                Some(failure) => Err(EngineError::Memory(failure)),
-                None => picked,
+            Scores::Device(scores) if self.sampler.takes_argmax() && self.logprobs.is_none() => {
+                let picked =
+                    argmax(scores).map_err(|error| EngineError::Compute(error.to_string()));
+                match B::memory_failure(&self.steps.session.shared.device) {
+                    Some(failure) => Err(EngineError::Memory(failure)),
+                    None => picked,
+                }
+                .map_err(|error| self.steps.session.after(error))?
             }
-            .map_err(|error| self.steps.session.after(error))?
-        } else {
-            let scores = self.steps.session.read(scores)?;
-            let picked = self.sampler.pick(scores.last(), &self.tokens)?;
-            let text = &self.steps.session.shared.text;
-            logprobs = self.logprobs.zip(picked).map(|(count, id)| {
-                TokenLogprobs::new(scores.last(), id, count, |id| text.token_bytes(id))
-            });
-            picked
+            scores => {
+                let (scores, row) = match scores {
+                    Scores::Device(scores) => (Arc::new(self.steps.session.read(scores)?), 0),
+                    Scores::Row(scores, row) => (scores, row),
+                };
+                let scores = scores.row(row);
+                let picked = self.sampler.pick(scores, &self.tokens)?;
+                let text = &self.steps.session.shared.text;
+                logprobs = self.logprobs.zip(picked).map(|(count, id)| {
+                    TokenLogprobs::new(scores, id, count, |id| text.token_bytes(id))
+                });
+                picked
+            }
         };
         let id = picked.ok_or_else(|| self.steps.session.after(EngineError::NotANumber(at)))?;
         Ok((id, logprobs))

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use edge_lmm::Speculation;
 use edge_lmm::experiment::speculation::{Options, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::super::options::{DeviceOptions, SpeculationOptions, print_now};
 
 /// Answers three kinds of text with and without speculation in turn, and measures what a step costs
-/// that verifies drafts.
+/// that verifies drafts. Without --speculate, drafts are those of auto.
 ///
 /// Example: edge-lmm bench speculation qwen2-vl-2b.bpk --runs 5
 #[derive(Args)]
@@ -44,7 +45,10 @@ impl Cmd {
         let options = Options {
             max_tokens: self.max_tokens,
             runs: self.runs as usize,
-            speculation: self.speculation.mode(engine.device()),
+            speculation: match self.speculation.mode() {
+                Speculation::Off => Speculation::Auto,
+                speculation => speculation,
+            },
         };
         let report =
             engine.measure_speculation(options, |what| bar.set_message(what.to_owned()))?;

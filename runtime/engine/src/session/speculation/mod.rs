@@ -18,7 +18,7 @@ use serde::Serialize;
 
 pub(super) use draft_model::DraftModel;
 pub(super) use pace::Pace;
-pub(super) use steps::Steps;
+pub(super) use steps::{Scores, Steps};
 
 /// Number of tokens that a step verifies ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,6 +1,7 @@
 //! Steps of the model over picked and drafted tokens.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -12,7 +13,7 @@ use super::pace::Source;
 use super::{DraftModel, Speculation, SpeculationCounts};
 use crate::error::EngineError;
 use crate::request::Event;
-use crate::session::Session;
+use crate::session::{Logits, Session};
 
 /// A session that decodes an answer.
 ///
@@ -24,27 +25,35 @@ pub struct Steps<'s, B: KernelBackend> {
     speculation: Speculation,
     /// Picked tokens that are not in the state yet.
     pending: Vec<u32>,
-    draft: Option<Draft<B>>,
+    draft: Option<Draft>,
     /// Tokens of the last step and its start, until its scores were read: a device may still be
     /// computing when a step returns.
     timed: Option<(usize, Instant)>,
     counts: SpeculationCounts,
 }
 
+/// Scores of the next token.
+pub enum Scores<B: KernelBackend> {
+    /// `[1, vocabulary]`, on the device.
+    Device(Tensor<B, 2>),
+    /// A row of scores that were read together.
+    Row(Arc<Logits>, usize),
+}
+
 /// Drafted tokens that are in the state.
-struct Draft<B: KernelBackend> {
+struct Draft {
     source: Source,
     tokens: Vec<u32>,
     /// Number of tokens that were picked.
     accepted: usize,
-    /// Scores after the last picked token and after each drafted one: `[1 + tokens, vocabulary]`.
-    scores: Tensor<B, 2>,
+    /// Scores after the last picked token and after each drafted one.
+    scores: Arc<Logits>,
     /// The state before the step, and the picked tokens that the step took in.
     checkpoint: Checkpoint,
     picked: usize,
 }
 
-impl<B: KernelBackend> Draft<B> {
+impl Draft {
     /// Returns the number of tokens in the state up to the last accepted one.
     fn len(&self) -> usize {
         self.checkpoint.tokens() + self.picked + self.accepted
@@ -74,11 +83,11 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         (self.speculation != Speculation::Off).then_some(self.counts)
     }
 
-    /// Returns the scores of the next token: `[1, vocabulary]`. `tokens` are all tokens so far, of
+    /// Returns the scores of the next token. `tokens` are all tokens so far, of
     /// which the last one was picked. `left` tokens are still wanted, at least 1.
-    pub fn scores(&mut self, tokens: &[u32], left: usize) -> Result<Tensor<B, 2>, EngineError> {
+    pub fn scores(&mut self, tokens: &[u32], left: usize) -> Result<Scores<B>, EngineError> {
         if let Some(draft) = &self.draft {
-            return Ok(draft.scores.clone().narrow(0, draft.accepted, 1));
+            return Ok(Scores::Row(draft.scores.clone(), draft.accepted));
         }
         let (source, drafted) = self.propose(tokens, left - 1).unzip();
         let drafted: Vec<u32> = drafted.unwrap_or_default();
@@ -88,14 +97,15 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
         let Some(source) = source else {
             let picked = std::mem::take(&mut self.pending);
-            return self.session.advance(&picked, OutputRows::Last, &mut go_on);
+            let scores = self.session.advance(&picked, OutputRows::Last, &mut go_on);
+            return scores.map(Scores::Device);
         };
         let past = self.session.past.as_ref().expect("there is a state");
         let checkpoint = past.state.checkpoint();
         let picked = std::mem::take(&mut self.pending);
         let ids = [&picked[..], &drafted].concat();
         let scores = self.session.advance(&ids, OutputRows::All, &mut go_on)?;
-        let scores = scores.narrow(0, picked.len() - 1, 1 + drafted.len());
+        let scores = Arc::new(self.session.read(scores)?);
         self.draft = Some(Draft {
             source,
             tokens: drafted,
@@ -104,7 +114,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             checkpoint,
             picked: picked.len(),
         });
-        Ok(scores.narrow(0, 0, 1))
+        Ok(Scores::Row(scores, 0))
     }
 
     /// Takes the token that was picked from the last scores.
