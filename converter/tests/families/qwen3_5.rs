@@ -55,7 +55,7 @@ fn chunks_of_a_long_prompt_change_no_bit() {
         let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
         (ids, prefilled.expect("a prompt").logits.last().to_vec())
     };
-    let (ids, expected) = prompt(&mut session, 40);
+    let (ids, expected) = prompt(&mut session, 70);
     assert!(ids.len() > 2 * PREFILL_CHUNK, "{} tokens", ids.len());
     let (start, _) = prompt(&mut session, 1);
     assert_eq!(ids[..start.len()], start);
@@ -76,7 +76,9 @@ fn layers_are_pruned_with_their_kinds() {
     let plan = Plan::new(&checkpoint, &F32).expect("a plan");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("temporary");
-    let samples = Samples::built_in();
+    let text = folder.path().join("samples.txt");
+    std::fs::write(&text, "A red circle follows two blue squares. ".repeat(8)).expect("a file");
+    let samples = Samples::read(&[text]).expect("samples");
     let importance = Importance::measure(&plan, &checkpoint, &samples, &path);
     let mut importance = importance.expect("importance");
     assert!(importance.layers.iter().all(|&x| x.is_finite() && x > 0.0));

@@ -427,7 +427,7 @@ mod tests {
         let turns = "<|im_start|>assistant\n<tool_call>\n{\"name\": \"count\", \"arguments\": {\"color\": \
             \"red\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"count\", \"arguments\": {\"color\": \
             \"blue\"}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n3\n</tool_response>\n\
-            <tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant\n";
+            <tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant";
         assert!(shown.ends_with(turns), "{shown}");
     }
 

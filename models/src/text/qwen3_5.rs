@@ -469,7 +469,7 @@ impl<B: KernelBackend> Layer<B> {
 /// Grouped-query attention with normalized queries and keys and a gate for every output.
 #[derive(Module, Debug)]
 struct Attention<B: KernelBackend> {
-    /// Of each query head the query and the gate, then keys, then values.
+    /// Query and gate of each query head, then keys, then values.
     qkv: Linear<B>,
     q_norm: RmsNorm<B>,
     k_norm: RmsNorm<B>,

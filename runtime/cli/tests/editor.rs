@@ -6,7 +6,6 @@ mod short_context;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -74,7 +73,7 @@ impl Terminal {
             .spawn()
             .expect("the program starts");
         drop(user);
-        let controller = File::from(OwnedFd::from(controller));
+        let controller = File::from(controller);
         let mut reader = controller.try_clone().expect("a handle");
         let (sender, screen) = channel();
         std::thread::spawn(move || {

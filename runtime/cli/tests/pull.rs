@@ -285,6 +285,8 @@ fn without_a_converter_the_checkpoint_is_kept() {
     );
     let weights = &tiny()[3];
     assert_eq!(fs::read(kept.join(weights.0)).expect("a file"), weights.1);
+    succeeds(&folders.run(&["rm", "qwen2-vl-tiny"]));
+    assert!(!kept.exists());
 }
 
 /// Waits until a file has some bytes.

@@ -106,9 +106,9 @@ pub fn gated_delta_rule<B: Backend>(
 
 /// Operands of some tokens, `[value_heads, tokens, ..]`.
 struct Chunk<B: Backend> {
-    /// Of length `1 / sqrt(key_dim)`.
+    /// Queries of length `1 / sqrt(key_dim)`.
     queries: Tensor<B, 3>,
-    /// Of length 1.
+    /// Keys of length 1.
     keys: Tensor<B, 3>,
     values: Tensor<B, 3>,
     /// Logarithms of the factors of the state.

@@ -6,7 +6,7 @@ use std::{fs, io};
 use anyhow::Context;
 use clap::Args;
 
-use crate::models::Model;
+use crate::models::{self, Model};
 
 /// Removes models: their records, descriptions, and checkpoints that were kept or are unfinished.
 #[derive(Args)]
@@ -19,7 +19,7 @@ pub struct Cmd {
 impl Cmd {
     pub fn run(self) -> anyhow::Result<()> {
         // A wrong name removes nothing.
-        let models = self.names.iter().map(|name| Model::existing(name));
+        let models = self.names.iter().map(|name| find(name));
         let models: Vec<Model> = models.collect::<anyhow::Result<_>>()?;
         for model in models {
             remove(&model.checkpoint(), |path| fs::remove_dir_all(path))?;
@@ -29,6 +29,15 @@ impl Cmd {
             eprintln!("removed {}", model.name);
         }
         Ok(())
+    }
+}
+
+/// Finds a model, or what a pull without a conversion left of one.
+fn find(name: &str) -> anyhow::Result<Model> {
+    let model = Model::named(models::folder()?, name)?;
+    match model.checkpoint().exists() || model.downloads().exists() {
+        true => Ok(model),
+        false => Model::existing(name),
     }
 }
 

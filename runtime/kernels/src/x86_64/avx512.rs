@@ -263,62 +263,106 @@ unsafe fn pairs_tokens<const Q4: bool, const P: usize, const T: usize>(
     }
 }
 
-/// Multiplies a pair of panels by one token, with the sums in registers. q4 is multiplied as nibbles and
-/// the sub-block scales are applied to the sums. Prefetches the panels `AHEAD` panels ahead, unless
-/// `AHEAD` is 0: the panels after the last ones belong to another task.
+/// Multiplies a pair of panels by `T` tokens, with the sums in registers. q4 is multiplied as nibbles and
+/// the sub-block scales are applied to the sums: for a few tokens this takes less than expanding the weights.
+/// Prefetches the panels `AHEAD` panels ahead, unless `AHEAD` is 0: the panels after the last ones belong to
+/// another task.
 ///
 /// # Safety
-/// The operands must be those of [`Operands::new`], with one more panel after this one.
+/// The operands must be those of [`Operands::new`], for `T` tokens, with one more panel after this one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn pair_one_token<const Q4: bool, const AHEAD: usize>(mut operands: Operands) {
+unsafe fn pair_few_tokens<const Q4: bool, const T: usize, const AHEAD: usize>(
+    mut operands: Operands,
+) {
     // SAFETY: as promised by the caller; the reads of activations are unaligned.
     unsafe {
-        let mut acc = _mm512_loadu_ps(operands.acc);
+        let mut acc = [_mm512_setzero_ps(); T];
+        for t in 0..T {
+            acc[t] = _mm512_loadu_ps(operands.acc.add(t * operands.stride));
+        }
         while operands.blocks > 0 {
-            let mut group = _mm512_setzero_si512();
+            let mut group = [_mm512_setzero_si512(); T];
             prefetch_header::<AHEAD>(&operands);
             prefetch_header::<AHEAD>(&operands.panel(1));
             for _ in 0..operands.group_blocks() {
                 prefetch_pair::<Q4, AHEAD>(&operands);
-                let x = operands.x.cast::<i32>();
                 let w = if Q4 {
                     unpack_pair(&operands)
                 } else {
                     expand_pair::<Q4>(&operands)
                 };
-                let offset = _mm512_set1_epi32(*operands.x_offset);
-                let mut sums = [offset, _mm512_setzero_si512()];
-                for (i, w) in w.into_iter().enumerate() {
-                    let x = _mm512_set1_epi32(x.add(i).read_unaligned());
-                    sums[i % 2] = _mm512_dpbusd_epi32(sums[i % 2], w, x);
+                for t in 0..T {
+                    let x = operands.x.add(BLOCK * t).cast::<i32>();
+                    let offset = _mm512_set1_epi32(*operands.x_offset.add(t));
+                    let mut sums = [offset, _mm512_setzero_si512()];
+                    for i in 0..8 {
+                        let x = _mm512_set1_epi32(x.add(i).read_unaligned());
+                        sums[i % 2] = _mm512_dpbusd_epi32(sums[i % 2], w[i], x);
+                    }
+                    let mut sum = _mm512_add_epi32(sums[0], sums[1]);
+                    if Q4 {
+                        sum = _mm512_mullo_epi32(sum, load_pair_sub_scales(&operands));
+                    }
+                    group[t] = _mm512_add_epi32(group[t], sum);
                 }
-                let mut sum = _mm512_add_epi32(sums[0], sums[1]);
-                if Q4 {
-                    sum = _mm512_mullo_epi32(sum, load_pair_sub_scales(&operands));
-                }
-                group = _mm512_add_epi32(group, sum);
                 operands.advance_block();
             }
-            let x_scale = _mm512_set1_ps(*operands.x_scale);
-            let scale = _mm512_mul_ps(load_pair_scales(&operands), x_scale);
-            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(group), scale, acc);
+            let w_scale = load_pair_scales(&operands);
+            for t in 0..T {
+                let x_scale = _mm512_set1_ps(*operands.x_scale.add(t));
+                let scale = _mm512_mul_ps(w_scale, x_scale);
+                acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(group[t]), scale, acc[t]);
+            }
             operands.advance_group();
         }
-        _mm512_storeu_ps(operands.acc, acc);
+        for t in 0..T {
+            _mm512_storeu_ps(operands.acc.add(t * operands.stride), acc[t]);
+        }
     }
 }
 
-/// Multiplies `count` panels by a tile, in pairs; for many tokens eight at a time.
+/// Multiplies `count` panels by `T` tokens, in pairs. Returns the number of panels that are done: all
+/// but the last one if `count` is odd.
+///
+/// # Safety
+/// The operands must be those of [`Operands::new`], for `T` tokens and `count` panels.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn few_tokens<const Q4: bool, const T: usize>(operands: Operands, count: usize) -> usize {
+    let mut panel = 0;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        while panel + 4 <= count {
+            pair_few_tokens::<Q4, T, 2>(operands.panel(panel));
+            panel += 2;
+        }
+        if panel + 2 <= count {
+            pair_few_tokens::<Q4, T, 0>(operands.panel(panel));
+            panel += 2;
+        }
+    }
+    panel
+}
+
+/// Multiplies `count` panels by a tile: in pairs for few tokens, eight at a time for many.
 ///
 /// # Safety
 /// The operands must be those of [`Operands::new`], for `count` panels.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn panels<const Q4: bool>(operands: Operands, count: usize) {
-    let one = operands.tokens == 1;
     // SAFETY: as promised by the caller.
     unsafe {
-        let mut panel = 0;
+        let mut panel = match operands.tokens {
+            1 => few_tokens::<Q4, 1>(operands, count),
+            2 => few_tokens::<Q4, 2>(operands, count),
+            3 => few_tokens::<Q4, 3>(operands, count),
+            4 => few_tokens::<Q4, 4>(operands, count),
+            5 => few_tokens::<Q4, 5>(operands, count),
+            6 => few_tokens::<Q4, 6>(operands, count),
+            7 => few_tokens::<Q4, 7>(operands, count),
+            8 => few_tokens::<Q4, 8>(operands, count),
+            _ => 0,
+        };
         // The last panels of a call are followed by its first ones with the next group, unless this call
         // computes all groups.
         let next = |panel: usize, step: usize| {
@@ -337,20 +381,12 @@ pub(super) unsafe fn panels<const Q4: bool>(operands: Operands, count: usize) {
                 }
             }
         };
-        while !one && panel + 8 <= count {
+        while panel + 8 <= count {
             pairs_many_tokens::<Q4, 4>(operands.panel(panel), next(panel, 8));
             panel += 8;
         }
         while panel + 2 <= count {
-            if one {
-                if panel + 4 <= count {
-                    pair_one_token::<Q4, 2>(operands.panel(panel));
-                } else {
-                    pair_one_token::<Q4, 0>(operands.panel(panel));
-                }
-            } else {
-                pairs_many_tokens::<Q4, 1>(operands.panel(panel), next(panel, 2));
-            }
+            pairs_many_tokens::<Q4, 1>(operands.panel(panel), next(panel, 2));
             panel += 2;
         }
         if panel < count && Q4 {

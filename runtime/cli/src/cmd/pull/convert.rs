@@ -41,8 +41,7 @@ impl Converter {
         Ok(())
     }
 
-    /// Plans a conversion without writing anything. Returns `None` if it succeeds, or the last line
-    /// of its messages.
+    /// Plans a conversion without writing anything. Returns `None` if it succeeds, or its error.
     ///
     /// # Errors
     /// If the program cannot be started.
@@ -54,9 +53,11 @@ impl Converter {
             return Ok(None);
         }
         let messages = String::from_utf8_lossy(&output.stderr);
-        let last = messages.lines().rfind(|line| !line.trim().is_empty());
-        let last = last.map_or_else(|| output.status.to_string(), str::to_owned);
-        Ok(Some(last.trim_start_matches("error: ").to_owned()))
+        let error = messages
+            .lines()
+            .find_map(|line| line.strip_prefix("error: "));
+        let error = error.map_or_else(|| output.status.to_string(), str::to_owned);
+        Ok(Some(error))
     }
 
     fn command(&self, arguments: &[OsString]) -> Command {

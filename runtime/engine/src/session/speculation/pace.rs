@@ -1,13 +1,19 @@
 //! Number of tokens to draft.
 
-/// Weight of a new observation in a running mean.
-const WEIGHT: f64 = 0.2;
+use super::Speculation;
+
+/// Weights of a new time in a running mean, if it is shorter and if it is longer. Other work of the
+/// machine only ever makes times longer.
+const WEIGHTS: [f64; 2] = [0.3, 0.1];
 /// Factor by which earlier drafts count less with each new one.
 const FADE: f64 = 0.9;
 /// Drafted tokens that the assumed acceptance counts as.
-const PRIOR_TOKENS: f64 = 2.0;
-/// Assumed time of a further token of a step, relative to a step of one token, until it is known.
-const ASSUMED_EXTRA: f64 = 0.25;
+const PRIOR_TOKENS: f64 = 1.0;
+/// Assumed times of a step of several tokens and of each of its further tokens, and of a drafted token
+/// of a draft model, relative to a step of one token, until they are known.
+const ASSUMED_FEW: f64 = 1.15;
+const ASSUMED_FURTHER: f64 = 0.1;
+const ASSUMED_DRAFTING: f64 = 0.25;
 /// Least expected gain of a draft: measured times are noisy.
 const LEAST_GAIN: f64 = 1.05;
 /// Opportunities that are passed over before a source that does not pay is tried again. The number
@@ -74,8 +80,8 @@ impl Acceptance {
 pub struct Pace {
     /// Seconds of a step of one token.
     step: Option<f64>,
-    /// Time of each further token of a step, relative to `step`.
-    extra: f64,
+    /// Times of steps by the number of drafted tokens, relative to `step`.
+    verifying: [f64; Speculation::MOST + 1],
     /// Seconds in which the draft model drafts a token.
     draft: Option<f64>,
     sources: [Acceptance; Source::CLASSES],
@@ -85,7 +91,10 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             step: None,
-            extra: ASSUMED_EXTRA,
+            verifying: std::array::from_fn(|drafted| match drafted {
+                0 => 1.0,
+                _ => ASSUMED_FEW + ASSUMED_FURTHER * drafted as f64,
+            }),
             draft: None,
             sources: [0.5, 0.7, 0.8, 0.7].map(Acceptance::new),
         }
@@ -101,11 +110,12 @@ impl Pace {
         };
         let drafting = match source {
             Source::Lookup(_) => 0.0,
-            Source::Model => self.draft.map_or(ASSUMED_EXTRA, |time| time / step),
+            Source::Model => self.draft.map_or(ASSUMED_DRAFTING, |time| time / step),
         };
-        let cost = self.extra + drafting;
+        let costs = (1..).zip(&self.verifying[1..]).take(most);
+        let costs = costs.map(|(count, time)| time + f64::from(count) * drafting);
         let acceptance = &mut self.sources[source.class()];
-        let (count, gain) = best(acceptance.probability(), cost, most);
+        let (count, gain) = best(acceptance.probability(), costs);
         if gain >= LEAST_GAIN {
             acceptance.patience = PATIENCE[0];
             return count;
@@ -121,15 +131,25 @@ impl Pace {
 
     /// Takes the time of a step of `tokens` tokens.
     pub fn observe_step(&mut self, tokens: usize, seconds: f64) {
-        match (tokens, self.step) {
-            (0, _) => {}
-            (1, Some(step)) => mean(step, &mut self.step, seconds.min(3.0 * step)),
-            (1, None) => self.step = Some(seconds),
-            (_, Some(step)) => {
-                let extra = (seconds / step - 1.0) / (tokens - 1) as f64;
-                self.extra += WEIGHT * (extra.clamp(0.0, 1.5) - self.extra);
+        let Some(step) = &mut self.step else {
+            if tokens == 1 {
+                self.step = Some(seconds);
             }
-            (_, None) => {}
+            return;
+        };
+        if tokens == 1 {
+            return approach(step, seconds.min(3.0 * *step), 1.0);
+        }
+        let Some(drafted) = tokens.checked_sub(1).filter(|&n| n <= Speculation::MOST) else {
+            return;
+        };
+        let time = (seconds / *step).clamp(1.0, tokens as f64);
+        let change = time - self.verifying[drafted];
+        for (other, known) in self.verifying.iter_mut().enumerate().skip(1) {
+            // Steps of similar numbers of tokens take similar times.
+            let share = 0.5f64.powi(other.abs_diff(drafted) as i32);
+            let new = *known + change;
+            approach(known, new, share);
         }
     }
 
@@ -137,8 +157,8 @@ impl Pace {
     pub fn observe_drafting(&mut self, tokens: usize, seconds: f64) {
         if tokens > 0 {
             let seconds = seconds / tokens as f64;
-            let known = self.draft.unwrap_or(seconds);
-            mean(known, &mut self.draft, seconds.min(3.0 * known));
+            let known = self.draft.get_or_insert(seconds);
+            approach(known, seconds.min(3.0 * *known), 1.0);
         }
     }
 
@@ -151,22 +171,24 @@ impl Pace {
     }
 }
 
-fn mean(known: f64, place: &mut Option<f64>, new: f64) {
-    *place = Some(known + WEIGHT * (new - known));
+/// Moves a running mean towards a new time, which counts as `share` of a time.
+fn approach(mean: &mut f64, new: f64, share: f64) {
+    let [shorter, longer] = WEIGHTS;
+    let weight = if new < *mean { shorter } else { longer };
+    *mean += share * weight * (new - *mean);
 }
 
 /// Returns the number of drafted tokens that gives most tokens per time, and the factor that it
-/// gains over steps of one token. Each drafted token costs `cost` steps of one token and is accepted
-/// with `probability` if those before it are.
-fn best(probability: f64, cost: f64, most: usize) -> (usize, f64) {
+/// gains over steps of one token. `costs` are the times with 1, 2, ... drafted tokens, relative to
+/// such a step. Each drafted token is accepted with `probability` if those before it are.
+fn best(probability: f64, costs: impl Iterator<Item = f64>) -> (usize, f64) {
     let mut best = (0, 1.0);
     let (mut tokens, mut reached) = (1.0, 1.0);
-    for count in 1..=most {
+    for (count, cost) in (1..).zip(costs) {
         reached *= probability;
         tokens += reached;
-        let gain = tokens / (1.0 + count as f64 * cost);
-        if gain > best.1 {
-            best = (count, gain);
+        if tokens / cost > best.1 {
+            best = (count, tokens / cost);
         }
     }
     best
@@ -178,12 +200,13 @@ mod tests {
 
     const SOURCE: Source = Source::Lookup(5);
 
-    /// A pace on a machine where a step takes 10 ms and a further token `extra` ms.
+    /// A pace on a machine where a step takes 10 ms and each further token `extra` ms.
     fn measured(extra: f64) -> Pace {
         let mut pace = Pace::default();
-        for _ in 0..20 {
-            pace.observe_step(1, 0.010);
-            pace.observe_step(4, 0.010 + 3e-3 * extra);
+        for _ in 0..100 {
+            for tokens in 1..=8 {
+                pace.observe_step(tokens, 0.010 + (tokens - 1) as f64 * 1e-3 * extra);
+            }
         }
         pace
     }
@@ -205,7 +228,7 @@ mod tests {
         }
         assert_eq!(pace.choose(SOURCE, 7), 7);
         assert!((1..7).contains(&before), "{before}");
-        for _ in 0..10 {
+        for _ in 0..50 {
             pace.observe_draft(SOURCE, 1, 0);
         }
         assert_eq!(pace.choose(SOURCE, 7), 0);
@@ -245,12 +268,26 @@ mod tests {
         assert_eq!(pace.choose(Source::Model, 7), 0);
     }
 
+    /// Steps that other programs interrupt do not hide the gain.
+    #[test]
+    fn interrupted_steps_count_little() {
+        let mut pace = measured(1.0);
+        for round in 0..60 {
+            let delay = if round % 5 == 0 { 0.020 } else { 0.0 };
+            pace.observe_step(1, 0.010);
+            pace.observe_step(8, 0.017 + delay);
+            pace.observe_draft(SOURCE, 7, 7);
+        }
+        assert_eq!(pace.choose(SOURCE, 7), 7);
+    }
+
     #[test]
     fn the_gain_is_tokens_by_time() {
-        assert_eq!(best(1.0, 0.0, 7), (7, 8.0));
-        let (count, gain) = best(0.5, 0.1, 7);
+        let costs = |further: f64| (1..=7).map(move |count| 1.0 + further * f64::from(count));
+        assert_eq!(best(1.0, costs(0.0)), (7, 8.0));
+        let (count, gain) = best(0.5, costs(0.1));
         assert_eq!(count, 2);
         assert!((gain - 1.75 / 1.2).abs() < 1e-12, "{gain}");
-        assert_eq!(best(0.2, 0.3, 7), (0, 1.0));
+        assert_eq!(best(0.2, costs(0.3)), (0, 1.0));
     }
 }
