@@ -5,6 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -194,6 +195,7 @@ impl Folder {
             .env("PATH", format!("{}:{path}", programs.display()))
             .env("XDG_CACHE_HOME", self.folder.path().join(".cache"))
             .current_dir(self.folder.path())
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -240,10 +242,16 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
+            end(server);
         }
     }
+}
+
+/// Ends a block with all processes that it started.
+fn end(child: &mut Child) {
+    let group = format!("-{}", child.id());
+    let _ = Command::new("kill").args(["--", &group]).status();
+    let _ = child.wait();
 }
 
 fn wait(child: &mut Child) -> anyhow::Result<()> {
@@ -254,8 +262,7 @@ fn wait(child: &mut Child) -> anyhow::Result<()> {
             return Ok(());
         }
         if start.elapsed() > LIMIT {
-            child.kill()?;
-            child.wait()?;
+            end(child);
             bail!("no end after {} s", LIMIT.as_secs());
         }
         sleep(Duration::from_millis(20));
