@@ -59,6 +59,9 @@ struct Client {
 impl Client {
     fn connect(socket: &Path) -> Self {
         let output = UnixStream::connect(socket).expect("a connection");
+        // A reply that never comes fails the test.
+        let patience = Some(Duration::from_secs(60));
+        output.set_read_timeout(patience).expect("a time limit");
         Self {
             input: BufReader::new(output.try_clone().expect("a second handle")),
             output,
