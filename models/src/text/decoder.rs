@@ -17,7 +17,7 @@ use crate::monitor::Monitor;
 use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
-use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies};
+use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies, rotary_means};
 use crate::text::step::{Place, finish, run_layers, weights_of};
 use crate::weights::{Extent, Part, Scope};
 
@@ -387,14 +387,7 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
 
     fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
         let (angle, pairs, _) = self.rotary_angles(false, None);
-        let means = |&position: &Position| {
-            let angles = (0..pairs).map(|i| f64::from(angle(position, i)));
-            let [cos, sin] = angles.fold([0.0, 0.0], |[cos, sin], angle| {
-                [cos + angle.cos(), sin + angle.sin()]
-            });
-            [cos, sin].map(|sum| (sum / pairs as f64) as f32)
-        };
-        (pairs > 0).then(|| positions.iter().map(means).collect())
+        rotary_means(positions, pairs, angle)
     }
 
     fn step(

@@ -14,10 +14,14 @@ use crate::config_file::without_nulls;
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, RecurrentState, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
+use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::anchors::RotaryMeans;
 use crate::sizes::{self, Section};
 use crate::text::rope_fields::RopeFields;
-use crate::text::rotary::{DEFAULT_KIND, RotaryTable, inverse_frequencies, scaling_kind};
+use crate::text::rotary::{
+    DEFAULT_KIND, RotaryTable, inverse_frequencies, rotary_means, scaling_kind,
+};
 use crate::text::step::{Place, Recurrences, finish, run_mixed};
 use crate::weights::{Part, Scope};
 
@@ -309,6 +313,13 @@ impl<B: KernelBackend> LanguageModel<B> for Lfm2<B> {
             capacity,
             quantized: attention.all(|attention| attention.qkv.is_quantized()),
         }
+    }
+
+    fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
+        let heads = self.config.heads;
+        let frequencies = inverse_frequencies(self.config.rope_theta, heads.head_dim);
+        let angle = |position: Position, i: usize| position[0] as f32 * frequencies[i];
+        rotary_means(positions, frequencies.len(), angle)
     }
 
     fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {

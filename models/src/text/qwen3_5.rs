@@ -18,12 +18,14 @@ use crate::config_file::without_nulls;
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, RecurrentState, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
+use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::reduce::anchors::RotaryMeans;
 use crate::sizes::{self, Section};
 use crate::text::config::sections;
 use crate::text::decoder::interleaved;
 use crate::text::rope_fields::RopeFields;
-use crate::text::rotary::{RotaryTable, inverse_frequencies};
+use crate::text::rotary::{RotaryTable, inverse_frequencies, rotary_means};
 use crate::text::step::{Place, Recurrences, finish, last_row, run_mixed, scale};
 use crate::weights::{Part, Scope};
 
@@ -293,15 +295,20 @@ impl<B: KernelBackend> Qwen35Text<B> {
         })
     }
 
-    fn rotary_table(&self, input: &StepInput<'_, B>) -> RotaryTable<B> {
+    /// Returns the angle of each pair of rotated elements at a position, and the number of pairs.
+    fn rotary_angles(&self) -> (impl Fn(Position, usize) -> f32, usize) {
         let axes = interleaved(self.config.sections);
-        let frequencies = inverse_frequencies(self.config.rope_theta, 2 * axes.len());
-        let angle = |token: usize, i: usize| {
-            let position = input.positions[token][axes[i]];
-            position as f32 * frequencies[i]
-        };
+        let pairs = axes.len();
+        let frequencies = inverse_frequencies(self.config.rope_theta, 2 * pairs);
+        let angle = move |position: Position, i: usize| position[axes[i]] as f32 * frequencies[i];
+        (angle, pairs)
+    }
+
+    fn rotary_table(&self, input: &StepInput<'_, B>) -> RotaryTable<B> {
+        let (angle, pairs) = self.rotary_angles();
+        let angle = |token: usize, i: usize| angle(input.positions[token], i);
         let device = input.embeddings.device();
-        RotaryTable::new(input.len(), axes.len(), 1.0, angle, &device)
+        RotaryTable::new(input.len(), pairs, 1.0, angle, &device)
     }
 }
 
@@ -330,6 +337,11 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
             capacity,
             quantized: attention.all(|attention| attention.qkv.is_quantized()),
         }
+    }
+
+    fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
+        let (angle, pairs) = self.rotary_angles();
+        rotary_means(positions, pairs, angle)
     }
 
     fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
+use crate::layout::Position;
+use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::rows::indices;
 
 /// Cosines and sines for a sequence of tokens, half a head wide.
@@ -23,6 +25,22 @@ pub fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2)
         .map(|i| (1.0 / theta.powf(2.0 * i as f64 / dim as f64)) as f32)
         .collect()
+}
+
+/// Returns the mean cosine and mean sine of the `pairs` angles at each position; `None` without pairs.
+pub fn rotary_means(
+    positions: &[Position],
+    pairs: usize,
+    angle: impl Fn(Position, usize) -> f32,
+) -> Option<Vec<RotaryMeans>> {
+    let means = |&position: &Position| {
+        let angles = (0..pairs).map(|i| f64::from(angle(position, i)));
+        let [cos, sin] = angles.fold([0.0, 0.0], |[cos, sin], angle| {
+            [cos + angle.cos(), sin + angle.sin()]
+        });
+        [cos, sin].map(|sum| (sum / pairs as f64) as f32)
+    };
+    (pairs > 0).then(|| positions.iter().map(means).collect())
 }
 
 impl<B: KernelBackend> RotaryTable<B> {
