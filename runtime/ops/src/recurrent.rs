@@ -65,7 +65,7 @@ pub fn short_conv<B: Backend>(
 }
 
 /// Applies the gated delta rule to each token in turn, and returns the outputs and the state after the
-/// last token. Up to [`CHUNK`] tokens are processed at once, as in section 3.3 of
+/// last token. Up to 64 tokens are processed at once, as in section 3.3 of
 /// [arXiv:2412.06464](https://arxiv.org/abs/2412.06464).
 ///
 /// # Shapes
