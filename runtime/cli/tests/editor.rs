@@ -29,7 +29,7 @@ struct Terminal {
     child: Child,
     keys: File,
     screen: Receiver<Vec<u8>>,
-    /// What was shown and not yet expected.
+    /// The output of the editor that no expectation has matched yet.
     shown: String,
 }
 

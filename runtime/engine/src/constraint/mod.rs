@@ -104,7 +104,7 @@ pub enum ConstraintError {
     /// or exceeds a limit.
     #[error("invalid {kind}: {reason}")]
     Invalid {
-        /// What is invalid.
+        /// The fault of the grammar.
         kind: &'static str,
         /// The reason, on one line.
         reason: String,
@@ -115,7 +115,7 @@ pub enum ConstraintError {
          alternatives, shorter repetitions)"
     )]
     TooComplex {
-        /// What is too complex.
+        /// The limit that is exceeded.
         kind: &'static str,
         /// Tokens of the answer so far.
         tokens: usize,

@@ -144,7 +144,7 @@ struct Chat {
     session: AnySession,
     check: RequestCheck,
     conversation: Conversation,
-    /// Where the state after the first prompt is written.
+    /// The file for the state after the first prompt.
     snapshot: Option<Output>,
     /// Tokens and times of the last answer.
     stats: Option<String>,
