@@ -122,12 +122,13 @@ pub fn search(
     }
 }
 
-/// Parameters of a layer.
+/// Numbers of parameters of a layer.
 struct Sizes {
+    /// All parameters of products.
     all: f64,
-    /// Of the feed-forward network, all of which belong to a channel.
+    /// Parameters of the feed-forward network, all of which belong to a channel.
     channels: f64,
-    /// Of the attention, as far as they belong to a head that can be left out.
+    /// Parameters of the attention that belong to a head that can be left out.
     heads: f64,
 }
 

@@ -104,7 +104,7 @@ pub enum ConstraintError {
     /// or exceeds a limit.
     #[error("invalid {kind}: {reason}")]
     Invalid {
-        /// The fault of the grammar.
+        /// The kind of constraint, such as a JSON schema.
         kind: &'static str,
         /// The reason, on one line.
         reason: String,
@@ -115,7 +115,7 @@ pub enum ConstraintError {
          alternatives, shorter repetitions)"
     )]
     TooComplex {
-        /// The limit that is exceeded.
+        /// The kind of constraint, such as a JSON schema.
         kind: &'static str,
         /// Tokens of the answer so far.
         tokens: usize,

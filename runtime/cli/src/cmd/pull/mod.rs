@@ -56,7 +56,7 @@ pub struct Cmd {
 /// The repository and the variant.
 #[derive(Debug, Clone)]
 struct Source {
-    /// As given.
+    /// The text of the argument.
     text: String,
     reference: Reference,
     variant: Option<String>,
