@@ -26,6 +26,7 @@ pub mod prune;
 mod random_weights;
 mod rows;
 pub mod source;
+mod temporary_record;
 pub mod write;
 
 pub use command::main;

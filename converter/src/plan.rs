@@ -147,6 +147,14 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Returns 8 bits for all parts: nearly the float model, for measurements.
+    pub fn eight_bits() -> Self {
+        Self {
+            text: Format::Q8,
+            ..Self::default()
+        }
+    }
+
     /// Returns the format of a packed weight.
     pub fn format(&self, spec: &WeightSpec) -> Format {
         if let Some(&format) = self.weights.get(&spec.name) {

@@ -11,13 +11,12 @@ use edge_lmm::manifest::{Manifest, Question};
 use edge_lmm_kernels::{Activation, Matrix, pack_rows, pool, product};
 use edge_lmm_ops::observe::{self, Supplied, Use};
 use edge_lmm_ops::{Format, MatrixShape};
-use edge_lmm_record::Record;
 
 use crate::calibration::{CalibrationError, Model, Samples};
 use crate::compare::Distribution;
 use crate::plan::{ConvertError, Plan};
 use crate::source::Checkpoint;
-use crate::write::write_record;
+use crate::temporary_record::TemporaryRecord;
 
 /// Tokens of all texts together.
 const TOKENS: usize = 2 * 512;
@@ -61,7 +60,7 @@ pub(crate) struct Predictor {
 
 /// The packed weights of a record.
 struct Stored {
-    record: Arc<Record>,
+    record: Arc<TemporaryRecord>,
     shapes: BTreeMap<String, MatrixShape>,
 }
 
@@ -92,18 +91,8 @@ impl Predictor {
             let shape = MatrixShape::new(weight.format?, weight.spec.rows(), weight.spec.cols());
             Some((weight.spec.name.clone(), shape))
         });
-        write_record(plan, checkpoint.clone(), path, |_, _| {})?;
-        let record = Record::open(path);
-        // On Unix, the mapping keeps the contents, and nothing is left behind whatever happens.
-        let removed = std::fs::remove_file(path);
-        let record = record.map_err(|error| CalibrationError::Model {
-            reason: edge_lmm::one_line(&error),
-        })?;
-        if let Err(error) = removed {
-            log::warn!("cannot remove {}: {error}", path.display());
-        }
         let stored = Stored {
-            record: Arc::new(record),
+            record: Arc::new(TemporaryRecord::write(plan, checkpoint, path)?),
             shapes: packed.collect(),
         };
         Ok(Self {
@@ -250,7 +239,7 @@ impl Weights {
 
 /// The bytes of a weight, which stay in the record.
 struct Held {
-    record: Arc<Record>,
+    record: Arc<TemporaryRecord>,
     name: String,
 }
 

@@ -13,7 +13,6 @@ use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message}
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::language::OutputRows;
-use edge_lmm_ops::Format;
 use edge_lmm_ops::observe::{self, Inputs};
 use edge_lmm_record::Record;
 
@@ -21,7 +20,7 @@ use crate::calibration::{Samples, prefill_text};
 use crate::plan::{ConvertError, Options, Plan};
 use crate::rows::read_rows;
 use crate::source::Checkpoint;
-use crate::write::write_record;
+use crate::temporary_record::TemporaryRecord;
 
 /// Tokens of a window of text.
 const WINDOW: usize = 512;
@@ -77,17 +76,8 @@ impl Importance {
         path: &Path,
     ) -> Result<Self, ConvertError> {
         let layers = layers(plan)?;
-        let eight_bits = Options {
-            text: Format::Q8,
-            head: None,
-            ..Options::default()
-        };
-        let eight_bits = plan.in_formats(checkpoint, &eight_bits)?;
-        write_record(&eight_bits, checkpoint.clone(), path, |_, _| {})?;
-        let record = Record::open(path);
-        // On Unix, the mapping keeps the contents, and nothing is left behind whatever happens.
-        let removed = std::fs::remove_file(path);
-        let record = record.map_err(|error| failed(&error))?;
+        let eight_bits = plan.in_formats(checkpoint, &Options::eight_bits())?;
+        let record = TemporaryRecord::write(&eight_bits, checkpoint, path)?;
         let sums = Rc::new(RefCell::new(Sums {
             norms: norms(plan, checkpoint, layers)?,
             cosines: vec![(0.0, 0); layers],
@@ -97,10 +87,6 @@ impl Importance {
         let observer = observe::start(move |name, inputs| seen.borrow_mut().add(name, &inputs));
         let outcome = run(&record, samples, &sums);
         drop(observer);
-        drop(record);
-        if removed.is_err() {
-            let _ = std::fs::remove_file(path);
-        }
         outcome?;
         let sums = sums.take();
         if sums.cosines.iter().all(|(_, count)| *count == 0) {

@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use edge_lmm_models::weights::Part;
-use edge_lmm_ops::Format;
 
 use super::measure::Importance;
-use super::structure::{prune_channels, prune_heads, prune_layers};
+use super::structure::{key_value_heads, prune_channels, prune_heads, prune_layers};
 use crate::calibration::Samples;
 use crate::plan::{ConvertError, Options, Plan, Pruning};
 use crate::predictions::Predictor;
@@ -94,11 +93,7 @@ pub fn search(
     ratio: f64,
     path: &Path,
 ) -> Result<Vec<Trial>, ConvertError> {
-    let eight_bits = Options {
-        text: Format::Q8,
-        head: None,
-        ..Options::default()
-    };
+    let eight_bits = Options::eight_bits();
     let whole = plan.in_formats(checkpoint, &eight_bits)?;
     let reference = Predictor::new(&whole, checkpoint, samples, path)?.run(None)?;
     let mut trials = Vec::new();
@@ -153,11 +148,8 @@ fn sizes(plan: &Plan, importance: &Importance) -> Sizes {
         }
     }
     // Of grouped queries, keys and values stay.
-    let text = plan.info.files.config.get("text_config");
-    let text = text.unwrap_or(&plan.info.files.config);
     let heads = importance.heads.first().map_or(0, Vec::len);
-    let groups = text["num_key_value_heads"].as_u64();
-    let heads = match groups.is_some_and(|groups| (groups as usize) < heads) {
+    let heads = match key_value_heads(&plan.info.files.config, heads) < heads {
         _ if heads == 0 => 0,
         true => 2 * output,
         false => attention,

@@ -105,9 +105,8 @@ pub fn prune_heads(
             "heads of this language model stay whole".to_owned(),
         ));
     }
+    let groups = key_value_heads(&pruning.config, count);
     let text = text_section(&mut pruning.config);
-    let groups = text["num_key_value_heads"].as_u64();
-    let groups = groups.map_or(count, |groups| groups as usize);
     let is_grouped = groups < count;
     let (groups, size) = match is_grouped {
         true => (groups, count / groups.max(1)),
@@ -141,6 +140,13 @@ pub fn prune_heads(
         }
     }
     Ok((count, groups * left))
+}
+
+/// Returns the number of key-value heads of the language model with `heads` query heads.
+pub(super) fn key_value_heads(config: &Value, heads: usize) -> usize {
+    let text = config.get("text_config").unwrap_or(config);
+    let groups = text["num_key_value_heads"].as_u64();
+    groups.map_or(heads, |groups| groups as usize)
 }
 
 /// Sets the number of feed-forward channels and heads to that of another configuration of the same model.
