@@ -519,6 +519,10 @@ fn methods() -> impl TypedValueParser<Value = Method> {
 
 /// Returns the method of quantization.
 fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
+    if cli.statistics.as_ref().is_some_and(|path| path.exists()) {
+        // They have no sums.
+        return Ok(cli.method.unwrap_or(Method::Weighted));
+    }
     let memory = cli.calibration_memory << 20;
     let fits = |method| calibration::memory_of_sums(plan, method) < memory;
     let four_bits =
@@ -533,9 +537,6 @@ fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
             bytes(memory)
         ),
         None if cli.random_weights.is_some() => return Ok(Method::Nearest),
-        None if cli.statistics.as_ref().is_some_and(|path| path.exists()) => {
-            return Ok(Method::Weighted);
-        }
         None if !plan.weights.iter().any(four_bits) => return Ok(Method::Nearest),
         None if fits(Method::Best) => Method::Best,
         None => Method::Weighted,

@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use common::manifest::Manifest;
@@ -115,6 +116,38 @@ fn a_record_is_reproducible() {
     });
     let read = |path: &Path| std::fs::read(path).expect("a record");
     assert!(read(&one) == read(&other), "the records differ");
+}
+
+/// The command refuses a method whose sums do not fit; saved statistics have none.
+#[test]
+fn only_sums_need_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let statistics = folder.path().join("statistics");
+    let convert = |method: &str, memory: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
+            .arg(data().join("qwen2vl-tiny"))
+            .args([
+                "--method",
+                method,
+                "--calibration-memory",
+                memory,
+                "--force",
+                "-o",
+            ])
+            .arg(folder.path().join("model.bpk"))
+            .arg("--statistics")
+            .arg(&statistics)
+            .output()
+            .expect("the command starts");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), stderr)
+    };
+    let (done, stderr) = convert("best", "0");
+    assert!(!done && stderr.contains("for the sums"), "{stderr}");
+    let (done, stderr) = convert("weighted", "1");
+    assert!(done && statistics.exists(), "{stderr}");
+    let (done, stderr) = convert("best", "0");
+    assert!(done, "{stderr}");
 }
 
 #[test]

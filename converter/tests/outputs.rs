@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use common::damage::{Copy, command};
@@ -181,7 +181,16 @@ fn options_that_only_refuse_do_not_exist() {
     let source = data().join("qwen2vl-tiny");
     let folder = tempfile::tempdir().expect("a folder");
     for options in [["--method", "awq"], ["--prune-layers", "1"]] {
-        let output = convert(&source, &folder.path().join("model.bpk"), &options);
+        // The helper of the other tests gives a method already.
+        let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
+            .arg(&source)
+            .arg("-o")
+            .arg(folder.path().join("model.bpk"))
+            .args(options)
+            .output()
+            .expect("the command starts");
         assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("invalid value"), "{stderr}");
     }
 }
