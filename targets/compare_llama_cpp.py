@@ -109,6 +109,8 @@ def peer_image(model, mmproj, side, threads):
     count = mtmd.mtmd_input_chunks_size(chunks)
     for index in range(count):
         chunk, after = mtmd.mtmd_input_chunks_get(chunks, index), llama_cpp.llama_pos(0)
+        if not mtmd.mtmd_input_chunk_get_n_tokens(chunk):
+            continue  # a separator without a token in a small tokenizer
         if mtmd.mtmd_input_chunk_get_type(chunk) == 0:
             last = index + 1 == count
             mtmd.mtmd_helper_eval_chunk_single(encoder, context, chunk, past, 0, 2048, last, ctypes.byref(after))
@@ -122,7 +124,7 @@ def peer_image(model, mmproj, side, threads):
             mtmd.mtmd_helper_decode_image_chunk(
                 encoder, context, chunk, features, past, 0, 2048, ctypes.byref(after), none, None
             )
-        past = after
+        past = llama_cpp.llama_pos(past.value + mtmd.mtmd_input_chunk_get_n_pos(chunk))
     first = time.perf_counter() - start
     return {"vision": 1e3 * vision, "first token": 1e3 * first}
 

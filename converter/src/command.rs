@@ -22,7 +22,9 @@ use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
 use crate::mixed::{Budget, Mixed};
-use crate::prune::{Importance, Shares, Trial, prune_shares, prune_vocabulary, search};
+use crate::prune::{
+    Importance, Shares, Trial, prune_shares, prune_vision_layers, prune_vocabulary, search,
+};
 use crate::source::Checkpoint;
 use crate::{Options, Plan, PlannedWeight, Pruning, Report, random_checkpoint, write_calibrated};
 
@@ -134,6 +136,10 @@ struct Convert {
     /// every group
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_heads: Option<f64>,
+    /// Leave out a share of the vision encoder's layers, those that change their input least on the
+    /// images of --calibration
+    #[arg(long, value_name = "RATIO", value_parser = ratio, requires = "calibration")]
+    prune_vision_layers: Option<f64>,
     /// Keep a share of the parameters of the language model's layers: fewer layers, channels or heads,
     /// whichever changes the predictions least on the samples
     #[arg(long, value_name = "RATIO", value_parser = ratio,
@@ -360,7 +366,8 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         channels: cli.prune_ffn.unwrap_or(0.0),
         heads: cli.prune_heads.unwrap_or(0.0),
     };
-    if shares != Shares::default() || cli.prune_to.is_some() {
+    let vision = cli.prune_vision_layers;
+    if shares != Shares::default() || cli.prune_to.is_some() || vision.is_some() {
         let plan = Plan::new(checkpoint, &Options::default())?;
         let (path, samples) = (beside(cli, ".pruning"), samples(cli)?);
         let importance = Importance::measure(&plan, checkpoint, &samples, &path)?;
@@ -379,6 +386,10 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         };
         let removed = prune_shares(&mut pruning, &importance, &shares)?;
         describe_pruning(&pruning, &importance, &removed);
+        if let Some(ratio) = vision {
+            let removed = prune_vision_layers(&mut pruning, &importance, ratio)?;
+            describe_layers("vision layers", &removed, importance.vision_layers.len());
+        }
     }
     if !cli.prune_vocabulary.is_empty() {
         let corpus = Samples::read(&cli.prune_vocabulary)?;
@@ -391,15 +402,7 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
 
 /// Tells which parts of the language model are left out.
 fn describe_pruning(pruning: &Pruning, importance: &Importance, removed: &[usize]) {
-    if !removed.is_empty() {
-        let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
-        eprintln!(
-            "layers: {} of {} left out: {}",
-            removed.len(),
-            importance.layers.len(),
-            numbers.join(", ")
-        );
-    }
+    describe_layers("layers", removed, importance.layers.len());
     for (what, dimension, before) in [
         ("feed-forward channels", "ffn", &importance.channels),
         ("attention heads", "heads", &importance.heads),
@@ -410,6 +413,15 @@ fn describe_pruning(pruning: &Pruning, importance: &Importance, removed: &[usize
         if let (Some(left), Some(before)) = (left, before.first()) {
             eprintln!("{what}: {left} of {} per layer", before.len());
         }
+    }
+}
+
+/// Tells which layers are left out.
+fn describe_layers(what: &str, removed: &[usize], count: usize) {
+    if !removed.is_empty() {
+        let numbers: Vec<String> = removed.iter().map(usize::to_string).collect();
+        let (left_out, numbers) = (removed.len(), numbers.join(", "));
+        eprintln!("{what}: {left_out} of {count} left out: {numbers}");
     }
 }
 
@@ -558,6 +570,7 @@ fn uses_samples(cli: &Convert) -> bool {
         cli.prune_layers,
         cli.prune_ffn,
         cli.prune_heads,
+        cli.prune_vision_layers,
         cli.prune_to,
     ];
     prunes.iter().any(Option::is_some) || cli.bits.is_some() || cli.budget.is_some()
@@ -571,7 +584,7 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
         ensure!(
             cli.calibration.is_empty() || uses_samples(cli),
             "--calibration has no use without --bits, --budget, --prune-layers, --prune-ffn, \
-             --prune-heads, --prune-to, or a quantized format and --method weighted, gptq or best"
+             --prune-heads, --prune-vision-layers, --prune-to, or a quantized format and --method weighted, gptq or best"
         );
         ensure!(
             cli.statistics.is_none(),

@@ -8,28 +8,34 @@ use common::damage::{Copy, Tensors};
 use common::{F32, ask, data, engine, engine_from};
 use edge_lmm::{Cpu, Media, Request, Session};
 use edge_lmm_convert::calibration::Samples;
-use edge_lmm_convert::prune::{Importance, prune_channels, prune_heads, prune_layers};
+use edge_lmm_convert::prune::{
+    Importance, prune_channels, prune_heads, prune_layers, prune_vision_layers,
+};
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_convert::{Plan, Pruning};
 
-fn measure(copy: &Copy) -> (Checkpoint, Importance) {
+fn measure_on(copy: &Copy, samples: &Samples) -> (Checkpoint, Importance) {
     let checkpoint = Arc::new(Checkpoint::open(copy.path(), None).expect("a checkpoint"));
     let plan = Plan::new(&checkpoint, &F32).expect("a plan");
-    let samples = Samples::read(&[data().join("questions/manifest.csv")]).expect("samples");
-    let texts = Samples::built_in();
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("temporary");
-    let measure = |samples| Importance::measure(&plan, &checkpoint, samples, &path);
-    let importance = measure(&texts).expect("importance");
-    // Questions about media are samples, too.
-    let of_questions = measure(&samples).expect("importance");
-    assert_eq!(of_questions.layers.len(), importance.layers.len());
-    assert_eq!(
-        std::fs::read_dir(folder.path()).expect("a folder").count(),
-        0
-    );
+    let importance = Importance::measure(&plan, &checkpoint, samples, &path).expect("importance");
+    let left = std::fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(left, 0);
     let checkpoint = Arc::into_inner(checkpoint).expect("the checkpoint is not in use");
     (checkpoint, importance)
+}
+
+fn questions() -> Samples {
+    Samples::read(&[data().join("questions/manifest.csv")]).expect("samples")
+}
+
+fn measure(copy: &Copy) -> (Checkpoint, Importance) {
+    let measured = measure_on(copy, &Samples::built_in());
+    // Questions about media are samples, too.
+    let of_questions = measure_on(copy, &questions()).1;
+    assert_eq!(of_questions.layers.len(), measured.1.layers.len());
+    measured
 }
 
 fn answers(session: &mut Session<Cpu>) -> Vec<String> {
@@ -92,6 +98,84 @@ fn a_layer_without_effect_is_left_out_first() {
     assert_eq!(plan.dimensions["text.layers"], 2);
     let expected = answers(&mut engine(copy.path(), None, &F32));
     assert_eq!(answers(&mut engine_from(&plan, checkpoint)), expected);
+}
+
+/// The same for the layers of vision encoders: one before the last layer of the checkpoint, which is
+/// not used, one with windows, and one without either.
+#[test]
+fn a_vision_layer_without_effect_is_left_out_first() {
+    for (name, prefix, modules, changed) in [
+        (
+            "qwen2vl-tiny",
+            "visual.blocks",
+            ["attn.proj", "mlp.fc2"],
+            ("depth", 3),
+        ),
+        (
+            "qwen25vl-tiny",
+            "visual.blocks",
+            ["attn.proj", "mlp.down_proj"],
+            ("depth", 3),
+        ),
+        (
+            "llava-tiny",
+            "vision_tower.vision_model.encoder.layers",
+            ["self_attn.out_proj", "mlp.fc2"],
+            ("num_hidden_layers", 3),
+        ),
+    ] {
+        let copy = Copy::of(name);
+        copy.change_tensors(|tensors| {
+            let start = format!("{prefix}.2.");
+            let names: Vec<String> = tensors.keys().cloned().collect();
+            for tensor in names {
+                let module = tensor.strip_prefix(&start);
+                let module = module.and_then(|rest| rest.rsplit_once('.'));
+                if module.is_some_and(|(module, _)| modules.contains(&module)) {
+                    clear(tensors, &tensor, None);
+                }
+            }
+        });
+        let (checkpoint, importance) = measure_on(&copy, &questions());
+        let layers = &importance.vision_layers;
+        assert_eq!(layers.len(), 4, "{name}");
+        assert!(layers[2].abs() < 1e-6, "{name}: {layers:?}");
+        assert!(layers[0] > 1e-3 && layers[1] > 1e-3, "{name}: {layers:?}");
+        assert_eq!(layers[3], f64::INFINITY, "{name}");
+        let mut pruning = Pruning::none(&checkpoint);
+        let removed = prune_vision_layers(&mut pruning, &importance, 0.25).expect("a selection");
+        assert_eq!(removed, [2], "{name}");
+        let vision = &pruning.config["vision_config"];
+        assert_eq!(vision[changed.0], changed.1, "{name}");
+        if name == "qwen25vl-tiny" {
+            assert_eq!(vision["fullatt_block_indexes"], serde_json::json!([1, 2]));
+        }
+        let plan = Plan::pruned(&checkpoint, &F32, pruning).expect(name);
+        assert_eq!(plan.dimensions["vision.blocks"], 3);
+        let expected = answers(&mut engine(copy.path(), None, &F32));
+        assert_eq!(
+            answers(&mut engine_from(&plan, checkpoint)),
+            expected,
+            "{name}"
+        );
+    }
+}
+
+/// Texts say nothing about a vision encoder, and the last layer stays.
+#[test]
+fn impossible_prunings_of_vision_layers_are_refused() {
+    let copy = Copy::of("qwen2vl-tiny");
+    let (checkpoint, of_texts) = measure_on(&copy, &Samples::built_in());
+    let refused = |importance: &Importance, ratio| {
+        let mut pruning = Pruning::none(&checkpoint);
+        let refused = prune_vision_layers(&mut pruning, importance, ratio);
+        refused.expect_err("nothing can be left out").to_string()
+    };
+    let message = refused(&of_texts, 0.25);
+    assert!(message.contains("have no images"), "{message}");
+    let (_, of_questions) = measure_on(&copy, &questions());
+    let message = refused(&of_questions, 0.9);
+    assert!(message.contains("4 of 4 layers"), "{message}");
 }
 
 /// Channels whose activations are zero add nothing. A decoder of layer norms and one of RMS norms.

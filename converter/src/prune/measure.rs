@@ -1,5 +1,5 @@
-//! Importance of the layers, the feed-forward channels and the attention heads of a language model
-//! on samples.
+//! Importance of the layers, the feed-forward channels and the attention heads of a language model,
+//! and of the layers of a vision encoder, on samples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,15 +26,20 @@ use crate::temporary_record::TemporaryRecord;
 const WINDOW: usize = 512;
 /// Windows of all texts together.
 const WINDOWS: usize = 16;
+/// The dimension of the layers of a vision encoder.
+pub(super) const BLOCKS: &str = "vision.blocks";
 /// Elements whose scale is smaller than this share of the largest one say nothing about direction.
 const SMALLEST_SCALE: f32 = 1e-3;
 
-/// The importance of the parts of a language model.
+/// The importance of the parts of a model.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Importance {
     /// For each layer, one minus the mean cosine between its input and its output: the block
     /// influence (Men et al. 2024, section 3.1). Infinite for a layer whose output was not seen.
     pub layers: Vec<f64>,
+    /// The same for the layers of the vision encoder. The output of the last one is not seen; without
+    /// images among the samples, no output is. Empty if the encoder is not one of equal layers.
+    pub vision_layers: Vec<f64>,
     /// For the channels of each layer's feed-forward network, the root mean square of the
     /// activation times the norm of the weights that it is multiplied with.
     pub channels: Vec<Vec<f64>>,
@@ -51,14 +56,22 @@ struct Norm {
     offset: Option<Vec<f32>>,
 }
 
-/// Sums while the samples run.
-#[derive(Default)]
-struct Sums {
+/// Equal layers, each of which adds to its input.
+struct Stack {
+    /// Start of the names of their weights.
+    prefix: &'static str,
+    /// The norm before each layer and, where outputs of the last layer are seen, the one after it.
     norms: Vec<Norm>,
     /// Input of the layer before, `[tokens, width]`, without the norm.
     previous: Option<(usize, Vec<f32>)>,
     /// Sum and number of cosines for each layer.
     cosines: Vec<(f64, usize)>,
+}
+
+/// Sums while the samples run.
+struct Sums {
+    text: Stack,
+    vision: Stack,
     /// Squares of the inputs of the weights that channels and heads are multiplied with.
     squares: BTreeMap<String, (Vec<f64>, usize)>,
 }
@@ -76,27 +89,23 @@ impl Importance {
         path: &Path,
     ) -> Result<Self, ConvertError> {
         let layers = layers(plan)?;
+        let blocks = plan.dimensions.get(BLOCKS).copied().unwrap_or(0);
         let eight_bits = plan.in_formats(checkpoint, &Options::eight_bits())?;
         let record = TemporaryRecord::write(&eight_bits, checkpoint, path)?;
         let sums = Rc::new(RefCell::new(Sums {
-            norms: norms(plan, checkpoint, layers)?,
-            cosines: vec![(0.0, 0); layers],
-            ..Sums::default()
+            text: Stack::new(plan, checkpoint, "text.layers.", layers, Some("text.norm"))?,
+            vision: Stack::new(plan, checkpoint, "vision.blocks.", blocks, None)?,
+            squares: BTreeMap::new(),
         }));
         let seen = sums.clone();
         let observer = observe::start(move |name, inputs| seen.borrow_mut().add(name, &inputs));
         let outcome = run(&record, samples, &sums);
         drop(observer);
         outcome?;
-        let sums = sums.take();
-        if sums.cosines.iter().all(|(_, count)| *count == 0) {
+        let sums = sums.borrow();
+        if sums.text.cosines.iter().all(|(_, count)| *count == 0) {
             return Err(prune_error("the samples do not pass the model".into()));
         }
-        // The output of the last layer is not seen for questions.
-        let influence = |&(sum, count): &(f64, usize)| match count {
-            0 => f64::INFINITY,
-            _ => 1.0 - sum / count as f64,
-        };
         let of = |weight: &str| -> Result<Vec<Vec<f64>>, ConvertError> {
             let names = (0..layers).map(|layer| format!("text.layers.{layer}.{weight}"));
             names
@@ -110,7 +119,8 @@ impl Importance {
         let norm = |head: &[f64]| head.iter().map(|x| x * x).sum::<f64>().sqrt();
         let heads_of = |columns: &Vec<f64>| columns.chunks(head_dim.max(1)).map(norm).collect();
         Ok(Self {
-            layers: sums.cosines.iter().map(influence).collect(),
+            layers: sums.text.influences(),
+            vision_layers: sums.vision.influences(),
             channels: of("down.weight")?,
             heads: outputs.iter().map(heads_of).collect(),
             head_dim,
@@ -137,27 +147,74 @@ fn layers(plan: &Plan) -> Result<usize, ConvertError> {
     })
 }
 
-/// Reads the norm before each layer, and the last one.
-fn norms(plan: &Plan, checkpoint: &Checkpoint, layers: usize) -> Result<Vec<Norm>, ConvertError> {
-    let read = |name: String| -> Result<Option<Vec<f32>>, ConvertError> {
-        let Some(weight) = plan.weights.iter().find(|w| w.spec.name == name) else {
-            return Ok(None);
+impl Stack {
+    /// Reads the norms of `count` layers, and the one after the last layer.
+    fn new(
+        plan: &Plan,
+        checkpoint: &Checkpoint,
+        prefix: &'static str,
+        count: usize,
+        last: Option<&str>,
+    ) -> Result<Self, ConvertError> {
+        let read = |name: String| -> Result<Option<Vec<f32>>, ConvertError> {
+            let Some(weight) = plan.weights.iter().find(|w| w.spec.name == name) else {
+                return Ok(None);
+            };
+            let mut values = Vec::new();
+            read_rows(checkpoint, weight, 0..weight.spec.rows(), &mut values)?;
+            Ok(Some(values))
         };
-        let mut values = Vec::new();
-        read_rows(checkpoint, weight, 0..weight.spec.rows(), &mut values)?;
-        Ok(Some(values))
-    };
-    let names = (0..layers).map(|layer| format!("text.layers.{layer}.attention_norm"));
-    names
-        .chain(["text.norm".to_owned()])
-        .map(|name| {
+        let norm = |name: String| -> Result<Norm, ConvertError> {
             let scale = read(format!("{name}.gamma"))?;
             Ok(Norm {
                 scale: scale.ok_or_else(|| prune_error(format!("there is no weight {name}")))?,
                 offset: read(format!("{name}.beta"))?,
             })
+        };
+        let names = (0..count).map(|layer| format!("{prefix}{layer}.attention_norm"));
+        Ok(Self {
+            prefix,
+            norms: (names.chain(last.map(str::to_owned)))
+                .map(norm)
+                .collect::<Result<_, _>>()?,
+            previous: None,
+            cosines: vec![(0.0, 0); count],
         })
-        .collect()
+    }
+
+    /// Splits the name of a weight into the number of its layer and the rest.
+    fn layer_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+        let (layer, weight) = name.strip_prefix(self.prefix)?.split_once('.')?;
+        Some((layer.parse().ok()?, weight))
+    }
+
+    /// Compares the input of a layer, which is the output of the one before, with the input of that.
+    fn add(&mut self, layer: usize, normed: &[f32]) {
+        let Some(norm) = self.norms.get(layer) else {
+            return;
+        };
+        let (x, width) = (norm.undo(normed), norm.scale.len());
+        if let Some((before, y)) = &self.previous
+            && before + 1 == layer
+            && y.len() == x.len()
+        {
+            let sum = &mut self.cosines[*before];
+            for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
+                sum.0 += cosine(x, y);
+                sum.1 += 1;
+            }
+        }
+        self.previous = Some((layer, x));
+    }
+
+    /// Returns the block influence of each layer.
+    fn influences(&self) -> Vec<f64> {
+        let influence = |&(sum, count): &(f64, usize)| match count {
+            0 => f64::INFINITY,
+            _ => 1.0 - sum / count as f64,
+        };
+        self.cosines.iter().map(influence).collect()
+    }
 }
 
 fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), ConvertError> {
@@ -172,7 +229,10 @@ fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), C
     for ids in windows(&engine, samples, window)? {
         let hidden = prefill_text(model.language(), &ids).map_err(|error| failed(&error))?;
         let hidden: Vec<f32> = hidden.into_data().into_vec().unwrap_or_default();
-        sums.borrow_mut().end(&hidden);
+        let mut sums = sums.borrow_mut();
+        let last = sums.text.cosines.len();
+        sums.text.add(last, &hidden);
+        sums.text.previous = None;
     }
     for manifest in &samples.manifests {
         for question in &manifest.questions {
@@ -180,7 +240,7 @@ fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), C
                 Ok(()) | Err(EngineError::Model(ModelError::Unsupported { .. })) => {}
                 Err(error) => return Err(failed(&error)),
             }
-            sums.borrow_mut().previous = None;
+            sums.borrow_mut().text.previous = None;
         }
     }
     Ok(())
@@ -225,15 +285,15 @@ fn ask(engine: &Engine<Cpu>, manifest: &Manifest, question: &Question) -> Result
 impl Sums {
     /// Adds the inputs of a weight.
     fn add(&mut self, name: &str, inputs: &Inputs<'_>) {
-        let Some((layer, weight)) = (name.strip_prefix("text.layers."))
-            .and_then(|rest| rest.split_once('.'))
-            .and_then(|(layer, weight)| Some((layer.parse::<usize>().ok()?, weight)))
-        else {
+        if let Some((layer, "qkv.weight")) = self.vision.layer_of(name) {
+            self.vision.add(layer, inputs.values);
+        }
+        let Some((layer, weight)) = self.text.layer_of(name) else {
             return;
         };
         match weight {
             "qkv.weight" | "attention.qkv.weight" | "delta.input.weight" => {
-                self.add_layer(layer, inputs.values);
+                self.text.add(layer, inputs.values);
             }
             "down.weight" | "out.weight" => {
                 let new = || (vec![0.0; inputs.width], 0);
@@ -246,34 +306,6 @@ impl Sums {
             }
             _ => {}
         }
-    }
-
-    /// Compares the input of a layer with that of the layer before.
-    fn add_layer(&mut self, layer: usize, normed: &[f32]) {
-        let Some(norm) = self.norms.get(layer) else {
-            return;
-        };
-        let x = norm.undo(normed);
-        if let Some((before, y)) = &self.previous
-            && before + 1 == layer
-            && y.len() == x.len()
-        {
-            let sum = &mut self.cosines[*before];
-            for (x, y) in x
-                .chunks_exact(norm.scale.len())
-                .zip(y.chunks_exact(norm.scale.len()))
-            {
-                sum.0 += cosine(x, y);
-                sum.1 += 1;
-            }
-        }
-        self.previous = Some((layer, x));
-    }
-
-    /// Compares the output of the last norm with the input of the last layer.
-    fn end(&mut self, normed: &[f32]) {
-        self.add_layer(self.cosines.len(), normed);
-        self.previous = None;
     }
 }
 

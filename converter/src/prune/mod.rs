@@ -11,5 +11,5 @@ mod vocabulary;
 pub use measure::Importance;
 pub use search::{Shares, Trial, prune_shares, search};
 pub(crate) use structure::restore_channels;
-pub use structure::{prune_channels, prune_heads, prune_layers};
+pub use structure::{prune_channels, prune_heads, prune_layers, prune_vision_layers};
 pub use vocabulary::prune_vocabulary;

@@ -1,8 +1,9 @@
-//! Choice of the layers, feed-forward channels and attention heads of a language model that are left.
+//! Choice of the layers, feed-forward channels and attention heads of a language model that are left,
+//! and of the layers of a vision encoder.
 
 use serde_json::{Value, json};
 
-use super::measure::Importance;
+use super::measure::{BLOCKS, Importance};
 use crate::plan::{ConvertError, Pruning};
 
 /// Leaves out the share `ratio` of the layers of the language model, those with the smallest block
@@ -17,24 +18,12 @@ pub fn prune_layers(
     ratio: f64,
 ) -> Result<Vec<usize>, ConvertError> {
     let count = importance.layers.len();
-    let protected = first_layers(&pruning.config);
-    let mut order: Vec<usize> = (protected..count).collect();
-    order.sort_by(|&a, &b| importance.layers[a].total_cmp(&importance.layers[b]));
-    let remove = (count as f64 * ratio).round() as usize;
-    if remove > order.len() || remove == count {
-        return Err(ConvertError::Prune {
-            reason: format!("{remove} of {count} layers cannot be left out"),
-        });
-    }
-    let mut removed = order[..remove].to_vec();
-    removed.sort_unstable();
+    let protected: Vec<usize> = (0..first_layers(&mut pruning.config)).collect();
+    let removed = least_influential(&importance.layers, &protected, ratio)?;
     if removed.is_empty() {
         return Ok(removed);
     }
-    let kept: Vec<u32> = (0..count)
-        .filter(|i| !removed.contains(i))
-        .map(|i| i as u32)
-        .collect();
+    let kept = others(count, &removed);
     pruning.selection.keep("text.layers", count, &kept)?;
     let text = text_section(&mut pruning.config);
     keep_layer_types(text, count, &kept);
@@ -49,9 +38,64 @@ pub fn prune_layers(
     Ok(removed)
 }
 
+/// Leaves out the share `ratio` of the layers of the vision encoder, those with the smallest block
+/// influence. The last layer stays, and those whose outputs the language model gets (DeepStack).
+/// Returns the numbers of the layers left out.
+///
+/// # Errors
+/// If nothing would be left, no sample has an image, or the encoder's number of layers is not in the
+/// configuration.
+pub fn prune_vision_layers(
+    pruning: &mut Pruning,
+    importance: &Importance,
+    ratio: f64,
+) -> Result<Vec<usize>, ConvertError> {
+    let invalid = |reason: &str| ConvertError::Prune {
+        reason: reason.to_owned(),
+    };
+    let count = importance.vision_layers.len();
+    write_out_blocks(&mut pruning.config);
+    let kind = pruning.config["model_type"].as_str().unwrap_or_default();
+    let count_key = match kind.starts_with("qwen") {
+        true => "depth",
+        false => "num_hidden_layers",
+    };
+    let vision = thinker(&mut pruning.config).get_mut("vision_config");
+    let Some(vision) = vision.filter(|vision| vision.is_object() && count > 0) else {
+        return Err(invalid(
+            "the layers of the vision encoder are not in the configuration",
+        ));
+    };
+    if importance.vision_layers.iter().all(|x| x.is_infinite()) {
+        return Err(invalid(
+            "the samples have no images; --calibration takes a question set (.csv) with images",
+        ));
+    }
+    let indexes = |list: &Value| -> Option<Vec<usize>> {
+        let list = list.as_array()?.iter();
+        list.map(|index| Some(index.as_u64()? as usize)).collect()
+    };
+    let mut protected = indexes(&vision["deepstack_visual_indexes"]).unwrap_or_default();
+    protected.push(count - 1);
+    let removed = least_influential(&importance.vision_layers, &protected, ratio)?;
+    let kept = others(count, &removed);
+    for key in ["deepstack_visual_indexes", "fullatt_block_indexes"] {
+        if let Some(old) = indexes(&vision[key]) {
+            let place = |&index: &usize| kept.iter().position(|&layer| layer as usize == index);
+            vision[key] = json!(old.iter().filter_map(place).collect::<Vec<_>>());
+        }
+    }
+    vision[count_key] = json!(kept.len());
+    // The layers after the one whose outputs are taken are not part of the model.
+    if let Some(layer) = pruning.config.get_mut("vision_feature_layer") {
+        *layer = json!(-1);
+    }
+    pruning.selection.keep(BLOCKS, count, &kept)?;
+    Ok(removed)
+}
+
 /// Leaves out the share `ratio` of the feed-forward channels of each layer of the language model,
-/// those of the smallest importance. Returns the number
-/// of channels before and after.
+/// those of the smallest importance. Returns the number of channels before and after.
 ///
 /// # Errors
 /// If nothing would be left.
@@ -142,8 +186,44 @@ pub fn prune_heads(
     Ok((count, groups * left))
 }
 
+/// Returns the share `ratio` of the layers, those with the smallest influence that are not protected,
+/// in their order.
+///
+/// # Errors
+/// If too few layers are not protected, or none would be left.
+fn least_influential(
+    influence: &[f64],
+    protected: &[usize],
+    ratio: f64,
+) -> Result<Vec<usize>, ConvertError> {
+    let count = influence.len();
+    let mut order: Vec<usize> = (0..count).filter(|i| !protected.contains(i)).collect();
+    order.sort_by(|&a, &b| influence[a].total_cmp(&influence[b]));
+    let remove = (count as f64 * ratio).round() as usize;
+    if remove > order.len() || remove == count {
+        return Err(ConvertError::Prune {
+            reason: format!(
+                "{remove} of {count} layers cannot be left out, {} at most",
+                order.len().min(count - 1)
+            ),
+        });
+    }
+    order.truncate(remove);
+    order.sort_unstable();
+    Ok(order)
+}
+
+/// Returns the numbers below `count` that are not removed.
+fn others(count: usize, removed: &[usize]) -> Vec<u32> {
+    (0..count)
+        .filter(|i| !removed.contains(i))
+        .map(|i| i as u32)
+        .collect()
+}
+
 /// Returns the number of key-value heads of the language model with `heads` query heads.
 pub(super) fn key_value_heads(config: &Value, heads: usize) -> usize {
+    let config = config.get("thinker_config").unwrap_or(config);
     let text = config.get("text_config").unwrap_or(config);
     let groups = text["num_key_value_heads"].as_u64();
     groups.map_or(heads, |groups| groups as usize)
@@ -151,6 +231,7 @@ pub(super) fn key_value_heads(config: &Value, heads: usize) -> usize {
 
 /// Sets the number of feed-forward channels and heads to that of another configuration of the same model.
 pub(crate) fn restore_channels(config: &mut Value, whole: &Value) {
+    let whole = whole.get("thinker_config").unwrap_or(whole);
     let whole = whole.get("text_config").unwrap_or(whole);
     let text = text_section(config);
     let heads = ["num_attention_heads", "num_key_value_heads", "head_dim"];
@@ -172,15 +253,40 @@ fn channels_key(text: &Value) -> &'static str {
 
 /// Returns the section of the language model.
 fn text_section(config: &mut Value) -> &mut Value {
+    let config = thinker(config);
     match config.get("text_config").is_some() {
         true => &mut config["text_config"],
         false => config,
     }
 }
 
+/// Returns the section of the model that answers, of those that also speak.
+fn thinker(config: &mut Value) -> &mut Value {
+    match config.get("thinker_config").is_some() {
+        true => &mut config["thinker_config"],
+        false => config,
+    }
+}
+
+/// Writes out the numbers of the blocks with full attention that `Qwen2_5_VLVisionConfig` of
+/// `transformers` has by default.
+fn write_out_blocks(config: &mut Value) {
+    let key = "fullatt_block_indexes";
+    let has_windows = matches!(
+        config["model_type"].as_str(),
+        Some("qwen2_5_vl" | "qwen2_5_omni")
+    );
+    let vision = thinker(config).get_mut("vision_config");
+    if let Some(vision) = vision.filter(|vision| vision.is_object() && vision[key].is_null())
+        && has_windows
+    {
+        vision[key] = json!([7, 15, 23, 31]);
+    }
+}
+
 /// Returns the number of first layers that take features of the vision encoder.
-fn first_layers(config: &Value) -> usize {
-    let indexes = config["vision_config"]["deepstack_visual_indexes"].as_array();
+fn first_layers(config: &mut Value) -> usize {
+    let indexes = thinker(config)["vision_config"]["deepstack_visual_indexes"].as_array();
     indexes.map_or(0, Vec::len)
 }
 

@@ -11,6 +11,7 @@ Qwen2-VL and Qwen3-VL added. Matrices are f16, vectors f32.
 import argparse
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -32,24 +33,32 @@ POSITIONS = "v.position_embd.weight"
 VISION_TOP = {"visual.merger.ln_q": "v.post_ln", "visual.merger.mlp.0": "mm.0", "visual.merger.mlp.2": "mm.2"}
 
 
-def read_state(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of the checkpoint, as f32."""
-    state = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        data = file.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        for name, about in header.items():
-            if name != "__metadata__":
-                start, end = (8 + length + offset for offset in about["data_offsets"])
-                state[name] = floats(data[start:end], about["dtype"]).reshape(about["shape"])
-    return state
+class State(Mapping):
+    """All tensors of a checkpoint, read as f32 when they are asked for, so that large checkpoints fit into memory."""
 
+    def __init__(self, folder: Path):
+        self.places = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            data = np.memmap(file, dtype=np.uint8, mode="r")
+            length = int.from_bytes(data[:8].tobytes(), "little")
+            for name, about in json.loads(data[8 : 8 + length].tobytes()).items():
+                if name != "__metadata__":
+                    start, end = (8 + length + offset for offset in about["data_offsets"])
+                    self.places[name] = (data[start:end], about["dtype"], about["shape"])
 
-def floats(data: bytes, dtype: str) -> np.ndarray:
-    if dtype == "BF16":
-        return (np.frombuffer(data, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, dtype={"F16": np.float16, "F32": np.float32}[dtype]).astype(np.float32)
+    def __getitem__(self, name: str) -> np.ndarray:
+        data, dtype, shape = self.places[name]
+        if dtype == "BF16":
+            values = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = data.view({"F16": np.float16, "F32": np.float32}[dtype]).astype(np.float32)
+        return values.reshape(shape)
+
+    def __iter__(self):
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 def text_tensors(state: dict):
@@ -157,14 +166,14 @@ def main() -> None:
 
 
 def open_writer(path: Path, arch: str, name: str) -> gguf.GGUFWriter:
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, use_temp_file=True)
     writer.add_type(gguf.GGUFType.MMPROJ if arch == "clip" else gguf.GGUFType.MODEL)
     writer.add_name(name)
     return writer
 
 
 def write_qwen2_vl(folder: Path, name: str, config: dict, out: Path) -> None:
-    state = read_state(folder)
+    state = State(folder)
     text = open_writer(out / f"{name}-f16.gguf", "qwen2vl", name)
     text_metadata(text, config)
     add_tokenizer(text, folder, config)
@@ -175,7 +184,7 @@ def write_qwen2_vl(folder: Path, name: str, config: dict, out: Path) -> None:
 
 
 def write_qwen3_vl(folder: Path, name: str, config: dict, out: Path) -> None:
-    state = read_state(folder)
+    state = State(folder)
     text = open_writer(out / f"{name}-f16.gguf", "qwen3vl", name)
     gguf_qwen3_vl.text_metadata(text, config)
     add_tokenizer(text, folder, config["text_config"])
@@ -186,7 +195,7 @@ def write_qwen3_vl(folder: Path, name: str, config: dict, out: Path) -> None:
 
 
 def write_siglip(folder: Path, name: str, config: dict, out: Path) -> None:
-    state, text_config = read_state(folder), gguf_siglip.text_config(config)
+    state, text_config = State(folder), gguf_siglip.text_config(config)
     gemma = config["model_type"] == "gemma3"
     text = open_writer(out / f"{name}-f16.gguf", "gemma3" if gemma else "llama", name)
     gguf_llama.write_text(text, folder, text_config)
@@ -201,7 +210,7 @@ def write_siglip(folder: Path, name: str, config: dict, out: Path) -> None:
 
 
 def write_llava(folder: Path, name: str, config: dict, out: Path) -> None:
-    state = read_state(folder)
+    state = State(folder)
     text = open_writer(out / f"{name}-f16.gguf", "llama", name)
     gguf_llama.write_text(text, folder, config["text_config"])
     finish(text, gguf_llama.text_tensors(state, config["text_config"], "language_model."))
@@ -213,7 +222,7 @@ def write_llava(folder: Path, name: str, config: dict, out: Path) -> None:
 def write_text(folder: Path, name: str, config: dict, out: Path) -> None:
     text = open_writer(out / f"{name}-f16.gguf", config["model_type"].removesuffix("_text"), name)
     gguf_llama.write_text(text, folder, config)
-    finish(text, [*gguf_llama.rope_tensors(config), *gguf_llama.text_tensors(read_state(folder), config, "")])
+    finish(text, [*gguf_llama.rope_tensors(config), *gguf_llama.text_tensors(State(folder), config, "")])
 
 
 if __name__ == "__main__":
