@@ -35,9 +35,11 @@ pub fn random_checkpoint(directory: &Path, seed: u64) -> Result<Checkpoint, Conv
         for source in &spec.sources {
             let rows = source.rows.source_len();
             let is_scale = source.tensor.ends_with("weight") && !spec.zero_centered;
+            let matrix_spread = (3.0 / cols as f32).sqrt();
             let (shape, center, spread) = match cols {
                 1 => (vec![rows], f32::from(is_scale), VECTOR_SPREAD),
-                _ => (vec![rows, cols], 0.0, (3.0 / cols as f32).sqrt()),
+                _ if spec.transposed => (vec![cols, rows], 0.0, matrix_spread),
+                _ => (vec![rows, cols], 0.0, matrix_spread),
             };
             checkpoint.add_random(&source.tensor, shape, seed, center, spread);
         }

@@ -28,9 +28,12 @@ fn a_record_has_the_weights_of_the_real_one() {
     for name in [
         "blip2-odd",
         "blip2-t5-odd",
+        "gemma3-odd",
         "gemma3text-odd",
+        "lfm2vl-odd",
         "llava-odd",
         "phi35v-odd",
+        "qwen25omni-odd",
         "qwen25vl-odd",
         "qwen2audio-odd",
         "qwen2vl-odd",

@@ -109,6 +109,14 @@ pub(super) const QWEN2: Splitter = Splitter {
     whole_pieces: false,
 };
 
+/// The pre-tokenizer of Qwen3.5: as Qwen2, but combining marks belong to letters.
+pub(super) const QWEN3_5: Splitter = Splitter {
+    patterns: &[
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    ..QWEN2
+};
+
 /// The pre-tokenizer of Llama 3: groups of up to three digits.
 pub(super) const LLAMA3: Splitter = Splitter {
     patterns: &[

@@ -140,6 +140,37 @@ impl Stored {
     }
 }
 
+/// Place of the value heads of a delta rule in a tensor.
+///
+/// llama.cpp orders them by their number within the group of a key head, the Hugging Face model by
+/// the group: head `group * per_group + member` of the original is head `member * groups + group` of
+/// the stored tensor. A row of a matrix whose columns belong to value heads has all of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tiles {
+    /// Elements before those of the first value head.
+    pub(super) first: usize,
+    /// Elements of a value head.
+    pub(super) block: usize,
+    /// Key heads.
+    pub(super) groups: usize,
+    /// Value heads of a key head.
+    pub(super) per_group: usize,
+}
+
+impl Tiles {
+    /// Returns the number of value heads.
+    pub(super) fn heads(&self) -> usize {
+        self.groups * self.per_group
+    }
+
+    /// Returns the stored place of a block.
+    fn place(&self, block: usize) -> usize {
+        let head = block % self.heads();
+        let (group, member) = (head / self.per_group, head % self.per_group);
+        block - head + member * self.groups + group
+    }
+}
+
 /// A tensor of the normal form in terms of stored tensors.
 #[derive(Debug)]
 pub(super) enum View {
@@ -206,6 +237,16 @@ pub(super) enum View {
         /// The number that restores the original values when it is added.
         by: f32,
     },
+    /// Value heads of a delta rule, stored in the order of llama.cpp.
+    Untiled {
+        /// The stored tensor.
+        stored: Stored,
+        /// Their place.
+        tiles: Tiles,
+    },
+    /// Logarithms of values that are stored as negated exponentials (the decay rates of a delta
+    /// rule).
+    NegatedExponential(Box<View>),
     /// More rows than are stored; the additional ones repeat one of them (an embedding extended by
     /// a token).
     Extended {
@@ -230,10 +271,12 @@ impl View {
             Self::Random(_) | Self::Quantized { .. } => Ok(()),
             Self::Shared(view) => view.check_readable(),
             Self::Adapted { base, .. } => base.check_readable(),
+            Self::NegatedExponential(view) => view.check_readable(),
             Self::Whole(stored)
             | Self::Unpermuted { stored, .. }
             | Self::ChannelsLast { stored, .. }
             | Self::Shifted { stored, .. }
+            | Self::Untiled { stored, .. }
             | Self::Extended { stored, .. } => stored.decoder().map(|_| ()),
         }
     }
@@ -282,6 +325,21 @@ impl View {
                 out[before..].iter_mut().for_each(|value| *value += by);
                 Ok(())
             }
+            Self::NegatedExponential(view) => {
+                let before = out.len();
+                view.read(range, out)?;
+                let stored = out[before..].iter_mut();
+                stored.for_each(|value| *value = (-*value).ln());
+                Ok(())
+            }
+            Self::Untiled { stored, tiles } => {
+                let first = tiles.first;
+                stored.read(range.start.min(first)..range.end.min(first), out)?;
+                let blocks = range.start.max(first) - first..range.end.max(first) - first;
+                read_blocks(blocks, tiles.block, out, |block| {
+                    (stored, first, tiles.place(block))
+                })
+            }
             Self::Stacked { parts, elements } => {
                 read_chunks(range, *elements, out, |part| (&parts[part], 0))
             }
@@ -317,12 +375,26 @@ fn read_chunks<'a>(
     out: &mut Vec<f32>,
     locate: impl Fn(usize) -> (&'a Stored, usize),
 ) -> Result<(), Unreadable> {
+    read_blocks(range, chunk, out, |number| {
+        let (stored, place) = locate(number);
+        (stored, 0, place)
+    })
+}
+
+/// Reads a range chunk by chunk as [`read_chunks`] does. `locate` also returns the number of elements
+/// before the first chunk of the stored tensor.
+fn read_blocks<'a>(
+    range: Range<usize>,
+    chunk: usize,
+    out: &mut Vec<f32>,
+    locate: impl Fn(usize) -> (&'a Stored, usize, usize),
+) -> Result<(), Unreadable> {
     let mut at = range.start;
     while at < range.end {
         let (number, inside) = (at / chunk, at % chunk);
         let length = (chunk - inside).min(range.end - at);
-        let (stored, place) = locate(number);
-        let start = place * chunk + inside;
+        let (stored, first, place) = locate(number);
+        let start = first + place * chunk + inside;
         stored.read(start..start + length, out)?;
         at += length;
     }

@@ -3,9 +3,9 @@
 
     python export_gguf.py ../data/qwen2vl-odd --out ../data/qwen2vl-odd-gguf
 
-Takes Qwen2-VL, Qwen3-VL (`gguf_qwen3_vl.py`), SmolVLM2 and Gemma 3 with images (`gguf_siglip.py`), LLaVA-1.5, Llama, Qwen2, Phi-3
-and Gemma 3 (the latter five: `gguf_llama.py`). Names and metadata are those of llama.cpp's own converter, with the pixel limits of
-Qwen2-VL and Qwen3-VL added. Matrices are f16, vectors f32.
+Takes Qwen2-VL, Qwen3-VL (`gguf_qwen3_vl.py`), Qwen3.5 (`gguf_qwen3_5.py`), SmolVLM2 and Gemma 3 with images (`gguf_siglip.py`),
+LLaVA-1.5, Llama, Qwen2, Phi-3 and Gemma 3 (the latter five: `gguf_llama.py`). Names and metadata are those of llama.cpp's own
+converter, with the pixel limits of the Qwen models added. Matrices are f16, vectors f32.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 
 import gguf_llama
+import gguf_qwen3_5
 import gguf_qwen3_vl
 import gguf_siglip
 
@@ -89,7 +90,12 @@ def vision_tensors(state: dict):
             yield "v.patch_embd.weight.1", value[:, :, 1]
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict) -> None:
+def chat_template(folder: Path) -> str:
+    alone = folder / "chat_template.jinja"
+    return alone.read_text() if alone.exists() else json.loads((folder / "chat_template.json").read_text())["chat_template"]
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict, pre: str = "qwen2") -> None:
     tok = json.loads((folder / "tokenizer.json").read_text())
     special = {a["id"]: a for a in tok["added_tokens"]}
     pieces = {i: t for t, i in tok["model"]["vocab"].items()} | {i: a["content"] for i, a in special.items()}
@@ -99,7 +105,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict) -> None:
         types[i] = gguf.TokenType.CONTROL if a["special"] else gguf.TokenType.USER_DEFINED
     ends = json.loads((folder / "generation_config.json").read_text())
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tok["model"]["merges"]])
@@ -108,7 +114,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict) -> None:
     writer.add_pad_token_id(ends["pad_token_id"])
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
-    writer.add_chat_template(json.loads((folder / "chat_template.json").read_text())["chat_template"])
+    writer.add_chat_template(chat_template(folder))
 
 
 def text_metadata(w: gguf.GGUFWriter, c: dict) -> None:
@@ -142,11 +148,11 @@ def vision_metadata(w: gguf.GGUFWriter, c: dict, pre: dict) -> None:
 
 
 def finish(writer: gguf.GGUFWriter, tensors, exact: str = "-") -> None:
-    """Writes the file; the matrix `exact` is f32."""
+    """Writes the file; matrices whose names end with `exact` are f32."""
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for name, value in tensors:
-        writer.add_tensor(name, value.astype(np.float16 if value.ndim > 1 and name != exact else np.float32))
+        writer.add_tensor(name, value.astype(np.float16 if value.ndim > 1 and not name.endswith(exact) else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -160,7 +166,10 @@ def main() -> None:
     args = parser.parse_args()
     config = json.loads((args.checkpoint / "config.json").read_text())
     args.out.mkdir(parents=True, exist_ok=True)
-    special = {"qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl, "llava": write_llava, "smolvlm": write_siglip, "gemma3": write_siglip}
+    special = {
+        "qwen2_vl": write_qwen2_vl, "qwen3_vl": write_qwen3_vl, "qwen3_5": write_qwen3_5, "llava": write_llava, "smolvlm": write_siglip,
+        "gemma3": write_siglip,
+    }  # fmt: skip
     write = special.get(config["model_type"], write_text)
     write(args.checkpoint, args.checkpoint.resolve().name, config, args.out)
 
@@ -189,6 +198,19 @@ def write_qwen3_vl(folder: Path, name: str, config: dict, out: Path) -> None:
     gguf_qwen3_vl.text_metadata(text, config)
     add_tokenizer(text, folder, config["text_config"])
     finish(text, gguf_qwen3_vl.text_tensors(state))
+    write_qwen3_tower(folder, name, config, state, out)
+
+
+def write_qwen3_5(folder: Path, name: str, config: dict, out: Path) -> None:
+    state = read_state(folder)
+    text = open_writer(out / f"{name}-f16.gguf", "qwen35", name)
+    gguf_qwen3_5.text_metadata(text, config)
+    add_tokenizer(text, folder, gguf_qwen3_5.tokens(folder, config), "qwen35")
+    finish(text, gguf_qwen3_5.text_tensors(state, config["text_config"]), gguf_qwen3_5.KERNELS)
+    write_qwen3_tower(folder, name, config, state, out)
+
+
+def write_qwen3_tower(folder: Path, name: str, config: dict, state: dict, out: Path) -> None:
     tower = open_writer(out / f"mmproj-{name}-f16.gguf", "clip", name)
     gguf_qwen3_vl.tower_metadata(tower, folder, config)
     finish(tower, gguf_qwen3_vl.tower_tensors(state, config["vision_config"]["deepstack_visual_indexes"]), POSITIONS)

@@ -276,7 +276,7 @@ impl WeightSizes {
             model,
             &self.weights,
             self.tokenizer,
-            &Visual::of_media(media),
+            &Visual::of_media(model, media),
             prompt as u64,
             prompt.saturating_add(max_tokens),
         )
@@ -325,7 +325,7 @@ impl Visual {
         let pixels = RgbImage::bytes(width, height)?;
         let blank = RgbImage::new(width, height, vec![0; pixels])?;
         let medium = model.image(&blank, &MediaOptions::default())?;
-        let visual = Self::of_media(&[medium]);
+        let visual = Self::of_media(model, &[medium]);
         Ok(Self {
             bytes: visual.bytes + pixels as u64,
             ..visual
@@ -333,15 +333,15 @@ impl Visual {
     }
 
     /// Adds up media. A medium whose features are cached has no values and needs no encoder work.
-    fn of_media(media: &[MediaInput]) -> Self {
+    fn of_media<B: KernelBackend>(model: &dyn BuiltModel<B>, media: &[MediaInput]) -> Self {
         let mut visual = Self::default();
         for medium in media {
             visual.tokens += medium.tokens() as u64;
             if medium.values.is_empty() && medium.piece.is_none() {
                 continue;
             }
-            // Families without a grid have about one patch per token or more.
-            let patches = medium.grid.iter().product::<usize>().max(medium.tokens()) as u64;
+            let size = model.encoder_size(medium);
+            let patches = (size.parts.iter().sum::<usize>() * size.rows) as u64;
             visual.patches += patches;
             let largest = medium
                 .piece

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::error::{Result, SourceError, malformed, some_of};
-use super::super::view::{Stored, View};
+use super::super::view::{Stored, Tiles, View};
 use super::super::{Tensor, TensorInfo};
 use super::element::READABLE;
 use super::header::Header;
@@ -196,6 +196,50 @@ impl<'h, 'a> Assembly<'h, 'a> {
             row_len,
         };
         insert(out, name, dtype, &[rows, row_len], view);
+        Ok(())
+    }
+
+    /// Adds a tensor whose value heads are in the order of llama.cpp.
+    pub(super) fn untiled(
+        &mut self,
+        out: &mut Tensors,
+        (name, stored): (String, &str),
+        (stored_shape, shape): (&[usize], &[usize]),
+        tiles: Tiles,
+    ) -> Result<()> {
+        let stored = self.stored(stored, stored_shape)?;
+        let dtype = stored.dtype().into();
+        insert(out, name, dtype, shape, View::Untiled { stored, tiles });
+        Ok(())
+    }
+
+    /// Adds the logarithms of a vector with one value for each value head that is stored as negated
+    /// exponentials.
+    pub(super) fn decay_logs(
+        &mut self,
+        out: &mut Tensors,
+        (name, from): (String, &str),
+        tiles: Tiles,
+    ) -> Result<()> {
+        let shape = [tiles.heads()];
+        let stored = self.stored(from, &shape)?;
+        let mut rates = Vec::new();
+        stored
+            .read(0..shape[0], &mut rates)
+            .map_err(|unreadable| unreadable.into_error(from))?;
+        if let Some(rate) = rates
+            .iter()
+            .find(|rate| !(rate.is_finite() && **rate < 0.0))
+        {
+            return Err(malformed(
+                &*self.header.file,
+                format!("{rate} in {from}"),
+                "negative numbers: -exp(A_log)",
+            ));
+        }
+        let dtype = stored.dtype().into();
+        let view = View::NegatedExponential(Box::new(View::Untiled { stored, tiles }));
+        insert(out, name, dtype, &shape, view);
         Ok(())
     }
 

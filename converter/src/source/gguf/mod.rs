@@ -15,6 +15,7 @@ mod metadata;
 mod parts;
 mod qwen2_5_vl;
 mod qwen2_vl;
+mod qwen3_5;
 mod qwen3_vl;
 mod siglip;
 mod text;
@@ -39,9 +40,9 @@ use parts::Part;
 use vocabulary::Vocabulary;
 
 /// Supported models, for messages.
-const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger or qwen2.5vl_merger, qwen3vl with \
-                         qwen3vl_merger, llama with mlp or idefics3, gemma3 with gemma3, lfm2 with \
-                         lfm2, and llama, qwen2, qwen3, phi3, gemma3 without one";
+const SUPPORTED: &str = "qwen2vl with the projector qwen2vl_merger or qwen2.5vl_merger, qwen3vl and \
+                         qwen35 with qwen3vl_merger, llama with mlp or idefics3, gemma3 with gemma3, \
+                         lfm2 with lfm2, and llama, qwen2, qwen3, phi3, gemma3 without one";
 
 /// Configuration files of a model in the layout of the hub.
 struct Configs {
@@ -127,7 +128,7 @@ fn read_text(
         "llama" | "qwen2" | "qwen3" | "phi3" | "gemma3" => {
             text::read(text, arch, vocabulary, tensors)
         }
-        "qwen2vl" | "qwen3vl" | "lfm2" => Err(malformed(
+        "qwen2vl" | "qwen3vl" | "qwen35" | "lfm2" => Err(malformed(
             &text.header.file,
             format!("only the language model of a {arch} model"),
             "its vision tower as well; name its mmproj-*.gguf file with --mmproj",
@@ -158,11 +159,12 @@ fn read_multimodal(
         ("qwen2vl", "qwen2vl_merger") => qwen2_vl::read(text, vision, vocabulary, tensors),
         ("qwen2vl", "qwen2.5vl_merger") => qwen2_5_vl::read(text, vision, vocabulary, tensors),
         ("qwen3vl", "qwen3vl_merger") => qwen3_vl::read(text, vision, vocabulary, tensors),
+        ("qwen35", "qwen3vl_merger") => qwen3_5::read(text, vision, vocabulary, tensors),
         ("llama", "mlp") => llava::read(text, vision, vocabulary, tensors),
         ("llama", "idefics3") => idefics3::read(text, vision, vocabulary, tensors),
         ("gemma3", "gemma3") => gemma3::read(text, vision, vocabulary, tensors),
         ("lfm2", "lfm2") => lfm2_vl::read(text, vision, vocabulary, tensors),
-        ("qwen2vl" | "qwen3vl" | "llama" | "gemma3" | "lfm2", projector) => {
+        ("qwen2vl" | "qwen3vl" | "qwen35" | "llama" | "gemma3" | "lfm2", projector) => {
             Err(not_supported(file, "projector", projector))
         }
         (arch, projector) => {

@@ -1,6 +1,7 @@
 //! Qwen3-VL: architecture `qwen3vl` with the projector `qwen3vl_merger`.
 //!
-//! Names and layout of the result: `Qwen/Qwen3-VL-2B-Instruct` on the hub.
+//! Names and layout of the result: `Qwen/Qwen3-VL-2B-Instruct` on the hub. Qwen3.5 has the same tower
+//! without features for deeper layers.
 
 use serde_json::{Value as Json, json};
 
@@ -31,11 +32,62 @@ pub(super) fn read(
 ) -> Result<Configs> {
     let model = TextModel::read(text, "qwen3vl", Kind::Qwen3)?;
     model.tensors(text, TEXT_NAMES, out)?;
+    let inner = inner_blocks(text.header, vision.header)?;
+    let tower = read_tower(vision, ("qwen3_vl", model.hidden), &inner, out)?;
+    let mut text_config = model.config(vocabulary);
+    text_config.insert("model_type".into(), json!("qwen3_vl_text"));
+    let rope = rope_sections(text.header, "qwen3vl")?;
+    text_config.insert("rope_scaling".into(), rope);
+    let names = ("Qwen3VLForConditionalGeneration", "qwen3_vl");
+    tower.configs(names, vocabulary, text_config.into())
+}
+
+/// Configurations of a tower and of the processors of its inputs.
+pub(super) struct TowerConfigs {
+    vision: Json,
+    preprocessor: Json,
+    video_preprocessor: Json,
+}
+
+impl TowerConfigs {
+    /// Returns the configurations of the model with a class and a model type.
+    pub(super) fn configs(
+        self,
+        (class, model_type): (&str, &str),
+        vocabulary: &Vocabulary<'_>,
+        text: Json,
+    ) -> Result<Configs> {
+        let config = json!({
+            "architectures": [class],
+            "model_type": model_type,
+            "vision_start_token_id": vocabulary.need("<|vision_start|>")?,
+            "vision_end_token_id": vocabulary.need("<|vision_end|>")?,
+            "image_token_id": vocabulary.need("<|image_pad|>")?,
+            "video_token_id": vocabulary.need("<|video_pad|>")?,
+            "tie_word_embeddings": text["tie_word_embeddings"],
+            "text_config": text,
+            "vision_config": self.vision,
+        });
+        Ok(Configs {
+            config,
+            preprocessor: Some(self.preprocessor),
+            video_preprocessor: Some(self.video_preprocessor),
+        })
+    }
+}
+
+/// Reads the tower of a model with a model type and a width. The features of the blocks `inner` go
+/// into the first layers of the language model.
+pub(super) fn read_tower(
+    vision: &mut Assembly<'_, '_>,
+    (model_type, hidden): (&str, usize),
+    inner: &[usize],
+    out: &mut Tensors,
+) -> Result<TowerConfigs> {
     let tower = VisionTower::read(vision)?;
     let merge = tower.merge_size(vision, "mm.0.weight")?;
-    let inner = inner_blocks(text.header, vision.header)?;
     tower_tensors(vision, &tower, out)?;
-    let sizes = [tower.width, merge, model.hidden];
+    let sizes = [tower.width, merge, hidden];
     let merger = ("model.visual.merger", ["v.post_ln", "mm.0", "mm.2"]);
     merger_tensors(vision, merger, sizes, false, out)?;
     for (number, block) in inner.iter().enumerate() {
@@ -44,46 +96,30 @@ pub(super) fn read(
         let from = from.each_ref().map(String::as_str);
         merger_tensors(vision, (&to, from), sizes, true, out)?;
     }
-    let mut text_config = model.config(vocabulary);
-    text_config.insert("model_type".into(), json!("qwen3_vl_text"));
-    let rope = rope_sections(text.header, "qwen3vl")?;
-    text_config.insert("rope_scaling".into(), rope);
-    let positions = vision.shape("v.position_embd.weight")?.first();
-    let config = json!({
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
-        "vision_start_token_id": vocabulary.need("<|vision_start|>")?,
-        "vision_end_token_id": vocabulary.need("<|vision_end|>")?,
-        "image_token_id": vocabulary.need("<|image_pad|>")?,
-        "video_token_id": vocabulary.need("<|video_pad|>")?,
-        "tie_word_embeddings": text_config["tie_word_embeddings"],
-        "text_config": text_config,
-        "vision_config": {
-            "model_type": "qwen3_vl",
+    let header = vision.header;
+    let [image, video] = PIXELS;
+    let given = |key: &str, default| Ok(header.size(key)?.unwrap_or(default));
+    let image = (
+        given("clip.vision.image_min_pixels", image.0)?,
+        given("clip.vision.image_max_pixels", image.1)?,
+    );
+    Ok(TowerConfigs {
+        vision: json!({
+            "model_type": model_type,
             "depth": tower.layers,
             "hidden_size": tower.width,
-            "out_hidden_size": model.hidden,
+            "out_hidden_size": hidden,
             "intermediate_size": tower.feed_forward,
             "num_heads": tower.heads,
             "in_channels": CHANNELS,
             "patch_size": tower.patch,
             "spatial_merge_size": merge,
             "temporal_patch_size": FRAMES,
-            "num_position_embeddings": positions,
+            "num_position_embeddings": vision.shape("v.position_embd.weight")?.first(),
             "deepstack_visual_indexes": inner,
-        },
-    });
-    let [image, video] = PIXELS;
-    let header = vision.header;
-    let given = |key: &str, default| Ok(header.size(key)?.unwrap_or(default));
-    let image = (
-        given("clip.vision.image_min_pixels", image.0)?,
-        given("clip.vision.image_max_pixels", image.1)?,
-    );
-    Ok(Configs {
-        config,
-        preprocessor: Some(preprocessor(header, &tower, merge, image)?),
-        video_preprocessor: Some(preprocessor(header, &tower, merge, video)?),
+        }),
+        preprocessor: preprocessor(header, &tower, merge, image)?,
+        video_preprocessor: preprocessor(header, &tower, merge, video)?,
     })
 }
 

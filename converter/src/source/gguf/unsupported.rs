@@ -7,7 +7,7 @@ use super::header::Header;
 use super::value::{Value, shortest};
 
 /// Keys after the architecture prefix that are read or do not affect the computation.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 32] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -18,7 +18,9 @@ const KNOWN: [&str; 25] = [
     "context_length",
     "embedding_length",
     "feed_forward_length",
+    "full_attention_interval",
     "n_deepstack_layers",
+    "nextn_predict_layers",
     "rope.dimension_count",
     "rope.dimension_sections",
     "rope.freq_base",
@@ -29,6 +31,11 @@ const KNOWN: [&str; 25] = [
     "rope.scaling.original_context_length",
     "rope.scaling.type",
     "shortconv.l_cache",
+    "ssm.conv_kernel",
+    "ssm.group_count",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
     // Checked below.
     "attention.value_length",
     "attention.causal",
@@ -38,7 +45,7 @@ const KNOWN: [&str; 25] = [
 ];
 
 /// Keys after the architecture prefix, each with the value that has no effect.
-const NEUTRAL: [(&str, f64); 19] = [
+const NEUTRAL: [(&str, f64); 18] = [
     ("attention.clamp_kqv", 0.0),
     ("attention.layer_norm_epsilon", 0.0),
     ("attention.max_alibi_bias", 0.0),
@@ -56,7 +63,6 @@ const NEUTRAL: [(&str, f64); 19] = [
     ("logit_scale", 1.0),
     ("pooling_type", 0.0),
     ("residual_scale", 1.0),
-    ("nextn_predict_layers", 0.0),
     ("use_parallel_residual", 0.0),
 ];
 
@@ -112,6 +118,10 @@ pub(super) fn check_text(header: &Header<'_>, arch: &str) -> Result<()> {
     if arch != "qwen3vl" {
         check_neutral(header, &prefix, &[("n_deepstack_layers", 0.0)])?;
     }
+    // Layers that predict further tokens.
+    if arch != "qwen35" {
+        check_neutral(header, &prefix, &[("nextn_predict_layers", 0.0)])?;
+    }
     if arch == "lfm2" {
         check_neutral(header, &prefix, &[("attention.sliding_window", 0.0)])?;
     }
@@ -149,8 +159,8 @@ fn check_attention(header: &Header<'_>, arch: &str) -> Result<()> {
     };
     let head = size("attention.key_length")?.unwrap_or(default);
     let mut sizes = vec![("attention.value_length", size("attention.value_length")?)];
-    // Phi-3 may rotate only a part of each head.
-    if arch != "phi3" {
+    // Phi-3 may rotate only a part of each head, Qwen3.5 does.
+    if !["phi3", "qwen35"].contains(&arch) {
         sizes.push(("rope.dimension_count", size("rope.dimension_count")?));
     }
     for (name, found) in sizes {

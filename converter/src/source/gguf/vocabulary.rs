@@ -10,8 +10,8 @@ use serde_json::{Map as Object, Value as Json, json};
 
 use super::super::error::{Result, SourceError, malformed};
 use super::super::tokenizer_json::{
-    AddedToken, Bpe, GPT2, LLAMA_CPP_DEFAULT, LLAMA3, QWEN2, SMAUG, SMOLLM, Splitter, byte_level,
-    sentencepiece,
+    AddedToken, Bpe, GPT2, LLAMA_CPP_DEFAULT, LLAMA3, QWEN2, QWEN3_5, SMAUG, SMOLLM, Splitter,
+    byte_level, sentencepiece,
 };
 use super::header::Header;
 
@@ -207,6 +207,7 @@ impl<'h> Vocabulary<'h> {
     fn splitter(&self) -> Result<Splitter> {
         match self.header.text("tokenizer.ggml.pre")? {
             Some("qwen2" | "deepseek-r1-qwen") => Ok(QWEN2),
+            Some("qwen35") => Ok(QWEN3_5),
             Some("llama-bpe" | "llama3" | "llama-v3" | "lfm2") => Ok(LLAMA3),
             Some("smaug-bpe") => Ok(SMAUG),
             Some("gpt-2" | "gpt2") => Ok(GPT2),
@@ -224,7 +225,8 @@ impl<'h> Vocabulary<'h> {
                 file: self.header.file.clone(),
                 what: "tokenizer.ggml.pre".into(),
                 found: other.into(),
-                supported: "qwen2, llama-bpe, lfm2, smaug-bpe, gpt-2, smollm, default".into(),
+                supported: "qwen2, qwen35, llama-bpe, lfm2, smaug-bpe, gpt-2, smollm, default"
+                    .into(),
             }),
         }
     }
