@@ -174,6 +174,35 @@ fn what_a_layer_lacks_is_named() {
     copy.expect_error(&["zero points", "[2, 16]"]);
 }
 
+/// Sizes that no weight has are errors: blocks of no rows, and codes without values whose number is
+/// beyond that of an address.
+#[test]
+fn impossible_sizes_are_refused() {
+    let codes = (
+        "weight",
+        Dtype::F8_E4M3,
+        vec![OUTPUTS, INPUTS],
+        vec![60; OUTPUTS * INPUTS],
+    );
+    let scales = (
+        "weight_scale_inv",
+        Dtype::F32,
+        vec![OUTPUTS, 2],
+        vec![60; OUTPUTS * 8],
+    );
+    let config = json!({"quant_method": "fp8", "weight_block_size": [0, 64]});
+    quantized(config, vec![codes, scales]).expect_error(&["blocks of [0, 64]"]);
+    for (method, shape) in [("awq", vec![0, 1 << 61]), ("gptq", vec![1 << 61, 0])] {
+        let config = json!({"quant_method": method, "bits": 4, "group_size": GROUP});
+        let tensors = vec![
+            ("qweight", Dtype::I32, shape, Vec::new()),
+            ("qzeros", Dtype::I32, vec![0, 0], Vec::new()),
+            ("scales", Dtype::F16, vec![0, 0], Vec::new()),
+        ];
+        quantized(config, tensors).expect_error(&[LAYER, "2305843009213693952 words"]);
+    }
+}
+
 /// Codes and zero points are stored plus 8.
 #[test]
 fn compressed_tensors() {

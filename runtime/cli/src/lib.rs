@@ -2,6 +2,8 @@
 
 mod cmd;
 mod errors;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 #[cfg(any(feature = "data", feature = "pull"))]
 mod hub;
 mod models;

@@ -37,6 +37,8 @@ pub struct ToolCalls {
     /// Text that is not complete yet: a possible marker with the blanks before it, or a call.
     held: String,
     in_call: bool,
+    /// Bytes of the held call without a marker that ends it: those before cannot become one.
+    searched: usize,
 }
 
 impl ToolCalls {
@@ -48,6 +50,7 @@ impl ToolCalls {
             arguments: syntax.arguments.clone(),
             held: String::new(),
             in_call: false,
+            searched: 0,
         }
     }
 
@@ -57,11 +60,12 @@ impl ToolCalls {
         let mut parts = Vec::new();
         loop {
             match self.in_call {
-                false => match self.held.find(&self.open) {
+                false => match self.find_open() {
                     Some(at) => {
                         add_text(&mut parts, self.held[..at].trim_end());
                         self.held.drain(..at + self.open.len());
                         self.in_call = true;
+                        self.searched = 0;
                     }
                     None => {
                         let settled = self.settled();
@@ -104,6 +108,12 @@ impl ToolCalls {
         parts
     }
 
+    /// Returns the place of a call in the held text. Without markers, there are no calls.
+    fn find_open(&self) -> Option<usize> {
+        let has_markers = !self.open.is_empty() && !self.close.is_empty();
+        has_markers.then(|| self.held.find(&self.open)).flatten()
+    }
+
     /// Returns the bytes of the held text that can be no part of a marker, nor blanks before one.
     fn settled(&self) -> usize {
         let held = &self.held;
@@ -115,10 +125,21 @@ impl ToolCalls {
     }
 
     /// Returns the call that the held text begins with, and the end of its marker. The marker may
-    /// occur in the arguments.
-    fn complete_call(&self) -> Option<(ToolCall, usize)> {
-        let mut ends = self.held.match_indices(&self.close);
-        ends.find_map(|(at, marker)| Some((self.call(&self.held[..at])?, at + marker.len())))
+    /// occur in the arguments. Each marker is tried once, or an answer of many markers would take time
+    /// in proportion to the square of their number.
+    fn complete_call(&mut self) -> Option<(ToolCall, usize)> {
+        while let Some(at) = self.held[self.searched..].find(&self.close) {
+            let end = self.searched + at;
+            if let Some(call) = self.call(&self.held[..end]) {
+                return Some((call, end + self.close.len()));
+            }
+            self.searched = end + self.close.len();
+        }
+        // The end of the text may be the start of a marker.
+        let kept = self.close.len().saturating_sub(1);
+        let searched = self.held.len().saturating_sub(kept);
+        self.searched = self.searched.max(self.held.floor_char_boundary(searched));
+        None
     }
 
     /// Parses a call.
@@ -243,5 +264,35 @@ mod tests {
                 assert_eq!(parts(&answer, size), expected, "{answer:?} by {size}");
             }
         }
+    }
+
+    #[test]
+    fn without_markers_everything_is_text() {
+        for (open, close) in [("\n", "</c>"), ("<c>", " "), ("", "")] {
+            let syntax = ToolSyntax {
+                open: open.to_owned(),
+                close: close.to_owned(),
+                ..ToolSyntax::default()
+            };
+            let mut calls = ToolCalls::new(&syntax);
+            let answer = "<c>{\"name\": \"f\"}</c>";
+            assert_eq!(calls.push(answer), [text(answer)]);
+            assert_eq!(calls.finish(), []);
+        }
+    }
+
+    /// An answer of many markers is read in a time that does not grow with their square.
+    #[test]
+    fn markers_in_an_open_call_are_tried_once() {
+        let mut calls = ToolCalls::new(&ToolSyntax::default());
+        assert_eq!(calls.push("<tool_call>{\"a\": \""), []);
+        let start = std::time::Instant::now();
+        for _ in 0..4000 {
+            assert_eq!(calls.push("</tool_call>"), []);
+            assert_eq!(calls.push("x"), []);
+        }
+        let time = start.elapsed();
+        assert!(time.as_secs() < 30, "{time:?}");
+        assert_eq!(calls.searched, calls.held.len() - "/tool_call>".len());
     }
 }

@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokenizers::Tokenizer;
 
+use crate::data::scratch;
 use crate::mutate::Form;
 use crate::{Target, data, errors};
 
 #[path = "../../../converter/tests/source_support/mod.rs"]
-mod source_support;
+pub mod source_support;
 
 use source_support::GgufBuilder;
 
@@ -171,16 +172,21 @@ fn adapter() -> Vec<u8> {
             {"dtype": "F32", "shape": [2, 1], "data_offsets": [12, 20]},
         "base_model.model.b.weight": {"dtype": "F16", "shape": [4], "data_offsets": [20, 28]},
     });
-    [&config[..], b"\0", &with_header(&header, 28)].concat()
+    [&config[..], b"\0", &with_header(&header, &[60; 28])].concat()
 }
 
 /// Writes a checkpoint with these weights.
 fn checkpoint(weights: &[u8]) -> TempDir {
+    with_config(br#"{"vocab_size": 3}"#, weights)
+}
+
+/// Writes a checkpoint with this `config.json` and these weights.
+pub fn with_config(config: &[u8], weights: &[u8]) -> TempDir {
     let folder = scratch();
     let write = |name: &str, content: &[u8]| {
         std::fs::write(folder.path().join(name), content).expect("a file");
     };
-    write("config.json", br#"{"vocab_size": 3}"#);
+    write("config.json", config);
     write("tokenizer.json", TOKENIZER.as_bytes());
     write("model.safetensors", weights);
     folder
@@ -196,14 +202,14 @@ fn safetensors() -> Vec<u8> {
         "b.weight": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
         "c.weight": {"dtype": "F16", "shape": [2, 2], "data_offsets": [32, 40]},
     });
-    with_header(&header, 40)
+    with_header(&header, &[60; 40])
 }
 
-/// Returns a weight file with `length` bytes of data.
-fn with_header(header: &Value, length: usize) -> Vec<u8> {
+/// Returns a weight file.
+pub fn with_header(header: &Value, data: &[u8]) -> Vec<u8> {
     let header = header.to_string().into_bytes();
     let len = (header.len() as u64).to_le_bytes();
-    [&len[..], &header, &vec![60; length]].concat()
+    [&len[..], &header, data].concat()
 }
 
 /// The JSON files of a checkpoint by name, with valid weights, read and planned as far as possible.
@@ -377,7 +383,7 @@ fn read(path: &Path) {
 }
 
 /// Reads every tensor a few rows at a time.
-fn read_rows(checkpoint: &Checkpoint) {
+pub fn read_rows(checkpoint: &Checkpoint) {
     let mut out = Vec::new();
     for (name, info) in checkpoint.tensors() {
         for row in (0..info.rows()).step_by(3) {
@@ -392,11 +398,4 @@ fn read_rows(checkpoint: &Checkpoint) {
             }
         }
     }
-}
-
-/// Creates a temporary folder for a run, in memory if the system has /dev/shm.
-fn scratch() -> TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .expect("a temporary folder")
 }

@@ -1,8 +1,9 @@
-//! Test data of the other crates, used as seeds.
+//! Test data of the other crates, used as seeds, and folders for files of a run.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Returns a path relative to the repository root.
 pub fn path(name: &str) -> PathBuf {
@@ -57,4 +58,14 @@ pub fn files(folder: &str, endings: &[&str], max: usize) -> Vec<Vec<u8>> {
         .map(|path| std::fs::read(path).expect(folder))
         .filter(|content| content.len() <= max)
         .collect()
+}
+
+/// Creates a temporary folder for a run, in memory if the system has /dev/shm.
+///
+/// # Panics
+/// If it cannot be created.
+pub fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("a temporary folder")
 }

@@ -315,6 +315,52 @@ def test_a_checkpoint_is_converted(records):
         edge_lmm.inspect(folder / "missing.bpk")
 
 
+def write_adapter(folder, factor):
+    """Writes a LoRA adapter of one layer, whose update is multiplied with `factor`."""
+    numpy = pytest.importorskip("numpy")
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    low = numpy.linspace(-1, 1, 2 * 128, dtype=numpy.float32).reshape(2, 128)
+    high = numpy.linspace(-0.5, 0.5, 128 * 2, dtype=numpy.float32).reshape(128, 2) * factor
+    header, data = {}, b""
+    for name, values in [("lora_A", low), ("lora_B", high.astype(numpy.float32))]:
+        offsets = [len(data), len(data) + values.nbytes]
+        header[f"{layer}.{name}.weight"] = {
+            "dtype": "F32",
+            "shape": list(values.shape),
+            "data_offsets": offsets,
+        }
+        data += values.tobytes()
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    weights = len(text).to_bytes(8, "little") + text + data
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_adapters_are_merged(records, tmp_path):
+    folder, _ = records
+    source = ROOT / "models/tests/data/qwen2vl-tiny"
+    write_adapter(tmp_path / "whole", 1.0)
+    # A name that looks like one with a factor.
+    write_adapter(tmp_path / "half=0.25", 0.5)
+
+    def converted(adapters):
+        record = tmp_path / "record.bpk"
+        options = {"text": "f32", "vision": "f32", "adapters": adapters, "force": True}
+        edge_lmm.convert(source, record, **options)
+        return record.read_bytes()
+
+    base = (folder / "f32.bpk").read_bytes()
+    whole = converted([tmp_path / "whole"])
+    half = converted([tmp_path / "half=0.25"])
+    assert len({base, whole, half}) == 3
+    assert converted({tmp_path / "whole": 0.5}) == half
+    assert converted({tmp_path / "whole": 0}) == base
+    with pytest.raises(edge_lmm.Error, match="missing"):
+        converted([tmp_path / "missing"])
+
+
 def test_records_are_compared(records, tmp_path):
     folder, _ = records
     text = tmp_path / "text.txt"

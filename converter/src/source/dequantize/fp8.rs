@@ -76,8 +76,11 @@ pub(super) fn replace(layers: &mut Layers<'_>) -> Result<()> {
                 return Err(layers.wrong(&scale_name, found, "one scale, or one for each row"));
             }
         };
-        let counts = [0, 1].map(|axis| shape[axis].div_ceil(block[axis].max(1)));
-        if counts != across {
+        let fits = |axis: usize| match block[axis] {
+            0 => shape[axis] == 0,
+            size => shape[axis].div_ceil(size) == across[axis],
+        };
+        if !fits(0) || !fits(1) {
             let found = format!("shape {scale_shape:?}");
             let expected = format!("scales for blocks of {block:?} of a weight of {shape:?}");
             return Err(layers.wrong(&scale_name, found, expected));

@@ -148,7 +148,7 @@ pub(super) fn awq(layers: &mut Layers<'_>) -> Result<()> {
         let [inputs, words] = shape[..] else {
             return Err(layers.wrong(&layer, format!("codes of shape {shape:?}"), "a matrix"));
         };
-        let outputs = words * 8;
+        let outputs = multiple(layers, &layer, words, 8)?;
         let group_count = scale_shape.first().copied().unwrap_or(0);
         let size = size(layers, &layer, inputs, group_count)?;
         let found = (zero_shape, scale_shape);
@@ -193,7 +193,7 @@ pub(super) fn gptq(layers: &mut Layers<'_>) -> Result<()> {
             return Err(layers.wrong(&layer, format!("codes of shape {shape:?}"), "a matrix"));
         };
         let per_word = 32 / bits;
-        let inputs = words * per_word;
+        let inputs = multiple(layers, &layer, words, per_word)?;
         let group_count = scale_shape.first().copied().unwrap_or(0);
         let found = (zero_shape, scale_shape);
         let zero_words = outputs.div_ceil(per_word);
@@ -273,6 +273,15 @@ pub(super) fn compressed(layers: &mut Layers<'_>) -> Result<()> {
         layers.insert(&layer, format!("INT{bits}"), [outputs, inputs], integers);
     }
     Ok(())
+}
+
+/// Returns the number of codes in `words` with `per_word` codes each. A tensor without values can have
+/// any shape.
+fn multiple(layers: &Layers<'_>, layer: &str, words: usize, per_word: usize) -> Result<usize> {
+    words.checked_mul(per_word).ok_or_else(|| {
+        let found = format!("{words} words of {per_word} codes");
+        layers.wrong(layer, found, "a matrix")
+    })
 }
 
 /// Returns the inputs of each of `count` groups of equal size.

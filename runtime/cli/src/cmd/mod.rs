@@ -10,7 +10,7 @@ mod completions;
 mod constraint;
 mod costs;
 #[cfg(feature = "data")]
-mod data;
+pub mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -20,10 +20,10 @@ mod list;
 mod man;
 mod memory;
 mod options;
-mod profile;
+pub mod profile;
 mod progress;
 #[cfg(feature = "pull")]
-mod pull;
+pub mod pull;
 mod rm;
 mod run;
 pub mod serve;

@@ -17,6 +17,9 @@ pub use client::Client;
 /// Maximum length of a list of files.
 const MAX_LISTING: u64 = 16 << 20;
 
+/// Maximum length of a commit.
+const MAX_COMMIT: usize = 64;
+
 /// Maximum length of the name of a revision.
 const MAX_REVISION: usize = 100;
 
@@ -143,39 +146,15 @@ impl Repository {
         let Reference { name, revision } = &reference;
         let revision = revision.replace('/', "%2F");
         let path = format!("api/{}/{name}/revision/{revision}?blobs=true", kind.api());
-        let listing = Self::list(&client, &path)
+        let listed = client.text(&path, MAX_LISTING);
+        let (commit, files) = (listed.and_then(|body| parse_listing(&body)))
             .with_context(|| format!("cannot list {name} on {}", client.endpoint()))?;
-        ensure!(
-            (1..=64).contains(&listing.sha.len())
-                && listing.sha.chars().all(|c| c.is_ascii_alphanumeric()),
-            "cannot list {name} on {}: invalid commit {:?}",
-            client.endpoint(),
-            listing.sha
-        );
-        let mut files = Vec::new();
-        for sibling in listing.siblings {
-            check_below(&sibling.rfilename)?;
-            files.push(sibling.try_into()?);
-        }
-        files.sort_by(|a: &RemoteFile, b| a.name.cmp(&b.name));
         Ok(Self {
             client,
             kind,
-            commit: listing.sha,
+            commit,
             reference,
             files,
-        })
-    }
-
-    fn list(client: &Client, path: &str) -> anyhow::Result<Listing> {
-        let body = client.text(path, MAX_LISTING)?;
-        let listing = serde_json::from_str(&body);
-        listing.map_err(|error| {
-            let start: String = body.chars().take(40).collect();
-            anyhow::anyhow!(
-                "expected the hub's list of files as JSON, found {start:?} ({error}); check \
-                 HF_ENDPOINT and the proxy"
-            )
         })
     }
 
@@ -185,6 +164,33 @@ impl Repository {
         let name = percent_encoded(&file.name);
         format!("{prefix}{repository}/resolve/{}/{name}", self.commit)
     }
+}
+
+/// Parses the hub's list of files. Returns the commit, and the files sorted by name.
+///
+/// # Errors
+/// If it is not a list of files, the commit is invalid, or a name leads out of its folder.
+pub fn parse_listing(body: &str) -> anyhow::Result<(String, Vec<RemoteFile>)> {
+    let listing: Listing = serde_json::from_str(body).map_err(|error| {
+        let start: String = body.chars().take(40).collect();
+        anyhow::anyhow!(
+            "expected the hub's list of files as JSON, found {start:?} ({error}); check \
+             HF_ENDPOINT and the proxy"
+        )
+    })?;
+    let commit = listing.sha;
+    let is_plain = commit.chars().all(|c| c.is_ascii_alphanumeric());
+    if !(1..=MAX_COMMIT).contains(&commit.len()) || !is_plain {
+        let start: String = commit.chars().take(MAX_COMMIT).collect();
+        bail!("invalid commit {start:?}");
+    }
+    let mut files = Vec::new();
+    for sibling in listing.siblings {
+        check_below(&sibling.rfilename)?;
+        files.push(sibling.try_into()?);
+    }
+    files.sort_by(|a: &RemoteFile, b| a.name.cmp(&b.name));
+    Ok((commit, files))
 }
 
 impl TryFrom<Sibling> for RemoteFile {

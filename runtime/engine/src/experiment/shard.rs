@@ -110,6 +110,9 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<(Plan, Vec<Line>), Exper
 
 type Read<'a> = (&'a Path, (Plan, Vec<Line>));
 
+/// Maximum number of missing shards that an error names.
+const MAX_NAMED: usize = 8;
+
 /// Checks that every shard occurs once.
 fn check_numbers(shards: &[Read<'_>]) -> Result<(), ExperimentError> {
     let mut seen: BTreeMap<usize, &Path> = BTreeMap::new();
@@ -133,18 +136,25 @@ fn check_numbers(shards: &[Read<'_>]) -> Result<(), ExperimentError> {
             )));
         }
     }
-    let missing: Vec<String> = (1..=count)
+    // The numbers of shards are different and at most `count`, which a file can make very large.
+    let missing = count - seen.len();
+    if missing == 0 {
+        return Ok(());
+    }
+    let named: Vec<String> = (1..=count)
         .filter(|index| !seen.contains_key(index))
+        .take(MAX_NAMED)
         .map(|index| format!("{index}/{count}"))
         .collect();
-    match missing.is_empty() {
-        true => Ok(()),
-        false => Err(ExperimentError::Merge(format!(
-            "missing shards: {}; run the experiment with --shard for each of them, or add their \
-             folders",
-            missing.join(", ")
-        ))),
-    }
+    let others = match missing - named.len() {
+        0 => String::new(),
+        others => format!(" and {others} others"),
+    };
+    Err(ExperimentError::Merge(format!(
+        "missing shards: {}{others}; run the experiment with --shard for each of them, or add their \
+         folders",
+        named.join(", ")
+    )))
 }
 
 /// Checks that a shard has all of its measurements, failed ones included.
@@ -186,6 +196,28 @@ mod tests {
         }
         for text in [r#"{"index":1,"count":0}"#, r#"{"index":0,"count":2}"#] {
             assert!(serde_json::from_str::<Shard>(text).is_err(), "{text}");
+        }
+    }
+
+    /// A file that announces any number of shards costs neither time nor memory.
+    #[test]
+    fn a_few_missing_shards_are_named() {
+        for (count, words) in [
+            (3, "missing shards: 1/3, 3/3; run"),
+            (usize::MAX, "8/18446744073709551615, 9/"),
+            (100, "9/100 and 91 others; run"),
+        ] {
+            let plan = Plan {
+                experiment: "resolution".to_owned(),
+                parameters: BTreeMap::new(),
+                cases: Vec::new(),
+                samples: Vec::new(),
+                shard: Shard { index: 2, count },
+                environments: Vec::new(),
+            };
+            let found = check_numbers(&[(Path::new("a"), (plan, Vec::new()))]);
+            let error = found.expect_err("missing shards").to_string();
+            assert!(error.contains(words) && error.len() < 400, "{error}");
         }
     }
 }

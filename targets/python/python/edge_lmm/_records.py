@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from typing import Any, Sequence, Union
+from typing import Any, Mapping, Sequence, Union
 
 from ._commands import run, run_json
 
@@ -17,6 +17,7 @@ def convert(
     output: Path,
     *,
     mmproj: "Path | None" = None,
+    adapters: "Sequence[Path] | Mapping[Path, float]" = (),
     text: str = "q4",
     vision: str = "q8",
     audio: str = "q8",
@@ -30,7 +31,8 @@ def convert(
     """Converts a checkpoint into a record, as `edge-lmm-convert` does.
 
     `source` is a Hugging Face folder, or a language model in GGUF format with its vision tower in
-    `mmproj`. `text`, `vision`, `audio` and `head` are formats: `f32`, `f16`, `q8`, `q4`. `method` is the
+    `mmproj`. `adapters` are folders of LoRA adapters, which are merged in this order, or a mapping from
+    folders to the factors of their updates. `text`, `vision`, `audio` and `head` are formats: `f32`, `f16`, `q8`, `q4`. `method` is the
     method of quantization; the default depends on the formats as on the command line. Returns the
     report with the format, size and error of every weight.
 
@@ -51,6 +53,9 @@ def convert(
     for name, value in options.items():
         if value is not None:
             arguments += [f"--{name}", str(value)]
+    weights = adapters if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+    for adapter, weight in weights.items():
+        arguments += ["--adapter", f"{os.fspath(adapter)}={float(weight)!r}"]
     for samples in calibration:
         arguments += ["--calibration", os.fspath(samples)]
     if force:

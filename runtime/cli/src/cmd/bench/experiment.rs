@@ -111,6 +111,8 @@ impl Subcommand for Cmd {
             if about.values.is_empty() {
                 one = one.mut_arg("values", |argument| argument.hide(true));
             }
+            // A time limit would choose other settings on each machine.
+            one = one.mut_arg("first_token_budget", |argument| argument.hide(true));
             command.subcommand(one.about(about.question).long_about(long))
         })
     }

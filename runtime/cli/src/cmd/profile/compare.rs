@@ -41,7 +41,8 @@ pub fn run(files: &[PathBuf], html: Option<&Path>, json: bool) -> anyhow::Result
     print_now(&format!("{text}\n"))
 }
 
-fn text(comparison: &Comparison) -> String {
+/// Returns the tables of a comparison.
+pub fn text(comparison: &Comparison) -> String {
     let mut parts = vec![format!("baseline: {}", comparison.baseline)];
     for profile in &comparison.profiles {
         parts.push(format!("compared: {}", profile.file));

@@ -1,7 +1,7 @@
 //! `edge-lmm profile`: time, memory, arithmetic and energy of every module.
 
-mod compare;
-mod comparison;
+pub mod compare;
+pub mod comparison;
 mod csv;
 #[cfg(feature = "plots")]
 mod figure;

@@ -1,6 +1,6 @@
 //! `edge-lmm pull`: a model from the Hugging Face hub.
 
-mod choose;
+pub mod choose;
 mod convert;
 mod disk;
 mod preset;

@@ -4,7 +4,7 @@
 mod clients;
 pub mod config;
 #[cfg(feature = "http")]
-mod http;
+pub mod http;
 mod limits;
 mod lines;
 #[cfg(feature = "http")]

@@ -12,6 +12,7 @@ use edge_lmm::serve::openai::ApiError;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
@@ -91,20 +92,25 @@ impl Connections {
             return;
         }
         let number = server.service.next_connection();
+        let connection = self.open(number, peer.ip());
+        let task = tokio::spawn(run(stream, connection, server.clone()));
+        if let Some(state) = self.all().get_mut(&number) {
+            state.task = Some(task.abort_handle());
+        }
+    }
+
+    /// Adds a connection.
+    fn open(&self, number: u64, peer: IpAddr) -> Connection {
         let state = State {
             idle_since: Some(Instant::now()),
             task: None,
         };
         self.all().insert(number, state);
-        let connection = Connection(Arc::new(Open {
+        Connection(Arc::new(Open {
             connections: self.clone(),
             number,
-            peer: peer.ip(),
-        }));
-        let task = tokio::spawn(run(stream, connection, server.clone()));
-        if let Some(state) = self.all().get_mut(&number) {
-            state.task = Some(task.abort_handle());
-        }
+            peer,
+        }))
     }
 
     /// Returns `true` if there is a place for another connection; may close the one that has been
@@ -156,6 +162,20 @@ struct Open {
 }
 
 impl Connection {
+    /// Creates a connection that is the only one.
+    #[cfg(feature = "fuzz")]
+    pub fn alone(number: u64, peer: IpAddr) -> Self {
+        Connections::default().open(number, peer)
+    }
+
+    /// Returns `true` while a request is answered.
+    #[cfg(feature = "fuzz")]
+    pub fn is_busy(&self) -> bool {
+        let all = self.0.connections.all();
+        all.get(&self.0.number)
+            .is_some_and(|state| state.idle_since.is_none())
+    }
+
     /// Returns the number of the connection in this process.
     pub fn number(&self) -> u64 {
         self.0.number
@@ -184,15 +204,26 @@ async fn run(stream: TcpStream, connection: Connection, server: Arc<Server>) {
     // Without it, pieces of an answer would wait for each other.
     let _ = stream.set_nodelay(true);
     let peer = connection.peer();
+    if let Err(error) = converse(stream, connection, server).await {
+        log::debug!("the connection of {peer} ended: {error}");
+    }
+}
+
+/// Answers the requests of a connection.
+///
+/// # Errors
+/// If it breaks, or what it sends is not HTTP.
+pub async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    connection: Connection,
+    server: Arc<Server>,
+) -> hyper::Result<()> {
     let service = service_fn(move |request| serve(server.clone(), connection.clone(), request));
-    let served = http1::Builder::new()
+    http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(Timed::new(stream)), service)
-        .await;
-    if let Err(error) = served {
-        log::debug!("the connection of {peer} ended: {error}");
-    }
+        .await
 }

@@ -8,11 +8,13 @@ mod answer;
 mod body;
 mod connections;
 mod events;
-mod fetch;
+pub mod fetch;
 mod options;
 mod page;
 mod reply;
 mod routes;
+#[cfg(feature = "fuzz")]
+pub mod scripted;
 mod timed;
 
 pub use options::HttpOptions;

@@ -6,23 +6,22 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 /// Time after which a client that accepts no byte is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A stream whose writes fail when the peer accepts nothing for [`WRITE_TIMEOUT`].
-pub struct Timed {
-    stream: TcpStream,
+pub struct Timed<S> {
+    stream: S,
     /// Runs while a write waits.
     deadline: Pin<Box<Sleep>>,
     is_waiting: bool,
 }
 
-impl Timed {
+impl<S> Timed<S> {
     /// Wraps a stream, within a runtime.
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: S) -> Self {
         Self {
             stream,
             deadline: Box::pin(tokio::time::sleep(WRITE_TIMEOUT)),
@@ -49,7 +48,7 @@ impl Timed {
     }
 }
 
-impl AsyncRead for Timed {
+impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -59,7 +58,7 @@ impl AsyncRead for Timed {
     }
 }
 
-impl AsyncWrite for Timed {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

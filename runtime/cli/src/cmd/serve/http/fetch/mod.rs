@@ -4,7 +4,7 @@
 //! allowed ones, its name is resolved once, no private address is contacted unless it is allowed
 //! itself, and redirects to other hosts are not followed.
 
-mod address;
+pub mod address;
 mod plain;
 #[cfg(feature = "pull")]
 mod tls;
