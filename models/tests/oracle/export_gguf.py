@@ -202,7 +202,7 @@ def write_qwen3_vl(folder: Path, name: str, config: dict, out: Path) -> None:
 
 
 def write_qwen3_5(folder: Path, name: str, config: dict, out: Path) -> None:
-    state = read_state(folder)
+    state = State(folder)
     text = open_writer(out / f"{name}-f16.gguf", "qwen35", name)
     gguf_qwen3_5.text_metadata(text, config)
     add_tokenizer(text, folder, gguf_qwen3_5.tokens(folder, config), "qwen35")
