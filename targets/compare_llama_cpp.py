@@ -87,7 +87,7 @@ def peer_text(model, threads, repack):
     return {"prefill": PROMPT_TOKENS / prefill, "decode": GENERATED / decode}
 
 
-def peer_image(model, mmproj, side, threads):
+def peer_image(model, mmproj, side, threads, answer=True):
     llama_cpp, weights, context, _keep = peer_context(model, threads)
     from llama_cpp import mtmd_cpp as mtmd
 
@@ -112,6 +112,8 @@ def peer_image(model, mmproj, side, threads):
         if not mtmd.mtmd_input_chunk_get_n_tokens(chunk):
             continue  # a separator without a token in a small tokenizer
         if mtmd.mtmd_input_chunk_get_type(chunk) == 0:
+            if not answer:
+                continue
             last = index + 1 == count
             mtmd.mtmd_helper_eval_chunk_single(encoder, context, chunk, past, 0, 2048, last, ctypes.byref(after))
         else:
@@ -119,6 +121,8 @@ def peer_image(model, mmproj, side, threads):
             if mtmd.mtmd_encode_chunk(encoder, chunk):
                 sys.exit("error: llama.cpp cannot encode the image")
             vision += time.perf_counter() - before
+            if not answer:
+                continue
             features = mtmd.mtmd_get_output_embd(encoder)
             none = mtmd.mtmd_helper_post_decode_callback()
             mtmd.mtmd_helper_decode_image_chunk(
@@ -131,7 +135,7 @@ def peer_image(model, mmproj, side, threads):
 
 def peer_encode(model, mmproj, side, threads):
     """Times only the encoder, for families without a language model file."""
-    return {"vision": peer_image(model, mmproj, side, threads)["vision"]}
+    return {"vision": peer_image(model, mmproj, side, threads, answer=False)["vision"]}
 
 
 # --- this program -------------------------------------------------------------------------------------------------

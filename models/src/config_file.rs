@@ -1,22 +1,10 @@
 //! Reading the JSON files of a checkpoint as `transformers` reads them.
 
+use edge_lmm_preprocess::settings::without_nulls;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::ModelError;
-
-/// Returns `value` without the members that are null. Files of some versions contain nulls for unset
-/// members.
-pub(crate) fn without_nulls(value: &Value) -> Value {
-    match value {
-        Value::Object(members) => members
-            .iter()
-            .filter(|(_, member)| !member.is_null())
-            .map(|(key, member)| (key.clone(), without_nulls(member)))
-            .collect(),
-        other => other.clone(),
-    }
-}
 
 /// Reads `config.json`; nulls count as missing.
 ///
@@ -67,12 +55,6 @@ pub(crate) fn flattened(config: &Value) -> Value {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn nulls_are_missing_members() {
-        let file = json!({"a": null, "b": {"c": null, "d": [null, 1]}, "e": 2});
-        assert_eq!(without_nulls(&file), json!({"b": {"d": [null, 1]}, "e": 2}));
-    }
 
     #[test]
     fn the_text_section_overrides_the_top_level_but_its_nulls_do_not() {

@@ -1,5 +1,5 @@
-//! Definitions of models: configuration, burn modules, preprocessing of inputs and construction of
-//! prompts. Each family has one file; [`families`] is the registry.
+//! Definitions of models: configuration, burn modules and construction of prompts. Each family has one
+//! file; [`families`] is the registry.
 //!
 //! The crate `edge-lmm` runs models: loading of records, decoding and timing. `edge-lmm-convert`
 //! writes records. Both build a model with the same code,
@@ -18,11 +18,12 @@ pub mod layout;
 pub mod media;
 pub mod model;
 pub mod monitor;
-pub mod preprocess;
 pub mod prompt;
 pub mod reduce;
 mod sizes;
 pub mod text;
 pub mod weights;
+
+pub use edge_lmm_preprocess as preprocess;
 
 pub use error::ModelError;

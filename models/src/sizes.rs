@@ -1,5 +1,7 @@
 //! Checks of the values in a section of a configuration, with the same messages for all families.
 
+use edge_lmm_preprocess::settings::out_of_range;
+
 use crate::error::ModelError;
 
 /// Largest width of a residual stream.
@@ -14,15 +16,6 @@ pub(crate) const HEADS: usize = 1 << 10;
 pub(crate) const VOCABULARY: usize = 1 << 22;
 /// Largest number of positions of a language model.
 pub(crate) const POSITIONS: usize = 1 << 24;
-
-/// Describes the first of some sizes, given as `(field, value, largest)`, that is not between 1 and
-/// the largest value.
-pub(crate) fn out_of_range(sizes: &[(&str, usize, usize)]) -> Option<String> {
-    sizes
-        .iter()
-        .find(|(_, size, largest)| !(1..=*largest).contains(size))
-        .map(|(name, size, largest)| format!("{name} is {size}, expected 1 to {largest}"))
-}
 
 /// The name of a section of `config.json`, which precedes the names of fields in messages; empty for
 /// the top level.

@@ -14,7 +14,7 @@ use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::config_file::{parse_config, parse_section, without_nulls};
+use crate::config_file::{parse_config, parse_section};
 use crate::encoders::merged_patches::MergedPatches;
 use crate::encoders::siglip::{SiglipConfig, SiglipTower};
 use crate::error::ModelError;
@@ -26,6 +26,7 @@ use crate::media::{MediaInput, MediaKind, MediaOptions};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::gemma3::PreprocessConfig;
+use crate::preprocess::settings::without_nulls;
 use crate::preprocess::{PreprocessError, RgbImage};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::reduce::EncoderSize;

@@ -14,7 +14,7 @@ use edge_lmm_ops::{Activation, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config_file::{parse_config, without_nulls};
+use crate::config_file::parse_config;
 use crate::encoders::siglip2::{Grids, Siglip2Config, Siglip2Tower};
 use crate::error::ModelError;
 use crate::family::{FamilyInfo, ModelFiles};
@@ -25,6 +25,7 @@ use crate::media::{MediaInput, MediaKind, MediaOptions};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::lfm2_vl::{Cut, PreprocessConfig};
+use crate::preprocess::settings::without_nulls;
 use crate::preprocess::{PreprocessError, RgbImage};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::reduce::EncoderSize;

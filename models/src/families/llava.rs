@@ -14,7 +14,7 @@ use edge_lmm_ops::{Activation, KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::config_file::{parse_config, without_nulls};
+use crate::config_file::parse_config;
 use crate::encoders::clip::{ClipConfig, ClipVisionTower, cut_patches};
 use crate::encoders::tower::TowerOutput;
 use crate::error::ModelError;
@@ -27,6 +27,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::clip::{PreprocessConfig, Target};
 use crate::preprocess::normalize::Normalization;
+use crate::preprocess::settings::without_nulls;
 use crate::preprocess::{Filter, RgbImage};
 use crate::prompt::{Conversation, Prompt, TextProcessor, expand_placeholders};
 use crate::reduce::EncoderSize;

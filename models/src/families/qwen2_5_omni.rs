@@ -16,7 +16,7 @@ use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config_file::{parse_section, without_nulls};
+use crate::config_file::parse_section;
 use crate::encoders::merger::Merger;
 use crate::encoders::qwen2_5_audio::{AudioConfig, AudioEncoder};
 use crate::encoders::qwen2_5_vit::{SPLIT_QKV, VisionConfig, VisionTransformer};
@@ -35,6 +35,7 @@ use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
 use crate::preprocess::RgbImage;
 use crate::preprocess::mel::{MelConfig, Padding};
+use crate::preprocess::settings::without_nulls;
 use crate::prompt::{Content, Conversation, Message, Prompt, PromptBuilder, TextProcessor};
 use crate::reduce::EncoderSize;
 use crate::sizes::Section;

@@ -13,7 +13,7 @@ use edge_lmm_ops::{KernelBackend, probe, stage};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::config_file::{parse_config, without_nulls};
+use crate::config_file::parse_config;
 use crate::encoders::merged_patches::MergedPatches;
 use crate::encoders::siglip::{SiglipConfig, SiglipTower};
 use crate::error::ModelError;
@@ -24,6 +24,7 @@ use crate::layout::{Layout, Piece, Run};
 use crate::media::{FrameTimes, MediaInput, MediaKind, MediaOptions};
 use crate::model::{Encoded, Model};
 use crate::monitor::Monitor;
+use crate::preprocess::settings::without_nulls;
 use crate::preprocess::smolvlm::{PreprocessConfig, Tiles};
 use crate::preprocess::{PreprocessError, RgbImage};
 use crate::prompt::{Content, Conversation, Prompt, TextProcessor, expand_placeholders};

@@ -5,8 +5,8 @@ use edge_lmm_ops::Activation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config_file::without_nulls;
 use crate::error::ModelError;
+use crate::preprocess::settings::without_nulls;
 use crate::text::decoder::{
     DecoderConfig, DecoderNorms, Projections, RotaryKind, ScaledRotary, SlidingWindow,
 };

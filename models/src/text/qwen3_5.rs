@@ -14,12 +14,12 @@ use edge_lmm_ops::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config_file::without_nulls;
 use crate::error::ModelError;
 use crate::language::{DecoderState, LanguageModel, RecurrentState, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::preprocess::settings::without_nulls;
 use crate::reduce::anchors::RotaryMeans;
 use crate::sizes::{self, Section};
 use crate::text::config::sections;

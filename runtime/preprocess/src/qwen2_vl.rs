@@ -15,7 +15,7 @@ use super::filter::Filter;
 use super::image::{RgbImage, frame_size};
 use super::normalize::{Normalization, SampleTable};
 use super::resize::{resize, resize_torchvision};
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Maximum aspect ratio of an image.
 const MAX_ASPECT_RATIO: f64 = 200.0;

@@ -1,6 +1,6 @@
 //! Preprocessing of decoded media for encoders: resizing, normalization, patches, spectrograms.
 //!
-//! This module is plain Rust on slices and reproduces the numbers of the processors in
+//! This crate is plain Rust on slices and reproduces the numbers of the processors in
 //! `transformers` (4.57), which resize images with Pillow and videos with torchvision. The crate
 //! `edge-lmm` decodes files.
 //!
@@ -21,6 +21,7 @@ pub mod phi3_vision;
 pub mod qwen2_vl;
 pub mod resize;
 pub mod sample_rate;
+pub mod settings;
 pub mod smolvlm;
 mod tiles;
 

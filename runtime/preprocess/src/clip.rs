@@ -13,7 +13,7 @@ use super::filter::Filter;
 use super::image::RgbImage;
 use super::normalize::Normalization;
 use super::resize::resize;
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Maximum side in a configuration.
 const MAX_SIDE: usize = 1 << 14;

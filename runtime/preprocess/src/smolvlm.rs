@@ -15,7 +15,7 @@ use super::image::{RgbImage, frame_size};
 use super::normalize::Normalization;
 use super::resize::{resize, resize_torchvision};
 use super::tiles::TileWriter;
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Largest side of an image after the first step, in the reference's code.
 const MAX_SIDE: usize = 4096;

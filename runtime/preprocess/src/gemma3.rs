@@ -12,7 +12,7 @@ use super::image::RgbImage;
 use super::normalize::Normalization;
 use super::resize::resize;
 use super::tiles::TileWriter;
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Maximum side of a square.
 const MAX_SIDE: usize = 4096;

@@ -11,7 +11,7 @@ use super::filter::Filter;
 use super::image::RgbImage;
 use super::normalize::Normalization;
 use super::resize::resize;
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Settings from `preprocessor_config.json`, with the defaults of the reference.
 #[derive(Debug, Clone, PartialEq)]

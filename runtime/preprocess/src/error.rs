@@ -1,6 +1,6 @@
 //! Errors of preparing media.
 
-use crate::sizes::out_of_range;
+use crate::settings::out_of_range;
 
 /// Maximum number of pixels of an image. Larger images are rejected before memory is allocated.
 pub const MAX_PIXELS: usize = 200_000_000;

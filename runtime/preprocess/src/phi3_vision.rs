@@ -15,7 +15,7 @@ use super::image::RgbImage;
 use super::interpolate::bicubic;
 use super::normalize::Normalization;
 use super::resize::resize;
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Settings from `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq)]

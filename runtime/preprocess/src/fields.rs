@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::PreprocessError;
 use super::filter::Filter;
-use crate::config_file::without_nulls;
+use crate::settings::without_nulls;
 
 /// Reads the configuration of a processor; nulls count as missing.
 ///
