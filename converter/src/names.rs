@@ -8,11 +8,12 @@
 use crate::source::Checkpoint;
 
 /// Published prefixes and their newer equivalents.
-const NEWER_PREFIXES: [(&str, &str); 8] = [
+const NEWER_PREFIXES: [(&str, &str); 9] = [
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
     ("vision_tower.", "model.vision_tower."),
     ("vision_tower.vision_model.", "model.vision_tower."),
+    ("model.vision_tower.vision_model.", "model.vision_tower."),
     ("audio_tower.", "model.audio_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
     ("model.", "model.language_model."),

@@ -135,8 +135,8 @@ fn count(elements: usize) -> Vec<f32> {
     (1..=elements).map(|i| i as f32).collect()
 }
 
-/// Builds one layer with a delta rule. `changed` is a size that differs.
-fn delta(rates: &[f32], changed: Option<(&'static str, usize)>) -> GgufBuilder {
+/// Builds one layer with a delta rule. `changed` are sizes that differ.
+fn delta(rates: &[f32], changed: &[(&'static str, usize)]) -> GgufBuilder {
     let (heads, width, before) = (KEYS * PER_KEY, KEYS * PER_KEY * 5, 2 * KEYS * 2);
     let all = before + width;
     let tokens = [
@@ -169,7 +169,7 @@ fn delta(rates: &[f32], changed: Option<(&'static str, usize)>) -> GgufBuilder {
         ("ssm.time_step_rank", heads),
         ("ssm.inner_size", width),
     ]);
-    sizes.extend(changed);
+    sizes.extend(changed.iter().copied());
     let builder = sizes.into_iter().fold(builder, |builder, (key, size)| {
         builder.u32(&format!("qwen35.{key}"), size as u32)
     });
@@ -222,7 +222,7 @@ fn built(builder: &GgufBuilder) -> Result<Checkpoint, SourceError> {
 #[test]
 fn value_heads_get_their_order_back() {
     let rates = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0];
-    let checkpoint = built(&delta(&rates, None)).expect("a model");
+    let checkpoint = built(&delta(&rates, &[])).expect("a model");
     let layer = "model.language_model.layers.0.linear_attn";
     for name in [
         "in_proj_qkv.weight",
@@ -267,14 +267,24 @@ fn contradictions_are_refused() {
         ("nextn_predict_layers", 1, "1 of which predict"),
         ("ssm.state_size", 3, "blk.0.attn_qkv.weight"),
     ] {
-        let message = error(built(&delta(&rates, Some((key, value)))));
+        let message = error(built(&delta(&rates, &[(key, value)])));
         assert_says(&message, &["built.gguf", words]);
     }
-    let extra = delta(&rates, None).tensor("blk.0.attn_q.weight", &[1], &[1.0]);
+    let largest = i32::MAX as usize;
+    let huge = [
+        ("ssm.group_count", largest),
+        ("ssm.time_step_rank", largest),
+        ("ssm.inner_size", largest),
+        ("ssm.state_size", largest),
+        ("ssm.conv_kernel", largest),
+    ];
+    let message = error(built(&delta(&rates, &huge)));
+    assert_says(&message, &["blk.0.attn_qkv.weight", "as the metadata says"]);
+    let extra = delta(&rates, &[]).tensor("blk.0.attn_q.weight", &[1], &[1.0]);
     assert_says(&error(built(&extra)), &["blk.0.attn_q.weight", "qwen35"]);
     let rates = [-1.0, -1.0, 0.0, -1.0, -1.0, -1.0];
     assert_says(
-        &error(built(&delta(&rates, None))),
+        &error(built(&delta(&rates, &[]))),
         &["0 in blk.0.ssm_a", "negative"],
     );
     let text = model("qwen35-odd-gguf/qwen35-odd-f16.gguf");

@@ -131,10 +131,11 @@ fn into_sections(folder: &Path, section: &str) {
     );
 }
 
-/// Trainers save parameters under their names in memory.
+/// Trainers save parameters under their names in memory: those of `transformers` 5, and for Gemma 3
+/// also those of 4.52 to 4.57.
 #[test]
 fn nested_names_of_weights() {
-    let renamed: [(&str, &[(&str, &str)]); 3] = [
+    let renamed: [(&str, &[(&str, &str)]); 6] = [
         (
             "qwen2vl-tiny",
             &[
@@ -159,6 +160,26 @@ fn nested_names_of_weights() {
                 ("audio_tower.", "model.audio_tower."),
                 ("multi_modal_projector.", "model.multi_modal_projector."),
             ],
+        ),
+        (
+            "gemma3-odd",
+            &[
+                ("language_model.model.", "model.language_model."),
+                ("vision_tower.", "model.vision_tower."),
+                ("multi_modal_projector.", "model.multi_modal_projector."),
+            ],
+        ),
+        (
+            "gemma3-odd",
+            &[
+                ("language_model.model.", "model.language_model."),
+                ("vision_tower.vision_model.", "model.vision_tower."),
+                ("multi_modal_projector.", "model.multi_modal_projector."),
+            ],
+        ),
+        (
+            "lfm2vl-odd",
+            &[("model.vision_tower.vision_model.", "model.vision_tower.")],
         ),
     ];
     for (checkpoint, prefixes) in renamed {

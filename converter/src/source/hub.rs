@@ -58,7 +58,7 @@ fn read_config(directory: &Path, files: &mut Vec<SourceFile>) -> Result<Value> {
 /// Reads the JSON files other than `config.json`.
 fn read_others(
     directory: &Path,
-    config: Value,
+    mut config: Value,
     tensors: BTreeMap<String, Tensor>,
     mut files: Vec<SourceFile>,
 ) -> Result<Checkpoint> {
@@ -66,7 +66,8 @@ fn read_others(
     let tokenizer_config = read_json(&directory.join("tokenizer_config.json"), &mut files)?;
     let tokenizer =
         tokenizer_files::read(directory, &config, tokenizer_config.as_ref(), &mut files)?;
-    tokenizer_files::check(&tokenizer, &config, &directory.display().to_string())?;
+    let checked = tokenizer_files::check(&tokenizer, &config, &directory.display().to_string())?;
+    tokenizer_files::complete(&mut config, tokenizer_config.as_ref(), &checked);
     let processors = Processors::read(directory, &config, &mut files)?;
     Ok(Checkpoint {
         generation_config: read_json(&directory.join("generation_config.json"), &mut files)?,

@@ -71,7 +71,8 @@ fn without_batching(text: String) -> String {
 }
 
 /// Checks that a `tokenizer.json` loads and that the model has an embedding for each of its tokens.
-pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<()> {
+/// Returns the tokenizer.
+pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<Tokenizer> {
     let parsed = Tokenizer::from_str(tokenizer).map_err(|e| {
         malformed(
             file,
@@ -86,7 +87,27 @@ pub(super) fn check(tokenizer: &str, config: &Value, file: &str) -> Result<()> {
             largest,
             vocab_size,
         }),
-        _ => Ok(()),
+        _ => Ok(parsed),
+    }
+}
+
+/// Adds the `bos_token_id` of the tokenizer to a config without one: chat templates begin with this
+/// token, and `transformers` leaves out values that are the defaults of their class.
+pub(super) fn complete(
+    config: &mut Value,
+    tokenizer_config: Option<&Value>,
+    tokenizer: &Tokenizer,
+) {
+    const KEY: &str = "bos_token_id";
+    if text_number(config, KEY).is_some() {
+        return;
+    }
+    let token = tokenizer_config.and_then(|config| config.get("bos_token"));
+    let id = token
+        .and_then(special_text)
+        .and_then(|text| tokenizer.token_to_id(text));
+    if let (Some(id), Some(fields)) = (id, config.as_object_mut()) {
+        fields.insert(KEY.into(), id.into());
     }
 }
 

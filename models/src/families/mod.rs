@@ -151,12 +151,13 @@ fn find<'a, F>(
     Ok(family)
 }
 
+/// Returns the `model_type`. `transformers` 4.57 writes that of LFM2-VL with a hyphen.
 fn model_type(files: &ModelFiles) -> Result<&str, ModelError> {
-    files
-        .config
-        .get("model_type")
-        .and_then(Value::as_str)
-        .ok_or_else(|| {
-            ModelError::config("config.json has no \"model_type\"; it names the model's family")
-        })
+    match files.config.get("model_type").and_then(Value::as_str) {
+        Some("lfm2-vl") => Ok("lfm2_vl"),
+        Some(found) => Ok(found),
+        None => Err(ModelError::config(
+            "config.json has no \"model_type\"; it names the model's family",
+        )),
+    }
 }

@@ -80,6 +80,7 @@ struct Config {
     video_token_id: Option<u32>,
     audio_token_index: Option<u32>,
     audio_token_id: Option<u32>,
+    tie_word_embeddings: Option<bool>,
     #[serde(default = "default_per_second")]
     position_id_per_seconds: u32,
     #[serde(default = "default_chunk")]
@@ -127,6 +128,10 @@ impl Config {
         let given = without_nulls(&self.text_config);
         for (key, value) in given.as_object().into_iter().flatten() {
             text[key] = value.clone();
+        }
+        // In files of `transformers` 5, the text's own field is the default of any configuration.
+        if let Some(tied) = self.tie_word_embeddings {
+            text["tie_word_embeddings"] = tied.into();
         }
         text
     }

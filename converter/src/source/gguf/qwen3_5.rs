@@ -106,11 +106,12 @@ impl Delta {
         2 * self.key_heads * self.key_dim
     }
 
-    /// Returns the place of value heads of `block` elements after `first` others.
-    fn tiles(&self, first: usize, block: usize) -> Tiles {
+    /// Returns the place of value heads of `block` rows of `row` elements after `first` other rows.
+    fn tiles(&self, [first, block]: [usize; 2], row: usize) -> Tiles {
         Tiles {
-            first,
-            block,
+            // Sizes that are too large do not match those of the tensor.
+            first: first.saturating_mul(row),
+            block: block.saturating_mul(row),
             groups: self.key_heads,
             per_group: self.per_key,
         }
@@ -128,47 +129,52 @@ impl Delta {
         let from = |rest: &str| format!("{from}.{rest}");
         let (heads, values, before) = (self.value_heads(), self.values(), self.queries_and_keys());
         let width = before + values;
-        for (name, stored, shape, (first, block)) in [
+        for (name, stored, shape, place) in [
             (
                 "in_proj_qkv.weight",
                 "attn_qkv.weight",
                 [width, hidden],
-                (before, self.value_dim),
+                [before, self.value_dim],
             ),
             (
                 "in_proj_z.weight",
                 "attn_gate.weight",
                 [values, hidden],
-                (0, self.value_dim),
+                [0, self.value_dim],
             ),
             (
                 "in_proj_a.weight",
                 "ssm_alpha.weight",
                 [heads, hidden],
-                (0, 1),
+                [0, 1],
             ),
             (
                 "in_proj_b.weight",
                 "ssm_beta.weight",
                 [heads, hidden],
-                (0, 1),
+                [0, 1],
             ),
         ] {
             let names = (to(name), &*from(stored));
-            let tiles = self.tiles(first * hidden, block * hidden);
+            let tiles = self.tiles(place, hidden);
             assembly.untiled(out, names, (&shape, &shape), tiles)?;
         }
         let names = (to("conv1d.weight"), &*from("ssm_conv1d.weight"));
         let shapes = (&[width, self.taps][..], &[width, 1, self.taps][..]);
-        let tiles = self.tiles(before * self.taps, self.value_dim * self.taps);
+        let tiles = self.tiles([before, self.value_dim], self.taps);
         assembly.untiled(out, names, shapes, tiles)?;
         let names = (to("out_proj.weight"), &*from("ssm_out.weight"));
         let shape = [hidden, values];
-        assembly.untiled(out, names, (&shape, &shape), self.tiles(0, self.value_dim))?;
+        assembly.untiled(
+            out,
+            names,
+            (&shape, &shape),
+            self.tiles([0, self.value_dim], 1),
+        )?;
         let names = (to("dt_bias"), &*from("ssm_dt.bias"));
-        assembly.untiled(out, names, (&[heads], &[heads]), self.tiles(0, 1))?;
+        assembly.untiled(out, names, (&[heads], &[heads]), self.tiles([0, 1], 1))?;
         let names = (to("A_log"), &*from("ssm_a"));
-        assembly.decay_logs(out, names, self.tiles(0, 1))?;
+        assembly.decay_logs(out, names, self.tiles([0, 1], 1))?;
         let names = (to("norm.weight"), &*from("ssm_norm.weight"));
         assembly.whole(out, names, &[self.value_dim])
     }
