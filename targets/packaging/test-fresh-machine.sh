@@ -29,14 +29,17 @@ command -v debootstrap >/dev/null || {
     apt-get install -y -qq --no-install-recommends debootstrap debian-archive-keyring >/dev/null
 }
 
-processes=
+hub_process=
+group=
 cleanup() {
-    # shellcheck disable=SC2086 # a list of numbers
-    [ -z "$processes" ] || kill $processes 2>/dev/null || true
+    # The server is a child of the shell that runs the commands: their group ends.
+    [ -z "$group" ] || kill -- "-$group" 2>/dev/null || true
+    [ -z "$hub_process" ] || kill "$hub_process" 2>/dev/null || true
     umount "$root/dev/null" "$root/proc" 2>/dev/null || true
     rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
+trap 'exit 1' HUP INT TERM
 
 if [ ! -e "$root/etc/debian_version" ]; then
     echo "== a Debian root with curl"
@@ -44,6 +47,9 @@ if [ ! -e "$root/etc/debian_version" ]; then
         { tail -n 20 "$work/debootstrap.log"; exit 1; }
     chroot "$root" useradd --create-home --shell /bin/sh user
 fi
+# A root that is used again has the files of the last run.
+rm -rf "$root/home/user"
+chroot "$root" sh -c "cp -r /etc/skel /home/user && chown -R user:user /home/user"
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 # A node of the root's own could be on a file system without devices.
 [ -c "$root/dev/null" ] || : >"$root/dev/null"
@@ -64,7 +70,7 @@ cp LICENSE "$work/release/usr/share/doc/edge-lmm/copyright"
 tar -czf "$web/edge-lmm-$version-host.tar.gz" -C "$work/release" usr
 (cd "$web" && sha256sum -- *.tar.gz >SHA256SUMS)
 python3 targets/packaging/local_hub.py "$web" models/tests/data/qwen2vl-tiny >"$work/port" &
-processes=$!
+hub_process=$!
 for _ in $(seq 100); do
     [ ! -s "$work/port" ] || break
     sleep 0.1
@@ -91,24 +97,25 @@ if [ "$(wc -l <"$work/start")" != 3 ] || ! grep -q "serve" "$work/start" || ! gr
     exit 1
 fi
 
-# user FILE: runs the commands of a file as an ordinary user of the root.
+# user FILE: runs the commands of a file as an ordinary user of the root, in a group of processes.
 user() {
-    chroot --userspec=user:user "$root" env -i HOME=/home/user PATH=/usr/bin:/bin HF_ENDPOINT="$hub" \
-        sh -euc "cd && $(cat "$1")"
+    setsid chroot --userspec=user:user "$root" env -i HOME=/home/user PATH=/usr/bin:/bin HF_ENDPOINT="$hub" \
+        sh -euc "cd && echo \$\$ >group && $(cat "$1")"
 }
 echo "== the commands of the README"
 cat "$work/start"
-user "$work/start" &
+user "$work/start" >"$work/server.log" 2>&1 &
 server=$!
-processes="$processes $server"
 for _ in $(seq 600); do
     if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then break; fi
     kill -0 "$server" 2>/dev/null || {
-        echo "error: the server does not start" >&2
+        echo "error: the server does not start: $(cat "$work/server.log")" >&2
         exit 1
     }
     sleep 0.1
 done
+group=$(cat "$root/home/user/group")
+cat "$work/server.log"
 cat "$work/question"
 user "$work/question" >"$root/home/user/reply.json"
 echo
@@ -132,8 +139,8 @@ content = [
 print(json.dumps({"messages": [{"role": "user", "content": content}]}))
 PYTHON
 cat >"$work/image" <<SHELL
-curl -fsS http://127.0.0.1:$port/v1/chat/completions -H 'Content-Type: application/json' -d @request.json >reply.json
-grep -q '"content":"two"' reply.json || { cat reply.json; exit 1; }
+curl -fsS http://127.0.0.1:$port/v1/chat/completions -H 'Content-Type: application/json' -d @request.json >shapes.json
+grep -q '"content":"two"' shapes.json || { cat shapes.json; exit 1; }
 curl -fsS http://127.0.0.1:$port/ | grep -qi "<!doctype html>"
 .local/bin/edge-lmm demo --no-html >/dev/null
 .local/bin/edge-lmm list

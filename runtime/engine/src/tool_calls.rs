@@ -277,7 +277,7 @@ mod tests {
             let mut calls = ToolCalls::new(&syntax);
             let answer = "<c>{\"name\": \"f\"}</c>";
             assert_eq!(calls.push(answer), [text(answer)]);
-            assert_eq!(calls.finish(), []);
+            assert!(calls.finish().is_empty());
         }
     }
 
@@ -285,14 +285,14 @@ mod tests {
     #[test]
     fn markers_in_an_open_call_are_tried_once() {
         let mut calls = ToolCalls::new(&ToolSyntax::default());
-        assert_eq!(calls.push("<tool_call>{\"a\": \""), []);
+        assert!(calls.push("<tool_call>{\"a\": \"").is_empty());
         let start = std::time::Instant::now();
         for _ in 0..4000 {
-            assert_eq!(calls.push("</tool_call>"), []);
-            assert_eq!(calls.push("x"), []);
+            assert!(calls.push("</tool_call>").is_empty());
+            assert!(calls.push("x").is_empty());
         }
         let time = start.elapsed();
         assert!(time.as_secs() < 30, "{time:?}");
-        assert_eq!(calls.searched, calls.held.len() - "/tool_call>".len());
+        assert_eq!(calls.searched, calls.held.len() - 1, "behind the last marker");
     }
 }

@@ -142,7 +142,7 @@ fn seeds() -> Vec<Vec<u8>> {
     const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x02\0\0\0\x90wS\xde\0\0\0\x0cIDATx\x9cc\xf8\xcf\xc0\0\0\x03\x01\x01\0\xc9\xfe\x92\xef\0\0\0\0IEND\xaeB`\x82";
     let column = |name, texts: &[&str]| (name, Column::texts(texts));
     let textvqa = parquet(&[vec![
-        column("question_id", &["1", "2"]),
+        ("question_id", Column::integers(&[1, 2])),
         column("question", &["what?", "where?"]),
         column("image_id", &["a", "b"]),
         ("answers", Column::lists(&[&["x", "y"], &["z"]])),
