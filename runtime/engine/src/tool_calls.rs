@@ -293,6 +293,10 @@ mod tests {
         }
         let time = start.elapsed();
         assert!(time.as_secs() < 30, "{time:?}");
-        assert_eq!(calls.searched, calls.held.len() - 1, "behind the last marker");
+        assert_eq!(
+            calls.searched,
+            calls.held.len() - 1,
+            "behind the last marker"
+        );
     }
 }

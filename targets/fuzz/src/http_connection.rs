@@ -90,9 +90,12 @@ fn seeds() -> Vec<Vec<u8>> {
     let chat = "/v1/chat/completions";
     let gets = "GET / HTTP/1.1\r\nHost: localhost:8080\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: [::1]\r\n\r\n\
                 HEAD /health HTTP/1.1\r\n\r\nGET /metrics HTTP/1.1\r\nX-Request-Id: a-1\r\nConnection: close\r\n\r\n";
-    let upload = "POST /v1/chat/completions HTTP/1.1\r\nHost: board.example.org\r\n\
-                  Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 60\r\n\r\n\
-                  --x\r\nContent-Disposition: form-data; name=\"f\"\r\n\r\na\r\n--x--\r\n";
+    let form = "--x\r\nContent-Disposition: form-data; name=\"f\"\r\n\r\na\r\n--x--\r\n";
+    let upload = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: board.example.org\r\n\
+         Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {}\r\n\r\n{form}",
+        form.len()
+    );
     [
         format!("o{}{}", plain(chat, "", &hi), plain(chat, "", &streamed)),
         format!("o{chunked}"),
@@ -208,8 +211,9 @@ mod tests {
     fn statuses(input: &[u8]) -> Vec<String> {
         let server = if input[0] == b'k' { &CLOSED } else { &OPEN };
         let output = String::from_utf8(server.replies(&input[1..])).expect("text");
-        let lines = output.lines().filter(|line| line.starts_with("HTTP/1."));
-        lines.map(|line| line[9..12].to_owned()).collect()
+        let replies = output.match_indices("HTTP/1.1 ");
+        let status = |(at, start): (usize, &str)| output[at + start.len()..][..3].to_owned();
+        replies.map(status).collect()
     }
 
     #[test]
