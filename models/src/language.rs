@@ -1,7 +1,7 @@
 //! The interface of language models and their state between steps.
 
 use std::any::Any;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use burn::tensor::Tensor;
 use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore, select_rows};
@@ -463,6 +463,48 @@ pub trait LanguageModel<B: KernelBackend> {
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError>;
 
+    /// Continues several conversations by one token each: token `i` of `input` continues
+    /// `states[i]`. Returns the normalized hidden state of each token: `[tokens, hidden_size]`.
+    /// `input` has neither injections nor bidirectional runs, and every state has room for the token.
+    ///
+    /// On CPUs, the results are bitwise those of single [steps](Self::step). By default, the
+    /// conversations are continued in turn. A model whose layers are attention computes the products
+    /// of all tokens together, so that the weights are read once.
+    ///
+    /// # Errors
+    /// If a step fails. Some of the states may then have taken their token in.
+    ///
+    /// # Panics
+    /// If the number of states is not that of tokens, or 0.
+    fn step_together(
+        &self,
+        input: StepInput<'_, B>,
+        states: &mut [&mut DecoderState<B>],
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        step_in_turn(self, &input, states)
+    }
+
     /// Returns the scores of the next token for each hidden state: `[rows, vocabulary]`.
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2>;
+}
+
+/// Continues conversations in turn: the default of [`LanguageModel::step_together`].
+///
+/// # Errors
+/// As there.
+///
+/// # Panics
+/// As there.
+pub fn step_in_turn<B: KernelBackend>(
+    model: &(impl LanguageModel<B> + ?Sized),
+    input: &StepInput<'_, B>,
+    states: &mut [&mut DecoderState<B>],
+) -> Result<Tensor<B, 2>, ModelError> {
+    assert_eq!(input.len(), states.len(), "a token for every conversation");
+    let mut go_on = |_| ControlFlow::Continue(());
+    let rows = states.iter_mut().enumerate().map(|(i, state)| {
+        let token = input.part(i..i + 1);
+        model.step(token, state, &mut Monitor::new(&mut go_on))
+    });
+    Ok(Tensor::cat(rows.collect::<Result<_, _>>()?, 0))
 }

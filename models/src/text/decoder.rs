@@ -18,7 +18,7 @@ use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
 use crate::text::rotary::{RotaryScaling, RotaryTable, inverse_frequencies, rotary_means};
-use crate::text::step::{Place, finish, run_layers, weights_of};
+use crate::text::step::{Place, finish, run_layers, run_together, weights_of};
 use crate::weights::{Extent, Part, Scope};
 
 /// Computation of rotary angles from positions.
@@ -345,6 +345,48 @@ impl<B: KernelBackend> Decoder<B> {
         let angle = |token: usize, i: usize| angle(positions[token], i);
         RotaryTable::new(positions.len(), pairs, factor, angle, device)
     }
+
+    /// Builds the tables of all layers for tokens at `positions` of a sequence that is `long` or
+    /// not.
+    fn rotary_tables(
+        &self,
+        positions: &[Position],
+        long: bool,
+        device: &B::Device,
+    ) -> RotaryTables<B> {
+        let table = |theta| self.rotary_table(positions, long, theta, device);
+        let sliding = self.config.sliding_window.as_ref();
+        RotaryTables {
+            global: table(None),
+            local: sliding
+                .and_then(|window| window.rope_theta)
+                .map(|theta| table(Some(theta))),
+        }
+    }
+}
+
+/// Tables of the layers of a decoder.
+struct RotaryTables<B: KernelBackend> {
+    global: RotaryTable<B>,
+    /// Table of the layers with a sliding window, if they have their own base.
+    local: Option<RotaryTable<B>>,
+}
+
+impl<B: KernelBackend> RotaryTables<B> {
+    /// Appends the tokens of `qkv` to a layer of the cache and lets them attend to it.
+    fn attend(
+        &self,
+        config: &DecoderConfig,
+        qkv: Tensor<B, 2>,
+        cache: &mut B::KvCache,
+        place: Place<'_>,
+    ) -> Tensor<B, 2> {
+        let local = self.local.as_ref();
+        let own = local.filter(|_| config.sliding(place.layer).is_some());
+        let (table, heads) = (own.unwrap_or(&self.global), config.heads());
+        let (layer, visible) = (place.layer, place.visible);
+        table.attend(qkv, heads, cache, layer, visible, config.attention_scale)
+    }
 }
 
 impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
@@ -401,6 +443,28 @@ impl<B: KernelBackend> LanguageModel<B> for Decoder<B> {
         Ok(self.finish(x))
     }
 
+    fn step_together(
+        &self,
+        input: StepInput<'_, B>,
+        states: &mut [&mut DecoderState<B>],
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let (config, x) = (&self.config, self.enter(&input));
+        let device = x.device();
+        let tables = input.positions.chunks(1).zip(&*states);
+        let tables: Vec<_> = tables
+            .map(|(position, state)| self.rotary_tables(position, state.long, &device))
+            .collect();
+        let window = |layer| config.window(layer);
+        let x = run_together(x, &self.layers, window, states, |layer, x, mut together| {
+            layer.forward(x, config, together.place(), |qkv| {
+                together.attend(qkv, |i, qkv, cache, place| {
+                    tables[i].attend(config, qkv, cache, place)
+                })
+            })
+        });
+        Ok(self.finish(x))
+    }
+
     fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
         Some(self)
     }
@@ -432,10 +496,8 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let (config, device) = (&self.config, x.device());
-        let table = |theta| self.rotary_table(input.positions, state.long, theta, &device);
-        let local_theta = config.sliding_window.as_ref().and_then(|w| w.rope_theta);
-        let (global, local) = (table(None), local_theta.map(|theta| table(Some(theta))));
+        let config = &self.config;
+        let tables = self.rotary_tables(input.positions, state.long, &x.device());
         run_layers(
             input,
             x,
@@ -444,10 +506,8 @@ impl<B: KernelBackend> DecoderLayers<B> for Decoder<B> {
             &mut state.cache,
             monitor,
             |layer, x, cache, place| {
-                let own = local
-                    .as_ref()
-                    .filter(|_| config.sliding(place.layer).is_some());
-                layer.forward(x, own.unwrap_or(&global), cache, config, place)
+                let attend = |qkv| tables.attend(config, qkv, cache, place);
+                layer.forward(x, config, place, attend)
             },
         )
     }
@@ -572,21 +632,18 @@ impl<B: KernelBackend> DecoderLayer<B> {
         Tensor::cat(vec![q, k, part(values..width)], 1)
     }
 
+    /// Runs the layer. `attend` appends queries, keys and values to the cache and returns the result
+    /// of attention: `[tokens, heads * head_dim]`.
     fn forward(
         &self,
         x: Tensor<B, 2>,
-        table: &RotaryTable<B>,
-        cache: &mut B::KvCache,
         config: &DecoderConfig,
         place: Place<'_>,
+        attend: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
-            let heads = config.heads();
-            let qkv = self.projected(x.clone(), heads);
-            let (layer, visible) = (place.layer, place.visible);
-            let scale = config.attention_scale;
-            let attended = table.attend(qkv, heads, cache, layer, visible, scale);
+            let attended = attend(self.projected(x.clone(), config.heads()));
             match &self.out_norm {
                 None => place.close_attention(&self.out, attended, x),
                 Some(norm) => {

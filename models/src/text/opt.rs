@@ -24,7 +24,7 @@ use crate::layout::Position;
 use crate::monitor::Monitor;
 use crate::reduce::language::DecoderLayers;
 use crate::sizes::{self, Section};
-use crate::text::step::{Place, finish, run_layers, scale, weights_of};
+use crate::text::step::{Place, finish, run_layers, run_together, scale, weights_of};
 use crate::weights::{Part, Scope};
 
 /// Rows of the position table before that of position 0, hard-coded in the reference.
@@ -234,6 +234,23 @@ impl<B: KernelBackend> LanguageModel<B> for Opt<B> {
         Ok(self.finish(x))
     }
 
+    fn step_together(
+        &self,
+        input: StepInput<'_, B>,
+        states: &mut [&mut DecoderState<B>],
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let (heads, x) = (self.config.heads(), self.enter(&input));
+        let window = |_| None;
+        let x = run_together(x, &self.layers, window, states, |layer, x, mut together| {
+            layer.forward(x, together.place(), |qkv| {
+                together.attend(qkv, |_, qkv, cache, place| {
+                    attend::<B>(qkv, heads, cache, place)
+                })
+            })
+        });
+        Ok(self.finish(x))
+    }
+
     fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
         Some(self)
     }
@@ -280,7 +297,9 @@ impl<B: KernelBackend> DecoderLayers<B> for Opt<B> {
             |_| None,
             &mut state.cache,
             monitor,
-            |layer, x, cache, place| layer.forward(x, cache, heads, place),
+            |layer, x, cache, place| {
+                layer.forward(x, place, |qkv| attend::<B>(qkv, heads, cache, place))
+            },
         )
     }
 
@@ -343,18 +362,17 @@ impl<B: KernelBackend> OptLayer<B> {
         })
     }
 
+    /// Runs the layer. `attend` appends queries, keys and values to the cache and returns the result
+    /// of attention: `[tokens, hidden_size]`.
     fn forward(
         &self,
         x: Tensor<B, 2>,
-        cache: &mut B::KvCache,
-        heads: Heads,
         place: Place<'_>,
+        attend: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
         let x = {
             let _stage = stage::module("attention");
-            let qkv = self.qkv.forward(self.attention_norm.forward(x.clone()));
-            let (mask, scale) = (place.mask(), scale(heads));
-            let attended = cached_attention::<B>(qkv, heads, cache, place.layer, mask, None, scale);
+            let attended = attend(self.qkv.forward(self.attention_norm.forward(x.clone())));
             place.close_attention(&self.out, attended, x)
         };
         let _stage = stage::module("mlp");
@@ -362,6 +380,17 @@ impl<B: KernelBackend> OptLayer<B> {
         self.up
             .feed_forward(normed, self.activation, &self.down, Some(x))
     }
+}
+
+/// Appends the tokens of `qkv` to a layer of the cache and lets them attend to it.
+fn attend<B: KernelBackend>(
+    qkv: Tensor<B, 2>,
+    heads: Heads,
+    cache: &mut B::KvCache,
+    place: Place<'_>,
+) -> Tensor<B, 2> {
+    let (mask, scale) = (place.mask(), scale(heads));
+    cached_attention::<B>(qkv, heads, cache, place.layer, mask, None, scale)
 }
 
 #[cfg(test)]

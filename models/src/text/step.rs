@@ -89,6 +89,72 @@ pub(crate) fn run_layers<B: KernelBackend, L>(
     Ok(x)
 }
 
+/// A layer of a step that continues several conversations by one token each.
+pub(crate) struct Together<'a, 's, B: KernelBackend> {
+    layer: usize,
+    window: Option<usize>,
+    states: &'a mut [&'s mut DecoderState<B>],
+}
+
+impl<B: KernelBackend> Together<'_, '_, B> {
+    /// Returns the arguments of the layer that all conversations share.
+    pub fn place(&self) -> Place<'static> {
+        Place {
+            layer: self.layer,
+            visible: None,
+            last_row: false,
+        }
+    }
+
+    /// Lets every row of `qkv` attend to its own conversation. `attend` takes the number of the
+    /// conversation, its row, its cache and its arguments of the layer, and returns one row.
+    pub fn attend(
+        &mut self,
+        qkv: Tensor<B, 2>,
+        attend: impl Fn(usize, Tensor<B, 2>, &mut B::KvCache, Place<'_>) -> Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        let (shared, window) = (self.place(), self.window);
+        let rows = self.states.iter_mut().enumerate().map(|(i, state)| {
+            let held = state.cache.len_of(shared.layer);
+            let visible = window
+                .filter(|&window| window <= held)
+                .map(|window| [held + 1 - window..held + 1]);
+            let place = Place {
+                visible: visible.as_ref().map(|range| &range[..]),
+                ..shared
+            };
+            attend(i, qkv.clone().narrow(0, i, 1), &mut state.cache, place)
+        });
+        Tensor::cat(rows.collect(), 0)
+    }
+}
+
+/// Runs all layers of a decoder-only model over `x`, one token of each of `states`, and adds the
+/// tokens to their caches. `window` returns the sliding window of a layer.
+pub(crate) fn run_together<B: KernelBackend, L>(
+    mut x: Tensor<B, 2>,
+    layers: &[L],
+    window: impl Fn(usize) -> Option<usize>,
+    states: &mut [&mut DecoderState<B>],
+    forward: impl Fn(&L, Tensor<B, 2>, Together<'_, '_, B>) -> Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    assert_eq!(x.dims()[0], states.len(), "a token for every conversation");
+    let _text = stage::scope(format_args!("text"));
+    for (i, layer) in layers.iter().enumerate() {
+        let _layer = stage::scope(format_args!("layers.{i}"));
+        let together = Together {
+            layer: i,
+            window: window(i),
+            states: &mut *states,
+        };
+        x = forward(layer, x, together);
+    }
+    for state in states {
+        state.cache.advance_layers(0..layers.len(), 1);
+    }
+    x
+}
+
 /// States of the recurrent layers during a step, whose new values count when the step is complete.
 pub(crate) struct Recurrences<'a, S> {
     before: &'a mut [Box<dyn RecurrentState>],

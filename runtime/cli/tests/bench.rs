@@ -101,7 +101,7 @@ fn every_experiment_runs() {
     let both: &[&str] = &["qwen2vl-tiny", "qwen2audio-tiny"];
     let projections: &[&str] = &["blip2-tiny", "llava-tiny"];
     // Experiment, models, values, rows of the table.
-    let runs: [(&str, &[&str], &str, usize); 15] = [
+    let runs: [(&str, &[&str], &str, usize); 16] = [
         ("modality-bottleneck", both, "56", 5),
         ("projection-compare", projections, "2", 4),
         ("frame-ablation", vision, "1,2", 4),
@@ -117,6 +117,7 @@ fn every_experiment_runs() {
         ("resolution", vision, "56,112", 2),
         ("quantization", vision, "", 0),
         ("threads", vision, "1,2", 2),
+        ("parallel", vision, "1,3", 2),
     ];
     for (experiment, models, values, rows) in runs {
         let again: Vec<&str>;
@@ -169,7 +170,7 @@ fn the_list_explains_every_experiment() {
     let varies = list
         .lines()
         .filter(|line| line.trim().starts_with("varies:"));
-    assert_eq!(varies.count(), 18);
+    assert_eq!(varies.count(), 19);
 }
 
 /// A run that was killed while it wrote a line is continued; other options are refused.

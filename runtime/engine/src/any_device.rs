@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use edge_lmm_models::media::MediaInput;
+#[cfg(feature = "experiments")]
+use edge_lmm_models::prompt::Message;
 use edge_lmm_models::prompt::ToolSyntax;
 use edge_lmm_ops::{Format, MemoryFailure};
 use edge_lmm_record::output::Output;
@@ -15,7 +17,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::estimate::ResourceEstimate;
 #[cfg(feature = "experiments")]
-use crate::experiment::speculation;
+use crate::experiment::{Values, parallel, speculation};
 use crate::memory::{Fit, MemoryCheck};
 use crate::record::Record;
 use crate::request::{Answer, Event, Request};
@@ -159,6 +161,16 @@ impl AnyEngine {
         progress: impl FnMut(&str),
     ) -> Result<speculation::Report, EngineError> {
         each_engine!(self, engine => speculation::run(engine, options, progress))
+    }
+
+    /// Measures answers that are decoded together, see [`parallel::measure`].
+    #[cfg(feature = "experiments")]
+    pub(crate) fn measure_parallel(
+        &self,
+        messages: &[[Message; 1]],
+        max_tokens: usize,
+    ) -> Result<Values, EngineError> {
+        each_engine!(self, engine => parallel::measure(engine, messages, max_tokens))
     }
 
     /// See [`Engine::use_draft`].

@@ -10,6 +10,8 @@
 mod reduction;
 #[path = "own_family/speculation.rs"]
 mod speculation;
+#[path = "own_family/together.rs"]
+mod together;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -32,7 +34,7 @@ use edge_lmm_models::ModelError;
 use edge_lmm_models::families::{Family, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
 use edge_lmm_models::language::{
-    DecoderState, LanguageModel, OutputRows, PREFILL_CHUNK, RecurrentState, StepInput,
+    DecoderState, LanguageModel, OutputRows, PREFILL_CHUNK, RecurrentState, StepInput, step_in_turn,
 };
 use edge_lmm_models::layers::Linear;
 use edge_lmm_models::layout::{Layout, Piece, Run};
@@ -78,6 +80,9 @@ struct Pixels<B: KernelBackend> {
     /// Adds half of the previous embedding to each embedding.
     #[module(skip)]
     convolves: bool,
+    /// Fails in steps for several conversations.
+    #[module(skip)]
+    fails: bool,
     /// Tokens that a prefill processes at once.
     #[module(skip)]
     chunk: usize,
@@ -162,6 +167,20 @@ impl<B: KernelBackend> LanguageModel<B> for Pixels<B> {
         self.text.step(input, state, monitor)
     }
 
+    fn step_together(
+        &self,
+        input: StepInput<'_, B>,
+        states: &mut [&mut DecoderState<B>],
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        if self.fails {
+            return Err(ModelError::Compute("out of order".to_owned()));
+        }
+        match self.convolves {
+            true => step_in_turn(self, &input, states),
+            false => self.text.step_together(input, states),
+        }
+    }
+
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         self.text.logits(hidden)
     }
@@ -216,6 +235,7 @@ impl<B: KernelBackend> Pixels<B> {
             text: Decoder::init(config, names, &root)?,
             bidirectional: files.config["bidirectional"] == true,
             convolves: files.config["convolves"] == true,
+            fails: files.config["fails"] == true,
             chunk: match files.config["chunk"].as_u64() {
                 Some(chunk) => chunk as usize,
                 None => PREFILL_CHUNK,

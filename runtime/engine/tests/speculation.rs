@@ -1,37 +1,11 @@
 //! A step of several tokens gives bitwise the scores of single steps with quantized weights, on every
 //! instruction set of this machine.
 
-use std::ops::ControlFlow;
-use std::process::Command;
+mod support;
 
-use edge_lmm::{
-    Cpu, Engine, Event, Message, OutputRows, Record, Request, Role, Session, Speculation, demo,
-};
-use edge_lmm_kernels::Isa;
+use edge_lmm::{Message, OutputRows, Request, Role, Speculation};
 
-fn session() -> Session<Cpu> {
-    let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
-    let engine = Engine::<Cpu>::load(&record, Default::default()).expect("an engine");
-    engine.session()
-}
-
-fn go_on(_: Event<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-/// Runs a test of this file again with each instruction set, in processes of their own.
-fn on_every_isa(test: &str) {
-    let program = std::env::current_exe().expect("the test program");
-    for isa in Isa::available() {
-        let run = Command::new(&program)
-            .args(["--exact", test, "--ignored"])
-            .env("EDGE_LMM_ISA", isa.name())
-            .output()
-            .expect("the test program runs");
-        let output = String::from_utf8_lossy(&run.stdout);
-        assert!(output.contains("1 passed"), "{isa}: {output}");
-    }
-}
+use support::{engine, go_on, on_every_isa};
 
 #[test]
 fn every_instruction_set_verifies_exactly() {
@@ -43,7 +17,7 @@ fn every_instruction_set_verifies_exactly() {
 #[test]
 #[ignore = "is run by every_instruction_set_verifies_exactly"]
 fn rows_are_those_of_single_steps() {
-    let mut session = session();
+    let mut session = engine().session();
     let messages = [Message::text(Role::User, "list the shapes.")];
     session
         .prefill(&Request::new(&messages), go_on)
@@ -69,7 +43,7 @@ fn rows_are_those_of_single_steps() {
 #[test]
 #[ignore = "is run by every_instruction_set_verifies_exactly"]
 fn answers_stay_the_same() {
-    let mut session = session();
+    let mut session = engine().session();
     let text = "list the shapes. list the shapes. list the shapes.";
     let messages = [Message::text(Role::User, text)];
     let mut tokens = |speculation| {

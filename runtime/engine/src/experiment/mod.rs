@@ -44,6 +44,7 @@ pub use run::{Progress, plan, report, run};
 pub use sample::{Modality, Sample, SampleKey};
 pub use shard::{Shard, merge};
 pub use spec::{About, Case, CaseKey, Experiment, Findings, Values};
+pub(crate) use specs::parallel;
 pub use specs::token_reduction;
 pub use time_limit::TimeLimit;
 
@@ -65,6 +66,7 @@ pub static ALL: &[&dyn Experiment] = &[
     &specs::quantization::Quantization,
     &specs::token_reduction::TokenReduction,
     &specs::threads::Threads,
+    &specs::parallel::Parallel,
 ];
 
 /// Returns the experiment of that name.

@@ -1,5 +1,7 @@
 //! The tokens of an answer, one after the other.
 
+mod together;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -197,7 +199,7 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
         self.answer.finish_reason = reason;
     }
 
-    /// Computes the next token from the last one.
+    /// Computes the scores of the next token from the last one, and appends the token.
     fn advance(&mut self) -> Result<Token, EngineError> {
         // The prompt gives the first token.
         let _stage = stage::top(match self.logits {
@@ -211,6 +213,11 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
                 self.steps.scores(&self.tokens, left)?
             }
         };
+        self.append(logits)
+    }
+
+    /// Picks the next token and appends it to the answer.
+    fn append(&mut self, logits: Scores<B>) -> Result<Token, EngineError> {
         let (id, logprobs) = self.pick(logits)?;
         self.steps.accept(id);
         if self.answer.tokens.is_empty() {

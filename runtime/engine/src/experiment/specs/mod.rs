@@ -7,6 +7,7 @@ pub mod frame_ablation;
 pub mod modality_bottleneck;
 pub mod module_profile;
 pub mod multiturn;
+pub mod parallel;
 pub mod projection_compare;
 pub mod quantization;
 pub mod resolution;

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use edge_lmm_models::language::{Checkpoint, OutputRows};
+use edge_lmm_models::ModelError;
+use edge_lmm_models::language::{Checkpoint, OutputRows, StepInput};
 use edge_lmm_ops::{KernelBackend, KvStore, probe};
 
 use super::lookup::Match;
 use super::pace::Source;
 use super::{DraftModel, Speculation, SpeculationCounts};
 use crate::error::EngineError;
+use crate::loaded::LoadedModel;
 use crate::request::Event;
 use crate::session::{Logits, Session};
 
@@ -115,6 +117,41 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             picked: picked.len(),
         });
         Ok(Scores::Row(scores, 0))
+    }
+
+    /// Returns `true` if the next step may be one for several conversations: it takes in the last
+    /// picked token only, without drafts, and the sequence does not become long.
+    pub fn can_join(&self) -> bool {
+        let Some(past) = &self.session.past else {
+            return false;
+        };
+        let (state, len) = (&past.state, past.state.len() + self.pending.len());
+        // A capture shows single steps.
+        self.speculation == Speculation::Off
+            && self.pending.len() == 1
+            && len <= state.cache.capacity()
+            && self.session.language().is_long(len) == state.long
+            && !probe::active()
+    }
+
+    /// Computes the scores of the next token of several conversations with one model in one step:
+    /// `[conversations, vocabulary]`. All of them [can join](Self::can_join) it.
+    pub fn scores_together(
+        shared: &LoadedModel<B>,
+        conversations: &mut [&mut Self],
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let language = shared.model.language();
+        let (mut ids, mut positions, mut states) = (Vec::new(), Vec::new(), Vec::new());
+        for steps in conversations {
+            let past = steps.session.past.as_mut().expect("there is a state");
+            positions.push([past.next_position(); 3]);
+            past.push(&steps.pending);
+            ids.append(&mut steps.pending);
+            states.push(&mut past.state);
+        }
+        let input = StepInput::new(language.embed(&ids), &positions);
+        let hidden = language.step_together(input, &mut states)?;
+        Ok(language.logits(hidden))
     }
 
     /// Takes the token that was picked from the last scores.

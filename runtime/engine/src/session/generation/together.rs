@@ -1,0 +1,114 @@
+//! Decoding of several answers with one step for all.
+
+use std::sync::Arc;
+
+use edge_lmm_models::ModelError;
+use edge_lmm_ops::{KernelBackend, stage};
+
+use super::{Generation, Token};
+use crate::error::EngineError;
+use crate::session::speculation::{Scores, Steps};
+use crate::timing::Recording;
+
+impl<B: KernelBackend> Generation<'_, B> {
+    /// Returns what [`next`](Iterator::next) returns for each of the answers, but computes their
+    /// tokens in one step, which reads the weights once. The answers are bitwise those of single
+    /// steps on CPUs; on GPUs, products of several tokens may round differently.
+    ///
+    /// An answer is continued by a step of its own if it is another engine's than the first one, has
+    /// [speculation](crate::Request::speculation), takes its first token, or becomes long for
+    /// LongRoPE. Models with recurrent layers and encoder-decoders continue all answers in turn and
+    /// share the output head only. The stage `decode` of an answer is the time of the common step.
+    ///
+    /// ```
+    /// # use edge_lmm::{Cpu, Engine, Generation, Message, Record, Request, Role, demo};
+    /// # use std::ops::ControlFlow;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::<Cpu>::load(&Record::from_static(demo::RECORD, "demo")?, Default::default())?;
+    /// let questions = ["what is a circle?", "list the shapes."];
+    /// let mut sessions = questions.map(|_| engine.session());
+    /// let mut answers = Vec::new();
+    /// for (session, question) in sessions.iter_mut().zip(questions) {
+    ///     let messages = [Message::text(Role::User, question)];
+    ///     let go_on = |_: edge_lmm::Event<'_>| ControlFlow::Continue(());
+    ///     answers.push(session.generate(&Request::new(&messages), Vec::new(), go_on)?);
+    /// }
+    /// while Generation::next_together(&mut answers).iter().any(Option::is_some) {}
+    /// for answer in answers {
+    ///     println!("{}", answer.finish()?.0.text);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn next_together(answers: &mut [Self]) -> Vec<Option<Result<Token, EngineError>>> {
+        let first = answers.iter().find(|answer| answer.can_join());
+        let model = first.map(|answer| answer.steps.session.shared.clone());
+        let joins = |answer: &Self| {
+            let shared = &answer.steps.session.shared;
+            answer.can_join()
+                && model
+                    .as_ref()
+                    .is_some_and(|model| Arc::ptr_eq(model, shared))
+        };
+        let joined: Vec<bool> = answers.iter().map(joins).collect();
+        if joined.iter().filter(|&&joins| joins).count() < 2 {
+            return answers.iter_mut().map(Iterator::next).collect();
+        }
+        let together = answers.iter_mut().zip(&joined);
+        let together = together.filter_map(|(answer, joins)| joins.then_some(answer));
+        let mut tokens = Self::advance_together(&mut together.collect::<Vec<_>>()).into_iter();
+        let of_each = answers.iter_mut().zip(joined);
+        let of_each = of_each.map(|(answer, joins)| match joins {
+            true => tokens.next(),
+            false => answer.next(),
+        });
+        of_each.collect()
+    }
+
+    fn can_join(&self) -> bool {
+        !self.ended && self.logits.is_none() && self.steps.can_join()
+    }
+
+    /// Computes the next token of answers that can join a common step, at least one. All recordings
+    /// measure the whole step.
+    fn advance_together(answers: &mut [&mut Self]) -> Vec<Result<Token, EngineError>> {
+        let recordings = answers.iter_mut().map(|answer| answer.recording.take());
+        let mut recordings: Vec<Option<Recording>> = recordings.collect();
+        let entered: Vec<_> = recordings
+            .iter_mut()
+            .flatten()
+            .map(Recording::enter)
+            .collect();
+        let tokens = Self::step_together(answers);
+        drop(entered);
+        for ((answer, recording), token) in answers.iter_mut().zip(recordings).zip(&tokens) {
+            answer.recording = recording;
+            answer.ended |= token.is_err();
+        }
+        tokens
+    }
+
+    fn step_together(answers: &mut [&mut Self]) -> Vec<Result<Token, EngineError>> {
+        let _stage = stage::top("decode");
+        let model = answers[0].steps.session.shared.clone();
+        let steps = answers.iter_mut().map(|answer| &mut answer.steps);
+        let scores = match Steps::scores_together(&model, &mut steps.collect::<Vec<_>>()) {
+            Ok(scores) => scores,
+            Err(error) => {
+                let reason = match error {
+                    ModelError::Compute(reason) => reason,
+                    error => error.to_string(),
+                };
+                let failed = |answer: &mut &mut Self| {
+                    let error = EngineError::Compute(reason.clone());
+                    Err(answer.steps.session.after(error))
+                };
+                return answers.iter_mut().map(failed).collect();
+            }
+        };
+        let rows = answers.iter_mut().enumerate();
+        let rows = rows
+            .map(|(row, answer)| answer.append(Scores::Device(scores.clone().narrow(0, row, 1))));
+        rows.collect()
+    }
+}
