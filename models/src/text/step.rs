@@ -118,9 +118,9 @@ impl<B: KernelBackend> Together<'_, '_, B> {
             let held = state.cache.len_of(shared.layer);
             let visible = window
                 .filter(|&window| window <= held)
-                .map(|window| [held + 1 - window..held + 1]);
+                .map(|window| held + 1 - window..held + 1);
             let place = Place {
-                visible: visible.as_ref().map(|range| &range[..]),
+                visible: visible.as_ref().map(std::slice::from_ref),
                 ..shared
             };
             attend(i, qkv.clone().narrow(0, i, 1), &mut state.cache, place)

@@ -73,10 +73,10 @@ fn answers_stay_the_same() {
         .collect();
     let stop = ["e".to_owned()];
     let request = |i: usize| Request {
-        media: if i % 3 == 0 { &media } else { &[] },
+        media: if i.is_multiple_of(3) { &media } else { &[] },
         max_tokens: 1 + 5 * i,
         ignore_eos: i % 4 != 1,
-        logprobs: (i % 2 == 0).then_some(3),
+        logprobs: i.is_multiple_of(2).then_some(3),
         stop: if i == 5 { &stop } else { &[] },
         speculation: match i {
             7 => Speculation::Fixed(3),
