@@ -169,8 +169,11 @@ impl AnyEngine {
         &self,
         messages: &[[Message; 1]],
         max_tokens: usize,
+        together_first: bool,
     ) -> Result<Values, EngineError> {
-        each_engine!(self, engine => parallel::measure(engine, messages, max_tokens))
+        each_engine!(self, engine => {
+            parallel::measure(engine, messages, max_tokens, together_first)
+        })
     }
 
     /// See [`Engine::use_draft`].

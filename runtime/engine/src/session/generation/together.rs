@@ -15,10 +15,11 @@ impl<B: KernelBackend> Generation<'_, B> {
     /// tokens in one step, which reads the weights once. The answers are bitwise those of single
     /// steps on CPUs; on GPUs, products of several tokens may round differently.
     ///
-    /// An answer is continued by a step of its own if it is another engine's than the first one, has
-    /// [speculation](crate::Request::speculation), takes its first token, or becomes long for
-    /// LongRoPE. Models with recurrent layers and encoder-decoders continue all answers in turn and
-    /// share the output head only. The stage `decode` of an answer is the time of the common step.
+    /// An answer takes a step of its own if its engine is not that of the first answer, if it has
+    /// [speculation](crate::Request::speculation), and where it becomes long for LongRoPE. Its first
+    /// token comes from the prompt without a step. Models with recurrent layers and encoder-decoders
+    /// continue the answers in turn and compute only the output head together. The stage `decode` of
+    /// every answer has the time of the whole common step.
     ///
     /// ```
     /// # use edge_lmm::{Cpu, Engine, Generation, Message, Record, Request, Role, demo};
