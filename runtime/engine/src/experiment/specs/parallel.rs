@@ -60,7 +60,7 @@ impl Experiment for Parallel {
                     let messages: Vec<_> =
                         questions.map(|text| [user_message(&[], text)]).collect();
                     // The first of the two is often slower.
-                    let together_first = sample.seed % 2 == 0;
+                    let together_first = sample.seed.is_multiple_of(2);
                     let (engine, settings) = (&bench.models[index].engine, &bench.settings);
                     Ok(engine.measure_parallel(&messages, settings.max_tokens, together_first)?)
                 };
