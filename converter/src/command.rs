@@ -97,10 +97,10 @@ struct Convert {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bits")]
     budget: Option<u64>,
     /// Method of quantization: nearest (no calibration, minutes), weighted (scales for the mean squares
-    /// of the inputs), gptq, or best (gptq, then single changes that improve the layer's outputs; ten
-    /// times as long). All but nearest run samples through the model and need a temporary file of the
-    /// record's size next to it [default: best if a weight has 4 bits and its sums fit
-    /// --calibration-memory, weighted if they do not fit, nearest without 4-bit weights]
+    /// of the inputs), awq (weighted, with scaled inputs), gptq, or best (gptq, then single changes that
+    /// improve the layer's outputs; ten times as long). All but nearest run samples through the model
+    /// and need a temporary file of the record's size next to it [default: best if a weight has 4 bits
+    /// and its sums fit --calibration-memory, weighted if they do not fit, nearest without 4-bit weights]
     #[arg(long, value_name = "METHOD", value_parser = methods())]
     method: Option<Method>,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
@@ -109,7 +109,7 @@ struct Convert {
     calibration: Vec<PathBuf>,
     /// Mean squares of the inputs of the weights. A file that exists is used instead of samples: one
     /// that an earlier conversion has written, or an importance matrix of llama.cpp (.dat or .gguf);
-    /// every method then works as weighted. Otherwise the file is written
+    /// gptq and best then work as weighted. Otherwise the file is written
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
     /// Memory for the samples and statistics of the method in MiB; with less, fewer samples are used
@@ -584,11 +584,11 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
         ensure!(
             cli.calibration.is_empty() || uses_samples(cli),
             "--calibration has no use without --bits, --budget, --prune-layers, --prune-ffn, \
-             --prune-heads, --prune-vision-layers, --prune-to, or a quantized format and --method weighted, gptq or best"
+             --prune-heads, --prune-vision-layers, --prune-to, or a quantized format and --method weighted, awq, gptq or best"
         );
         ensure!(
             cli.statistics.is_none(),
-            "--statistics has no use without a quantized format and --method weighted, gptq or best"
+            "--statistics has no use without a quantized format and --method weighted, awq, gptq or best"
         );
         return Ok(None);
     }

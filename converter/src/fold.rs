@@ -1,11 +1,63 @@
 //! Moving scales of a linear layer's inputs into the module before it.
 
+use std::ops::Range;
+
 use edge_lmm_models::weights::Fold;
 
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
 
+/// A module whose outputs can be scaled, with the indices of the weights concerned.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    /// The weights of the module, with the outputs that their rows compute.
+    pub weights: Vec<(usize, Range<usize>)>,
+    /// The weights of the layers that take its outputs.
+    pub consumers: Vec<(usize, Fold)>,
+    /// Whether each output goes to these layers; if not, it goes elsewhere and cannot be scaled.
+    pub taken: Vec<bool>,
+}
+
 impl Plan {
+    /// Finds a module, which is named as in the [`Fold`] of the layers after it.
+    ///
+    /// # Errors
+    /// If no layer folds into it, or it does not have all the outputs that these layers take.
+    pub(crate) fn producer(&self, module: &str) -> Result<Producer, String> {
+        let consumers: Vec<(usize, Fold)> = (0..)
+            .zip(&self.weights)
+            .filter_map(|(at, weight)| Some((at, weight.spec.folds_into.clone()?)))
+            .filter(|(_, fold)| fold.module == module)
+            .collect();
+        let (_, fold) = consumers.first().ok_or("no layer folds into it")?;
+        let mut weights: Vec<(usize, Range<usize>)> = (0..)
+            .zip(&self.weights)
+            .filter(|(_, weight)| fold.scales(&weight.spec.name))
+            .map(|(at, weight)| (at, 0..weight.spec.rows()))
+            .collect();
+        let tail = format!("{module}.tail.weight");
+        if let Some(at) = (self.weights.iter()).position(|weight| weight.spec.name == tail) {
+            // The rows of the module's weight come first, and its bias has those of both.
+            let first = weights.iter().map(|(_, rows)| rows.end).min();
+            let first = first.unwrap_or(0);
+            weights.push((at, first..first + self.weights[at].spec.rows()));
+        }
+        let outputs = weights.iter().map(|(_, rows)| rows.end).max();
+        let mut taken = vec![false; outputs.unwrap_or(0)];
+        for (at, fold) in &consumers {
+            for column in 0..self.weights[*at].spec.cols() {
+                let row = fold.row(column);
+                let slot = taken.get_mut(row);
+                *slot.ok_or_else(|| format!("it has no output {row}"))? = true;
+            }
+        }
+        Ok(Producer {
+            weights,
+            consumers,
+            taken,
+        })
+    }
+
     /// Multiplies the outputs of a module by `scales` and divides the columns of all layers that
     /// take these outputs by them, which does not change the model's function. A module is named
     /// as in the [`Fold`] of the layers after it.
@@ -18,35 +70,20 @@ impl Plan {
             module: module.to_owned(),
             reason,
         };
-        let consumers: Vec<(usize, Fold)> = (0..)
-            .zip(&self.weights)
-            .filter_map(|(at, weight)| Some((at, weight.spec.folds_into.clone()?)))
-            .filter(|(_, fold)| fold.module == module)
-            .collect();
-        let Some((_, fold)) = consumers.first() else {
-            return Err(invalid("no layer folds into it".to_owned()));
-        };
-        let producers: Vec<usize> = (0..self.weights.len())
-            .filter(|&at| fold.scales(&self.weights[at].spec.name))
-            .collect();
-        let outputs = producers.first().map(|&at| self.weights[at].spec.rows());
-        if outputs != Some(scales.len()) {
+        let Producer {
+            weights,
+            consumers,
+            taken,
+        } = self.producer(module).map_err(invalid)?;
+        if taken.len() != scales.len() {
             return Err(invalid(format!(
                 "{} scales, expected {}",
                 scales.len(),
-                outputs.unwrap_or(0)
+                taken.len()
             )));
         }
         if let Some(scale) = scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
             return Err(invalid(format!("a scale is {scale}, expected more than 0")));
-        }
-        let mut taken = vec![false; scales.len()];
-        for (at, fold) in &consumers {
-            for column in 0..self.weights[*at].spec.cols() {
-                let row = fold.row(column);
-                let slot = taken.get_mut(row);
-                *slot.ok_or_else(|| invalid(format!("output {row} is stored by itself")))? = true;
-            }
         }
         let other = |&row: &usize| !taken[row] && scales[row] != 1.0;
         if let Some(row) = (0..scales.len()).find(other) {
@@ -55,8 +92,8 @@ impl Plan {
                 scales[row]
             )));
         }
-        for at in producers {
-            self.weights[at].factors.multiply_rows(scales);
+        for (at, rows) in weights {
+            self.weights[at].factors.multiply_rows(&scales[rows]);
         }
         for (at, fold) in consumers {
             divide_columns(&mut self.weights[at], &fold, scales);

@@ -102,8 +102,9 @@ pub fn write_calibrated(
     calibration: Option<Calibration>,
     progress: impl Fn(&str, usize) + 'static,
 ) -> Result<Report, ConvertError> {
+    let mut plan = plan.clone();
     let calibrated = match calibration {
-        Some(calibration) => calibration.run(plan, &checkpoint, &progress)?,
+        Some(calibration) => calibration.run(&mut plan, &checkpoint, &progress)?,
         None => PackedWeights::default(),
     };
     let job = Rc::new(Job {
@@ -118,7 +119,7 @@ pub fn write_calibrated(
         template: checkpoint.chat_template.as_deref(),
     };
     let specs: Vec<WeightSpec> = plan.weights.iter().map(|w| w.spec.clone()).collect();
-    let (weights, packing) = (plan.weights.clone(), job.clone());
+    let (weights, packing) = (plan.weights, job.clone());
     let file_bytes = edge_lmm_record::write_record(output, description, &specs, move |index| {
         packing.bytes(&weights[index])
     })

@@ -180,7 +180,7 @@ fn an_interrupted_conversion_leaves_nothing() {
 fn options_that_only_refuse_do_not_exist() {
     let source = data().join("qwen2vl-tiny");
     let folder = tempfile::tempdir().expect("a folder");
-    for options in [["--method", "awq"], ["--prune-layers", "1"]] {
+    for options in [["--method", "magic"], ["--prune-layers", "1"]] {
         // The helper of the other tests gives a method already.
         let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
             .arg(&source)

@@ -5,13 +5,16 @@
 //! statistics of its inputs ([`InputStatistics`]) are collected, it is quantized by them, and the
 //! samples go on with the quantized weight.
 
+mod awq;
 mod hessian;
 mod model;
 mod packed_weights;
 mod pass;
 mod products;
+mod rescale;
 mod rounding;
 mod samples;
+mod scales;
 mod statistics;
 mod statistics_file;
 mod stream;
@@ -32,6 +35,7 @@ use crate::source::Checkpoint;
 use hessian::Hessian;
 use pass::{Pass, Sample};
 use products::{product_transposed, transposed};
+use scales::Scales;
 
 pub(crate) use model::{Model, prefill_text};
 pub(crate) use packed_weights::PackedWeights;
@@ -73,6 +77,8 @@ pub enum Method {
     Nearest,
     /// As [`Self::Nearest`], but the error of each input counts with its mean square.
     Weighted,
+    /// As [`Self::Weighted`], with scaled inputs where the module before can take the scales.
+    Awq,
     /// GPTQ on the scales of [`Self::Weighted`], with inputs by falling mean square.
     Gptq,
     /// GPTQ, then single changes of quants and scales while they improve the layer's outputs.
@@ -81,13 +87,20 @@ pub enum Method {
 
 impl Method {
     /// All methods.
-    pub const ALL: [Self; 4] = [Self::Nearest, Self::Weighted, Self::Gptq, Self::Best];
+    pub const ALL: [Self; 5] = [
+        Self::Nearest,
+        Self::Weighted,
+        Self::Awq,
+        Self::Gptq,
+        Self::Best,
+    ];
 
     /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nearest => "nearest",
             Self::Weighted => "weighted",
+            Self::Awq => "awq",
             Self::Gptq => "gptq",
             Self::Best => "best",
         }
@@ -124,7 +137,7 @@ impl Calibration {
     }
 
     /// Creates a calibration with statistics of an earlier one. They have no products of inputs, so
-    /// that every method works as [`Method::Weighted`].
+    /// that [`Method::Gptq`] and [`Method::Best`] work as [`Method::Weighted`].
     pub fn with_statistics(
         method: Method,
         saved: SavedStatistics,
@@ -158,24 +171,24 @@ impl Calibration {
         Self { memory, ..self }
     }
 
-    /// Quantizes and packs all weights that the samples use. `progress` is as in
-    /// [`write_record_to`](crate::write_record_to).
+    /// Quantizes and packs all weights that the samples use, and folds the scales of their inputs into
+    /// the rest of the plan. `progress` is as in [`write_record_to`](crate::write_record_to).
     ///
     /// # Errors
     /// If the samples do not fit the model, or a weight cannot be read or packed.
     pub(crate) fn run(
         self,
-        plan: &Plan,
+        plan: &mut Plan,
         checkpoint: &Checkpoint,
         progress: &dyn Fn(&str, usize),
     ) -> Result<PackedWeights, ConvertError> {
-        let packed = PackedWeights::create(&self.path)?;
+        let (pruned, packed) = (&*plan, PackedWeights::create(&self.path)?);
         let unpruned = match self.method {
-            Method::Best => plan.with_all_channels(checkpoint)?,
+            Method::Best => pruned.with_all_channels(checkpoint)?,
             _ => None,
         };
         let mut pass = Pass {
-            plan,
+            plan: pruned,
             unpruned: unpruned.as_ref(),
             checkpoint,
             method: self.method,
@@ -184,18 +197,26 @@ impl Calibration {
             samples: Vec::new(),
             statistics: BTreeMap::new(),
             saved: SavedStatistics::default(),
+            scales: Scales::default(),
         };
         match &self.source {
             Source::Samples(samples) => {
-                pass.samples = self.start(samples, plan, unpruned.as_ref(), checkpoint)?;
+                pass.samples = self.start(samples, pruned, unpruned.as_ref(), checkpoint)?;
                 pass.run()?;
             }
             Source::Saved(saved) => pass.use_saved(saved)?,
         }
+        let Pass {
+            mut packed,
+            saved,
+            scales,
+            ..
+        } = pass;
         if let Some(output) = self.save {
-            output.finish_with(&pass.saved.to_bytes()?)?;
+            output.finish_with(&saved.to_bytes()?)?;
         }
-        Ok(pass.packed)
+        scales.fold_into(plan, &mut packed)?;
+        Ok(packed)
     }
 
     /// Starts the samples.
@@ -273,17 +294,6 @@ impl Rule {
             hessian: products.map(|products| Hessian::new(products, width)),
             drift,
             unpruned,
-        }
-    }
-
-    /// The rule with mean squares alone.
-    fn weighted(mean_squares: Vec<f32>) -> Self {
-        Self {
-            method: Method::Weighted,
-            mean_squares,
-            hessian: None,
-            drift: None,
-            unpruned: None,
         }
     }
 

@@ -56,10 +56,10 @@ impl Temporary {
         })
     }
 
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(self.len))?;
+    fn write(&mut self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(start))?;
         self.file.write_all(bytes)?;
-        self.len += bytes.len() as u64;
+        self.len = self.len.max(start + bytes.len() as u64);
         Ok(())
     }
 
@@ -108,11 +108,25 @@ impl PackedWeights {
             return Ok(());
         };
         let start = file.len;
-        file.append(bytes).map_err(|error| file.failed(&error))?;
+        file.write(start, bytes)
+            .map_err(|error| file.failed(&error))?;
         let len = bytes.len();
         self.places
             .insert(name.to_owned(), Place { start, len, stats });
         Ok(())
+    }
+
+    /// Replaces the bytes of a weight that was added before by as many others.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn replace(&mut self, name: &str, bytes: &[u8]) -> Result<(), ConvertError> {
+        let (Some(file), Some(place)) = (&mut self.file, self.places.get(name)) else {
+            return Ok(());
+        };
+        assert_eq!(bytes.len(), place.len, "the weight has another size");
+        file.write(place.start, bytes)
+            .map_err(|error| file.failed(&error))
     }
 
     /// Returns a weight, if it is packed.

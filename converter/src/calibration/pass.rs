@@ -16,6 +16,8 @@ use edge_lmm_ops::{Format, MatrixShape};
 
 use super::model::Model;
 use super::packed_weights::PackedWeights;
+use super::products::{self, for_parts};
+use super::scales::Scales;
 use super::stream::{Need, Stream};
 use super::{CalibrationError, InputStatistics, Method, Rule, SavedStatistics};
 use crate::pack;
@@ -104,6 +106,8 @@ pub(super) struct Pass<'a> {
     pub statistics: BTreeMap<usize, InputStatistics>,
     /// Statistics of the weights that are quantized.
     pub saved: SavedStatistics,
+    /// Scales of the inputs of quantized weights.
+    pub scales: Scales,
 }
 
 impl Pass<'_> {
@@ -137,7 +141,8 @@ impl Pass<'_> {
         for (index, weight) in self.plan.weights.iter().enumerate() {
             let quantized = weight.format.is_some_and(Format::is_quantized);
             if quantized && let Some(found) = saved.of(&weight.spec.name, weight.spec.cols())? {
-                self.pack(index, Some(&Rule::weighted(found.to_vec())))?;
+                let statistics = InputStatistics::of_mean_squares(found);
+                self.pack_by(index, statistics)?;
             }
         }
         Ok(())
@@ -228,30 +233,76 @@ impl Pass<'_> {
         let weight = &self.plan.weights[index];
         let found = self.statistics.remove(&index);
         let quantized = weight.format.is_some_and(Format::is_quantized);
-        let found = found.filter(|found| quantized && found.tokens > 0);
-        if let Some(found) = &found {
-            self.saved.add(&weight.spec.name, found.mean_squares());
+        match found.filter(|found| quantized && found.tokens > 0) {
+            Some(found) => {
+                self.saved.add(&weight.spec.name, found.mean_squares());
+                self.pack_by(index, found)
+            }
+            None => self.pack(index, None),
+        }
+    }
+
+    /// Quantizes a weight by the statistics of its inputs.
+    fn pack_by(
+        &mut self,
+        index: usize,
+        mut statistics: InputStatistics,
+    ) -> Result<Matrix, ConvertError> {
+        let weight = &self.plan.weights[index];
+        if self.method == Method::Awq {
+            let squares = statistics.mean_squares();
+            let (plan, checkpoint) = (self.plan, self.checkpoint);
+            (self.scales).choose(index, &squares, plan, checkpoint, &mut self.packed)?;
+        }
+        if let Some(scales) = self.scales.of_columns(&weight.spec) {
+            statistics.divide(&scales);
         }
         let unpruned = self.unpruned.map(|plan| &plan.weights[index]);
         let unpruned = unpruned.filter(|unpruned| unpruned.spec.cols() != weight.spec.cols());
-        let rule = found.map(|found| Rule::new(self.method, found, unpruned.cloned()));
-        self.pack(index, rule.as_ref())
+        let rule = Rule::new(self.method, statistics, unpruned.cloned());
+        self.pack(index, Some(&rule))
     }
 
+    /// Packs a weight with its columns multiplied by their scales. Returns the matrix for inputs
+    /// without scales.
     fn pack(&mut self, index: usize, rule: Option<&Rule>) -> Result<Matrix, ConvertError> {
-        let weight = &self.plan.weights[index];
+        let mut weight = self.plan.weights[index].clone();
+        if let Some(scales) = self.scales.of_columns(&weight.spec) {
+            weight.factors.multiply_columns(&scales);
+        }
         let name = &*weight.spec.name;
         (self.progress)(name, 0);
         let progress = |bytes| (self.progress)(name, bytes);
-        let shape = shape(weight, weight.format.unwrap_or(Format::F32));
-        let packed = pack::pack(self.checkpoint, weight, shape.format, rule, &progress);
+        let shape = shape(&weight, weight.format.unwrap_or(Format::F32));
+        let packed = pack::pack(self.checkpoint, &weight, shape.format, rule, &progress);
         let (bytes, stats) = packed?;
         self.packed.add(name, &bytes, stats)?;
         for file in &self.checkpoint.files {
             file.release();
         }
         let bytes = bytes.into();
-        Ok(Matrix { shape, bytes })
+        Ok(self.without_scales(index, Matrix { shape, bytes }))
+    }
+
+    /// Returns the matrix for inputs without scales that has the outputs of a packed weight for scaled
+    /// ones.
+    fn without_scales(&self, index: usize, packed: Matrix) -> Matrix {
+        let Some(scales) = self.scales.of_columns(&self.plan.weights[index].spec) else {
+            return packed;
+        };
+        let matrix = edge_lmm_kernels::Matrix::new(packed.shape, &packed.bytes);
+        let matrix = matrix.expect("the packed bytes are those of the shape");
+        let mut values = vec![0.0; packed.shape.rows * packed.shape.cols];
+        for_parts(&mut values, packed.shape.cols, |row, values| {
+            matrix.row_into(row, values);
+            values.iter_mut().zip(&scales).for_each(|(w, s)| *w /= s);
+        });
+        let shape = MatrixShape {
+            format: Format::F32,
+            ..packed.shape
+        };
+        let bytes = products::packed(&values, shape.cols).into();
+        Matrix { shape, bytes }
     }
 
     /// Returns a weight that is quantized already.
@@ -259,10 +310,11 @@ impl Pass<'_> {
         let weight = &self.plan.weights[index];
         let found = self.packed.read(&weight.spec.name)?;
         let (bytes, _) = found.expect("the weight is packed");
-        Ok(Matrix {
+        let packed = Matrix {
             shape: shape(weight, weight.format.unwrap_or(Format::F32)),
             bytes: bytes.into(),
-        })
+        };
+        Ok(self.without_scales(index, packed))
     }
 
     /// Returns a weight of the float model.

@@ -20,8 +20,8 @@ pub(super) fn product_transposed(a: &[f32], b: &[f32], inner: usize) -> Vec<f32>
     product(&pool::global(), &b, a, m, None, Activation::None)
 }
 
-/// Packs rows of `inner` values on all threads.
-fn packed(rows: &[f32], inner: usize) -> Vec<u8> {
+/// Packs rows of `inner` values in single precision on all threads.
+pub(super) fn packed(rows: &[f32], inner: usize) -> Vec<u8> {
     let count = rows.len() / inner;
     let shape = MatrixShape::new(Format::F32, count, inner);
     let step = count.div_ceil(32).next_multiple_of(8);

@@ -28,6 +28,15 @@ impl InputStatistics {
         }
     }
 
+    /// Creates the statistics of one input with these squares.
+    pub(super) fn of_mean_squares(squares: &[f32]) -> Self {
+        Self {
+            tokens: 1,
+            squares: squares.iter().copied().map(f64::from).collect(),
+            ..Self::default()
+        }
+    }
+
     /// Adds inputs, `[tokens, width]`, and what they are in the float model, if that is known. Of the
     /// float model's inputs, `kept` are those of the quantized model. Inputs with elements that are not
     /// finite are left out.
@@ -75,6 +84,26 @@ impl InputStatistics {
                 rows.len(),
                 false,
             );
+        }
+    }
+
+    /// Divides all inputs that were seen by `scales`, one for each element.
+    pub(super) fn divide(&mut self, scales: &[f32]) {
+        for (square, scale) in self.squares.iter_mut().zip(scales) {
+            *square /= f64::from(*scale).powi(2);
+        }
+        let width = scales.len().max(1);
+        if let Some(products) = &mut self.products {
+            for (row, scale) in products.chunks_exact_mut(width).zip(scales) {
+                let own = row.iter_mut().zip(scales);
+                own.for_each(|(sum, other)| *sum /= scale * other);
+            }
+        }
+        if let Some(drift) = &mut self.drift {
+            for row in drift.chunks_exact_mut(width) {
+                let own = row.iter_mut().zip(scales);
+                own.for_each(|(sum, scale)| *sum /= scale);
+            }
         }
     }
 

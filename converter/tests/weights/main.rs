@@ -7,6 +7,7 @@ mod common;
 mod folding;
 mod observing;
 mod pruning;
+mod scales;
 
 use common::Golden;
 use edge_lmm::{Cpu, Session};
