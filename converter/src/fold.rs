@@ -14,7 +14,7 @@ pub(crate) struct Producer {
     pub weights: Vec<(usize, Range<usize>)>,
     /// The weights of the layers that take its outputs.
     pub consumers: Vec<(usize, Fold)>,
-    /// Whether each output goes to these layers; if not, it goes elsewhere and cannot be scaled.
+    /// `true` for each output that only these layers take. The others cannot be scaled.
     pub taken: Vec<bool>,
 }
 
