@@ -101,9 +101,9 @@ def lfm2_vl(text, vision):
     return config, tiles
 
 
-def qwen2_vl():
-    vision = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "hidden_size": 1536}
-    text = decoder(1536, 28, 12, 2, 8960, 151936, rope_scaling=mrope(16, 24, 24), tie_word_embeddings=True)
+def qwen2_vl(hidden, heads, kv_heads, ffn, vocabulary, tied):
+    vision = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "hidden_size": hidden}
+    text = decoder(hidden, 28, heads, kv_heads, ffn, vocabulary, rope_scaling=mrope(16, 24, 24), tie_word_embeddings=tied)
     return {**text, "vision_config": vision}, QWEN2_PIXELS
 
 
@@ -162,7 +162,7 @@ MODELS = {
     "Qwen3.5 4B": ("qwen35-odd", qwen3_5(BASE_VIT, (2560, 32, 16, 4, 9216), 32)),
     "Qwen3-VL 2B": ("qwen3vl-odd", qwen3_vl(2048, 28, 16, 6144)),
     "Qwen3-VL 4B": ("qwen3vl-odd", qwen3_vl(2560, 36, 32, 9728)),
-    "Qwen2-VL 2B": ("qwen2vl-odd", qwen2_vl()),
+    "Qwen2-VL 2B": ("qwen2vl-odd", qwen2_vl(1536, 12, 2, 8960, 151936, True)),
     "Qwen2.5-VL 3B": ("qwen25vl-odd", qwen2_5_vl()),
     "Qwen2.5-Omni 3B": ("qwen25omni-odd", qwen2_5_omni()),
     "Gemma 3 270M": ("gemma3text-odd", gemma3_text(640, 18, 2048)),

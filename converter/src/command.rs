@@ -584,11 +584,13 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
         ensure!(
             cli.calibration.is_empty() || uses_samples(cli),
             "--calibration has no use without --bits, --budget, --prune-layers, --prune-ffn, \
-             --prune-heads, --prune-vision-layers, --prune-to, or a quantized format and --method weighted, awq, gptq or best"
+             --prune-heads, --prune-vision-layers, --prune-to, or a quantized format and --method \
+             weighted, awq, gptq or best"
         );
         ensure!(
             cli.statistics.is_none(),
-            "--statistics has no use without a quantized format and --method weighted, awq, gptq or best"
+            "--statistics has no use without a quantized format and --method weighted, awq, gptq or \
+             best"
         );
         return Ok(None);
     }

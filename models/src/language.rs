@@ -491,10 +491,10 @@ pub trait LanguageModel<B: KernelBackend> {
 /// Continues conversations in turn: the default of [`LanguageModel::step_together`].
 ///
 /// # Errors
-/// As there.
+/// If a step fails. Some of the states may then have taken their token in.
 ///
 /// # Panics
-/// As there.
+/// If the number of states is not that of tokens, or 0.
 pub fn step_in_turn<B: KernelBackend>(
     model: &(impl LanguageModel<B> + ?Sized),
     input: &StepInput<'_, B>,

@@ -128,16 +128,7 @@ print("the answer:", reply["choices"][0]["message"]["content"])
 PYTHON
 
 echo "== a question about an image, and the page"
-python3 - models/demo/shapes.png >"$root/home/user/request.json" <<'PYTHON'
-import base64, json, sys
-
-image = base64.b64encode(open(sys.argv[1], "rb").read()).decode()
-content = [
-    {"type": "image_url", "image_url": {"url": "data:image/png;base64," + image}},
-    {"type": "text", "text": "how many shapes are there?"},
-]
-print(json.dumps({"messages": [{"role": "user", "content": content}]}))
-PYTHON
+python3 targets/packaging/image_question.py models/demo/shapes.png >"$root/home/user/request.json"
 cat >"$work/image" <<SHELL
 curl -fsS http://127.0.0.1:$port/v1/chat/completions -H 'Content-Type: application/json' -d @request.json >shapes.json
 grep -q '"content":"two"' shapes.json || { cat shapes.json; exit 1; }

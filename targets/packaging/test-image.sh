@@ -74,16 +74,7 @@ for _ in $(seq 300); do
     if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then break; fi
     sleep 0.1
 done
-python3 - models/demo/shapes.png >"$work/request.json" <<'PYTHON'
-import base64, json, sys
-
-image = base64.b64encode(open(sys.argv[1], "rb").read()).decode()
-content = [
-    {"type": "image_url", "image_url": {"url": "data:image/png;base64," + image}},
-    {"type": "text", "text": "how many shapes are there?"},
-]
-print(json.dumps({"messages": [{"role": "user", "content": content}]}))
-PYTHON
+python3 targets/packaging/image_question.py models/demo/shapes.png >"$work/request.json"
 curl -fsS "http://127.0.0.1:$port/v1/chat/completions" -H 'Content-Type: application/json' \
     -d "@$work/request.json" >"$work/reply.json"
 grep -q '"content":"two"' "$work/reply.json" || {

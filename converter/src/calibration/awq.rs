@@ -76,7 +76,7 @@ fn magnitudes(values: impl Iterator<Item = Option<f32>> + Clone) -> Vec<f32> {
 /// Returns the mean magnitude of the weights of each output, relative to the largest one in its row
 /// and group.
 fn mean_magnitudes(layers: &[Layer], outputs: usize) -> Vec<Option<f32>> {
-    let mut sums = vec![(0.0, 0usize); outputs];
+    let mut means = Means::new(outputs);
     for layer in layers {
         for row in layer.values.chunks_exact(layer.shape.cols) {
             for (g, group) in row.chunks(GROUP * BLOCK).enumerate() {
@@ -85,15 +85,35 @@ fn mean_magnitudes(layers: &[Layer], outputs: usize) -> Vec<Option<f32>> {
                     continue;
                 }
                 for (column, w) in (g * GROUP * BLOCK..).zip(group) {
-                    let (sum, count) = &mut sums[layer.fold.row(column)];
-                    *sum += w.abs() / largest;
-                    *count += 1;
+                    means.add(layer.fold.row(column), w.abs() / largest);
                 }
             }
         }
     }
-    let mean = |(sum, count): (f32, usize)| (count > 0).then(|| sum / count as f32);
-    sums.into_iter().map(mean).collect()
+    means.finish()
+}
+
+/// Means of the values that belong to each output of a module.
+pub(super) struct Means(Vec<(f32, usize)>);
+
+impl Means {
+    /// Creates means of no values.
+    pub fn new(outputs: usize) -> Self {
+        Self(vec![(0.0, 0); outputs])
+    }
+
+    /// Adds a value of an output.
+    pub fn add(&mut self, output: usize, value: f32) {
+        let (sum, count) = &mut self.0[output];
+        *sum += value;
+        *count += 1;
+    }
+
+    /// Returns the mean of each output; `None` without values.
+    pub fn finish(self) -> Vec<Option<f32>> {
+        let mean = |(sum, count): (f32, usize)| (count > 0).then(|| sum / count as f32);
+        self.0.into_iter().map(mean).collect()
+    }
 }
 
 /// Divides the scales by the geometric mean of the largest and the smallest one, and limits them.

@@ -12,7 +12,7 @@ use edge_lmm_models::weights::{Fold, WeightSpec};
 use edge_lmm_ops::{Format, MatrixShape};
 
 use super::PackedWeights;
-use super::awq::{self, Layer};
+use super::awq::{self, Layer, Means};
 use super::rescale::scale_rows;
 use crate::fold::Producer;
 use crate::plan::{ConvertError, Plan};
@@ -120,14 +120,11 @@ fn scalable(plan: &Plan, module: &str, packed: &PackedWeights) -> Option<Produce
 
 /// Returns the mean squares of a module's outputs, as far as they are those of the inputs of a layer.
 fn of_outputs(mean_squares: &[f32], fold: &Fold, outputs: usize) -> Vec<Option<f32>> {
-    let mut sums = vec![(0.0, 0usize); outputs];
+    let mut means = Means::new(outputs);
     for (column, square) in mean_squares.iter().enumerate() {
-        let (sum, count) = &mut sums[fold.row(column)];
-        *sum += square;
-        *count += 1;
+        means.add(fold.row(column), *square);
     }
-    let mean = |(sum, count): (f32, usize)| (count > 0).then(|| sum / count as f32);
-    sums.into_iter().map(mean).collect()
+    means.finish()
 }
 
 /// Reads runs of rows at equal distances.

@@ -58,8 +58,8 @@ struct Norm {
 
 /// Equal layers, each of which adds to its input.
 struct Stack {
-    /// Start of the names of their weights.
-    prefix: &'static str,
+    /// The dimension of the layers, with which the names of their weights start.
+    dimension: &'static str,
     /// The norm before each layer and, where outputs of the last layer are seen, the one after it.
     norms: Vec<Norm>,
     /// Input of the layer before, `[tokens, width]`, without the norm.
@@ -93,8 +93,8 @@ impl Importance {
         let eight_bits = plan.in_formats(checkpoint, &Options::eight_bits())?;
         let record = TemporaryRecord::write(&eight_bits, checkpoint, path)?;
         let sums = Rc::new(RefCell::new(Sums {
-            text: Stack::new(plan, checkpoint, "text.layers.", layers, Some("text.norm"))?,
-            vision: Stack::new(plan, checkpoint, "vision.blocks.", blocks, None)?,
+            text: Stack::new(plan, checkpoint, "text.layers", layers, Some("text.norm"))?,
+            vision: Stack::new(plan, checkpoint, BLOCKS, blocks, None)?,
             squares: BTreeMap::new(),
         }));
         let seen = sums.clone();
@@ -152,7 +152,7 @@ impl Stack {
     fn new(
         plan: &Plan,
         checkpoint: &Checkpoint,
-        prefix: &'static str,
+        dimension: &'static str,
         count: usize,
         last: Option<&str>,
     ) -> Result<Self, ConvertError> {
@@ -171,9 +171,9 @@ impl Stack {
                 offset: read(format!("{name}.beta"))?,
             })
         };
-        let names = (0..count).map(|layer| format!("{prefix}{layer}.attention_norm"));
+        let names = (0..count).map(|layer| format!("{dimension}.{layer}.attention_norm"));
         Ok(Self {
-            prefix,
+            dimension,
             norms: (names.chain(last.map(str::to_owned)))
                 .map(norm)
                 .collect::<Result<_, _>>()?,
@@ -184,7 +184,8 @@ impl Stack {
 
     /// Splits the name of a weight into the number of its layer and the rest.
     fn layer_of<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
-        let (layer, weight) = name.strip_prefix(self.prefix)?.split_once('.')?;
+        let rest = name.strip_prefix(self.dimension)?.strip_prefix('.')?;
+        let (layer, weight) = rest.split_once('.')?;
         Some((layer.parse().ok()?, weight))
     }
 

@@ -223,16 +223,13 @@ fn others(count: usize, removed: &[usize]) -> Vec<u32> {
 
 /// Returns the number of key-value heads of the language model with `heads` query heads.
 pub(super) fn key_value_heads(config: &Value, heads: usize) -> usize {
-    let config = config.get("thinker_config").unwrap_or(config);
-    let text = config.get("text_config").unwrap_or(config);
-    let groups = text["num_key_value_heads"].as_u64();
+    let groups = text_of(config)["num_key_value_heads"].as_u64();
     groups.map_or(heads, |groups| groups as usize)
 }
 
 /// Sets the number of feed-forward channels and heads to that of another configuration of the same model.
 pub(crate) fn restore_channels(config: &mut Value, whole: &Value) {
-    let whole = whole.get("thinker_config").unwrap_or(whole);
-    let whole = whole.get("text_config").unwrap_or(whole);
+    let whole = text_of(whole);
     let text = text_section(config);
     let heads = ["num_attention_heads", "num_key_value_heads", "head_dim"];
     for key in [channels_key(text)].iter().chain(&heads) {
@@ -249,6 +246,12 @@ fn channels_key(text: &Value) -> &'static str {
         Some(_) => "ffn_dim",
         None => "intermediate_size",
     }
+}
+
+/// Returns the section of the language model, to be read.
+fn text_of(config: &Value) -> &Value {
+    let config = config.get("thinker_config").unwrap_or(config);
+    config.get("text_config").unwrap_or(config)
 }
 
 /// Returns the section of the language model.

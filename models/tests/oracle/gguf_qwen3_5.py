@@ -13,6 +13,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from gguf_qwen3_vl import text_sizes
+
 LAYER = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm", "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
@@ -77,13 +79,7 @@ def text_metadata(w: gguf.GGUFWriter, config: dict) -> None:
     c = config["text_config"]
     rope = c["rope_parameters"]
     w.add_block_count(c["num_hidden_layers"] + c["mtp_num_hidden_layers"])
-    w.add_context_length(c["max_position_embeddings"])
-    w.add_embedding_length(c["hidden_size"])
-    w.add_feed_forward_length(c["intermediate_size"])
-    w.add_head_count(c["num_attention_heads"])
-    w.add_head_count_kv(c["num_key_value_heads"])
-    w.add_key_length(c["head_dim"])
-    w.add_value_length(c["head_dim"])
+    text_sizes(w, c)
     w.add_rope_dimension_sections([*rope["mrope_section"], 0])
     w.add_rope_freq_base(rope["rope_theta"])
     w.add_layer_norm_rms_eps(c["rms_norm_eps"])

@@ -34,9 +34,8 @@ def text_tensors(state: dict):
             yield (f"blk.{layer[1]}.{TEXT_LAYER[layer[2]]}" if layer else TEXT_TOP[stem]) + f".{kind}", value
 
 
-def text_metadata(w: gguf.GGUFWriter, config: dict) -> None:
-    c = config["text_config"]
-    w.add_block_count(c["num_hidden_layers"])
+def text_sizes(w: gguf.GGUFWriter, c: dict) -> None:
+    """Sizes of the language model, which Qwen3.5 has as well."""
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
     w.add_feed_forward_length(c["intermediate_size"])
@@ -44,6 +43,12 @@ def text_metadata(w: gguf.GGUFWriter, config: dict) -> None:
     w.add_head_count_kv(c["num_key_value_heads"])
     w.add_key_length(c["head_dim"])
     w.add_value_length(c["head_dim"])
+
+
+def text_metadata(w: gguf.GGUFWriter, config: dict) -> None:
+    c = config["text_config"]
+    w.add_block_count(c["num_hidden_layers"])
+    text_sizes(w, c)
     w.add_rope_dimension_sections([*c["rope_scaling"]["mrope_section"], 0])
     w.add_rope_freq_base(c["rope_theta"])
     w.add_layer_norm_rms_eps(c["rms_norm_eps"])

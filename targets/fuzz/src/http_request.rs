@@ -3,7 +3,6 @@
 use edge_lmm::media::FrameSelection;
 use edge_lmm::serve::Limits;
 use edge_lmm::serve::openai::{ApiError, Ask, Endpoint};
-use edge_lmm_models::media::MediaOptions;
 use serde_json::{Value, json};
 
 use crate::mutate::Form;
@@ -73,17 +72,8 @@ pub const HTTP_REQUEST: Target = Target {
     },
     run: |input| {
         let limits = Limits {
-            max_tokens: 16,
             files: true,
-            media: MediaOptions::default(),
-            frames: FrameSelection::Uniform(2).into(),
-            ffmpeg: None,
-            repetition_penalty: None,
-            ignore_generation_config: false,
-            parse_special: false,
-            speculation: edge_lmm::Speculation::Off,
-            addresses: None,
-            tool_syntax: edge_lmm::ToolSyntax::default(),
+            ..Limits::new(16, FrameSelection::Uniform(2).into())
         };
         for endpoint in [Endpoint::Chat, Endpoint::Completion] {
             let asked = Ask::parse(endpoint, input, &limits);

@@ -2,7 +2,6 @@
 
 use edge_lmm::media::FrameSelection;
 use edge_lmm::serve::{Limits, Question, Reply};
-use edge_lmm_models::media::MediaOptions;
 use serde_json::Value;
 
 use crate::mutate::Form;
@@ -44,19 +43,7 @@ pub const REQUEST: Target = Target {
         .into()
     },
     run: |input| {
-        let limits = Limits {
-            max_tokens: 16,
-            files: false,
-            media: MediaOptions::default(),
-            frames: FrameSelection::Uniform(2).into(),
-            ffmpeg: None,
-            repetition_penalty: None,
-            ignore_generation_config: false,
-            parse_special: false,
-            speculation: edge_lmm::Speculation::Off,
-            addresses: None,
-            tool_syntax: edge_lmm::ToolSyntax::default(),
-        };
+        let limits = Limits::new(16, FrameSelection::Uniform(2).into());
         match Question::parse(input) {
             Err(reply) => drop(check_reply(&reply)),
             Ok(question) => {

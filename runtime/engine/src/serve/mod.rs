@@ -83,6 +83,26 @@ pub struct Limits {
     pub tool_syntax: ToolSyntax,
 }
 
+impl Limits {
+    /// Creates the limits of a server whose requests name neither files nor addresses, with the
+    /// defaults of the checkpoint and without drafts.
+    pub fn new(max_tokens: usize, frames: VideoOptions) -> Self {
+        Self {
+            max_tokens,
+            files: false,
+            media: MediaOptions::default(),
+            frames,
+            ffmpeg: None,
+            repetition_penalty: None,
+            ignore_generation_config: false,
+            parse_special: false,
+            speculation: Speculation::Off,
+            addresses: None,
+            tool_syntax: ToolSyntax::default(),
+        }
+    }
+}
+
 /// A request of any protocol, with decoded media.
 #[derive(Debug, Clone, Default)]
 pub struct Prepared {
@@ -197,19 +217,7 @@ mod tests {
             zram: 0,
         };
         let estimator = RequestEstimator::new(engine.clone()).with_memory(memory);
-        let limits = Limits {
-            max_tokens: 2,
-            files: false,
-            media: MediaOptions::default(),
-            frames: FrameSelection::Uniform(2).into(),
-            ffmpeg: None,
-            repetition_penalty: None,
-            ignore_generation_config: false,
-            parse_special: false,
-            speculation: Speculation::Off,
-            addresses: None,
-            tool_syntax: ToolSyntax::default(),
-        };
+        let limits = Limits::new(2, FrameSelection::Uniform(2).into());
         let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
         let question = Question::parse(line).expect("a question");
         let prepared = question.prepare(&limits).expect("no media");

@@ -131,7 +131,8 @@ impl Experiment for Parallel {
 }
 
 /// Answers each of the messages in a conversation of its own, once in turn and once together, which
-/// comes first if `together_first`. Returns the tokens per second of all answers without their first tokens, which the prompts give.
+/// comes first if `together_first`. Returns the tokens per second of all answers without their first
+/// tokens, which the prompts give.
 ///
 /// # Errors
 /// If the model cannot answer.

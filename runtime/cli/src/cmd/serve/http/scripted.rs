@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::Context as _;
 use edge_lmm::media::FrameSelection;
 use edge_lmm::serve::Limits;
-use edge_lmm::{Device, MediaOptions, Record, Speculation, demo};
+use edge_lmm::{Device, Record, demo};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 
@@ -42,17 +42,8 @@ impl Scripted {
         let record = Record::from_static(demo::RECORD, "the demo")?;
         let engine = Device::Cpu.load(&record)?;
         let limits = Limits {
-            max_tokens: MAX_TOKENS,
-            files: false,
-            media: MediaOptions::default(),
-            frames: FrameSelection::Uniform(2).into(),
-            ffmpeg: None,
-            repetition_penalty: None,
-            ignore_generation_config: false,
-            parse_special: false,
-            speculation: Speculation::Off,
-            addresses: None,
             tool_syntax: engine.tool_syntax().unwrap_or_default(),
+            ..Limits::new(MAX_TOKENS, FrameSelection::Uniform(2).into())
         };
         let service = Service::new(limits, 8);
         let (running, session) = (service.clone(), engine.session());
