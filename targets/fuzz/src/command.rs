@@ -1,6 +1,6 @@
 //! Fuzz targets for parsers of the command.
 
-use edge_lmm_cli::fuzz;
+use edge_lmm_commands::fuzz;
 
 use crate::memory_file::MemoryFile;
 use crate::mutate::{Form, parts};

@@ -3,7 +3,7 @@
 use std::io::{Cursor, Write};
 use std::path::Path;
 
-use edge_lmm_cli::fuzz;
+use edge_lmm_commands::fuzz;
 use serde_json::json;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use edge_lmm_cli::fuzz::Scripted;
+use edge_lmm_commands::fuzz::Scripted;
 use serde_json::{Value, json};
 
 use crate::Target;

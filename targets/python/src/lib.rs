@@ -34,7 +34,7 @@ mod _native {
 /// Runs the command `edge-lmm`; the first argument is its name. Returns the exit code.
 #[pyfunction]
 fn run_runtime(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
-    py.detach(|| edge_lmm_cli::main_of_library(arguments.into_iter()))
+    py.detach(|| edge_lmm_commands::main_of_library(arguments.into_iter()))
 }
 
 /// Runs the command `edge-lmm-convert`; the first argument is its name. Returns the exit code.

@@ -91,6 +91,8 @@ const STEPS: &[Step<'_>] = &[
             "-p",
             "edge-lmm-cli",
             "-p",
+            "edge-lmm-commands",
+            "-p",
             "edge-lmm-fuzz",
             "--features",
             "edge-lmm-cli/data,edge-lmm-cli/plots,edge-lmm-cli/pull,edge-lmm-fuzz/desk",

@@ -92,24 +92,29 @@ impl<B: KernelBackend> Generation<'_, B> {
     fn step_together(answers: &mut [&mut Self]) -> Vec<Result<Token, EngineError>> {
         let _stage = stage::top("decode");
         let model = answers[0].steps.session.shared.clone();
-        let steps = answers.iter_mut().map(|answer| &mut answer.steps);
-        let scores = match Steps::scores_together(&model, &mut steps.collect::<Vec<_>>()) {
-            Ok(scores) => scores,
+        let mut steps: Vec<_> = answers.iter_mut().map(|answer| &mut answer.steps).collect();
+        let scores = Steps::scores_together(&model, &mut steps);
+        // The rows are read together: a row of a shared tensor would be copied element by element.
+        let scores = match scores
+            .map_err(EngineError::from)
+            .and_then(|scores| steps[0].session.read(scores))
+        {
+            Ok(scores) => Arc::new(scores),
             Err(error) => {
                 let reason = match error {
-                    ModelError::Compute(reason) => reason,
+                    EngineError::Compute(reason)
+                    | EngineError::Model(ModelError::Compute(reason)) => reason,
                     error => error.to_string(),
                 };
-                let failed = |answer: &mut &mut Self| {
+                let failed = |steps: &mut Steps<'_, B>| {
                     let error = EngineError::Compute(reason.clone());
-                    Err(answer.steps.session.after(error))
+                    Err(steps.session.after(error))
                 };
-                return answers.iter_mut().map(failed).collect();
+                return steps.into_iter().map(failed).collect();
             }
         };
         let rows = answers.iter_mut().enumerate();
-        let rows = rows
-            .map(|(row, answer)| answer.append(Scores::Device(scores.clone().narrow(0, row, 1))));
+        let rows = rows.map(|(row, answer)| answer.append(Scores::Row(scores.clone(), row)));
         rows.collect()
     }
 }

@@ -9,5 +9,5 @@ use edge_lmm::memory::CountingAllocator;
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    edge_lmm_cli::main(std::env::args_os()).into()
+    edge_lmm_commands::main(std::env::args_os()).into()
 }
