@@ -157,7 +157,7 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(),
+            speculation: self.speculation.mode(engine.device()),
             #[cfg(feature = "http")]
             addresses: self.http.addresses(),
             #[cfg(not(feature = "http"))]
