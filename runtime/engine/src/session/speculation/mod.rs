@@ -18,6 +18,8 @@ use serde::Serialize;
 
 use crate::device::Device;
 
+use edge_lmm_ops::KernelBackend;
+
 pub(super) use draft_model::DraftModel;
 pub(super) use pace::Pace;
 pub(super) use steps::{Scores, Steps};
@@ -81,6 +83,23 @@ impl FromStr for Speculation {
                 Ok(count @ 1..=Self::MOST) => Ok(Self::Fixed(count)),
                 _ => Err(UnknownSpeculation),
             },
+        }
+    }
+}
+
+/// What the drafts of a session's answers are based on.
+pub(super) struct Drafting<B: KernelBackend> {
+    /// Times of steps and acceptance of drafts so far.
+    pub pace: Pace,
+    /// Draft model, once an answer has used speculation.
+    pub model: Option<DraftModel<B>>,
+}
+
+impl<B: KernelBackend> Default for Drafting<B> {
+    fn default() -> Self {
+        Self {
+            pace: Pace::default(),
+            model: None,
         }
     }
 }
