@@ -1,7 +1,7 @@
 //! A conversation with a model.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
@@ -11,10 +11,11 @@ use edge_lmm_models::reduce::Share;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::events::{OnEvent, report};
+use super::kept::{Conversations, Kept};
 use super::past::Past;
 use super::prepare::Prepared;
-use super::reuse::{Conversations, Reused};
-use super::speculation::{DraftModel, Pace};
+use super::reuse::Reused;
+use super::speculation::Drafting;
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::{Event, Request};
@@ -29,13 +30,9 @@ const CACHE_STEP: usize = 256;
 pub struct Session<B: KernelBackend> {
     pub(super) shared: Arc<LoadedModel<B>>,
     pub(super) past: Option<Past<B>>,
-    /// States of other conversations, the most recently used one last.
-    pub(super) others: Vec<Past<B>>,
-    pub(super) limits: Conversations,
-    /// Times of steps and acceptance of drafts so far.
-    pub(super) pace: Pace,
-    /// Draft model, once an answer has used speculation.
-    pub(super) draft_model: Option<Box<DraftModel<B>>>,
+    /// Other conversations.
+    pub(super) kept: Arc<Mutex<Kept<B>>>,
+    pub(super) drafting: Arc<Mutex<Drafting<B>>>,
 }
 
 /// Copy of a session's state, to restore it later.
@@ -86,13 +83,15 @@ pub struct Prefilled {
 
 impl<B: KernelBackend> Session<B> {
     pub(crate) fn new(shared: Arc<LoadedModel<B>>) -> Self {
+        Self::with_limits(shared, Conversations::default())
+    }
+
+    fn with_limits(shared: Arc<LoadedModel<B>>, limits: Conversations) -> Self {
         Self {
             shared,
             past: None,
-            others: Vec::new(),
-            limits: Conversations::default(),
-            pace: Pace::default(),
-            draft_model: None,
+            kept: Arc::new(Mutex::new(Kept::new(limits))),
+            drafting: Arc::default(),
         }
     }
 
@@ -119,8 +118,8 @@ impl<B: KernelBackend> Session<B> {
     /// Forgets all conversations, and the encoder outputs of all media that the model has seen.
     pub fn forget(&mut self) {
         self.past = None;
-        self.others.clear();
-        self.draft_model = None;
+        self.kept().pasts.clear();
+        self.drafting().model = None;
         self.shared.features().clear();
     }
 
@@ -190,8 +189,7 @@ impl<B: KernelBackend> Session<B> {
         let Snapshot(past) = self.snapshot()?;
         Ok(Self {
             past,
-            limits: self.limits,
-            ..Self::new(self.shared.clone())
+            ..Self::with_limits(self.shared.clone(), self.kept().limits)
         })
     }
 
@@ -212,6 +210,12 @@ impl<B: KernelBackend> Session<B> {
         let past = snapshot.0.as_ref().map(Past::fork).transpose();
         self.past = past.map_err(ModelError::from)?;
         Ok(())
+    }
+
+    /// Returns what drafts are based on, which the answers that this session has
+    /// [begun](Self::begin) share.
+    pub(super) fn drafting(&self) -> MutexGuard<'_, Drafting<B>> {
+        self.drafting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn language(&self) -> &dyn LanguageModel<B> {

@@ -16,6 +16,10 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::device::Device;
+
+use edge_lmm_ops::KernelBackend;
+
 pub(super) use draft_model::DraftModel;
 pub(super) use pace::Pace;
 pub(super) use steps::{Scores, Steps};
@@ -39,6 +43,15 @@ impl Speculation {
     /// Largest number that [`Auto`](Self::Auto) drafts: with the last token, as many as the
     /// products with quantized weights take at the cost of reading the weights once.
     const MOST_AUTO: usize = edge_lmm_kernels::workload::FEW_TOKENS - 1;
+
+    /// Returns the mode of programs on `device` that were not told another one: [`Auto`](Self::Auto)
+    /// on the processor, where answers stay bitwise the same, and [`Off`](Self::Off) on GPUs.
+    pub fn default_on(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Auto,
+            Device::Cuda(_) | Device::Vulkan => Self::Off,
+        }
+    }
 
     /// Returns the largest number of drafted tokens per step.
     fn most(self) -> usize {
@@ -70,6 +83,23 @@ impl FromStr for Speculation {
                 Ok(count @ 1..=Self::MOST) => Ok(Self::Fixed(count)),
                 _ => Err(UnknownSpeculation),
             },
+        }
+    }
+}
+
+/// What the drafts of a session's answers are based on.
+pub(super) struct Drafting<B: KernelBackend> {
+    /// Times of steps and acceptance of drafts so far.
+    pub pace: Pace,
+    /// Draft model, once an answer has used speculation.
+    pub model: Option<DraftModel<B>>,
+}
+
+impl<B: KernelBackend> Default for Drafting<B> {
+    fn default() -> Self {
+        Self {
+            pace: Pace::default(),
+            model: None,
         }
     }
 }

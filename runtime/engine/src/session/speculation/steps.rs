@@ -15,7 +15,8 @@ use super::{DraftModel, Speculation, SpeculationCounts};
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::Event;
-use crate::session::{Logits, Session};
+use crate::session::Logits;
+use crate::session::held::Held;
 
 /// A session that decodes an answer.
 ///
@@ -23,8 +24,11 @@ use crate::session::{Logits, Session};
 /// the token that was picked from them. Dropping the steps leaves the session with tokens of the
 /// answer only.
 pub struct Steps<'s, B: KernelBackend> {
-    pub session: &'s mut Session<B>,
+    pub session: Held<'s, B>,
     speculation: Speculation,
+    /// `false` while other answers are decoded with this one: a step for all of them gains more
+    /// than drafts.
+    drafts: bool,
     /// Picked tokens that are not in the state yet.
     pending: Vec<u32>,
     draft: Option<Draft>,
@@ -63,16 +67,17 @@ impl Draft {
 }
 
 impl<'s, B: KernelBackend> Steps<'s, B> {
-    pub fn new(session: &'s mut Session<B>, speculation: Speculation) -> Self {
+    pub fn new(session: Held<'s, B>, speculation: Speculation) -> Self {
         if speculation != Speculation::Off
-            && session.draft_model.is_none()
             && let Some(engine) = session.shared.draft.get()
         {
-            session.draft_model = Some(Box::new(DraftModel::new(engine)));
+            let new = || DraftModel::new(engine);
+            session.drafting().model.get_or_insert_with(new);
         }
         Self {
             session,
             speculation,
+            drafts: true,
             pending: Vec::new(),
             draft: None,
             timed: None,
@@ -83,6 +88,11 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     /// Returns the steps and drafts so far; `None` without speculation.
     pub fn counts(&self) -> Option<SpeculationCounts> {
         (self.speculation != Speculation::Off).then_some(self.counts)
+    }
+
+    /// Turns drafts on or off. The tokens that are drafted already are verified in any case.
+    pub fn set_drafts(&mut self, drafts: bool) {
+        self.drafts = drafts;
     }
 
     /// Returns the scores of the next token. `tokens` are all tokens so far, of
@@ -119,15 +129,15 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         Ok(Scores::Row(scores, 0))
     }
 
-    /// Returns `true` if the next step may be one for several conversations: it takes in the last
-    /// picked token only, without drafts, and the sequence does not become long.
+    /// Returns `true` if the next step may be one for several conversations: there is no drafted
+    /// token, it takes in the last picked token only, and the sequence does not become long.
     pub fn can_join(&self) -> bool {
         let Some(past) = &self.session.past else {
             return false;
         };
         let (state, len) = (&past.state, past.state.len() + self.pending.len());
         // A capture shows single steps.
-        self.speculation == Speculation::Off
+        self.draft.is_none()
             && self.pending.len() == 1
             && len <= state.cache.capacity()
             && self.session.language().is_long(len) == state.long
@@ -146,6 +156,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             let past = steps.session.past.as_mut().expect("there is a state");
             positions.push([past.next_position(); 3]);
             past.push(&steps.pending);
+            steps.counts.steps += 1;
             ids.append(&mut steps.pending);
             states.push(&mut past.state);
         }
@@ -158,7 +169,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     pub fn accept(&mut self, id: u32) {
         if let Some((tokens, start)) = self.timed.take() {
             let seconds = start.elapsed().as_secs_f64();
-            self.session.pace.observe_step(tokens, seconds);
+            self.session.drafting().pace.observe_step(tokens, seconds);
         }
         match &mut self.draft {
             Some(draft) if draft.tokens.get(draft.accepted) == Some(&id) => {
@@ -194,6 +205,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         let is_whole = accepted == draft.tokens.len();
         let verified = accepted + usize::from(rejected && !is_whole);
         self.session
+            .drafting()
             .pace
             .observe_draft(draft.source, verified, accepted);
         let Some(past) = self.session.past.as_mut().filter(|_| !is_whole) else {
@@ -231,7 +243,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     fn most(&self, most: usize) -> usize {
         let most = most.min(self.speculation.most());
         // Tokens that a recurrent state has lost come first. A capture shows single steps.
-        if most == 0 || self.pending.len() != 1 || probe::active() {
+        if most == 0 || !self.drafts || self.pending.len() != 1 || probe::active() {
             return 0;
         }
         let Some(past) = &self.session.past else {
@@ -251,7 +263,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
 
     fn choose(&mut self, source: Source, most: usize) -> usize {
         match self.speculation {
-            Speculation::Auto => self.session.pace.choose(source, most),
+            Speculation::Auto => self.session.drafting().pace.choose(source, most),
             Speculation::Off | Speculation::Fixed(_) => most,
         }
     }
@@ -259,9 +271,10 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     /// Asks the draft model, if there is one, for up to `most` tokens. A draft model that fails is
     /// not used again in this session.
     fn model_draft(&mut self, most: usize) -> Vec<u32> {
-        let count = match self.session.draft_model {
-            Some(_) => self.choose(Source::Model, most),
-            None => 0,
+        let has_model = self.session.drafting().model.is_some();
+        let count = match has_model {
+            true => self.choose(Source::Model, most),
+            false => 0,
         };
         if count == 0 {
             return Vec::new();
@@ -273,24 +286,25 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             .chain(self.pending.iter().copied())
             .collect();
         let start = Instant::now();
-        let model = self.session.draft_model.as_mut();
+        let mut drafting = self.session.drafting();
+        let Some(model) = &mut drafting.model else {
+            return Vec::new();
+        };
         // A model that has to read a prompt first says nothing about the time of further drafts.
-        let is_near = model
-            .as_ref()
-            .is_some_and(|model| model.lag(&text) <= Speculation::MOST);
-        match model.map(|model| model.draft(&text, count)) {
-            Some(Ok(draft)) if is_near => {
-                let seconds = start.elapsed().as_secs_f64();
-                self.session.pace.observe_drafting(draft.len(), seconds);
+        let is_near = model.lag(&text) <= Speculation::MOST;
+        match model.draft(&text, count) {
+            Ok(draft) => {
+                if is_near {
+                    let seconds = start.elapsed().as_secs_f64();
+                    drafting.pace.observe_drafting(draft.len(), seconds);
+                }
                 draft
             }
-            Some(Ok(draft)) => draft,
-            Some(Err(error)) => {
+            Err(error) => {
                 log::warn!("the draft model is not used any more: {error}");
-                self.session.draft_model = None;
+                drafting.model = None;
                 Vec::new()
             }
-            None => Vec::new(),
         }
     }
 }
