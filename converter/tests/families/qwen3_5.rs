@@ -201,6 +201,37 @@ fn revised_steps_leave_the_state_of_fewer_tokens() {
     }
 }
 
+/// Texts pass the layer for further tokens, so that its weights are quantized by their inputs.
+#[test]
+fn the_layer_for_further_tokens_is_calibrated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name);
+    std::fs::write(file("text.txt"), "Two blue squares follow. ".repeat(40)).expect("a file");
+    let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm-convert"))
+        .arg(data().join("qwen35-odd"))
+        .args(["--method", "weighted", "-o"])
+        .arg(file("record.bpk"))
+        .arg("--calibration")
+        .arg(file("text.txt"))
+        .arg("--statistics")
+        .arg(file("statistics"))
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    let statistics = read_tensors(&file("statistics"));
+    for (name, width) in [
+        ("fc", 192),
+        ("layer.attention.qkv", 96),
+        ("layer.attention.out", 192),
+        ("layer.gate_up", 96),
+        ("layer.down", 160),
+    ] {
+        let (shape, squares) = &statistics[&format!("text.mtp.{name}.weight")];
+        assert_eq!(shape, &[width], "{name}");
+        assert!(squares.iter().all(|&x| x > 0.0), "{name}");
+    }
+}
+
 /// The channels of the layer for further tokens are not measured, so that it is left out with some of
 /// the channels of the others.
 #[test]

@@ -235,8 +235,9 @@ mod tests {
             pace.observe_draft(SOURCE, 1, 0);
         }
         assert_eq!(pace.choose(SOURCE, 7), 0);
-        // Another source has its own acceptance.
+        // Other sources have their own acceptance.
         assert!(pace.choose(Source::Lookup(16), 7) > 0);
+        assert!(pace.choose(Source::Mtp, 7) > 0);
     }
 
     #[test]
