@@ -214,7 +214,7 @@ impl<B: KernelBackend> Session<B> {
             && (capacity >= needed
                 || (common > 0 && {
                     let wanted = capacity_for(needed, capacity, context);
-                    past.state.cache.grow(wanted).is_ok()
+                    past.state.grow(wanted).is_ok()
                 }))
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::language::{LanguageModel, OutputRows, StepInput};
+use edge_lmm_models::language::{LanguageModel, OutputRows};
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::reduce::Share;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
@@ -276,6 +276,10 @@ impl<B: KernelBackend> Session<B> {
         let past = self.past.as_mut().expect("reuse has made the state");
         past.loaded = false;
         let language = self.shared.model.language();
+        let (drafts, device) = (self.shared.drafts_with_mtp(request), &self.shared.device);
+        if let Err(error) = past.state.follow_with_mtp(language, drafts, device) {
+            log::warn!("the model drafts no tokens for this answer: {error}");
+        }
         let mut report = report("prefill", on_event);
         let anchors = request.options.reductions.anchors();
         input.reduction = reduction
@@ -336,7 +340,7 @@ impl<B: KernelBackend> Session<B> {
             let capacity = past.state.cache.capacity();
             if tokens > capacity {
                 let wanted = capacity_for(tokens, capacity, context);
-                past.state.cache.grow(wanted).map_err(ModelError::from)?;
+                past.state.grow(wanted).map_err(ModelError::from)?;
             }
         }
         Ok(())
@@ -358,27 +362,13 @@ impl<B: KernelBackend> Session<B> {
         let fitting = (1..=ids.len()).take_while(|n| language.is_long(len + n) == long);
         let (now, later) = ids.split_at(fitting.count().max(1));
         let hidden = if language.is_long(len + now.len()) == long {
-            let first = past.next_position();
-            let positions: Vec<_> = (first..).take(now.len()).map(|at| [at; 3]).collect();
-            let mut input = StepInput::new(language.embed(now), &positions);
-            input.output = output;
-            // A step is short: it is not canceled in the middle.
-            let mut report = |_| ControlFlow::Continue(());
-            let hidden = language.step(input, &mut past.state, &mut Monitor::new(&mut report));
-            past.push(now);
-            hidden
+            past.step(language, now, output, false)
         } else {
             past.push(now);
             let mut report = report("prefill", on_event);
             past.compute_again(language, &mut Monitor::new(&mut report))
         };
-        let logits = match hidden {
-            Ok(hidden) => language.logits(hidden),
-            Err(error) => {
-                past.forget_beyond(past.state.len());
-                return Err(self.after(error.into()));
-            }
-        };
+        let logits = self.logits(hidden)?;
         if later.is_empty() {
             return Ok(logits);
         }
@@ -387,6 +377,33 @@ impl<B: KernelBackend> Session<B> {
             OutputRows::Last => rest,
             OutputRows::All => Tensor::cat(vec![logits, rest], 0),
         })
+    }
+
+    /// Takes text tokens into the state, of which the last ones may be removed again by
+    /// [`Past::revise`], and returns their scores: `[ids.len(), vocabulary]`. There must be a state with
+    /// room for them, and the sequence must not become long.
+    pub(super) fn verify(&mut self, ids: &[u32]) -> Result<Tensor<B, 2>, EngineError> {
+        let language = self.shared.model.language();
+        let past = self.past.as_mut().expect("there is a state to continue");
+        let hidden = past.step(language, ids, OutputRows::All, true);
+        self.logits(hidden)
+    }
+
+    /// Scores the hidden states of a step. After an error, the tokens that are not in the state are
+    /// forgotten.
+    fn logits(
+        &mut self,
+        hidden: Result<Tensor<B, 2>, ModelError>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        match hidden {
+            Ok(hidden) => Ok(self.language().logits(hidden)),
+            Err(error) => {
+                if let Some(past) = &mut self.past {
+                    past.forget_beyond(past.state.len());
+                }
+                Err(self.after(error.into()))
+            }
+        }
     }
 
     /// Reads scores. This is where a device that works asynchronously reports earlier errors.

@@ -1,8 +1,9 @@
 //! Speculative decoding (Leviathan et al. 2023, [arXiv:2211.17192](https://arxiv.org/abs/2211.17192)):
 //! likely tokens are drafted, and one step of the model computes the scores after each of them.
 //!
-//! Drafts come from the tokens so far ([`lookup`]; Saxena 2023, prompt lookup decoding) or from a
-//! second, smaller model ([`draft_model`]). A draft is a plain list of tokens without
+//! Drafts come from the tokens so far ([`lookup`]; Saxena 2023, prompt lookup decoding), from a second,
+//! smaller model ([`draft_model`]), or from a layer of the model that predicts further tokens
+//! ([`edge_lmm_models::mtp`]). A draft is a plain list of tokens without
 //! probabilities, so that verification needs no rule of its own: the sampler picks from the scores
 //! at each position in turn, and a drafted token is accepted if it is the one that was picked. The
 //! answer is the one without speculation, with sampling as well.

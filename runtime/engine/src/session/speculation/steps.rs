@@ -7,7 +7,8 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::language::{Checkpoint, OutputRows, StepInput};
-use edge_lmm_ops::{KernelBackend, KvStore, probe};
+use edge_lmm_models::mtp::MtpState;
+use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::lookup::Match;
 use super::pace::Source;
@@ -15,8 +16,9 @@ use super::{DraftModel, Speculation, SpeculationCounts};
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::Event;
-use crate::session::Logits;
 use crate::session::held::Held;
+use crate::session::past::Past;
+use crate::session::{Logits, Session};
 
 /// A session that decodes an answer.
 ///
@@ -116,7 +118,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         let checkpoint = past.state.checkpoint();
         let picked = std::mem::take(&mut self.pending);
         let ids = [&picked[..], &drafted].concat();
-        let scores = self.session.advance(&ids, OutputRows::All, &mut go_on)?;
+        let scores = self.session.verify(&ids)?;
         let scores = Arc::new(self.session.read(scores)?);
         self.draft = Some(Draft {
             source,
@@ -211,14 +213,13 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         let Some(past) = self.session.past.as_mut().filter(|_| !is_whole) else {
             return;
         };
-        // A recurrent state cannot be truncated: the tokens are computed again with the next ones.
-        if past.truncate(len).is_err() {
+        // Where a recurrent state cannot be revised, the tokens are computed again with the next ones.
+        if !past.revise(&draft.checkpoint, len) {
             let first = draft.checkpoint.tokens();
             let known = &past.tokens[first..first + draft.picked];
             self.pending.extend(known.iter().map(|token| token.id));
             self.pending.extend(&draft.tokens[..accepted]);
-            past.state.rewind(draft.checkpoint);
-            past.forget_beyond(first);
+            past.rewind(draft.checkpoint);
         }
     }
 
@@ -235,8 +236,12 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
                 return Some((source, found.draft(tokens, count)));
             }
         }
-        let drafted = self.model_draft(most);
-        (!drafted.is_empty()).then_some((Source::Model, drafted))
+        let has_model = self.session.drafting().model.is_some();
+        let (source, drafted) = match has_model {
+            true => (Source::Model, self.model_draft(most)),
+            false => (Source::Mtp, self.mtp_draft(most)),
+        };
+        (!drafted.is_empty()).then_some((source, drafted))
     }
 
     /// Returns the number of tokens that may be drafted, at most `most`.
@@ -285,6 +290,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             .map(|token| token.id)
             .chain(self.pending.iter().copied())
             .collect();
+        let _stage = stage::module("draft");
         let start = Instant::now();
         let mut drafting = self.session.drafting();
         let Some(model) = &mut drafting.model else {
@@ -303,6 +309,43 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             Err(error) => {
                 log::warn!("the draft model is not used any more: {error}");
                 drafting.model = None;
+                Vec::new()
+            }
+        }
+    }
+
+    /// Asks the model's layer that predicts further tokens, if it follows the conversation, for up to
+    /// `most` tokens. A layer that fails is not used again in this conversation.
+    fn mtp_draft(&mut self, most: usize) -> Vec<u32> {
+        let state = |past: &Past<B>| past.state.mtp.as_ref().map(MtpState::waiting);
+        let count = match self.session.past.as_ref().and_then(state) {
+            Some(1..) => self.choose(Source::Mtp, most),
+            _ => 0,
+        };
+        let session: &mut Session<B> = &mut self.session;
+        let language = session.shared.model.language();
+        let (Some(past), [next]) = (&mut session.past, &self.pending[..]) else {
+            return Vec::new();
+        };
+        let at = past.next_position();
+        let Some(mtp) = past.state.mtp.as_mut().filter(|_| count > 0) else {
+            return Vec::new();
+        };
+        let _stage = stage::module("draft");
+        // Many tokens to be processed first say nothing about the time of further drafts.
+        let (start, is_near) = (Instant::now(), mtp.waiting() <= Speculation::MOST + 1);
+        match mtp.draft(language, (*next, at), count) {
+            Ok(draft) => {
+                if is_near {
+                    let seconds = start.elapsed().as_secs_f64();
+                    let pace = &mut session.drafting().pace;
+                    pace.observe_drafting(draft.len(), seconds);
+                }
+                draft
+            }
+            Err(error) => {
+                log::warn!("the model drafts no more tokens: {error}");
+                past.state.mtp = None;
                 Vec::new()
             }
         }
