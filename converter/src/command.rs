@@ -503,6 +503,12 @@ fn describe(plan: &Plan) -> String {
     let skipped = plan.skipped_parts().into_iter().map(|(part, tensors)| {
         format!("  {part:9} is not part of the record: {tensors} tensors are skipped")
     });
+    let mtp = plan.weights.iter().filter(|weight| weight.spec.is_mtp());
+    let sizes: Vec<usize> = mtp.map(|weight| weight.bytes).collect();
+    let drafts = (!sizes.is_empty()).then(|| {
+        let (count, size) = (sizes.len(), bytes(sizes.iter().sum()));
+        format!("  text      drafts tokens with {count} of these weights, {size} (mtp)")
+    });
     let lines: Vec<String> = parts
         .iter()
         .map(|((part, format), (count, parameters, size))| {
@@ -511,6 +517,7 @@ fn describe(plan: &Plan) -> String {
                 bytes(*size)
             )
         })
+        .chain(drafts)
         .chain(skipped)
         .collect();
     format!(

@@ -234,6 +234,11 @@ impl Plan {
         let family = families::info(&files)?;
         let declared = Weights::<Cpu>::new(Default::default(), |spec| Ok(options.format(spec)))
             .with_tails(|name| options.weights.contains_key(name))
+            .with_optional(|_, tensor| {
+                checkpoint
+                    .tensor(&names::stored(tensor, checkpoint))
+                    .is_some()
+            })
             .with_selection(pruning.selection.clone());
         let vocabulary = families::build(&files, &declared)?.language().vocabulary();
         declared.check_selection()?;

@@ -9,6 +9,7 @@ use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore, select_rows};
 use crate::error::ModelError;
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::mtp::{MtpLayer, MtpState};
 use crate::reduce::anchors::RotaryMeans;
 use crate::reduce::language::{self, DecoderLayers, Dropped, StepReduction};
 
@@ -26,6 +27,11 @@ pub trait RecurrentState: Send {
     fn bytes(&self) -> usize;
     /// Returns an independent copy.
     fn fork(&self) -> Box<dyn RecurrentState>;
+    /// Returns the state after the first `tokens` tokens of the last step, at least one; `None` if the
+    /// step was not [revisable](StepInput::revisable), or the model does not support it.
+    fn revised(&self, _tokens: usize) -> Option<Box<dyn RecurrentState>> {
+        None
+    }
     /// Returns `self` as [`Any`], to downcast it to the model's own type.
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
@@ -46,6 +52,8 @@ pub struct DecoderState<B: KernelBackend> {
     pub dropped: Option<Dropped>,
     /// `true` if the keys are those of a long sequence, see [`LanguageModel::is_long`].
     pub long: bool,
+    /// State of the layer that predicts further tokens, if it follows the conversation.
+    pub mtp: Option<MtpState<B>>,
 }
 
 /// Length of a state, to which [`DecoderState::rewind`] returns.
@@ -77,7 +85,41 @@ impl<B: KernelBackend> DecoderState<B> {
             recurrent: model.recurrent_states(device),
             dropped: None,
             long: false,
+            mtp: None,
         })
+    }
+
+    /// Lets the layer of `model` that predicts further tokens follow the conversation from here on, or
+    /// forgets its state. Does nothing if it follows already, or if the model has no such layer.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn follow_with_mtp<L: LanguageModel<B> + ?Sized>(
+        &mut self,
+        model: &L,
+        follows: bool,
+        device: &B::Device,
+    ) -> Result<(), CacheError> {
+        let layer = model.mtp().filter(|_| follows);
+        let capacity = self.cache.capacity();
+        self.mtp = match (layer, self.mtp.take()) {
+            (Some(_), Some(state)) => Some(state),
+            (Some(layer), None) => Some(MtpState::new(layer, capacity, device)?),
+            (None, _) => None,
+        };
+        Ok(())
+    }
+
+    /// Makes room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// If there is not enough memory; the state is then unchanged, but the layer that predicts further
+    /// tokens may follow no longer.
+    pub fn grow(&mut self, capacity: usize) -> Result<(), CacheError> {
+        let mtp = self.mtp.take();
+        self.cache.grow(capacity)?;
+        self.mtp = mtp.and_then(|mut mtp| mtp.grow(capacity).ok().map(|()| mtp));
+        Ok(())
     }
 
     /// Returns the number of tokens in the state.
@@ -116,8 +158,16 @@ impl<B: KernelBackend> DecoderState<B> {
             }
             _ => {}
         }
-        self.cache.truncate(len);
+        self.cut(len);
         Ok(())
+    }
+
+    /// Shortens the cache to `len` tokens, and the state of the layer that predicts further tokens
+    /// with it.
+    fn cut(&mut self, len: usize) {
+        let removed = self.len().saturating_sub(len);
+        self.mtp.take_if(|mtp| !mtp.remove_last(removed));
+        self.cache.truncate(len);
     }
 
     /// Marks the current length. Recurrent states are copied, keys and values are not.
@@ -133,7 +183,23 @@ impl<B: KernelBackend> DecoderState<B> {
     /// [`long`](Self::long) in the meantime.
     pub fn rewind(&mut self, checkpoint: Checkpoint) {
         self.recurrent = checkpoint.recurrent;
-        self.cache.truncate(checkpoint.len);
+        self.cut(checkpoint.len);
+    }
+
+    /// Removes the tokens from `len` on of the last step, which began at `checkpoint` and was
+    /// [revisable](StepInput::revisable). Returns `false`, and changes nothing, if no token of the step
+    /// would be left, or if the model cannot revise steps.
+    pub fn revise(&mut self, checkpoint: &Checkpoint, len: usize) -> bool {
+        let Some(tokens) = len.checked_sub(checkpoint.len).filter(|&tokens| tokens > 0) else {
+            return false;
+        };
+        let states = self.recurrent.iter().map(|state| state.revised(tokens));
+        let Some(revised) = states.collect() else {
+            return false;
+        };
+        self.recurrent = revised;
+        self.cut(len);
+        true
     }
 
     /// Returns an independent copy.
@@ -147,6 +213,7 @@ impl<B: KernelBackend> DecoderState<B> {
             recurrent: self.recurrent.iter().map(|state| state.fork()).collect(),
             dropped: self.dropped.clone(),
             long: self.long,
+            mtp: self.mtp.as_ref().map(MtpState::fork).transpose()?,
         })
     }
 
@@ -154,7 +221,8 @@ impl<B: KernelBackend> DecoderState<B> {
     pub fn bytes(&self) -> usize {
         let elements: usize = self.cross.iter().map(|kv| kv.shape().num_elements()).sum();
         let recurrent: usize = self.recurrent.iter().map(|state| state.bytes()).sum();
-        self.cache.bytes() + elements * size_of::<f32>() + recurrent
+        let mtp = self.mtp.as_ref().map_or(0, MtpState::bytes);
+        self.cache.bytes() + elements * size_of::<f32>() + recurrent + mtp
     }
 }
 
@@ -196,6 +264,9 @@ pub struct StepInput<'a, B: KernelBackend> {
     /// Tokens that the later layers are not to process. Only [`LanguageModel::prefill`] drops
     /// tokens; a step processes all.
     pub reduction: Option<StepReduction>,
+    /// Lets recurrent layers keep what they need to remove the last tokens of the step again
+    /// ([`DecoderState::revise`]), for steps of a few tokens.
+    pub revisable: bool,
 }
 
 impl<'a, B: KernelBackend> StepInput<'a, B> {
@@ -209,6 +280,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
             bidirectional: Vec::new(),
             output: OutputRows::default(),
             reduction: None,
+            revisable: false,
         }
     }
 
@@ -250,6 +322,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
             bidirectional: runs.map(|run| run.start - start..run.end - start).collect(),
             output: self.output,
             reduction: None,
+            revisable: self.revisable,
         }
     }
 
@@ -277,6 +350,7 @@ impl<'a, B: KernelBackend> StepInput<'a, B> {
             bidirectional: runs.filter(|run| !run.is_empty()).collect(),
             output: self.output,
             reduction: None,
+            revisable: self.revisable,
         }
     }
 
@@ -396,6 +470,12 @@ pub trait LanguageModel<B: KernelBackend> {
     /// Returns the layers, if they can be run in parts: those of a decoder-only model without
     /// recurrent layers. The reduction of tokens inside the language model needs them.
     fn decoder_layers(&self) -> Option<&dyn DecoderLayers<B>> {
+        None
+    }
+
+    /// Returns the layer that predicts further tokens, if the model has one. Steps then push their
+    /// tokens to [`DecoderState::mtp`], if that is there.
+    fn mtp(&self) -> Option<&dyn MtpLayer<B>> {
         None
     }
 

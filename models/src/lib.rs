@@ -18,6 +18,7 @@ pub mod layout;
 pub mod media;
 pub mod model;
 pub mod monitor;
+pub mod mtp;
 pub mod prompt;
 pub mod reduce;
 mod sizes;

@@ -77,13 +77,16 @@ impl Model {
         self.text.language().vocabulary()
     }
 
-    /// Runs the language model over a text.
+    /// Runs the language model over a text, with its layer that predicts further tokens.
     ///
     /// # Errors
     /// If the model cannot compute it.
     pub fn run_text(&self, ids: &[u32]) -> Result<(), CalibrationError> {
         let language = self.text.language();
-        let hidden = prefill_text(language, ids).map_err(|error| failed(&error))?;
+        let (hidden, mut state) = run(language, ids, true).map_err(|error| failed(&error))?;
+        if let (Some(mtp), Some(layer)) = (&mut state.mtp, language.mtp()) {
+            mtp.process(layer, OutputRows::All);
+        }
         let [rows, _] = hidden.dims();
         let some = (0..rows).step_by(HEAD_STRIDE);
         let some = some.map(|row| hidden.clone().narrow(0, row, 1)).collect();
@@ -138,14 +141,26 @@ pub(crate) fn prefill_text(
     language: &dyn LanguageModel<Cpu>,
     ids: &[u32],
 ) -> Result<Tensor<Cpu, 2>, ModelError> {
+    run(language, ids, false).map(|(hidden, _)| hidden)
+}
+
+/// Works as [`prefill_text`], and returns the state with the output. The layer that predicts further
+/// tokens follows the text if `follows` says so.
+fn run(
+    language: &dyn LanguageModel<Cpu>,
+    ids: &[u32],
+    follows: bool,
+) -> Result<(Tensor<Cpu, 2>, DecoderState<Cpu>), ModelError> {
     let positions: Vec<Position> = (0..ids.len() as u32).map(|at| [at; 3]).collect();
     let mut state = DecoderState::<Cpu>::new(language, ids.len(), &Default::default())?;
+    state.follow_with_mtp(language, follows, &Default::default())?;
     let mut go_on = |_| ControlFlow::Continue(());
     let input = StepInput {
         output: OutputRows::All,
         ..StepInput::new(language.embed(ids), &positions)
     };
-    language.prefill(input, &mut state, &mut Monitor::new(&mut go_on))
+    let hidden = language.prefill(input, &mut state, &mut Monitor::new(&mut go_on))?;
+    Ok((hidden, state))
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> CalibrationError {

@@ -101,7 +101,9 @@ impl Mixed {
 }
 
 fn is_four_bits(weight: &PlannedWeight) -> bool {
-    weight.spec.part == Part::Text && weight.spec.product && weight.format == Some(Format::Q4)
+    let spec = &weight.spec;
+    // The layer that drafts tokens has no influence on the answers.
+    spec.part == Part::Text && spec.product && !spec.is_mtp() && weight.format == Some(Format::Q4)
 }
 
 /// Returns the bytes that a budget has left over.
@@ -114,7 +116,8 @@ fn spare(plan: &Plan, checkpoint: &Checkpoint, budget: Budget) -> Result<usize, 
         Budget::Bits(bits) => {
             let layers = |weight: &&PlannedWeight| {
                 let spec = &weight.spec;
-                spec.part == Part::Text && spec.product && !spec.is_vocabulary()
+                let is_layer = !spec.is_vocabulary() && !spec.is_mtp();
+                spec.part == Part::Text && spec.product && is_layer
             };
             let layers: Vec<&PlannedWeight> = plan.weights.iter().filter(layers).collect();
             let count: usize = layers.iter().map(|w| w.spec.rows() * w.spec.cols()).sum();

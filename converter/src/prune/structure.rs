@@ -95,7 +95,8 @@ pub fn prune_vision_layers(
 }
 
 /// Leaves out the share `ratio` of the feed-forward channels of each layer of the language model,
-/// those of the smallest importance. Returns the number of channels before and after.
+/// those of the smallest importance, and the layer that predicts further tokens. Returns the number of
+/// channels before and after.
 ///
 /// # Errors
 /// If nothing would be left.
@@ -125,6 +126,10 @@ pub fn prune_channels(
     let text = text_section(&mut pruning.config);
     let key = channels_key(text);
     text[key] = json!(left);
+    // The layer that predicts further tokens has the width of the others, and no sample passes it.
+    if let Some(further) = text.get_mut("mtp_num_hidden_layers") {
+        *further = json!(0);
+    }
     Ok((count, left))
 }
 

@@ -1,6 +1,6 @@
 //! Qwen3.5 (Qwen Team 2026): the vision tower of Qwen3-VL without features for deeper layers, and a
 //! language model of gated delta rules and gated attention. The reference is `modeling_qwen3_5.py` of
-//! `transformers`. The layer that predicts further tokens (`mtp`) is not used.
+//! `transformers`. The layer that predicts further tokens (`mtp`) drafts them.
 //!
 //! ```text
 //! edge-lmm-convert Qwen3.5-0.8B -o qwen3.5-0.8b.bpk

@@ -271,16 +271,40 @@ impl<B: KernelBackend> Lfm2<B> {
     }
 }
 
-/// The last products of gate and input before a convolution, `[taps - 1, hidden_size]`.
-struct Tail<B: KernelBackend>(Tensor<B, 2>);
+/// State of a convolution.
+struct Tail<B: KernelBackend> {
+    /// The last products of gate and input, `[taps - 1, hidden_size]`.
+    last: Tensor<B, 2>,
+    /// Those before the last step and of its tokens, if it is revisable:
+    /// `[taps - 1 + tokens, hidden_size]`.
+    step: Option<Tensor<B, 2>>,
+}
+
+impl<B: KernelBackend> Tail<B> {
+    fn new(last: Tensor<B, 2>) -> Self {
+        Self { last, step: None }
+    }
+}
 
 impl<B: KernelBackend> RecurrentState for Tail<B> {
     fn bytes(&self) -> usize {
-        self.0.shape().num_elements() * size_of::<f32>()
+        let tensors = self.step.iter().chain([&self.last]);
+        let elements: usize = tensors.map(|tensor| tensor.shape().num_elements()).sum();
+        elements * size_of::<f32>()
     }
 
     fn fork(&self) -> Box<dyn RecurrentState> {
-        Box::new(Self(self.0.clone()))
+        Box::new(Self::new(self.last.clone()))
+    }
+
+    fn revised(&self, tokens: usize) -> Option<Box<dyn RecurrentState>> {
+        let (step, [count, _]) = (self.step.as_ref()?, self.last.dims());
+        // burn does not cut out empty tensors.
+        let last = match count {
+            0 => self.last.clone(),
+            _ => step.clone().narrow(0, tokens, count),
+        };
+        Some(Box::new(Self::new(last)))
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
@@ -324,7 +348,7 @@ impl<B: KernelBackend> LanguageModel<B> for Lfm2<B> {
 
     fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
         let shape = [self.config.taps - 1, self.config.hidden_size];
-        let tail = |_| Box::new(Tail::<B>(Tensor::zeros(shape, device))) as Box<_>;
+        let tail = |_| Box::new(Tail::<B>::new(Tensor::zeros(shape, device))) as Box<_>;
         (self.cached()..self.layers.len()).map(tail).collect()
     }
 
@@ -356,7 +380,9 @@ impl<B: KernelBackend> LanguageModel<B> for Lfm2<B> {
                         attention.forward(normed, x, (&table, heads), cache, place)
                     }
                     (None, Some(conv)) => {
-                        let mixed = tails.update(|tail, first| conv.forward(normed, tail, first));
+                        let mixed = tails.update(|tail, first| {
+                            conv.forward(normed, tail, (first, input.revisable))
+                        });
                         let (mixed, x) = place.used_rows(mixed, x);
                         x + mixed
                     }
@@ -506,12 +532,17 @@ impl<B: KernelBackend> ShortConv<B> {
         })
     }
 
-    /// Returns the outputs, and the last products of gate and input for the next step. `captured`
-    /// captures the outputs.
+    /// Returns the outputs, and the state after the last token. `captured` captures the outputs. The
+    /// state of a `revisable` step keeps what [`RecurrentState::revised`] needs.
     ///
     /// # Shapes
     /// - x and outputs: `[tokens, hidden_size]`
-    fn forward(&self, x: Tensor<B, 2>, tail: &Tail<B>, captured: bool) -> (Tensor<B, 2>, Tail<B>) {
+    fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        tail: &Tail<B>,
+        (captured, revisable): (bool, bool),
+    ) -> (Tensor<B, 2>, Tail<B>) {
         let _stage = stage::module("conv");
         let projected = self.input.forward(x);
         let [tokens, width] = projected.dims();
@@ -521,12 +552,16 @@ impl<B: KernelBackend> ShortConv<B> {
             projected.clone().slice([0..tokens, columns])
         };
         let (products, kernel) = (part(0) * part(2), self.kernel.val());
-        let (sums, tail) = short_conv(products, tail.0.clone(), kernel, Activation::None);
+        let step = revisable.then(|| match tail.last.dims() {
+            [0, _] => products.clone(),
+            _ => Tensor::cat(vec![tail.last.clone(), products.clone()], 0),
+        });
+        let (sums, last) = short_conv(products, tail.last.clone(), kernel, Activation::None);
         let out = self.out.forward(part(1) * sums);
         if captured {
             probe::capture("conv_out", &out);
         }
-        (out, Tail(tail))
+        (out, Tail { last, step })
     }
 }
 

@@ -1,24 +1,24 @@
 //! The language model of Qwen3.5 (Qwen Team 2026): three of four layers are a gated delta rule
 //! (<https://arxiv.org/abs/2412.06464>), whose state does not grow with the text, the others gated
 //! attention; each is followed by a gated MLP. The reference is `modeling_qwen3_5.py` of `transformers`.
+//! A further layer ([`mtp`]) drafts tokens.
 
-use std::any::Any;
+mod delta;
+mod mtp;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
-use edge_lmm_ops::{
-    Activation, CacheShape, Columns, DeltaHeads, DeltaRule, Heads, KernelBackend, gated_delta_rule,
-    probe, short_conv, stage,
-};
+use edge_lmm_ops::{Activation, CacheShape, DeltaHeads, Heads, KernelBackend, stage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::ModelError;
-use crate::language::{DecoderState, LanguageModel, RecurrentState, StepInput};
+use crate::language::{DecoderState, LanguageModel, OutputRows, RecurrentState, StepInput};
 use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::layout::Position;
 use crate::monitor::Monitor;
+use crate::mtp::MtpLayer;
 use crate::preprocess::settings::without_nulls;
 use crate::reduce::anchors::RotaryMeans;
 use crate::sizes::{self, Section};
@@ -28,6 +28,9 @@ use crate::text::rope_fields::RopeFields;
 use crate::text::rotary::{RotaryTable, inverse_frequencies, rotary_means};
 use crate::text::step::{Place, Recurrences, finish, last_row, run_mixed, scale};
 use crate::weights::{Part, Scope};
+
+use self::delta::{DeltaNet, DeltaState};
+use self::mtp::Mtp;
 
 /// Sizes of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +60,9 @@ pub struct Qwen35TextConfig {
     pub sections: [usize; 3],
     /// `true` if the embedding table is also the output head.
     pub tied: bool,
+    /// `true` if the model has one layer that predicts further tokens, with its embeddings. Other
+    /// layers of that kind are not supported.
+    pub mtp: bool,
 }
 
 /// The fields of `config.json`.
@@ -83,6 +89,8 @@ struct Fields {
     layer_types: Option<Vec<String>>,
     full_attention_interval: usize,
     tie_word_embeddings: bool,
+    mtp_num_hidden_layers: usize,
+    mtp_use_dedicated_embeddings: bool,
 }
 
 impl Qwen35TextConfig {
@@ -100,6 +108,7 @@ impl Qwen35TextConfig {
             "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": false,
             "attn_output_gate": true, "full_attention_interval": 4,
             "tie_word_embeddings": false, "partial_rotary_factor": 0.25,
+            "mtp_num_hidden_layers": 0, "mtp_use_dedicated_embeddings": false,
         });
         let given = without_nulls(config);
         for (key, value) in given.as_object().into_iter().flatten() {
@@ -131,8 +140,29 @@ impl Qwen35TextConfig {
             norm_eps: fields.rms_norm_eps,
             rope_theta: rope.theta,
             tied: fields.tie_word_embeddings,
+            mtp: fields.mtp_num_hidden_layers == 1 && !fields.mtp_use_dedicated_embeddings,
         };
         Ok(config)
+    }
+
+    /// Returns the angle of each pair of rotated elements at a position, and the number of pairs.
+    fn rotary_angles(&self) -> (impl Fn(Position, usize) -> f32, usize) {
+        let axes = interleaved(self.sections);
+        let pairs = axes.len();
+        let frequencies = inverse_frequencies(self.rope_theta, 2 * pairs);
+        let angle = move |position: Position, i: usize| position[axes[i]] as f32 * frequencies[i];
+        (angle, pairs)
+    }
+
+    /// Returns the table for tokens at `positions`.
+    fn rotary_table<B: KernelBackend>(
+        &self,
+        positions: &[Position],
+        device: &B::Device,
+    ) -> RotaryTable<B> {
+        let (angle, pairs) = self.rotary_angles();
+        let angle = |token: usize, i: usize| angle(positions[token], i);
+        RotaryTable::new(positions.len(), pairs, 1.0, angle, device)
     }
 
     /// Returns the number of layers with attention, which the cache holds.
@@ -259,12 +289,14 @@ pub struct Qwen35Text<B: KernelBackend> {
     layers: Vec<Layer<B>>,
     norm: RmsNorm<B>,
     head: Option<Linear<B>>,
+    mtp: Option<Mtp<B>>,
     #[module(skip)]
     config: Qwen35TextConfig,
 }
 
 impl<B: KernelBackend> Qwen35Text<B> {
-    /// Declares the weights under `text` of the record; `model` is their prefix in the checkpoint.
+    /// Declares the weights under `text` of the record; `model` is their prefix in the checkpoint. The
+    /// layer that predicts further tokens may be missing: finetuned checkpoints often lack it.
     ///
     /// # Errors
     /// If a weight is missing.
@@ -286,29 +318,20 @@ impl<B: KernelBackend> Qwen35Text<B> {
             let normed = scope.normed("norm", hidden);
             scope.linear("head", &[("lm_head", &tokens)], normed, false)
         };
+        let layers = layers.collect::<Result<_, _>>()?;
+        let norm = inner.zero_centered_rms_norm("norm", "norm", hidden, config.norm_eps);
+        let head = (!config.tied).then(head).transpose()?;
+        let further = scope.child("mtp", "mtp");
+        let has_mtp = config.mtp && further.has("fc.weight", "fc.weight");
+        let mtp = has_mtp.then(|| Mtp::init(&config, &further)).transpose()?;
         Ok(Self {
             embedding,
-            layers: layers.collect::<Result<_, _>>()?,
-            norm: inner.zero_centered_rms_norm("norm", "norm", hidden, config.norm_eps),
-            head: (!config.tied).then(head).transpose()?,
+            layers,
+            norm,
+            head,
+            mtp,
             config,
         })
-    }
-
-    /// Returns the angle of each pair of rotated elements at a position, and the number of pairs.
-    fn rotary_angles(&self) -> (impl Fn(Position, usize) -> f32, usize) {
-        let axes = interleaved(self.config.sections);
-        let pairs = axes.len();
-        let frequencies = inverse_frequencies(self.config.rope_theta, 2 * pairs);
-        let angle = move |position: Position, i: usize| position[axes[i]] as f32 * frequencies[i];
-        (angle, pairs)
-    }
-
-    fn rotary_table(&self, input: &StepInput<'_, B>) -> RotaryTable<B> {
-        let (angle, pairs) = self.rotary_angles();
-        let angle = |token: usize, i: usize| angle(input.positions[token], i);
-        let device = input.embeddings.device();
-        RotaryTable::new(input.len(), pairs, 1.0, angle, &device)
     }
 }
 
@@ -339,18 +362,19 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
         }
     }
 
+    fn mtp(&self) -> Option<&dyn MtpLayer<B>> {
+        self.mtp.as_ref().map(|mtp| mtp as _)
+    }
+
     fn rotary_means(&self, positions: &[Position]) -> Option<Vec<RotaryMeans>> {
-        let (angle, pairs) = self.rotary_angles();
+        let (angle, pairs) = self.config.rotary_angles();
         rotary_means(positions, pairs, angle)
     }
 
     fn recurrent_states(&self, device: &B::Device) -> Vec<Box<dyn RecurrentState>> {
         let delta = self.config.delta;
         let inputs = [self.config.taps - 1, delta.width()];
-        let state = || DeltaState::<B> {
-            inputs: Tensor::zeros(inputs, device),
-            state: Tensor::zeros(delta.state(), device),
-        };
+        let state = || DeltaState::<B>::empty(inputs, delta.state(), device);
         let count = self.layers.len() - self.config.cached();
         (0..count).map(|_| Box::new(state()) as Box<_>).collect()
     }
@@ -368,12 +392,17 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
 
     fn step(
         &self,
-        input: StepInput<'_, B>,
+        mut input: StepInput<'_, B>,
         state: &mut DecoderState<B>,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let table = self.rotary_table(&input);
-        let heads = self.config.heads;
+        let device = input.embeddings.device();
+        let table = self.config.rotary_table(input.positions, &device);
+        let (heads, revisable) = (self.config.heads, input.revisable);
+        let output = input.output;
+        if state.mtp.is_some() {
+            input.output = OutputRows::All;
+        }
         let x = run_mixed(&input, &self.layers, state, monitor, {
             |layer: &Layer<B>, x, cache, states: &mut Recurrences<'_, DeltaState<B>>, place| {
                 let normed = layer.attention_norm.forward(x.clone());
@@ -382,14 +411,22 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
                         attention.forward(normed, x, (&table, heads), cache, place)
                     }
                     (None, Some(delta)) => states.update(|state, first| {
-                        delta.forward(normed, x, self.config.delta, state, (first, place))
+                        let kinds = (first, revisable);
+                        delta.forward(normed, x, self.config.delta, state, kinds, place)
                     }),
                     (None, None) => x,
                 };
                 layer.mlp(x)
             }
         })?;
-        Ok(finish(|x| self.norm.forward(x), x))
+        let hidden = finish(|x| self.norm.forward(x), x);
+        if let (Some(state), Some(layer)) = (&mut state.mtp, &self.mtp) {
+            state.push(layer, hidden.clone(), input.embeddings, input.positions);
+        }
+        Ok(match output {
+            OutputRows::Last => last_row(hidden),
+            OutputRows::All => hidden,
+        })
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -399,32 +436,6 @@ impl<B: KernelBackend> LanguageModel<B> for Qwen35Text<B> {
             Some(head) => head.forward(hidden),
             None => self.embedding.as_linear(hidden),
         }
-    }
-}
-
-/// State of a layer with a gated delta rule.
-struct DeltaState<B: KernelBackend> {
-    /// Last inputs of the convolution: `[taps - 1, width]`.
-    inputs: Tensor<B, 2>,
-    /// See [`DeltaHeads::state`].
-    state: Tensor<B, 2>,
-}
-
-impl<B: KernelBackend> RecurrentState for DeltaState<B> {
-    fn bytes(&self) -> usize {
-        let elements = self.inputs.shape().num_elements() + self.state.shape().num_elements();
-        elements * size_of::<f32>()
-    }
-
-    fn fork(&self) -> Box<dyn RecurrentState> {
-        Box::new(Self {
-            inputs: self.inputs.clone(),
-            state: self.state.clone(),
-        })
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
     }
 }
 
@@ -545,89 +556,6 @@ impl<B: KernelBackend> Attention<B> {
             false => half(head_dim),
         };
         self.out.forward_residual(attended * sigmoid(gate), x)
-    }
-}
-
-/// A gated delta rule after a convolution over a few tokens.
-#[derive(Module, Debug)]
-struct DeltaNet<B: KernelBackend> {
-    /// Queries, keys and values, then the gates of the outputs.
-    input: Linear<B>,
-    /// Gates of the update and of the decay.
-    gates: Linear<B>,
-    kernel: Param<Tensor<B, 2>>,
-    decay_log: Param<Tensor<B, 1>>,
-    decay_bias: Param<Tensor<B, 1>>,
-    norm: RmsNorm<B>,
-    out: Linear<B>,
-}
-
-impl<B: KernelBackend> DeltaNet<B> {
-    fn init(config: &Qwen35TextConfig, scope: &Scope<'_, '_, B>) -> Result<Self, ModelError> {
-        let (hidden, heads) = (config.hidden_size, config.delta);
-        let (count, width) = (heads.value_heads, heads.value_width());
-        let normed = scope.normed("attention_norm", hidden);
-        let scope = scope.child("delta", "linear_attn");
-        let input = [("in_proj_qkv", heads.width()), ("in_proj_z", width)];
-        let gates = [("in_proj_b", count), ("in_proj_a", count)];
-        let outputs = scope.repeated("norm", 0, width, heads.value_dim, count);
-        Ok(Self {
-            input: scope.linear("input", &input, normed.clone(), false)?,
-            gates: scope.linear("gates", &gates, normed, false)?,
-            kernel: scope.matrix("kernel", "conv1d.weight", heads.width(), config.taps),
-            decay_log: scope.vector("decay_log", &[("A_log", count)]),
-            decay_bias: scope.vector("decay_bias", &[("dt_bias", count)]),
-            norm: scope.rms_norm("norm", "norm", heads.value_dim, config.norm_eps),
-            out: scope.linear("out", &[("out_proj", hidden)], outputs, false)?,
-        })
-    }
-
-    /// Adds the outputs for `normed` to the residual `x`, and returns the state after the last token.
-    fn forward(
-        &self,
-        normed: Tensor<B, 2>,
-        x: Tensor<B, 2>,
-        heads: DeltaHeads,
-        state: &DeltaState<B>,
-        (captured, place): (bool, Place<'_>),
-    ) -> (Tensor<B, 2>, DeltaState<B>) {
-        let _stage = stage::module("delta");
-        let gates = self.gates.forward(normed.clone());
-        let projected = self.input.forward(normed);
-        let (qkv, inputs) = short_conv(
-            projected.clone(),
-            state.inputs.clone(),
-            self.kernel.val(),
-            Activation::Silu,
-        );
-        let (gamma, eps) = self.norm.parameters();
-        let rule = DeltaRule {
-            heads,
-            qkv,
-            gates,
-            decay_log: self.decay_log.val(),
-            decay_bias: self.decay_bias.val(),
-            output_gate: Columns {
-                tensor: projected,
-                column: heads.width(),
-            },
-            gamma,
-            eps,
-        };
-        let (out, after) = gated_delta_rule(rule, state.state.clone());
-        let (out, x) = place.used_rows(out, x);
-        let out = self.out.forward(out);
-        if captured && probe::active() {
-            let shape = [heads.value_heads, heads.key_dim, heads.value_dim];
-            probe::capture("delta_conv_state", &inputs);
-            probe::capture("delta_state", &after.clone().reshape(shape));
-            probe::capture("delta_out", &out);
-        }
-        let after = DeltaState {
-            inputs,
-            state: after,
-        };
-        (x + out, after)
     }
 }
 

@@ -31,12 +31,16 @@ pub use spec::{Fold, Inputs, Part, RowSource, Storage, WeightSpec};
 type ChooseFormat<'a> = dyn Fn(&WeightSpec) -> Result<Format, ModelError> + 'a;
 /// Returns `true` if a weight with this name exists.
 type HasTail<'a> = dyn Fn(&str) -> bool + 'a;
+/// Returns `true` if there is a weight with this name in the record, or a tensor with this name in the
+/// checkpoint.
+type HasWeight<'a> = dyn Fn(&str, &str) -> bool + 'a;
 
 /// Collects the weights of a model while its modules are built.
 pub struct Weights<'a, B: KernelBackend> {
     device: B::Device,
     format: Box<ChooseFormat<'a>>,
     has_tail: Box<HasTail<'a>>,
+    has_weight: Box<HasWeight<'a>>,
     selection: Selection,
     specs: RefCell<Vec<WeightSpec>>,
     dimensions: RefCell<BTreeMap<String, usize>>,
@@ -52,6 +56,7 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
             device,
             format: Box::new(format),
             has_tail: Box::new(|_| false),
+            has_weight: Box::new(|_, _| true),
             selection: Selection::default(),
             specs: RefCell::default(),
             dimensions: RefCell::default(),
@@ -63,6 +68,15 @@ impl<'a, B: KernelBackend> Weights<'a, B> {
     pub fn with_tails(self, has_tail: impl Fn(&str) -> bool + 'a) -> Self {
         Self {
             has_tail: Box::new(has_tail),
+            ..self
+        }
+    }
+
+    /// Leaves out optional modules without weights. `has_weight` is called with the names of a weight
+    /// in the record and of its tensor in the checkpoint. By default, all optional modules are there.
+    pub fn with_optional(self, has_weight: impl Fn(&str, &str) -> bool + 'a) -> Self {
+        Self {
+            has_weight: Box::new(has_weight),
             ..self
         }
     }
@@ -161,6 +175,12 @@ impl<B: KernelBackend> Scope<'_, '_, B> {
             part,
             ..self.clone()
         }
+    }
+
+    /// Returns `true` if an optional module has a weight, which is named `name` in the record and made
+    /// of the tensor `source` of the checkpoint.
+    pub fn has(&self, name: &str, source: &str) -> bool {
+        (self.weights.has_weight)(&join(&self.name, name), &join(&self.source, source))
     }
 
     /// Declares a dimension of `count` rows or columns that can be pruned; its full name is the path

@@ -129,6 +129,12 @@ impl WeightSpec {
         self.name.ends_with(".delta.gates.weight")
     }
 
+    /// Returns `true` if the weight belongs to the layer that predicts further tokens, which is used
+    /// only to draft them.
+    pub fn is_mtp(&self) -> bool {
+        self.name.starts_with("text.mtp.")
+    }
+
     /// Returns `true` if the rows are those of the vocabulary: the table of embeddings and the output
     /// head.
     pub fn is_vocabulary(&self) -> bool {

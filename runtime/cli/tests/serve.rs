@@ -239,6 +239,22 @@ fn a_client_that_hangs_up_cancels_its_work() {
     );
 }
 
+/// With several requests at a time, a short one is answered beside a long one.
+#[test]
+fn a_long_answer_keeps_nobody_waiting_with_several_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("socket");
+    let _server = listen(&socket, &["--max-tokens", "30000", "--parallel", "2"]);
+    let mut long = Client::connect(&socket);
+    let endless =
+        json!({ "prompt": "hi", "max_tokens": 30000, "ignore_eos": true, "stream": true });
+    long.send(&endless.to_string());
+    assert!(long.receive()["delta"].is_string());
+    let question = json!({ "prompt": QUESTION, "images": [image()] });
+    assert_eq!(Client::connect(&socket).ask(question)["text"], "two");
+    assert!(long.receive()["delta"].is_string());
+}
+
 /// A pipe would make all clients wait for its writer, and a reply must not tell what a file holds.
 #[test]
 fn special_and_secret_files_stay_closed() {

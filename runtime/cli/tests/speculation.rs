@@ -56,7 +56,9 @@ fn answers_stay_the_same_and_drafts_are_counted() {
     let model = record();
     let model = model.to_str().expect("a readable path");
     for options in [
-        &["--speculate", "auto"][..],
+        // On the processor, drafts are the default.
+        &[][..],
+        &["--speculate", "auto"],
         &["--speculate", "4"],
         &["--draft", model],
         &["--draft", model, "--speculate", "3"],
@@ -76,17 +78,27 @@ fn answers_stay_the_same_and_drafts_are_counted() {
     }
 }
 
+/// Intermediate tensors are those of single steps.
+#[test]
+fn a_dump_of_stages_has_no_drafts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("stages.safetensors");
+    let found = run(&["--dump-stages", file.to_str().expect("a readable path")]);
+    assert!(found["speculation"].is_null(), "{found}");
+}
+
 #[test]
 fn servers_and_chats_speculate() {
-    let chat = json(
-        "chat",
-        &["--json", "--max-tokens", "20", "--speculate", "auto"],
-        &format!("{PROMPT}\n"),
-    );
-    assert!(chat["speculation"]["steps"].is_u64(), "{chat}");
     let request = format!("{{\"id\": 1, \"prompt\": {PROMPT:?}, \"max_tokens\": 20}}\n");
-    let reply = json("serve", &["--speculate", "2"], &request);
-    assert!(reply["speculation"]["drafted"].is_u64(), "{reply}");
+    for options in [&[][..], &["--speculate", "2"]] {
+        let chat = [&["--json", "--max-tokens", "20"], options].concat();
+        let chat = json("chat", &chat, &format!("{PROMPT}\n"));
+        assert!(chat["speculation"]["steps"].is_u64(), "{chat}");
+        let reply = json("serve", options, &request);
+        assert!(reply["speculation"]["drafted"].is_u64(), "{reply}");
+    }
+    let reply = json("serve", &["--speculate", "off"], &request);
+    assert!(reply["speculation"].is_null(), "{reply}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use edge_lmm_ops::{Format, MemoryFailure};
 use edge_lmm_record::output::Output;
 
 use crate::Cpu;
+use crate::any_generation::AnyGeneration;
 use crate::cost::{CostKey, CostModel};
 use crate::device::{Device, free_memory};
 use crate::engine::Engine;
@@ -255,21 +256,37 @@ impl AnySession {
         answer.map_err(|error| self.after(error))
     }
 
-    /// Cleans up after a failure of the device: encoder outputs may be incomplete, and the device
-    /// knows how much memory is free.
+    /// See [`Session::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(
+        &mut self,
+        request: &Request<'_>,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<AnyGeneration, EngineError> {
+        let begun = match self {
+            Self::Cpu(session) => {
+                let begun = session.begin(request, Vec::new(), on_event);
+                begun.map(AnyGeneration::Cpu)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(session) => {
+                let begun = session.begin(request, Vec::new(), on_event);
+                begun.map(AnyGeneration::Cuda)
+            }
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(session) => {
+                let begun = session.begin(request, Vec::new(), on_event);
+                begun.map(AnyGeneration::Vulkan)
+            }
+        };
+        begun.map_err(|error| self.after(error))
+    }
+
     fn after(&mut self, error: EngineError) -> EngineError {
-        match error {
-            EngineError::Memory(failure) => {
-                self.forget();
-                let free = free_memory(self.device());
-                EngineError::Memory(MemoryFailure { free, ..failure })
-            }
-            EngineError::Compute(_) => {
-                self.forget();
-                error
-            }
-            error => error,
-        }
+        let device = self.device();
+        after_failure(error, device, || self.forget())
     }
 
     /// See [`Session::keep_conversations`].
@@ -317,5 +334,26 @@ impl AnySession {
             #[cfg(feature = "vulkan")]
             Self::Vulkan(_) => Device::Vulkan,
         }
+    }
+}
+
+/// Cleans up after an error if it is a failure of the device: encoder outputs may be incomplete, so
+/// that `forget` forgets all results, and the device knows how much memory is free.
+pub(crate) fn after_failure(
+    error: EngineError,
+    device: Device,
+    forget: impl FnOnce(),
+) -> EngineError {
+    match error {
+        EngineError::Memory(failure) => {
+            forget();
+            let free = free_memory(device);
+            EngineError::Memory(MemoryFailure { free, ..failure })
+        }
+        EngineError::Compute(_) => {
+            forget();
+            error
+        }
+        error => error,
     }
 }

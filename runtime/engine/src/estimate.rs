@@ -150,8 +150,9 @@ impl ResourceEstimate {
         let vocabulary = language.vocabulary();
         let encoder = PartSums::new(weights, Part::Vision, |_| false);
         let projector = PartSums::new(weights, Part::Projector, |_| false);
-        let is_table = |spec: &WeightSpec| spec.rows() == vocabulary;
-        let text = PartSums::new(weights, Part::Text, is_table);
+        // Prompts and tokens without drafts do not use the layer that drafts.
+        let is_apart = |spec: &WeightSpec| spec.rows() == vocabulary || spec.is_mtp();
+        let text = PartSums::new(weights, Part::Text, is_apart);
         let head = head(weights, vocabulary);
 
         let context = context.max(prompt as usize).min(language.context_length());

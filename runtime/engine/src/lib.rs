@@ -56,6 +56,7 @@
 //! iterator over tokens, single steps, logits, snapshots and forks.
 
 mod any_device;
+mod any_generation;
 pub mod chat;
 mod columns;
 mod constraint;
@@ -105,6 +106,7 @@ pub mod units;
 pub mod watch;
 
 pub use any_device::{AnyEngine, AnySession};
+pub use any_generation::AnyGeneration;
 pub use constraint::{Constraint, ConstraintError};
 pub use device::{Device, DeviceError, Devices};
 pub use edge_lmm_models::language::OutputRows;

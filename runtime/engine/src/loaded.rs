@@ -20,6 +20,8 @@ use crate::estimate::WeightSizes;
 use crate::features::{FEATURE_CACHE_BYTES, FeatureCache, MediumKey};
 use crate::generation::GenerationConfig;
 use crate::memory::vision_format;
+use crate::request::Request;
+use crate::session::Speculation;
 use crate::store::{Origin, Store};
 
 /// Chain of methods of a medium with a time limit, by the medium without a reduction and the limit.
@@ -124,6 +126,12 @@ impl<B: KernelBackend> LoadedModel<B> {
             constraints: OnceLock::new(),
             features: Mutex::new(FeatureCache::new(FEATURE_CACHE_BYTES)),
         })
+    }
+
+    /// Returns `true` if the model's own layer drafts tokens of the answer to a request, if the model
+    /// has one. A draft model takes its place.
+    pub fn drafts_with_mtp(&self, request: &Request<'_>) -> bool {
+        request.speculation != Speculation::Off && self.draft.get().is_none()
     }
 
     /// Returns the form in which the model writes calls of functions.

@@ -31,7 +31,7 @@ use crate::units::bytes;
 
 mod trace;
 
-pub use edge_lmm_ops::stage::{Entered, Guard, module, scope, top as stage};
+pub use edge_lmm_ops::stage::{Entered, Guard, apart, module, scope, top as stage};
 
 /// Cost of a stage, or of a module inside one, summed over its calls.
 #[derive(Debug, Clone, PartialEq, Serialize)]

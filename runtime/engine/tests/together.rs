@@ -3,7 +3,9 @@
 
 mod support;
 
-use edge_lmm::timing::Recording;
+use std::ops::ControlFlow;
+
+use edge_lmm::timing::{self, Recording};
 use edge_lmm::{
     Answer, Cpu, Device, Engine, Generation, Media, Message, Request, Role, Sampling, Session,
     Speculation, Token, user_message,
@@ -147,4 +149,101 @@ fn the_steps_of_answers_are_common() {
             .prompt_tokens
     });
     assert_eq!(lens, prompts.map(|tokens| tokens + 5));
+}
+
+/// Requests that one session has begun, each with drafts of its own, give the answers that they give
+/// alone, and their conversations are kept.
+#[test]
+fn a_session_answers_several_requests() {
+    let engine = engine();
+    let messages: Vec<[Message; 1]> = (1..=4)
+        .map(|i| {
+            let text = format!("{}{i}", "list the shapes. ".repeat(8 * i));
+            [Message::text(Role::User, text)]
+        })
+        .collect();
+    let modes = ["auto", "3", "off", "7"].map(|mode| mode.parse::<Speculation>().expect("a mode"));
+    let request = |i: usize, speculation| Request {
+        max_tokens: 15 + 5 * i,
+        ignore_eos: true,
+        logprobs: Some(2),
+        speculation,
+        ..Request::new(&messages[i])
+    };
+    let mut session = engine.session();
+    session.keep_conversations(4, usize::MAX);
+    let mut running = Vec::new();
+    let mut tokens = vec![Vec::new(); messages.len()];
+    let mut step = |running: &mut Vec<Generation<'static, Cpu>>| {
+        let next = Generation::next_together(running.iter_mut());
+        for (tokens, token) in tokens.iter_mut().zip(next) {
+            tokens.extend(token.map(|token| token.expect("a token")));
+        }
+    };
+    for (i, speculation) in modes.into_iter().enumerate() {
+        let begun = session.begin(&request(i, speculation), Vec::new(), go_on);
+        running.push(begun.expect("a prompt"));
+        // The first answer is alone at the beginning, and drafts.
+        for _ in 0..4 {
+            step(&mut running);
+        }
+    }
+    while !running.iter().all(Generation::has_ended) {
+        step(&mut running);
+    }
+    assert!(session.is_empty());
+    for (i, (tokens, generation)) in tokens.into_iter().zip(running).enumerate() {
+        let expected = alone(&engine, &request(i, Speculation::Off));
+        assert_eq!(outcome(tokens, generation), expected);
+    }
+    for (i, messages) in messages.iter().enumerate() {
+        let more = Message::text(Role::Assistant, "a");
+        let messages = [messages[0].clone(), more];
+        let prefilled = session.prefill(&Request::new(&messages), go_on);
+        let reused = prefilled.expect("a prompt").reused_tokens;
+        assert!(reused > 16 * (i + 1), "{i}: {reused}");
+    }
+}
+
+/// A request begins while another one is decoded between its layers.
+#[test]
+fn answers_go_on_while_a_request_begins() {
+    let engine = engine();
+    let pixels = (0..112 * 112 * 3).map(|i| (i * 7 % 251) as u8).collect();
+    let media = [Media::image(
+        RgbImage::new(112, 112, pixels).expect("an image"),
+    )];
+    let messages = [
+        [Message::text(Role::User, "list the shapes.")],
+        [user_message(&media, "what is this?")],
+    ];
+    let request = |i: usize| Request {
+        media: &media[..i],
+        max_tokens: 60,
+        ignore_eos: true,
+        timing: true,
+        ..Request::new(&messages[i])
+    };
+    let mut session = engine.session();
+    let first = session.begin(&request(0), Vec::new(), go_on);
+    let mut first = first.expect("a prompt");
+    let mut tokens = Vec::new();
+    let second = session.begin(&request(1), Vec::new(), |_| {
+        let next = timing::apart(|| Generation::next_together([&mut first]));
+        let next = next.into_iter().flatten();
+        tokens.extend(next.map(|token| token.expect("a token")));
+        ControlFlow::Continue(())
+    });
+    assert!(tokens.len() > 5, "{}", tokens.len());
+    let before = tokens.len();
+    tokens.extend(first.by_ref().map(|token| token.expect("a token")));
+    let mut second = second.expect("a prompt");
+    let others = second.by_ref().map(|token| token.expect("a token"));
+    let others = others.collect();
+    for (i, (tokens, generation)) in [(tokens, first), (others, second)].into_iter().enumerate() {
+        let (answer, _) = generation.finish().expect("an answer");
+        assert_eq!((tokens, answer.text), alone(&engine, &request(i)), "{i}");
+        let decode = answer.timing.stage("decode").map(|stage| stage.calls);
+        assert_eq!(decode, Some(59), "{i}: {before} tokens meanwhile");
+    }
 }

@@ -15,6 +15,7 @@ use crate::reference::{activate, rms_norm, split_heads};
 const CHUNK: usize = 64;
 
 /// Operands of the gated delta rule, see [`KernelBackend::gated_delta_rule`](crate::KernelBackend::gated_delta_rule).
+#[derive(Clone)]
 pub struct DeltaRule<B: Backend> {
     /// Numbers and sizes of heads.
     pub heads: DeltaHeads,
@@ -32,6 +33,25 @@ pub struct DeltaRule<B: Backend> {
     pub gamma: Tensor<B, 1>,
     /// Epsilon of that norm.
     pub eps: f32,
+}
+
+impl<B: Backend> DeltaRule<B> {
+    /// Returns the operands of the first `tokens` tokens.
+    pub fn first(&self, tokens: usize) -> Self {
+        let first = |tensor: &Tensor<B, 2>| tensor.clone().narrow(0, 0, tokens);
+        Self {
+            qkv: first(&self.qkv),
+            gates: first(&self.gates),
+            output_gate: Columns {
+                tensor: first(&self.output_gate.tensor),
+                column: self.output_gate.column,
+            },
+            decay_log: self.decay_log.clone(),
+            decay_bias: self.decay_bias.clone(),
+            gamma: self.gamma.clone(),
+            ..*self
+        }
+    }
 }
 
 /// Computes a causal convolution over a few tokens, each channel on its own, and an activation. Returns

@@ -367,6 +367,45 @@ pub fn detailed() -> bool {
     DETAILED.get()
 }
 
+/// Runs `f` without the recordings of this thread, as a stage that interrupts those around it.
+///
+/// This is for work that has nothing to do with what is recorded, such as a step of one request
+/// while another one is prepared.
+pub fn apart<T>(f: impl FnOnce() -> T) -> T {
+    let _paused = recording().then(Paused::new);
+    f()
+}
+
+/// Guard that resumes the recordings of this thread on drop.
+struct Paused {
+    recorders: Vec<Recorder>,
+    interruption: Option<Guard>,
+}
+
+impl Paused {
+    fn new() -> Self {
+        let recorders = CONTEXT.with_borrow_mut(|context| {
+            let recorders = std::mem::take(&mut context.recorders);
+            context.set_flags();
+            recorders
+        });
+        Self {
+            recorders,
+            interruption: Some(enter(Kind::Top, format_args!("apart"), "apart")),
+        }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        drop(self.interruption.take());
+        CONTEXT.with_borrow_mut(|context| {
+            context.recorders.append(&mut self.recorders);
+            context.set_flags();
+        });
+    }
+}
+
 /// Counts a GPU kernel launched by this thread.
 #[cfg(feature = "cube")]
 pub(crate) fn launched() {
@@ -802,6 +841,41 @@ mod tests {
         for outer in [prefill, embedding] {
             assert!(outer.time + vision.time <= whole, "{records:?}");
         }
+    }
+
+    #[test]
+    fn work_apart_interrupts_and_is_not_recorded() {
+        let ms = Duration::from_millis;
+        let (mut outer, mut inner) = (Recording::new(None), Recording::new(None));
+        let start = Instant::now();
+        outer.run(|| {
+            let _outer = top("prefill");
+            let _module = module("layer");
+            apart(|| {
+                assert!(!recording());
+                std::thread::sleep(ms(20));
+                inner.run(|| {
+                    let _inner = top("decode");
+                    std::thread::sleep(ms(20));
+                });
+            });
+            assert!(recording());
+        });
+        let whole = start.elapsed();
+        let (outer, inner) = (outer.finish(), inner.finish());
+        let names: Vec<&str> = outer.iter().map(|record| &*record.name).collect();
+        assert_eq!(names, ["prefill", "layer"]);
+        for record in &outer {
+            assert!(record.time + ms(40) <= whole, "{record:?}");
+        }
+        let [decode] = &inner[..] else {
+            panic!("{inner:?}")
+        };
+        assert!(
+            decode.name == "decode" && decode.time >= ms(20),
+            "{decode:?}"
+        );
+        assert!(outer[0].time + decode.time + ms(20) <= whole);
     }
 
     #[test]

@@ -27,7 +27,8 @@ impl RecordInfo {
                 .map(|format| format.0)
                 .ok_or_else(|| ModelError::MissingWeight(spec.name.clone()))
         })
-        .with_tails(|name| self.formats.contains_key(name));
+        .with_tails(|name| self.formats.contains_key(name))
+        .with_optional(|name, _| self.formats.contains_key(name));
         let model = registry.build(&self.files, &weights)?;
         Ok((model, weights.into_specs()))
     }

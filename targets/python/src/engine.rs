@@ -89,7 +89,7 @@ impl Session {
         messages: Vec<(String, Vec<Part<'_>>)>,
         settings: Settings,
     ) -> PyResult<Stream> {
-        let request = OwnedRequest::new(messages, settings)?;
+        let request = OwnedRequest::new(messages, settings, self.model.engine.device())?;
         let canceled = Arc::new(AtomicBool::new(false));
         let latest = self.canceled.lock();
         let mut latest = latest.unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 
 use edge_lmm::reduce::Reductions;
 use edge_lmm::sampler::Sampling;
-use edge_lmm::{AudioPadding, Content, MediaOptions, Message, Request, Role};
+use edge_lmm::{AudioPadding, Content, Device, MediaOptions, Message, Request, Role, Speculation};
 use pyo3::prelude::*;
 
 use crate::error::{InputError, input_error};
@@ -53,6 +53,8 @@ pub struct Settings {
     #[pyo3(item, default)]
     pad_audio: bool,
     #[pyo3(item, default)]
+    speculate: Option<String>,
+    #[pyo3(item, default)]
     timing: bool,
 }
 
@@ -62,15 +64,20 @@ pub struct OwnedRequest {
     media: Vec<edge_lmm::Media>,
     options: MediaOptions,
     sampling: Sampling,
+    speculation: Speculation,
     settings: Settings,
 }
 
 impl OwnedRequest {
-    /// Takes messages, each of a role and its parts, and settings.
+    /// Takes messages, each of a role and its parts, and settings, for a model on `device`.
     ///
     /// # Errors
     /// `InputError` for an unknown role, or a setting out of its range.
-    pub fn new(messages: Vec<(String, Vec<Part<'_>>)>, settings: Settings) -> PyResult<Self> {
+    pub fn new(
+        messages: Vec<(String, Vec<Part<'_>>)>,
+        settings: Settings,
+        device: Device,
+    ) -> PyResult<Self> {
         let mut media = Vec::new();
         let messages = messages
             .into_iter()
@@ -83,6 +90,7 @@ impl OwnedRequest {
             media,
             options: settings.media_options()?,
             sampling,
+            speculation: settings.speculation(device)?,
             settings,
         })
     }
@@ -97,6 +105,7 @@ impl OwnedRequest {
             sampling: self.sampling.clone(),
             stop: &self.settings.stop,
             parse_special: self.settings.parse_special,
+            speculation: self.speculation,
             timing: self.settings.timing,
             ..Request::new(&self.messages)
         }
@@ -154,6 +163,15 @@ impl Settings {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             ignore_generation_config: self.ignore_generation_config,
+        }
+    }
+
+    fn speculation(&self, device: Device) -> PyResult<Speculation> {
+        match &self.speculate {
+            Some(text) => text
+                .parse::<Speculation>()
+                .map_err(|error| InputError::new_err(format!("speculate is {text:?}, {error}"))),
+            None => Ok(Speculation::default_on(device)),
         }
     }
 

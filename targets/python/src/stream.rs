@@ -10,7 +10,8 @@ use edge_lmm::profile::Measured;
 use edge_lmm::profile::report::TokenCounts;
 use edge_lmm::report::AnswerReport;
 use edge_lmm::{
-    Answer, AnySession, EngineError, Event, Recording, Request, RequestEstimator, Timing,
+    Answer, AnySession, EngineError, Event, Recording, Request, RequestEstimator, Speculation,
+    Timing,
 };
 use pyo3::prelude::*;
 
@@ -151,6 +152,8 @@ impl Job {
         let origin = recording.origin().unwrap_or_else(Instant::now);
         let request = Request {
             timing: false,
+            // The measurements are those of single steps.
+            speculation: Speculation::Off,
             ..self.request.request()
         };
         let answered = recording.run(|| self.answer(&mut session, request, sender, canceled));

@@ -78,6 +78,8 @@ def test_settings_are_those_of_the_command_line(engine):
         engine.answer(LIST, image_tokens=(8, 4))
     with pytest.raises(edge_lmm.InputError, match="nonsense"):
         engine.answer(LIST, reduce="nonsense")
+    with pytest.raises(edge_lmm.InputError, match="speculate is \"on\", expected off, auto or"):
+        engine.answer(LIST, speculate="on")
     with pytest.raises(TypeError, match="unknown setting 'max_token': expected one of max_tokens"):
         engine.answer(LIST, max_token=3)
     with pytest.raises(TypeError, match="expected a list of images"):
@@ -215,6 +217,15 @@ def test_timings_are_rows(engine):
     assert len(rows) == len(timing.stages)
     assert set(rows[0]) == {"name", "stage", "ms", "calls", "peak_bytes", "launches", "hidden_ms"}
     assert engine.answer(COUNT).timing.stages == ()
+
+
+def test_drafts_save_steps_and_keep_the_answer(engine):
+    settings = {"max_tokens": 60, "ignore_eos": True, "timing": True}
+    alone, drafted = (
+        engine.answer(LIST * 3, speculate=speculate, **settings) for speculate in ["off", "4"]
+    )
+    assert drafted.tokens == alone.tokens == engine.answer(LIST * 3, **settings).tokens
+    assert drafted.timing.stage("decode").calls <= alone.timing.stage("decode").calls == 59
 
 
 def test_other_threads_run_meanwhile(engine):

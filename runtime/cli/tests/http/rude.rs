@@ -10,16 +10,16 @@ use super::client::{Client, Server};
 use super::{CHAT, QUESTION, hi, question, with};
 
 /// A request whose answer takes far more than a minute.
-fn endless() -> Value {
+pub fn endless() -> Value {
     with(hi(1_000_000), json!({ "ignore_eos": true }))
 }
 
-fn endless_server(options: &[&str]) -> Server {
+pub fn endless_server(options: &[&str]) -> Server {
     Server::start(&[&["--max-tokens", "30000"], options].concat())
 }
 
 /// Waits until the server is in a state.
-fn wait_for(field: &str, value: Value, server: &Server) {
+pub fn wait_for(field: &str, value: Value, server: &Server) {
     let start = Instant::now();
     while server.get("/health").json()[field] != value {
         assert!(
@@ -64,7 +64,7 @@ fn a_full_queue_rejects_requests() {
     let server = endless_server(&["--queue", "1"]);
     let mut first = server.connect();
     first.post(CHAT, &endless());
-    wait_for("answering", true.into(), &server);
+    wait_for("answering", 1.into(), &server);
     let mut second = server.connect();
     second.post(CHAT, &endless());
     wait_for("queue", 1.into(), &server);

@@ -594,7 +594,7 @@ impl GenerationOptions {
 #[derive(Debug, Clone, Args)]
 pub struct SpeculationOptions {
     /// Tokens to draft and verify together in each step: a number, auto, or off. Answers stay the
-    /// same on the CPU [default: off, auto with --draft]
+    /// same on the CPU [default: auto on the CPU and with --draft, otherwise off]
     #[arg(long, value_name = "N|auto|off")]
     speculate: Option<Speculation>,
     /// Record of a smaller model with the same tokenizer that drafts tokens
@@ -623,11 +623,11 @@ impl SpeculationOptions {
         Ok(())
     }
 
-    /// Returns the speculation of requests.
-    pub fn mode(&self) -> Speculation {
+    /// Returns the speculation of requests to a model on `device`.
+    pub fn mode(&self, device: Device) -> Speculation {
         self.speculate.unwrap_or(match self.draft {
             Some(_) => Speculation::Auto,
-            None => Speculation::Off,
+            None => Speculation::default_on(device),
         })
     }
 }

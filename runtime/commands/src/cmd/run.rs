@@ -6,7 +6,7 @@ use clap::Args;
 use edge_lmm::dump::probe;
 use edge_lmm::output::Output;
 use edge_lmm::report::AnswerReport;
-use edge_lmm::{Message, Recording, Request, Role, dump, user_message};
+use edge_lmm::{Message, Recording, Request, Role, Speculation, dump, user_message};
 
 use crate::models;
 use crate::summary::summary;
@@ -95,7 +95,11 @@ impl Cmd {
             media: &media,
             options: self.media.options(),
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(),
+            speculation: match dump {
+                // The tensors are those of single steps.
+                Some(_) => Speculation::Off,
+                None => self.speculation.mode(session.device()),
+            },
             constraint: constraint.as_ref(),
             ..self.generation.request(&messages)?
         };

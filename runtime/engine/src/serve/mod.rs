@@ -1,15 +1,16 @@
 //! Requests and replies of the server, in two protocols: one JSON object per line and,
 //! with the feature `http`, [OpenAI's](openai).
 //!
-//! A request of either becomes a [`Prepared`], which a session answers.
+//! A request of either becomes a [`Prepared`], which a session answers. Several of them are answered
+//! at a time as [`Running`] requests.
 
 mod address;
 mod inline;
 mod lines;
 #[cfg(feature = "http")]
 pub mod openai;
+mod running;
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,13 @@ use edge_lmm_models::media::MediaOptions;
 use edge_lmm_models::prompt::{Message, Tool, ToolSyntax};
 
 use crate::media::VideoOptions;
-use crate::request_estimate::RequestEstimator;
 use crate::sampler::Sampling;
-use crate::{Answer, AnySession, Constraint, EngineError, Event, Media, Request, Speculation};
+use crate::{Constraint, Media, Request, Speculation};
 
 pub use address::{AddressError, AddressReader};
 pub use inline::InlineError;
 pub use lines::{ImageSource, Question, Reply, RequestError, Stop};
+pub use running::Running;
 
 /// Maximum length of a request in bytes, enough for some images in base64.
 pub const MAX_LINE: usize = 64 << 20;
@@ -122,21 +123,10 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Answers the request. With an `estimator`, a request that does not fit into memory is rejected
-    /// before anything is encoded. `on_event` receives every event and cancels the work by breaking,
-    /// for clients that have disconnected. The stages of the answer begin with `media`.
-    ///
-    /// # Errors
-    /// As [`Session::answer`](crate::Session::answer), and [`EngineError::DoesNotFit`].
-    pub fn answer(
-        &self,
-        session: &mut AnySession,
-        limits: &Limits,
-        estimator: Option<&RequestEstimator>,
-        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Answer, EngineError> {
+    /// Returns the request of the engine.
+    fn request(&self, limits: &Limits) -> Request<'_> {
         let wanted = self.max_tokens.unwrap_or(limits.max_tokens);
-        let request = Request {
+        Request {
             media: &self.media,
             options: limits.media.clone(),
             max_tokens: wanted.min(limits.max_tokens),
@@ -151,63 +141,26 @@ impl Prepared {
             speculation: limits.speculation,
             timing: true,
             ..Request::new(&self.messages)
-        };
-        let mut answer = try_answer(session, &request, estimator, &mut on_event);
-        // The memory may be that of other conversations.
-        if let Err(EngineError::DoesNotFit(_)) = answer
-            && session.forget_others()
-        {
-            answer = try_answer(session, &request, estimator, &mut on_event);
         }
-        let mut answer = answer?;
-        if !self.media.is_empty() {
-            let count = self.media.len();
-            answer.timing.prepend("media", self.decoding, count);
-        }
-        Ok(answer)
     }
-}
-
-/// Answers a request unless `estimator` finds that it does not fit into memory.
-fn try_answer(
-    session: &mut AnySession,
-    request: &Request<'_>,
-    estimator: Option<&RequestEstimator>,
-    on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<Answer, EngineError> {
-    let mut fits = Ok(());
-    let answer = session.answer(request, |event| {
-        if let (
-            Some(estimator),
-            Event::Prepared {
-                prompt_tokens,
-                media,
-            },
-        ) = (estimator, &event)
-        {
-            let estimate = estimator.estimate(media, *prompt_tokens, request.max_tokens);
-            fits = estimator.check(&estimate);
-            if fits.is_err() {
-                return ControlFlow::Break(());
-            }
-        }
-        on_event(event)
-    });
-    fits?;
-    answer
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::*;
     use crate::health::Memory;
     use crate::media::FrameSelection;
-    use crate::{Device, Record, demo, one_line};
+    use crate::{Answer, AnyEngine, Device, EngineError, Record, RequestEstimator, demo, one_line};
 
-    /// The answer to a question on a machine with `available` bytes, and the number of events.
-    fn answer(available: u64) -> (Result<Answer, EngineError>, usize) {
+    fn engine() -> AnyEngine {
         let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
-        let engine = Device::Cpu.load(&record).expect("an engine");
+        Device::Cpu.load(&record).expect("an engine")
+    }
+
+    /// The estimator of requests on a machine with `available` bytes.
+    fn estimator(engine: &AnyEngine, available: u64) -> RequestEstimator {
         let memory = Memory {
             total: 1 << 30,
             available,
@@ -216,7 +169,13 @@ mod tests {
             swap: 0,
             zram: 0,
         };
-        let estimator = RequestEstimator::new(engine.clone()).with_memory(memory);
+        RequestEstimator::new(engine.clone()).with_memory(memory)
+    }
+
+    /// The answer to a question on a machine with `available` bytes, and the number of events.
+    fn answer(available: u64) -> (Result<Answer, EngineError>, usize) {
+        let engine = engine();
+        let estimator = estimator(&engine, available);
         let limits = Limits::new(2, FrameSelection::Uniform(2).into());
         let line = br#"{"id": 5, "prompt": "how many shapes are there?"}"#;
         let question = Question::parse(line).expect("a question");
@@ -246,5 +205,29 @@ mod tests {
         let (answer, events) = answer(512 << 20);
         assert!(!answer.expect("an answer").tokens.is_empty());
         assert!(events > 0);
+    }
+
+    /// The memory that a running answer may still take is not available to the next request.
+    #[test]
+    fn running_answers_reserve_memory() {
+        let engine = engine();
+        let limits = Limits::new(20_000, FrameSelection::Uniform(2).into());
+        let question = Question::parse(br#"{"prompt": "hi", "ignore_eos": true}"#);
+        let prepared = question.and_then(|question| question.prepare(&limits));
+        let prepared = prepared.expect("a request");
+        let mut session = engine.session();
+        let mut begin = |available: u64, reserved: u64| {
+            let estimator = estimator(&engine, available);
+            let go_on = |_: crate::Event<'_>| ControlFlow::Continue(());
+            prepared.begin(&mut session, &limits, Some(&estimator), reserved, go_on)
+        };
+        let available = 512 << 20;
+        let first = begin(available, 0).unwrap_or_else(|error| panic!("{}", one_line(&error)));
+        let reserved = first.reserved_bytes();
+        // Each position of the two layers has keys and values.
+        assert!(reserved > 20_000, "{reserved}");
+        assert!(begin(available, reserved).is_ok());
+        let error = begin(available, available).err().expect("an error");
+        assert!(matches!(error, EngineError::DoesNotFit(_)), "{error}");
     }
 }

@@ -9,9 +9,10 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use edge_lmm_models::prompt::TextStream;
 use edge_lmm_models::reduce::Reduction;
-use edge_lmm_ops::{KernelBackend, argmax, stage};
+use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
 
 use super::events::OnEvent;
+use super::held::Held;
 use super::logprobs::TokenLogprobs;
 use super::speculation::{Scores, Steps};
 use super::state::Session;
@@ -32,6 +33,26 @@ pub struct Token {
     pub text: String,
     /// Its log-probability, if the request asks for them.
     pub logprobs: Option<TokenLogprobs>,
+}
+
+impl Token {
+    /// Reports the events of the token, which is number `done` of an answer of at most `total`, as
+    /// [`Session::answer`] does. Breaks if `on_event` does.
+    pub fn report(
+        &self,
+        done: usize,
+        total: usize,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if let Some(logprobs) = &self.logprobs {
+            on_event(Event::Logprobs(logprobs))?;
+        }
+        if !self.text.is_empty() {
+            on_event(Event::Text(&self.text))?;
+        }
+        let stage = "decode";
+        on_event(Event::Progress { stage, done, total })
+    }
 }
 
 /// An answer while it is generated: an iterator over its tokens.
@@ -75,23 +96,9 @@ impl<B: KernelBackend> Session<B> {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer, EngineError> {
         let mut generation = self.generate(request, Vec::new(), &mut on_event)?;
-        for (before, token) in generation.by_ref().enumerate() {
-            let token = token?;
-            if let Some(logprobs) = &token.logprobs
-                && on_event(Event::Logprobs(logprobs)).is_break()
-            {
-                break;
-            }
-            let text = match token.text.as_str() {
-                "" => ControlFlow::Continue(()),
-                text => on_event(Event::Text(text)),
-            };
-            let progress = Event::Progress {
-                stage: "decode",
-                done: before + 1,
-                total: request.max_tokens,
-            };
-            if text.is_break() || on_event(progress).is_break() {
+        for (done, token) in (1..).zip(generation.by_ref()) {
+            let reported = token?.report(done, request.max_tokens, &mut on_event);
+            if reported.is_break() {
                 break;
             }
         }
@@ -115,18 +122,36 @@ impl<B: KernelBackend> Session<B> {
         processors: Vec<Box<dyn LogitsProcessor>>,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation<'_, B>, EngineError> {
-        Generation::start(self, request, processors, &mut on_event)
+        let begun = self.start(request, processors, &mut on_event)?;
+        Ok(Generation::new(Held::Borrowed(self), request, begun))
     }
-}
 
-impl<'s, B: KernelBackend> Generation<'s, B> {
-    /// Takes the prompt in.
+    /// Takes a request in as [`generate`](Self::generate) does, and gives its conversation to the
+    /// answer, so that this session is free for another request meanwhile. When the answer is
+    /// finished or dropped, its conversation becomes one of those that the session keeps
+    /// ([`keep_conversations`](Self::keep_conversations)).
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub fn begin(
+        &mut self,
+        request: &Request<'_>,
+        processors: Vec<Box<dyn LogitsProcessor>>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation<'static, B>, EngineError> {
+        let begun = self.start(request, processors, &mut on_event)?;
+        let session = Held::Owned(Box::new(self.detach()));
+        Ok(Generation::new(session, request, begun))
+    }
+
+    /// Takes a prompt in.
     fn start(
-        session: &'s mut Session<B>,
+        &mut self,
         request: &Request<'_>,
         processors: Vec<Box<dyn LogitsProcessor>>,
         on_event: &mut OnEvent<'_>,
-    ) -> Result<Self, EngineError> {
+    ) -> Result<Begun<B>, EngineError> {
+        let session = self;
         let started = Instant::now();
         let device = &session.shared.device;
         let mut recording = request.timing.then(|| Recording::on::<B>(device));
@@ -171,27 +196,79 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
             first_token: started.elapsed(),
             timing: Timing::default(),
         };
-        let mut generation = Self {
+        Ok(Begun {
             sampler: Sampler::new(request.sampling.clone(), chain)
                 .with_constraint(constraint.map(|matching| matching.after(tokens.len()))),
+            tokens,
+            answer,
+            logits,
+            started,
+            recording,
+            media_end: prepared.media_end(),
+        })
+    }
+}
+
+/// An answer whose prompt has been taken in.
+struct Begun<B: KernelBackend> {
+    sampler: Sampler,
+    tokens: Vec<u32>,
+    answer: Answer,
+    logits: Tensor<B, 2>,
+    started: Instant,
+    recording: Option<Recording>,
+    media_end: usize,
+}
+
+impl<'s, B: KernelBackend> Generation<'s, B> {
+    fn new(session: Held<'s, B>, request: &Request<'_>, begun: Begun<B>) -> Self {
+        let mut generation = Self {
+            sampler: begun.sampler,
             stream: TextStream::default(),
             stop: StopFilter::new(request.stop),
             steps: Steps::new(session, request.speculation),
-            tokens,
-            answer,
+            tokens: begun.tokens,
+            answer: begun.answer,
             max_tokens: request.max_tokens,
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
-            logits: Some(logits),
-            started,
-            recording,
+            logits: Some(begun.logits),
+            started: begun.started,
+            recording: begun.recording,
             ended: false,
-            media_end: prepared.media_end(),
+            media_end: begun.media_end,
         };
         if request.max_tokens == 0 {
             generation.end(FinishReason::Length);
         }
-        Ok(generation)
+        generation
+    }
+
+    /// Returns `true` if no token follows: the answer has ended by itself, or failed.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Returns the bytes of the conversation's keys and values that are reserved and not in use
+    /// yet.
+    pub fn reserved_bytes(&self) -> usize {
+        let Some(past) = &self.steps.session.past else {
+            return 0;
+        };
+        let capacity = past.state.cache.capacity();
+        let free = capacity.saturating_sub(past.state.len());
+        past.state.cache.bytes() / capacity.max(1) * free
+    }
+
+    /// Returns the device of the model.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&self) -> &B::Device {
+        self.steps.session.device()
+    }
+
+    /// Forgets all conversations of the session that began the answer, and all encoder outputs.
+    pub(crate) fn forget(&mut self) {
+        self.steps.session.forget();
     }
 
     fn end(&mut self, reason: FinishReason) {

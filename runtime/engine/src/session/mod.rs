@@ -3,6 +3,8 @@
 mod budget;
 mod events;
 mod generation;
+mod held;
+mod kept;
 mod logprobs;
 mod observed;
 mod past;

@@ -1,8 +1,12 @@
 //! The tokens of a conversation beside the language model's state.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::language::{DecoderState, Injection, LanguageModel, StepInput};
+use edge_lmm_models::language::{
+    Checkpoint, DecoderState, Injection, LanguageModel, OutputRows, StepInput,
+};
 use edge_lmm_models::layout::Position;
 use edge_lmm_models::model::Encoded;
 use edge_lmm_models::monitor::Monitor;
@@ -117,6 +121,22 @@ impl<B: KernelBackend> Past<B> {
         Ok(())
     }
 
+    /// Removes the tokens from `len` on of the last step, see [`DecoderState::revise`].
+    pub fn revise(&mut self, checkpoint: &Checkpoint, len: usize) -> bool {
+        let revised = self.state.revise(checkpoint, len);
+        if revised {
+            self.forget_beyond(len);
+        }
+        revised
+    }
+
+    /// Returns to the state at a checkpoint, see [`DecoderState::rewind`].
+    pub fn rewind(&mut self, checkpoint: Checkpoint) {
+        let len = checkpoint.tokens();
+        self.state.rewind(checkpoint);
+        self.forget_beyond(len);
+    }
+
     /// Forgets the tokens from `len` on that are not in the state, with their features.
     pub fn forget_beyond(&mut self, len: usize) {
         self.tokens.truncate(len);
@@ -157,6 +177,33 @@ impl<B: KernelBackend> Past<B> {
                 next: position.saturating_add(1),
             });
         }
+    }
+
+    /// Takes tokens of text into the state in one step, which may be
+    /// [revisable](StepInput::revisable). Returns their hidden states. There must be room for them, and
+    /// the sequence must not become long.
+    ///
+    /// # Errors
+    /// If the step fails.
+    pub fn step(
+        &mut self,
+        language: &dyn LanguageModel<B>,
+        ids: &[u32],
+        output: OutputRows,
+        revisable: bool,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let first = self.next_position();
+        let positions: Vec<Position> = (first..).take(ids.len()).map(|at| [at; 3]).collect();
+        let input = StepInput {
+            output,
+            revisable,
+            ..StepInput::new(language.embed(ids), &positions)
+        };
+        // A step is short: it is not canceled in the middle.
+        let mut report = |_| ControlFlow::Continue(());
+        let hidden = language.step(input, &mut self.state, &mut Monitor::new(&mut report));
+        self.push(ids);
+        hidden
     }
 
     /// Returns `true` if the features of the run are known.

@@ -8,6 +8,7 @@ use edge_lmm_models::reduce::LanguageReduction;
 use edge_lmm_ops::{KernelBackend, KvStore, probe};
 use serde::Serialize;
 
+use super::kept::Conversations;
 use super::past::{Past, PastToken};
 use super::prepare::Prepared;
 use super::state::{Session, capacity_for};
@@ -35,23 +36,6 @@ pub(super) struct Reused {
     pub from: Option<ReusedFrom>,
 }
 
-/// Limits of the conversations that a session keeps, the current one included.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Conversations {
-    count: usize,
-    bytes: usize,
-}
-
-impl Default for Conversations {
-    /// Only the current conversation.
-    fn default() -> Self {
-        Self {
-            count: 1,
-            bytes: usize::MAX,
-        }
-    }
-}
-
 impl<B: KernelBackend> Session<B> {
     /// Keeps the states of up to `count` conversations, as long as they have at most `bytes` bytes
     /// together, the least recently used ones forgotten first. A new session keeps one. The current
@@ -61,17 +45,24 @@ impl<B: KernelBackend> Session<B> {
     /// is less than half of the conversation, a copy of the prefix is continued, so that the
     /// conversation stays as it is.
     pub fn keep_conversations(&mut self, count: usize, bytes: usize) {
-        self.limits = Conversations {
+        let mut kept = self.kept();
+        kept.limits = Conversations {
             count: count.max(1),
             bytes,
         };
-        self.forget_oldest();
+        kept.forget_oldest(self.past.as_ref());
     }
 
-    /// Forgets all conversations but the current one. Returns `false` if there is no other.
+    /// Forgets all conversations but the current one; without a current one, all but the most
+    /// recently used one. Returns `false` if there is no other.
     pub fn forget_others(&mut self) -> bool {
-        let others = !self.others.is_empty();
-        self.others.clear();
+        let mut kept = self.kept();
+        let latest = match self.past {
+            Some(_) => None,
+            None => kept.pasts.pop(),
+        };
+        let others = !kept.pasts.is_empty();
+        kept.pasts = latest.into_iter().collect();
         others
     }
 
@@ -106,7 +97,7 @@ impl<B: KernelBackend> Session<B> {
                 0
             }
         };
-        self.forget_oldest();
+        self.kept().forget_oldest(self.past.as_ref());
         log::debug!(
             "{reused} of {} prompt tokens are known",
             prompt_tokens.len()
@@ -123,14 +114,15 @@ impl<B: KernelBackend> Session<B> {
     }
 
     /// Returns the conversation with the longest usable prefix, the most recently used of equals, and
-    /// the length of the prefix. The index behind the others stands for the current one.
+    /// the length of the prefix. The index behind those that are kept stands for the current one.
     fn best(
         &self,
         prepared: &Prepared<B>,
         prompt_tokens: &[PastToken],
         reduction: Option<LanguageReduction>,
     ) -> (usize, usize) {
-        let all = self.others.iter().map(Some).chain([self.past.as_ref()]);
+        let kept = self.kept();
+        let all = kept.pasts.iter().map(Some).chain([self.past.as_ref()]);
         let usable = |past: &Past<B>| self.usable(past, prepared, prompt_tokens, reduction);
         (0..)
             .zip(all.map(|past| past.map_or(0, usable)))
@@ -141,21 +133,34 @@ impl<B: KernelBackend> Session<B> {
     /// Makes the conversation at `index`, or a copy of its first `common` tokens, the current one;
     /// returns how many of these tokens it has.
     fn select(&mut self, index: usize, common: usize) -> usize {
-        if self.limits.count == 1 {
+        let mut kept = self.kept();
+        let is_kept = index < kept.pasts.len();
+        if kept.limits.count == 1 {
+            // There is no room for a second one: the only one is continued in place.
+            let only = match is_kept {
+                true => Some(kept.pasts.remove(index)),
+                false => kept.pasts.pop().filter(|_| self.past.is_none()),
+            };
+            drop(kept);
+            if only.is_some() {
+                self.past = only;
+            }
             return common;
         }
-        let past = self.others.get(index).or(self.past.as_ref());
+        let past = kept.pasts.get(index).or(self.past.as_ref());
         let is_most = past.is_some_and(|past| 2 * common >= past.state.len());
         if common > 0 && is_most {
-            if index < self.others.len() {
-                let past = self.others.remove(index);
-                self.replace(Some(past));
+            let past = is_kept.then(|| kept.pasts.remove(index));
+            drop(kept);
+            if past.is_some() {
+                self.replace(past);
             }
             return common;
         }
         let worth = past.filter(|_| common >= WORTH_A_COPY);
         // Without memory for a copy, the prefix is computed again.
         let copy = worth.and_then(|past| past.fork().ok());
+        drop(kept);
         let common = copy.as_ref().map_or(0, |_| common);
         self.replace(copy);
         common
@@ -164,9 +169,10 @@ impl<B: KernelBackend> Session<B> {
     /// Makes `past` the current conversation. The one before is kept among the others.
     fn replace(&mut self, past: Option<Past<B>>) {
         let before = std::mem::replace(&mut self.past, past);
-        if self.limits.count > 1 {
-            self.others
-                .extend(before.filter(|past| !past.state.is_empty()));
+        let mut kept = self.kept();
+        if kept.limits.count > 1 {
+            let before = before.filter(|past| !past.state.is_empty());
+            kept.pasts.extend(before);
         }
     }
 
@@ -208,7 +214,7 @@ impl<B: KernelBackend> Session<B> {
             && (capacity >= needed
                 || (common > 0 && {
                     let wanted = capacity_for(needed, capacity, context);
-                    past.state.cache.grow(wanted).is_ok()
+                    past.state.grow(wanted).is_ok()
                 }))
     }
 
@@ -216,10 +222,14 @@ impl<B: KernelBackend> Session<B> {
     /// there is no memory besides them.
     fn start_anew(&mut self, needed: usize) -> Result<(), EngineError> {
         self.past = None;
-        let state = match self.new_state(needed) {
-            Err(_) if self.forget_others() => self.new_state(needed),
-            state => state,
-        };
+        let mut state = self.new_state(needed);
+        if state.is_err() {
+            let others = std::mem::take(&mut self.kept().pasts);
+            if !others.is_empty() {
+                drop(others);
+                state = self.new_state(needed);
+            }
+        }
         self.past = Some(Past::new(state?));
         Ok(())
     }
@@ -230,19 +240,5 @@ impl<B: KernelBackend> Session<B> {
         let capacity = capacity_for(needed, 0, language.context_length());
         let state = DecoderState::new(language, capacity, &self.shared.device);
         Ok(state.map_err(edge_lmm_models::ModelError::from)?)
-    }
-
-    /// Forgets the least recently used conversations beyond the limits.
-    fn forget_oldest(&mut self) {
-        let Conversations { count, bytes } = self.limits;
-        while !self.others.is_empty() && (self.others.len() >= count || self.held() > bytes) {
-            self.others.remove(0);
-        }
-    }
-
-    /// Returns the bytes of all conversations.
-    fn held(&self) -> usize {
-        let all = self.others.iter().chain(&self.past);
-        all.map(|past| past.state.bytes()).sum()
     }
 }

@@ -1,20 +1,21 @@
 //! A conversation with a model.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
-use edge_lmm_models::language::{LanguageModel, OutputRows, StepInput};
+use edge_lmm_models::language::{LanguageModel, OutputRows};
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::reduce::Share;
 use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::events::{OnEvent, report};
+use super::kept::{Conversations, Kept};
 use super::past::Past;
 use super::prepare::Prepared;
-use super::reuse::{Conversations, Reused};
-use super::speculation::{DraftModel, Pace};
+use super::reuse::Reused;
+use super::speculation::Drafting;
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::{Event, Request};
@@ -29,13 +30,9 @@ const CACHE_STEP: usize = 256;
 pub struct Session<B: KernelBackend> {
     pub(super) shared: Arc<LoadedModel<B>>,
     pub(super) past: Option<Past<B>>,
-    /// States of other conversations, the most recently used one last.
-    pub(super) others: Vec<Past<B>>,
-    pub(super) limits: Conversations,
-    /// Times of steps and acceptance of drafts so far.
-    pub(super) pace: Pace,
-    /// Draft model, once an answer has used speculation.
-    pub(super) draft_model: Option<Box<DraftModel<B>>>,
+    /// Other conversations.
+    pub(super) kept: Arc<Mutex<Kept<B>>>,
+    pub(super) drafting: Arc<Mutex<Drafting<B>>>,
 }
 
 /// Copy of a session's state, to restore it later.
@@ -86,13 +83,15 @@ pub struct Prefilled {
 
 impl<B: KernelBackend> Session<B> {
     pub(crate) fn new(shared: Arc<LoadedModel<B>>) -> Self {
+        Self::with_limits(shared, Conversations::default())
+    }
+
+    fn with_limits(shared: Arc<LoadedModel<B>>, limits: Conversations) -> Self {
         Self {
             shared,
             past: None,
-            others: Vec::new(),
-            limits: Conversations::default(),
-            pace: Pace::default(),
-            draft_model: None,
+            kept: Arc::new(Mutex::new(Kept::new(limits))),
+            drafting: Arc::default(),
         }
     }
 
@@ -119,8 +118,8 @@ impl<B: KernelBackend> Session<B> {
     /// Forgets all conversations, and the encoder outputs of all media that the model has seen.
     pub fn forget(&mut self) {
         self.past = None;
-        self.others.clear();
-        self.draft_model = None;
+        self.kept().pasts.clear();
+        self.drafting().model = None;
         self.shared.features().clear();
     }
 
@@ -190,8 +189,7 @@ impl<B: KernelBackend> Session<B> {
         let Snapshot(past) = self.snapshot()?;
         Ok(Self {
             past,
-            limits: self.limits,
-            ..Self::new(self.shared.clone())
+            ..Self::with_limits(self.shared.clone(), self.kept().limits)
         })
     }
 
@@ -212,6 +210,12 @@ impl<B: KernelBackend> Session<B> {
         let past = snapshot.0.as_ref().map(Past::fork).transpose();
         self.past = past.map_err(ModelError::from)?;
         Ok(())
+    }
+
+    /// Returns what drafts are based on, which the answers that this session has
+    /// [begun](Self::begin) share.
+    pub(super) fn drafting(&self) -> MutexGuard<'_, Drafting<B>> {
+        self.drafting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn language(&self) -> &dyn LanguageModel<B> {
@@ -272,6 +276,10 @@ impl<B: KernelBackend> Session<B> {
         let past = self.past.as_mut().expect("reuse has made the state");
         past.loaded = false;
         let language = self.shared.model.language();
+        let (drafts, device) = (self.shared.drafts_with_mtp(request), &self.shared.device);
+        if let Err(error) = past.state.follow_with_mtp(language, drafts, device) {
+            log::warn!("the model drafts no tokens for this answer: {error}");
+        }
         let mut report = report("prefill", on_event);
         let anchors = request.options.reductions.anchors();
         input.reduction = reduction
@@ -332,7 +340,7 @@ impl<B: KernelBackend> Session<B> {
             let capacity = past.state.cache.capacity();
             if tokens > capacity {
                 let wanted = capacity_for(tokens, capacity, context);
-                past.state.cache.grow(wanted).map_err(ModelError::from)?;
+                past.state.grow(wanted).map_err(ModelError::from)?;
             }
         }
         Ok(())
@@ -354,27 +362,13 @@ impl<B: KernelBackend> Session<B> {
         let fitting = (1..=ids.len()).take_while(|n| language.is_long(len + n) == long);
         let (now, later) = ids.split_at(fitting.count().max(1));
         let hidden = if language.is_long(len + now.len()) == long {
-            let first = past.next_position();
-            let positions: Vec<_> = (first..).take(now.len()).map(|at| [at; 3]).collect();
-            let mut input = StepInput::new(language.embed(now), &positions);
-            input.output = output;
-            // A step is short: it is not canceled in the middle.
-            let mut report = |_| ControlFlow::Continue(());
-            let hidden = language.step(input, &mut past.state, &mut Monitor::new(&mut report));
-            past.push(now);
-            hidden
+            past.step(language, now, output, false)
         } else {
             past.push(now);
             let mut report = report("prefill", on_event);
             past.compute_again(language, &mut Monitor::new(&mut report))
         };
-        let logits = match hidden {
-            Ok(hidden) => language.logits(hidden),
-            Err(error) => {
-                past.forget_beyond(past.state.len());
-                return Err(self.after(error.into()));
-            }
-        };
+        let logits = self.logits(hidden)?;
         if later.is_empty() {
             return Ok(logits);
         }
@@ -383,6 +377,33 @@ impl<B: KernelBackend> Session<B> {
             OutputRows::Last => rest,
             OutputRows::All => Tensor::cat(vec![logits, rest], 0),
         })
+    }
+
+    /// Takes text tokens into the state, of which the last ones may be removed again by
+    /// [`Past::revise`], and returns their scores: `[ids.len(), vocabulary]`. There must be a state with
+    /// room for them, and the sequence must not become long.
+    pub(super) fn verify(&mut self, ids: &[u32]) -> Result<Tensor<B, 2>, EngineError> {
+        let language = self.shared.model.language();
+        let past = self.past.as_mut().expect("there is a state to continue");
+        let hidden = past.step(language, ids, OutputRows::All, true);
+        self.logits(hidden)
+    }
+
+    /// Scores the hidden states of a step. After an error, the tokens that are not in the state are
+    /// forgotten.
+    fn logits(
+        &mut self,
+        hidden: Result<Tensor<B, 2>, ModelError>,
+    ) -> Result<Tensor<B, 2>, EngineError> {
+        match hidden {
+            Ok(hidden) => Ok(self.language().logits(hidden)),
+            Err(error) => {
+                if let Some(past) = &mut self.past {
+                    past.forget_beyond(past.state.len());
+                }
+                Err(self.after(error.into()))
+            }
+        }
     }
 
     /// Reads scores. This is where a device that works asynchronously reports earlier errors.

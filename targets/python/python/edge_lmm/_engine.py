@@ -54,6 +54,9 @@ class Settings(TypedDict, total=False):
     """Methods that reduce visual tokens, as for `--reduce`: `merge:0.5`."""
     pad_audio: bool
     """Pads sounds to the 30 seconds that encoders were trained on."""
+    speculate: str
+    """Tokens to draft and verify together in each step: `auto`, the default on CPUs, a number, or
+    `off`, the default on GPUs and while a profiler runs. Answers stay the same on CPUs."""
     timing: bool
     """Measures the stages of the answer, see [Answer.timing]."""
 

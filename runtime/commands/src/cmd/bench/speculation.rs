@@ -45,7 +45,7 @@ impl Cmd {
         let options = Options {
             max_tokens: self.max_tokens,
             runs: self.runs as usize,
-            speculation: match self.speculation.mode() {
+            speculation: match self.speculation.mode(engine.device()) {
                 Speculation::Off => Speculation::Auto,
                 speculation => speculation,
             },

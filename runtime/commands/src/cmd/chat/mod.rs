@@ -280,7 +280,7 @@ impl Chat {
             media: &media,
             options: self.cmd.media.options(),
             parse_special: self.cmd.prompt_options.parse_special,
-            speculation: self.cmd.speculation.mode(),
+            speculation: self.cmd.speculation.mode(self.session.device()),
             timing: true,
             constraint: self.cmd.form.as_ref(),
             ..self.cmd.generation.request(&messages)?

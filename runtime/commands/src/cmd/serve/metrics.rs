@@ -40,8 +40,8 @@ struct Counters {
 pub struct Load {
     /// Requests that wait.
     pub waiting: usize,
-    /// `true` while a request is answered.
-    pub is_answering: bool,
+    /// Requests that are being answered.
+    pub answering: usize,
 }
 
 impl Metrics {
@@ -95,9 +95,8 @@ impl Metrics {
         };
         let waiting = load.waiting as f64;
         gauge(&mut out, "queue_length", "Requests that wait.", waiting);
-        let answering = f64::from(u8::from(load.is_answering));
-        let help = "1 while a request is answered.";
-        gauge(&mut out, "answering", help, answering);
+        let help = "Requests that are being answered.";
+        gauge(&mut out, "answering", help, load.answering as f64);
         let system = System::default();
         if let Some(bytes) = resident_bytes() {
             let help = "Resident memory of the process, with mapped weights.";
@@ -265,7 +264,7 @@ mod tests {
         metrics.reply("/health", 200);
         let text = metrics.text(&Load {
             waiting: 3,
-            is_answering: true,
+            answering: 2,
         });
         for expected in [
             "edge_lmm_queue_seconds_bucket{le=\"0.005\"} 1\n",
@@ -274,6 +273,7 @@ mod tests {
             "edge_lmm_queue_seconds_bucket{le=\"+Inf\"} 4\n",
             "edge_lmm_queue_seconds_count 4\n",
             "edge_lmm_queue_length 3\n",
+            "edge_lmm_answering 2\n",
             "edge_lmm_http_replies_total{path=\"/health\",status=\"200\"} 1\n",
         ] {
             assert!(text.contains(expected), "no {expected:?} in\n{text}");

@@ -1,6 +1,7 @@
 //! `edge-lmm serve`: answers requests, one JSON object per line over a socket or standard input, or
 //! over HTTP.
 
+mod answering;
 mod clients;
 pub mod config;
 #[cfg(feature = "http")]
@@ -27,9 +28,10 @@ use edge_lmm::serve::{Limits, MAX_LINE, Question, Reply};
 use edge_lmm::units::parse_bytes;
 use sd_notify::NotifyState;
 
+use self::answering::{Answering, break_if};
 use self::clients::hung_up;
 use self::lines::Patience;
-use self::service::{Answering, Service, break_if};
+use self::service::Service;
 use super::cache::CacheOptions;
 use super::costs;
 use super::options::{
@@ -42,7 +44,8 @@ use crate::models;
 /// On a socket, a request is one line of JSON: {"id": 1, "prompt": "What is this?", "images": ["cat.jpg"]}; so
 /// is the reply, with "text", "tokens", "finish_reason" and the timing, or "error". "stream": true
 /// sends the text as it is generated. Images may be {"base64": ...} or data: URLs. Requests are
-/// answered in sequence; a request is canceled if its client disconnects.
+/// answered in sequence, or several at a time with --parallel; a request is canceled if its client
+/// disconnects.
 ///
 /// With --http, clients of OpenAI's interface are answered at http://ADDRESS/v1, and browsers get a
 /// page.
@@ -71,6 +74,11 @@ pub struct Cmd {
     /// half of the places
     #[arg(long, value_name = "N", default_value = "64", value_parser = parse_places)]
     queue: usize,
+    /// Number of requests that are answered at the same time. Their answers are decoded together,
+    /// which reads the weights once for all of them; each has a key-value cache of its own. Requests
+    /// on standard input are answered in turn
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_parallel)]
+    parallel: usize,
     /// Maximum tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
@@ -93,9 +101,9 @@ pub struct Cmd {
     #[command(flatten)]
     speculation: SpeculationOptions,
     /// Maximum number of conversations whose state is kept; the least recently used one is
-    /// forgotten first
-    #[arg(long, value_name = "N", default_value = "4", value_parser = parse_conversations)]
-    conversations: usize,
+    /// forgotten first [default: 4, or as many as --parallel]
+    #[arg(long, value_name = "N", value_parser = parse_conversations)]
+    conversations: Option<usize>,
     /// Maximum memory of these states together; the latest one is always kept
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
     conversation_memory: u64,
@@ -108,16 +116,28 @@ pub struct Cmd {
 /// Time limit for receiving a complete request.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
 
+/// Number of conversations that are kept by default, unless more requests are answered at a time.
+const CONVERSATIONS: usize = 4;
 /// Maximum number of conversations that are kept.
 const MAX_CONVERSATIONS: usize = 256;
 
 /// Maximum number of requests that wait.
 const MAX_PLACES: usize = 1024;
 
+/// Maximum number of requests that are answered at the same time.
+const MAX_PARALLEL: usize = 64;
+
 fn parse_places(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=MAX_PLACES) => Ok(count),
         _ => Err(format!("expected 1 to {MAX_PLACES} requests")),
+    }
+}
+
+fn parse_parallel(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=MAX_PARALLEL) => Ok(count),
+        _ => Err(format!("expected 1 to {MAX_PARALLEL} requests")),
     }
 }
 
@@ -157,7 +177,7 @@ impl Cmd {
             repetition_penalty: self.logits.repetition_penalty,
             ignore_generation_config: self.logits.ignore_generation_config,
             parse_special: self.prompt_options.parse_special,
-            speculation: self.speculation.mode(),
+            speculation: self.speculation.mode(engine.device()),
             #[cfg(feature = "http")]
             addresses: self.http.addresses(),
             #[cfg(not(feature = "http"))]
@@ -174,14 +194,15 @@ impl Cmd {
         )?;
         let mut session = engine.session();
         let memory = usize::try_from(self.conversation_memory).unwrap_or(usize::MAX);
-        session.keep_conversations(self.conversations, memory);
-        let mut answering = Answering { session, estimator };
+        let least = CONVERSATIONS.max(self.parallel);
+        session.keep_conversations(self.conversations.unwrap_or(least), memory);
+        let mut answering = Answering::new(session, estimator, self.parallel);
         let model = self.model.display();
         if !self.is_reachable() {
             eprintln!("{model} is ready and answers requests on standard input");
             return serve_standard_input(&limits, &mut answering);
         }
-        let service = Service::new(limits, self.queue);
+        let service = Service::new(limits, self.queue, self.parallel);
         if let Some(path) = &self.socket {
             let listener = listen(path, self.socket_mode)?;
             let patience = Patience {
@@ -197,7 +218,7 @@ impl Cmd {
         }
         // Without systemd there is nothing to notify.
         let _ = sd_notify::notify(&[NotifyState::Ready]);
-        service.run(&mut answering)
+        answering.run(&service)
     }
 
     /// Returns `true` if clients connect over a socket or the network.

@@ -50,6 +50,8 @@ struct Shared<J> {
     state: Mutex<State<J>>,
     pushed: Condvar,
     places: usize,
+    /// Maximum number of jobs that are answered at the same time.
+    parallel: usize,
 }
 
 struct State<J> {
@@ -57,7 +59,8 @@ struct State<J> {
     lanes: VecDeque<(Owner, VecDeque<J>)>,
     /// Places of each client: its jobs and those that it prepares.
     held: HashMap<Owner, usize>,
-    is_answering: bool,
+    /// Jobs that are being answered.
+    answering: usize,
     /// Moving average of the time of an answer.
     mean: Option<Duration>,
 }
@@ -71,18 +74,20 @@ impl<J> Clone for Queue<J> {
 }
 
 impl<J> Queue<J> {
-    /// Creates a queue of `places`. A single client can have half of them.
-    pub fn new(places: usize) -> Self {
+    /// Creates a queue of `places`, of which a single client can have half, for jobs of which up to
+    /// `parallel` are answered at the same time.
+    pub fn new(places: usize, parallel: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(State {
                     lanes: VecDeque::new(),
                     held: HashMap::new(),
-                    is_answering: false,
+                    answering: 0,
                     mean: None,
                 }),
                 pushed: Condvar::new(),
                 places,
+                parallel,
             }),
         }
     }
@@ -93,17 +98,19 @@ impl<J> Queue<J> {
     }
 
     /// Takes a place for a request that is about to be prepared. Returns it with the number of
-    /// requests ahead.
+    /// requests ahead: those that end before it begins.
     ///
     /// # Errors
     /// If no place is left for this client.
     pub fn enter(&self, owner: Owner) -> Result<(Place<J>, usize), Full> {
         let mut state = self.state();
         let own = state.held.get(&owner).copied().unwrap_or(0);
-        let position = state.position(owner);
+        let parallel = self.shared.parallel;
+        let position = (state.before(owner) + 1).saturating_sub(parallel);
         let taken: usize = state.held.values().sum();
         if taken >= self.shared.places || own >= self.shared.places.div_ceil(2) {
-            let wait = state.mean.unwrap_or(Duration::from_secs(1)) * position as u32;
+            let mean = state.mean.unwrap_or(Duration::from_secs(1));
+            let wait = mean * position as u32 / parallel as u32;
             return Err(Full {
                 position,
                 retry_after: wait.as_secs().clamp(1, LONGEST_WAIT),
@@ -137,14 +144,14 @@ impl<J> Queue<J> {
         if !jobs.is_empty() {
             state.lanes.push_back((owner, jobs));
         }
-        state.is_answering = true;
+        state.answering += usize::from(job.is_some());
         job
     }
 
     /// Ends a job that took `time`; `None` if it was not answered.
     pub fn finished(&self, time: Option<Duration>) {
         let mut state = self.state();
-        state.is_answering = false;
+        state.answering = state.answering.saturating_sub(1);
         if let Some(time) = time {
             let mean = state.mean.unwrap_or(time);
             state.mean = Some((mean * 7 + time) / 8);
@@ -157,21 +164,21 @@ impl<J> Queue<J> {
         self.state().held.values().sum()
     }
 
-    /// Returns `true` while a request is answered.
+    /// Returns the number of requests that are being answered.
     #[cfg(feature = "http")]
-    pub fn is_answering(&self) -> bool {
-        self.state().is_answering
+    pub fn answering(&self) -> usize {
+        self.state().answering
     }
 }
 
 impl<J> State<J> {
-    /// Returns the number of requests that are answered before the next one of a client: each other
-    /// client has as many turns until then as this one.
-    fn position(&self, owner: Owner) -> usize {
+    /// Returns the number of requests that begin before the next one of a client and have not ended:
+    /// each other client has as many turns until then as this one.
+    fn before(&self, owner: Owner) -> usize {
         let own = self.held.get(&owner).copied().unwrap_or(0);
         let others = self.held.iter().filter(|(other, _)| **other != owner);
         let before: usize = others.map(|(_, &held)| held.min(own + 1)).sum();
-        before + own + usize::from(self.is_answering)
+        before + own + self.answering
     }
 }
 
@@ -218,7 +225,7 @@ mod tests {
 
     #[test]
     fn clients_take_turns() {
-        let queue = Queue::new(8);
+        let queue = Queue::new(8, 1);
         let places = [
             add(&queue, ONE, 10),
             add(&queue, ONE, 11),
@@ -231,9 +238,27 @@ mod tests {
         assert_eq!(drain(&queue), [10, 20, 11, 21, 12]);
     }
 
+    /// A request begins beside others, so that fewer are ahead.
+    #[test]
+    fn several_jobs_are_answered_at_the_same_time() {
+        let queue = Queue::new(8, 3);
+        let mut places: Vec<_> = (0..4).map(|job| add(&queue, ONE, job)).collect();
+        let positions: Vec<usize> = places.iter().map(|place| place.1).collect();
+        assert_eq!(positions, [0, 0, 0, 1]);
+        for job in 0..3 {
+            assert_eq!(queue.next(Duration::ZERO), Some(job));
+        }
+        places.drain(..3);
+        assert_eq!(add(&queue, TWO, 4).1, 2);
+        for _ in 0..3 {
+            queue.finished(Some(Duration::from_secs(6)));
+        }
+        assert_eq!(add(&queue, TWO, 5).1, 0);
+    }
+
     #[test]
     fn places_are_bounded_and_come_back() {
-        let queue = Queue::<u32>::new(4);
+        let queue = Queue::<u32>::new(4, 1);
         let mut held = vec![queue.enter(ONE).ok(), queue.enter(ONE).ok()];
         let full = queue
             .enter(ONE)
@@ -249,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_wait_follows_the_answers() {
-        let queue = Queue::<u32>::new(2);
+        let queue = Queue::<u32>::new(2, 1);
         let _place = add(&queue, ONE, 1);
         assert_eq!(queue.next(Duration::ZERO), Some(1));
         queue.finished(Some(Duration::from_secs(9)));

@@ -1,22 +1,20 @@
-//! The service below all protocols: one queue, and one engine that answers its requests in turn.
+//! The service below all protocols: one queue, and one engine that answers its requests.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use edge_lmm::serve::{Limits, MAX_LINE, Prepared};
-use edge_lmm::{Answer, AnySession, EngineError, Event, RequestEstimator};
+use edge_lmm::{Answer, EngineError, Event};
 
 use super::limits::{Budget, Permits};
 #[cfg(feature = "http")]
 use super::metrics::Metrics;
 use super::queue::{Full, Owner, Place, Queue};
-use super::watchdog::Watchdog;
 
 /// Maximum bytes of unfinished requests of all clients together.
 pub const REQUEST_BYTES: usize = 2 * MAX_LINE;
-/// Requests with decoded media at the same time: the current one and the next.
+/// Requests with decoded media at the same time: the one that begins and the next.
 const DECODED_REQUESTS: usize = 2;
 
 /// The client of one request.
@@ -31,12 +29,16 @@ pub trait Client: Send {
 
 /// A request with decoded media, queued for the engine.
 pub struct Job {
-    request: Prepared,
-    client: Box<dyn Client>,
-    place: Place<Job>,
-    /// A value that is dropped when the request has been answered, such as permits.
-    held: Box<dyn Send>,
-    entered: Instant,
+    /// The request.
+    pub request: Prepared,
+    /// Its client.
+    pub client: Box<dyn Client>,
+    /// Its place, while it is in the queue.
+    place: Option<Place<Job>>,
+    /// A value that is dropped when the prompt of the request has been taken in, such as permits.
+    pub held: Box<dyn Send>,
+    /// Time at which it entered the queue.
+    pub entered: Instant,
 }
 
 /// State shared by all protocols. Clones share it.
@@ -54,11 +56,12 @@ struct Shared {
 }
 
 impl Service {
-    /// Creates a service whose queue has `places`.
-    pub fn new(limits: Limits, places: usize) -> Self {
+    /// Creates a service whose queue has `places`, and that answers up to `parallel` requests at the
+    /// same time.
+    pub fn new(limits: Limits, places: usize, parallel: usize) -> Self {
         Self(Arc::new(Shared {
             limits,
-            queue: Queue::new(places),
+            queue: Queue::new(places, parallel),
             requests: Budget::new(REQUEST_BYTES),
             decoded: Permits::new(DECODED_REQUESTS),
             connections: AtomicU64::new(0),
@@ -93,10 +96,10 @@ impl Service {
         &self.0.metrics
     }
 
-    /// Returns the number of waiting requests, and whether one is answered.
+    /// Returns the numbers of requests that wait and that are answered.
     #[cfg(feature = "http")]
-    pub fn load(&self) -> (usize, bool) {
-        (self.0.queue.waiting(), self.0.queue.is_answering())
+    pub fn load(&self) -> (usize, usize) {
+        (self.0.queue.waiting(), self.0.queue.answering())
     }
 
     /// Takes a place in the queue for a request that is about to be prepared.
@@ -114,51 +117,31 @@ impl Service {
         })
     }
 
-    /// Answers requests forever.
-    pub fn run(&self, answering: &mut Answering) -> ! {
-        let mut watchdog = Watchdog::new();
-        loop {
-            match self.0.queue.next(watchdog.interval()) {
-                Some(job) => {
-                    let time = self.answer(answering, job, &mut watchdog);
-                    self.0.queue.finished(time);
-                }
-                None => watchdog.notify(),
-            }
-        }
+    /// Waits for the next request; `None` after `timeout`. [`Self::done`] or [`Self::finished`]
+    /// follows for each of them.
+    pub fn next(&self, timeout: Duration) -> Option<Job> {
+        let mut job = self.0.queue.next(timeout)?;
+        job.place = None;
+        Some(job)
     }
 
-    /// Answers a request. Returns the time that it took; `None` if its client was gone before.
-    fn answer(
+    /// Gives a client the end of its request, which waited for `waited` and began at `start`.
+    pub fn done(
         &self,
-        answering: &mut Answering,
-        job: Job,
-        watchdog: &mut Watchdog,
-    ) -> Option<Duration> {
-        let Job {
-            request,
-            mut client,
-            place,
-            held,
-            entered,
-        } = job;
-        drop(place);
-        if client.is_gone() {
-            return None;
-        }
-        let waited = entered.elapsed();
-        let start = Instant::now();
-        let answer = answering.answer(self.limits(), &request, |event| {
-            watchdog.notify();
-            client.event(&event);
-            break_if(client.is_gone())
-        });
-        drop((request, held));
-        let time = start.elapsed();
+        client: Box<dyn Client>,
+        answer: Result<Answer, EngineError>,
+        waited: Duration,
+        start: Instant,
+    ) {
         #[cfg(feature = "http")]
         self.metrics().observe(&answer, waited);
+        self.finished(Some(start.elapsed()));
         client.done(answer, waited);
-        Some(time)
+    }
+
+    /// Ends a request that took `time`; `None` if it was not answered.
+    pub fn finished(&self, time: Option<Duration>) {
+        self.0.queue.finished(time);
     }
 }
 
@@ -177,47 +160,15 @@ impl Entry {
         self.position
     }
 
-    /// Queues the request. `held` is dropped when it has been answered.
+    /// Queues the request. `held` is dropped when its prompt has been taken in.
     pub fn submit(self, request: Prepared, client: Box<dyn Client>, held: Box<dyn Send>) {
         let job = Job {
             request,
             client,
-            place: self.place,
+            place: Some(self.place),
             held,
             entered: self.entered,
         };
         self.service.0.queue.push(self.owner, job);
-    }
-}
-
-/// The model and the memory check that answer requests.
-pub struct Answering {
-    /// The conversations.
-    pub session: AnySession,
-    /// The memory check.
-    pub estimator: Option<RequestEstimator>,
-}
-
-impl Answering {
-    /// Answers a request; `on_event` cancels it by breaking.
-    ///
-    /// # Errors
-    /// As [`Prepared::answer`].
-    pub fn answer(
-        &mut self,
-        limits: &Limits,
-        request: &Prepared,
-        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Answer, EngineError> {
-        let estimator = self.estimator.as_ref();
-        request.answer(&mut self.session, limits, estimator, on_event)
-    }
-}
-
-/// Breaks if a condition holds.
-pub fn break_if(condition: bool) -> ControlFlow<()> {
-    match condition {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
     }
 }

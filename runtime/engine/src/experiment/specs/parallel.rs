@@ -188,7 +188,10 @@ fn together<B: KernelBackend>(answers: &mut [Generation<'_, B>]) -> Result<usize
     let mut tokens = 0;
     loop {
         let before = tokens;
-        for token in Generation::next_together(answers).into_iter().flatten() {
+        for token in Generation::next_together(&mut *answers)
+            .into_iter()
+            .flatten()
+        {
             token?;
             tokens += 1;
         }

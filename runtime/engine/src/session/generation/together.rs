@@ -15,11 +15,12 @@ impl<B: KernelBackend> Generation<'_, B> {
     /// tokens in one step, which reads the weights once. The answers are bitwise those of single
     /// steps on CPUs; on GPUs, products of several tokens may round differently.
     ///
-    /// An answer takes a step of its own if its engine is not that of the first answer, if it has
-    /// [speculation](crate::Request::speculation), and where it becomes long for LongRoPE. Its first
-    /// token comes from the prompt without a step. Models with recurrent layers and encoder-decoders
-    /// continue the answers in turn and compute only the output head together. The stage `decode` of
-    /// every answer has the time of the whole common step.
+    /// An answer takes a step of its own if its engine is not that of the first answer, and where it
+    /// becomes long for LongRoPE. Its first token comes from the prompt without a step. No tokens are
+    /// [drafted](crate::Request::speculation) unless there is only one answer left; those that were
+    /// drafted before are verified first. Models with recurrent layers and encoder-decoders continue
+    /// the answers in turn and compute only the output head together. The stage `decode` of every
+    /// answer has the time of the whole common step.
     ///
     /// ```
     /// # use edge_lmm::{Cpu, Engine, Generation, Message, Record, Request, Role, demo};
@@ -41,10 +42,20 @@ impl<B: KernelBackend> Generation<'_, B> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn next_together(answers: &mut [Self]) -> Vec<Option<Result<Token, EngineError>>> {
+    pub fn next_together<'a>(
+        answers: impl IntoIterator<Item = &'a mut Self>,
+    ) -> Vec<Option<Result<Token, EngineError>>>
+    where
+        Self: 'a,
+    {
+        let mut answers: Vec<&mut Self> = answers.into_iter().collect();
+        let left = answers.iter().filter(|answer| !answer.ended).count();
+        for answer in &mut answers {
+            answer.steps.set_drafts(left < 2);
+        }
         let first = answers.iter().find(|answer| answer.can_join());
         let model = first.map(|answer| answer.steps.session.shared.clone());
-        let joins = |answer: &Self| {
+        let joins = |answer: &&mut Self| {
             let shared = &answer.steps.session.shared;
             answer.can_join()
                 && model
@@ -53,12 +64,12 @@ impl<B: KernelBackend> Generation<'_, B> {
         };
         let joined: Vec<bool> = answers.iter().map(joins).collect();
         if joined.iter().filter(|&&joins| joins).count() < 2 {
-            return answers.iter_mut().map(Iterator::next).collect();
+            return answers.into_iter().map(Iterator::next).collect();
         }
         let together = answers.iter_mut().zip(&joined);
-        let together = together.filter_map(|(answer, joins)| joins.then_some(answer));
+        let together = together.filter_map(|(answer, joins)| joins.then_some(&mut **answer));
         let mut tokens = Self::advance_together(&mut together.collect::<Vec<_>>()).into_iter();
-        let of_each = answers.iter_mut().zip(joined);
+        let of_each = answers.into_iter().zip(joined);
         let of_each = of_each.map(|(answer, joins)| match joins {
             true => tokens.next(),
             false => answer.next(),

@@ -1,8 +1,9 @@
 //! Speculative decoding (Leviathan et al. 2023, [arXiv:2211.17192](https://arxiv.org/abs/2211.17192)):
 //! likely tokens are drafted, and one step of the model computes the scores after each of them.
 //!
-//! Drafts come from the tokens so far ([`lookup`]; Saxena 2023, prompt lookup decoding) or from a
-//! second, smaller model ([`draft_model`]). A draft is a plain list of tokens without
+//! Drafts come from the tokens so far ([`lookup`]; Saxena 2023, prompt lookup decoding), from a second,
+//! smaller model ([`draft_model`]), or from a layer of the model that predicts further tokens
+//! ([`edge_lmm_models::mtp`]). A draft is a plain list of tokens without
 //! probabilities, so that verification needs no rule of its own: the sampler picks from the scores
 //! at each position in turn, and a drafted token is accepted if it is the one that was picked. The
 //! answer is the one without speculation, with sampling as well.
@@ -15,6 +16,10 @@ mod steps;
 use std::str::FromStr;
 
 use serde::Serialize;
+
+use crate::device::Device;
+
+use edge_lmm_ops::KernelBackend;
 
 pub(super) use draft_model::DraftModel;
 pub(super) use pace::Pace;
@@ -39,6 +44,15 @@ impl Speculation {
     /// Largest number that [`Auto`](Self::Auto) drafts: with the last token, as many as the
     /// products with quantized weights take at the cost of reading the weights once.
     const MOST_AUTO: usize = edge_lmm_kernels::workload::FEW_TOKENS - 1;
+
+    /// Returns the mode of programs on `device` that were not told another one: [`Auto`](Self::Auto)
+    /// on the processor, where answers stay bitwise the same, and [`Off`](Self::Off) on GPUs.
+    pub fn default_on(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Auto,
+            Device::Cuda(_) | Device::Vulkan => Self::Off,
+        }
+    }
 
     /// Returns the largest number of drafted tokens per step.
     fn most(self) -> usize {
@@ -70,6 +84,23 @@ impl FromStr for Speculation {
                 Ok(count @ 1..=Self::MOST) => Ok(Self::Fixed(count)),
                 _ => Err(UnknownSpeculation),
             },
+        }
+    }
+}
+
+/// What the drafts of a session's answers are based on.
+pub(super) struct Drafting<B: KernelBackend> {
+    /// Times of steps and acceptance of drafts so far.
+    pub pace: Pace,
+    /// Draft model, once an answer has used speculation.
+    pub model: Option<DraftModel<B>>,
+}
+
+impl<B: KernelBackend> Default for Drafting<B> {
+    fn default() -> Self {
+        Self {
+            pace: Pace::default(),
+            model: None,
         }
     }
 }

@@ -9,8 +9,8 @@ const WEIGHTS: [f64; 2] = [0.3, 0.1];
 const FADE: f64 = 0.9;
 /// Drafted tokens that the assumed acceptance counts as.
 const PRIOR_TOKENS: f64 = 1.0;
-/// Assumed times of a step of several tokens and of each of its further tokens, and of a drafted token
-/// of a draft model, relative to a step of one token, until they are known.
+/// Assumed times of a step of several tokens and of each of its further tokens, and of a token that a
+/// model drafts, relative to a step of one token, until they are known.
 const ASSUMED_FEW: f64 = 1.15;
 const ASSUMED_FURTHER: f64 = 0.1;
 const ASSUMED_DRAFTING: f64 = 0.25;
@@ -29,11 +29,13 @@ pub enum Source {
     Lookup(usize),
     /// The draft model.
     Model,
+    /// The model's layer that predicts further tokens.
+    Mtp,
 }
 
 impl Source {
     /// Sources whose acceptance is counted together.
-    const CLASSES: usize = 4;
+    const CLASSES: usize = 5;
 
     fn class(self) -> usize {
         match self {
@@ -41,6 +43,7 @@ impl Source {
             Self::Lookup(4..=7) => 1,
             Self::Lookup(_) => 2,
             Self::Model => 3,
+            Self::Mtp => 4,
         }
     }
 }
@@ -82,7 +85,7 @@ pub struct Pace {
     step: Option<f64>,
     /// Times of steps by the number of drafted tokens, relative to `step`.
     verifying: [f64; Speculation::MOST + 1],
-    /// Seconds in which the draft model drafts a token.
+    /// Seconds in which a token is drafted, by the draft model or the model's own layer.
     draft: Option<f64>,
     sources: [Acceptance; Source::CLASSES],
 }
@@ -96,7 +99,7 @@ impl Default for Pace {
                 _ => ASSUMED_FEW + ASSUMED_FURTHER * drafted as f64,
             }),
             draft: None,
-            sources: [0.5, 0.7, 0.8, 0.7].map(Acceptance::new),
+            sources: [0.5, 0.7, 0.8, 0.7, 0.7].map(Acceptance::new),
         }
     }
 }
@@ -110,7 +113,7 @@ impl Pace {
         };
         let drafting = match source {
             Source::Lookup(_) => 0.0,
-            Source::Model => self.draft.map_or(ASSUMED_DRAFTING, |time| time / step),
+            Source::Model | Source::Mtp => self.draft.map_or(ASSUMED_DRAFTING, |time| time / step),
         };
         let costs = (1..).zip(&self.verifying[1..]).take(most);
         let costs = costs.map(|(count, time)| time + f64::from(count) * drafting);
@@ -153,7 +156,7 @@ impl Pace {
         }
     }
 
-    /// Takes the time in which the draft model drafted `tokens` tokens.
+    /// Takes the time in which the draft model or the model's own layer drafted `tokens` tokens.
     pub fn observe_drafting(&mut self, tokens: usize, seconds: f64) {
         if tokens > 0 {
             let seconds = seconds / tokens as f64;
@@ -232,8 +235,9 @@ mod tests {
             pace.observe_draft(SOURCE, 1, 0);
         }
         assert_eq!(pace.choose(SOURCE, 7), 0);
-        // Another source has its own acceptance.
+        // Other sources have their own acceptance.
         assert!(pace.choose(Source::Lookup(16), 7) > 0);
+        assert!(pace.choose(Source::Mtp, 7) > 0);
     }
 
     #[test]

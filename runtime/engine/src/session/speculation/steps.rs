@@ -7,7 +7,8 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::language::{Checkpoint, OutputRows, StepInput};
-use edge_lmm_ops::{KernelBackend, KvStore, probe};
+use edge_lmm_models::mtp::MtpState;
+use edge_lmm_ops::{KernelBackend, KvStore, probe, stage};
 
 use super::lookup::Match;
 use super::pace::Source;
@@ -15,6 +16,8 @@ use super::{DraftModel, Speculation, SpeculationCounts};
 use crate::error::EngineError;
 use crate::loaded::LoadedModel;
 use crate::request::Event;
+use crate::session::held::Held;
+use crate::session::past::Past;
 use crate::session::{Logits, Session};
 
 /// A session that decodes an answer.
@@ -23,8 +26,11 @@ use crate::session::{Logits, Session};
 /// the token that was picked from them. Dropping the steps leaves the session with tokens of the
 /// answer only.
 pub struct Steps<'s, B: KernelBackend> {
-    pub session: &'s mut Session<B>,
+    pub session: Held<'s, B>,
     speculation: Speculation,
+    /// `false` while other answers are decoded with this one: a step for all of them gains more
+    /// than drafts.
+    drafts: bool,
     /// Picked tokens that are not in the state yet.
     pending: Vec<u32>,
     draft: Option<Draft>,
@@ -63,16 +69,17 @@ impl Draft {
 }
 
 impl<'s, B: KernelBackend> Steps<'s, B> {
-    pub fn new(session: &'s mut Session<B>, speculation: Speculation) -> Self {
+    pub fn new(session: Held<'s, B>, speculation: Speculation) -> Self {
         if speculation != Speculation::Off
-            && session.draft_model.is_none()
             && let Some(engine) = session.shared.draft.get()
         {
-            session.draft_model = Some(Box::new(DraftModel::new(engine)));
+            let new = || DraftModel::new(engine);
+            session.drafting().model.get_or_insert_with(new);
         }
         Self {
             session,
             speculation,
+            drafts: true,
             pending: Vec::new(),
             draft: None,
             timed: None,
@@ -83,6 +90,11 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     /// Returns the steps and drafts so far; `None` without speculation.
     pub fn counts(&self) -> Option<SpeculationCounts> {
         (self.speculation != Speculation::Off).then_some(self.counts)
+    }
+
+    /// Turns drafts on or off. The tokens that are drafted already are verified in any case.
+    pub fn set_drafts(&mut self, drafts: bool) {
+        self.drafts = drafts;
     }
 
     /// Returns the scores of the next token. `tokens` are all tokens so far, of
@@ -106,7 +118,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         let checkpoint = past.state.checkpoint();
         let picked = std::mem::take(&mut self.pending);
         let ids = [&picked[..], &drafted].concat();
-        let scores = self.session.advance(&ids, OutputRows::All, &mut go_on)?;
+        let scores = self.session.verify(&ids)?;
         let scores = Arc::new(self.session.read(scores)?);
         self.draft = Some(Draft {
             source,
@@ -119,15 +131,15 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         Ok(Scores::Row(scores, 0))
     }
 
-    /// Returns `true` if the next step may be one for several conversations: it takes in the last
-    /// picked token only, without drafts, and the sequence does not become long.
+    /// Returns `true` if the next step may be one for several conversations: there is no drafted
+    /// token, it takes in the last picked token only, and the sequence does not become long.
     pub fn can_join(&self) -> bool {
         let Some(past) = &self.session.past else {
             return false;
         };
         let (state, len) = (&past.state, past.state.len() + self.pending.len());
         // A capture shows single steps.
-        self.speculation == Speculation::Off
+        self.draft.is_none()
             && self.pending.len() == 1
             && len <= state.cache.capacity()
             && self.session.language().is_long(len) == state.long
@@ -146,6 +158,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             let past = steps.session.past.as_mut().expect("there is a state");
             positions.push([past.next_position(); 3]);
             past.push(&steps.pending);
+            steps.counts.steps += 1;
             ids.append(&mut steps.pending);
             states.push(&mut past.state);
         }
@@ -158,7 +171,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     pub fn accept(&mut self, id: u32) {
         if let Some((tokens, start)) = self.timed.take() {
             let seconds = start.elapsed().as_secs_f64();
-            self.session.pace.observe_step(tokens, seconds);
+            self.session.drafting().pace.observe_step(tokens, seconds);
         }
         match &mut self.draft {
             Some(draft) if draft.tokens.get(draft.accepted) == Some(&id) => {
@@ -194,19 +207,19 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
         let is_whole = accepted == draft.tokens.len();
         let verified = accepted + usize::from(rejected && !is_whole);
         self.session
+            .drafting()
             .pace
             .observe_draft(draft.source, verified, accepted);
         let Some(past) = self.session.past.as_mut().filter(|_| !is_whole) else {
             return;
         };
-        // A recurrent state cannot be truncated: the tokens are computed again with the next ones.
-        if past.truncate(len).is_err() {
+        // Where a recurrent state cannot be revised, the tokens are computed again with the next ones.
+        if !past.revise(&draft.checkpoint, len) {
             let first = draft.checkpoint.tokens();
             let known = &past.tokens[first..first + draft.picked];
             self.pending.extend(known.iter().map(|token| token.id));
             self.pending.extend(&draft.tokens[..accepted]);
-            past.state.rewind(draft.checkpoint);
-            past.forget_beyond(first);
+            past.rewind(draft.checkpoint);
         }
     }
 
@@ -223,15 +236,19 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
                 return Some((source, found.draft(tokens, count)));
             }
         }
-        let drafted = self.model_draft(most);
-        (!drafted.is_empty()).then_some((Source::Model, drafted))
+        let has_model = self.session.drafting().model.is_some();
+        let (source, drafted) = match has_model {
+            true => (Source::Model, self.model_draft(most)),
+            false => (Source::Mtp, self.mtp_draft(most)),
+        };
+        (!drafted.is_empty()).then_some((source, drafted))
     }
 
     /// Returns the number of tokens that may be drafted, at most `most`.
     fn most(&self, most: usize) -> usize {
         let most = most.min(self.speculation.most());
         // Tokens that a recurrent state has lost come first. A capture shows single steps.
-        if most == 0 || self.pending.len() != 1 || probe::active() {
+        if most == 0 || !self.drafts || self.pending.len() != 1 || probe::active() {
             return 0;
         }
         let Some(past) = &self.session.past else {
@@ -251,7 +268,7 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
 
     fn choose(&mut self, source: Source, most: usize) -> usize {
         match self.speculation {
-            Speculation::Auto => self.session.pace.choose(source, most),
+            Speculation::Auto => self.session.drafting().pace.choose(source, most),
             Speculation::Off | Speculation::Fixed(_) => most,
         }
     }
@@ -259,9 +276,10 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
     /// Asks the draft model, if there is one, for up to `most` tokens. A draft model that fails is
     /// not used again in this session.
     fn model_draft(&mut self, most: usize) -> Vec<u32> {
-        let count = match self.session.draft_model {
-            Some(_) => self.choose(Source::Model, most),
-            None => 0,
+        let has_model = self.session.drafting().model.is_some();
+        let count = match has_model {
+            true => self.choose(Source::Model, most),
+            false => 0,
         };
         if count == 0 {
             return Vec::new();
@@ -272,25 +290,64 @@ impl<'s, B: KernelBackend> Steps<'s, B> {
             .map(|token| token.id)
             .chain(self.pending.iter().copied())
             .collect();
+        let _stage = stage::module("draft");
         let start = Instant::now();
-        let model = self.session.draft_model.as_mut();
+        let mut drafting = self.session.drafting();
+        let Some(model) = &mut drafting.model else {
+            return Vec::new();
+        };
         // A model that has to read a prompt first says nothing about the time of further drafts.
-        let is_near = model
-            .as_ref()
-            .is_some_and(|model| model.lag(&text) <= Speculation::MOST);
-        match model.map(|model| model.draft(&text, count)) {
-            Some(Ok(draft)) if is_near => {
-                let seconds = start.elapsed().as_secs_f64();
-                self.session.pace.observe_drafting(draft.len(), seconds);
+        let is_near = model.lag(&text) <= Speculation::MOST;
+        match model.draft(&text, count) {
+            Ok(draft) => {
+                if is_near {
+                    let seconds = start.elapsed().as_secs_f64();
+                    drafting.pace.observe_drafting(draft.len(), seconds);
+                }
                 draft
             }
-            Some(Ok(draft)) => draft,
-            Some(Err(error)) => {
+            Err(error) => {
                 log::warn!("the draft model is not used any more: {error}");
-                self.session.draft_model = None;
+                drafting.model = None;
                 Vec::new()
             }
-            None => Vec::new(),
+        }
+    }
+
+    /// Asks the model's layer that predicts further tokens, if it follows the conversation, for up to
+    /// `most` tokens. A layer that fails is not used again in this conversation.
+    fn mtp_draft(&mut self, most: usize) -> Vec<u32> {
+        let state = |past: &Past<B>| past.state.mtp.as_ref().map(MtpState::waiting);
+        let count = match self.session.past.as_ref().and_then(state) {
+            Some(1..) => self.choose(Source::Mtp, most),
+            _ => 0,
+        };
+        let session: &mut Session<B> = &mut self.session;
+        let language = session.shared.model.language();
+        let (Some(past), [next]) = (&mut session.past, &self.pending[..]) else {
+            return Vec::new();
+        };
+        let at = past.next_position();
+        let Some(mtp) = past.state.mtp.as_mut().filter(|_| count > 0) else {
+            return Vec::new();
+        };
+        let _stage = stage::module("draft");
+        // Many tokens to be processed first say nothing about the time of further drafts.
+        let (start, is_near) = (Instant::now(), mtp.waiting() <= Speculation::MOST + 1);
+        match mtp.draft(language, (*next, at), count) {
+            Ok(draft) => {
+                if is_near {
+                    let seconds = start.elapsed().as_secs_f64();
+                    let pace = &mut session.drafting().pace;
+                    pace.observe_drafting(draft.len(), seconds);
+                }
+                draft
+            }
+            Err(error) => {
+                log::warn!("the model drafts no more tokens: {error}");
+                past.state.mtp = None;
+                Vec::new()
+            }
         }
     }
 }

@@ -270,11 +270,8 @@ fn inform(server: &Server, route: Route, path: &str) -> Result<Response<Reply>, 
             reply::json(&server.model())
         }
         Route::Metrics => {
-            let (waiting, is_answering) = server.service.load();
-            let text = server.service.metrics().text(&Load {
-                waiting,
-                is_answering,
-            });
+            let (waiting, answering) = server.service.load();
+            let text = server.service.metrics().text(&Load { waiting, answering });
             reply::text("text/plain; version=0.0.4; charset=utf-8", text)
         }
         Route::Health | Route::Answer(_) | Route::Unknown => reply::json(&server.health()),
@@ -319,13 +316,13 @@ impl Server {
     }
 
     fn health(&self) -> Value {
-        let (waiting, is_answering) = self.service.load();
+        let (waiting, answering) = self.service.load();
         let memory = System::default().memory();
         json!({
             "status": "ok",
             "model": self.facts.name,
             "queue": waiting,
-            "answering": is_answering,
+            "answering": answering,
             "resident_bytes": resident_bytes(),
             "peak_resident_bytes": peak_resident_bytes(),
             "usable_bytes": memory.map(|memory| memory.usable()),

@@ -20,7 +20,8 @@ use tokio::runtime::Runtime;
 use super::access::{Access, Key};
 use super::connections::{Connection, converse};
 use super::routes::{Facts, Server};
-use crate::cmd::serve::service::{Answering, Service};
+use crate::cmd::serve::answering::Answering;
+use crate::cmd::serve::service::Service;
 
 /// Maximum bytes of a body.
 const MAX_BODY: usize = 1 << 16;
@@ -45,11 +46,10 @@ impl Scripted {
             tool_syntax: engine.tool_syntax().unwrap_or_default(),
             ..Limits::new(MAX_TOKENS, FrameSelection::Uniform(2).into())
         };
-        let service = Service::new(limits, 8);
+        let service = Service::new(limits, 8, 1);
         let (running, session) = (service.clone(), engine.session());
         let answer = move || {
-            let estimator = None;
-            running.run(&mut Answering { session, estimator });
+            Answering::new(session, None, 1).run(&running);
         };
         (thread::Builder::new()
             .name("engine".to_owned())
