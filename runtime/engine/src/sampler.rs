@@ -1,5 +1,7 @@
 //! Picks the next token from the scores.
 
+use std::cmp::Ordering;
+
 use edge_lmm_ops::slice_argmax;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -16,7 +18,7 @@ pub struct Sampling {
     pub top_k: usize,
     /// Considers only the best tokens that together have this probability.
     pub top_p: f32,
-    /// Considers only tokens of at least this share of the best token's probability are considered
+    /// Considers only tokens with at least this share of the best token's probability
     /// (min-p sampling, [arXiv:2407.01082](https://arxiv.org/abs/2407.01082)); 0 is off.
     pub min_p: f32,
     /// Start of the random sequence; the same seed gives the same answer.
@@ -208,54 +210,89 @@ impl Sampler {
                 .reduce(|best, next| if next.1 > best.1 { next } else { best });
             return best.map(|(id, _)| id);
         }
-        // Ties go to the lower id, so that the order is total.
-        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let keep = match self.sampling.top_k {
-            0 => candidates.len(),
-            k => k.min(candidates.len()),
-        };
-        if keep < candidates.len() {
-            candidates.select_nth_unstable_by(keep - 1, order);
-            candidates.truncate(keep);
+        if let k @ 1.. = self.sampling.top_k
+            && k < candidates.len()
+        {
+            candidates.select_nth_unstable_by(k - 1, by_score);
+            candidates.truncate(k);
         }
-        candidates.sort_unstable_by(order);
-        self.draw(&candidates)
+        self.draw(Ranking::new(candidates))
     }
 
-    fn draw(&mut self, candidates: &[(u32, f32)]) -> Option<u32> {
-        let (best, top) = *candidates.first()?;
+    fn draw(&mut self, mut ranking: Ranking) -> Option<u32> {
+        let (best, top) = ranking.get(0)?;
         // All are excluded.
         if top == f32::NEG_INFINITY {
             return Some(best);
         }
-        let weights: Vec<f64> = candidates
-            .iter()
-            .map(|&(_, score)| f64::from((score - top) / self.sampling.temperature).exp())
-            .collect();
-        let total: f64 = weights.iter().sum();
-        // The nucleus: the fewest best tokens whose probability reaches top_p.
-        let mut nucleus = 0.0;
-        let mut count = 0;
-        for weight in &weights {
-            nucleus += weight;
-            count += 1;
-            if nucleus >= f64::from(self.sampling.top_p) * total {
-                break;
+        let Sampling {
+            temperature,
+            top_p,
+            min_p,
+            ..
+        } = self.sampling;
+        let weight = |score: f32| f64::from((score - top) / temperature).exp();
+        let scores = ranking.candidates.iter().map(|&(_, score)| score);
+        let total: f64 = scores.map(weight).sum();
+        let (mut count, mut nucleus) = (ranking.candidates.len(), total);
+        if top_p < 1.0 || min_p > 0.0 {
+            // The nucleus: the fewest best tokens whose probability reaches top_p.
+            (count, nucleus) = (1, 1.0);
+            while nucleus < f64::from(top_p) * total
+                && let Some((_, score)) = ranking.get(count)
+                && weight(score) >= f64::from(min_p)
+            {
+                nucleus += weight(score);
+                count += 1;
             }
         }
-        let likely = weights.partition_point(|&weight| weight >= f64::from(self.sampling.min_p));
-        if likely < count {
-            count = likely.max(1);
-            nucleus = weights[..count].iter().sum();
-        }
         let mut rest = self.random.random::<f64>() * nucleus;
-        for (&(id, _), weight) in candidates.iter().zip(&weights).take(count) {
-            rest -= weight;
+        for rank in 0..count {
+            let (id, score) = ranking.get(rank)?;
+            rest -= weight(score);
             if rest <= 0.0 {
                 return Some(id);
             }
         }
-        candidates.get(count.checked_sub(1)?).map(|&(id, _)| id)
+        ranking.get(count - 1).map(|(id, _)| id)
+    }
+}
+
+/// Orders candidates by falling score. Ties go to the lower id, so that the order is total.
+fn by_score(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Tokens and their scores, sorted as far as they are asked for: a vocabulary has up to a quarter of a
+/// million tokens, of which a draw needs a few.
+struct Ranking {
+    candidates: Vec<(u32, f32)>,
+    sorted: usize,
+}
+
+impl Ranking {
+    /// Candidates that are sorted first; then twice as many each time.
+    const FIRST: usize = 64;
+
+    fn new(candidates: Vec<(u32, f32)>) -> Self {
+        Self {
+            candidates,
+            sorted: 0,
+        }
+    }
+
+    /// Returns the candidate at a rank, 0 for the best one.
+    fn get(&mut self, rank: usize) -> Option<(u32, f32)> {
+        while rank >= self.sorted && self.sorted < self.candidates.len() {
+            let rest = &mut self.candidates[self.sorted..];
+            let count = self.sorted.max(Self::FIRST).min(rest.len());
+            if count < rest.len() {
+                rest.select_nth_unstable_by(count - 1, by_score);
+            }
+            rest[..count].sort_unstable_by(by_score);
+            self.sorted += count;
+        }
+        self.candidates.get(rank).copied()
     }
 }
 
@@ -277,6 +314,61 @@ mod tests {
             ..Default::default()
         };
         Sampler::new(sampling, Vec::new())
+    }
+
+    /// Samples from all candidates in their order, without [`Ranking`].
+    fn sample_sorted(sampler: &mut Sampler, scores: &[f32]) -> u32 {
+        let mut candidates: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
+        candidates.sort_by(by_score);
+        let Sampling {
+            temperature,
+            top_p,
+            min_p,
+            ..
+        } = sampler.sampling;
+        let weights = candidates
+            .iter()
+            .map(|&(_, score)| f64::from((score - candidates[0].1) / temperature).exp());
+        let weights: Vec<f64> = weights.collect();
+        let total: f64 = weights.iter().sum();
+        let mut sum = 0.0;
+        let kept = weights.iter().take_while(|&&weight| {
+            let is_kept = sum < f64::from(top_p) * total && weight >= f64::from(min_p);
+            sum += weight;
+            is_kept
+        });
+        let kept: Vec<f64> = kept.copied().collect();
+        let mut rest = sampler.random.random::<f64>() * kept.iter().sum::<f64>();
+        let drawn = kept.iter().position(|weight| {
+            rest -= weight;
+            rest <= 0.0
+        });
+        candidates[drawn.unwrap_or(kept.len() - 1)].0
+    }
+
+    #[test]
+    fn tokens_are_those_of_sorted_candidates() {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        for case in 0..300 {
+            let size = [1, 63, 64, 65, 200, 5000][case % 6];
+            let scores: Vec<f32> = (0..size).map(|_| random.random_range(-6.0..6.0)).collect();
+            let sampling = Sampling {
+                temperature: random.random_range(0.2..3.0),
+                top_p: [1.0, 0.99, 0.5, 0.01][case % 4],
+                min_p: [0.0, 0.0, 0.3][case % 3],
+                seed: case as u64,
+                ..Default::default()
+            };
+            let [mut ours, mut sorted] =
+                [(); 2].map(|()| Sampler::new(sampling.clone(), Vec::new()));
+            for _ in 0..4 {
+                assert_eq!(
+                    pick(&mut ours, &scores),
+                    Some(sample_sorted(&mut sorted, &scores)),
+                    "{sampling:?}, {size} tokens"
+                );
+            }
+        }
     }
 
     #[test]
