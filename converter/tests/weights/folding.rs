@@ -67,6 +67,8 @@ fn has_no_producer(family: &str, name: &str) -> bool {
     match name {
         "vision.patch_embed.weight" | "audio.conv1.weight" | "audio.conv2.weight" => true,
         "text.embedding.weight" => true,
+        // It joins the outputs of two norms.
+        "text.mtp.fc.weight" => true,
         // It joins several tokens of the norm before it.
         "projector.weight" => family.starts_with("SmolVLM"),
         "projector.up.weight" => ["LLaVA-1.5", "Phi-3.5-Vision"].contains(&family),

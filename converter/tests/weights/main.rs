@@ -10,23 +10,29 @@ mod pruning;
 mod scales;
 
 use common::Golden;
-use edge_lmm::{Cpu, Session};
+use edge_lmm::{Cpu, Request, Session, Speculation};
 use edge_lmm_ops::probe::{self, Captured};
 use std::collections::BTreeMap;
 
 /// Answers a sample's question with a few tokens and captures the stages.
 fn stages(engine: &mut Session<Cpu>, golden: &Golden) -> (Vec<u32>, BTreeMap<String, Captured>) {
+    probe::start();
+    let tokens = answer(engine, golden);
+    (tokens, probe::finish())
+}
+
+/// Answers a sample's question with a few tokens, and with drafts unless stages are captured.
+fn answer(engine: &mut Session<Cpu>, golden: &Golden) -> Vec<u32> {
     let messages = common::ask(&golden.media, &golden.question);
-    let request = edge_lmm::Request {
+    let request = Request {
         media: &golden.media,
         max_tokens: 4,
         ignore_eos: true,
         sampling: Default::default(),
-        ..edge_lmm::Request::new(&messages)
+        speculation: Speculation::Fixed(1),
+        ..Request::new(&messages)
     };
     engine.forget();
-    probe::start();
     let answer = engine.answer(&request, |_| std::ops::ControlFlow::Continue(()));
-    let stages = probe::finish();
-    (answer.expect(&golden.name).tokens, stages)
+    answer.expect(&golden.name).tokens
 }

@@ -11,7 +11,7 @@ use edge_lmm_ops::observe;
 
 use crate::common::manifest::Manifest;
 use crate::common::{F32, Golden, engine_from, relative};
-use crate::stages;
+use crate::{answer, stages};
 
 /// Inputs by weight, those of several calls one after the other.
 pub type Seen = BTreeMap<String, (usize, Vec<f32>)>;
@@ -31,13 +31,13 @@ pub fn observed(
             entry.1.extend_from_slice(inputs.values);
         }
     });
-    stages(engine, golden);
+    answer(engine, golden);
     drop(observer);
     seen.take()
 }
 
-/// The names are those of the packed weights that activations are multiplied with, the widths
-/// their columns.
+/// The names are those of the packed weights that activations are multiplied with, those of a layer
+/// that drafts included, the widths their columns.
 #[test]
 fn every_product_is_seen() {
     for manifest in Manifest::of_the_hub() {
