@@ -15,7 +15,7 @@ use edge_lmm::output::Output;
 use edge_lmm_convert::calibration::{Calibration, Method, Samples};
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
 use edge_lmm_convert::prune::{Importance, prune_channels};
-use edge_lmm_convert::{Options, Plan, Pruning, write_calibrated, write_record};
+use edge_lmm_convert::{Options, Plan, Progress, Pruning, write_calibrated, write_record};
 use edge_lmm_kernels::pool::{ThreadPool, scoped};
 use edge_lmm_ops::Format;
 
@@ -89,7 +89,13 @@ fn pruned_channels_are_replaced() {
     let samples = || Samples::read(&[questions()]).expect("samples");
     let whole = Plan::new(&checkpoint, &F32).expect("a plan");
     let temporary = folder.path().join("temporary");
-    let importance = Importance::measure(&whole, &checkpoint, &samples(), &temporary);
+    let importance = Importance::measure(
+        &whole,
+        &checkpoint,
+        &samples(),
+        &temporary,
+        &Progress::none(),
+    );
     let importance = importance.expect("importance");
     let mut pruning = Pruning::none(&checkpoint);
     prune_channels(&mut pruning, &importance, &[], 0.5).expect("a selection");
