@@ -26,7 +26,9 @@ use crate::prune::{
     Importance, Shares, Trial, prune_shares, prune_vision_layers, prune_vocabulary, search,
 };
 use crate::source::Checkpoint;
-use crate::{Options, Plan, PlannedWeight, Pruning, Report, random_checkpoint, write_calibrated};
+use crate::{
+    Options, Plan, PlannedWeight, Progress, Pruning, Report, random_checkpoint, write_calibrated,
+};
 
 /// Converts a checkpoint into one 4-bit record for edge-lmm.
 ///
@@ -370,10 +372,20 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
     if shares != Shares::default() || cli.prune_to.is_some() || vision.is_some() {
         let plan = Plan::new(checkpoint, &Options::default())?;
         let (path, samples) = (beside(cli, ".pruning"), samples(cli)?);
-        let importance = Importance::measure(&plan, checkpoint, &samples, &path)?;
+        let (bar, progress) = steps()?;
+        let importance = Importance::measure(&plan, checkpoint, &samples, &path, &progress)?;
         let shares = match cli.prune_to {
             Some(ratio) => {
-                let trials = search(&plan, checkpoint, &samples, &importance, ratio, &path)?;
+                let trials = search(
+                    &plan,
+                    checkpoint,
+                    &samples,
+                    &importance,
+                    ratio,
+                    &path,
+                    &progress,
+                )?;
+                bar.finish_and_clear();
                 for trial in &trials {
                     let Trial {
                         shares, divergence, ..
@@ -384,6 +396,7 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
             }
             None => shares,
         };
+        bar.finish_and_clear();
         let removed = prune_shares(&mut pruning, &importance, &shares)?;
         describe_pruning(&pruning, &importance, &removed);
         if let Some(ratio) = vision {
@@ -398,6 +411,23 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         eprintln!("vocabulary: {after} of {before} tokens");
     }
     Ok(pruning)
+}
+
+/// Returns a bar for steps that come before the record is written, and what moves it.
+fn steps() -> anyhow::Result<(ProgressBar, Progress)> {
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{bar:16} {percent} %, {eta} left, {wide_msg}",
+    )?);
+    let (moved, current) = (bar.clone(), Cell::new(""));
+    let progress = Progress::new(move |step, done, all| {
+        if current.replace(step) != step {
+            moved.reset();
+            moved.set_message(step);
+        }
+        moved.set_length(all as u64);
+        moved.set_position(done as u64);
+    });
+    Ok((bar, progress))
 }
 
 /// Tells which parts of the language model are left out.
@@ -437,13 +467,7 @@ fn mixed(
         (None, Some(bytes)) => Budget::Bytes(usize::try_from(bytes)?),
         (None, None) => return Ok(None),
     };
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} weights measured, {eta} left",
-    )?);
-    let progress = |done: usize, all: usize| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    };
+    let (bar, progress) = steps()?;
     let (samples, path) = (samples(cli)?, beside(cli, ".mixed"));
     let mixed = Mixed::choose(
         plan, options, checkpoint, &samples, budget, &path, &progress,

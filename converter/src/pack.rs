@@ -55,7 +55,7 @@ pub(crate) fn pack(
     rule: Option<&Rule>,
     progress: &dyn Fn(usize),
 ) -> Result<Packed, ConvertError> {
-    match rule.filter(|rule| rule.rounds()) {
+    match rule.filter(|rule| rule.has_products()) {
         Some(rule) => pack_rounded(checkpoint, weight, format, rule, progress),
         None => pack_nearest(checkpoint, weight, format, rule, progress),
     }

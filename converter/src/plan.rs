@@ -305,6 +305,11 @@ impl Plan {
         Self::pruned(checkpoint, options, pruning)
     }
 
+    /// Returns `true` if feed-forward channels or heads are left out.
+    pub(crate) fn lacks_channels(&self) -> bool {
+        self.selection.without(is_channel) != self.selection
+    }
+
     /// Plans the record with all feed-forward channels and heads; `None` if they are all there. It has the same
     /// weights, of which some have more rows or columns.
     ///
@@ -314,12 +319,10 @@ impl Plan {
         &self,
         checkpoint: &Checkpoint,
     ) -> Result<Option<Self>, ConvertError> {
-        let channels = [".ffn", ".heads", ".kv_heads"];
-        let is_channel = |dimension: &str| channels.iter().any(|end| dimension.ends_with(end));
-        let selection = self.selection.without(is_channel);
-        if selection == self.selection {
+        if !self.lacks_channels() {
             return Ok(None);
         }
+        let selection = self.selection.without(is_channel);
         let mut config = self.info.files.config.clone();
         prune::restore_channels(&mut config, &checkpoint.config);
         let pruning = Pruning { config, selection };
@@ -383,6 +386,13 @@ impl Plan {
     pub fn bytes(&self) -> usize {
         self.weights.iter().map(|weight| weight.bytes).sum()
     }
+}
+
+/// Returns `true` for a dimension that counts feed-forward channels or heads.
+fn is_channel(dimension: &str) -> bool {
+    [".ffn", ".heads", ".kv_heads"]
+        .iter()
+        .any(|end| dimension.ends_with(end))
 }
 
 fn check_tokenizer(checkpoint: &Checkpoint, vocabulary: usize) -> Result<(), ConvertError> {

@@ -15,6 +15,7 @@ use edge_lmm_ops::{Format, MatrixShape};
 use crate::calibration::{CalibrationError, Model, Samples};
 use crate::compare::Distribution;
 use crate::plan::{ConvertError, Plan};
+use crate::progress::Progress;
 use crate::source::Checkpoint;
 use crate::temporary_record::TemporaryRecord;
 
@@ -74,6 +75,7 @@ impl Predictor {
         checkpoint: &Arc<Checkpoint>,
         samples: &Samples,
         path: &Path,
+        progress: &Progress,
     ) -> Result<Self, ConvertError> {
         let model = Model::new(plan, checkpoint)?;
         let windows = samples.windows(&checkpoint.tokenizer, model.context_length(), TOKENS)?;
@@ -92,7 +94,7 @@ impl Predictor {
             Some((weight.spec.name.clone(), shape))
         });
         let stored = Stored {
-            record: Arc::new(TemporaryRecord::write(plan, checkpoint, path)?),
+            record: Arc::new(TemporaryRecord::write(plan, checkpoint, path, progress)?),
             shapes: packed.collect(),
         };
         Ok(Self {

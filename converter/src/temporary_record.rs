@@ -1,5 +1,6 @@
 //! A record that exists only while a model is measured.
 
+use std::cell::Cell;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use edge_lmm::one_line;
 use edge_lmm_record::Record;
 
 use crate::plan::{ConvertError, Plan};
+use crate::progress::Progress;
 use crate::source::Checkpoint;
 use crate::write::write_record;
 
@@ -27,8 +29,13 @@ impl TemporaryRecord {
         plan: &Plan,
         checkpoint: &Arc<Checkpoint>,
         path: &Path,
+        progress: &Progress,
     ) -> Result<Self, ConvertError> {
-        write_record(plan, checkpoint.clone(), path, |_, _| {})?;
+        let (progress, all, done) = (progress.clone(), plan.bytes(), Cell::new(0));
+        write_record(plan, checkpoint.clone(), path, move |_, bytes| {
+            done.set(done.get() + bytes);
+            progress.report("writing the weights in 8 bits", done.get(), all);
+        })?;
         let record = Record::open(path);
         // On Unix, the mapping keeps the contents, and nothing is left behind whatever happens.
         let removed = std::fs::remove_file(path);

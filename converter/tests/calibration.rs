@@ -15,7 +15,7 @@ use edge_lmm::output::Output;
 use edge_lmm_convert::calibration::{Calibration, Method, Samples};
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
 use edge_lmm_convert::prune::{Importance, prune_channels};
-use edge_lmm_convert::{Options, Plan, Pruning, write_calibrated, write_record};
+use edge_lmm_convert::{Options, Plan, Progress, Pruning, Report, write_calibrated, write_record};
 use edge_lmm_kernels::pool::{ThreadPool, scoped};
 use edge_lmm_ops::Format;
 
@@ -32,14 +32,25 @@ fn questions() -> PathBuf {
 }
 
 fn calibrated(name: &str, method: Method, memory: usize, path: &Path) {
+    calibrated_in(name, &Q4, method, memory, path);
+}
+
+fn calibrated_in(
+    name: &str,
+    formats: &Options,
+    method: Method,
+    memory: usize,
+    path: &Path,
+) -> Report {
     let checkpoint = Arc::new(Manifest::named(name).open());
-    let plan = Plan::new(&checkpoint, &Q4).expect("a plan");
+    let plan = Plan::new(&checkpoint, formats).expect("a plan");
     let samples = Samples::read(&[questions()]).expect("samples");
     let weights = path.with_extension("calibration");
     let calibration = Calibration::new(method, samples, &weights).with_memory(memory);
     let output = Output::create(path, true).expect("an output");
-    write_calibrated(output, &plan, checkpoint, Some(calibration), |_, _| {}).expect("a record");
+    let report = write_calibrated(output, &plan, checkpoint, Some(calibration), |_, _| {});
     assert!(!weights.exists(), "the temporary weights are left");
+    report.expect("a record")
 }
 
 /// Mean divergences of records from the first one, on the questions and answers as a text.
@@ -80,7 +91,26 @@ fn each_method_is_better_than_the_one_before() {
     assert!(best < 0.5 * nearest, "{found:?}");
 }
 
-/// The channels that are left make up for the others: more than 4 bits take away.
+/// A weight in 8 bits makes up for what those in 4 bits have lost, which changes it by more than
+/// rounding does.
+#[test]
+fn weights_in_eight_bits_are_moved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.bpk");
+    let name = "text.layers.2.down.weight";
+    let formats = Options {
+        weights: BTreeMap::from([(name.to_owned(), Format::Q8)]),
+        ..Q4
+    };
+    let [rounded, moved] = [Method::Gptq, Method::Best].map(|method| {
+        let report = calibrated_in("qwen2vl-tiny", &formats, method, usize::MAX, &path);
+        let weight = report.tensors.iter().find(|tensor| tensor.name == name);
+        weight.expect("the weight").relative_error
+    });
+    assert!(moved > 2.0 * rounded, "{moved} and {rounded}");
+}
+
+/// The channels that are left make up for the others: more than 4 or 8 bits take away.
 #[test]
 fn pruned_channels_are_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -89,19 +119,36 @@ fn pruned_channels_are_replaced() {
     let samples = || Samples::read(&[questions()]).expect("samples");
     let whole = Plan::new(&checkpoint, &F32).expect("a plan");
     let temporary = folder.path().join("temporary");
-    let importance = Importance::measure(&whole, &checkpoint, &samples(), &temporary);
+    let importance = Importance::measure(
+        &whole,
+        &checkpoint,
+        &samples(),
+        &temporary,
+        &Progress::none(),
+    );
     let importance = importance.expect("importance");
     let mut pruning = Pruning::none(&checkpoint);
     prune_channels(&mut pruning, &importance, &[], 0.5).expect("a selection");
-    let [cut, replaced] = ["cut.bpk", "replaced.bpk"].map(|name| folder.path().join(name));
+    let names = ["cut.bpk", "eight-bits.bpk", "four-bits.bpk"];
+    let [cut, eight_bits, four_bits] = names.map(|name| folder.path().join(name));
     let plan = Plan::pruned(&checkpoint, &F32, pruning.clone()).expect("a plan");
     write_record(&plan, checkpoint.clone(), &cut, |_, _| {}).expect("a record");
-    let plan = Plan::pruned(&checkpoint, &Q4, pruning).expect("a plan");
-    let calibration = Calibration::new(Method::Best, samples(), &temporary);
-    let output = Output::create(&replaced, true).expect("an output");
-    write_calibrated(output, &plan, checkpoint, Some(calibration), |_, _| {}).expect("a record");
-    let found = divergences(folder.path(), &[float.path.clone(), cut, replaced]);
-    assert!(found[1] < found[0], "{found:?}");
+    for (formats, path) in [(Options::eight_bits(), &eight_bits), (Q4, &four_bits)] {
+        let plan = Plan::pruned(&checkpoint, &formats, pruning.clone()).expect("a plan");
+        let calibration = Calibration::new(Method::Best, samples(), &temporary);
+        let output = Output::create(path, true).expect("an output");
+        write_calibrated(
+            output,
+            &plan,
+            checkpoint.clone(),
+            Some(calibration),
+            |_, _| {},
+        )
+        .expect("a record");
+    }
+    let records = [float.path.clone(), cut, eight_bits, four_bits];
+    let found = divergences(folder.path(), &records);
+    assert!(found[1] < found[2] && found[2] < found[0], "{found:?}");
 }
 
 /// Neither the number of threads nor that of passes over the samples changes a byte.

@@ -12,7 +12,7 @@ use edge_lmm::manifest::Manifest as Questions;
 use edge_lmm_convert::calibration::Samples;
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
 use edge_lmm_convert::mixed::{Budget, Mixed};
-use edge_lmm_convert::{ConvertError, Options, Plan, write_record};
+use edge_lmm_convert::{ConvertError, Options, Plan, Progress, write_record};
 use edge_lmm_ops::Format;
 
 /// Mean divergences of records of the tiny model from the first one, on the questions as a text.
@@ -68,7 +68,7 @@ fn choose(budget: Budget, folder: &Path) -> Result<(Plan, Mixed), ConvertError> 
         &samples,
         budget,
         &path,
-        &|_, _| {},
+        &Progress::none(),
     )?;
     assert!(!path.exists(), "the temporary record is left");
     let options = Options {

@@ -176,6 +176,38 @@ fn an_interrupted_conversion_leaves_nothing() {
     assert_eq!(names(folder.path()), Vec::<String>::new());
 }
 
+/// A limit of the size of files stands for a full disk: the record, and each file that exists only
+/// while the record is made, are larger.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_record_before() {
+    let source = data().join("qwen2vl-tiny");
+    for (options, file) in [
+        (&["--method", "nearest"][..], "model.bpk:"),
+        (&["--method", "weighted"], "model.bpk.calibration:"),
+        (&["--prune-ffn", "0.5"], "model.bpk.pruning:"),
+        (&["--bits", "5"], "model.bpk.mixed:"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let record = folder.path().join("model.bpk");
+        fs::write(&record, "old").expect("a file");
+        let mut shell = Command::new("bash");
+        // A block has 1024 bytes.
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "bash"]);
+        shell.arg(env!("CARGO_BIN_EXE_edge-lmm-convert"));
+        shell.arg(&source).arg("-o").arg(&record);
+        shell.arg("--force").args(options);
+        let output = shell.output().expect("bash starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{options:?}: {stderr}");
+        let error = stderr.lines().last().unwrap_or_default();
+        assert!(error.starts_with("error: cannot write"), "{stderr}");
+        assert!(error.contains(file), "{options:?}: {stderr}");
+        assert_eq!(names(folder.path()), ["model.bpk"], "{options:?}");
+        assert_eq!(fs::read(&record).expect("the record"), b"old");
+    }
+}
+
 #[test]
 fn options_that_only_refuse_do_not_exist() {
     let source = data().join("qwen2vl-tiny");

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use common::damage::{Copy, Tensors};
@@ -12,14 +14,26 @@ use edge_lmm_convert::prune::{
     Importance, prune_channels, prune_heads, prune_layers, prune_vision_layers,
 };
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_convert::{Plan, Pruning};
+use edge_lmm_convert::{Plan, Progress, Pruning};
 
 fn measure_on(copy: &Copy, samples: &Samples) -> (Checkpoint, Importance) {
     let checkpoint = Arc::new(Checkpoint::open(copy.path(), None).expect("a checkpoint"));
     let plan = Plan::new(&checkpoint, &F32).expect("a plan");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("temporary");
-    let importance = Importance::measure(&plan, &checkpoint, samples, &path).expect("importance");
+    let steps = Rc::new(RefCell::new(Vec::new()));
+    let seen = steps.clone();
+    let progress = Progress::new(move |step, done, all| {
+        assert!(done <= all, "{step}: {done} of {all}");
+        let mut steps = seen.borrow_mut();
+        if steps.last() != Some(&step) {
+            steps.push(step);
+        }
+    });
+    let importance = Importance::measure(&plan, &checkpoint, samples, &path, &progress);
+    let importance = importance.expect("importance");
+    let expected = ["writing the weights in 8 bits", "running the samples"];
+    assert_eq!(*steps.borrow(), expected);
     let left = std::fs::read_dir(folder.path()).expect("a folder").count();
     assert_eq!(left, 0);
     let checkpoint = Arc::into_inner(checkpoint).expect("the checkpoint is not in use");

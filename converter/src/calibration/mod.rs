@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use edge_lmm_kernels::format::{FormatError, PANEL};
 use edge_lmm_kernels::pack::{Quantized, pack_quants};
 use edge_lmm_kernels::pool;
+use edge_lmm_models::weights::Part;
 use edge_lmm_ops::{Format, MatrixShape};
 use edge_lmm_record::output::Output;
 
@@ -81,7 +82,9 @@ pub enum Method {
     Awq,
     /// GPTQ on the scales of [`Self::Weighted`], with inputs by falling mean square.
     Gptq,
-    /// GPTQ, then single changes of quants and scales while they improve the layer's outputs.
+    /// GPTQ on weights that are moved to give the outputs of the float model, then single changes of
+    /// quants and scales while they improve the layer's outputs. Weights in 8 bits are moved where 4
+    /// bits or pruning have changed the inputs.
     Best,
 }
 
@@ -111,8 +114,22 @@ impl Method {
         self != Self::Nearest
     }
 
-    fn needs_products(self, format: Format) -> bool {
-        format == Format::Q4 && matches!(self, Self::Gptq | Self::Best)
+    /// Returns `true` if the method uses the products of a weight's inputs: to round it to 4 bits, or
+    /// to make up in 8 bits for what the weights before have lost.
+    fn needs_products(self, weight: &PlannedWeight, plan: &Plan) -> bool {
+        match weight.format {
+            Some(Format::Q4) => matches!(self, Self::Gptq | Self::Best),
+            Some(Format::Q8) => {
+                let part = weight.spec.part;
+                let loses = |other: &PlannedWeight| {
+                    other.format == Some(Format::Q4) && other.spec.part == part
+                };
+                let drifts =
+                    plan.weights.iter().any(loses) || (part == Part::Text && plan.lacks_channels());
+                self == Self::Best && drifts && !weight.spec.is_vocabulary()
+            }
+            _ => false,
+        }
     }
 }
 
@@ -297,8 +314,9 @@ impl Rule {
         }
     }
 
-    /// Returns `true` if the quants are chosen with the products of the inputs, by all threads.
-    pub fn rounds(&self) -> bool {
+    /// Returns `true` if the products of the inputs are known. The quants are then chosen by all
+    /// threads together.
+    pub fn has_products(&self) -> bool {
         self.hessian.is_some()
     }
 
@@ -322,7 +340,8 @@ impl Rule {
         let moved = self.moved(rows, unpruned.unwrap_or(rows));
         let rows = moved.as_deref().unwrap_or(rows);
         let mut quantized = quantize(shape, rows, &self.mean_squares)?;
-        if let Some(hessian) = &self.hessian {
+        // The error of rounding to 8 bits is small beside that of the inputs.
+        if let Some(hessian) = self.hessian.as_ref().filter(|_| shape.format == Format::Q4) {
             rounding::gptq(rows, hessian, &mut quantized);
             if self.method == Method::Best {
                 rounding::improve(rows, hessian, &mut quantized);

@@ -218,7 +218,7 @@ impl Pass<'_> {
     fn add(&mut self, index: usize, inputs: &[f32], float: Option<&[f32]>) {
         let weight = &self.plan.weights[index];
         let width = weight.spec.cols();
-        let products = (weight.format).is_some_and(|format| self.method.needs_products(format));
+        let products = self.method.needs_products(weight, self.plan);
         let new = || InputStatistics::new(width, products);
         let statistics = self.statistics.entry(index).or_insert_with(new);
         // Weights that are moved for the head would be worse embeddings.

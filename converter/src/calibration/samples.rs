@@ -132,7 +132,7 @@ pub(super) fn most_tokens(plan: &Plan, method: Method, memory: usize) -> usize {
 /// Returns the memory that a method needs for the sums of the widest weight in bytes.
 pub fn memory_of_sums(plan: &Plan, method: Method) -> usize {
     let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
-    let summed = quantized.filter(|weight| weight.format.is_some_and(|f| method.needs_products(f)));
+    let summed = quantized.filter(|weight| method.needs_products(weight, plan));
     let widest = summed.map(|weight| weight.spec.cols()).max().unwrap_or(0);
     // The products and the drift, a factor, and two copies while it is computed.
     5 * size_of::<f32>() * widest * widest

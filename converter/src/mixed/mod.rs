@@ -17,6 +17,7 @@ use edge_lmm_ops::Format;
 use crate::calibration::Samples;
 use crate::plan::{ConvertError, Options, Plan};
 use crate::planned_weight::PlannedWeight;
+use crate::progress::Progress;
 use crate::source::Checkpoint;
 
 pub use sensitivity::Sensitivity;
@@ -44,7 +45,7 @@ pub struct Mixed {
 
 impl Mixed {
     /// Measures the weights of a plan on samples, with the temporary file `path`, and chooses among
-    /// them. `progress` receives the number of weights that are done, and of all.
+    /// them.
     ///
     /// # Errors
     /// If the budget is too small for a record without 8-bit weights, the samples do not fit the model,
@@ -56,7 +57,7 @@ impl Mixed {
         samples: &Samples,
         budget: Budget,
         path: &Path,
-        progress: &dyn Fn(usize, usize),
+        progress: &Progress,
     ) -> Result<Self, ConvertError> {
         let mut spare = spare(plan, checkpoint, budget)?;
         let split = Options {

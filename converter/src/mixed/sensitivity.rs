@@ -10,6 +10,7 @@ use crate::pack;
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
 use crate::predictions::{PackedWeight, Predictor};
+use crate::progress::Progress;
 use crate::source::Checkpoint;
 
 /// The sensitivity of the predictions to one weight.
@@ -41,13 +42,13 @@ pub(super) fn measure(
     checkpoint: &Arc<Checkpoint>,
     samples: &Samples,
     path: &Path,
-    progress: &dyn Fn(usize, usize),
+    progress: &Progress,
 ) -> Result<Vec<Sensitivity>, ConvertError> {
-    let predictor = Predictor::new(eight_bits, checkpoint, samples, path)?;
+    let predictor = Predictor::new(eight_bits, checkpoint, samples, path, progress)?;
     let reference = predictor.run(None)?;
     let mut sensitivities = Vec::new();
     for (done, weight) in weights.iter().enumerate() {
-        progress(done, weights.len());
+        progress.report("measuring the weights", done, weights.len());
         let (packed, _) = pack::pack(checkpoint, weight, Format::Q4, None, &|_| {})?;
         let shape = MatrixShape::new(Format::Q4, weight.spec.rows(), weight.spec.cols());
         let larger = MatrixShape {

@@ -18,6 +18,7 @@ use edge_lmm_record::Record;
 
 use crate::calibration::{Samples, prefill_text};
 use crate::plan::{ConvertError, Options, Plan};
+use crate::progress::Progress;
 use crate::rows::read_rows;
 use crate::source::Checkpoint;
 use crate::temporary_record::TemporaryRecord;
@@ -87,11 +88,12 @@ impl Importance {
         checkpoint: &Arc<Checkpoint>,
         samples: &Samples,
         path: &Path,
+        progress: &Progress,
     ) -> Result<Self, ConvertError> {
         let layers = layers(plan)?;
         let blocks = plan.dimensions.get(BLOCKS).copied().unwrap_or(0);
         let eight_bits = plan.in_formats(checkpoint, &Options::eight_bits())?;
-        let record = TemporaryRecord::write(&eight_bits, checkpoint, path)?;
+        let record = TemporaryRecord::write(&eight_bits, checkpoint, path, progress)?;
         let sums = Rc::new(RefCell::new(Sums {
             text: Stack::new(plan, checkpoint, "text.layers", layers, Some("text.norm"))?,
             vision: Stack::new(plan, checkpoint, BLOCKS, blocks, None)?,
@@ -99,7 +101,7 @@ impl Importance {
         }));
         let seen = sums.clone();
         let observer = observe::start(move |name, inputs| seen.borrow_mut().add(name, &inputs));
-        let outcome = run(&record, samples, &sums);
+        let outcome = run(&record, samples, &sums, progress);
         drop(observer);
         outcome?;
         let sums = sums.borrow();
@@ -218,7 +220,12 @@ impl Stack {
     }
 }
 
-fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), ConvertError> {
+fn run(
+    record: &Record,
+    samples: &Samples,
+    sums: &RefCell<Sums>,
+    progress: &Progress,
+) -> Result<(), ConvertError> {
     let (mut model, _) = record
         .skeleton::<Cpu>(&Registry::default(), &Default::default())
         .map_err(|error| failed(&error))?;
@@ -227,22 +234,33 @@ fn run(record: &Record, samples: &Samples, sums: &RefCell<Sums>) -> Result<(), C
         .map_err(|error| failed(&error))?;
     let engine = Engine::<Cpu>::load(record, Default::default()).map_err(|error| failed(&error))?;
     let window = WINDOW.min(model.language().context_length());
-    for ids in windows(&engine, samples, window)? {
-        let hidden = prefill_text(model.language(), &ids).map_err(|error| failed(&error))?;
+    let windows = windows(&engine, samples, window)?;
+    let questions: Vec<(&Manifest, &Question)> = (samples.manifests.iter())
+        .flat_map(|manifest| {
+            manifest
+                .questions
+                .iter()
+                .map(|question| (&**manifest, question))
+        })
+        .collect();
+    let all = windows.len() + questions.len();
+    let report = |done| progress.report("running the samples", done, all);
+    for (done, ids) in windows.iter().enumerate() {
+        report(done);
+        let hidden = prefill_text(model.language(), ids).map_err(|error| failed(&error))?;
         let hidden: Vec<f32> = hidden.into_data().into_vec().unwrap_or_default();
         let mut sums = sums.borrow_mut();
         let last = sums.text.cosines.len();
         sums.text.add(last, &hidden);
         sums.text.previous = None;
     }
-    for manifest in &samples.manifests {
-        for question in &manifest.questions {
-            match ask(&engine, manifest, question) {
-                Ok(()) | Err(EngineError::Model(ModelError::Unsupported { .. })) => {}
-                Err(error) => return Err(failed(&error)),
-            }
-            sums.borrow_mut().text.previous = None;
+    for (done, (manifest, question)) in (windows.len()..).zip(questions) {
+        report(done);
+        match ask(&engine, manifest, question) {
+            Ok(()) | Err(EngineError::Model(ModelError::Unsupported { .. })) => {}
+            Err(error) => return Err(failed(&error)),
         }
+        sums.borrow_mut().text.previous = None;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::structure::{key_value_heads, prune_channels, prune_heads, prune_layer
 use crate::calibration::Samples;
 use crate::plan::{ConvertError, Options, Plan, Pruning};
 use crate::predictions::Predictor;
+use crate::progress::Progress;
 use crate::source::Checkpoint;
 
 /// Largest share of the channels that is left out.
@@ -92,21 +93,29 @@ pub fn search(
     importance: &Importance,
     ratio: f64,
     path: &Path,
+    progress: &Progress,
 ) -> Result<Vec<Trial>, ConvertError> {
     let eight_bits = Options::eight_bits();
     let whole = plan.in_formats(checkpoint, &eight_bits)?;
-    let reference = Predictor::new(&whole, checkpoint, samples, path)?.run(None)?;
+    let reference = Predictor::new(&whole, checkpoint, samples, path, progress)?.run(None)?;
     let mut trials = Vec::new();
-    for shares in ways(plan, importance, ratio) {
+    let ways = ways(plan, importance, ratio);
+    for (done, shares) in ways.iter().enumerate() {
+        progress.report("trying ways to prune", done, ways.len());
         let mut pruning = Pruning::none(checkpoint);
-        if prune_shares(&mut pruning, importance, &shares).is_err() {
+        if prune_shares(&mut pruning, importance, shares).is_err() {
             continue;
         }
         let pruned = Plan::pruned(checkpoint, &eight_bits, pruning)?;
-        let found = Predictor::new(&pruned, checkpoint, samples, path)?.run(None)?;
+        // The step is one of several, so that a bar for its file would say little.
+        let none = Progress::none();
+        let found = Predictor::new(&pruned, checkpoint, samples, path, &none)?.run(None)?;
         let divergence = reference.divergence(&found);
         log::info!("without {shares}: divergence {divergence:.4} nats");
-        trials.push(Trial { shares, divergence });
+        trials.push(Trial {
+            shares: *shares,
+            divergence,
+        });
     }
     trials.sort_by(|a, b| a.divergence.total_cmp(&b.divergence));
     match trials.is_empty() {

@@ -10,7 +10,7 @@ use edge_lmm::{Cpu, OutputRows, Record, Request, Session};
 use edge_lmm_convert::calibration::Samples;
 use edge_lmm_convert::prune::{Importance, prune_channels, prune_layers};
 use edge_lmm_convert::source::Checkpoint;
-use edge_lmm_convert::{Options, Plan, Pruning};
+use edge_lmm_convert::{Options, Plan, Progress, Pruning};
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::language::{DecoderState, PREFILL_CHUNK, StepInput};
 use edge_lmm_models::layout::Position;
@@ -294,7 +294,7 @@ fn layers_are_pruned_with_their_kinds() {
     let text = folder.path().join("samples.txt");
     std::fs::write(&text, "A red circle follows two blue squares. ".repeat(8)).expect("a file");
     let samples = Samples::read(&[text]).expect("samples");
-    let importance = Importance::measure(&plan, &checkpoint, &samples, &path);
+    let importance = Importance::measure(&plan, &checkpoint, &samples, &path, &Progress::none());
     let mut importance = importance.expect("importance");
     assert!(importance.layers.iter().all(|&x| x.is_finite() && x > 0.0));
     // The second layer and the last one go.
