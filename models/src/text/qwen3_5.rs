@@ -1,7 +1,7 @@
 //! The language model of Qwen3.5 (Qwen Team 2026): three of four layers are a gated delta rule
 //! (<https://arxiv.org/abs/2412.06464>), whose state does not grow with the text, the others gated
 //! attention; each is followed by a gated MLP. The reference is `modeling_qwen3_5.py` of `transformers`.
-//! A further layer ([`mtp`]) drafts tokens.
+//! A further layer drafts tokens.
 
 mod delta;
 mod mtp;
