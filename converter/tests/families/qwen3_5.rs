@@ -243,7 +243,7 @@ fn the_layer_for_further_tokens_is_pruned_with_channels() {
     std::fs::write(&text, "A red circle follows two blue squares. ".repeat(8)).expect("a file");
     let samples = Samples::read(&[text]).expect("samples");
     let path = folder.path().join("temporary");
-    let importance = Importance::measure(&plan, &checkpoint, &samples, &path);
+    let importance = Importance::measure(&plan, &checkpoint, &samples, &path, &Progress::none());
     let importance = importance.expect("importance");
     let mut pruning = Pruning::none(&checkpoint);
     prune_channels(&mut pruning, &importance, &[], 0.5).expect("a selection");
