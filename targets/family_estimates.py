@@ -139,6 +139,14 @@ def blip2():
     return config, {"size": {"height": 224, "width": 224}}
 
 
+def phi3_v():
+    factors = {"type": "su", "short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+    config = decoder(3072, 32, 32, 32, 8192, 32064, original_max_position_embeddings=4096, rope_scaling=factors)
+    # The vision tower of the test checkpoint is given in the configuration, that of the published one by its name.
+    config |= {"img_processor": {"image_dim_out": 1024, "num_img_tokens": 144}, "tiny_clip_config": CLIP_336}
+    return config, {"num_crops": 4, "num_img_tokens": 144, "tiny_crop_size": 336}
+
+
 def qwen2_audio():
     text = decoder(4096, 32, 32, 32, 11008, 156032)
     audio = {
@@ -170,6 +178,7 @@ MODELS = {
     "Gemma 3 4B": ("gemma3-odd", gemma3()),
     "BLIP-2 OPT 2.7B": ("blip2-odd", blip2()),
     "LLaVA-1.5 7B": ("llava-odd", llava()),
+    "Phi-3.5-Vision 4.2B": ("phi35v-odd", phi3_v()),
     "Qwen2-Audio 7B": ("qwen2audio-odd", qwen2_audio()),
 }
 

@@ -86,7 +86,7 @@ impl AnyGeneration {
     /// See [`Generation::finish`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Generation::finish`].
     pub fn finish(self) -> Result<(Answer, String), EngineError> {
         each!(self, answer => answer.finish())
     }

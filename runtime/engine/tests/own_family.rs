@@ -6,6 +6,10 @@
 //! The model sees an image as one token for each pixel, in two runs (the upper and the lower half)
 //! with the word `row` between them. Black pixels are dropped by the encoder.
 
+#[path = "support/logprobs.rs"]
+mod logprobs;
+#[path = "support/record.rs"]
+mod record;
 #[path = "own_family/reduction.rs"]
 mod reduction;
 #[path = "own_family/speculation.rs"]
@@ -21,15 +25,12 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use edge_lmm::output::Output;
 use edge_lmm::processors::AllowedTokens;
-use edge_lmm::record::{Description, PackedFormat, RecordInfo, schema, write_record};
 use edge_lmm::store::DEFAULT_LIMIT;
 use edge_lmm::{
     Cpu, Engine, EngineError, Event, FinishReason, LogitsProcessor, Media, Record, Request,
     Session, Store,
 };
 use edge_lmm_kernels::Format;
-use edge_lmm_kernels::format::MatrixShape;
-use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::{Family, Registry};
 use edge_lmm_models::family::{FamilyInfo, ModelFiles};
@@ -377,45 +378,15 @@ fn engine_of(files: ModelFiles, change: impl Fn(&WeightSpec, &mut Vec<f32>)) -> 
     let weights = Weights::<Cpu>::new(Default::default(), |_| Ok(Format::F32));
     registry().build(&files, &weights).expect("a model");
     let specs = weights.into_specs();
-    let packed = specs
-        .iter()
-        .filter(|spec| matches!(spec.storage, Storage::Packed { .. }));
-    let info = RecordInfo {
-        format_version: schema::FORMAT_VERSION,
-        files,
-        formats: packed
-            .map(|spec| (spec.name.clone(), PackedFormat(Format::F32)))
-            .collect(),
-        sources: Vec::new(),
-        converter: "test".to_owned(),
+    let values = |spec: &WeightSpec| {
+        let mut values = values(spec);
+        change(spec, &mut values);
+        values
     };
-    let bytes: Vec<Vec<u8>> = specs
-        .iter()
-        .map(|spec| {
-            let mut values = values(spec);
-            change(spec, &mut values);
-            match spec.storage {
-                Storage::Packed { cols } => {
-                    let (format, rows) = (Format::F32, spec.rows());
-                    let shape = MatrixShape { format, rows, cols };
-                    let mut bytes = Vec::new();
-                    pack_rows(shape, &values, &mut bytes).expect("finite values");
-                    bytes
-                }
-                Storage::Dense { .. } => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            }
-        })
-        .collect();
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("pixels.bpk");
-    let description = Description {
-        info: &info,
-        tokenizer: &tokenizer(),
-        template: None,
-    };
-    let output = Output::create(&path, false).expect("a file");
-    let weight = move |index: usize| Ok::<_, std::io::Error>(bytes[index].clone());
-    write_record(output, description, &specs, weight).expect("a record");
+    let texts = (&*tokenizer(), None);
+    record::write(&path, files, texts, &specs, |_| Format::F32, values);
     let record = Record::open(&path).expect("the record opens");
     let engine = Engine::load_with(&registry(), &record, Default::default());
     engine.expect("the model loads")

@@ -212,8 +212,8 @@ impl<B: KernelBackend> Session<B> {
         Ok(())
     }
 
-    /// Returns what drafts are based on, which the answers that this session has
-    /// [begun](Self::begin) share.
+    /// Locks the draft model and the measured times, which this session shares with the answers that
+    /// it has [begun](Self::begin).
     pub(super) fn drafting(&self) -> MutexGuard<'_, Drafting<B>> {
         self.drafting.lock().unwrap_or_else(PoisonError::into_inner)
     }

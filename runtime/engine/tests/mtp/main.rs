@@ -1,18 +1,21 @@
 //! Drafts of models with recurrent layers: by the layer that predicts further tokens, and by look-up.
 //! Answers stay bitwise those without drafts.
 
+#[path = "../support/logprobs.rs"]
+mod logprobs;
 mod model;
+#[path = "../support/record.rs"]
+mod record;
 #[path = "../support/mod.rs"]
 #[allow(dead_code)] // every test file uses its own part
 mod support;
 
 use edge_lmm::{
-    Cpu, Event, FinishReason, Media, Message, OutputRows, Record, Request, Role, Session,
-    Speculation, SpeculationCounts, TokenLogprobs, user_message,
+    Cpu, FinishReason, Media, Message, OutputRows, Record, Request, Role, Session, Speculation,
+    SpeculationCounts, TokenLogprobs, user_message,
 };
 use edge_lmm_kernels::Format;
 use edge_lmm_models::preprocess::RgbImage;
-use std::ops::ControlFlow;
 
 use model::Model;
 use support::{go_on, on_every_isa};
@@ -35,17 +38,9 @@ fn outcome(
 ) -> (Outcome, SpeculationCounts) {
     let request = Request {
         speculation,
-        logprobs: Some(2),
         ..request.clone()
     };
-    let mut logprobs = Vec::new();
-    let answer = session.answer(&request, |event| {
-        if let Event::Logprobs(token) = event {
-            logprobs.push(token.clone());
-        }
-        ControlFlow::Continue(())
-    });
-    let answer = answer.expect("an answer");
+    let (answer, logprobs) = logprobs::answer(session, &request);
     // The last token of an answer is part of the state if it was drafted.
     let held = session.len() - answer.prompt_tokens;
     let further = [&answer.tokens[held..], &[30, 31]].concat();

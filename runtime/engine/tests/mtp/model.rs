@@ -8,15 +8,14 @@
 
 use std::path::{Path, PathBuf};
 
-use edge_lmm::record::{Description, PackedFormat, RecordInfo, schema, write_record};
-use edge_lmm::{Cpu, Engine, Record, output::Output};
+use edge_lmm::{Cpu, Engine, Record};
 use edge_lmm_kernels::Format;
-use edge_lmm_kernels::format::MatrixShape;
-use edge_lmm_kernels::pack::pack_rows;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::ModelFiles;
 use edge_lmm_models::weights::{Storage, WeightSpec, Weights};
 use serde_json::{Value, json};
+
+use crate::record;
 
 /// First token of the cycle.
 const FIRST: usize = 20;
@@ -56,35 +55,30 @@ impl Model {
 
     /// Writes the record.
     pub fn write(self, path: &Path) {
-        let (files, read) = (self.files(), |name: &str| self.read(name));
+        let files = self.files();
         let weights = Weights::<Cpu>::new(Default::default(), |spec| Ok(self.format_of(spec)))
             .with_optional(|_, _| !self.without_mtp);
         Registry::<Cpu>::default()
             .build(&files, &weights)
             .expect("a model");
         let specs = weights.into_specs();
-        let packed = specs
-            .iter()
-            .filter(|spec| matches!(spec.storage, Storage::Packed { .. }));
-        let info = RecordInfo {
-            format_version: schema::FORMAT_VERSION,
+        let values = |spec: &WeightSpec| match &*spec.name {
+            "text.head.weight" => self.head(spec, &specs),
+            _ => values(spec),
+        };
+        let (tokenizer, template) = (
+            self.read("tokenizer.json"),
+            self.read("chat_template.jinja"),
+        );
+        let texts = (&*tokenizer, Some(&*template));
+        record::write(
+            path,
             files,
-            formats: packed
-                .map(|spec| (spec.name.clone(), PackedFormat(self.format_of(spec))))
-                .collect(),
-            sources: Vec::new(),
-            converter: "test".to_owned(),
-        };
-        let bytes: Vec<Vec<u8>> = specs.iter().map(|spec| self.bytes(spec, &specs)).collect();
-        let (tokenizer, template) = (read("tokenizer.json"), read("chat_template.jinja"));
-        let description = Description {
-            info: &info,
-            tokenizer: &tokenizer,
-            template: Some(&template),
-        };
-        let output = Output::create(path, false).expect("a file");
-        let weight = move |index: usize| Ok::<_, std::io::Error>(bytes[index].clone());
-        write_record(output, description, &specs, weight).expect("a record");
+            texts,
+            &specs,
+            |spec| self.format_of(spec),
+            values,
+        );
     }
 
     fn files(self) -> ModelFiles {
@@ -120,22 +114,6 @@ impl Model {
         match spec.is_vocabulary() {
             true => Format::F32,
             false => self.format,
-        }
-    }
-
-    fn bytes(self, spec: &WeightSpec, specs: &[WeightSpec]) -> Vec<u8> {
-        let values = match &*spec.name {
-            "text.head.weight" => self.head(spec, specs),
-            _ => values(spec),
-        };
-        match spec.storage {
-            Storage::Packed { cols } => {
-                let shape = MatrixShape::new(self.format_of(spec), spec.rows(), cols);
-                let mut bytes = Vec::new();
-                pack_rows(shape, &values, &mut bytes).expect("finite values");
-                bytes
-            }
-            Storage::Dense { .. } => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         }
     }
 

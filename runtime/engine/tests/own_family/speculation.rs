@@ -23,17 +23,9 @@ fn outcome(
     session.forget();
     let request = Request {
         speculation,
-        logprobs: Some(2),
         ..request.clone()
     };
-    let mut logprobs = Vec::new();
-    let answer = session.answer(&request, |event| {
-        if let Event::Logprobs(token) = event {
-            logprobs.push(token.clone());
-        }
-        ControlFlow::Continue(())
-    });
-    let answer = answer.expect("an answer");
+    let (answer, logprobs) = logprobs::answer(session, &request);
     let mut messages = request.messages.to_vec();
     messages.push(Message::text(Role::Assistant, answer.text.clone()));
     messages.push(Message::text(Role::User, "this is"));

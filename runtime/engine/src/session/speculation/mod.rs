@@ -88,7 +88,7 @@ impl FromStr for Speculation {
     }
 }
 
-/// What the drafts of a session's answers are based on.
+/// Draft model and measured times of a session, which all of its answers share.
 pub(super) struct Drafting<B: KernelBackend> {
     /// Times of steps and acceptance of drafts so far.
     pub pace: Pace,
