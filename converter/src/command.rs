@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::calibration::{self, Calibration, Method, Samples, SavedStatistics};
 use crate::compare_command::Compare;
 use crate::generate;
-use crate::mixed::{Budget, Mixed};
+use crate::mixed::{Budget, Mixed, Search};
 use crate::prune::{
     Importance, Shares, Trial, prune_shares, prune_vision_layers, prune_vocabulary, search,
 };
@@ -468,10 +468,15 @@ fn mixed(
         (None, None) => return Ok(None),
     };
     let (bar, progress) = steps()?;
-    let (samples, path) = (samples(cli)?, beside(cli, ".mixed"));
-    let mixed = Mixed::choose(
-        plan, options, checkpoint, &samples, budget, &path, &progress,
-    );
+    let search = Search {
+        plan,
+        options,
+        checkpoint,
+        samples: &samples(cli)?,
+        path: &beside(cli, ".mixed"),
+        progress: &progress,
+    };
+    let mixed = search.run(budget, rounding(cli, plan)?);
     bar.finish_and_clear();
     let mixed = mixed?;
     for weight in &mixed.sensitivities {
@@ -489,6 +494,17 @@ fn mixed(
         mixed.sensitivities.len()
     );
     Ok(Some(mixed))
+}
+
+/// Returns the calibration that rounds weights whose sensitivity is measured; `None` if they are rounded
+/// to the nearest values.
+fn rounding(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>> {
+    let method = method(cli, plan)?.alone();
+    if !method.is_calibrated() {
+        return Ok(None);
+    }
+    let calibration = Calibration::new(method, samples(cli)?, beside(cli, ".rounded"));
+    Ok(Some(calibration.with_memory(cli.calibration_memory << 20)))
 }
 
 /// Checks the planned record against the target device.

@@ -34,7 +34,7 @@ impl TemporaryRecord {
         let (progress, all, done) = (progress.clone(), plan.bytes(), Cell::new(0));
         write_record(plan, checkpoint.clone(), path, move |_, bytes| {
             done.set(done.get() + bytes);
-            progress.report("writing the weights in 8 bits", done.get(), all);
+            progress.report("writing a temporary record", done.get(), all);
         })?;
         let record = Record::open(path);
         // On Unix, the mapping keeps the contents, and nothing is left behind whatever happens.

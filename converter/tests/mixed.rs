@@ -9,9 +9,9 @@ use std::sync::Arc;
 use common::data;
 use common::manifest::Manifest;
 use edge_lmm::manifest::Manifest as Questions;
-use edge_lmm_convert::calibration::Samples;
+use edge_lmm_convert::calibration::{Calibration, Method, Samples};
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
-use edge_lmm_convert::mixed::{Budget, Mixed};
+use edge_lmm_convert::mixed::{Budget, Mixed, Search};
 use edge_lmm_convert::{ConvertError, Options, Plan, Progress, write_record};
 use edge_lmm_ops::Format;
 
@@ -55,22 +55,34 @@ fn four_bits() -> Options {
     }
 }
 
-fn choose(budget: Budget, folder: &Path) -> Result<(Plan, Mixed), ConvertError> {
+fn choose(
+    budget: Budget,
+    folder: &Path,
+    rounding: Option<Method>,
+) -> Result<(Plan, Mixed), ConvertError> {
     let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
     let options = four_bits();
     let plan = Plan::new(&checkpoint, &options)?;
-    let samples = Samples::read(&[data().join("questions/manifest.csv")])?;
+    let samples = || Samples::read(&[data().join("questions/manifest.csv")]);
     let path = folder.join("eight-bits");
-    let mixed = Mixed::choose(
-        &plan,
-        &options,
-        &checkpoint,
-        &samples,
-        budget,
-        &path,
-        &Progress::none(),
-    )?;
-    assert!(!path.exists(), "the temporary record is left");
+    let search = Search {
+        plan: &plan,
+        options: &options,
+        checkpoint: &checkpoint,
+        samples: &samples()?,
+        path: &path,
+        progress: &Progress::none(),
+    };
+    let rounded = folder.join("rounded");
+    let rounding = match rounding {
+        Some(method) => Some(Calibration::new(method, samples()?, &rounded)),
+        None => None,
+    };
+    let mixed = search.run(budget, rounding)?;
+    assert!(
+        !path.exists() && !rounded.exists(),
+        "a temporary file is left"
+    );
     let options = Options {
         weights: mixed.weights.clone(),
         ..options
@@ -92,7 +104,7 @@ fn values_apart_change_nothing() {
 #[test]
 fn a_few_weights_in_eight_bits_help_most() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (plan, mixed) = choose(Budget::Bits(4.9), folder.path()).expect("a plan");
+    let (plan, mixed) = choose(Budget::Bits(4.9), folder.path(), None).expect("a plan");
     let layers = plan
         .weights
         .iter()
@@ -113,6 +125,18 @@ fn a_few_weights_in_eight_bits_help_most() {
     assert!(found[1] < 0.8 * found[0], "{found:?}");
 }
 
+/// The sensitivities are those of the weights as they will be rounded.
+#[test]
+fn better_rounding_makes_the_predictions_less_sensitive() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [nearest, gptq] = [None, Some(Method::Gptq)].map(|rounding| {
+        let (_, mixed) = choose(Budget::Bits(4.9), folder.path(), rounding).expect("a plan");
+        let all = mixed.sensitivities.iter();
+        all.map(|weight| weight.divergence).sum::<f64>()
+    });
+    assert!(gptq < 0.8 * nearest, "{gptq} and {nearest}");
+}
+
 #[test]
 fn a_record_is_not_larger_than_its_budget() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -125,11 +149,11 @@ fn a_record_is_not_larger_than_its_budget() {
             "4.00 bits per weight, expected at least the 4.",
         ),
     ] {
-        let error = choose(budget, folder.path()).expect_err("the budget is too small");
+        let error = choose(budget, folder.path(), None).expect_err("the budget is too small");
         assert!(error.to_string().contains(expected), "{error}");
     }
     let budget = plan.bytes() + (1 << 20);
-    let (mixed, _) = choose(Budget::Bytes(budget), folder.path()).expect("a plan");
+    let (mixed, _) = choose(Budget::Bytes(budget), folder.path(), None).expect("a plan");
     let allowed = plan.bytes() + 1..=budget;
     assert!(allowed.contains(&mixed.bytes()), "{} bytes", mixed.bytes());
 }

@@ -114,6 +114,16 @@ impl Method {
         self != Self::Nearest
     }
 
+    /// Returns the method that rounds a weight in the same way, but changes no other weight and makes up
+    /// for the loss of none.
+    pub fn alone(self) -> Self {
+        match self {
+            Self::Nearest => Self::Nearest,
+            Self::Weighted | Self::Awq => Self::Weighted,
+            Self::Gptq | Self::Best => Self::Gptq,
+        }
+    }
+
     /// Returns `true` if the method uses the products of a weight's inputs: to round it to 4 bits, or
     /// to make up in 8 bits for what the weights before have lost.
     fn needs_products(self, weight: &PlannedWeight, plan: &Plan) -> bool {

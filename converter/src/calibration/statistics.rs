@@ -4,11 +4,18 @@ use edge_lmm_models::weights::Extent;
 
 use super::products::{add_product, transposed};
 
-/// Sums over the inputs of a layer.
+/// Weighted sums over the inputs of a layer.
+///
+/// An input `x` has the weight `1 / (|x|² + m)`, where `m` is the median of `|x|²` in its sample. The
+/// norms that follow a layer divide its outputs by their size, so that an error matters relative to
+/// it. Without weights, a few tokens (often the first one of a text) with inputs that are a hundred
+/// times larger than the others would decide alone.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct InputStatistics {
     /// Number of inputs that were seen.
     pub tokens: usize,
+    /// Sum of their weights.
+    weight: f64,
     /// Sum of the squares of each element.
     pub squares: Vec<f64>,
     /// Sum of `x xᵀ`: `[width, width]`, on and below the diagonal, if it is collected.
@@ -22,6 +29,7 @@ impl InputStatistics {
     pub fn new(width: usize, products: bool) -> Self {
         Self {
             tokens: 0,
+            weight: 0.0,
             squares: vec![0.0; width],
             products: products.then(|| vec![0.0; width * width]),
             drift: None,
@@ -32,6 +40,7 @@ impl InputStatistics {
     pub(super) fn of_mean_squares(squares: &[f32]) -> Self {
         Self {
             tokens: 1,
+            weight: 1.0,
             squares: squares.iter().copied().map(f64::from).collect(),
             ..Self::default()
         }
@@ -51,29 +60,34 @@ impl InputStatistics {
         if rows.is_empty() {
             return;
         }
-        for (row, _) in &rows {
+        let weights = weights(rows.iter().map(|(_, float)| *float));
+        for ((row, _), weight) in rows.iter().zip(&weights) {
             for (sum, x) in self.squares.iter_mut().zip(*row) {
-                *sum += f64::from(*x) * f64::from(*x);
+                *sum += weight * f64::from(*x) * f64::from(*x);
             }
         }
         self.tokens += rows.len();
+        self.weight += weights.iter().sum::<f64>();
         let Some(products) = &mut self.products else {
             return;
         };
-        let own: Vec<f32> = rows.iter().flat_map(|(row, _)| *row).copied().collect();
-        let inputs = transposed(&own, width);
-        add_product(products, &inputs, &inputs, rows.len(), true);
-        let mut moved: Vec<f32> = rows.iter().flat_map(|(_, float)| *float).copied().collect();
-        for (moved, row) in moved.chunks_exact_mut(float_width).zip(&rows) {
-            for (place, x) in row.0.iter().enumerate() {
+        let roots = weights.iter().map(|weight| weight.sqrt() as f32);
+        let (mut own, mut moved) = (Vec::new(), Vec::new());
+        for ((row, float), root) in rows.iter().zip(roots) {
+            own.extend(row.iter().map(|x| x * root));
+            let first = moved.len();
+            moved.extend(float.iter().map(|y| y * root));
+            for (place, x) in row.iter().enumerate() {
                 let at = if float_width == width {
                     place
                 } else {
                     kept.source_index(place)
                 };
-                moved[at] -= x;
+                moved[first + at] -= x * root;
             }
         }
+        let inputs = transposed(&own, width);
+        add_product(products, &inputs, &inputs, rows.len(), true);
         if moved.iter().any(|&x| x != 0.0) {
             let new = || vec![0.0; float_width * width];
             let drift = self.drift.get_or_insert_with(new);
@@ -107,18 +121,26 @@ impl InputStatistics {
         }
     }
 
+    /// Returns the factor that turns sums into means.
+    fn factor(&self) -> f64 {
+        match self.weight > 0.0 {
+            true => 1.0 / self.weight,
+            false => 0.0,
+        }
+    }
+
     /// Returns the mean square of each element.
     pub fn mean_squares(&self) -> Vec<f32> {
-        let tokens = self.tokens.max(1) as f64;
+        let factor = self.factor();
         self.squares
             .iter()
-            .map(|sum| (sum / tokens) as f32)
+            .map(|sum| (sum * factor) as f32)
             .collect()
     }
 
     /// Returns the means of `x xᵀ` and of `(y - x) xᵀ`, as far as they were collected.
     pub fn into_mean_products(self) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
-        let factor = 1.0 / self.tokens.max(1) as f32;
+        let factor = self.factor() as f32;
         let width = self.squares.len();
         let products = self.products.map(|mut products| {
             for row in 0..width {
@@ -134,5 +156,50 @@ impl InputStatistics {
             drift
         });
         (products, drift)
+    }
+}
+
+/// Returns the weights of the inputs of a sample; 0 for those whose size is below single precision, as
+/// is that of most others.
+fn weights<'a>(inputs: impl Iterator<Item = &'a [f32]>) -> Vec<f64> {
+    let square = |x: &f32| f64::from(*x) * f64::from(*x);
+    let sizes: Vec<f64> = inputs.map(|row| row.iter().map(square).sum()).collect();
+    let mut sorted = sizes.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    let least = f64::from(f32::MIN_POSITIVE).powi(2);
+    let weight = |size: &f64| match size + median > least {
+        true => 1.0 / (size + median),
+        false => 0.0,
+    };
+    sizes.iter().map(weight).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_inputs_do_not_decide_alone() {
+        let mut statistics = InputStatistics::new(2, true);
+        let inputs = [1.0, 0.0, 1.0, 0.0, 0.0, 1000.0];
+        statistics.add(&inputs, None, &Extent::from(2));
+        // The median of the sizes is 1: the first two inputs have a weight of 1/2, the last one of
+        // nearly 1e-6.
+        let means = statistics.mean_squares();
+        assert!((means[0] - 1.0).abs() < 1e-5 && (means[1] - 1.0).abs() < 1e-5);
+        let (products, drift) = statistics.into_mean_products();
+        let products = products.expect("products");
+        assert!((products[0] - means[0]).abs() < 1e-5 && (products[3] - means[1]).abs() < 1e-5);
+        assert_eq!((products[1], products[2], drift), (0.0, 0.0, None));
+    }
+
+    #[test]
+    fn inputs_that_are_zero_are_no_error() {
+        let mut statistics = InputStatistics::new(2, false);
+        statistics.add(&[0.0; 6], None, &Extent::from(2));
+        assert_eq!(statistics.mean_squares(), [0.0; 2]);
+        statistics.add(&[0.0, 0.0, 0.0, 0.0, 3.0, 0.0], None, &Extent::from(2));
+        assert_eq!(statistics.mean_squares(), [9.0, 0.0]);
     }
 }

@@ -7,6 +7,7 @@
 
 mod sensitivity;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use edge_lmm_models::weights::Part;
 use edge_lmm_ops::Format;
 
-use crate::calibration::Samples;
+use crate::calibration::{Calibration, PackedWeights, Samples};
 use crate::plan::{ConvertError, Options, Plan};
 use crate::planned_weight::PlannedWeight;
 use crate::progress::Progress;
@@ -43,49 +44,79 @@ pub struct Mixed {
     pub sensitivities: Vec<Sensitivity>,
 }
 
-impl Mixed {
-    /// Measures the weights of a plan on samples, with the temporary file `path`, and chooses among
-    /// them.
+/// A search for the weights that need 8 bits.
+pub struct Search<'a> {
+    /// The model with the formats that are chosen otherwise.
+    pub plan: &'a Plan,
+    /// These formats.
+    pub options: &'a Options,
+    /// Its weights.
+    pub checkpoint: &'a Arc<Checkpoint>,
+    /// Texts and questions on which predictions are compared.
+    pub samples: &'a Samples,
+    /// Where the temporary record of the model in half precision is written.
+    pub path: &'a Path,
+    /// Receives the progress.
+    pub progress: &'a Progress,
+}
+
+impl Search<'_> {
+    /// Measures the weights, which `rounding` rounds to 4 bits, or rounding to the nearest values
+    /// without it, and chooses among them.
     ///
     /// # Errors
     /// If the budget is too small for a record without 8-bit weights, the samples do not fit the model,
     /// or the file cannot be written.
-    pub fn choose(
-        plan: &Plan,
-        options: &Options,
-        checkpoint: &Arc<Checkpoint>,
-        samples: &Samples,
+    pub fn run(
+        &self,
         budget: Budget,
-        path: &Path,
-        progress: &Progress,
-    ) -> Result<Self, ConvertError> {
+        rounding: Option<Calibration>,
+    ) -> Result<Mixed, ConvertError> {
+        let Self {
+            plan,
+            options,
+            checkpoint,
+            progress,
+            ..
+        } = *self;
         let mut spare = spare(plan, checkpoint, budget)?;
         let split = Options {
             weights: tails(plan, Format::Q4),
             ..options.clone()
         };
-        let split = plan.in_formats(checkpoint, &split)?;
+        let mut split = plan.in_formats(checkpoint, &split)?;
+        let mut rounded = match rounding {
+            Some(rounding) => {
+                let (done, all) = (Cell::new(0), split.bytes());
+                let rounded = rounding.run(&mut split, checkpoint, &|_, bytes| {
+                    done.set(done.get() + bytes);
+                    progress.report("rounding the weights", done.get(), all);
+                });
+                rounded?
+            }
+            None => PackedWeights::default(),
+        };
         let candidate = |weight: &&PlannedWeight| {
             let fixed = matches!(budget, Budget::Bits(_)) && weight.spec.is_vocabulary();
             is_four_bits(weight) && !fixed
         };
         let candidates: Vec<&PlannedWeight> = split.weights.iter().filter(candidate).collect();
-        let eight_bits = Options {
-            text: Format::Q8,
+        // Products with 8-bit weights round their inputs, too, whose noise would hide small effects.
+        let half = Options {
+            text: Format::F16,
             head: None,
-            weights: tails(plan, Format::Q8),
+            weights: tails(plan, Format::F16),
             ..options.clone()
         };
-        let eight_bits = plan.in_formats(checkpoint, &eight_bits)?;
-        let measured = sensitivity::measure(
-            &eight_bits,
-            &candidates,
+        let half = plan.in_formats(checkpoint, &half)?;
+        let measure = sensitivity::Measure {
+            plan: &half,
             checkpoint,
-            samples,
-            path,
+            samples: self.samples,
+            path: self.path,
             progress,
-        );
-        let mut sensitivities = measured?;
+        };
+        let mut sensitivities = measure.run(&candidates, &mut rounded)?;
         sensitivities.sort_by(|a, b| b.per_byte().total_cmp(&a.per_byte()));
         let mut weights = BTreeMap::new();
         for weight in &sensitivities {
@@ -94,7 +125,7 @@ impl Mixed {
                 weights.insert(weight.name.clone(), Format::Q8);
             }
         }
-        Ok(Self {
+        Ok(Mixed {
             weights: joined(weights, tails(plan, Format::Q8).into_keys()),
             sensitivities,
         })

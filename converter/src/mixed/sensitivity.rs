@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use edge_lmm_kernels::{Matrix, pack_rows};
 use edge_lmm_ops::{Format, MatrixShape};
 
-use crate::calibration::Samples;
+use crate::calibration::{PackedWeights, Samples};
 use crate::pack;
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
@@ -19,7 +20,7 @@ pub struct Sensitivity {
     /// Name in the record.
     pub name: String,
     /// Mean Kullback-Leibler divergence of the predictions with this weight in 4 bits from those with
-    /// all weights in 8 bits, in nats.
+    /// all weights in half precision, in nats.
     pub divergence: f64,
     /// Bytes that the weight needs more in 8 bits.
     pub bytes: usize,
@@ -32,40 +33,79 @@ impl Sensitivity {
     }
 }
 
-/// Measures `weights` one by one, of a model whose other weights have 8 bits.
+/// A measurement of weights one by one, in a model whose other weights are in half precision.
+pub(super) struct Measure<'a> {
+    /// The model in half precision.
+    pub plan: &'a Plan,
+    pub checkpoint: &'a Arc<Checkpoint>,
+    pub samples: &'a Samples,
+    /// Where its temporary record is written.
+    pub path: &'a Path,
+    pub progress: &'a Progress,
+}
+
+impl Measure<'_> {
+    /// Measures `weights` as they are in `rounded`, or rounded to the nearest values.
+    ///
+    /// # Errors
+    /// If the samples do not fit the model, or a file cannot be read or written.
+    pub fn run(
+        &self,
+        weights: &[&PlannedWeight],
+        rounded: &mut PackedWeights,
+    ) -> Result<Vec<Sensitivity>, ConvertError> {
+        let Self {
+            plan,
+            checkpoint,
+            samples,
+            path,
+            progress,
+        } = *self;
+        let predictor = Predictor::new(plan, checkpoint, samples, path, progress)?;
+        let reference = predictor.run(None)?;
+        let mut sensitivities = Vec::new();
+        for (done, weight) in weights.iter().enumerate() {
+            progress.report("measuring the weights", done, weights.len());
+            let (packed, _) = match rounded.read(&weight.spec.name)? {
+                Some(packed) => packed,
+                None => pack::pack(checkpoint, weight, Format::Q4, None, &|_| {})?,
+            };
+            let larger = MatrixShape::new(Format::Q8, weight.spec.rows(), weight.spec.cols());
+            let bytes = larger.byte_len().unwrap_or_default();
+            let changed = unpacked(weight, &packed)?;
+            sensitivities.push(Sensitivity {
+                name: weight.spec.name.clone(),
+                divergence: reference.divergence(&predictor.run(Some(changed))?),
+                bytes: bytes.saturating_sub(weight.bytes),
+            });
+        }
+        Ok(sensitivities)
+    }
+}
+
+/// Returns the values of a weight in 4 bits in half precision, so that its inputs are not rounded.
 ///
 /// # Errors
-/// If the samples do not fit the model, or the temporary file `path` cannot be written.
-pub(super) fn measure(
-    eight_bits: &Plan,
-    weights: &[&PlannedWeight],
-    checkpoint: &Arc<Checkpoint>,
-    samples: &Samples,
-    path: &Path,
-    progress: &Progress,
-) -> Result<Vec<Sensitivity>, ConvertError> {
-    let predictor = Predictor::new(eight_bits, checkpoint, samples, path, progress)?;
-    let reference = predictor.run(None)?;
-    let mut sensitivities = Vec::new();
-    for (done, weight) in weights.iter().enumerate() {
-        progress.report("measuring the weights", done, weights.len());
-        let (packed, _) = pack::pack(checkpoint, weight, Format::Q4, None, &|_| {})?;
-        let shape = MatrixShape::new(Format::Q4, weight.spec.rows(), weight.spec.cols());
-        let larger = MatrixShape {
-            format: Format::Q8,
-            ..shape
-        };
-        let changed = PackedWeight {
-            name: weight.spec.name.clone(),
-            shape,
-            bytes: packed.into(),
-        };
-        let bytes = larger.byte_len().unwrap_or_default();
-        sensitivities.push(Sensitivity {
-            name: weight.spec.name.clone(),
-            divergence: reference.divergence(&predictor.run(Some(changed))?),
-            bytes: bytes.saturating_sub(weight.bytes),
-        });
+/// If a value is beyond the range of half precision.
+fn unpacked(weight: &PlannedWeight, packed: &[u8]) -> Result<PackedWeight, ConvertError> {
+    let shape = MatrixShape::new(Format::Q4, weight.spec.rows(), weight.spec.cols());
+    let matrix = Matrix::new(shape, packed).expect("the packed bytes are those of the shape");
+    let mut values = vec![0.0; shape.rows * shape.cols];
+    for (row, values) in values.chunks_exact_mut(shape.cols).enumerate() {
+        matrix.row_into(row, values);
     }
-    Ok(sensitivities)
+    let shape = MatrixShape {
+        format: Format::F16,
+        ..shape
+    };
+    let mut bytes = Vec::new();
+    pack_rows(shape, &values, &mut bytes).map_err(|error| ConvertError::Pack {
+        weight: weight.spec.name.clone(),
+        reason: error.to_string(),
+    })?;
+    Ok(PackedWeight {
+        name: weight.spec.name.clone(),
+        shape,
+        bytes: bytes.into(),
+    })
 }
