@@ -6,10 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::data;
 use common::manifest::Manifest;
-use edge_lmm::manifest::Manifest as Questions;
-use edge_lmm_convert::calibration::Samples;
+use common::samples;
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
 use edge_lmm_convert::mixed::{Budget, Mixed};
 use edge_lmm_convert::{ConvertError, Options, Plan, Progress, write_record};
@@ -17,13 +15,7 @@ use edge_lmm_ops::Format;
 
 /// Mean divergences of records of the tiny model from the first one, on the questions as a text.
 fn divergences(folder: &Path, all: &[&Options]) -> Vec<f64> {
-    let manifest = data().join("questions/manifest.csv");
-    let questions = Questions::open(&manifest).expect("questions").questions;
-    let lines = questions
-        .iter()
-        .map(|q| format!("{} {}\n", q.question, q.answer));
-    let text = folder.join("text.txt");
-    std::fs::write(&text, lines.collect::<String>()).expect("a text");
+    let text = samples::write_text(folder);
     let mut models = Vec::new();
     for (number, options) in all.iter().enumerate() {
         let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
@@ -59,7 +51,7 @@ fn choose(budget: Budget, folder: &Path) -> Result<(Plan, Mixed), ConvertError> 
     let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
     let options = four_bits();
     let plan = Plan::new(&checkpoint, &options)?;
-    let samples = Samples::read(&[data().join("questions/manifest.csv")])?;
+    let samples = samples::questions(8);
     let path = folder.join("eight-bits");
     let mixed = Mixed::choose(
         &plan,
