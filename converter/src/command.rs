@@ -374,29 +374,21 @@ fn prune(cli: &Convert, checkpoint: &mut Arc<Checkpoint>) -> anyhow::Result<Prun
         let (path, samples) = (beside(cli, ".pruning"), samples(cli)?);
         let (bar, progress) = steps()?;
         let importance = Importance::measure(&plan, checkpoint, &samples, &path, &progress)?;
-        let shares = match cli.prune_to {
-            Some(ratio) => {
-                let trials = search(
-                    &plan,
-                    checkpoint,
-                    &samples,
-                    &importance,
-                    ratio,
-                    &path,
-                    &progress,
-                )?;
-                bar.finish_and_clear();
-                for trial in &trials {
-                    let Trial {
-                        shares, divergence, ..
-                    } = trial;
-                    eprintln!("without {shares}: divergence {divergence:.4} nats");
-                }
-                trials[0].shares
-            }
-            None => shares,
-        };
+        let trials = cli.prune_to.map(|ratio| {
+            let importance = &importance;
+            search(
+                &plan, checkpoint, &samples, importance, ratio, &path, &progress,
+            )
+        });
+        let trials = trials.transpose()?.unwrap_or_default();
         bar.finish_and_clear();
+        for trial in &trials {
+            let Trial {
+                shares, divergence, ..
+            } = trial;
+            eprintln!("without {shares}: divergence {divergence:.4} nats");
+        }
+        let shares = trials.first().map_or(shares, |best| best.shares);
         let removed = prune_shares(&mut pruning, &importance, &shares)?;
         describe_pruning(&pruning, &importance, &removed);
         if let Some(ratio) = vision {

@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::data;
 use common::manifest::Manifest;
-use edge_lmm::manifest::Manifest as Questions;
-use edge_lmm_convert::calibration::{Calibration, Method, Samples};
+use common::samples;
+use edge_lmm_convert::calibration::{Calibration, Method};
 use edge_lmm_convert::compare::{Scorer, Windows, predict};
 use edge_lmm_convert::mixed::{Budget, Mixed, Search};
 use edge_lmm_convert::{ConvertError, Options, Plan, Progress, write_record};
@@ -17,13 +16,7 @@ use edge_lmm_ops::Format;
 
 /// Mean divergences of records of the tiny model from the first one, on the questions as a text.
 fn divergences(folder: &Path, all: &[&Options]) -> Vec<f64> {
-    let manifest = data().join("questions/manifest.csv");
-    let questions = Questions::open(&manifest).expect("questions").questions;
-    let lines = questions
-        .iter()
-        .map(|q| format!("{} {}\n", q.question, q.answer));
-    let text = folder.join("text.txt");
-    std::fs::write(&text, lines.collect::<String>()).expect("a text");
+    let text = samples::write_text(folder);
     let mut models = Vec::new();
     for (number, options) in all.iter().enumerate() {
         let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
@@ -63,21 +56,18 @@ fn choose(
     let checkpoint = Arc::new(Manifest::named("qwen2vl-tiny").open());
     let options = four_bits();
     let plan = Plan::new(&checkpoint, &options)?;
-    let samples = || Samples::read(&[data().join("questions/manifest.csv")]);
+    let samples = samples::questions(8);
     let path = folder.join("eight-bits");
     let search = Search {
         plan: &plan,
         options: &options,
         checkpoint: &checkpoint,
-        samples: &samples()?,
+        samples: &samples,
         path: &path,
         progress: &Progress::none(),
     };
     let rounded = folder.join("rounded");
-    let rounding = match rounding {
-        Some(method) => Some(Calibration::new(method, samples()?, &rounded)),
-        None => None,
-    };
+    let rounding = rounding.map(|method| Calibration::new(method, samples::questions(8), &rounded));
     let mixed = search.run(budget, rounding)?;
     assert!(
         !path.exists() && !rounded.exists(),

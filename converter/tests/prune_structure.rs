@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use common::damage::{Copy, Tensors};
-use common::{F32, ask, data, engine, engine_from};
+use common::{F32, ask, data, engine, engine_from, samples};
 use edge_lmm::{Cpu, Media, Request, Session};
 use edge_lmm_convert::calibration::Samples;
 use edge_lmm_convert::prune::{
@@ -41,11 +41,11 @@ fn measure_on(copy: &Copy, samples: &Samples) -> (Checkpoint, Importance) {
 }
 
 fn questions() -> Samples {
-    Samples::read(&[data().join("questions/manifest.csv")]).expect("samples")
+    samples::questions(8)
 }
 
 fn measure(copy: &Copy) -> (Checkpoint, Importance) {
-    let measured = measure_on(copy, &Samples::built_in());
+    let measured = measure_on(copy, &samples::text());
     // Questions about media are samples, too.
     let of_questions = measure_on(copy, &questions()).1;
     assert_eq!(of_questions.layers.len(), measured.1.layers.len());
@@ -179,7 +179,7 @@ fn a_vision_layer_without_effect_is_left_out_first() {
 #[test]
 fn impossible_prunings_of_vision_layers_are_refused() {
     let copy = Copy::of("qwen2vl-tiny");
-    let (checkpoint, of_texts) = measure_on(&copy, &Samples::built_in());
+    let (checkpoint, of_texts) = measure_on(&copy, &samples::text());
     let refused = |importance: &Importance, ratio| {
         let mut pruning = Pruning::none(&checkpoint);
         let refused = prune_vision_layers(&mut pruning, importance, ratio);
@@ -290,13 +290,15 @@ fn kinds_of_layers_are_kept() {
 #[test]
 fn too_much_is_refused() {
     let copy = Copy::of("qwen2vl-tiny");
-    for (options, words) in [
+    let text = samples::write_text(copy.path());
+    let text = text.to_str().expect("a path");
+    for ([option, share], words) in [
         (["--prune-layers", "0.9"], "3 of 3 layers"),
         (["--prune-ffn", "0.999"], "none of 256 channels"),
         (["--prune-heads", "0.9"], "none of 2 heads"),
         (["--prune-to", "0.001"], "cannot keep 0.001"),
     ] {
-        let (done, stderr) = copy.convert(&options);
+        let (done, stderr) = copy.convert(&[option, share, "--calibration", text]);
         assert!(!done && stderr.contains(words), "{stderr}");
     }
 }
@@ -308,6 +310,8 @@ fn a_size_is_reached_at_the_least_cost() {
     let path = folder.path().join("pruned.bpk");
     let output = common::damage::command(&data().join("qwen2vl-tiny"), &path)
         .args(["--prune-to", "0.7", "--text-quant", "f32"])
+        .arg("--calibration")
+        .arg(samples::write_text(folder.path()))
         .output()
         .expect("the command starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -352,6 +356,7 @@ fn the_command_writes_a_smaller_record() {
     let corpus = data().join("questions/manifest.csv");
     let (whole, _) = convert("whole.bpk", &[]);
     let corpus = corpus.to_str().expect("a path");
+    let text = samples::write_text(folder.path());
     let options = [
         "--prune-layers",
         "0.3",
@@ -361,6 +366,8 @@ fn the_command_writes_a_smaller_record() {
         "0.5",
         "--prune-vocabulary",
         corpus,
+        "--calibration",
+        text.to_str().expect("a path"),
     ];
     let (pruned, stderr) = convert("pruned.bpk", &options);
     assert!(pruned < whole, "{pruned} of {whole}");

@@ -5,6 +5,7 @@
 pub mod check;
 pub mod damage;
 pub mod manifest;
+pub mod samples;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
