@@ -508,6 +508,7 @@ fn check_target(cli: &Convert, plan: &Plan, tokenizer: usize) -> anyhow::Result<
     let scenario = Scenario {
         context: cli.target_context,
         image_size: Some(cli.target_image_size),
+        drafts: true,
     };
     let estimate = plan.estimate(tokenizer, &scenario)?;
     let report = TargetReport::new(device, estimate, cli.target_image_size);

@@ -27,6 +27,7 @@ fn estimates_count_the_patches_of_the_encoder() {
         let scenario = Scenario {
             context: 64,
             image_size: Some((112, 112)),
+            drafts: true,
         };
         let estimate = plan.estimate(0, &scenario).expect(name);
         let vision = &estimate.stages[0];

@@ -217,6 +217,11 @@ impl<B: KernelBackend> DecoderState<B> {
         })
     }
 
+    /// Returns the bytes of keys and values that are reserved and not in use yet.
+    pub fn reserved_bytes(&self) -> usize {
+        reserved_bytes(&self.cache) + self.mtp.as_ref().map_or(0, MtpState::reserved_bytes)
+    }
+
     /// Returns the allocated bytes.
     pub fn bytes(&self) -> usize {
         let elements: usize = self.cross.iter().map(|kv| kv.shape().num_elements()).sum();
@@ -224,6 +229,12 @@ impl<B: KernelBackend> DecoderState<B> {
         let mtp = self.mtp.as_ref().map_or(0, MtpState::bytes);
         self.cache.bytes() + elements * size_of::<f32>() + recurrent + mtp
     }
+}
+
+/// Returns the bytes of a cache that are reserved and not in use yet.
+pub(crate) fn reserved_bytes(cache: &impl KvStore) -> usize {
+    let capacity = cache.capacity();
+    cache.bytes() / capacity.max(1) * capacity.saturating_sub(cache.len())
 }
 
 /// Features that are added to the hidden states of some tokens before a layer, such as those of

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use edge_lmm_ops::{CacheError, CacheShape, KernelBackend, KvStore, argmax};
 
 use crate::error::ModelError;
-use crate::language::{LanguageModel, OutputRows};
+use crate::language::{LanguageModel, OutputRows, reserved_bytes};
 use crate::layout::Position;
 
 /// Tokens that may wait for the layer when further ones come.
@@ -215,6 +215,11 @@ impl<B: KernelBackend> MtpState<B> {
             cache: self.cache.fork()?,
             waiting: self.waiting.clone(),
         })
+    }
+
+    /// Returns the bytes of keys and values that are reserved and not in use yet.
+    pub fn reserved_bytes(&self) -> usize {
+        reserved_bytes(&self.cache)
     }
 
     /// Returns the allocated bytes.

@@ -103,11 +103,11 @@ impl AnyEngine {
     /// See [`Engine::estimate`].
     pub fn estimate(
         &self,
+        request: &Request<'_>,
         media: &[MediaInput],
         prompt_tokens: usize,
-        max_tokens: usize,
     ) -> ResourceEstimate {
-        each_engine!(self, engine => engine.estimate(media, prompt_tokens, max_tokens))
+        each_engine!(self, engine => engine.estimate(request, media, prompt_tokens))
     }
 
     /// See [`Engine::context_length`].

@@ -14,6 +14,7 @@ use crate::error::EngineError;
 use crate::estimate::{ResourceEstimate, Scenario, StoredWeight, WeightSizes};
 use crate::loaded::LoadedModel;
 use crate::memory::{Fit, MemoryCheck, Subject};
+use crate::request::Request;
 use crate::session::Session;
 use crate::store::Store;
 
@@ -87,6 +88,8 @@ impl<B: KernelBackend> Engine<B> {
                 let scenario = Scenario {
                     context: CONTEXT,
                     image_size: None,
+                    // Without the memory for drafts, answers have none.
+                    drafts: false,
                 };
                 let estimate = weight_sizes.estimate(model, &scenario)?;
                 let subject = Subject::Model(record.path().display().to_string());
@@ -97,18 +100,21 @@ impl<B: KernelBackend> Engine<B> {
         Ok((Self(Arc::new(model)), fit))
     }
 
-    /// Estimates a request with preprocessed media, a prompt of `prompt_tokens` and an answer of at
-    /// most `max_tokens`.
+    /// Estimates a request whose preprocessed media are `media` and whose prompt has `prompt_tokens`.
     pub fn estimate(
         &self,
+        request: &Request<'_>,
         media: &[MediaInput],
         prompt_tokens: usize,
-        max_tokens: usize,
     ) -> ResourceEstimate {
         let Self(shared) = self;
-        shared
-            .weight_sizes
-            .estimate_request(&*shared.model, media, prompt_tokens, max_tokens)
+        shared.weight_sizes.estimate_request(
+            &*shared.model,
+            media,
+            prompt_tokens,
+            request.max_tokens,
+            shared.drafts_with_mtp(request),
+        )
     }
 
     /// Returns the format of the vision encoder's weights.

@@ -3,7 +3,7 @@
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
-use edge_lmm_models::language::PREFILL_CHUNK;
+use edge_lmm_models::language::{LanguageModel, PREFILL_CHUNK};
 use edge_lmm_models::media::{MediaInput, MediaOptions};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::weights::{Part, Storage, WeightSpec};
@@ -28,6 +28,9 @@ pub struct Scenario {
     pub context: usize,
     /// Width and height of an image; ignored by models without image input.
     pub image_size: Option<(usize, usize)>,
+    /// Whether the layer that predicts further tokens drafts some, if the model has one. It has keys
+    /// and values of its own. [`Speculation`](crate::Speculation) is on by default on CPUs.
+    pub drafts: bool,
 }
 
 /// Estimated memory and work of a model.
@@ -126,24 +129,19 @@ impl ResourceEstimate {
         };
         let prompt = visual.tokens + QUESTION_TOKENS;
         Ok(Self::of_prompt(
-            model,
-            weights,
-            tokenizer,
-            &visual,
-            prompt,
-            scenario.context,
+            model, weights, tokenizer, &visual, prompt, scenario,
         ))
     }
 
-    /// Estimates a prompt of `prompt` tokens, including the tokens of its media, and a context of
-    /// at least `context` positions.
+    /// Estimates a prompt of `prompt` tokens, including the tokens of its media, and the context of a
+    /// scenario.
     fn of_prompt<B: KernelBackend>(
         model: &dyn BuiltModel<B>,
         weights: &[StoredWeight],
         tokenizer: usize,
         visual: &Visual,
         prompt: u64,
-        context: usize,
+        scenario: &Scenario,
     ) -> Self {
         let language = model.language();
         let hidden = language.hidden_size() as u64;
@@ -155,8 +153,9 @@ impl ResourceEstimate {
         let text = PartSums::new(weights, Part::Text, is_apart);
         let head = head(weights, vocabulary);
 
-        let context = context.max(prompt as usize).min(language.context_length());
+        let context = (scenario.context.max(prompt as usize)).min(language.context_length());
         let cache = language.cache_shape(context).bytes() as u64;
+        let drafting = cache_of_drafts(language, context, scenario.drafts) as u64;
         let prompt = prompt.min(context as u64);
         // A step keeps the states before it until it is complete.
         let recurrent = 2 * language.recurrent_bytes() as u64;
@@ -211,7 +210,7 @@ impl ResourceEstimate {
         Self {
             memory: MemoryEstimate {
                 weights: record + tokenizer,
-                cache: cache + recurrent,
+                cache: cache + drafting + recurrent,
                 activations,
                 program: PROGRAM_BYTES + TOKENIZER_FACTOR * tokenizer,
             },
@@ -265,23 +264,48 @@ impl WeightSizes {
     }
 
     /// Estimates a request with preprocessed media, a prompt of `prompt` tokens and an answer of at
-    /// most `max_tokens`.
+    /// most `max_tokens`. `drafts` is that of a [`Scenario`].
     pub fn estimate_request<B: KernelBackend>(
         &self,
         model: &dyn BuiltModel<B>,
         media: &[MediaInput],
         prompt: usize,
         max_tokens: usize,
+        drafts: bool,
     ) -> ResourceEstimate {
+        let scenario = Scenario {
+            context: prompt.saturating_add(max_tokens),
+            image_size: None,
+            drafts,
+        };
         ResourceEstimate::of_prompt(
             model,
             &self.weights,
             self.tokenizer,
             &Visual::of_media(model, media),
             prompt as u64,
-            prompt.saturating_add(max_tokens),
+            &scenario,
         )
     }
+}
+
+/// Returns the bytes of keys and values of `context` positions, those of the layer that predicts
+/// further tokens included if it `drafts`.
+pub fn cache_bytes<B: KernelBackend>(
+    language: &dyn LanguageModel<B>,
+    context: usize,
+    drafts: bool,
+) -> usize {
+    language.cache_shape(context).bytes() + cache_of_drafts(language, context, drafts)
+}
+
+fn cache_of_drafts<B: KernelBackend>(
+    language: &dyn LanguageModel<B>,
+    context: usize,
+    drafts: bool,
+) -> usize {
+    let layer = language.mtp().filter(|_| drafts);
+    layer.map_or(0, |layer| layer.cache_shape(context).bytes())
 }
 
 fn work(stage: &'static str, tokens: u64, bytes: u64, macs: u64) -> Work {
@@ -384,6 +408,7 @@ mod tests {
             &Scenario {
                 context,
                 image_size,
+                drafts: true,
             },
         )
         .expect("an estimate")

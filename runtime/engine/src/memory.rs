@@ -124,9 +124,9 @@ pub struct MemoryCheck {
 }
 
 impl MemoryCheck {
-    /// Compares with `memory` instead of the memory of the system.
-    #[cfg(test)]
-    pub(crate) fn with_memory(self, memory: Memory) -> Self {
+    /// Compares with `memory` instead of the memory of the device.
+    #[must_use]
+    pub fn with_memory(self, memory: Memory) -> Self {
         Self {
             memory: Some(memory),
             ..self
@@ -220,6 +220,7 @@ mod tests {
         let scenario = Scenario {
             context: 2048,
             image_size: None,
+            drafts: true,
         };
         let record = record.expect("the demo's record opens");
         ResourceEstimate::of_record(&record, &scenario).expect("an estimate")

@@ -8,9 +8,9 @@ use edge_lmm_models::media::MediaInput;
 use crate::any_device::AnyEngine;
 use crate::device::Device;
 use crate::estimate::ResourceEstimate;
-#[cfg(test)]
 use crate::health::Memory;
 use crate::memory::{MemoryCheck, MemoryError, Subject};
+use crate::request::Request;
 
 /// Share of the processor's peak that the vision encoder reaches; what is missing is attention and
 /// memory traffic.
@@ -21,8 +21,7 @@ const ENCODER_EFFICIENCY: f64 = 0.5;
 #[derive(Clone)]
 pub struct RequestEstimator {
     engine: AnyEngine,
-    /// Memory to compare with instead of the system's.
-    #[cfg(test)]
+    /// Memory to compare with instead of that of the device.
     memory: Option<Memory>,
 }
 
@@ -31,38 +30,35 @@ impl RequestEstimator {
     pub fn new(engine: AnyEngine) -> Self {
         Self {
             engine,
-            #[cfg(test)]
             memory: None,
         }
     }
 
-    /// Compares with `memory` instead of the memory of the system.
-    #[cfg(all(test, feature = "serve"))]
-    pub(crate) fn with_memory(mut self, memory: Memory) -> Self {
+    /// Compares with `memory` instead of the memory that the device has at the time of a request.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Memory) -> Self {
         self.memory = Some(memory);
         self
     }
 
     fn memory_check(&self) -> MemoryCheck {
         let check = MemoryCheck::new(self.engine.device());
-        #[cfg(test)]
-        let check = match self.memory {
+        match self.memory {
             Some(memory) => check.with_memory(memory),
             None => check,
-        };
-        check
+        }
     }
 
-    /// Estimates a request with preprocessed media, a prompt of `prompt_tokens` and an answer of at
-    /// most `max_tokens`. A reduction inside the language model needs no more than this: its
-    /// hidden states take the place of the embeddings, and the cache holds fewer positions.
+    /// Estimates a request whose preprocessed media are `media` and whose prompt has `prompt_tokens`.
+    /// A reduction inside the language model needs no more than this: its hidden states take the place
+    /// of the embeddings, and the cache holds fewer positions.
     pub fn estimate(
         &self,
+        request: &Request<'_>,
         media: &[MediaInput],
         prompt_tokens: usize,
-        max_tokens: usize,
     ) -> ResourceEstimate {
-        self.engine.estimate(media, prompt_tokens, max_tokens)
+        self.engine.estimate(request, media, prompt_tokens)
     }
 
     /// Checks that a request fits into memory.

@@ -190,7 +190,7 @@ impl Job {
                     media,
                 } => {
                     tokens = TokenCounts::prepared(&request, media, None);
-                    let estimate = estimator.estimate(media, prompt_tokens, request.max_tokens);
+                    let estimate = estimator.estimate(&request, media, prompt_tokens);
                     if !self.model.ignore_memory {
                         failed = estimator.check(&estimate).err();
                     }

@@ -40,7 +40,7 @@ pub fn answer_until(
             Event::Prepared {
                 prompt_tokens,
                 media,
-            } => check.run(prompt_tokens, media, |note| progress.note(note)),
+            } => check.run(request, prompt_tokens, media, |note| progress.note(note)),
             Event::Text(text) if stream => print_now(text),
             _ => Ok(()),
         };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 use comfy_table::{Table, presets};
-use edge_lmm::estimate::{ResourceEstimate, Scenario};
+use edge_lmm::estimate::{ResourceEstimate, Scenario, cache_bytes};
 use edge_lmm::target::{TargetReport, parse_size};
 use edge_lmm::units::bytes;
 use edge_lmm::{Cpu, Record};
@@ -134,6 +134,7 @@ impl Cmd {
         let scenario = Scenario {
             context: self.context,
             image_size: Some(self.image_size),
+            drafts: true,
         };
         let estimate = ResourceEstimate::of_record(record, &scenario)?;
         Ok(Some(TargetReport::new(device, estimate, self.image_size)))
@@ -160,7 +161,7 @@ impl Cmd {
             parts: parts(&tensors),
             context_length: language.context_length(),
             context,
-            kv_cache_bytes: language.cache_shape(context).bytes(),
+            kv_cache_bytes: cache_bytes(language, context, true),
             converter: info.converter.clone(),
             sources: info.sources.clone(),
             verified: self.verify,
@@ -282,6 +283,7 @@ mod tests {
             let scenario = Scenario {
                 context: 512,
                 image_size: None,
+                drafts: true,
             };
             let estimate = ResourceEstimate::of_record(&record, &scenario).expect("an estimate");
             let mut device = edge_lmm::targets::device("raspberry-pi-5").expect("a device");

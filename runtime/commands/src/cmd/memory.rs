@@ -3,7 +3,7 @@
 use clap::Args;
 use edge_lmm::RequestEstimator;
 use edge_lmm::memory::Fit;
-use edge_lmm::{AnyEngine, Device, MediaInput, Record};
+use edge_lmm::{AnyEngine, Device, MediaInput, Record, Request};
 
 /// Visual tokens from which the cost of a request is reported.
 const LARGE_REQUEST: usize = 1024;
@@ -56,11 +56,10 @@ impl MemoryOptions {
         (!self.ignore_memory).then(|| RequestEstimator::new(engine.clone()))
     }
 
-    /// Prepares the check of requests with answers of at most `max_tokens`.
-    pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
+    /// Prepares the check of requests.
+    pub fn request_check(&self, engine: &AnyEngine) -> RequestCheck {
         RequestCheck {
             estimator: RequestEstimator::new(engine.clone()),
-            max_tokens,
             ignore_memory: self.ignore_memory,
         }
     }
@@ -69,7 +68,6 @@ impl MemoryOptions {
 /// Checks what a request costs before its encoders run.
 pub struct RequestCheck {
     estimator: RequestEstimator,
-    max_tokens: usize,
     ignore_memory: bool,
 }
 
@@ -77,12 +75,13 @@ impl RequestCheck {
     /// Refuses a request that cannot fit into memory and passes a note about a large one on.
     pub fn run(
         &self,
+        request: &Request<'_>,
         prompt_tokens: usize,
         media: &[MediaInput],
         note: impl FnOnce(&str),
     ) -> anyhow::Result<()> {
         let estimator = &self.estimator;
-        let estimate = estimator.estimate(media, prompt_tokens, self.max_tokens);
+        let estimate = estimator.estimate(request, media, prompt_tokens);
         if !self.ignore_memory {
             estimator.check(&estimate)?;
         }

@@ -57,9 +57,9 @@ impl DeviceOptions {
         self.load_record(&Record::open_unverified(model)?)
     }
 
-    /// Prepares the check of requests with answers of at most `max_tokens`.
-    pub fn request_check(&self, engine: &AnyEngine, max_tokens: usize) -> RequestCheck {
-        self.memory.request_check(engine, max_tokens)
+    /// Prepares the check of requests.
+    pub fn request_check(&self, engine: &AnyEngine) -> RequestCheck {
+        self.memory.request_check(engine)
     }
 
     /// Returns the estimator that checks whether a request fits into memory; `None` if

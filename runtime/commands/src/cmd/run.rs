@@ -106,7 +106,7 @@ impl Cmd {
         if dump.is_some() {
             probe::start();
         }
-        let check = self.device.request_check(&engine, request.max_tokens);
+        let check = self.device.request_check(&engine);
         let answer = answer(&mut session, &request, &check, !self.json)?;
         if let Some(snapshot) = snapshot {
             session.save_snapshot(snapshot, answer.prompt_tokens)?;

@@ -113,9 +113,7 @@ impl Cmd {
         let source = WatchSource::open(&self.source, self.speed)?;
         let engine = self.device.load(&self.model)?;
         costs::apply(self.tokens.first_token_budget(), None, &engine)?;
-        let check = self
-            .device
-            .request_check(&engine, self.generation.max_tokens);
+        let check = self.device.request_check(&engine);
         let mut session = engine.session();
         let interrupts = Interrupts::watch("interrupted; press Ctrl-C again to exit at once");
         let slot = Arc::new(Slot::new());

@@ -156,7 +156,7 @@ fn try_begin(
             },
         ) = (memory, &event)
         {
-            let mut estimate = estimator.estimate(media, *prompt_tokens, request.max_tokens);
+            let mut estimate = estimator.estimate(request, media, *prompt_tokens);
             let cache = &mut estimate.memory.cache;
             *cache = cache.saturating_add(reserved);
             fits = estimator.check(&estimate);

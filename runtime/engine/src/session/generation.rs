@@ -9,7 +9,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use edge_lmm_models::prompt::TextStream;
 use edge_lmm_models::reduce::Reduction;
-use edge_lmm_ops::{KernelBackend, KvStore, argmax, stage};
+use edge_lmm_ops::{KernelBackend, argmax, stage};
 
 use super::events::OnEvent;
 use super::held::Held;
@@ -252,12 +252,8 @@ impl<'s, B: KernelBackend> Generation<'s, B> {
     /// Returns the bytes of the conversation's keys and values that are reserved and not in use
     /// yet.
     pub fn reserved_bytes(&self) -> usize {
-        let Some(past) = &self.steps.session.past else {
-            return 0;
-        };
-        let capacity = past.state.cache.capacity();
-        let free = capacity.saturating_sub(past.state.len());
-        past.state.cache.bytes() / capacity.max(1) * free
+        let past = self.steps.session.past.as_ref();
+        past.map_or(0, |past| past.state.reserved_bytes())
     }
 
     /// Returns the device of the model.

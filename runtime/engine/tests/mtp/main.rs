@@ -3,6 +3,7 @@
 
 #[path = "../support/logprobs.rs"]
 mod logprobs;
+mod memory;
 mod model;
 #[path = "../support/record.rs"]
 mod record;

@@ -84,9 +84,7 @@ impl Cmd {
         self.speculation.check()?;
         self.form = self.constraint.read()?;
         let engine = self.device.load(&self.model)?;
-        let check = self
-            .device
-            .request_check(&engine, self.generation.max_tokens);
+        let check = self.device.request_check(&engine);
         self.cache.apply(&engine)?;
         costs::apply(
             self.media.first_token_budget(),

@@ -181,9 +181,7 @@ impl Cmd {
 
     /// Measures every point of the sweep, turn by turn.
     fn measure_points(&self, engine: &AnyEngine) -> anyhow::Result<Vec<Runs>> {
-        let check = self
-            .device
-            .request_check(engine, self.generation.max_tokens);
+        let check = self.device.request_check(engine);
         let mut all = Vec::new();
         for (index, point) in self.sweep.points().into_iter().enumerate() {
             let prepared = self.sweep.prepare(&point)?;
@@ -320,7 +318,7 @@ fn answer(
         } = event
         {
             tokens = TokenCounts::prepared(request, media, earlier);
-            failed = check.run(prompt_tokens, media, |note| progress.note(note));
+            failed = check.run(request, prompt_tokens, media, |note| progress.note(note));
         }
         match failed {
             Ok(()) => ControlFlow::Continue(()),

@@ -105,6 +105,7 @@ impl Choice {
             let scenario = Scenario {
                 context: self.context,
                 image_size: Some((side, side)),
+                drafts: true,
             };
             let estimate = ResourceEstimate::of_record(record, &scenario)?;
             Ok(TargetReport::new(device.clone(), estimate, (side, side)))

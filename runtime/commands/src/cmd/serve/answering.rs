@@ -63,12 +63,18 @@ impl Answering {
     pub fn run(mut self, service: &Service) -> ! {
         let mut watchdog = Watchdog::new();
         loop {
-            if let Some(job) = self.next(service, watchdog.interval()) {
-                self.begin(job, service, &mut watchdog);
-            }
-            watchdog.notify();
-            step(&mut self.running, service);
+            self.turn(service, watchdog.interval(), &mut watchdog);
         }
+    }
+
+    /// Begins a request if one can begin, and computes the next token of every answer. Waits for a
+    /// request as [`Self::next`] does.
+    fn turn(&mut self, service: &Service, patience: Duration, watchdog: &mut Watchdog) {
+        if let Some(job) = self.next(service, patience) {
+            self.begin(job, service, watchdog);
+        }
+        watchdog.notify();
+        step(&mut self.running, service);
     }
 
     /// Returns a request that can begin: the one that waits for memory once a running one has ended,
@@ -200,5 +206,164 @@ pub fn break_if(condition: bool) -> ControlFlow<()> {
     match condition {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use edge_lmm::health::Memory;
+    use edge_lmm::media::FrameSelection;
+    use edge_lmm::serve::Question;
+    use edge_lmm::{AnyEngine, Device, Record, Request, demo, one_line, user_message};
+
+    use super::super::queue::Owner;
+    use super::*;
+
+    const PROMPT: &str = "how many shapes are there?";
+
+    /// What a client receives.
+    #[derive(Debug, PartialEq)]
+    enum Received {
+        Token,
+        /// The number of tokens of the answer, or the error.
+        End(Result<usize, String>),
+    }
+
+    /// A client that notes what it receives, with its number.
+    struct Note {
+        number: usize,
+        all: Arc<Mutex<Vec<(usize, Received)>>>,
+    }
+
+    impl Note {
+        fn add(&self, received: Received) {
+            let mut all = self.all.lock().expect("no client panics with the lock");
+            all.push((self.number, received));
+        }
+    }
+
+    impl Client for Note {
+        fn is_gone(&self) -> bool {
+            false
+        }
+
+        fn event(&mut self, event: &Event<'_>) {
+            if let Event::Progress {
+                stage: "decode", ..
+            } = event
+            {
+                self.add(Received::Token);
+            }
+        }
+
+        fn done(self: Box<Self>, answer: Result<Answer, EngineError>, _: Duration) {
+            let tokens = answer.map(|answer| answer.tokens.len());
+            self.add(Received::End(tokens.map_err(|error| one_line(&error))));
+        }
+    }
+
+    fn limits() -> Limits {
+        Limits::new(1000, FrameSelection::Uniform(2).into())
+    }
+
+    fn request(tokens: usize) -> Prepared {
+        let line =
+            format!(r#"{{"prompt": "{PROMPT}", "max_tokens": {tokens}, "ignore_eos": true}}"#);
+        let question = Question::parse(line.as_bytes()).expect("a request");
+        question.prepare(&limits()).expect("no media")
+    }
+
+    /// Returns the least memory with which an answer of `tokens` tokens fits if it is the only one.
+    fn least_memory(engine: &AnyEngine, tokens: usize) -> u64 {
+        let mut prompt = 0;
+        let canceled = request(tokens).answer(&mut engine.session(), &limits(), None, |event| {
+            if let Event::Prepared { prompt_tokens, .. } = event {
+                prompt = prompt_tokens;
+            }
+            ControlFlow::Break(())
+        });
+        assert!(prompt > 0, "{canceled:?}");
+        let messages = [user_message(&[], PROMPT)];
+        let request = Request {
+            max_tokens: tokens,
+            ..Request::new(&messages)
+        };
+        let estimate = RequestEstimator::new(engine.clone()).estimate(&request, &[], prompt);
+        estimate.minimum()
+    }
+
+    /// Serves two requests for numbers of tokens at the same time with `available` bytes of memory.
+    /// Returns what their clients received, in order.
+    fn serve(engine: &AnyEngine, tokens: [usize; 2], available: u64) -> Vec<(usize, Received)> {
+        let memory = Memory {
+            total: 1 << 40,
+            available,
+            group: None,
+            process: None,
+            swap: 0,
+            zram: 0,
+        };
+        let estimator = RequestEstimator::new(engine.clone()).with_memory(memory);
+        let mut answering = Answering::new(engine.session(), Some(estimator), 2);
+        let service = Service::new(limits(), 4, 2);
+        let all = Arc::new(Mutex::new(Vec::new()));
+        for (number, tokens) in (1..).zip(tokens) {
+            let client = Note {
+                number,
+                all: all.clone(),
+            };
+            let entry = service.enter(Owner::Connection(number as u64));
+            let entry = entry.expect("a place");
+            entry.submit(request(tokens), Box::new(client), Box::new(()));
+        }
+        let mut watchdog = Watchdog::new();
+        // A request begins and ends in turns of its own, at most.
+        for _ in 0..tokens.iter().sum::<usize>() + 4 {
+            answering.turn(&service, Duration::ZERO, &mut watchdog);
+        }
+        assert!(answering.running.is_empty() && answering.waiting.is_none());
+        drop((answering, service));
+        let all = Arc::into_inner(all).expect("the clients are gone");
+        all.into_inner().expect("no client panics with the lock")
+    }
+
+    fn at(all: &[(usize, Received)], entry: (usize, Received)) -> usize {
+        let found = all.iter().position(|other| *other == entry);
+        found.unwrap_or_else(|| panic!("no {entry:?} in {all:?}"))
+    }
+
+    /// A request that fits alone, but not beside the running one, begins when that has ended.
+    #[test]
+    fn a_request_waits_for_the_memory_of_the_running_one() {
+        let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
+        let engine = Device::Cpu.load(&record).expect("an engine");
+        let least = least_memory(&engine, 20);
+        let ends = |all: &[(usize, Received)]| {
+            [1, 2].map(|number| at(all, (number, Received::End(Ok(20)))))
+        };
+        let all = serve(&engine, [20, 20], least);
+        let [first, second] = ends(&all);
+        let begin = at(&all, (2, Received::Token));
+        assert!(first < begin && begin < second, "{all:?}");
+        // With memory for both, they are answered together.
+        let all = serve(&engine, [20, 20], 2 * least);
+        let begin = at(&all, (2, Received::Token));
+        assert!(begin < ends(&all)[0], "{all:?}");
+    }
+
+    /// A request that does not fit alone either is rejected when it has been tried alone.
+    #[test]
+    fn a_request_that_never_fits_is_rejected() {
+        let record = Record::from_static(demo::RECORD, "the demo").expect("a record");
+        let engine = Device::Cpu.load(&record).expect("an engine");
+        let all = serve(&engine, [20, 500], least_memory(&engine, 20));
+        let first = at(&all, (1, Received::End(Ok(20))));
+        let Some((2, Received::End(Err(error)))) = all.get(first + 1) else {
+            panic!("{all:?}");
+        };
+        assert!(error.contains("does not fit into memory"), "{error}");
+        assert_eq!(all.len(), first + 2, "{all:?}");
     }
 }
