@@ -135,14 +135,16 @@ check_board() {
 # Prints the state of the measurements on the board: none, running, died, done CODE or fetched CODE;
 # and, in a second line, the checksum of their plan.
 state() {
+    # The process is looked for before its exit code, which it writes before it ends.
     # shellcheck disable=SC2016 # expanded on the board
     in_folder 'pid=$(cat pid 2>/dev/null) || pid=none
-        if [ -f code ]; then
+        process=died
+        ! grep -q measure.sh "/proc/$pid/cmdline" 2>/dev/null || process=running
+        if [ -s code ]; then
             word=done; [ ! -f fetched ] || word=fetched
             echo "$word $(cat code)"
         elif [ "$pid" = none ]; then echo none
-        elif grep -q measure.sh "/proc/$pid/cmdline" 2>/dev/null; then echo running
-        else echo died; fi
+        else echo "$process"; fi
         cat plan 2>/dev/null || echo none'
 }
 
@@ -228,7 +230,7 @@ start() {
     # shellcheck disable=SC2016 # expanded on the board
     in_folder 'session=$(command -v setsid) || session=
         nohup $session sh measure.sh >>results/log.txt 2>&1 </dev/null &
-        for _ in 1 2 3 4 5; do [ -f pid ] || sleep 1; done' ||
+        for _ in 1 2 3 4 5; do [ -s pid ] || sleep 1; done' ||
         fail "cannot start the measurements on $host"
 }
 

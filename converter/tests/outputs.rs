@@ -186,7 +186,8 @@ fn a_full_disk_leaves_the_record_before() {
         (&["--method", "nearest"][..], "model.bpk:"),
         (&["--method", "weighted"], "model.bpk.calibration:"),
         (&["--prune-ffn", "0.5"], "model.bpk.pruning:"),
-        (&["--bits", "5"], "model.bpk.mixed:"),
+        (&["--bits", "5"], "model.bpk.rounded:"),
+        (&["--bits", "5", "--method", "nearest"], "model.bpk.mixed:"),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         let record = folder.path().join("model.bpk");

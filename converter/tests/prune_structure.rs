@@ -32,7 +32,7 @@ fn measure_on(copy: &Copy, samples: &Samples) -> (Checkpoint, Importance) {
     });
     let importance = Importance::measure(&plan, &checkpoint, samples, &path, &progress);
     let importance = importance.expect("importance");
-    let expected = ["writing the weights in 8 bits", "running the samples"];
+    let expected = ["writing a temporary record", "running the samples"];
     assert_eq!(*steps.borrow(), expected);
     let left = std::fs::read_dir(folder.path()).expect("a folder").count();
     assert_eq!(left, 0);
