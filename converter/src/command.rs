@@ -579,8 +579,8 @@ fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
     let fits = |method| calibration::memory_of_sums(plan, method) < memory;
     let four_bits =
         |weight: &PlannedWeight| weight.spec.product && weight.format == Some(Format::Q4);
-    let method = match cli.method {
-        Some(method) if fits(method) => return Ok(method),
+    Ok(match cli.method {
+        Some(method) if fits(method) => method,
         Some(method) => bail!(
             "--method {} needs {} for the sums of the widest weight, --calibration-memory allows {}; \
              use --method weighted or more memory",
@@ -588,20 +588,11 @@ fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
             bytes(calibration::memory_of_sums(plan, method)),
             bytes(memory)
         ),
-        None if cli.random_weights.is_some() => return Ok(Method::Nearest),
-        None if !plan.weights.iter().any(four_bits) => return Ok(Method::Nearest),
+        None if cli.random_weights.is_some() => Method::Nearest,
+        None if !plan.weights.iter().any(four_bits) => Method::Nearest,
         None if fits(Method::Best) => Method::Best,
         None => Method::Weighted,
-    };
-    let samples = match cli.calibration.is_empty() {
-        true => "the built-in text",
-        false => "--calibration",
-    };
-    eprintln!(
-        "method: {} on {samples}; --method nearest is faster and less accurate",
-        method.name()
-    );
-    Ok(method)
+    })
 }
 
 /// Returns `true` if something else than the method of quantization uses samples.
@@ -644,6 +635,16 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
         );
         let saved = SavedStatistics::read(saved)?;
         return Ok(Some(Calibration::with_statistics(method, saved, file)));
+    }
+    if cli.method.is_none() {
+        let samples = match cli.calibration.is_empty() {
+            true => "the built-in text",
+            false => "--calibration",
+        };
+        eprintln!(
+            "method: {} on {samples}; --method nearest is faster and less accurate",
+            method.name()
+        );
     }
     let calibration = Calibration::new(method, samples(cli)?, file);
     let calibration = calibration.with_memory(cli.calibration_memory << 20);

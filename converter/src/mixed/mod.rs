@@ -54,7 +54,7 @@ pub struct Search<'a> {
     pub checkpoint: &'a Arc<Checkpoint>,
     /// Texts and questions on which predictions are compared.
     pub samples: &'a Samples,
-    /// Where the temporary record of the model in half precision is written.
+    /// Path of a temporary record of the model in half precision.
     pub path: &'a Path,
     /// Receives the progress.
     pub progress: &'a Progress,
@@ -109,14 +109,7 @@ impl Search<'_> {
             ..options.clone()
         };
         let half = plan.in_formats(checkpoint, &half)?;
-        let measure = sensitivity::Measure {
-            plan: &half,
-            checkpoint,
-            samples: self.samples,
-            path: self.path,
-            progress,
-        };
-        let mut sensitivities = measure.run(&candidates, &mut rounded)?;
+        let mut sensitivities = sensitivity::measure(self, &half, &candidates, &mut rounded)?;
         sensitivities.sort_by(|a, b| b.per_byte().total_cmp(&a.per_byte()));
         let mut weights = BTreeMap::new();
         for weight in &sensitivities {

@@ -1,18 +1,14 @@
 //! The divergence of the predictions that one weight in 4 bits causes.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use edge_lmm_kernels::{Matrix, pack_rows};
 use edge_lmm_ops::{Format, MatrixShape};
 
-use crate::calibration::{PackedWeights, Samples};
+use super::Search;
+use crate::calibration::PackedWeights;
 use crate::pack;
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
 use crate::predictions::{PackedWeight, Predictor};
-use crate::progress::Progress;
-use crate::source::Checkpoint;
 
 /// The sensitivity of the predictions to one weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,54 +29,43 @@ impl Sensitivity {
     }
 }
 
-/// A measurement of weights one by one, in a model whose other weights are in half precision.
-pub(super) struct Measure<'a> {
-    /// The model in half precision.
-    pub plan: &'a Plan,
-    pub checkpoint: &'a Arc<Checkpoint>,
-    pub samples: &'a Samples,
-    /// Where its temporary record is written.
-    pub path: &'a Path,
-    pub progress: &'a Progress,
-}
-
-impl Measure<'_> {
-    /// Measures `weights` as they are in `rounded`, or rounded to the nearest values.
-    ///
-    /// # Errors
-    /// If the samples do not fit the model, or a file cannot be read or written.
-    pub fn run(
-        &self,
-        weights: &[&PlannedWeight],
-        rounded: &mut PackedWeights,
-    ) -> Result<Vec<Sensitivity>, ConvertError> {
-        let Self {
-            plan,
-            checkpoint,
-            samples,
-            path,
-            progress,
-        } = *self;
-        let predictor = Predictor::new(plan, checkpoint, samples, path, progress)?;
-        let reference = predictor.run(None)?;
-        let mut sensitivities = Vec::new();
-        for (done, weight) in weights.iter().enumerate() {
-            progress.report("measuring the weights", done, weights.len());
-            let (packed, _) = match rounded.read(&weight.spec.name)? {
-                Some(packed) => packed,
-                None => pack::pack(checkpoint, weight, Format::Q4, None, &|_| {})?,
-            };
-            let larger = MatrixShape::new(Format::Q8, weight.spec.rows(), weight.spec.cols());
-            let bytes = larger.byte_len().unwrap_or_default();
-            let changed = unpacked(weight, &packed)?;
-            sensitivities.push(Sensitivity {
-                name: weight.spec.name.clone(),
-                divergence: reference.divergence(&predictor.run(Some(changed))?),
-                bytes: bytes.saturating_sub(weight.bytes),
-            });
-        }
-        Ok(sensitivities)
+/// Measures `weights` one by one, as they are in `rounded` or rounded to the nearest values, in the
+/// model of the plan `half`, whose weights are in half precision.
+///
+/// # Errors
+/// If the samples do not fit the model, or a file cannot be read or written.
+pub(super) fn measure(
+    search: &Search<'_>,
+    half: &Plan,
+    weights: &[&PlannedWeight],
+    rounded: &mut PackedWeights,
+) -> Result<Vec<Sensitivity>, ConvertError> {
+    let Search {
+        checkpoint,
+        samples,
+        path,
+        progress,
+        ..
+    } = *search;
+    let predictor = Predictor::new(half, checkpoint, samples, path, progress)?;
+    let reference = predictor.run(None)?;
+    let mut sensitivities = Vec::new();
+    for (done, weight) in weights.iter().enumerate() {
+        progress.report("measuring the weights", done, weights.len());
+        let (packed, _) = match rounded.read(&weight.spec.name)? {
+            Some(packed) => packed,
+            None => pack::pack(checkpoint, weight, Format::Q4, None, &|_| {})?,
+        };
+        let larger = MatrixShape::new(Format::Q8, weight.spec.rows(), weight.spec.cols());
+        let bytes = larger.byte_len().unwrap_or_default();
+        let changed = unpacked(weight, &packed)?;
+        sensitivities.push(Sensitivity {
+            name: weight.spec.name.clone(),
+            divergence: reference.divergence(&predictor.run(Some(changed))?),
+            bytes: bytes.saturating_sub(weight.bytes),
+        });
     }
+    Ok(sensitivities)
 }
 
 /// Returns the values of a weight in 4 bits in half precision, so that its inputs are not rounded.

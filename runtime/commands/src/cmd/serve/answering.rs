@@ -223,7 +223,7 @@ mod tests {
 
     const PROMPT: &str = "how many shapes are there?";
 
-    /// What a client receives.
+    /// An event that a client receives.
     #[derive(Debug, PartialEq)]
     enum Received {
         Token,
