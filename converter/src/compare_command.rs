@@ -14,6 +14,9 @@ use crate::compare::{
 };
 use crate::export::export;
 
+/// Most tokens of a window of a text unless told otherwise.
+const WINDOW: usize = 512;
+
 /// Compares records with a reference: what a smaller format costs and what it saves.
 ///
 /// The reference is usually the record of the same checkpoint in f32 or f16. With --text or --ids,
@@ -21,8 +24,10 @@ use crate::export::export;
 /// perplexity (PPL), the Kullback-Leibler divergence from the reference in nats per token (KL) with
 /// its standard error, median and 99th percentile, and the share of positions with the same most
 /// probable token (top-1). With --manifest, all records answer the questions of a set as
-/// `edge-lmm eval` does. Sizes are those of the file, and the bits per weight of the layers, of the
-/// vocabulary (embeddings and head) and of the whole file.
+/// `edge-lmm eval` does, and the table has their accuracy, the share of answers that are the
+/// reference's, and the divergence at the tokens of the reference's answers (KL of answers). Sizes
+/// are those of the file, and the bits per weight of the layers, of the vocabulary (embeddings and
+/// head) and of the whole file.
 ///
 /// The text is cut into windows, which are processed independently; the second half of each window
 /// is scored.
@@ -42,9 +47,9 @@ pub struct Compare {
     /// Token ids to predict instead of a text: a NumPy array with one window per row
     #[arg(long, value_name = "FILE.npy", group = "what")]
     ids: Option<PathBuf>,
-    /// Tokens of a window of --text
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    window: usize,
+    /// Tokens of a window of --text [default: 512, or the context of the models if it is shorter]
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
     /// Use only the first N windows
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
@@ -95,7 +100,7 @@ impl Compare {
     fn report(&self, models: &mut [Scorer]) -> anyhow::Result<ComparisonReport> {
         let manifest = self.manifest.as_deref();
         let manifest = manifest.map(Manifest::open).transpose()?;
-        let windows = self.windows(&models[0])?;
+        let windows = self.windows(models)?;
         let predictions = match &windows {
             Some((windows, _)) => Self::predict(models, windows)?,
             None => Vec::new(),
@@ -142,10 +147,15 @@ impl Compare {
         Ok(())
     }
 
-    fn windows(&self, reference: &Scorer) -> anyhow::Result<Option<(Windows, &Path)>> {
-        let tokenizer = reference.record().tokenizer();
+    fn windows(&self, models: &[Scorer]) -> anyhow::Result<Option<(Windows, &Path)>> {
         let (windows, file) = match (&self.text, &self.ids) {
-            (Some(text), _) => (Windows::of_text(text, tokenizer, self.window)?, text),
+            (Some(text), _) => {
+                let contexts = models.iter().map(Scorer::context_length);
+                let longest = contexts.fold(WINDOW, usize::min);
+                let tokenizer = models[0].record().tokenizer();
+                let window = self.window.unwrap_or(longest);
+                (Windows::of_text(text, tokenizer, window)?, text)
+            }
             (None, Some(ids)) => (Windows::of_numpy(ids)?, ids),
             (None, None) => return Ok(None),
         };
@@ -215,12 +225,16 @@ const PREDICTIONS: [Column; 7] = [
         number(predictions(model, |p| Some(p.stages_ms.values().sum())), 0)
     }),
 ];
-const ANSWERS: [Column; 3] = [
+const ANSWERS: [Column; 4] = [
     ("accuracy", |model| {
         percent(model.answers.as_ref().map(|a| a.accuracy))
     }),
     ("same answers", |model| {
         percent(model.answers.as_ref().and_then(|a| a.agreement))
+    }),
+    ("KL of answers", |model| {
+        let divergence = model.answers.as_ref().and_then(|a| a.divergence);
+        number(divergence.map(|divergence| divergence.mean), 4)
     }),
     ("ms/question", |model| {
         let total = model.answers.as_ref().map(|a| a.stages_ms.values().sum());

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{Converted, F32, ask, convert, data};
+use edge_lmm::manifest::Manifest;
 use edge_lmm::{Cpu, Engine, Record, Request};
 use edge_lmm_convert::Options;
-use edge_lmm_convert::compare::{ComparisonReport, Scorer, Windows, predict};
+use edge_lmm_convert::compare::{ComparisonReport, Scorer, Windows, answer, predict};
 use edge_lmm_convert::export::export;
 use edge_lmm_convert::source::Checkpoint;
 use edge_lmm_models::language::OutputRows;
@@ -71,12 +72,16 @@ fn log_probabilities(path: &Path, ids: &[u32]) -> Vec<Vec<f64>> {
         .expect("a conversation");
     session.truncate(0).expect("an empty state");
     let logits = session.step(ids, OutputRows::All).expect("scores");
-    let of_row = |row: usize| {
-        let scores = logits.row(row).iter().map(|&score| f64::from(score));
-        let sum: f64 = scores.clone().map(f64::exp).sum();
-        scores.map(|score| score - sum.ln()).collect()
-    };
-    (0..logits.rows()).map(of_row).collect()
+    (0..logits.rows())
+        .map(|row| logarithms(logits.row(row)))
+        .collect()
+}
+
+/// Logarithms of the probabilities of scores.
+fn logarithms(scores: &[f32]) -> Vec<f64> {
+    let scores = scores.iter().map(|&score| f64::from(score));
+    let sum: f64 = scores.clone().map(f64::exp).sum();
+    scores.map(|score| score - sum.ln()).collect()
 }
 
 #[test]
@@ -128,6 +133,75 @@ fn a_record_does_not_differ_from_itself() {
     assert_eq!(found[0].perplexity, found[1].perplexity);
 }
 
+/// The divergence at the tokens of the reference's answers is that of the scores of single steps, for
+/// a decoder-only model and for one with an encoder of texts.
+#[test]
+fn answers_diverge_as_their_scores() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("m.csv");
+    let manifest = "id,media_path,question,answer,task\n\
+                    a,,what color is grass?,green,text\nb,,how many?,one,text\n";
+    std::fs::write(&path, manifest).expect("a manifest");
+    let manifest = Manifest::open(&path).expect("a manifest");
+    for name in ["qwen2vl-tiny", "blip2-t5-odd"] {
+        let models = [record(name, &F32), record(name, &Q4)];
+        let records = models
+            .each_ref()
+            .map(|model| Record::open(&model.path).expect("a record"));
+        let found = answer(records.iter().chain(&records[..1]), &manifest, |_| {});
+        let found = found.expect("answers");
+        let mut divergences = Vec::new();
+        for question in &manifest.questions {
+            let messages = ask(&[], &question.question);
+            let mut tokens = Vec::new();
+            let [own, other] = records.each_ref().map(|record| {
+                let engine = Engine::<Cpu>::load(record, Default::default()).expect("a model");
+                let mut session = engine.session();
+                let mut request = Request::new(&messages);
+                request.max_tokens = 32;
+                let prefilled = session.prefill(&request, |_| ControlFlow::Continue(()));
+                let mut rows = vec![prefilled.expect("a prompt").logits];
+                if tokens.is_empty() {
+                    let answer = engine
+                        .session()
+                        .answer(&request, |_| ControlFlow::Continue(()));
+                    tokens = answer.expect("an answer").tokens;
+                }
+                for &token in &tokens[..tokens.len() - 1] {
+                    rows.push(session.step(&[token], OutputRows::Last).expect("scores"));
+                }
+                let rows: Vec<Vec<f64>> = rows.iter().map(|row| logarithms(row.last())).collect();
+                rows
+            });
+            let pairs = own.iter().zip(&other);
+            divergences.extend(pairs.map(|(own, other)| {
+                let pairs = own.iter().zip(other);
+                pairs.map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+            }));
+        }
+        let expected = divergences.iter().sum::<f64>() / divergences.len() as f64;
+        let [reference, candidate, same] = &found[..] else {
+            panic!("{} models", found.len());
+        };
+        let divergence = candidate.divergence.expect("of the candidate").mean;
+        let difference = (divergence - expected).abs();
+        assert!(
+            difference < 1e-4 * expected.max(0.1),
+            "{name}: {divergence} {expected}"
+        );
+        assert_eq!(reference.divergence, None);
+        assert_eq!(same.divergence.map(|own| own.max), Some(0.0));
+        assert_eq!(same.agreement, Some(1.0));
+    }
+    let models = [record("llama-odd", &F32), record("qwen2-odd", &F32)];
+    let records = models.map(|model| Record::open(&model.path).expect("a record"));
+    let found = answer(records.iter(), &manifest, |_| {}).expect("answers");
+    assert_eq!(
+        found[1].divergence, None,
+        "other vocabularies are not compared"
+    );
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let [llama, qwen, t5] =
@@ -140,10 +214,7 @@ fn what_does_not_fit_is_refused() {
     assert!(error([&llama, &qwen], &ids(1, 8, 100)).contains("another tokenizer"));
     assert!(error([&llama, &llama], &ids(1, 513, 100)).contains("512"));
     assert!(error([&llama, &llama], &[vec![499; 4]]).contains("499"));
-    let Err(error) = Scorer::open(&t5.path) else {
-        panic!("an encoder-decoder was opened");
-    };
-    assert!(error.to_string().contains("decoder-only"), "{error}");
+    assert!(error([&t5, &t5], &ids(1, 8, 100)).contains("decoder-only"));
 }
 
 /// Split and fused projections, and norms that the checkpoint stores less 1.
@@ -225,6 +296,11 @@ fn the_command_compares() {
     assert!(reference.size.layer_bits == 32.0 && candidate.size.layer_bits < 16.0);
     let answers = candidate.answers.as_ref().expect("answers");
     assert!(answers.agreement.is_some() && answers.stages_ms.contains_key("decode"));
+    assert!(
+        answers
+            .divergence
+            .is_some_and(|divergence| divergence.mean > 0.0)
+    );
     let page = std::fs::read_to_string(folder.join("c.html")).expect("a page");
     assert!(page.contains("edge-lmm comparison") && !page.contains("https:"));
     let table = run(&["--windows", "2", "--export", "out"]);

@@ -129,7 +129,8 @@ impl Model {
             ..Request::new(&messages)
         };
         let answer = self.engine.text().encode_text(&question.answer)?;
-        self.engine.session().observe(&request, &answer)
+        self.engine.session().score(&request, &answer)?;
+        Ok(())
     }
 }
 

@@ -43,6 +43,7 @@ if (report.questions) {
   columns.push(
     share1("accuracy", (m) => answers(m).accuracy),
     share1("same answers", (m) => answers(m).agreement, "Questions with the answer of the reference"),
+    figure3("KL of answers", (m) => (answers(m).divergence || {}).mean, 4, "Mean divergence at the tokens of the reference's answers, in nats per token"),
     ...stageColumns(report.models, answers, "per question"),
   );
 }
@@ -56,6 +57,7 @@ if (report.text) {
     bySize("Perplexity by size", { label: "perplexity", unit: "" }, (m) => predictions(m).perplexity, report.models));
 }
 if (report.questions) {
-  page.append(bySize("Accuracy by size", { label: "accuracy", unit: "%" }, (m) => (missing(answers(m).accuracy) ? null : 100 * answers(m).accuracy), report.models));
+  page.append(bySize("Accuracy by size", { label: "accuracy", unit: "%" }, (m) => (missing(answers(m).accuracy) ? null : 100 * answers(m).accuracy), report.models),
+    bySize("Divergence of the answers by size", { label: "KL", unit: "nats per token" }, (m) => (answers(m).divergence || {}).mean, candidates));
 }
 page.append(table(columns, report.models, { caption: "Models. Select a heading to sort.", sticky: true }));

@@ -92,6 +92,9 @@ pub struct Answers {
     pub accuracy: f64,
     /// Share of questions with the same answer as the reference; missing for the reference.
     pub agreement: Option<f64>,
+    /// Divergence from the reference at the first 32 tokens of the reference's answers, where a
+    /// question counts as a window; missing for the reference and for another vocabulary than its.
+    pub divergence: Option<Divergence>,
     /// Milliseconds of a question in the mean, for each stage.
     pub stages_ms: BTreeMap<String, f64>,
 }

@@ -41,7 +41,7 @@ pub enum CompareError {
     /// A model that does not continue texts.
     #[error(
         "{path} has an encoder of texts or recurrent layers, expected a decoder-only model: its \
-         predictions cannot be compared"
+         predictions of a text cannot be compared, use --manifest"
     )]
     NoDecoder {
         /// The record.
@@ -111,6 +111,11 @@ fn check(models: &[Scorer], windows: &Windows) -> Result<(), CompareError> {
     let Some((reference, candidates)) = models.split_first() else {
         return Ok(());
     };
+    if let Some(model) = models.iter().find(|model| !model.continues_texts()) {
+        return Err(CompareError::NoDecoder {
+            path: model.record().path().to_owned(),
+        });
+    }
     let vocabulary = reference.vocabulary();
     for candidate in candidates {
         let same = candidate.record().tokenizer() == reference.record().tokenizer();

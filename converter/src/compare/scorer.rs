@@ -29,17 +29,11 @@ impl Scorer {
     /// Opens a record and builds its model.
     ///
     /// # Errors
-    /// If the record cannot be read or does not fit its model, or if the model has an encoder of
-    /// texts and scores no continuation of a text.
+    /// If the record cannot be read or does not fit its model.
     pub fn open(path: &Path) -> Result<Self, CompareError> {
         let record = Record::open(path)?;
         let (mut model, specs) =
             record.skeleton::<Cpu>(&Registry::default(), &Default::default())?;
-        if model.language().decoder_layers().is_none() {
-            return Err(CompareError::NoDecoder {
-                path: path.to_owned(),
-            });
-        }
         let loaded = model.load(&mut record.store());
         loaded.map_err(|error| RecordError::Damaged {
             path: path.to_owned(),
@@ -77,6 +71,11 @@ impl Scorer {
     /// Returns the largest number of tokens of a window.
     pub fn context_length(&self) -> usize {
         self.language().context_length()
+    }
+
+    /// Returns `true` if the model continues texts: if it is decoder-only.
+    pub(super) fn continues_texts(&self) -> bool {
+        self.language().decoder_layers().is_some()
     }
 
     fn language(&self) -> &dyn LanguageModel<Cpu> {

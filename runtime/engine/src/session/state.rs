@@ -63,6 +63,12 @@ impl Logits {
     pub fn last(&self) -> &[f32] {
         self.row(self.rows() - 1)
     }
+
+    /// Appends the rows of `next`, scores of the same vocabulary.
+    pub(super) fn followed_by(mut self, next: Self) -> Self {
+        self.values.extend(next.values);
+        self
+    }
 }
 
 /// A conversation in the state, ready to be continued.
@@ -222,7 +228,8 @@ impl<B: KernelBackend> Session<B> {
         self.shared.model.language()
     }
 
-    pub(super) fn vocabulary(&self) -> usize {
+    /// Returns the number of token ids, which is the number of scores of a token.
+    pub fn vocabulary(&self) -> usize {
         self.language().vocabulary()
     }
 

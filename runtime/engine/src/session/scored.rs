@@ -1,24 +1,28 @@
-//! Conversations for an observer of the weights' inputs.
+//! Scores of a given answer.
 
 use std::ops::ControlFlow;
 
+use burn::tensor::Tensor;
 use edge_lmm_models::language::{OutputRows, StepInput};
 use edge_lmm_models::monitor::Monitor;
 use edge_lmm_ops::KernelBackend;
 
 use super::prepare::Prepared;
-use super::state::Session;
+use super::state::{Logits, Session};
 use crate::error::EngineError;
 use crate::request::{Event, Request};
 
 impl<B: KernelBackend> Session<B> {
-    /// Computes a request and its answer for the observer or supplier of this thread
-    /// ([`observe`](edge_lmm_ops::observe)); the conversation is forgotten. A decoder-only model
-    /// computes all tokens in one step, so that it uses every weight of the language model once.
+    /// Returns the scores of the tokens of `answer` after a request, each given the tokens before it,
+    /// and of the token that follows the answer: `answer.len() + 1` rows, or fewer if the context has
+    /// no room for the whole answer. The conversation is forgotten.
+    ///
+    /// A decoder-only model computes all tokens in one step, so that an observer or supplier of this
+    /// thread ([`observe`](edge_lmm_ops::observe)) sees every weight of the language model once.
     ///
     /// # Errors
     /// As [`prefill`](Self::prefill) and [`step`](Self::step).
-    pub fn observe(&mut self, request: &Request<'_>, answer: &[u32]) -> Result<(), EngineError> {
+    pub fn score(&mut self, request: &Request<'_>, answer: &[u32]) -> Result<Logits, EngineError> {
         let mut go_on = |_: Event<'_>| ControlFlow::Continue(());
         self.past = None;
         let mut prepared = self.shared.prepare(request, &[], &mut go_on)?;
@@ -27,23 +31,25 @@ impl<B: KernelBackend> Session<B> {
             let room = language.context_length().saturating_sub(prompt.ids.len());
             let answer = &answer[..answer.len().min(room)];
             prompt.push_text(answer);
-            return self.observe_prepared(&prepared, request, answer.len() + 1);
+            let scores = self.score_prepared(&prepared, request, answer.len() + 1)?;
+            return self.read(scores);
         }
-        self.prefill(request, go_on)?;
-        if !answer.is_empty() {
-            self.step(answer, OutputRows::All)?;
-        }
+        let first = self.prefill(request, go_on)?.logits;
+        let scores = match answer {
+            [] => first,
+            answer => first.followed_by(self.step(answer, OutputRows::All)?),
+        };
         self.past = None;
-        Ok(())
+        Ok(scores)
     }
 
     /// Runs the language model over a whole prompt, of which the last `scored` tokens are scored.
-    fn observe_prepared(
+    fn score_prepared(
         &self,
         prepared: &Prepared<B>,
         request: &Request<'_>,
         scored: usize,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Tensor<B, 2>, EngineError> {
         let language = self.shared.model.language();
         let mut state = self.new_state(prepared.prompt.ids.len())?;
         state.long = language.is_long(prepared.prompt.ids.len());
@@ -56,7 +62,6 @@ impl<B: KernelBackend> Session<B> {
         let mut go_on = |_| ControlFlow::Continue(());
         let hidden = language.step(input, &mut state, &mut Monitor::new(&mut go_on))?;
         let [rows, _] = hidden.dims();
-        language.logits(hidden.narrow(0, rows - scored, scored));
-        Ok(())
+        Ok(language.logits(hidden.narrow(0, rows - scored, scored)))
     }
 }
