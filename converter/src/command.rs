@@ -91,7 +91,7 @@ struct Convert {
     head_quant: Option<Format>,
     /// Store the weights of the language model that need it most in 8 bits, so that the rest of its
     /// layers and these have BITS per weight on average: 4.5, for example. The need is measured on
-    /// the samples of --calibration or the built-in text
+    /// the samples
     #[arg(long, value_name = "BITS", value_parser = positive)]
     bits: Option<f64>,
     /// As --bits, for a size of the whole record: 1.2GB or 900MiB. Embeddings and output head compete
@@ -106,7 +106,7 @@ struct Convert {
     #[arg(long, value_name = "METHOD", value_parser = methods())]
     method: Option<Method>,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
-    /// `edge-lmm eval`; may be repeated. Without it, a text that is built in
+    /// `edge-lmm eval`; may be repeated. Without it, a text that is built in and generated pictures
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
     /// Mean squares of the inputs of the weights. A file that exists is used instead of samples: one
@@ -126,7 +126,7 @@ struct Convert {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
     /// Leave out a share of the language model's layers, those that change their input least on the
-    /// samples of --calibration or the built-in text: 0.1 for one tenth
+    /// samples: 0.1 for one tenth
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_layers: Option<f64>,
     /// Leave out a share of the feed-forward channels of each layer of the language model, those
@@ -139,8 +139,8 @@ struct Convert {
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_heads: Option<f64>,
     /// Leave out a share of the vision encoder's layers, those that change their input least on the
-    /// images of --calibration
-    #[arg(long, value_name = "RATIO", value_parser = ratio, requires = "calibration")]
+    /// images of the samples
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
     prune_vision_layers: Option<f64>,
     /// Keep a share of the parameters of the language model's layers: fewer layers, channels or heads,
     /// whichever changes the predictions least on the samples
@@ -638,7 +638,7 @@ fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>
     }
     if cli.method.is_none() {
         let samples = match cli.calibration.is_empty() {
-            true => "the built-in text",
+            true => "built-in samples",
             false => "--calibration",
         };
         eprintln!(

@@ -7,12 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, Bytes};
-use edge_lmm::manifest::{Manifest, Question};
 use edge_lmm_kernels::{Activation, Matrix, pack_rows, pool, product};
 use edge_lmm_ops::observe::{self, Supplied, Use};
 use edge_lmm_ops::{Format, MatrixShape};
 
-use crate::calibration::{CalibrationError, Model, Samples};
+use crate::calibration::{CalibrationError, Example, Model, Samples};
 use crate::compare::Distribution;
 use crate::plan::{ConvertError, Plan};
 use crate::progress::Progress;
@@ -47,7 +46,7 @@ impl PackedWeight {
 
 enum Sample {
     Text(Vec<u32>),
-    Question(Arc<Manifest>, Question),
+    Example(Example),
 }
 
 /// A model and the samples that run through it.
@@ -79,11 +78,10 @@ impl Predictor {
     ) -> Result<Self, ConvertError> {
         let model = Model::new(plan, checkpoint)?;
         let windows = samples.windows(&checkpoint.tokenizer, model.context_length(), TOKENS)?;
-        let questions = samples.questions();
-        let step = questions.len().div_ceil(QUESTIONS).max(1);
-        let questions = questions.into_iter().step_by(step);
-        let questions = questions.map(|(manifest, question)| Sample::Question(manifest, question));
-        let samples = windows.into_iter().map(Sample::Text).chain(questions);
+        let examples = model.examples(samples);
+        let step = examples.len().div_ceil(QUESTIONS).max(1);
+        let examples = examples.into_iter().step_by(step).map(Sample::Example);
+        let samples = windows.into_iter().map(Sample::Text).chain(examples);
         let head = (plan.weights.iter())
             .find(|weight| weight.spec.is_vocabulary() && weight.spec.product)
             .ok_or_else(|| CalibrationError::Model {
@@ -122,9 +120,7 @@ impl Predictor {
         for sample in &self.samples {
             match sample {
                 Sample::Text(ids) => self.model.run_text(ids)?,
-                Sample::Question(manifest, question) => {
-                    self.model.run_question(manifest, question)?;
-                }
+                Sample::Example(example) => self.model.run_example(example)?,
             }
         }
         drop(supplying);

@@ -91,7 +91,11 @@ fn weights_in_eight_bits_are_moved() {
         let weight = report.tensors.iter().find(|tensor| tensor.name == name);
         weight.expect("the weight").relative_error
     });
-    assert!(moved > 2.0 * rounded, "{moved} and {rounded}");
+    // Both changes are independent, so that their squares add up.
+    assert!(
+        moved > std::f64::consts::SQRT_2 * rounded,
+        "{moved} and {rounded}"
+    );
 }
 
 /// The channels that are left make up for the others: more than 4 or 8 bits take away.
@@ -155,7 +159,8 @@ fn a_record_is_reproducible() {
     assert!(read(&one) == read(&other), "the records differ");
 }
 
-/// The command refuses a method whose sums do not fit; saved statistics have none.
+/// The command refuses a method whose sums do not fit; saved statistics have none. The generated
+/// pictures are seen by the vision encoder.
 #[test]
 fn only_sums_need_memory() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -182,7 +187,12 @@ fn only_sums_need_memory() {
     let (done, stderr) = convert("best", "0");
     assert!(!done && stderr.contains("for the sums"), "{stderr}");
     let (done, stderr) = convert("weighted", "1");
-    assert!(done && statistics.exists(), "{stderr}");
+    assert!(done, "{stderr}");
+    let saved = std::fs::read(&statistics).expect("statistics");
+    for name in ["vision.blocks.0.qkv.weight", "text.layers.0.qkv.weight"] {
+        let mut places = saved.windows(name.len());
+        assert!(places.any(|place| place == name.as_bytes()), "{name}");
+    }
     let (done, stderr) = convert("best", "0");
     assert!(done, "{stderr}");
 }

@@ -175,7 +175,7 @@ fn a_vision_layer_without_effect_is_left_out_first() {
     }
 }
 
-/// Texts say nothing about a vision encoder, and the last layer stays.
+/// Texts say nothing about a vision encoder, generated pictures do, and the last layer stays.
 #[test]
 fn impossible_prunings_of_vision_layers_are_refused() {
     let copy = Copy::of("qwen2vl-tiny");
@@ -187,6 +187,9 @@ fn impossible_prunings_of_vision_layers_are_refused() {
     };
     let message = refused(&of_texts, 0.25);
     assert!(message.contains("have no images"), "{message}");
+    let (_, built_in) = measure_on(&copy, &Samples::built_in());
+    let seen = built_in.vision_layers.iter().filter(|x| x.is_finite());
+    assert_eq!(seen.count(), 3, "{:?}", built_in.vision_layers);
     let (_, of_questions) = measure_on(&copy, &questions());
     let message = refused(&of_questions, 0.9);
     assert!(message.contains("4 of 4 layers"), "{message}");

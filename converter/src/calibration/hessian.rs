@@ -7,8 +7,12 @@ use std::ops::Range;
 
 use super::products::{cholesky, for_parts, product_transposed, transposed};
 
-/// Share of the mean diagonal that is added to the diagonal.
-const DAMPING: f32 = 0.01;
+/// Share of the mean diagonal that is added to the diagonal. Samples say little about directions in
+/// which their inputs hardly vary, and other inputs do: with less, the weights fit the samples better
+/// and everything else worse. On held-out texts, the divergence of Gemma 3 270M is 0.058, 0.052 and
+/// 0.050 with 0.01, 0.1 and 0.3 for samples of the same kinds, and 0.089, 0.074 and 0.065 for built-in
+/// ones. Small trained models whose questions are like the samples lose more with 0.3 than with 0.2.
+const DAMPING: f32 = 0.2;
 
 /// Inputs of a layer that have been seen: the damped mean of `x xᵀ`, and its factor.
 pub(super) struct Hessian {

@@ -6,12 +6,15 @@
 //! samples go on with the quantized weight.
 
 mod awq;
+mod example;
 mod hessian;
 mod model;
 mod packed_weights;
 mod pass;
+mod pictures;
 mod products;
 mod rescale;
+mod room;
 mod rounding;
 mod samples;
 mod scales;
@@ -36,11 +39,15 @@ use crate::source::Checkpoint;
 use hessian::Hessian;
 use pass::{Pass, Sample};
 use products::{product_transposed, transposed};
+use room::{Room, fitting};
 use scales::Scales;
 
+pub(crate) use example::Example;
 pub(crate) use model::{Model, prefill_text};
 pub(crate) use packed_weights::PackedWeights;
-pub use samples::{Samples, memory_of_sums};
+pub use room::memory_of_sums;
+pub use samples::Samples;
+pub(crate) use samples::spread;
 pub use statistics::InputStatistics;
 pub use statistics_file::SavedStatistics;
 
@@ -260,22 +267,33 @@ impl Calibration {
             (true, None) => Some(model.clone()),
             (true, Some(unpruned)) => Some(Arc::new(Model::new(unpruned, checkpoint)?)),
         };
-        let most = samples::most_tokens(plan, self.method, self.memory);
+        let room = Room::new(plan, self.method, self.memory);
+        let size = |example: Example| {
+            let tokens = room.tokens_of(model.size(&example)?);
+            Ok((example, tokens))
+        };
+        let sized: Vec<_> = (model.examples(samples).into_iter())
+            .map(size)
+            .collect::<Result<_, CalibrationError>>()?;
+        // Texts get at least half of the room.
+        let parts = 1 + usize::from(samples.texts().next().is_some());
+        let (examples, tokens) = fitting(&sized, room.tokens() / parts);
+        let most = room.tokens().saturating_sub(tokens);
         let windows = samples.windows(&checkpoint.tokenizer, model.context_length(), most)?;
         check_ids(&windows, model.vocabulary())?;
-        let questions = samples.questions();
         log::info!(
-            "calibration on {} windows of text and {} questions",
+            "calibration on {} windows of text and {} of {} questions",
             windows.len(),
-            questions.len()
+            examples.len(),
+            sized.len()
         );
         let mut started = Vec::new();
         for ids in windows {
             let sample = move |model: &Model| model.run_text(&ids);
             started.push(Sample::start(sample, &model, float.as_ref())?);
         }
-        for (manifest, question) in questions {
-            let sample = move |model: &Model| model.run_question(&manifest, &question);
+        for example in examples {
+            let sample = move |model: &Model| model.run_example(&example);
             started.push(Sample::start(sample, &model, float.as_ref())?);
         }
         Ok(started)

@@ -7,9 +7,8 @@ use burn::module::ParamId;
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 use burn_store::{BurnpackStore, BurnpackWriter, TensorSnapshot};
 use edge_lmm::estimate::StoredWeight;
-use edge_lmm::manifest::{Manifest, Question};
 use edge_lmm::record::{Description, PackedFormat};
-use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message};
+use edge_lmm::{Cpu, Engine, EngineError, one_line};
 use edge_lmm_models::ModelError;
 use edge_lmm_models::families::Registry;
 use edge_lmm_models::family::BuiltModel;
@@ -19,7 +18,8 @@ use edge_lmm_models::monitor::Monitor;
 use edge_lmm_models::weights::Storage;
 use edge_lmm_ops::Format;
 
-use super::CalibrationError;
+use super::example::{Example, ExampleSize};
+use super::{CalibrationError, Samples};
 use crate::pack;
 use crate::plan::{ConvertError, Plan};
 use crate::source::Checkpoint;
@@ -94,43 +94,35 @@ impl Model {
         Ok(())
     }
 
-    /// Runs the model over a question with its media and its answer. A medium that the model does not
-    /// support is left out with its question.
+    /// Returns the examples among the samples.
+    pub fn examples(&self, samples: &Samples) -> Vec<Example> {
+        samples.examples(&*self.text)
+    }
+
+    /// Returns the size of an example; nothing of a medium that the model does not support.
     ///
     /// # Errors
-    /// If a medium cannot be read, or the question does not fit the model.
-    pub fn run_question(
-        &self,
-        manifest: &Manifest,
-        question: &Question,
-    ) -> Result<(), CalibrationError> {
-        match self.ask(manifest, question) {
-            Ok(()) => Ok(()),
-            Err(EngineError::Model(ModelError::Unsupported { .. })) => {
-                log::info!(
-                    "question {}: the model does not support the medium",
-                    question.id
-                );
-                Ok(())
-            }
-            Err(error) => Err(CalibrationError::Samples {
-                reason: format!("question {}: {}", question.id, one_line(&error)),
-            }),
+    /// If the medium cannot be read.
+    pub fn size(&self, example: &Example) -> Result<ExampleSize, CalibrationError> {
+        match example.size(&*self.text) {
+            Err(EngineError::Model(ModelError::Unsupported { .. })) => Ok(ExampleSize::default()),
+            size => size.map_err(|error| of_example(example, &error)),
         }
     }
 
-    fn ask(&self, manifest: &Manifest, question: &Question) -> Result<(), EngineError> {
-        let media: Vec<Media> = (manifest.media_path(question).into_iter())
-            .map(Media::open)
-            .collect::<Result<_, _>>()?;
-        let messages = [user_message(&media, &question.question)];
-        let request = Request {
-            media: &media,
-            ..Request::new(&messages)
-        };
-        let answer = self.engine.text().encode_text(&question.answer)?;
-        self.engine.session().score(&request, &answer)?;
-        Ok(())
+    /// Runs the model over an example with its answer.
+    ///
+    /// # Errors
+    /// If the medium cannot be read, or the example does not fit the model.
+    pub fn run_example(&self, example: &Example) -> Result<(), CalibrationError> {
+        let outcome = example.run(&self.engine);
+        outcome.map_err(|error| of_example(example, &error))
+    }
+}
+
+fn of_example(example: &Example, error: &EngineError) -> CalibrationError {
+    CalibrationError::Samples {
+        reason: format!("question {}: {}", example.name, one_line(error)),
     }
 }
 

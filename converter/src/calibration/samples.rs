@@ -1,15 +1,16 @@
-//! Texts and questions on which statistics are collected.
+//! Texts and examples on which statistics are collected.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use edge_lmm::manifest::{Manifest, Question};
-use edge_lmm::one_line;
+use edge_lmm::manifest::Manifest;
+use edge_lmm::{Cpu, one_line};
+use edge_lmm_models::family::BuiltModel;
 use tokenizers::Tokenizer;
 
-use super::{CalibrationError, Method};
-use crate::plan::Plan;
+use super::CalibrationError;
+use super::example::Example;
 
 /// The text that is used if no other is given.
 const BUILT_IN: &str = include_str!("text.txt");
@@ -17,8 +18,12 @@ const BUILT_IN: &str = include_str!("text.txt");
 const WINDOW: usize = 512;
 /// Tokens of all texts together.
 const TOKENS: usize = 40 * WINDOW;
-/// Most questions.
+/// Most questions of files.
 const QUESTIONS: usize = 128;
+/// Most generated pictures.
+const PICTURES: usize = 12;
+/// Tokens of all generated pictures together, if more than one has them.
+const PICTURE_TOKENS: usize = 4096;
 /// Shorter rests of a text are left out.
 const SHORTEST: usize = 16;
 
@@ -27,14 +32,17 @@ const SHORTEST: usize = 16;
 pub struct Samples {
     texts: Vec<String>,
     pub(crate) manifests: Vec<Arc<Manifest>>,
+    has_pictures: bool,
 }
 
 impl Samples {
-    /// Returns the samples that need no file: prose, code, lists and questions in several languages.
+    /// Returns the samples that need no file: prose, code, lists and questions in several languages,
+    /// and generated pictures for models that take images.
     pub fn built_in() -> Self {
         Self {
             texts: vec![BUILT_IN.to_owned()],
             manifests: Vec::new(),
+            has_pictures: true,
         }
     }
 
@@ -62,16 +70,23 @@ impl Samples {
         self.texts.iter().map(String::as_str)
     }
 
-    /// Returns questions at equal distances, at most [`QUESTIONS`].
-    pub(crate) fn questions(&self) -> Vec<(Arc<Manifest>, Question)> {
-        let all: Vec<_> = (self.manifests.iter())
-            .flat_map(|manifest| manifest.questions.iter().map(move |q| (manifest, q)))
-            .collect();
-        let count = all.len().min(QUESTIONS);
-        let chosen = (0..count).map(|i| all[i * all.len() / count]);
-        chosen
-            .map(|(manifest, question)| (manifest.clone(), question.clone()))
-            .collect()
+    /// Returns questions at equal distances, at most [`QUESTIONS`], and pictures that `model` takes.
+    pub(crate) fn examples(&self, model: &dyn BuiltModel<Cpu>) -> Vec<Example> {
+        let all = (self.manifests.iter()).flat_map(|manifest| {
+            let questions = manifest.questions.iter();
+            questions.map(|question| Example::of_question(manifest, question))
+        });
+        let mut examples = spread(&all.collect::<Vec<_>>(), QUESTIONS);
+        if self.has_pictures {
+            // A model that takes no images refuses the first picture.
+            let size = Example::picture(0).size(model);
+            let tokens = size.map_or(usize::MAX, |size| size.tokens.max(1));
+            if tokens <= model.language().context_length() / 2 {
+                let count = (PICTURE_TOKENS / tokens).clamp(1, PICTURES);
+                examples.extend((0..count as u64).map(Example::picture));
+            }
+        }
+        examples
     }
 
     /// Cuts the texts into windows of tokens, each with the token that the tokenizer puts before a
@@ -102,40 +117,18 @@ impl Samples {
             let all: Vec<&[u32]> = (ids.get_ids().chunks(window.max(1)))
                 .filter(|ids| ids.len() >= SHORTEST.min(window))
                 .collect();
-            let count = most.min(all.len());
-            let chosen = (0..count).map(|i| all[i * all.len() / count]);
+            let chosen = spread(&all, most).into_iter();
             windows.extend(chosen.map(|ids| begin.iter().chain(ids).copied().collect::<Vec<_>>()));
         }
         Ok(windows)
     }
 }
 
-/// Returns how many tokens can be in the model at the same time with `memory` bytes for them and the
-/// statistics of the widest weight.
-pub(super) fn most_tokens(plan: &Plan, method: Method, memory: usize) -> usize {
-    let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
-    let (mut widest, mut keys) = (0, 0);
-    for weight in quantized {
-        let width = weight.spec.cols();
-        widest = widest.max(width);
-        // Keys and values are in the outputs of an attention's first layer.
-        if weight.spec.name.contains("qkv") {
-            keys += weight.spec.rows().saturating_sub(width);
-        }
-    }
-    let left = memory.saturating_sub(memory_of_sums(plan, method));
-    // A method that compares with the float model runs each sample twice.
-    let models = if method == Method::Best { 2 } else { 1 };
-    left / (models * size_of::<f32>() * (3 * widest + keys)).max(1)
-}
-
-/// Returns the memory that a method needs for the sums of the widest weight in bytes.
-pub fn memory_of_sums(plan: &Plan, method: Method) -> usize {
-    let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
-    let summed = quantized.filter(|weight| method.needs_products(weight, plan));
-    let widest = summed.map(|weight| weight.spec.cols()).max().unwrap_or(0);
-    // The products and the drift, a factor, and two copies while it is computed.
-    5 * size_of::<f32>() * widest * widest
+/// Returns at most `count` values at equal distances.
+pub(crate) fn spread<T: Clone>(values: &[T], count: usize) -> Vec<T> {
+    let count = count.min(values.len());
+    let chosen = (0..count).map(|i| values[i * values.len() / count].clone());
+    chosen.collect()
 }
 
 fn read_text(path: &Path) -> Result<String, CalibrationError> {

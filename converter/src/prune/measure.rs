@@ -3,20 +3,16 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use edge_lmm::manifest::{Manifest, Question};
-use edge_lmm::{Cpu, Engine, EngineError, Media, Request, one_line, user_message};
-use edge_lmm_models::ModelError;
+use edge_lmm::{Cpu, Engine, one_line};
 use edge_lmm_models::families::Registry;
-use edge_lmm_models::language::OutputRows;
 use edge_lmm_ops::observe::{self, Inputs};
 use edge_lmm_record::Record;
 
-use crate::calibration::{Samples, prefill_text};
+use crate::calibration::{Samples, prefill_text, spread};
 use crate::plan::{ConvertError, Options, Plan};
 use crate::progress::Progress;
 use crate::rows::read_rows;
@@ -235,15 +231,8 @@ fn run(
     let engine = Engine::<Cpu>::load(record, Default::default()).map_err(|error| failed(&error))?;
     let window = WINDOW.min(model.language().context_length());
     let windows = windows(&engine, samples, window)?;
-    let questions: Vec<(&Manifest, &Question)> = (samples.manifests.iter())
-        .flat_map(|manifest| {
-            manifest
-                .questions
-                .iter()
-                .map(|question| (&**manifest, question))
-        })
-        .collect();
-    let all = windows.len() + questions.len();
+    let examples = samples.examples(&*model);
+    let all = windows.len() + examples.len();
     let report = |done| progress.report("running the samples", done, all);
     for (done, ids) in windows.iter().enumerate() {
         report(done);
@@ -254,12 +243,9 @@ fn run(
         sums.text.add(last, &hidden);
         sums.text.previous = None;
     }
-    for (done, (manifest, question)) in (windows.len()..).zip(questions) {
+    for (done, example) in (windows.len()..).zip(examples) {
         report(done);
-        match ask(&engine, manifest, question) {
-            Ok(()) | Err(EngineError::Model(ModelError::Unsupported { .. })) => {}
-            Err(error) => return Err(failed(&error)),
-        }
+        example.run(&engine).map_err(|error| failed(&error))?;
         sums.borrow_mut().text.previous = None;
     }
     Ok(())
@@ -271,34 +257,14 @@ fn windows(
     samples: &Samples,
     window: usize,
 ) -> Result<Vec<Vec<u32>>, ConvertError> {
-    let count = WINDOWS.div_ceil(samples.texts().count().max(1));
+    let most = WINDOWS.div_ceil(samples.texts().count().max(1));
     let mut windows = Vec::new();
     for text in samples.texts() {
         let ids = engine.text().encode_text(text)?;
         let all: Vec<&[u32]> = ids.chunks(window.max(1)).collect();
-        let count = count.min(all.len());
-        windows.extend((0..count).map(|i| all[i * all.len() / count].to_vec()));
+        windows.extend(spread(&all, most).into_iter().map(<[u32]>::to_vec));
     }
     Ok(windows)
-}
-
-/// Processes a question with its medium, and then the answer.
-fn ask(engine: &Engine<Cpu>, manifest: &Manifest, question: &Question) -> Result<(), EngineError> {
-    let media: Vec<Media> = (manifest.media_path(question).into_iter())
-        .map(Media::open)
-        .collect::<Result<_, _>>()?;
-    let messages = [user_message(&media, &question.question)];
-    let request = Request {
-        media: &media,
-        ..Request::new(&messages)
-    };
-    let mut session = engine.session();
-    session.prefill(&request, |_| ControlFlow::Continue(()))?;
-    let answer = engine.text().encode_text(&question.answer)?;
-    if !answer.is_empty() {
-        session.step(&answer, OutputRows::All)?;
-    }
-    Ok(())
 }
 
 impl Sums {

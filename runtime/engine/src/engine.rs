@@ -196,6 +196,12 @@ impl<B: KernelBackend> Engine<B> {
         self.0.model.language().vocabulary()
     }
 
+    /// Returns `true` if the number of an image's tokens can be chosen
+    /// ([`MediaOptions::image_tokens`](crate::MediaOptions::image_tokens)).
+    pub fn resizes_images(&self) -> bool {
+        self.0.model.resizes_images()
+    }
+
     /// Returns the tokenizer and the chat template.
     pub fn text(&self) -> &TextProcessor {
         &self.0.text
