@@ -36,7 +36,7 @@ use edge_lmm_record::output::Output;
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
 use crate::source::Checkpoint;
-use hessian::Hessian;
+use hessian::{DAMPING, Hessian, PRUNED_DAMPING};
 use pass::{Pass, Sample};
 use products::{product_transposed, transposed};
 use room::{Room, fitting};
@@ -333,10 +333,14 @@ impl Rule {
         if let Some(drift) = &mut drift {
             drift.iter_mut().for_each(|x| *x *= certain);
         }
+        let damping = match unpruned {
+            Some(_) => PRUNED_DAMPING,
+            None => DAMPING,
+        };
         Self {
             method,
             mean_squares,
-            hessian: products.map(|products| Hessian::new(products, width)),
+            hessian: products.map(|products| Hessian::new(products, width, damping)),
             drift,
             unpruned,
         }
