@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use edge_lmm::manifest::{Manifest, Question};
-use edge_lmm::media::MediaData;
 use edge_lmm::{Cpu, Engine, EngineError, Media, MediaOptions, Request, user_message};
 use edge_lmm_models::ModelError;
 use edge_lmm_models::family::BuiltModel;
@@ -18,7 +17,7 @@ const QUESTIONS: [&str; 4] = [
     "What color is the largest object?",
 ];
 /// Fewest and most tokens of a generated picture, for models that resize images.
-const PICTURE_TOKENS: (usize, usize) = (16, 256);
+const TOKENS: (usize, usize) = (16, 256);
 
 /// A question about a medium, and its answer.
 #[derive(Debug, Clone)]
@@ -73,19 +72,14 @@ impl Example {
     /// # Errors
     /// If the medium cannot be read, or the model does not take it.
     pub fn size(&self, model: &dyn BuiltModel<Cpu>) -> Result<ExampleSize, EngineError> {
-        let options = self.options(model.resizes_images());
         let Some(medium) = self.open()? else {
             return Ok(ExampleSize::default());
         };
-        let input = match medium.data() {
-            MediaData::Image(image) => model.image(image, &options),
-            MediaData::Video { frames, times } => model.video(frames, times, &options),
-            MediaData::Audio {
-                samples,
-                sample_rate,
-            } => model.audio(samples, *sample_rate, &options),
-            _ => return Ok(ExampleSize::default()),
-        }?;
+        let options = MediaOptions {
+            most_tokens: model.language().context_length(),
+            ..self.options(model.resizes_images())
+        };
+        let input = medium.prepare(model, &options)?;
         let size = model.encoder_size(&input);
         Ok(ExampleSize {
             encoder_rows: size.parts.iter().sum::<usize>() * size.rows,
@@ -128,7 +122,7 @@ impl Example {
     fn options(&self, resizes_images: bool) -> MediaOptions {
         let is_picture = matches!(self.medium, Medium::Picture(_));
         MediaOptions {
-            image_tokens: (is_picture && resizes_images).then_some(PICTURE_TOKENS),
+            image_tokens: (is_picture && resizes_images).then_some(TOKENS),
             ..MediaOptions::default()
         }
     }

@@ -30,15 +30,12 @@ pub fn answer<'a>(
 ) -> Result<Vec<Answers>, CompareError> {
     let mut models: Vec<Model> = Vec::new();
     for record in records {
-        let session = Engine::<Cpu>::load(record, Default::default())?.session();
-        let tokenizer = record.tokenizer();
-        let is_same = |first: &Model| {
-            first.tokenizer == tokenizer && first.session.vocabulary() == session.vocabulary()
-        };
+        let engine = Engine::<Cpu>::load(record, Default::default())?;
+        let vocabulary = (record.tokenizer(), engine.vocabulary());
         models.push(Model {
-            is_scored: models.first().is_none_or(is_same),
-            session,
-            tokenizer,
+            session: engine.session(),
+            vocabulary,
+            is_scored: (models.first()).is_none_or(|first| first.vocabulary == vocabulary),
             right: 0.0,
             same: 0,
             stages_ms: BTreeMap::new(),
@@ -74,7 +71,8 @@ pub fn answer<'a>(
 /// A model and what its answers so far were like.
 struct Model<'a> {
     session: Session<Cpu>,
-    tokenizer: &'a str,
+    /// The tokenizer and the number of token ids.
+    vocabulary: (&'a str, usize),
     /// The model has the vocabulary of the reference.
     is_scored: bool,
     right: f64,

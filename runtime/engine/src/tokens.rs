@@ -8,7 +8,7 @@ use edge_lmm_models::prompt::{Conversation, Message, TextProcessor};
 use edge_lmm_models::reduce::{EncoderSize, Reduction, ReductionStep, Reductions, Schedule};
 
 use crate::cost::{CostModel, LanguageCut, Work, choose};
-use crate::media::{Media, MediaData};
+use crate::media::Media;
 use crate::session::check_options;
 use crate::{Cpu, EngineError, Record};
 
@@ -75,14 +75,7 @@ impl TokenCounter {
             most_tokens: self.context_length().saturating_mul(MOST_CONTEXTS),
             ..options.clone()
         };
-        let input = match media.data() {
-            MediaData::Image(image) => self.model.image(image, &options),
-            MediaData::Video { frames, times } => self.model.video(frames, times, &options),
-            MediaData::Audio {
-                samples,
-                sample_rate,
-            } => self.model.audio(samples, *sample_rate, &options),
-        }?;
+        let input = media.prepare(&*self.model, &options)?;
         let size = self.model.encoder_size(&input);
         Ok(MediumCount::new(input, size, options.reductions))
     }

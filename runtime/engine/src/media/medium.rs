@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use edge_lmm_models::media::{FrameTimes, MediaKind, VideoFrames};
+use edge_lmm_models::ModelError;
+use edge_lmm_models::family::BuiltModel;
+use edge_lmm_models::media::{FrameTimes, MediaInput, MediaKind, MediaOptions, VideoFrames};
 use edge_lmm_models::preprocess::RgbImage;
 use edge_lmm_models::prompt::{Content, Message, Role};
+use edge_lmm_ops::KernelBackend;
 use xxhash_rust::xxh3::Xxh3;
 
 #[cfg(feature = "files")]
@@ -68,6 +71,25 @@ impl Media {
                 hash: OnceLock::new(),
             }),
             sound_track: false,
+        }
+    }
+
+    /// Prepares the medium for the encoder of a model.
+    ///
+    /// # Errors
+    /// If the model cannot take it, or does not support the options.
+    pub fn prepare<B: KernelBackend>(
+        &self,
+        model: &dyn BuiltModel<B>,
+        options: &MediaOptions,
+    ) -> Result<MediaInput, ModelError> {
+        match self.data() {
+            MediaData::Image(image) => model.image(image, options),
+            MediaData::Video { frames, times } => model.video(frames, times, options),
+            MediaData::Audio {
+                samples,
+                sample_rate,
+            } => model.audio(samples, *sample_rate, options),
         }
     }
 

@@ -90,7 +90,7 @@ impl<B: KernelBackend> LoadedModel<B> {
                 Some(place) => place,
                 None => {
                     if !plan.inputs.contains_key(&key) {
-                        let input = self.prepare_whole(medium, &plan.options[i])?;
+                        let input = medium.prepare(&*self.model, &plan.options[i])?;
                         plan.inputs.insert(key, input);
                     }
                     before_encoding(&plan.inputs[&key])

@@ -330,23 +330,7 @@ impl<B: KernelBackend> LoadedModel<B> {
         {
             return Ok((input, Some(pieces)));
         }
-        Ok((self.prepare_whole(medium, options)?, None))
-    }
-
-    /// Prepares a medium.
-    pub(super) fn prepare_whole(
-        &self,
-        medium: &Media,
-        options: &MediaOptions,
-    ) -> Result<MediaInput, ModelError> {
-        match medium.data() {
-            MediaData::Image(image) => self.model.image(image, options),
-            MediaData::Video { frames, times } => self.model.video(frames, times, options),
-            MediaData::Audio {
-                samples,
-                sample_rate,
-            } => self.model.audio(samples, *sample_rate, options),
-        }
+        Ok((medium.prepare(&*self.model, options)?, None))
     }
 
     /// Runs the encoder, chooses tokens, and keeps them for later requests under the key that is

@@ -228,8 +228,7 @@ impl<B: KernelBackend> Session<B> {
         self.shared.model.language()
     }
 
-    /// Returns the number of token ids, which is the number of scores of a token.
-    pub fn vocabulary(&self) -> usize {
+    pub(super) fn vocabulary(&self) -> usize {
         self.language().vocabulary()
     }
 
