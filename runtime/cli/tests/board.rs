@@ -1,8 +1,10 @@
 //! `targets/profile-board.sh` with an ssh that runs commands on this machine.
 #![cfg(target_os = "linux")]
 
+#[path = "../../engine/tests/media/script.rs"]
+mod script;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -39,8 +41,7 @@ fn board() -> TempDir {
     }
     for (name, text) in [("ssh", SSH), ("scp", SCP)] {
         let path = folder.path().join("bin").join(name);
-        fs::write(&path, text).expect("a program");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
+        script::write(&path, text);
     }
     folder
 }

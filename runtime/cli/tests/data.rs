@@ -6,6 +6,8 @@ mod data {
     pub mod parquet;
 }
 mod hub;
+#[path = "../../engine/tests/media/script.rs"]
+mod script;
 
 use std::fs;
 use std::io::{Cursor, Write};
@@ -591,7 +593,6 @@ fn options_that_do_not_fit_are_explained() {
 #[cfg(unix)]
 #[test]
 fn missing_clips_are_downloaded_by_ytdlp() {
-    use std::os::unix::fs::PermissionsExt;
     let folders = Folders::new();
     folders.write("test.parquet", video_mme());
     let programs = folders.0.path().join("programs");
@@ -616,8 +617,7 @@ fn missing_clips_are_downloaded_by_ytdlp() {
         video.display()
     );
     let program = programs.join("yt-dlp");
-    fs::write(&program, script).expect("a program");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("permissions");
+    script::write(&program, &script);
     let output = prepare();
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(

@@ -2,6 +2,9 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "../../engine/tests/media/script.rs"]
+mod script;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -135,16 +138,10 @@ fn selections_of_frames_are_checked() {
 
 #[test]
 fn ffmpeg_is_found_in_the_path() {
-    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, content: &[u8]| {
-        let file = folder.path().join(name);
-        std::fs::write(&file, content).expect("written");
-        let permissions = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&file, permissions).expect("a program");
-        file
-    };
-    let video = write("clip.mkv", b"\x1a\x45\xdf\xa3\x01\0\0\0");
+    let ffmpeg = folder.path().join("ffmpeg");
+    let video = folder.path().join("clip.mkv");
+    std::fs::write(&video, b"\x1a\x45\xdf\xa3\x01\0\0\0").expect("a video");
     let run = || {
         let output = Command::new(env!("CARGO_BIN_EXE_edge-lmm"))
             .arg("run")
@@ -165,13 +162,13 @@ fn ffmpeg_is_found_in_the_path() {
         message.contains("ffmpeg, which would convert it, was not found"),
         "{message}"
     );
-    write(
-        "ffmpeg",
-        b"#!/bin/sh\nprintf 'YUV4MPEG2 W2 H2 F5:1 Cmono\\nFRAME\\nabcd'\n",
+    script::write(
+        &ffmpeg,
+        "#!/bin/sh\nprintf 'YUV4MPEG2 W2 H2 F5:1 Cmono\\nFRAME\\nabcd'\n",
     );
     let (code, message) = run();
     assert_eq!(code, Some(0), "{message}");
-    write("ffmpeg", b"#!/bin/sh\necho 'unknown codec' >&2\nexit 1\n");
+    script::write(&ffmpeg, "#!/bin/sh\necho 'unknown codec' >&2\nexit 1\n");
     let (code, message) = run();
     assert_eq!(code, Some(1), "{message}");
     assert!(

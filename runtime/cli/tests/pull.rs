@@ -3,9 +3,10 @@
 #![cfg(all(feature = "pull", unix))]
 
 mod hub;
+#[path = "../../engine/tests/media/script.rs"]
+mod script;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -41,8 +42,7 @@ impl Folders {
             std::env::current_exe().expect("a path").display()
         );
         let path = folders.path("bin/edge-lmm-convert");
-        fs::write(&path, script).expect("a script");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
+        script::write(&path, &script);
         folders
     }
 

@@ -1,13 +1,13 @@
 //! Conversion by ffmpeg, which a script stands in for.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use edge_lmm::media::{FrameSelection, MediaError, Source};
 
 use crate::fixtures::temporary;
+use crate::script;
 
 const MATROSKA: &[u8] = b"\x1a\x45\xdf\xa3\x01\0\0\0";
 
@@ -21,8 +21,7 @@ fn program(folder: &Path, script: &str) -> PathBuf {
         "#!/bin/sh\nprintf '%s\\n' \"$@\" > '{}/arguments'\n{script}\n",
         folder.display()
     );
-    fs::write(&file, script).expect("a script");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("a program");
+    script::write(&file, &script);
     file
 }
 

@@ -7,6 +7,7 @@ mod hostile;
 mod images;
 mod kinds;
 mod mp4;
+mod script;
 mod selection;
 mod sounds;
 mod sources;
