@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use edge_lmm::estimate::Scenario;
@@ -101,8 +101,8 @@ struct Convert {
     /// Method of quantization: nearest (no calibration, minutes), weighted (scales for the mean squares
     /// of the inputs), awq (weighted, with scaled inputs), gptq, or best (gptq, then single changes that
     /// improve the layer's outputs; ten times as long). All but nearest run samples through the model
-    /// and need a temporary file of the record's size next to it [default: best if a weight has 4 bits
-    /// and its sums fit --calibration-memory, weighted if they do not fit, nearest without 4-bit weights]
+    /// and need a temporary file of the record's size next to it [default: best if a weight has 4
+    /// bits, nearest otherwise]
     #[arg(long, value_name = "METHOD", value_parser = methods())]
     method: Option<Method>,
     /// Samples for the method: a text, or a question set (.csv) with images, videos or sounds as for
@@ -114,7 +114,8 @@ struct Convert {
     /// gptq and best then work as weighted. Otherwise the file is written
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
-    /// Memory for the samples and statistics of the method in MiB; with less, fewer samples are used
+    /// Memory for the samples and statistics of the method in MiB; with less, fewer samples are used,
+    /// and gptq and best divide wide weights into more ranges of columns
     #[arg(long, value_name = "MIB", default_value_t = calibration::MEMORY >> 20)]
     calibration_memory: usize,
     /// Keep only the tokens of these texts and question sets (.csv), of prompts and of single bytes.
@@ -491,7 +492,7 @@ fn mixed(
 /// Returns the calibration that rounds weights whose sensitivity is measured; `None` if they are rounded
 /// to the nearest values.
 fn rounding(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>> {
-    let method = method(cli, plan)?.alone();
+    let method = method(cli, plan).alone();
     if !method.is_calibrated() {
         return Ok(None);
     }
@@ -570,29 +571,19 @@ fn methods() -> impl TypedValueParser<Value = Method> {
 }
 
 /// Returns the method of quantization.
-fn method(cli: &Convert, plan: &Plan) -> anyhow::Result<Method> {
+fn method(cli: &Convert, plan: &Plan) -> Method {
     if cli.statistics.as_ref().is_some_and(|path| path.exists()) {
         // They have no sums.
-        return Ok(cli.method.unwrap_or(Method::Weighted));
+        return cli.method.unwrap_or(Method::Weighted);
     }
-    let memory = cli.calibration_memory << 20;
-    let fits = |method| calibration::memory_of_sums(plan, method) < memory;
     let four_bits =
         |weight: &PlannedWeight| weight.spec.product && weight.format == Some(Format::Q4);
-    Ok(match cli.method {
-        Some(method) if fits(method) => method,
-        Some(method) => bail!(
-            "--method {} needs {} for the sums of the widest weight, --calibration-memory allows {}; \
-             use --method weighted or more memory",
-            method.name(),
-            bytes(calibration::memory_of_sums(plan, method)),
-            bytes(memory)
-        ),
+    match cli.method {
+        Some(method) => method,
         None if cli.random_weights.is_some() => Method::Nearest,
-        None if !plan.weights.iter().any(four_bits) => Method::Nearest,
-        None if fits(Method::Best) => Method::Best,
-        None => Method::Weighted,
-    })
+        None if plan.weights.iter().any(four_bits) => Method::Best,
+        None => Method::Nearest,
+    }
 }
 
 /// Returns `true` if something else than the method of quantization uses samples.
@@ -610,7 +601,7 @@ fn uses_samples(cli: &Convert) -> bool {
 /// Prepares the method of quantization, if it needs statistics and a weight is quantized.
 fn calibration(cli: &Convert, plan: &Plan) -> anyhow::Result<Option<Calibration>> {
     let quantized = (plan.weights.iter()).any(|w| w.format.is_some_and(Format::is_quantized));
-    let method = method(cli, plan)?;
+    let method = method(cli, plan);
     if !method.is_calibrated() || !quantized {
         ensure!(
             cli.calibration.is_empty() || uses_samples(cli),

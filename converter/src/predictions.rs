@@ -11,7 +11,7 @@ use edge_lmm_kernels::{Activation, Matrix, pack_rows, pool, product};
 use edge_lmm_ops::observe::{self, Supplied, Use};
 use edge_lmm_ops::{Format, MatrixShape};
 
-use crate::calibration::{CalibrationError, Example, Model, Samples};
+use crate::calibration::{CalibrationError, Example, Model, Samples, spread};
 use crate::compare::Distribution;
 use crate::plan::{ConvertError, Plan};
 use crate::progress::Progress;
@@ -78,9 +78,8 @@ impl Predictor {
     ) -> Result<Self, ConvertError> {
         let model = Model::new(plan, checkpoint)?;
         let windows = samples.windows(&checkpoint.tokenizer, model.context_length(), TOKENS)?;
-        let examples = model.examples(samples);
-        let step = examples.len().div_ceil(QUESTIONS).max(1);
-        let examples = examples.into_iter().step_by(step).map(Sample::Example);
+        let examples = spread(&model.examples(samples), QUESTIONS).into_iter();
+        let examples = examples.map(Sample::Example);
         let samples = windows.into_iter().map(Sample::Text).chain(examples);
         let head = (plan.weights.iter())
             .find(|weight| weight.spec.is_vocabulary() && weight.spec.product)

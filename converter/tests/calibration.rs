@@ -159,10 +159,10 @@ fn a_record_is_reproducible() {
     assert!(read(&one) == read(&other), "the records differ");
 }
 
-/// The command refuses a method whose sums do not fit; saved statistics have none. The generated
+/// Each method works with little memory, with samples and with saved statistics. The generated
 /// pictures are seen by the vision encoder.
 #[test]
-fn only_sums_need_memory() {
+fn little_memory_is_enough() {
     let folder = tempfile::tempdir().expect("a folder");
     let statistics = folder.path().join("statistics");
     let convert = |method: &str, memory: &str| {
@@ -185,8 +185,6 @@ fn only_sums_need_memory() {
         (output.status.success(), stderr)
     };
     let (done, stderr) = convert("best", "0");
-    assert!(!done && stderr.contains("for the sums"), "{stderr}");
-    let (done, stderr) = convert("weighted", "1");
     assert!(done, "{stderr}");
     let saved = std::fs::read(&statistics).expect("statistics");
     for name in ["vision.blocks.0.qkv.weight", "text.layers.0.qkv.weight"] {

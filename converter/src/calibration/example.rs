@@ -22,7 +22,7 @@ const TOKENS: (usize, usize) = (16, 256);
 /// A question about a medium, and its answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Example {
-    /// Name of the question.
+    /// Name for messages.
     pub name: String,
     medium: Medium,
     question: String,
@@ -50,7 +50,7 @@ impl Example {
     /// Returns a question of a set with its answer.
     pub fn of_question(manifest: &Manifest, question: &Question) -> Self {
         Self {
-            name: question.id.clone(),
+            name: format!("question {}", question.id),
             medium: (manifest.media_path(question)).map_or(Medium::None, Medium::File),
             question: question.question.clone(),
             answer: question.answer.clone(),

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::products::{cholesky, for_parts, product_transposed, transposed};
+use super::products::{cholesky, columns, for_parts, product_transposed, transposed};
 
 /// Share of the mean diagonal that is added to the diagonal. Samples say little about directions in
 /// which their inputs hardly vary, and other inputs do: with less, the weights fit the samples better
@@ -13,7 +13,7 @@ use super::products::{cholesky, for_parts, product_transposed, transposed};
 /// 0.050 with 0.01, 0.1 and 0.3 for samples of the same kinds, and 0.089, 0.074 and 0.065 for built-in
 /// ones. Small trained models whose questions are like the samples lose more with 0.3 than with 0.2.
 pub(super) const DAMPING: f32 = 0.2;
-/// The share for weights that make up for pruned inputs, which must change much.
+/// The share for a model that makes up for pruned inputs, whose weights must change much.
 pub(super) const PRUNED_DAMPING: f32 = 0.01;
 
 /// Inputs of a layer that have been seen: the damped mean of `x xᵀ`, and its factor.
@@ -117,13 +117,6 @@ impl Hessian {
 
 /// Columns that [`Hessian::divide`] solves at a time.
 const PANEL: usize = 64;
-
-/// Copies columns of a matrix with `n` columns.
-fn columns(a: &[f32], n: usize, range: Range<usize>) -> Vec<f32> {
-    let rows = a.chunks_exact(n);
-    rows.flat_map(|row| row[range.clone()].iter().copied())
-        .collect()
-}
 
 /// Subtracts `known factorsᵀ` from the columns `range` of `x`.
 fn subtract(x: &mut [f32], n: usize, range: Range<usize>, known: &[f32], factors: &[f32]) {

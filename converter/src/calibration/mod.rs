@@ -9,6 +9,7 @@ mod awq;
 mod example;
 mod hessian;
 mod model;
+mod objective;
 mod packed_weights;
 mod pass;
 mod pictures;
@@ -36,16 +37,14 @@ use edge_lmm_record::output::Output;
 use crate::plan::{ConvertError, Plan};
 use crate::planned_weight::PlannedWeight;
 use crate::source::Checkpoint;
-use hessian::{DAMPING, Hessian, PRUNED_DAMPING};
+use objective::Objective;
 use pass::{Pass, Sample};
-use products::{product_transposed, transposed};
 use room::{Room, fitting};
 use scales::Scales;
 
 pub(crate) use example::Example;
 pub(crate) use model::{Model, prefill_text};
 pub(crate) use packed_weights::PackedWeights;
-pub use room::memory_of_sums;
 pub use samples::Samples;
 pub(crate) use samples::spread;
 pub use statistics::InputStatistics;
@@ -226,6 +225,7 @@ impl Calibration {
             unpruned: unpruned.as_ref(),
             checkpoint,
             method: self.method,
+            memory: self.memory,
             progress,
             packed,
             samples: Vec::new(),
@@ -315,33 +315,27 @@ pub(crate) struct Rule {
     method: Method,
     /// The mean square of each input.
     pub mean_squares: Vec<f32>,
-    hessian: Option<Hessian>,
-    /// Mean of `(y - x) xᵀ`, where `y` is the input in the float model, times a factor for its
-    /// uncertainty.
-    drift: Option<Vec<f32>>,
+    /// The objectives of the ranges of columns, if products of the inputs are known.
+    objectives: Vec<Objective>,
     /// The weight in the float model, if that has more inputs.
     unpruned: Option<PlannedWeight>,
 }
 
 impl Rule {
-    fn new(method: Method, statistics: InputStatistics, unpruned: Option<PlannedWeight>) -> Self {
-        let (width, tokens) = (statistics.squares.len(), statistics.tokens);
-        let mean_squares = statistics.mean_squares();
-        let (products, mut drift) = statistics.into_mean_products();
-        // A regression with `width` unknowns explains that share of pure noise.
-        let certain = (1.0 - width as f32 / tokens as f32).max(0.0);
-        if let Some(drift) = &mut drift {
-            drift.iter_mut().for_each(|x| *x *= certain);
-        }
-        let damping = match unpruned {
-            Some(_) => PRUNED_DAMPING,
-            None => DAMPING,
-        };
+    fn new(
+        method: Method,
+        statistics: InputStatistics,
+        damping: f32,
+        unpruned: Option<PlannedWeight>,
+    ) -> Self {
+        let (mean_squares, tokens) = (statistics.mean_squares(), statistics.tokens);
+        let products = statistics.into_mean_products().into_iter();
         Self {
             method,
             mean_squares,
-            hessian: products.map(|products| Hessian::new(products, width, damping)),
-            drift,
+            objectives: products
+                .map(|products| Objective::new(products, tokens, damping))
+                .collect(),
             unpruned,
         }
     }
@@ -349,7 +343,7 @@ impl Rule {
     /// Returns `true` if the products of the inputs are known. The quants are then chosen by all
     /// threads together.
     pub fn has_products(&self) -> bool {
-        self.hessian.is_some()
+        !self.objectives.is_empty()
     }
 
     /// Returns the weight whose rows [`Self::pack`] needs beside the own ones.
@@ -369,14 +363,18 @@ impl Rule {
         unpruned: Option<&[f32]>,
         out: &mut Vec<u8>,
     ) -> Result<(), FormatError> {
-        let moved = self.moved(rows, unpruned.unwrap_or(rows));
-        let rows = moved.as_deref().unwrap_or(rows);
-        let mut quantized = quantize(shape, rows, &self.mean_squares)?;
+        let moved = self.moved(shape, rows, unpruned.unwrap_or(rows));
+        let mut quantized = quantize(shape, &moved, &self.mean_squares)?;
         // The error of rounding to 8 bits is small beside that of the inputs.
-        if let Some(hessian) = self.hessian.as_ref().filter(|_| shape.format == Format::Q4) {
-            rounding::gptq(rows, hessian, &mut quantized);
-            if self.method == Method::Best {
-                rounding::improve(rows, hessian, &mut quantized);
+        if shape.format == Format::Q4 {
+            for objective in &self.objectives {
+                let hessian = &objective.hessian;
+                objective.round(shape, &moved, &mut quantized, |weights, quantized| {
+                    rounding::gptq(weights, hessian, quantized);
+                    if self.method == Method::Best {
+                        rounding::improve(weights, hessian, quantized);
+                    }
+                });
             }
         }
         let Quantized {
@@ -391,13 +389,13 @@ impl Rule {
     /// `float` on the float model's inputs (GPTAQ: Li et al. 2025,
     /// [arXiv:2504.02692](https://arxiv.org/abs/2504.02692)). Inputs that were pruned are thereby
     /// replaced by the others as well as they can be.
-    fn moved(&self, rows: &[f32], float: &[f32]) -> Option<Vec<f32>> {
-        let (hessian, drift) = (self.hessian.as_ref()?, self.drift.as_ref()?);
-        let by_column = transposed(drift, hessian.n);
-        let outputs = product_transposed(float, &by_column, drift.len() / hessian.n);
-        let mut moved = hessian.divide(&outputs);
-        moved.iter_mut().zip(rows).for_each(|(m, w)| *m += w);
-        Some(moved)
+    fn moved(&self, shape: MatrixShape, rows: &[f32], float: &[f32]) -> Vec<f32> {
+        let float_width = float.len() / shape.rows.max(1);
+        let mut moved = rows.to_vec();
+        for objective in &self.objectives {
+            objective.move_to(float, float_width, &mut moved, shape.cols);
+        }
+        moved
     }
 }
 

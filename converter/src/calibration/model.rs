@@ -122,7 +122,7 @@ impl Model {
 
 fn of_example(example: &Example, error: &EngineError) -> CalibrationError {
     CalibrationError::Samples {
-        reason: format!("question {}: {}", example.name, one_line(error)),
+        reason: format!("{}: {}", example.name, one_line(error)),
     }
 }
 

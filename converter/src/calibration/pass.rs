@@ -14,7 +14,9 @@ use edge_lmm_models::weights::Part;
 use edge_lmm_ops::observe::Supplied;
 use edge_lmm_ops::{Format, MatrixShape};
 
+use super::hessian::{DAMPING, PRUNED_DAMPING};
 use super::model::Model;
+use super::objective::ranges;
 use super::packed_weights::PackedWeights;
 use super::products::{self, for_parts};
 use super::scales::Scales;
@@ -99,6 +101,8 @@ pub(super) struct Pass<'a> {
     pub unpruned: Option<&'a Plan>,
     pub checkpoint: &'a Checkpoint,
     pub method: Method,
+    /// Bytes of samples and statistics.
+    pub memory: usize,
     pub progress: &'a dyn Fn(&str, usize),
     pub packed: PackedWeights,
     pub samples: Vec<Sample>,
@@ -218,8 +222,9 @@ impl Pass<'_> {
     fn add(&mut self, index: usize, inputs: &[f32], float: Option<&[f32]>) {
         let weight = &self.plan.weights[index];
         let width = weight.spec.cols();
-        let products = self.method.needs_products(weight, self.plan);
-        let new = || InputStatistics::new(width, products);
+        let needed = self.method.needs_products(weight, self.plan);
+        let ranges = || needed.then(|| ranges(width, self.memory)).into_iter();
+        let new = || InputStatistics::new(width, ranges().flatten());
         let statistics = self.statistics.entry(index).or_insert_with(new);
         // Weights that are moved for the head would be worse embeddings.
         let is_table = weight.spec.is_vocabulary() && weight.spec.name != "text.head.weight";
@@ -259,7 +264,11 @@ impl Pass<'_> {
         }
         let unpruned = self.unpruned.map(|plan| &plan.weights[index]);
         let unpruned = unpruned.filter(|unpruned| unpruned.spec.cols() != weight.spec.cols());
-        let rule = Rule::new(self.method, statistics, unpruned.cloned());
+        let damping = match self.unpruned {
+            Some(_) if weight.spec.part == Part::Text => PRUNED_DAMPING,
+            _ => DAMPING,
+        };
+        let rule = Rule::new(self.method, statistics, damping, unpruned.cloned());
         self.pack(index, Some(&rule))
     }
 

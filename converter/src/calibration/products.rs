@@ -72,6 +72,13 @@ pub(super) fn for_parts<T: Send>(values: &mut [T], len: usize, f: impl Fn(usize,
     });
 }
 
+/// Copies columns of a matrix with `n` columns.
+pub(super) fn columns<T: Copy>(a: &[T], n: usize, range: Range<usize>) -> Vec<T> {
+    let rows = a.chunks_exact(n);
+    rows.flat_map(|row| row[range.clone()].iter().copied())
+        .collect()
+}
+
 /// Returns the transpose of a matrix with `cols` columns.
 pub(super) fn transposed(a: &[f32], cols: usize) -> Vec<f32> {
     let rows = a.len() / cols;

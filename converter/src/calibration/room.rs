@@ -4,6 +4,7 @@ use edge_lmm_models::weights::Part;
 
 use super::Method;
 use super::example::ExampleSize;
+use super::objective::memory_of_sums;
 use super::samples::spread;
 use crate::plan::Plan;
 
@@ -39,7 +40,7 @@ impl Room {
             models * size_of::<f32>() * (3 * widest + keys)
         };
         Self {
-            bytes: memory.saturating_sub(memory_of_sums(plan, method)),
+            bytes: memory.saturating_sub(sums(plan, method, memory)),
             token: of(&[Part::Text]).max(1),
             // An encoder keeps no keys.
             row: of(&[Part::Vision, Part::Audio]),
@@ -76,13 +77,12 @@ pub(super) fn fitting<T: Clone>(examples: &[(T, usize)], most: usize) -> (Vec<T>
     }
 }
 
-/// Returns the memory that a method needs for the sums of the widest weight in bytes.
-pub fn memory_of_sums(plan: &Plan, method: Method) -> usize {
+/// Returns the bytes that a method needs for the sums of the widest weight.
+fn sums(plan: &Plan, method: Method, memory: usize) -> usize {
     let quantized = plan.weights.iter().filter(|weight| weight.spec.product);
     let summed = quantized.filter(|weight| method.needs_products(weight, plan));
-    let widest = summed.map(|weight| weight.spec.cols()).max().unwrap_or(0);
-    // The products and the drift, a factor, and two copies while it is computed.
-    5 * size_of::<f32>() * widest * widest
+    let bytes = summed.map(|weight| memory_of_sums(weight.spec.cols(), memory));
+    bytes.max().unwrap_or(0)
 }
 
 #[cfg(test)]

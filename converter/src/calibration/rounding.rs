@@ -18,7 +18,7 @@ use super::hessian::Hessian;
 use super::products::product_transposed;
 
 /// Inputs of a group, which share a scale.
-const WIDTH: usize = GROUP * BLOCK;
+pub(super) const WIDTH: usize = GROUP * BLOCK;
 /// Largest number of passes of [`improve`] over all groups.
 const SWEEPS: usize = 4;
 
@@ -182,13 +182,19 @@ pub(super) fn improve(weights: &[f32], hessian: &Hessian, quantized: &mut Quanti
                 group.improve();
                 *slots[row].lock().expect("no task panics with the lock") = Some(group);
             });
-            let mut changes = Vec::with_capacity(rows * width);
+            let (mut changed_rows, mut changes) = (Vec::new(), Vec::new());
             for (row, slot) in slots.into_iter().enumerate() {
                 let group = slot.into_inner().expect("no task panics with the lock");
                 let group = group.expect("every task fills its slot");
-                changed |= group.changed();
-                group.store(&mut out, row, g, &mut changes);
+                if group.changed() {
+                    changed_rows.push(row);
+                    group.store(&mut out, row, g, &mut changes);
+                }
             }
+            if changed_rows.is_empty() {
+                continue;
+            }
+            changed = true;
             let columns: Vec<f32> = (0..n)
                 .flat_map(|i| {
                     hessian.values[i * n + inputs.start..][..width]
@@ -197,10 +203,10 @@ pub(super) fn improve(weights: &[f32], hessian: &Hessian, quantized: &mut Quanti
                 })
                 .collect();
             let sums = product_transposed(&changes, &columns, width);
-            gradient
-                .iter_mut()
-                .zip(&sums)
-                .for_each(|(g, sum)| *g += sum);
+            for (row, sums) in changed_rows.into_iter().zip(sums.chunks_exact(n)) {
+                let gradient = gradient[row * n..][..n].iter_mut();
+                gradient.zip(sums).for_each(|(g, sum)| *g += sum);
+            }
         }
         if !changed {
             return;

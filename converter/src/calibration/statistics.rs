@@ -1,5 +1,7 @@
 //! Statistics of the inputs of a layer.
 
+use std::ops::Range;
+
 use edge_lmm_models::weights::Extent;
 
 use super::products::{add_product, transposed};
@@ -18,21 +20,36 @@ pub struct InputStatistics {
     weight: f64,
     /// Sum of the squares of each element.
     pub squares: Vec<f64>,
-    /// Sum of `x xᵀ`: `[width, width]`, on and below the diagonal, if it is collected.
-    products: Option<Vec<f32>>,
-    /// Sum of `(y - x) xᵀ`: `[width of y, width]`, if inputs `y` of the float model were seen.
-    drift: Option<Vec<f32>>,
+    /// The sums of products that are collected, one for each range of elements.
+    products: Vec<Products>,
+}
+
+/// Products of the elements `x` of an input that lie in a range.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Products {
+    /// The range.
+    pub columns: Range<usize>,
+    /// The range of the elements `y` of the float model's inputs.
+    pub float_columns: Range<usize>,
+    /// `x xᵀ`: `[n, n]`; of sums only on and below the diagonal.
+    pub own: Vec<f32>,
+    /// `(y - x) xᵀ`: `[elements y, n]`, if inputs of the float model were seen.
+    pub drift: Option<Vec<f32>>,
 }
 
 impl InputStatistics {
-    /// Creates the statistics of inputs of `width` elements, with the sum of `x xᵀ` or without.
-    pub fn new(width: usize, products: bool) -> Self {
+    /// Creates the statistics of inputs of `width` elements, with sums of products in each of the
+    /// ranges `columns`.
+    pub fn new(width: usize, columns: impl IntoIterator<Item = Range<usize>>) -> Self {
+        let products = |columns: Range<usize>| Products {
+            own: vec![0.0; columns.len() * columns.len()],
+            columns,
+            ..Products::default()
+        };
         Self {
-            tokens: 0,
-            weight: 0.0,
             squares: vec![0.0; width],
-            products: products.then(|| vec![0.0; width * width]),
-            drift: None,
+            products: columns.into_iter().map(products).collect(),
+            ..Self::default()
         }
     }
 
@@ -68,9 +85,9 @@ impl InputStatistics {
         }
         self.tokens += rows.len();
         self.weight += weights.iter().sum::<f64>();
-        let Some(products) = &mut self.products else {
+        if self.products.is_empty() {
             return;
-        };
+        }
         let roots = weights.iter().map(|weight| weight.sqrt() as f32);
         let (mut own, mut moved) = (Vec::new(), Vec::new());
         for ((row, float), root) in rows.iter().zip(roots) {
@@ -86,18 +103,28 @@ impl InputStatistics {
                 moved[first + at] -= x * root;
             }
         }
-        let inputs = transposed(&own, width);
-        add_product(products, &inputs, &inputs, rows.len(), true);
-        if moved.iter().any(|&x| x != 0.0) {
-            let new = || vec![0.0; float_width * width];
-            let drift = self.drift.get_or_insert_with(new);
-            add_product(
-                drift,
-                &transposed(&moved, float_width),
-                &inputs,
-                rows.len(),
-                false,
-            );
+        let own = transposed(&own, width);
+        let moved = (moved.iter().any(|&x| x != 0.0)).then(|| transposed(&moved, float_width));
+        for products in &mut self.products {
+            let of = |all: &[f32], columns: &Range<usize>| {
+                all[columns.start * rows.len()..columns.end * rows.len()].to_vec()
+            };
+            let own = of(&own, &products.columns);
+            add_product(&mut products.own, &own, &own, rows.len(), true);
+            let Some(moved) = &moved else {
+                continue;
+            };
+            // Elements that are pruned count to the range of the one before.
+            let start = |column| match column {
+                0 => 0,
+                column if column == width => float_width,
+                column => kept.source_index(column),
+            };
+            products.float_columns = start(products.columns.start)..start(products.columns.end);
+            let count = products.float_columns.len() * products.columns.len();
+            let drift = products.drift.get_or_insert_with(|| vec![0.0; count]);
+            let moved = of(moved, &products.float_columns);
+            add_product(drift, &moved, &own, rows.len(), false);
         }
     }
 
@@ -105,19 +132,6 @@ impl InputStatistics {
     pub(super) fn divide(&mut self, scales: &[f32]) {
         for (square, scale) in self.squares.iter_mut().zip(scales) {
             *square /= f64::from(*scale).powi(2);
-        }
-        let width = scales.len().max(1);
-        if let Some(products) = &mut self.products {
-            for (row, scale) in products.chunks_exact_mut(width).zip(scales) {
-                let own = row.iter_mut().zip(scales);
-                own.for_each(|(sum, other)| *sum /= scale * other);
-            }
-        }
-        if let Some(drift) = &mut self.drift {
-            for row in drift.chunks_exact_mut(width) {
-                let own = row.iter_mut().zip(scales);
-                own.for_each(|(sum, scale)| *sum /= scale);
-            }
         }
     }
 
@@ -138,24 +152,22 @@ impl InputStatistics {
             .collect()
     }
 
-    /// Returns the means of `x xᵀ` and of `(y - x) xᵀ`, as far as they were collected.
-    pub fn into_mean_products(self) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+    /// Returns the means of the products, as far as they were collected.
+    pub(super) fn into_mean_products(self) -> Vec<Products> {
         let factor = self.factor() as f32;
-        let width = self.squares.len();
-        let products = self.products.map(|mut products| {
-            for row in 0..width {
+        let mut all = self.products;
+        for products in &mut all {
+            let n = products.columns.len();
+            for row in 0..n {
                 for column in 0..=row {
-                    products[row * width + column] *= factor;
-                    products[column * width + row] = products[row * width + column];
+                    products.own[row * n + column] *= factor;
+                    products.own[column * n + row] = products.own[row * n + column];
                 }
             }
-            products
-        });
-        let drift = self.drift.map(|mut drift| {
-            drift.iter_mut().for_each(|x| *x *= factor);
-            drift
-        });
-        (products, drift)
+            let drift = products.drift.iter_mut().flatten();
+            drift.for_each(|x| *x *= factor);
+        }
+        all
     }
 }
 
@@ -181,22 +193,57 @@ mod tests {
 
     #[test]
     fn large_inputs_do_not_decide_alone() {
-        let mut statistics = InputStatistics::new(2, true);
+        let mut statistics = InputStatistics::new(2, std::iter::once(0..2));
         let inputs = [1.0, 0.0, 1.0, 0.0, 0.0, 1000.0];
         statistics.add(&inputs, None, &Extent::from(2));
         // The median of the sizes is 1: the first two inputs have a weight of 1/2, the last one of
         // nearly 1e-6.
         let means = statistics.mean_squares();
         assert!((means[0] - 1.0).abs() < 1e-5 && (means[1] - 1.0).abs() < 1e-5);
-        let (products, drift) = statistics.into_mean_products();
-        let products = products.expect("products");
-        assert!((products[0] - means[0]).abs() < 1e-5 && (products[3] - means[1]).abs() < 1e-5);
-        assert_eq!((products[1], products[2], drift), (0.0, 0.0, None));
+        let products = statistics.into_mean_products().remove(0);
+        let own = products.own;
+        assert!((own[0] - means[0]).abs() < 1e-5 && (own[3] - means[1]).abs() < 1e-5);
+        assert_eq!((own[1], own[2], products.drift), (0.0, 0.0, None));
+    }
+
+    #[test]
+    fn ranges_have_the_products_of_their_own_elements() {
+        let kept = Extent::Some {
+            of: 6,
+            indices: [1, 2, 4, 5].into(),
+        };
+        let value = |i: usize| ((i as f32 + 1.0) * 12.9898).sin();
+        let inputs: Vec<f32> = (0..12).map(value).collect();
+        let float: Vec<f32> = (12..30).map(value).collect();
+        let of = |ranges: &[Range<usize>]| {
+            let mut statistics = InputStatistics::new(4, ranges.iter().cloned());
+            statistics.add(&inputs, Some(&float), &kept);
+            statistics.into_mean_products()
+        };
+        let whole = of(std::slice::from_ref(&(0..4))).remove(0);
+        assert_eq!(whole.float_columns, 0..6);
+        let parts = of(&[0..2, 2..4]);
+        let float_columns: Vec<_> = parts
+            .iter()
+            .map(|part| part.float_columns.clone())
+            .collect();
+        assert_eq!(float_columns, [0..4, 4..6]);
+        for part in parts {
+            let element = |row: usize, column: usize| (row * 4) + part.columns.start + column;
+            for (i, x) in part.own.iter().enumerate() {
+                let at = element(part.columns.start + i / 2, i % 2);
+                assert!((x - whole.own[at]).abs() < 1e-6);
+            }
+            for (i, x) in part.drift.expect("drift").iter().enumerate() {
+                let at = element(part.float_columns.start + i / 2, i % 2);
+                assert!((x - whole.drift.as_ref().expect("drift")[at]).abs() < 1e-6);
+            }
+        }
     }
 
     #[test]
     fn inputs_that_are_zero_are_no_error() {
-        let mut statistics = InputStatistics::new(2, false);
+        let mut statistics = InputStatistics::new(2, []);
         statistics.add(&[0.0; 6], None, &Extent::from(2));
         assert_eq!(statistics.mean_squares(), [0.0; 2]);
         statistics.add(&[0.0, 0.0, 0.0, 0.0, 3.0, 0.0], None, &Extent::from(2));
