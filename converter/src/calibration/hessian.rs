@@ -13,7 +13,7 @@ use super::products::{cholesky, columns, for_parts, product_transposed, transpos
 /// 0.050 with 0.01, 0.1 and 0.3 for samples of the same kinds, and 0.089, 0.074 and 0.065 for built-in
 /// ones. Small trained models whose questions are like the samples lose more with 0.3 than with 0.2.
 pub(super) const DAMPING: f32 = 0.2;
-/// The share for a model that makes up for pruned inputs, whose weights must change much.
+/// The share for a language model that makes up for pruned inputs, whose weights must change much.
 pub(super) const PRUNED_DAMPING: f32 = 0.01;
 
 /// Inputs of a layer that have been seen: the damped mean of `x xᵀ`, and its factor.

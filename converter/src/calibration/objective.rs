@@ -19,7 +19,7 @@ use super::statistics::Products;
 /// copies while it is computed.
 const VALUES: usize = 5;
 
-/// What rounding changes in the outputs of a range of columns.
+/// The objective of a range of columns: rounding shall change its share of the outputs little.
 pub(super) struct Objective {
     /// The range.
     pub columns: Range<usize>,

@@ -222,9 +222,10 @@ impl Pass<'_> {
     fn add(&mut self, index: usize, inputs: &[f32], float: Option<&[f32]>) {
         let weight = &self.plan.weights[index];
         let width = weight.spec.cols();
-        let needed = self.method.needs_products(weight, self.plan);
-        let ranges = || needed.then(|| ranges(width, self.memory)).into_iter();
-        let new = || InputStatistics::new(width, ranges().flatten());
+        let new = || match self.method.needs_products(weight, self.plan) {
+            true => InputStatistics::new(width, ranges(width, self.memory)),
+            false => InputStatistics::new(width, []),
+        };
         let statistics = self.statistics.entry(index).or_insert_with(new);
         // Weights that are moved for the head would be worse embeddings.
         let is_table = weight.spec.is_vocabulary() && weight.spec.name != "text.head.weight";

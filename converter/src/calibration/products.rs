@@ -113,11 +113,8 @@ pub(super) fn cholesky(a: &mut [f32], n: usize) -> bool {
 /// Subtracts the products of the columns before the panel from its rows on and below the diagonal.
 fn subtract_known(a: &mut [f32], n: usize, panel: Range<usize>) {
     let known = panel.start;
-    let columns = |rows: Range<usize>| -> Vec<f32> {
-        rows.flat_map(|row| a[row * n..][..known].iter().copied())
-            .collect()
-    };
-    let (below, own) = (columns(known..n), columns(panel.clone()));
+    let below = columns(&a[known * n..], n, 0..known);
+    let own = columns(&a[known * n..panel.end * n], n, 0..known);
     let sums = product_transposed(&below, &own, known);
     for (row, sums) in (known..n).zip(sums.chunks_exact(panel.len())) {
         for (value, sum) in a[row * n + known..].iter_mut().zip(sums) {

@@ -15,7 +15,7 @@ use edge_lmm_kernels::pool;
 use half::f16;
 
 use super::hessian::Hessian;
-use super::products::product_transposed;
+use super::products::{columns, product_transposed};
 
 /// Inputs of a group, which share a scale.
 pub(super) const WIDTH: usize = GROUP * BLOCK;
@@ -104,9 +104,7 @@ pub(super) fn gptq(weights: &[f32], hessian: &Hessian, quantized: &mut Quantized
                     .drain(..)
             })
             .collect();
-        let feedback: Vec<f32> = (end..n)
-            .flat_map(|k| hessian.feedback[k * n + start..k * n + end].iter().copied())
-            .collect();
+        let feedback = columns(&hessian.feedback[end * n..], n, start..end);
         let sums = product_transposed(&errors, &feedback, end - start);
         for (target, sums) in state.iter_mut().zip(sums.chunks_exact(n - end)) {
             let target = target.get_mut().expect("no task panics with the lock");
@@ -167,14 +165,8 @@ pub(super) fn improve(weights: &[f32], hessian: &Hessian, quantized: &mut Quanti
         for g in 0..out.groups {
             let inputs = g * WIDTH..((g + 1) * WIDTH).min(n);
             let width = inputs.len();
-            let local: Vec<f32> = inputs
-                .clone()
-                .flat_map(|i| {
-                    hessian.values[i * n + inputs.start..][..width]
-                        .iter()
-                        .copied()
-                })
-                .collect();
+            let own_rows = &hessian.values[inputs.start * n..inputs.end * n];
+            let local = columns(own_rows, n, inputs.clone());
             let slots: Vec<Mutex<Option<Group>>> = (0..rows).map(|_| Mutex::default()).collect();
             pool::global().run(rows, |row| {
                 let gradient = &gradient[row * n + inputs.start..][..width];
@@ -195,14 +187,8 @@ pub(super) fn improve(weights: &[f32], hessian: &Hessian, quantized: &mut Quanti
                 continue;
             }
             changed = true;
-            let columns: Vec<f32> = (0..n)
-                .flat_map(|i| {
-                    hessian.values[i * n + inputs.start..][..width]
-                        .iter()
-                        .copied()
-                })
-                .collect();
-            let sums = product_transposed(&changes, &columns, width);
+            let coupling = columns(&hessian.values, n, inputs);
+            let sums = product_transposed(&changes, &coupling, width);
             for (row, sums) in changed_rows.into_iter().zip(sums.chunks_exact(n)) {
                 let gradient = gradient[row * n..][..n].iter_mut();
                 gradient.zip(sums).for_each(|(g, sum)| *g += sum);

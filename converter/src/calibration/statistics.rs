@@ -106,11 +106,9 @@ impl InputStatistics {
         let own = transposed(&own, width);
         let moved = (moved.iter().any(|&x| x != 0.0)).then(|| transposed(&moved, float_width));
         for products in &mut self.products {
-            let of = |all: &[f32], columns: &Range<usize>| {
-                all[columns.start * rows.len()..columns.end * rows.len()].to_vec()
-            };
-            let own = of(&own, &products.columns);
-            add_product(&mut products.own, &own, &own, rows.len(), true);
+            let at = |columns: &Range<usize>| columns.start * rows.len()..columns.end * rows.len();
+            let own = &own[at(&products.columns)];
+            add_product(&mut products.own, own, own, rows.len(), true);
             let Some(moved) = &moved else {
                 continue;
             };
@@ -123,8 +121,8 @@ impl InputStatistics {
             products.float_columns = start(products.columns.start)..start(products.columns.end);
             let count = products.float_columns.len() * products.columns.len();
             let drift = products.drift.get_or_insert_with(|| vec![0.0; count]);
-            let moved = of(moved, &products.float_columns);
-            add_product(drift, &moved, &own, rows.len(), false);
+            let moved = &moved[at(&products.float_columns)];
+            add_product(drift, moved, own, rows.len(), false);
         }
     }
 
